@@ -1,0 +1,411 @@
+"""The configuration of one experiment: a tree of frozen models, read from YAML, overridden by ``key.path=value``.
+
+No class below ``pipeline.py`` receives one of these objects; it gets plain keyword arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mea_ray.errors import ConfigError
+from mea_ray.registry import Table, nearest
+
+Fraction = float
+Tree = dict[str, Any]
+ModelT = TypeVar("ModelT", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every section: frozen, unknown keys refused, defaults checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    def resolved(self) -> Tree:
+        """Return the whole tree as plain JSON types, defaults filled in."""
+        return self.model_dump(mode="json")
+
+
+class Choice(Config):
+    """A component chosen by ``name`` from a table, with its own parameters beside the name.
+
+    ``data: digits`` is short for ``data: {name: digits}``. Parameters are checked against the component's signature
+    and its defaults filled in, so that a resolved config says everything.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", validate_default=True, protected_namespaces=())
+    table: ClassVar[str] = ""
+    name: str = Field(description="Name in the table; `mea-ray list` shows all.")
+
+    @classmethod
+    def components(cls) -> Table:
+        """Return the table that ``name`` is looked up in."""
+        module, _, attribute = cls.table.partition(":")
+        table: Table = getattr(importlib.import_module(module), attribute)
+        return table
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, Mapping):
+            if "name" not in value:
+                raise ConfigError(f"{cls.components().kind} needs a `name`; known: {', '.join(cls.components().names())}")
+            params = {key: item for key, item in value.items() if key != "name"}
+            return {"name": value["name"], **cls.components().check(str(value["name"]), params)}
+        return value
+
+    @property
+    def params(self) -> Tree:
+        """The component's parameters, without its name."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def build(self, *args: Any, **extra: Any) -> Any:
+        """Build the component; ``args`` are what the program supplies at run time."""
+        return self.components().build(self.name, *args, **{**self.params, **extra})
+
+
+class DataChoice(Choice):
+    """A dataset."""
+
+    table: ClassVar[str] = "mea_ray.data:DATASETS"
+
+
+class ModelChoice(Choice):
+    """A network."""
+
+    table: ClassVar[str] = "mea_ray.models:MODELS"
+
+
+class WatermarkChoice(Choice):
+    """A watermark scheme; ``none`` trains an innocent model."""
+
+    table: ClassVar[str] = "mea_ray.watermarks:WATERMARKS"
+
+
+class AttackChoice(Choice):
+    """An extraction attack."""
+
+    table: ClassVar[str] = "mea_ray.attacks:ATTACKS"
+
+
+class PolicyChoice(Choice):
+    """How the victim's API words its answers."""
+
+    table: ClassVar[str] = "mea_ray.blackbox:POLICIES"
+
+
+class SplitsConfig(Config):
+    """Who sees which images."""
+
+    validation_fraction: Fraction = Field(0.05, gt=0, lt=0.5, description="Of train: early stop of the victim.")
+    verification_fraction: Fraction = Field(0.2, gt=0, lt=1, description="Of test: watermark samples are mixed from it.")
+    thief_pool: Union[Literal["train", "disjoint"], DataChoice] = Field(
+        "train",
+        description="The thief's images: the victim's own training images (the paper's setting), a disjoint part of "
+        "train, or another dataset.",
+    )
+    disjoint_fraction: Fraction = Field(0.5, gt=0, lt=1, description="Of train: the thief's part under `disjoint`.")
+
+    @field_validator("thief_pool", mode="before")
+    @classmethod
+    def _pool(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in {"train", "disjoint"}:
+            return DataChoice.model_validate(value)
+        return DataChoice.model_validate(value) if isinstance(value, Mapping) else value
+
+
+class TrainingConfig(Config):
+    """How a network is trained; the same engine for victims, null models and substitutes."""
+
+    epochs: int = Field(20, ge=1, description="Passes over the training images.")
+    batch_size: int = Field(128, ge=1, description="Images of the main task per step.")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="Optimiser.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
+    schedule: Literal["constant", "step", "cosine", "one_cycle"] = Field(
+        "one_cycle", description="Learning rate over the epochs."
+    )
+    step_epochs: int = Field(10, ge=1, description="`step`: epochs between two cuts of the learning rate.")
+    step_factor: float = Field(0.5, gt=0, le=1, description="`step`: what the learning rate is multiplied by.")
+    warmup_fraction: Fraction = Field(0.2, ge=0, lt=1, description="`one_cycle`: part of the steps spent rising.")
+    augment: tuple[Literal["flip", "crop"], ...] = Field(
+        ("flip", "crop"), description="Random horizontal flip; random crop after reflecting `crop_padding` pixels."
+    )
+    crop_padding: int = Field(4, ge=1, description="Pixels reflected at each side before the random crop.")
+    gradient_clip: float | None = Field(None, gt=0, description="Largest gradient norm; none when null.")
+    accumulate_steps: int = Field(1, ge=1, description="Batches whose gradients are summed for one update.")
+    early_stop_patience: int | None = Field(
+        None, ge=1, description="Epochs without a better validation accuracy before stopping; null never stops."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="bfloat16 autocast where the device computes it natively, else float32."
+    )
+    channels_last: bool | None = Field(None, description="Memory format; null chooses by device.")
+    compile: bool = Field(False, description="torch.compile the network.")
+
+
+class VictimConfig(Config):
+    """The model that is sold as an API. Everything here, with `data` and `splits`, names the artifact."""
+
+    model: ModelChoice = Field(default_factory=lambda: ModelChoice(name="vgg_like"), description="Architecture.")
+    watermark: WatermarkChoice = Field(default_factory=lambda: WatermarkChoice(name="mea_defender"), description="Watermark scheme.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="Training of the victim and of the null models.")
+    seed: int = Field(0, ge=0, description="Seed of the key, the initial weights and the batches.")
+
+
+class RateConfig(Config):
+    """Token bucket per client."""
+
+    images_per_second: float = Field(gt=0, description="Sustained rate.")
+    burst: int = Field(1000, ge=1, description="Images that may be asked at once after a pause.")
+
+
+class ServiceConfig(Config):
+    """The victim behind Ray actors."""
+
+    replicas: int = Field(1, ge=1, description="Replica actors that hold the victim.")
+    cpus_per_replica: float = Field(1.0, ge=0, description="CPUs of one replica, may be a fraction.")
+    gpus_per_replica: float = Field(0.0, ge=0, description="GPUs of one replica, may be a fraction.")
+    max_batch_images: int = Field(256, ge=1, description="Images merged into one pass at most; 1 request when 1.")
+    max_wait_ms: float = Field(2.0, ge=0, description="Longest wait of a request for others to merge with.")
+    pass_images: int | None = Field(
+        None, ge=1, description="Fixed number of images in a forward pass (padded); null chooses by device."
+    )
+    max_request_images: int = Field(1024, ge=1, description="Images in one request at most.")
+    policy: PolicyChoice = Field(default_factory=lambda: PolicyChoice(name="probabilities"), description="What an answer holds.")
+    rate: RateConfig | None = Field(None, description="Rate limit per client; none when null.")
+    request_images: int = Field(256, ge=1, description="Thief's client: images in a request.")
+    max_in_flight: int = Field(8, ge=1, description="Thief's client: requests under way at once.")
+    request_timeout_s: float = Field(120.0, gt=0, description="Thief's client: wait for one answer before asking again.")
+    retries: int = Field(5, ge=0, description="Thief's client: times a request is asked again after a failure.")
+
+
+class ThiefConfig(Config):
+    """The thief: an attack, what it may spend, and the substitute that it trains."""
+
+    attack: AttackChoice = Field(default_factory=lambda: AttackChoice(name="distillation"), description="Extraction attack.")
+    budgets: tuple[int, ...] = Field(
+        (1000,), min_length=1, description="Images answered, rising; one fresh substitute for each, nested transfer sets."
+    )
+    model: ModelChoice = Field(default_factory=lambda: ModelChoice(name="vgg_like"), description="Architecture of the substitute.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="Training of each substitute.")
+
+    @field_validator("budgets")
+    @classmethod
+    def _rising(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(b < 1 for b in value) or any(a >= b for a, b in zip(value, value[1:], strict=False)):
+            raise ValueError(f"budgets must be positive and strictly rising, got {list(value)}")
+        return value
+
+
+class VerificationConfig(Config):
+    """How ownership is judged."""
+
+    samples: int = Field(1000, ge=1, description="Held-out watermark samples (fewer if fewer distinct ones exist).")
+    threshold: Fraction = Field(0.3, gt=0, lt=1, description="The paper's threshold on WSR.")
+    significance: float = Field(0.01, gt=0, lt=1, description="Largest p-value at which theft is claimed.")
+    null_models: int = Field(1, ge=1, description="Innocent models trained to learn the false-positive rate.")
+
+
+class TrackingConfig(Config):
+    """Weights & Biases."""
+
+    wandb: Literal["offline", "online", "disabled"] = Field("offline", description="Mode; online needs an account.")
+    project: str = Field("mea_ray", description="W&B project.")
+    entity: str | None = Field(None, description="W&B entity; null is the account's default.")
+    log_models: bool = Field(True, description="Log the victim and the substitutes as linked artifacts.")
+
+
+class RoleResources(Config):
+    """What one process of a role reserves from Ray."""
+
+    cpus: float = Field(1.0, gt=0, description="CPUs.")
+    gpus: float = Field(0.0, ge=0, description="GPUs, may be a fraction.")
+
+
+class ResourcesConfig(Config):
+    """Resources per role. The services' share is set in `service`."""
+
+    victim: RoleResources = Field(default_factory=RoleResources, description="One training of a victim or a null model.")
+    trial: RoleResources = Field(default_factory=RoleResources, description="One trial: a thief and its verification.")
+
+
+class ExperimentConfig(Config):
+    """One experiment: a victim, a thief, and the proof."""
+
+    seed: int = Field(0, ge=0, description="Seed of the thief and of the verification.")
+    data: DataChoice = Field(default_factory=lambda: DataChoice(name="digits"), description="Dataset of the main task.")
+    splits: SplitsConfig = Field(default_factory=SplitsConfig, description="Who sees which images.")
+    victim: VictimConfig = Field(default_factory=VictimConfig, description="The watermarked model.")
+    service: ServiceConfig = Field(default_factory=ServiceConfig, description="Its query API.")
+    thief: ThiefConfig = Field(default_factory=ThiefConfig, description="The extraction attack.")
+    verification: VerificationConfig = Field(default_factory=VerificationConfig, description="The proof of ownership.")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Where curves go.")
+    resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="Share of the cluster per role.")
+    storage: str = Field("mea_ray_results", description="Folder or URI (s3://, gs://, NFS path) for everything kept.")
+
+
+SpaceEntry = Mapping[str, Any]
+
+
+class SearchConfig(Config):
+    """Which points of the space are tried."""
+
+    name: Literal["grid", "random", "optuna"] = Field("grid", description="grid: every combination.")
+    samples: int = Field(1, ge=1, description="random, optuna: points drawn (times the grid, for random).")
+    metric: str = Field("wsr", description="Metric of the last rung that optuna and asha look at.")
+    mode: Literal["max", "min"] = Field("max", description="Direction of `metric`.")
+    seed: int = Field(0, ge=0, description="Seed of the draw.")
+
+
+class SchedulerConfig(Config):
+    """Which trials are stopped early."""
+
+    name: Literal["fifo", "asha"] = Field("fifo", description="asha stops trials that lag at a rung of the budget.")
+    grace_rungs: int = Field(1, ge=1, description="asha: rungs every trial may finish.")
+    reduction_factor: float = Field(3.0, gt=1, description="asha: one in so many goes on.")
+
+
+class SweepConfig(Config):
+    """A sweep: a base experiment and a space over its config paths."""
+
+    name: str = Field("sweep", pattern=r"^[A-Za-z0-9._-]+$", description="Names the results' folder.")
+    description: str = Field("", description="One paragraph for the report.")
+    base: ExperimentConfig = Field(default_factory=ExperimentConfig, description="What all trials share.")
+    space: dict[str, SpaceEntry] = Field(
+        default_factory=dict,
+        description="{config path: {grid: [...]} | {choice: [...]} | {uniform: [low, high]} | {loguniform: [low, high]}}",
+    )
+    search: SearchConfig = Field(default_factory=SearchConfig, description="Which points are tried.")
+    scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="Which trials are stopped early.")
+    max_services: int = Field(1, ge=1, description="Victim services up at once; their resources are set aside.")
+    max_failures: int = Field(3, ge=0, description="Times a trial is started again after its process died.")
+
+
+def load_tree(path: str | Path) -> Tree:
+    """Read a YAML file into a plain tree.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or does not hold a mapping.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read config {str(path)!r}: {error.strerror}; give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of config keys, got {type(tree).__name__}")
+    return tree
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``key.path=value``; the value is read as YAML.
+
+    Raises:
+        ConfigError: There is no ``=`` or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {text!r} must read key.path=value, e.g. thief.budgets=[100,500]")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from None
+
+
+def set_path(tree: Tree, key: str, value: Any) -> Tree:
+    """Return a copy of ``tree`` with the config path ``key`` set.
+
+    Setting ``x.name`` to another component drops the parameters of the one before; setting a path below a component
+    given by its bare name (``data: digits``) keeps the name.
+    """
+    head, _, rest = key.partition(".")
+    tree = dict(tree)
+    if not rest:
+        if head == "name" and tree.get("name") not in {None, value}:
+            tree = {}
+        tree[head] = value
+        return tree
+    inner = tree.get(head)
+    if isinstance(inner, str):
+        inner = {"name": inner}
+    if inner is None:
+        inner = {}
+    if not isinstance(inner, Mapping):
+        raise ConfigError(f"cannot set {key!r}: {head!r} holds {inner!r}, which has no keys below it")
+    tree[head] = set_path(dict(inner), rest, value)
+    return tree
+
+
+def merge(tree: Tree, settings: Mapping[str, Any]) -> Tree:
+    """Set several config paths; those that choose a component (``x.name``, ``x``) go first."""
+    for key in sorted(settings, key=lambda k: (not k.endswith("name") and k.count(".") > 0, k.count("."))):
+        tree = set_path(tree, key, settings[key])
+    return tree
+
+
+def _fields(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    current: Any = model
+    for part in location:
+        info = current.model_fields.get(part) if hasattr(current, "model_fields") else None
+        current = info.annotation if info is not None else None
+        if current is None:
+            return []
+    return list(current.model_fields) if hasattr(current, "model_fields") else []
+
+
+def build(model: type[ModelT], tree: Mapping[str, Any]) -> ModelT:
+    """Check a tree against a config model.
+
+    Raises:
+        ConfigError: One message with every problem: the path, the value, the constraint, the nearest valid key.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            path = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                known = _fields(model, problem["loc"][:-1])
+                hint = nearest(str(problem["loc"][-1]), known)
+                lines.append(f"{path}: unknown key{hint} Known: {', '.join(known)}")
+            else:
+                lines.append(f"{path}={problem['input']!r}: {problem['msg']}")
+        raise ConfigError("\n".join(lines)) from None
+
+
+def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read an experiment file (all defaults when None) and apply overrides."""
+    tree = load_tree(path) if path is not None else {}
+    return build(ExperimentConfig, merge(tree, dict(map(parse_override, overrides))))
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read a sweep file and apply overrides: of the sweep's own keys, else of its base experiment."""
+    settings = dict(map(parse_override, overrides))
+    own = set(SweepConfig.model_fields)
+    tree = merge(load_tree(path), {k if k.split(".")[0] in own else f"base.{k}": v for k, v in settings.items()})
+    return build(SweepConfig, tree)
+
+
+def digest(tree: Any, length: int = 16) -> str:
+    """Return a short, stable hash of a plain tree: the name of what it made."""
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def write_yaml(config: Config, path: str | Path) -> None:
+    """Write the resolved config, defaults filled in."""
+    Path(path).write_text(yaml.safe_dump(config.resolved(), sort_keys=False), encoding="utf-8")

@@ -1,0 +1,18 @@
+"""Table of datasets: one line each."""
+
+from mea_ray.registry import Table
+
+DATASETS = Table(
+    "dataset",
+    {
+        "cifar10": "mea_ray.data.vision:load_cifar10",
+        "cifar100": "mea_ray.data.vision:load_cifar100",
+        "digits": "mea_ray.data.digits:load",
+        "fashion_mnist": "mea_ray.data.vision:load_fashion_mnist",
+        "image_folder": "mea_ray.data.image_folder:load",
+        "parquet": "mea_ray.data.parquet:load",
+        "stl10": "mea_ray.data.vision:load_stl10",
+        "svhn": "mea_ray.data.vision:load_svhn",
+        "youtube_faces": "mea_ray.data.youtube_faces:load",
+    },
+)

@@ -1,0 +1,80 @@
+"""Every error a user or a thief can meet, typed, and able to travel between processes.
+
+A message names the value, the constraint and the remedy. Errors keep their constructor arguments in ``args`` so that
+they survive pickling (an actor raises them in another process than the one that reads them).
+"""
+
+from __future__ import annotations
+
+
+class MeaRayError(Exception):
+    """Base class of all errors raised on purpose by mea_ray."""
+
+
+class ConfigError(MeaRayError):
+    """A configuration that cannot be run, found before any work started."""
+
+
+class DataError(MeaRayError):
+    """A dataset that is missing, unreadable, or does not fit what was asked of it."""
+
+
+class ArtifactError(MeaRayError):
+    """A stored artifact (checkpoint, victim, key, result) is missing, damaged, or of another schema."""
+
+
+class QueryError(MeaRayError):
+    """A query that the victim's API refuses. Nothing was charged for it."""
+
+
+class BadQuery(QueryError):
+    """The images have the wrong shape, type or range, are empty, hold NaN, or are too many for one request."""
+
+
+class UnknownClient(QueryError):
+    """The client was never registered with the service."""
+
+
+class OverBudget(QueryError):
+    """The query would take the client past its budget; the images answered before stay the client's.
+
+    Args:
+        client: Name of the client.
+        asked: Images in the refused query.
+        remaining: Images the client may still ask.
+        budget: Images the client was given.
+    """
+
+    def __init__(self, client: str, asked: int, remaining: int, budget: int) -> None:
+        super().__init__(client, asked, remaining, budget)
+        self.client, self.asked, self.remaining, self.budget = client, asked, remaining, budget
+
+    def __str__(self) -> str:
+        return (
+            f"client {self.client!r} asked {self.asked} images with {self.remaining} of its budget of {self.budget} "
+            "left; ask fewer, or raise the client's budget (`thief.budgets`)"
+        )
+
+
+class RateLimited(QueryError):
+    """The client asks faster than its rate allows.
+
+    Args:
+        client: Name of the client.
+        retry_after_s: Seconds after which the same query would be let through.
+    """
+
+    def __init__(self, client: str, retry_after_s: float) -> None:
+        super().__init__(client, retry_after_s)
+        self.client, self.retry_after_s = client, retry_after_s
+
+    def __str__(self) -> str:
+        return f"client {self.client!r} is over its rate; ask again in {self.retry_after_s:.3f} s"
+
+
+class ServiceUnavailable(MeaRayError):
+    """The victim service did not answer although the query was asked again; answers already received are kept."""
+
+
+class RequestConflict(QueryError):
+    """A request id was used again for other images than the first time."""

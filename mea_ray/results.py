@@ -1,0 +1,105 @@
+"""The schema of a finished trial: one JSON file, from which every table, curve and report is rendered."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mea_ray.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Rate(_Record):
+    """A success count with its Wilson interval (95 %)."""
+
+    successes: int
+    trials: int
+    rate: float
+    low: float
+    high: float
+
+
+class ModelReport(_Record):
+    """What verification says of one model (victim, null model or substitute).
+
+    Attributes:
+        accuracy: On the test set, in [0, 1].
+        fidelity: Agreement with the victim on the test set; None for the victim itself.
+        wsr: Watermark success rate; None without a key.
+        wfpr: False positives per other geometry.
+        wfpr_mean: Mean of ``wfpr`` over the geometries.
+        p_value: Exact binomial, against the null models' rate; None for null models.
+        infringes_threshold: ``wsr`` is above the paper's threshold.
+        infringes_significance: ``p_value`` is at or below the chosen significance.
+        source_accuracy: Accuracy on held-out clean samples of the source classes, per class name.
+        source_target_probability: Mean probability of the target class there.
+        calibration_error: Expected calibration error (15 bins) on the held-out source samples.
+    """
+
+    accuracy: float
+    fidelity: float | None = None
+    wsr: Rate | None = None
+    wfpr: dict[str, Rate] = Field(default_factory=dict)
+    wfpr_mean: float | None = None
+    p_value: float | None = None
+    infringes_threshold: bool | None = None
+    infringes_significance: bool | None = None
+    source_accuracy: dict[str, float] = Field(default_factory=dict)
+    source_target_probability: float | None = None
+    calibration_error: float | None = None
+
+
+class RungResult(_Record):
+    """One point of the robustness curve: a fresh substitute trained on ``queries`` answers."""
+
+    budget: int
+    queries: int
+    report: ModelReport
+    epochs: int
+    seconds: float
+
+
+class TrialResult(_Record):
+    """A finished trial."""
+
+    schema_version: int = SCHEMA_VERSION
+    trial: str
+    point: dict[str, Any] = Field(default_factory=dict, description="Config paths that the sweep set, and their values.")
+    config: dict[str, Any]
+    victim: str = Field(description="Name (hash) of the victim artifact.")
+    nulls: list[str] = Field(default_factory=list, description="Names of the null models' artifacts.")
+    victim_report: ModelReport
+    null_reports: list[ModelReport] = Field(default_factory=list)
+    rungs: list[RungResult]
+    status: Literal["finished", "stopped"] = Field("finished", description="stopped: by the sweep's scheduler.")
+    queries_charged: int = Field(description="Images charged by the service's ledger for this trial in all.")
+    seconds: float
+    device: str
+    versions: dict[str, str]
+
+    def save(self, path: Path) -> None:
+        """Write aside, then rename: a reader never sees half a result."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+        aside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> TrialResult:
+        """Read and check a result.
+
+        Raises:
+            ArtifactError: The file is missing, damaged, or of another schema.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise ArtifactError(f"{path} is no readable trial result: {error}; delete it and run with --resume") from error

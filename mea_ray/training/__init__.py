@@ -1,0 +1,1 @@
+"""The one training engine, its objectives and its checkpoints."""

@@ -1,0 +1,93 @@
+"""What a training step minimises: the seam between the engine and the science.
+
+The engine owns the loop, the data, the device and the optimiser; an objective owns the losses. A watermark or an attack
+brings its own objective and never its own loop.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of the main task, on the training device.
+
+    Attributes:
+        images: float32, (N, C, H, W), in [0, 1], augmented.
+        labels: int64, (N,); -1 where the trainer knows no labels (a thief).
+        indices: int64, (N,); positions in the training set.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What the engine lends to an objective.
+
+    Attributes:
+        device: Where the losses are computed.
+        generator: Random stream on the CPU, seeded by the engine; use no other.
+        augment: uint8 (N, C, H, W) on ``device`` to augmented float32 in [0, 1], as the main batch is augmented.
+        epochs: Number of epochs to come.
+        steps_per_epoch: Batches in an epoch.
+    """
+
+    device: torch.device
+    generator: torch.Generator
+    augment: Callable[[Tensor], Tensor]
+    epochs: int
+    steps_per_epoch: int
+
+
+class Objective(ABC):
+    """Named loss terms and how they become one gradient.
+
+    The engine calls ``start`` once, ``start_epoch`` before every epoch, then for each batch ``terms`` (under autocast)
+    and ``backward`` (outside of it).
+    """
+
+    weights: dict[str, float]
+    """Weight of each term in the default ``backward``; a term that is missing here has weight 1."""
+
+    def __init__(self) -> None:
+        self.weights = {}
+
+    def start(self, context: StepContext) -> None:
+        """Move what the losses need to the device; called once before the first epoch."""
+        self.context = context
+
+    def start_epoch(self, epoch: int) -> None:  # noqa: B027 - an optional hook
+        """Change schedules; ``epoch`` counts from 0."""
+
+    @abstractmethod
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss terms of one batch, each a scalar tensor with its graph."""
+
+    def backward(self, terms: dict[str, Tensor], model: nn.Module) -> Tensor:
+        """Accumulate gradients into ``model`` and return the detached scalar that is reported as the loss."""
+        total = sum(self.weights.get(name, 1.0) * term for name, term in terms.items())
+        assert isinstance(total, Tensor)
+        total.backward()  # type: ignore[no-untyped-call]
+        return total.detach()
+
+
+class CrossEntropy(Objective):
+    """Mean cross-entropy with the labels: the main task alone."""
+
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return ``{"utility": mean cross-entropy}``."""
+        return {"utility": F.cross_entropy(model(batch.images).float(), batch.labels)}
+
+
+Predict = Callable[[npt.NDArray], npt.NDArray]

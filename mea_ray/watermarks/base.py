@@ -1,0 +1,122 @@
+"""What every watermark scheme offers: a key, the stages that embed it, and the samples that prove it."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mea_ray.errors import ArtifactError
+from mea_ray.training.objective import Objective
+from mea_ray.types import Images, ImageSet
+
+
+@dataclass(frozen=True)
+class Key:
+    """The owner's secret: all that is needed to make watermark samples again. An artifact of its own.
+
+    Attributes:
+        scheme: Name in the table of watermarks.
+        source_classes: Labels of the two classes that are combined.
+        target_class: Label that a watermarked model gives to the combination.
+        seed: Seed of everything random about the key.
+        settings: The scheme's own settings (combiner and its parameters, other geometries).
+        tensors: Arrays that belong to the secret (e.g. weights of the autoencoder combiner).
+    """
+
+    scheme: str
+    source_classes: tuple[int, int]
+    target_class: int
+    seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write ``key.json`` and, if there are tensors, ``key.safetensors`` into an existing folder."""
+        from safetensors.numpy import save_file
+
+        body = {name: value for name, value in asdict(self).items() if name != "tensors"}
+        if self.tensors:
+            save_file({name: np.ascontiguousarray(value) for name, value in self.tensors.items()}, folder / "key.safetensors")
+        (folder / "key.json").write_text(json.dumps(body, indent=2, sort_keys=True), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Key:
+        """Read a key; loading can never run code.
+
+        Raises:
+            ArtifactError: The key is missing or damaged.
+        """
+        from safetensors.numpy import load_file
+
+        try:
+            body = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+            tensors = load_file(folder / "key.safetensors") if (folder / "key.safetensors").exists() else {}
+            return cls(**{**body, "source_classes": tuple(body["source_classes"])}, tensors=tensors)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ArtifactError(f"no readable key in {folder}: {error}; train the victim again or restore it") from error
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass of the training engine over the model.
+
+    Attributes:
+        name: For progress and reports, e.g. ``"embed"``.
+        objective: What is minimised.
+        train: The images of the main task in this stage.
+        overrides: Settings of the training engine that this stage changes (field names of ``TrainingConfig``).
+    """
+
+    name: str
+    objective: Objective
+    train: ImageSet
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WatermarkSamples:
+    """Held-out samples for verification.
+
+    Attributes:
+        images: uint8, (n, C, H, W), all distinct; watermark samples.
+        target: Label that counts as success.
+        adverse: For each other geometry, uint8 (m, C, H, W): the same classes mixed another way. Classified as
+            ``target`` they are false positives (WFPR).
+        sources: uint8 (s, C, H, W): the clean held-out source samples.
+        source_labels: int64 (s,).
+    """
+
+    images: Images
+    target: int
+    adverse: Mapping[str, Images]
+    sources: Images
+    source_labels: npt.NDArray[np.int64]
+
+
+class Watermark(ABC):
+    """A watermark scheme. Keyword-only constructor parameters, all with defaults, are its configuration."""
+
+    name: str = ""
+
+    @abstractmethod
+    def make_key(self, train: ImageSet, seed: int) -> Key | None:
+        """Draw the secret for a training set; None if the scheme embeds nothing.
+
+        Raises:
+            ConfigError: The scheme's classes do not exist in ``train`` or coincide.
+        """
+
+    @abstractmethod
+    def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
+        """Return the training stages that embed the key, in order, on one model."""
+
+    def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:
+        """Mix up to ``count`` distinct watermark samples from held-out images only."""
+        raise NotImplementedError(f"{type(self).__name__} embeds nothing, so it has no samples")
