@@ -38,7 +38,8 @@ def nearest(word: str, words: list[str]) -> str:
 
 def documented_arguments(docstring: str | None) -> dict[str, str]:
     """Read the ``Args:`` section of a Google-style docstring into ``{name: text on one line}``."""
-    match = re.search(r"^[ \t]*Args:[ \t]*\n((?:[ \t]+.*\n?|\n)+)", (docstring or "") + "\n", re.MULTILINE)
+    # cleandoc puts section names at the margin, so the section ends at the next line that starts there.
+    match = re.search(r"^Args:[ \t]*\n((?:[ \t]+.*\n?|\n)+)", inspect.cleandoc(docstring or "") + "\n", re.MULTILINE)
     if not match:
         return {}
     block = match[1].rstrip().splitlines()
@@ -48,8 +49,6 @@ def documented_arguments(docstring: str | None) -> dict[str, str]:
     for line in block:
         text = line.strip()
         if line.strip() and len(line) - len(line.lstrip()) < indent + 1:
-            if re.match(r"(Returns|Raises|Attributes|References|Example|Examples|Yields):$", text):
-                break
             name, _, text = text.partition(":")
             name = name.split(" ")[0].lstrip("*")
             arguments[name] = text.strip()

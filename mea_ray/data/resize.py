@@ -1,0 +1,60 @@
+"""Bring uint8 images to another size and channel count."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as transforms
+
+from mea_ray.errors import DataError
+from mea_ray.types import Images
+
+_CHUNK = 4096
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def fit(images: Images, shape: tuple[int, int, int]) -> Images:
+    """Bring images to ``shape``: cover it by bilinear resizing with antialiasing, crop the middle, convert colour.
+
+    Args:
+        images: uint8, shape (N, C, H, W).
+        shape: (channels, height, width) wanted. Grey becomes colour by repetition, colour becomes grey by the luma
+            weights of ITU-R BT.601.
+
+    Returns:
+        uint8, shape (N, *shape); ``images`` itself when nothing has to change.
+
+    Raises:
+        DataError: There is no conversion between the channel counts (only 1 to any, and 3 to 1).
+    """
+    channels, height, width = shape
+    if images.shape[2:] != (height, width):
+        images = _resize(images, height, width)
+    return _recolour(images, channels)
+
+
+def _resize(images: Images, height: int, width: int) -> Images:
+    scale = max(height / images.shape[2], width / images.shape[3])
+    size = [max(height, round(images.shape[2] * scale)), max(width, round(images.shape[3] * scale))]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    out = np.empty((*images.shape[:2], height, width), np.uint8)
+    for start in range(0, len(images), _CHUNK):
+        part = torch.from_numpy(np.ascontiguousarray(images[start : start + _CHUNK]))
+        resized = transforms.resize(part, size, antialias=True)
+        out[start : start + _CHUNK] = resized[:, :, top : top + height, left : left + width].numpy()
+    return out
+
+
+def _recolour(images: Images, channels: int) -> Images:
+    have = images.shape[1]
+    if have == channels:
+        return images
+    if have == 1:
+        return np.repeat(images, channels, axis=1)
+    if have == 3 and channels == 1:
+        grey = np.einsum("nchw,c->nhw", images, np.asarray(_LUMA, np.float32))
+        return np.round(grey).astype(np.uint8)[:, None]
+    raise DataError(
+        f"cannot turn images of {have} channels into {channels}; only grey (1) to any count and colour (3) to grey are "
+        "defined: use a dataset with the victim's channel count"
+    )

@@ -1,0 +1,127 @@
+"""Who sees which images: stratified, deterministic, and disjoint by construction."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mea_ray.data.resize import fit
+from mea_ray.errors import ConfigError, DataError
+from mea_ray.seeding import numpy_generator
+from mea_ray.types import Dataset, ImageSet, Splits
+
+Indices = npt.NDArray[np.int64]
+
+
+def make_splits(
+    dataset: Dataset,
+    *,
+    validation_fraction: float = 0.05,
+    verification_fraction: float = 0.2,
+    thief_pool: Literal["train", "disjoint"] | Dataset = "train",
+    disjoint_fraction: float = 0.5,
+    verification_minimum: int = 36,
+    seed: int = 0,
+) -> Splits:
+    """Divide a dataset among the owner, the thief, the verifier and the final test.
+
+    Every cut takes its fraction of every class, and at least one image; images keep their order. Train is cut into the
+    victim's training and validation images (after the thief's part is taken away, under ``disjoint``); test is cut into
+    verification and test. Verification is therefore disjoint from everything that any model is trained on.
+
+    Args:
+        dataset: Published train and test images.
+        validation_fraction: Of the owner's train, in (0, 1).
+        verification_fraction: Of test, in (0, 1).
+        thief_pool: ``"train"``: all the owner's train images, the paper's setting. ``"disjoint"``: a part of train
+            that the owner never sees. Another dataset: its train images, brought to the victim's shape.
+        disjoint_fraction: Of train, in (0, 1): the thief's part under ``disjoint``.
+        verification_minimum: Verification holds at least so many images of a class, where that is at most half of the
+            class in test. 36 of each source make 1296 distinct pairs, enough for 1,000 watermark samples.
+        seed: Seed of all cuts.
+
+    Returns:
+        The five parts.
+
+    Raises:
+        ConfigError: A fraction lies outside (0, 1).
+        DataError: A class is too small for each part to get an image of it, or the pool cannot be converted.
+    """
+    for name, value in {
+        "validation_fraction": validation_fraction,
+        "verification_fraction": verification_fraction,
+        "disjoint_fraction": disjoint_fraction,
+    }.items():
+        if not 0 < value < 1:
+            raise ConfigError(f"splits.{name}={value} must lie between 0 and 1, both excluded")
+
+    owner = np.arange(len(dataset.train))
+    pool = dataset.train
+    if isinstance(thief_pool, Dataset):
+        other = thief_pool.train
+        pool = ImageSet(fit(other.images, dataset.train.shape), other.labels, other.class_names)
+    elif thief_pool == "disjoint":
+        owner, thief = stratified(dataset.train, owner, disjoint_fraction, seed, "disjoint", parts=3)
+        pool = dataset.train.take(thief)
+    elif thief_pool != "train":
+        raise ConfigError(f"splits.thief_pool={thief_pool!r} must be 'train', 'disjoint' or a dataset")
+
+    training, validation = stratified(dataset.train, owner, validation_fraction, seed, "validation")
+    everything = np.arange(len(dataset.test))
+    test, verification = stratified(
+        dataset.test, everything, verification_fraction, seed, "verification", minimum=verification_minimum
+    )
+    return Splits(
+        victim_train=dataset.train.take(training),
+        victim_validation=dataset.train.take(validation),
+        thief_pool=pool,
+        verification=dataset.test.take(verification),
+        test=dataset.test.take(test),
+    )
+
+
+def stratified(
+    images: ImageSet,
+    indices: Indices,
+    fraction: float,
+    seed: int,
+    name: str,
+    *,
+    minimum: int = 1,
+    parts: int = 2,
+) -> tuple[Indices, Indices]:
+    """Cut ``indices`` in two so that the second part holds ``fraction`` of every class.
+
+    Args:
+        images: Where the indices point to.
+        indices: Distinct positions in ``images``.
+        fraction: Share of the second part, in (0, 1).
+        seed: Seed of the draw.
+        name: What the second part is for; names the random stream and the error.
+        minimum: Images of a class in the second part at least, where that is at most half of the class.
+        parts: Parts that the class will be cut into in all; it needs as many images.
+
+    Returns:
+        Both parts, each sorted, disjoint, together ``indices``. Both hold every class.
+
+    Raises:
+        DataError: A class has fewer images than ``parts``.
+    """
+    labels = images.labels[indices]
+    generator = numpy_generator(seed, "splits", name)
+    chosen: list[Indices] = []
+    for label, class_name in enumerate(images.class_names):
+        members = indices[labels == label]
+        if len(members) < parts:
+            raise DataError(
+                f"class {class_name!r} (label {label}) has {len(members)} images, the {name} split needs at least "
+                f"{parts}; add images or drop the class"
+            )
+        count = max(round(fraction * len(members)), min(minimum, len(members) // 2))
+        # The first part keeps as many images as there are cuts still to come.
+        count = min(max(count, 1), len(members) - (parts - 1))
+        chosen.append(generator.permutation(members)[:count])
+    second = np.sort(np.concatenate(chosen)).astype(np.int64)
+    return np.setdiff1d(indices, second, assume_unique=True).astype(np.int64), second
