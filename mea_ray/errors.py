@@ -23,6 +23,28 @@ class ArtifactError(MeaRayError):
     """A stored artifact (checkpoint, victim, key, result) is missing, damaged, or of another schema."""
 
 
+class TrainingDiverged(MeaRayError):
+    """The loss or the weights are no longer finite; the model that was trained is unusable.
+
+    Args:
+        epoch: Epoch of the failure, from 0.
+        step: Batch within the epoch, from 0.
+        terms: The loss terms of that batch; empty if the losses were finite and the weights were not.
+    """
+
+    def __init__(self, epoch: int, step: int, terms: dict[str, float]) -> None:
+        super().__init__(epoch, step, terms)
+        self.epoch, self.step, self.terms = epoch, step, terms
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name}={value}" for name, value in self.terms.items())
+        return (
+            f"training diverged in epoch {self.epoch}, step {self.step}: "
+            f"{f'the loss is not finite ({values})' if values else 'the weights are not finite'}; lower "
+            "training.learning_rate, set training.gradient_clip (e.g. 1.0), or set training.precision=float32"
+        )
+
+
 class QueryError(MeaRayError):
     """A query that the victim's API refuses. Nothing was charged for it."""
 

@@ -1,0 +1,91 @@
+"""Networks on disk: weights as safetensors, everything else as JSON. Loading a file can never run code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from mea_ray.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from mea_ray.models.base import ImageModel
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+SCHEMA_VERSION = 1
+
+
+def save_model(folder: Path, model: ImageModel, info: Mapping[str, Any]) -> None:
+    """Write ``model.safetensors`` and ``model.json`` into a folder, which is made if it is missing.
+
+    Each file is written aside and renamed, the JSON last: whoever sees the JSON sees the weights that it describes, and
+    the digest in it says so.
+
+    Args:
+        folder: Where to write.
+        model: A network from ``build_model`` (its ``spec`` is stored), on any device.
+        info: More about it, plain JSON values.
+
+    Raises:
+        ArtifactError: The model has no ``spec``.
+    """
+    spec = getattr(model, "spec", None)
+    if spec is None:
+        raise ArtifactError(f"{type(model).__name__} has no spec to be built again from; build it with build_model")
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = save_tensors(state)
+    body = {"schema_version": SCHEMA_VERSION, "sha256": hashlib.sha256(weights).hexdigest(), "spec": spec}
+    description = json.dumps({**body, "info": dict(info)}, indent=2, sort_keys=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / WEIGHTS, weights)
+    _write(folder / DESCRIPTION, description.encode())
+
+
+def load_model(folder: Path) -> tuple[ImageModel, dict[str, Any]]:
+    """Build the network of a folder again and fill in its weights.
+
+    Returns:
+        The model, on the CPU, in eval mode, and the ``info`` it was saved with.
+
+    Raises:
+        ArtifactError: A file is missing, damaged, of another schema, or does not fit the other.
+    """
+    from mea_ray.models.build import build_model
+
+    folder = Path(folder)
+    remedy = "train the model again, or restore the folder from a copy"
+    try:
+        weights = (folder / WEIGHTS).read_bytes()
+        body = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        version, digest, spec, info = (body[key] for key in ("schema_version", "sha256", "spec", "info"))
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(f"{folder / DESCRIPTION} has schema version {version}, not {SCHEMA_VERSION}; {remedy}")
+        if hashlib.sha256(weights).hexdigest() != digest:
+            raise ArtifactError(
+                f"{folder / WEIGHTS} is not what {DESCRIPTION} describes: its sha256 is not {digest}; {remedy}"
+            )
+        model = build_model(spec["name"], tuple(spec["shape"]), spec["classes"], spec["params"])
+        model.load_state_dict(load_tensors(weights))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ConfigError, RuntimeError) as error:
+        raise ArtifactError(f"{folder} holds no readable model: {type(error).__name__}: {error}; {remedy}") from error
+    return model.eval(), info
+
+
+def _write(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
