@@ -132,3 +132,8 @@ def initialise(model: ImageModel) -> None:
             nn.init.zeros_(module.bias)
     for module in last:
         nn.init.normal_(module.weight, std=0.01)
+
+
+def halvings(shape: tuple[int, int, int], most: int) -> int:
+    """Return how many of ``most`` halvings of an image leave a map of at least 2 x 2."""
+    return min(most, min(shape[1:]).bit_length() - 2)
