@@ -1,0 +1,126 @@
+"""One self-contained HTML file per sweep: no network, no scripts, readable in light and dark and by a screen reader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mea_ray.report import curves, samples, settings, tables, verdict
+from mea_ray.results import TrialResult
+
+GALLERIES = 4
+"""Victims whose samples are shown; a sweep may have hundreds."""
+
+
+def render(
+    results: Sequence[TrialResult], *, name: str, description: str = "", storage: str | Path | None = None
+) -> str:
+    """Return the report as HTML.
+
+    Args:
+        results: At least one trial.
+        name: Name of the sweep or experiment.
+        description: One paragraph for the reader.
+        storage: Where victims are kept; the trials' own ``storage`` when None.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mea_ray.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    first: dict[str, TrialResult] = {}
+    for result in results:
+        first.setdefault(result.victim, result)
+    values: dict[str, Any] = {
+        "name": name,
+        "description": description,
+        "headline": verdict.headline(results),
+        "findings": verdict.findings(results),
+        "threshold": tables.percent(verdict.threshold(results), 0),
+        "significance": f"{verdict.significance(results):g}",
+        "figures": [_figure(chunk, position) for position, chunk in enumerate(_chunks(results))],
+        "seeds": max(len(trials) for trials in tables.grouped(results).values()),
+        "headings": tables.HEADINGS,
+        "rows": tables.rows(results),
+        "costs": tables.costs(results),
+        "galleries": [samples.gallery(result, storage) for result in list(first.values())[:GALLERIES]],
+        "victims": len(first),
+        "changed": settings.changed(results),
+        "varied": settings.varied(results),
+        "machines": settings.machines(results),
+        "trials": len(results),
+        "queries": sum(result.queries_charged for result in results),
+        "seconds": sum(result.seconds for result in results),
+        "css": Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),  # ours, not the user's
+        "percent": tables.percent,
+    }
+    return environment.get_template("report.html.j2").render(values)
+
+
+def _chunks(results: Sequence[TrialResult]) -> list[dict[str, list[TrialResult]]]:
+    groups = tables.grouped(results)
+    prefix = tables.common_prefix(list(groups))
+    return curves.chunks({name.removeprefix(prefix): trials for name, trials in groups.items()})
+
+
+def _figure(groups: dict[str, list[TrialResult]], position: int) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    return {
+        "legend": [{"name": name, "colour": f"c{i}", "marker": curves.GLYPHS[i]} for i, name in enumerate(groups)],
+        "panels": [
+            {
+                "title": title,
+                "svg": Markup(curves.svg(groups, metric, f"f{position}-{metric}")),
+            }  # text escaped in svg()
+            for metric, title in curves.METRICS.items()
+        ],
+    }
+
+
+def write(folder: Path, *, storage: str | Path | None = None, png: Path | None = None) -> Path:
+    """Render ``report.html`` into a sweep's folder from its ``results/*.json``.
+
+    Args:
+        folder: The sweep's folder; ``sweep.yaml`` in it, if there, gives name and description.
+        storage: Where victims are kept; the trials' own ``storage`` when None.
+        png: Where to write the curves as one picture, too.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        ArtifactError: There are no results, or one of them is damaged.
+    """
+    results = tables.load_results(folder)
+    about = _about(folder)
+    text = render(
+        results,
+        name=str(about.get("name") or folder.resolve().name),
+        description=str(about.get("description") or ""),
+        storage=storage,
+    )
+    path = folder / "report.html"
+    aside = folder / f".report.html.{os.getpid()}"
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+    if png is not None:
+        curves.png(_chunks(results)[0], png)
+    return path
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    from mea_ray.config import load_tree
+    from mea_ray.errors import ConfigError
+
+    try:
+        return load_tree(folder / "sweep.yaml")
+    except ConfigError:  # results that were copied without their sweep still make a report
+        return {}

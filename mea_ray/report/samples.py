@@ -1,0 +1,148 @@
+"""Watermark samples as pictures: what the owner will show to the judge, and what the thief never sees.
+
+They are mixed again from the victim's key and held-out images, so they need the victim's artifact and its dataset.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mea_ray.errors import MeaRayError
+from mea_ray.results import TrialResult
+from mea_ray.types import Images
+
+if TYPE_CHECKING:
+    from mea_ray.watermarks.base import WatermarkSamples
+
+PER_STRIP = 8
+PIXELS = 64
+GAP = 4
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of pictures.
+
+    Attributes:
+        caption: What they are.
+        alt: The same for a reader who cannot see them.
+        uri: One PNG as a ``data:`` URI.
+        width: Width of the PNG in pixels.
+    """
+
+    caption: str
+    alt: str
+    uri: str
+    width: int
+
+
+def strip_png(images: Images) -> tuple[bytes, int]:
+    """Set images side by side into one PNG, enlarged without smoothing to about ``PIXELS`` pixels each.
+
+    Args:
+        images: uint8, (N, C, H, W); one channel is shown grey, of more than three the first three.
+
+    Returns:
+        The PNG file's bytes and its width in pixels. The gaps are transparent.
+    """
+    from PIL import Image
+
+    count, channels, height, width = images.shape
+    colour = images[:, :3] if channels >= 3 else np.repeat(images[:, :1], 3, axis=1)
+    scale = max(1, round(PIXELS / max(height, width)))
+    pictures = colour.transpose(0, 2, 3, 1).repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = height * scale, width * scale
+    sheet = np.zeros((height, count * (width + GAP) - GAP, 4), np.uint8)
+    for position, picture in enumerate(pictures):
+        left = position * (width + GAP)
+        sheet[:, left : left + width, :3] = picture
+        sheet[:, left : left + width, 3] = 255
+    drawn = Image.fromarray(sheet)
+    if max(height, width) > 2 * PIXELS:  # large photographs: a report is no place for megabytes
+        factor = PIXELS / max(height, width)
+        drawn = drawn.resize((max(1, round(drawn.width * factor)), max(1, round(drawn.height * factor))))
+    buffer = io.BytesIO()
+    drawn.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue(), drawn.width
+
+
+def strip(images: Images, caption: str, count: int = PER_STRIP) -> Strip:
+    """Return the first ``count`` images as a strip."""
+    data, width = strip_png(images[:count])
+    uri = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    return Strip(caption, f"{len(images[:count])} pictures: {caption}", uri, width)
+
+
+def strips(samples: WatermarkSamples, class_names: Sequence[str], count: int = PER_STRIP) -> list[Strip]:
+    """Return strips of clean sources per class, of watermark samples, and of every other geometry.
+
+    Args:
+        samples: From ``Watermark.samples`` on held-out images.
+        class_names: Name of every class.
+        count: Pictures per strip at most.
+    """
+    sources = list(dict.fromkeys(int(label) for label in samples.source_labels))
+    made = [
+        strip(
+            samples.sources[samples.source_labels == label], f"clean source samples, class {class_names[label]}", count
+        )
+        for label in sources
+    ]
+    both = " and ".join(class_names[label] for label in sources)
+    made.append(
+        strip(samples.images, f"watermark samples: {both} combined, target {class_names[samples.target]}", count)
+    )
+    made += [
+        strip(images, f"mixed another way ({name}): must not be answered {class_names[samples.target]}", count)
+        for name, images in samples.adverse.items()
+        if len(images)
+    ]
+    return [each for each in made if each.width > 0]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures of one victim, or why there are none."""
+
+    victim: str
+    strips: list[Strip]
+    missing: str = ""
+
+
+def gallery(result: TrialResult, storage: str | Path | None = None) -> Gallery:
+    """Make the watermark samples of a trial's victim again.
+
+    Args:
+        result: Any trial of the victim.
+        storage: Where artifacts are kept; the trial's own ``storage`` when None.
+
+    Returns:
+        The pictures; without them, and with the reason, where the artifact or the dataset is not at hand. A report
+        must not die because somebody moved it to another machine.
+    """
+    if result.victim_report.wsr is None:
+        return Gallery(result.victim, [], "the victim carries no watermark")
+    try:
+        return Gallery(result.victim, _from_artifact(result, storage))
+    except (MeaRayError, OSError, ImportError) as error:
+        return Gallery(result.victim, [], f"{type(error).__name__}: {error}")
+
+
+def _from_artifact(result: TrialResult, storage: str | Path | None) -> list[Strip]:
+    from mea_ray.artifacts import Store
+    from mea_ray.config import ExperimentConfig, build
+    from mea_ray.pipeline import prepare
+    from mea_ray.watermarks.base import Key
+
+    config = build(ExperimentConfig, result.config)
+    key = Key.load(Store(str(storage or config.storage)).folder(result.victim))
+    held_out = prepare(config).splits.verification
+    samples = config.victim.watermark.build().samples(key, held_out, PER_STRIP, config.seed)
+    return strips(samples, held_out.class_names)

@@ -1,0 +1,95 @@
+"""What was run: the settings that differ from the defaults, those that the sweep varied, versions and devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mea_ray.config import ExperimentConfig, Tree, build
+from mea_ray.errors import ConfigError
+from mea_ray.report.tables import DASH, setting
+from mea_ray.results import TrialResult
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{config path: value}`` for every leaf of a tree."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _names_only(tree: Mapping[str, Any]) -> Tree:
+    kept: Tree = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            inner = _names_only(value)
+            if inner:
+                kept[key] = inner
+        elif key == "name":
+            kept[key] = value
+    return kept
+
+
+def defaults_of(config: Tree) -> dict[str, Any]:
+    """Return the default of every config path, with the parameters of the components that ``config`` chose.
+
+    The choice of a component itself is compared with the program's default choice.
+    """
+    plain = flatten(ExperimentConfig().resolved())
+    try:
+        chosen = flatten(build(ExperimentConfig, _names_only(config)).resolved())
+    except (ConfigError, ImportError):  # a result of another version: its components may be gone
+        return plain
+    return {**chosen, **{path: value for path, value in plain.items() if path.endswith(".name")}}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One config path that differs from its default, or that the sweep varied. Texts are ready to be shown."""
+
+    path: str
+    value: str
+    default: str
+
+
+def changed(results: Sequence[TrialResult]) -> list[Setting]:
+    """Return the settings that all trials share and that differ from the defaults."""
+    flats = [flatten(result.config) for result in results]
+    defaults = defaults_of(results[0].config)
+    return [
+        Setting(path, setting(value), setting(defaults[path]) if path in defaults else DASH)
+        for path, value in flats[0].items()
+        if all(path in flat and flat[path] == value for flat in flats)
+        and (path not in defaults or defaults[path] != value)
+    ]
+
+
+def varied(results: Sequence[TrialResult]) -> list[Setting]:
+    """Return the config paths that the sweep varied, with the values that occurred."""
+    values: dict[str, list[str]] = {}
+    for result in results:
+        for path, value in result.point.items():
+            seen = values.setdefault(path, [])
+            if setting(value) not in seen:
+                seen.append(setting(value))
+    defaults = defaults_of(results[0].config)
+    return [
+        Setting(path, "; ".join(seen), setting(defaults.get(path, defaults.get(f"{path}.name", DASH))))
+        for path, seen in values.items()
+    ]
+
+
+def machines(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
+    """Return what the trials ran on: devices, then versions; several values where trials differ."""
+    table: dict[str, list[str]] = {}
+    for result in results:
+        for name, value in {"device": result.device, **result.versions}.items():
+            seen = table.setdefault(name, [])
+            if value not in seen:
+                seen.append(value)
+    return [(name, ", ".join(seen)) for name, seen in table.items()]

@@ -1,0 +1,90 @@
+"""Trial results as a sweep would leave them, made up, for the tests of the report and of the command line."""
+
+from __future__ import annotations
+
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from mea_ray.results import ModelReport, Rate, RungResult, TrialResult
+
+
+def rate(value: float, trials: int = 1000) -> Rate:
+    half = 1.96 * sqrt(value * (1 - value) / trials)
+    return Rate(
+        successes=round(value * trials),
+        trials=trials,
+        rate=value,
+        low=max(0.0, value - half),
+        high=min(1.0, value + half),
+    )
+
+
+def model_report(accuracy: float, wsr: float | None, **more: Any) -> ModelReport:
+    infringes = wsr is not None and wsr > 0.3
+    known: dict[str, Any] = {
+        "accuracy": accuracy,
+        "wsr": None if wsr is None else rate(wsr),
+        "wfpr": {"stripes": rate(0.1), "pixel_merge": rate(0.2)},
+        "wfpr_mean": 0.15,
+        "infringes_threshold": infringes,
+        "infringes_significance": infringes,
+        "p_value": 0.0 if infringes else 0.4,
+    }
+    return ModelReport(**{**known, **more})
+
+
+def trial(
+    name: str, model: str = "vgg_like", seed: int = 0, end: float = 0.8, config: dict[str, Any] | None = None
+) -> TrialResult:
+    """A trial whose WSR rises to ``end`` over three budgets."""
+    costs = {
+        "calibration_error": 0.11,
+        "source_target_probability": 0.31,
+        "source_accuracy": {"zero": 0.95, "one": 0.93},
+    }
+    innocent = {
+        "calibration_error": 0.02,
+        "source_target_probability": 0.01,
+        "source_accuracy": {"zero": 0.98, "one": 0.97},
+    }
+    rungs = [
+        RungResult(
+            budget=budget,
+            queries=budget,
+            report=model_report(
+                0.8 + 0.05 * i + 0.01 * seed, end * (0.25 + 0.375 * i) + 0.02 * seed, fidelity=0.82 + 0.05 * i
+            ),
+            epochs=5,
+            seconds=2.0,
+        )
+        for i, budget in enumerate((100, 300, 1000))
+    ]
+    return TrialResult(
+        trial=name,
+        point={"thief.model.name": model, "seed": seed},
+        config=config
+        or {"seed": seed, "verification": {"threshold": 0.3, "significance": 0.01}, "victim": {"seed": 3}},
+        victim="0123456789abcdef",
+        nulls=["fedcba9876543210"],
+        victim_report=model_report(0.952, 0.996, p_value=0.0, **costs),
+        null_reports=[model_report(0.956, 0.013, p_value=None, infringes_significance=None, fidelity=0.94, **innocent)],
+        rungs=rungs,
+        queries_charged=1000,
+        seconds=12.5,
+        device="cpu",
+        versions={"python": "3.11.9", "torch": "2.9.0", "mea_ray": "0.1.0", "commit": "abc1234"},
+    )
+
+
+def write_sweep(folder: Path, seeds: int = 3) -> list[TrialResult]:
+    """Write two architectures times ``seeds`` trials and a sweep file into ``folder``."""
+    results = [
+        trial(f"t{model}{seed}", model, seed, end)
+        for model, end in (("vgg_like", 0.85), ("resnet18", 0.35))
+        for seed in range(seeds)
+    ]
+    for result in results:
+        result.save(folder / "results" / f"{result.trial}.json")
+    (folder / "sweep.yaml").write_text("name: demo\ndescription: A <made up> sweep & nothing else.\n", encoding="utf-8")
+    return results
