@@ -43,7 +43,9 @@ class Key:
 
         body = {name: value for name, value in asdict(self).items() if name != "tensors"}
         if self.tensors:
-            save_file({name: np.ascontiguousarray(value) for name, value in self.tensors.items()}, folder / "key.safetensors")
+            save_file(
+                {name: np.ascontiguousarray(value) for name, value in self.tensors.items()}, folder / "key.safetensors"
+            )
         (folder / "key.json").write_text(json.dumps(body, indent=2, sort_keys=True), encoding="utf-8")
 
     @classmethod
@@ -60,7 +62,9 @@ class Key:
             tensors = load_file(folder / "key.safetensors") if (folder / "key.safetensors").exists() else {}
             return cls(**{**body, "source_classes": tuple(body["source_classes"])}, tensors=tensors)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ArtifactError(f"no readable key in {folder}: {error}; train the victim again or restore it") from error
+            raise ArtifactError(
+                f"no readable key in {folder}: {error}; train the victim again or restore it"
+            ) from error
 
 
 @dataclass(frozen=True)

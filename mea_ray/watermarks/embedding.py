@@ -1,0 +1,218 @@
+"""The objective of MEA-Defender: all losses from one forward pass per step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mea_ray.training.objective import Batch, Objective, StepContext
+from mea_ray.types import Images
+from mea_ray.watermarks import losses
+from mea_ray.watermarks.combiners.base import Combiner
+from mea_ray.watermarks.weighting import Weighting
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Settings of ``MeaDefenderObjective``; ``MeaDefender`` documents each one."""
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    watermark_batch: int = 16
+    adverse_batch: int = 16
+    augment_sources: bool = True
+    com_gradient: losses.ComGradient = "both"
+    com_direction: losses.ComDirection = "watermark_source"
+    com_schedule: Literal["constant", "ramp", "pulse"] = "constant"
+    com_pulse: float = 6.0
+    com_period: int = 10
+    eva_label: Literal["random", "soft"] = "random"
+    carrier_rho: float = 0.35
+    carrier_labels: Literal["extra", "replace"] = "extra"
+    exclusion_margin: float = 5.0
+
+
+class SourcePool:
+    """The source classes' images on the training device, as uint8.
+
+    Args:
+        first: uint8 (N, C, H, W) of the first source class.
+        second: uint8 (M, C, H, W) of the second.
+        augment: Augment a drawn image as the main batch is, or only scale it to [0, 1].
+    """
+
+    def __init__(self, first: Images, second: Images, augment: bool) -> None:
+        self._pools = [torch.from_numpy(first), torch.from_numpy(second)]
+        self._augment = augment
+
+    def start(self, context: StepContext) -> None:
+        """Move the images to the device."""
+        self._context = context
+        self._pools = [pool.to(context.device) for pool in self._pools]
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Draw ``count`` images of each class with replacement: two float32 (count, C, H, W) in [0, 1]."""
+        generator, device = self._context.generator, self._context.device
+        rows = [pool[torch.randint(len(pool), (count,), generator=generator).to(device)] for pool in self._pools]
+        both = torch.cat(rows)
+        images = self._context.augment(both) if self._augment else both.float() / 255
+        return images[:count], images[count:]
+
+
+def merged_forward(model: nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
+    """One forward pass over all parts; returns float32 logits, part by part."""
+    merged = torch.cat([part.float() for part in parts])
+    if parts[0].is_contiguous(memory_format=torch.channels_last):
+        merged = merged.contiguous(memory_format=torch.channels_last)
+    return list(model(merged).float().split([len(part) for part in parts]))
+
+
+class MeaDefenderObjective(Objective):
+    """L_util, L_com, L_ver, L_eva (equations 4 to 8), the carrier and the exclusion term.
+
+    A step's batch is [main; mixes; their clean sources of both classes; differently mixed samples]; a part that only
+    losses of weight 0 need is not drawn and not computed.
+
+    Args:
+        first: uint8 training images of the first source class.
+        second: Of the second.
+        source_classes: Their labels.
+        target: Target class.
+        combiner: Mixes the watermark samples.
+        others: The other geometries; a step's differently mixed samples are shared out evenly among them.
+        settings: Weights, batch sizes and switches.
+        weighting: How the terms become one gradient; None sums them with their weights.
+    """
+
+    def __init__(
+        self,
+        first: Images,
+        second: Images,
+        source_classes: tuple[int, int],
+        target: int,
+        combiner: Combiner,
+        others: Sequence[Combiner],
+        settings: Embedding,
+        weighting: Weighting | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.sources = SourcePool(first, second, settings.augment_sources)
+        self.source_classes = source_classes
+        self.target = target
+        self.combiner = combiner
+        self.others = list(others)
+        self.weighting = weighting
+        self.weights = dict(settings.weights)
+        on = {name for name, weight in settings.weights.items() if weight > 0}
+        extra_carrier = "carrier" in on and settings.carrier_labels == "extra"
+        self.on = on
+        self.softens_main = "carrier" in on and not extra_carrier
+        self.needs_mixes = bool(on & {"com", "ver"})
+        self.needs_sources = bool(on & {"com", "exclusion"}) or extra_carrier
+        self.needs_adverse = "eva" in on
+        self._turn = 0
+
+    def start(self, context: StepContext) -> None:
+        """Move the sources to the device."""
+        super().start(context)
+        self.sources.start(context)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the weight of L_com for this epoch."""
+        self.weights["com"] = self.settings.weights.get("com", 0.0) * self._com_factor(epoch)
+
+    def _com_factor(self, epoch: int) -> float:
+        schedule, period = self.settings.com_schedule, self.settings.com_period
+        if schedule == "ramp":
+            return (epoch + 1) / self.context.epochs
+        if schedule == "pulse" and epoch % period == period - 1:
+            return self.settings.com_pulse
+        return 1.0
+
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return every switched-on loss by its name."""
+        settings = self.settings
+        mixes = settings.watermark_batch if self.needs_mixes or self.needs_sources else 0
+        adverse = settings.adverse_batch if self.needs_adverse else 0
+        parts: dict[str, Tensor] = {"main": batch.images}
+        if mixes + adverse:
+            first, second = self.sources.draw(mixes + adverse)
+            if self.needs_mixes:
+                parts["mixes"] = self.combiner(first[:mixes], second[:mixes], self.context.generator)
+            if self.needs_sources:
+                parts["first"], parts["second"] = first[:mixes], second[:mixes]
+            if adverse:
+                parts["adverse"] = self._adverse(first[mixes:], second[mixes:])
+        logits = dict(zip(parts, merged_forward(model, list(parts.values())), strict=True))
+        terms = self._main(logits["main"], batch.labels)
+        terms.update(self._watermark(logits))
+        if self.needs_sources:
+            terms.update(self._clean(torch.cat([logits["first"], logits["second"]]), mixes))
+        return terms
+
+    def backward(self, terms: dict[str, Tensor], model: nn.Module) -> Tensor:
+        """Sum the weighted terms, or let an aggregator weigh their gradients."""
+        if self.weighting is None:
+            return super().backward(terms, model)
+        return self.weighting.backward({n: self.weights.get(n, 1.0) * t for n, t in terms.items()}, model)
+
+    def _main(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if not self.softens_main:
+            return {"utility": F.cross_entropy(logits, labels)} if "utility" in self.on else {}
+        # Both terms are divided by the whole batch, so that with weights 1 their sum is the cross-entropy of a batch
+        # whose source labels are softened: the probability that the network learns for the target is then rho.
+        source = (labels == self.source_classes[0]) | (labels == self.source_classes[1])
+        soft = losses.soft_labels(labels, self.target, self.settings.carrier_rho, logits.shape[1])
+        each = F.cross_entropy(
+            logits, torch.where(source[:, None], soft, F.one_hot(labels, logits.shape[1]).float()), reduction="none"
+        )
+        terms = {"utility": (each * ~source).mean(), "carrier": (each * source).mean()}
+        return {name: term for name, term in terms.items() if name in self.on}
+
+    def _watermark(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        settings, terms = self.settings, {}
+        if "com" in self.on:
+            terms["com"] = losses.combination(
+                logits["mixes"],
+                logits["first"],
+                logits["second"],
+                direction=settings.com_direction,
+                gradient=settings.com_gradient,
+            )
+        if "ver" in self.on:
+            terms["ver"] = losses.verification(logits["mixes"], self.target)
+        if "eva" in self.on:
+            terms["eva"] = losses.evasion(logits["adverse"], self._adverse_labels(logits["adverse"]))
+        return terms
+
+    def _clean(self, logits: Tensor, count: int) -> dict[str, Tensor]:
+        settings, terms = self.settings, {}
+        labels = torch.tensor(self.source_classes, device=logits.device).repeat_interleave(count)
+        if "carrier" in self.on and not self.softens_main:
+            terms["carrier"] = losses.carrier(logits, labels, self.target, settings.carrier_rho)
+        if "exclusion" in self.on:
+            terms["exclusion"] = losses.exclusion(logits, labels, self.source_classes, settings.exclusion_margin)
+        return terms
+
+    def _adverse(self, first: Tensor, second: Tensor) -> Tensor:
+        """Mix pair k with geometry k mod G; where G does not divide the pairs, the surplus goes round in turn."""
+        kinds = len(self.others)
+        mixed = []
+        for place, other in enumerate(self.others):
+            rows = slice((place + self._turn) % kinds, None, kinds)
+            if len(first[rows]):
+                mixed.append(other(first[rows], second[rows], self.context.generator))
+        self._turn += 1
+        return torch.cat(mixed)
+
+    def _adverse_labels(self, logits: Tensor) -> Tensor:
+        classes = torch.tensor(self.source_classes, device=logits.device)
+        if self.settings.eva_label == "soft":
+            return F.one_hot(classes, logits.shape[1]).float().mean(0).expand(len(logits), -1)
+        drawn = torch.randint(2, (len(logits),), generator=self.context.generator).to(logits.device)
+        return classes[drawn]

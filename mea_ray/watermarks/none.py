@@ -1,0 +1,21 @@
+"""No watermark: what null models are trained with."""
+
+from __future__ import annotations
+
+from mea_ray.training.objective import CrossEntropy
+from mea_ray.types import ImageSet
+from mea_ray.watermarks.base import Key, Stage, Watermark
+
+
+class NoWatermark(Watermark):
+    """Trains the main task alone."""
+
+    name = "none"
+
+    def make_key(self, train: ImageSet, seed: int) -> Key | None:
+        """Return None: there is nothing to keep secret."""
+        return None
+
+    def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
+        """Return one stage with cross-entropy."""
+        return [Stage("train", CrossEntropy(), train)]
