@@ -27,7 +27,6 @@ def factor(
     update: int,
     updates: int,
     epoch: int,
-    *,
     step_epochs: int = 10,
     step_factor: float = 0.5,
     warmup_fraction: float = 0.2,

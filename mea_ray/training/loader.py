@@ -1,0 +1,101 @@
+"""The training set on the device, as uint8, and its batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from mea_ray.errors import DataError
+
+
+class Loader:
+    """Batches of a training set, in a fresh random order every epoch.
+
+    Args:
+        images: uint8, (N, C, H, W); not copied on a CPU, never written to.
+        labels: int64, (N,); None where they are not known, then every label is -1.
+        device: Where the data lie.
+        batch_size: Images per batch; the last batch of an epoch may be smaller.
+        generator: Random stream of the order, on the CPU.
+        allow_single: Whether a batch of one image will do. Otherwise a last batch of one is left out: another image
+            every epoch.
+
+    Raises:
+        DataError: Every batch would be a single image and that will not do.
+    """
+
+    def __init__(
+        self,
+        images: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.int64] | None,
+        device: torch.device,
+        batch_size: int,
+        generator: torch.Generator,
+        *,
+        allow_single: bool,
+    ) -> None:
+        count = len(images)
+        if not allow_single and min(count, batch_size) == 1:
+            raise DataError(
+                f"a model with batch normalisation cannot be trained on batches of one image (images: {count}, "
+                f"batch_size={batch_size}); give more images or raise training.batch_size"
+            )
+        with warnings.catch_warnings():
+            # Arrays from an object store are read-only, which torch cannot express; nothing here writes to them.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            self.images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        known = np.full(count, -1, np.int64) if labels is None else labels.astype(np.int64)
+        self.labels = torch.from_numpy(known).to(device)
+        self.device, self.batch_size, self.generator = device, batch_size, generator
+        self.used = count - 1 if not allow_single and count % batch_size == 1 else count
+        self.steps = -(-self.used // batch_size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield one epoch's batches: uint8 images (n, C, H, W), int64 labels (n,), int64 positions (n,)."""
+        order = torch.randperm(len(self.images), generator=self.generator)[: self.used].to(self.device)
+        for indices in order.split(self.batch_size):
+            yield self.images.index_select(0, indices), self.labels.index_select(0, indices), indices
+
+
+def check_data(model: nn.Module, images: npt.NDArray[Any], labels: npt.NDArray[Any] | None) -> None:
+    """Refuse images and labels that a model cannot be trained on.
+
+    Args:
+        model: Its ``shape`` and ``classes`` are compared where it has them.
+        images: What should be uint8, (N, C, H, W), N >= 1.
+        labels: What should be integers in [0, classes), (N,); None is fine.
+
+    Raises:
+        DataError: They do not fit.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise DataError(f"images must be uint8 (N, C, H, W), got {images.dtype} {images.shape}")
+    if not len(images):
+        raise DataError("there are no images to train on; check data.splits and the budget")
+    shape = tuple(getattr(model, "shape", images.shape[1:]))
+    if shape != images.shape[1:]:
+        raise DataError(f"images of shape {images.shape[1:]} do not fit a model for {shape}; resize them first")
+    if labels is None:
+        return
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels must be int64 ({len(images)},), got {labels.dtype} {labels.shape}")
+    classes = getattr(model, "classes", np.iinfo(np.int64).max)
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise DataError(f"labels must lie in [0, {classes}), as the model's do; got {labels.min()} to {labels.max()}")
+
+
+def normalises_batches(model: nn.Module) -> bool:
+    """Whether a model computes statistics over a batch, which one image does not have."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
