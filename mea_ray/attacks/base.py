@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from mea_ray.attacks.transfer import TransferSet
+from mea_ray.errors import ConfigError
 from mea_ray.types import BlackBox, Images
 
 MakeModel = Callable[[], nn.Module]
@@ -41,6 +42,36 @@ class Attack(ABC):
     An attack never holds the victim: only a ``BlackBox``, unlabelled images of its own, and a way to build a network.
     """
 
+    def charges(self, budgets: Sequence[int]) -> int:
+        """Return the images that a run over ``budgets`` is charged at most: what its client must be registered with.
+
+        The rungs share one transfer set, so this is the largest budget; an attack whose rungs share nothing overrides.
+        """
+        return max(budgets)
+
+    def held(self, transfer: TransferSet, budgets: Sequence[int]) -> int:
+        """Return how many answers a run over ``budgets`` finds in ``transfer``: what it was charged for already."""
+        return len(transfer)
+
+    def check(self, pool_size: int, budgets: Sequence[int], training: Mapping[str, Any]) -> None:
+        """Refuse what ``run`` could not finish, before a victim is trained or a query asked.
+
+        Args:
+            pool_size: Images that the thief holds.
+            budgets: See ``run``.
+            training: See ``run``.
+
+        Raises:
+            ConfigError: The budgets do not rise, or the pool cannot fill the largest of them.
+        """
+        if not budgets or budgets[0] < 1 or any(a >= b for a, b in zip(budgets, budgets[1:], strict=False)):
+            raise ConfigError(f"thief.budgets={list(budgets)} must be positive and strictly rising")
+        if pool_size < max(budgets):
+            raise ConfigError(
+                f"the thief's pool holds {pool_size} images, thief.budgets asks for {max(budgets)}; lower the budgets "
+                "or give it more images (splits.thief_pool, splits.disjoint_fraction)"
+            )
+
     @abstractmethod
     def run(
         self,
@@ -67,5 +98,6 @@ class Attack(ABC):
             skip: Budgets whose substitutes are not needed (their rung finished before an interruption).
 
         Raises:
-            ConfigError: The pool cannot fill the largest budget.
+            ConfigError: The pool, or what the black box leaves to the thief, cannot fill the largest budget. Raised by
+                the call itself, before any query and before the first rung is asked for.
         """

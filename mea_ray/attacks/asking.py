@@ -1,0 +1,116 @@
+"""How an attack spends its budget: every answer is kept before the next query, and none is asked for twice."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mea_ray.attacks.transfer import Indices, TransferSet
+from mea_ray.errors import ArtifactError, DataError
+from mea_ray.types import Answers, BlackBox, FloatImages, Images
+
+
+def query(blackbox: BlackBox, images: Images | FloatImages) -> Answers:
+    """Ask one query and check that the answers belong to it.
+
+    Raises:
+        DataError: The black box gave another number of answers or classes.
+    """
+    answers = np.asarray(blackbox.query(images), np.float32)
+    if answers.shape != (len(images), blackbox.classes):
+        raise DataError(
+            f"asked {len(images)} images of {blackbox.classes} classes, got answers of shape {answers.shape}"
+        )
+    return answers
+
+
+def fill(blackbox: BlackBox, transfer: TransferSet, pool: Images, order: Indices, count: int, chunk: int) -> None:
+    """Ask the images of ``order`` until the transfer set holds ``count``, going on where it ends.
+
+    The queries depend on what the set holds and on nothing else: a process that was killed between an answer and the
+    disk asks the very same query again, which the victim's ledger knows and does not charge.
+
+    Args:
+        blackbox: The victim.
+        transfer: Where answers are kept; holds a prefix of ``order``.
+        pool: The thief's images, uint8 (N, C, H, W).
+        order: Positions in the pool, at least ``count``.
+        count: Answers to hold at the end; nothing happens if there are as many already.
+        chunk: Images in a query at most.
+
+    Raises:
+        ArtifactError: The set was filled in another order: it belongs to another seed or pool.
+    """
+    held = len(transfer)
+    if not np.array_equal(transfer.indices, order[:held]):
+        raise foreign(transfer)
+    while len(transfer) < count:
+        piece = order[len(transfer) : min(count, len(transfer) + chunk)]
+        transfer.append(piece, query(blackbox, pool[piece]))
+
+
+class Asker:
+    """Asks the queries of a training that can be repeated; what was answered before an interruption is replayed.
+
+    A training is a function of its seed, so one that starts again asks the same images in the same order: as far as the
+    transfer set goes they are answered from it.
+
+    Args:
+        blackbox: The victim.
+        transfer: Where answers are kept. Without a path nothing could be replayed, so that nothing is kept.
+        chunk: Images in a query at most; answers are written once there are as many.
+
+    Attributes:
+        asked: Images answered so far, replayed or not: what the training was charged for.
+    """
+
+    def __init__(self, blackbox: BlackBox, transfer: TransferSet, chunk: int) -> None:
+        self.blackbox, self.transfer, self.chunk = blackbox, transfer, chunk
+        self.asked = 0
+        self._indices: list[Indices] = []
+        self._answers: list[Answers] = []
+
+    def ask(self, indices: Indices, images: Images | FloatImages) -> Answers:
+        """Return the answers to images.
+
+        Args:
+            indices: Their positions in the pool, int64, (N,), N >= 1.
+            images: uint8 or float32 in [0, 1], (N, C, H, W).
+
+        Raises:
+            ArtifactError: The transfer set holds the answers of another training.
+            OverBudget: The budget is spent; what was answered before is kept.
+        """
+        parts = [
+            self._piece(indices[start : start + self.chunk], images[start : start + self.chunk])
+            for start in range(0, len(indices), self.chunk)
+        ]
+        return np.concatenate(parts)
+
+    def flush(self) -> None:
+        """Write what was answered since the last chunk."""
+        if self._indices and self.transfer.path is not None:
+            self.transfer.append(np.concatenate(self._indices), np.concatenate(self._answers))
+        self._indices, self._answers = [], []
+
+    def _piece(self, indices: Indices, images: Images | FloatImages) -> Answers:
+        start, stop = self.asked, self.asked + len(indices)
+        if self.transfer.path is not None and not self._indices and start < len(self.transfer):
+            if not np.array_equal(self.transfer.indices[start:stop], indices):
+                raise foreign(self.transfer)
+            self.asked = stop
+            return self.transfer.answers[start:stop]
+        answers = query(self.blackbox, images)
+        self.asked = stop
+        self._indices.append(indices)
+        self._answers.append(answers)
+        if sum(map(len, self._indices)) >= self.chunk:
+            self.flush()
+        return answers
+
+
+def foreign(transfer: TransferSet) -> ArtifactError:
+    """Return the error for a transfer set that another run filled."""
+    return ArtifactError(
+        f"the transfer set in {transfer.path or 'memory'} was asked in another order: it belongs to another seed, pool "
+        "or training; give this run a folder of its own, or delete that one to query again (and be charged again)"
+    )
