@@ -34,7 +34,7 @@ def factor(
     """What the peak learning rate is multiplied by for one update.
 
     The values are those of torch's StepLR, CosineAnnealingLR (stepped per update) and OneCycleLR; unlike the last, a
-    cycle too short to rise starts at its peak.
+    cycle with less than two updates to rise starts at its peak.
 
     Args:
         schedule: One of ``SCHEDULES``.
@@ -56,7 +56,9 @@ def factor(
         return _between(1.0, 0.0, update / updates)
     if schedule != "one_cycle":
         raise ConfigError(f"unknown schedule {schedule!r}; use one of {', '.join(SCHEDULES)}")
-    peak = max(0.0, warmup_fraction * updates - 1)
+    peak = warmup_fraction * updates - 1
+    if peak < 1:
+        peak = 0.0
     if update <= peak:
         return _between(ONE_CYCLE_START, 1.0, update / peak) if peak else 1.0
     return _between(1.0, ONE_CYCLE_END, (update - peak) / (updates - 1 - peak))
