@@ -1,0 +1,141 @@
+"""What happens in a sweep, as plain records; whoever shows progress listens to these and to nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mea_ray.sweep.space import Point
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events."""
+
+
+@dataclass(frozen=True)
+class SweepStarted(Event):
+    """Work begins. ``finished`` trials were found done from before and are not repeated."""
+
+    folder: str
+    trials: int
+    finished: int
+    victims: int
+    nulls: int
+    queries: int
+
+
+@dataclass(frozen=True)
+class ModelEpoch(Event):
+    """An epoch of a victim's or a null model's training ended.
+
+    Attributes:
+        role: ``victim`` or ``null``.
+        name: Name of the artifact.
+        epoch: Epochs done, over all stages of the training.
+        record: What the training engine reported (losses, accuracy, rates).
+        epochs: Epochs asked for in the config; a scheme with several stages may train more.
+    """
+
+    role: Literal["victim", "null"]
+    name: str
+    epoch: int
+    epochs: int
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelReady(Event):
+    """A victim or null model is trained, or was found in the storage."""
+
+    role: Literal["victim", "null"]
+    name: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class ServiceStarted(Event):
+    """A victim service is up."""
+
+    name: str
+    victim: str
+
+
+@dataclass(frozen=True)
+class TrialStarted(Event):
+    """A trial's process works on it, for the first time or again.
+
+    Attributes:
+        trial: Name of the trial.
+        point: What the sweep set.
+        pid: Its process, on ``node``.
+        node: Ray's id of the node.
+        budgets: Its rungs.
+        rungs_done: Rungs found finished from before.
+    """
+
+    trial: str
+    point: Point
+    pid: int
+    node: str
+    budgets: tuple[int, ...]
+    rungs_done: int
+
+
+@dataclass(frozen=True)
+class Queried(Event):
+    """A trial holds ``answers`` of the ``budget`` images that it may ask."""
+
+    trial: str
+    answers: int
+    budget: int
+
+
+@dataclass(frozen=True)
+class RungFinished(Event):
+    """A substitute was trained and verified; the numbers are those of its ``ModelReport``."""
+
+    trial: str
+    budget: int
+    queries: int
+    accuracy: float
+    fidelity: float | None
+    wsr: float | None
+    wfpr: float | None
+    p_value: float | None
+
+
+@dataclass(frozen=True)
+class TrialRestarted(Event):
+    """A trial's process died; the trial goes on in another process from what is on disk."""
+
+    trial: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrialFailed(Event):
+    """A trial is given up; the others go on."""
+
+    trial: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrialFinished(Event):
+    """A trial's result is written. ``stopped``: by the scheduler, before its last rung."""
+
+    trial: str
+    path: str
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """Something is not as it should be, and the work goes on."""
+
+    message: str
+
+
+OnEvent = Callable[[Event], None]
