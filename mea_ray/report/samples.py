@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mea_ray.errors import MeaRayError
+from mea_ray.errors import ArtifactError, MeaRayError
 from mea_ray.results import TrialResult
 from mea_ray.types import Images
 
@@ -142,7 +142,10 @@ def _from_artifact(result: TrialResult, storage: str | Path | None) -> list[Stri
     from mea_ray.watermarks.base import Key
 
     config = build(ExperimentConfig, result.config)
-    key = Key.load(Store(str(storage or config.storage)).folder(result.victim))
+    folder = Store(str(storage or config.storage)).find("victims", result.victim)
+    if folder is None:
+        raise ArtifactError(f"the victim's artifact is not in {storage or config.storage}")
+    key = Key.load(folder)
     held_out = prepare(config).splits.verification
     samples = config.victim.watermark.build().samples(key, held_out, PER_STRIP, config.seed)
     return strips(samples, held_out.class_names)

@@ -40,7 +40,7 @@ def defaults_of(config: Tree) -> dict[str, Any]:
 
     The choice of a component itself is compared with the program's default choice.
     """
-    plain = flatten(ExperimentConfig().resolved())
+    plain = flatten(build(ExperimentConfig, {}).resolved())
     try:
         chosen = flatten(build(ExperimentConfig, _names_only(config)).resolved())
     except (ConfigError, ImportError):  # a result of another version: its components may be gone

@@ -113,8 +113,8 @@ def _theft(name: str, trials: Sequence[TrialResult]) -> Finding | None:
     accuracy = mean([rung.report.accuracy for rung in ends])
     first = _first_proved(trials)
     text = (
-        f"{name + ': a' if name else 'A'} substitute bought with {budget:,} queries reaches {percent(accuracy)} accuracy "
-        f"and carries the watermark with WSR {percent(wsr)}; "
+        f"{name + ': a' if name else 'A'} substitute bought with {budget:,} queries reaches {percent(accuracy)} "
+        f"accuracy and carries the watermark with WSR {percent(wsr)}; "
     )
     if first is None:
         return Finding(text + "its theft is proved at no budget tried.", "bad")
