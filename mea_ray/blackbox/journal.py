@@ -1,0 +1,90 @@
+"""The ledger's journal on disk: a small SQLite file, committed before a charge is answered."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mea_ray.errors import ArtifactError
+
+_SCHEMA_VERSION = 1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS clients (
+    name TEXT PRIMARY KEY, budget INTEGER, images_per_second REAL, burst INTEGER,
+    tokens REAL NOT NULL, stamp REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS requests (
+    client TEXT NOT NULL, request_id TEXT NOT NULL, images INTEGER NOT NULL, digest TEXT NOT NULL,
+    PRIMARY KEY (client, request_id)
+) WITHOUT ROWID;
+"""
+
+
+class Journal:
+    """Durable rows of clients and charged requests.
+
+    The file is locked for as long as it is open: two ledgers on one journal would each let the whole budget through.
+    A killed process loses its lock, so its successor can open the file at once.
+
+    Args:
+        path: The file; its folder is made.
+        timeout_s: Seconds to wait for a predecessor to let go of the file.
+
+    Raises:
+        ArtifactError: The file is damaged, of another schema, or held by a living ledger.
+    """
+
+    def __init__(self, path: Path, *, timeout_s: float = 10.0) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # An actor may run its constructor and its calls in different threads, though never two at once.
+        self._database = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
+        try:
+            # Exclusive before WAL: no shared-memory file, hence safe on network file systems, too.
+            self._database.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.execute("BEGIN EXCLUSIVE")
+            (version,) = self._database.execute("PRAGMA user_version").fetchone()
+            if version not in {0, _SCHEMA_VERSION}:
+                raise ArtifactError(
+                    f"ledger journal {path} has schema {version}, known is {_SCHEMA_VERSION}; move it away"
+                )
+            for statement in _TABLES.split(";"):
+                self._database.execute(statement)
+            self._database.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._database.close()
+            raise ArtifactError(
+                f"cannot open ledger journal {path}: {error}; stop the service that holds it, or move the file away"
+            ) from error
+        except ArtifactError:
+            self._database.close()
+            raise
+
+    def clients(self) -> Iterator[tuple[Any, ...]]:
+        """Yield (name, budget, images_per_second, burst, tokens, stamp)."""
+        yield from self._database.execute("SELECT name, budget, images_per_second, burst, tokens, stamp FROM clients")
+
+    def requests(self) -> Iterator[tuple[str, str, int, str]]:
+        """Yield (client, request id, images, digest)."""
+        yield from self._database.execute("SELECT client, request_id, images, digest FROM requests")
+
+    def write(self, clients: Sequence[tuple[Any, ...]], requests: Sequence[tuple[Any, ...]]) -> None:
+        """Commit changed clients and new requests in one transaction: all of it or nothing is on disk afterwards."""
+        database = self._database
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            database.executemany("INSERT OR REPLACE INTO clients VALUES (?, ?, ?, ?, ?, ?)", clients)
+            database.executemany("INSERT INTO requests VALUES (?, ?, ?, ?)", requests)
+            database.execute("COMMIT")
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        """Close the file and give up its lock."""
+        self._database.close()

@@ -1,0 +1,225 @@
+"""The ledger of a query API: who may still ask how many images, and what each has been charged for.
+
+A request is charged once however often it is asked: its id is remembered, with the number and the hash of its images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from mea_ray.blackbox.journal import Journal
+from mea_ray.errors import ConfigError, OverBudget, QueryError, RateLimited, RequestConflict, UnknownClient
+
+
+class Rate(NamedTuple):
+    """Token bucket: `images_per_second` in the long run, `burst` images at once after a pause."""
+
+    images_per_second: float
+    burst: int
+
+
+class Charge(NamedTuple):
+    """One request to be charged: client, request id (unique per client), number of images, hash of the images."""
+
+    client: str
+    request_id: str
+    images: int
+    digest: str
+
+
+@dataclass
+class _Account:
+    budget: int | None
+    rate: Rate | None
+    tokens: float = 0.0
+    stamp: float = 0.0
+    charged: int = 0
+    requests: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def refill(self, now: float) -> None:
+        if self.rate is not None:
+            # A clock set back gives nothing and takes nothing.
+            gained = max(0.0, now - self.stamp) * self.rate.images_per_second
+            self.tokens = min(float(self.rate.burst), self.tokens + gained)
+        self.stamp = now
+
+
+class Ledger:
+    """Budgets, rates and charges of all clients. Not thread-safe: one owner calls it, one call at a time.
+
+    With a path every change is committed to a journal on disk before the call returns; opening the same path again
+    recovers the ledger as it was, whatever killed its process.
+
+    Args:
+        path: Journal file; None keeps the ledger in memory only.
+        clock: Seconds since any fixed moment; the default survives a restart of the process.
+
+    Raises:
+        ArtifactError: The journal is damaged, of another schema, or held open by another ledger.
+    """
+
+    def __init__(self, path: Path | str | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._accounts: dict[str, _Account] = {}
+        self._journal = Journal(Path(path)) if path is not None else None
+        if self._journal is not None:
+            for name, budget, images_per_second, burst, tokens, stamp in self._journal.clients():
+                rate = Rate(images_per_second, burst) if images_per_second is not None else None
+                self._accounts[name] = _Account(budget, rate, tokens, stamp)
+            for name, request_id, images, digest in self._journal.requests():
+                account = self._accounts[name]
+                account.requests[request_id] = (images, digest)
+                account.charged += images
+
+    def register(self, client: str, budget: int | None = None, rate: Rate | None = None) -> None:
+        """Open an account, or change the terms of one; what was charged stays charged.
+
+        Args:
+            client: Name of the client, not empty.
+            budget: Images that may be charged in all; None for no limit.
+            rate: Token bucket; None for no limit.
+
+        Raises:
+            ConfigError: The budget is negative or below what the client has been charged, or the rate is not positive.
+        """
+        if not client:
+            raise ConfigError("a client needs a name, got ''")
+        if rate is not None and (rate.images_per_second <= 0 or rate.burst < 1):
+            raise ConfigError(f"client {client!r}: {rate} must have a positive rate and a burst of at least 1")
+        account = self._accounts.get(client)
+        charged = account.charged if account else 0
+        if budget is not None and budget < charged:
+            raise ConfigError(
+                f"client {client!r}: a budget of {budget} images is below the {charged} charged; give at least that"
+            )
+        now = self._clock()
+        if account is None:
+            account = _Account(budget, rate, float(rate.burst) if rate else 0.0, now)
+        else:
+            account.refill(now)
+            if rate is not None:
+                # Registering again must not refill the bucket, or it would be a way around the rate.
+                account.tokens = min(account.tokens, float(rate.burst)) if account.rate else float(rate.burst)
+            account.budget, account.rate = budget, rate
+        if self._journal is not None:
+            self._journal.write([(client, *self._terms(account))], [])
+        self._accounts[client] = account
+
+    def charge(self, client: str, request_id: str, images_count: int, digest: str) -> None:
+        """Charge one request, or find that it was charged before.
+
+        Raises:
+            UnknownClient: The client was never registered.
+            RequestConflict: The id was charged for other images.
+            OverBudget: The request does not fit in the budget. Nothing is charged.
+            RateLimited: The request comes too fast. Nothing is charged.
+        """
+        (refusal,) = self.charge_many([Charge(client, request_id, images_count, digest)])
+        if refusal is not None:
+            raise refusal
+
+    def charge_many(self, charges: Sequence[Charge]) -> list[QueryError | None]:
+        """Charge several requests, each on its own, in their order, with one write to the journal.
+
+        Returns:
+            For each request None if it is paid for, else the error that `charge` would raise; that one cost nothing.
+        """
+        now = self._clock()
+        paid: list[Charge] = []
+        outcomes: list[QueryError | None] = []
+        for charge in map(Charge._make, charges):
+            refusal = self._refusal(charge, now)
+            outcomes.append(refusal)
+            if refusal is None and charge.request_id not in self._accounts[charge.client].requests:
+                self._enter(charge, +1)
+                paid.append(charge)
+        if self._journal is not None and paid:
+            touched = {charge.client: self._accounts[charge.client] for charge in paid}
+            try:
+                self._journal.write([(name, *self._terms(account)) for name, account in touched.items()], paid)
+            except BaseException:
+                # What is not on disk was not charged: memory must not remember more than a restart would.
+                for charge in paid:
+                    self._enter(charge, -1)
+                raise
+        return outcomes
+
+    def unpaid(self, client: str, requests: Sequence[tuple[str, int]]) -> int:
+        """Count the images of ``(request id, images)`` that were not charged before."""
+        known = self._account(client).requests
+        return sum(images for request_id, images in requests if request_id not in known)
+
+    def remaining(self, client: str) -> int | None:
+        """Return how many images the client may still ask; None without a budget."""
+        account = self._account(client)
+        return None if account.budget is None else account.budget - account.charged
+
+    def budget(self, client: str) -> int | None:
+        """Return the client's budget in images; None without one."""
+        return self._account(client).budget
+
+    def charged(self, client: str) -> int:
+        """Return how many images the client has been charged."""
+        return self._account(client).charged
+
+    def clients(self) -> list[str]:
+        """Return the names of all clients, sorted."""
+        return sorted(self._accounts)
+
+    def close(self) -> None:
+        """Close the journal, so that another ledger may open it."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def _account(self, client: str) -> _Account:
+        try:
+            return self._accounts[client]
+        except KeyError:
+            raise UnknownClient(f"client {client!r} is not registered; register it with the service first") from None
+
+    def _refusal(self, charge: Charge, now: float) -> QueryError | None:
+        account = self._accounts.get(charge.client)
+        if account is None:
+            return UnknownClient(f"client {charge.client!r} is not registered; register it with the service first")
+        before = account.requests.get(charge.request_id)
+        if before is not None:
+            if before == (charge.images, charge.digest):
+                return None
+            return RequestConflict(
+                f"request id {charge.request_id!r} of client {charge.client!r} was charged for {before[0]} other images; "
+                "use a new one"
+            )
+        if account.budget is not None and account.charged + charge.images > account.budget:
+            return OverBudget(charge.client, charge.images, account.budget - account.charged, account.budget)
+        if account.rate is not None:
+            account.refill(now)
+            # A request larger than the burst goes through a full bucket and leaves it in debt, else it never could.
+            needed = min(charge.images, account.rate.burst)
+            if account.tokens < needed:
+                return RateLimited(charge.client, (needed - account.tokens) / account.rate.images_per_second)
+        return None
+
+    def _enter(self, charge: Charge, sign: int) -> None:
+        account = self._accounts[charge.client]
+        account.charged += sign * charge.images
+        if account.rate is not None:
+            account.tokens -= sign * charge.images
+        if sign > 0:
+            account.requests[charge.request_id] = (charge.images, charge.digest)
+        else:
+            del account.requests[charge.request_id]
+
+    @staticmethod
+    def _terms(account: _Account) -> tuple[int | None, float | None, int | None, float, float]:
+        rate = account.rate
+        return (
+            account.budget,
+            rate.images_per_second if rate else None,
+            rate.burst if rate else None,
+            account.tokens,
+            account.stamp,
+        )

@@ -1,0 +1,110 @@
+"""Forward passes of one fixed shape, so that an answer never depends on what an image was merged with.
+
+Matrix libraries choose their algorithm, and so their order of summation, by the shape of the whole batch: the same
+image alone and in a batch of 256 gets logits that differ in the last bits. Here every pass holds exactly the same
+number of images, padded with black ones, and rows of a pass do not influence each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from mea_ray.blackbox.policies import Policy
+from mea_ray.training.device import device as default_device
+from mea_ray.types import Answers, FloatImages, Images
+
+_DEFAULT_PASS_IMAGES = {"cpu": 32}
+_DEFAULT_ACCELERATOR = 256
+
+
+def default_pass_images(where: torch.device, max_batch_images: int | None = None) -> int:
+    """Return the number of images in a pass that is fastest per image on a device, at most ``max_batch_images``."""
+    images = _DEFAULT_PASS_IMAGES.get(where.type, _DEFAULT_ACCELERATOR)
+    return images if max_batch_images is None else min(images, max_batch_images)
+
+
+class FixedShapePasses:
+    """A victim that answers any number of images in passes of one shape, in float32.
+
+    Args:
+        model: The victim; it is put in eval mode and moved to the device.
+        shape: (channels, height, width) of one image.
+        policy: What an answer holds.
+        pass_images: Images in every forward pass; None chooses by device.
+        device: Where to compute; None for the device of this process.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: tuple[int, int, int],
+        policy: Policy,
+        *,
+        pass_images: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.device = default_device() if device is None else device
+        # Picking the fastest algorithm by a race could give two replicas, or two starts of one, different bits.
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        self.model = model.to(self.device).float().eval()
+        self.policy = policy
+        self.pass_images = default_pass_images(self.device) if pass_images is None else pass_images
+        self.passes = 0
+        self._pixels = np.zeros((self.pass_images, *shape), dtype=np.uint8)
+        self._values = np.zeros((self.pass_images, *shape), dtype=np.float32)
+        # A tensor and not a number: dividing by a number may become multiplying by its inverse, which rounds otherwise.
+        self._white = torch.tensor(255.0, device=self.device)
+
+    def answer(self, parts: Sequence[Images | FloatImages]) -> list[Answers]:
+        """Answer several requests in as few passes as hold them.
+
+        Args:
+            parts: Images of each request, uint8 or float32 in [0, 1], (N_i, C, H, W), already checked.
+
+        Returns:
+            For each request float32 answers (N_i, K).
+        """
+        total = sum(map(len, parts))
+        rows = [
+            self._pass(parts, start, min(start + self.pass_images, total))
+            for start in range(0, total, self.pass_images)
+        ]
+        probabilities = np.concatenate(rows)
+        ends = np.cumsum([len(part) for part in parts])
+        return [
+            self.policy.apply(probabilities[end - len(part) : end], part) for part, end in zip(parts, ends, strict=True)
+        ]
+
+    def _pass(self, parts: Sequence[Images | FloatImages], start: int, stop: int) -> np.ndarray:
+        """Compute the probabilities of images ``start`` to ``stop``, counted over all parts."""
+        pieces = []
+        offset = 0
+        for part in parts:
+            low, high = max(start - offset, 0), min(stop - offset, len(part))
+            if low < high:
+                pieces.append(part[low:high])
+            offset += len(part)
+        count = stop - start
+        # Whole requests of uint8 go to the device as they are: a quarter of the bytes, converted there.
+        buffer = self._pixels if all(piece.dtype == np.uint8 for piece in pieces) else self._values
+        row = 0
+        for piece in pieces:
+            target = buffer[row : row + len(piece)]
+            if buffer is self._values and piece.dtype == np.uint8:
+                np.divide(piece, np.float32(255), out=target)
+            else:
+                target[...] = piece
+            row += len(piece)
+        buffer[count:] = 0
+        with torch.inference_mode():
+            x = torch.from_numpy(buffer).to(self.device)
+            if buffer is self._pixels:
+                x = x.float().div_(self._white)
+            answers = torch.softmax(self.model(x), dim=1)[:count].cpu().numpy()
+        self.passes += 1
+        return np.asarray(answers, dtype=np.float32)

@@ -1,0 +1,136 @@
+"""Answer policies: what a query API lets out of the victim's probabilities.
+
+Every policy works row by row, so that an answer depends on its own image only and never on what it was merged with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mea_ray.errors import ConfigError
+from mea_ray.types import Answers, FloatImages, Images
+
+
+class Policy(Protocol):
+    """How an API words its answers."""
+
+    def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
+        """Turn probabilities into answers.
+
+        Args:
+            probabilities: float32 (N, K), rows sum to 1.
+            images: What was asked, uint8 or float32 in [0, 1], (N, C, H, W).
+
+        Returns:
+            float32 (N, K), a new array.
+        """
+        ...
+
+
+class Probabilities:
+    """All probabilities, as the victim computes them."""
+
+    def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
+        """Return the probabilities, see `Policy.apply`."""
+        return np.array(probabilities, dtype=np.float32)
+
+
+class TopK:
+    """Only the largest probabilities; the others are zero.
+
+    Args:
+        k: Probabilities shown; all of them if there are fewer classes. Ties go to the lower class index.
+        renormalise: Scale the shown ones to sum to 1.
+
+    Raises:
+        ConfigError: ``k`` is below 1.
+    """
+
+    def __init__(self, *, k: int = 5, renormalise: bool = False) -> None:
+        if k < 1:
+            raise ConfigError(f"k={k} must be at least 1; use the policy `label_only` to hide all probabilities")
+        self.k, self.renormalise = k, renormalise
+
+    def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
+        """Keep the ``k`` largest per row, see `Policy.apply`."""
+        hidden = np.argsort(-probabilities, axis=1, kind="stable")[:, self.k :]
+        answers = np.array(probabilities, dtype=np.float32)
+        np.put_along_axis(answers, hidden, np.float32(0), axis=1)
+        if self.renormalise:
+            # The largest of K probabilities is at least 1/K, so the sum is never zero.
+            answers /= answers.sum(axis=1, keepdims=True)
+        return answers
+
+
+class Rounded:
+    """Probabilities rounded to a few decimals; rows need not sum to 1 any more.
+
+    Args:
+        decimals: Decimals kept.
+
+    Raises:
+        ConfigError: ``decimals`` is negative.
+    """
+
+    def __init__(self, *, decimals: int = 2) -> None:
+        if decimals < 0:
+            raise ConfigError(f"decimals={decimals} must be at least 0; use `label_only` to say even less")
+        self.decimals = decimals
+
+    def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
+        """Round each probability, see `Policy.apply`."""
+        return np.round(probabilities.astype(np.float64), self.decimals).astype(np.float32)
+
+
+class LabelOnly:
+    """The most probable class and nothing else, as a one-hot row. Ties go to the lower class index."""
+
+    def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
+        """Return one-hot rows, see `Policy.apply`."""
+        answers = np.zeros(probabilities.shape, dtype=np.float32)
+        answers[np.arange(len(answers)), probabilities.argmax(axis=1)] = 1
+        return answers
+
+
+class AdditiveNoise:
+    """Gaussian noise on each probability, clipped at zero and renormalised.
+
+    The noise is a function of the image and of the owner's secret seed, so it cannot be averaged away by asking again.
+    Images that agree after rounding to 8 bits share their noise: neither can it be averaged over invisible changes.
+
+    Args:
+        sigma: Standard deviation of the noise, in units of probability.
+        seed: The owner's secret; who knows it can subtract the noise.
+
+    Raises:
+        ConfigError: ``sigma`` is negative.
+    """
+
+    def __init__(self, *, sigma: float = 0.05, seed: int = 0) -> None:
+        if sigma < 0:
+            raise ConfigError(f"sigma={sigma} must be at least 0")
+        self.sigma, self.seed = sigma, seed
+
+    def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
+        """Add noise to each row, see `Policy.apply`."""
+        noise = np.stack([self._noise(image, probabilities.shape[1]) for image in _eight_bits(images)])
+        noisy = np.clip(probabilities + noise, 0, None)
+        total = noisy.sum(axis=1, keepdims=True)
+        # Noise may take every probability of a row below zero; such a row is answered as it was.
+        answers = np.where(total > 0, noisy / np.where(total > 0, total, 1), probabilities)
+        return answers.astype(np.float32)
+
+    def _noise(self, image: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.float64]:
+        key = hashlib.sha256(f"{self.seed}/{image.shape}/".encode())
+        key.update(np.ascontiguousarray(image).data)
+        return np.random.default_rng(int.from_bytes(key.digest()[:16], "big")).normal(0, self.sigma, classes)
+
+
+def _eight_bits(images: Images | FloatImages) -> npt.NDArray[np.uint8]:
+    if images.dtype == np.uint8:
+        return images  # type: ignore[return-value]
+    return np.rint(images * np.float32(255)).astype(np.uint8)

@@ -1,0 +1,164 @@
+"""The thief's side of the service: a black box that pipelines requests and survives dead replicas.
+
+A request's id is made of the number of images asked before it and a hash of its own. So the same query, repeated after
+a failure, carries the same ids and is charged once, while an image asked again on purpose comes later in the count and
+is charged again. Who resumes in a new process begins the count where it persisted its answers (``start_at``): what was
+charged but never persisted is then answered for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from mea_ray.blackbox.validate import check_images, image_digest
+from mea_ray.errors import ConfigError, MeaRayError, OverBudget, ServiceUnavailable
+from mea_ray.service.flight import Request, fly
+from mea_ray.service.naming import find, ledger_name
+from mea_ray.types import Answers, FloatImages, Images
+
+
+class ServiceClient:
+    """A victim behind its service; implements `types.BlackBox`. Picklable: it finds its actors again by name.
+
+    Two copies of a client count on their own; give them other clients' names, or other prefixes.
+
+    Args:
+        service: Name of the service.
+        client: Name of the client, registered with the service.
+        request_images: Images in a request; ``query`` splits what is longer.
+        max_in_flight: Requests under way at once.
+        request_timeout_s: Seconds to wait for one answer, or for a dead replica's return, before asking again.
+        retries: Times a request is asked again after a failure.
+        start_at: Images that this client has asked, and kept the answers of, in an earlier process.
+        request_prefix: Tells streams of queries of one client apart, should it need several.
+
+    Raises:
+        ServiceUnavailable: There is no such service.
+        ConfigError: ``request_images`` is larger than the service takes, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        client: str,
+        *,
+        request_images: int = 256,
+        max_in_flight: int = 8,
+        request_timeout_s: float = 120.0,
+        retries: int = 5,
+        start_at: int = 0,
+        request_prefix: str = "",
+    ) -> None:
+        if min(request_images, max_in_flight) < 1 or request_timeout_s <= 0 or min(retries, start_at) < 0:
+            raise ConfigError(
+                f"request_images={request_images} and max_in_flight={max_in_flight} must be at least 1, "
+                f"request_timeout_s={request_timeout_s} positive, retries={retries}, start_at={start_at} not negative"
+            )
+        self.service, self.client, self.asked, self.request_prefix = service, client, start_at, request_prefix
+        self.request_images, self.max_in_flight = request_images, max_in_flight
+        self.request_timeout_s, self.retries = request_timeout_s, retries
+        self._ledger: Any = None
+        description = self._ask_ledger("describe")
+        self._replicas: tuple[str, ...] = tuple(description["replicas"])
+        self._classes: int = description["classes"]
+        channels, height, width = description["image_shape"]
+        self._shape: tuple[int, int, int] = channels, height, width
+        if request_images > description["max_request_images"]:
+            raise ConfigError(
+                f"request_images={request_images} is more than the {description['max_request_images']} that the "
+                "service takes; lower `service.request_images` or raise `service.max_request_images`"
+            )
+
+    @property
+    def classes(self) -> int:
+        """Number of classes in an answer."""
+        return self._classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image: (channels, height, width)."""
+        return self._shape
+
+    @property
+    def remaining(self) -> int | None:
+        """Images that may still be asked; None without a budget."""
+        left: int | None = self._ask_ledger("remaining", self.client)
+        return left
+
+    def query(self, images: Images | FloatImages) -> Answers:
+        """Answer images in their order, see `types.BlackBox.query`.
+
+        After an error the same query may be asked again: what was charged of it is not charged twice. Waits when the
+        client is over its rate.
+
+        Raises:
+            BadQuery: The images are not acceptable; nothing was charged.
+            UnknownClient: The client is not registered.
+            OverBudget: They do not fit in what is left of the budget; nothing was charged.
+            ServiceUnavailable: No replica answered, although asked again ``retries`` times.
+        """
+        before = self.asked
+        try:
+            return np.concatenate(list(self.query_iter(images)))
+        except BaseException:
+            self.asked = before
+            raise
+
+    def query_iter(self, images: Images | FloatImages) -> Iterator[Answers]:
+        """Like `query`, but yields the answers of one request after the other, so that each can be kept at once.
+
+        ``asked`` counts the images whose answers were yielded: after an error, go on with the rest.
+        """
+        check_images(images, self._shape)
+        requests = self._split(images)
+        if len(requests) > 1:
+            # One request is refused as a whole by the ledger; several must be refused before the first is charged.
+            ids = [(request.request_id, len(request.images)) for request in requests]
+            unpaid, remaining, budget = self._ask_ledger("unpaid", self.client, ids)
+            if remaining is not None and unpaid > remaining:
+                raise OverBudget(self.client, unpaid, remaining, budget)
+        for request, answers in zip(requests, self._fly(requests), strict=True):
+            self.asked += len(request.images)
+            yield answers
+
+    def request(self, request_id: str, images: Any) -> Answers:
+        """Ask one request as it is, under an id of the caller's choice, with nothing checked on this side."""
+        return next(self._fly([Request(request_id, images)]))
+
+    def _fly(self, requests: list[Request]) -> Iterator[Answers]:
+        return fly(
+            requests,
+            self._replicas,
+            self.client,
+            max_in_flight=self.max_in_flight,
+            timeout_s=self.request_timeout_s,
+            retries=self.retries,
+        )
+
+    def _split(self, images: Images | FloatImages) -> list[Request]:
+        requests = []
+        for start in range(0, len(images), self.request_images):
+            part = images[start : start + self.request_images]
+            requests.append(Request(f"{self.request_prefix}{self.asked + start}-{image_digest(part)}", part))
+        return requests
+
+    def _ask_ledger(self, method: str, *args: Any) -> Any:
+        if self._ledger is None:
+            self._ledger = find(ledger_name(self.service))
+        try:
+            # Ray asks again by itself after the ledger died and came back.
+            return ray.get(getattr(self._ledger, method).remote(*args), timeout=self.request_timeout_s)
+        except RayTaskError as error:
+            if isinstance(error.cause, MeaRayError):
+                raise error.cause from None
+            raise
+        except RayError as error:
+            raise ServiceUnavailable(f"the ledger of service {self.service!r} does not answer: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ledger": None}

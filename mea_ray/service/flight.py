@@ -1,0 +1,200 @@
+"""Requests under way: pipelined over the replicas with bounded flight, asked again when a replica dies or is late."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from mea_ray.errors import QueryError, RateLimited, ServiceUnavailable
+from mea_ray.service.naming import exists, find
+from mea_ray.types import Answers
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+
+
+@dataclass
+class Request:
+    """One request: its id, its images, and how often asking it failed.
+
+    Attributes:
+        failures: Answers that failed or were late.
+        down_since: When replicas began to be unreachable for it; None while they are not.
+        pauses: Pauses made for unreachable replicas.
+    """
+
+    request_id: str
+    images: Any
+    failures: int = 0
+    down_since: float | None = None
+    pauses: int = 0
+
+
+@dataclass
+class _Flight:
+    index: int
+    replica: str
+    deadline: float
+
+
+def fly(
+    requests: Sequence[Request],
+    replicas: Sequence[str],
+    client: str,
+    *,
+    max_in_flight: int,
+    timeout_s: float,
+    retries: int,
+) -> Iterator[Answers]:
+    """Ask requests and yield their answers in order, as soon as each is there.
+
+    Args:
+        requests: What to ask, each with an id of its own.
+        replicas: Names of the replica actors.
+        client: In whose name.
+        max_in_flight: Requests under way at once.
+        timeout_s: Seconds to wait for one answer, or for the return of a dead replica.
+        retries: Failures of one request that are borne.
+
+    Raises:
+        QueryError: The service refuses the next request in order; those before it have been yielded.
+        ServiceUnavailable: A request failed more often, or its replicas were away longer, than is borne.
+    """
+    return _Flights(requests, replicas, client, max_in_flight, timeout_s, retries).run()
+
+
+class _Flights:
+    _turn = itertools.count()
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        replicas: Sequence[str],
+        client: str,
+        max_in_flight: int,
+        timeout_s: float,
+        retries: int,
+    ) -> None:
+        self.requests, self.client = requests, client
+        self.replicas = {name: find(name) for name in replicas if exists(name)}
+        self.service = replicas[0].rpartition("/replica/")[0] if replicas else "?"
+        self.max_in_flight, self.timeout_s, self.retries = max_in_flight, timeout_s, retries
+        self.flights: dict[Any, _Flight] = {}
+        self.later: list[tuple[float, int]] = []
+        self.outcomes: dict[int, Answers | Exception] = {}
+        self.launched = 0
+        self.refused = False
+
+    def run(self) -> Iterator[Answers]:
+        for index in range(len(self.requests)):
+            while index not in self.outcomes:
+                self._launch(index)
+                self._land()
+            outcome = self.outcomes.pop(index)
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
+
+    def _launch(self, oldest: int) -> None:
+        now = time.monotonic()
+        while self.later and self.later[0][0] <= now:
+            self._ask(heapq.heappop(self.later)[1])
+        # Answers that wait for an older one are bounded, too.
+        while (
+            not self.refused
+            and self.launched < min(len(self.requests), oldest + 4 * self.max_in_flight)
+            and len(self.flights) + len(self.later) < self.max_in_flight
+        ):
+            self._ask(self.launched)
+            self.launched += 1
+
+    def _ask(self, index: int, avoid: str | None = None) -> None:
+        request = self.requests[index]
+        if not self.replicas:
+            self.outcomes[index] = ServiceUnavailable(
+                f"all replicas of service {self.service!r} are gone for good; start it again, then repeat the query"
+            )
+            return
+        load = dict.fromkeys(self.replicas, 0)
+        for flight in self.flights.values():
+            if flight.replica in load:
+                load[flight.replica] += 1
+        names = sorted(load, key=lambda name: (name == avoid, load[name]))
+        equal = [name for name in names if (name == avoid, load[name]) == (names[0] == avoid, load[names[0]])]
+        name = equal[next(self._turn) % len(equal)]
+        reference = self.replicas[name].answer.remote(self.client, request.request_id, request.images)
+        self.flights[reference] = _Flight(index, name, time.monotonic() + self.timeout_s)
+
+    def _land(self) -> None:
+        """Wait until something happens, then deal with all that did."""
+        now = time.monotonic()
+        events = [flight.deadline for flight in self.flights.values()] + [when for when, _ in self.later[:1]]
+        if not events:
+            return
+        pause = max(0.0, min(events) - now)
+        if self.flights:
+            done, _ = ray.wait(list(self.flights), num_returns=1, timeout=pause)
+        else:
+            done = []
+            time.sleep(pause)
+        for reference in done:
+            self._receive(reference, self.flights.pop(reference))
+        now = time.monotonic()
+        for reference, flight in list(self.flights.items()):
+            if flight.deadline <= now:
+                del self.flights[reference]
+                self._failed(flight, f"no answer from {flight.replica} in {self.timeout_s} s")
+
+    def _receive(self, reference: Any, flight: _Flight) -> None:
+        request = self.requests[flight.index]
+        try:
+            self.outcomes[flight.index] = ray.get(reference)
+        except RayTaskError as error:
+            if isinstance(error.cause, RateLimited):
+                self._again(flight.index, error.cause.retry_after_s)
+            elif isinstance(error.cause, QueryError):
+                self.outcomes[flight.index] = error.cause
+                # What follows would be asked in vain, or charged although the caller has to change something first.
+                self.refused = True
+            else:
+                self._failed(flight, str(error.cause or error))
+        except RayError as error:
+            self._unreachable(flight, request, str(error))
+
+    def _unreachable(self, flight: _Flight, request: Request, reason: str) -> None:
+        """The replica died under the request, or is being restarted: ask another one, or wait for its return."""
+        now = time.monotonic()
+        if not exists(flight.replica):
+            self.replicas.pop(flight.replica, None)
+        request.down_since = now if request.down_since is None else request.down_since
+        if now - request.down_since > self.timeout_s:
+            request.down_since, request.pauses = None, 0
+            self._failed(flight, reason)
+        elif request.pauses == 0 and len(self.replicas) > 1:
+            request.pauses = 1
+            self._ask(flight.index, avoid=flight.replica)
+        else:
+            pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**request.pauses)
+            request.pauses += 1
+            self._again(flight.index, pause)
+
+    def _failed(self, flight: _Flight, reason: str) -> None:
+        request = self.requests[flight.index]
+        request.failures += 1
+        if request.failures > self.retries:
+            self.outcomes[flight.index] = ServiceUnavailable(
+                f"service {self.service!r} failed {request.failures} times on one request, last: {reason}; answers "
+                "received before are kept, and repeating the query is not charged twice"
+            )
+            self.refused = True
+        else:
+            self._ask(flight.index, avoid=flight.replica)
+
+    def _again(self, index: int, pause_s: float) -> None:
+        heapq.heappush(self.later, (time.monotonic() + pause_s, index))

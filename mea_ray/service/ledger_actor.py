@@ -1,0 +1,61 @@
+"""The ledger behind an actor: one per service, restarted by Ray, recovered from its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mea_ray.blackbox.ledger import Charge, Ledger, Rate
+from mea_ray.errors import QueryError
+
+
+class LedgerActor:
+    """A `Ledger` and the description of its service; wrapped with ``ray.remote`` where the service is started.
+
+    Ray builds it again from the same arguments after its process died, and asks again what was under way; the journal
+    and the request ids see to it that nothing is lost or charged twice.
+
+    Args:
+        path: Journal file, on a file system that every node sees where the actor may be restarted.
+        rate: ``images_per_second`` and ``burst`` given to every client; None for no limit.
+        description: What `VictimService.connect` needs to know; kept as it is.
+    """
+
+    def __init__(self, path: str, rate: Mapping[str, Any] | None, description: Mapping[str, Any]) -> None:
+        self._ledger = Ledger(Path(path))
+        self._rate = Rate(float(rate["images_per_second"]), int(rate["burst"])) if rate else None
+        self._description = dict(description)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the description given at the start."""
+        return self._description
+
+    def register(self, client: str, budget: int | None) -> None:
+        """Open an account or change its budget, see `Ledger.register`."""
+        self._ledger.register(client, budget, self._rate)
+
+    def charge_many(self, charges: Sequence[Charge]) -> list[QueryError | None]:
+        """Charge merged requests, see `Ledger.charge_many`."""
+        return self._ledger.charge_many(charges)
+
+    def remaining(self, client: str) -> int | None:
+        """Return the images that the client may still ask; None without a budget."""
+        return self._ledger.remaining(client)
+
+    def charged(self, client: str) -> int:
+        """Return the images that the client has been charged."""
+        return self._ledger.charged(client)
+
+    def unpaid(self, client: str, requests: Sequence[tuple[str, int]]) -> tuple[int, int | None, int | None]:
+        """Return images of ``requests`` not charged before, images remaining, and the budget."""
+        ledger = self._ledger
+        return ledger.unpaid(client, requests), ledger.remaining(client), ledger.budget(client)
+
+    def clients(self) -> list[str]:
+        """Return the names of all clients."""
+        return self._ledger.clients()
+
+    def close(self) -> None:
+        """Close the journal before the actor is stopped on purpose."""
+        self._ledger.close()

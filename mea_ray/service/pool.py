@@ -1,0 +1,263 @@
+"""A victim's service: a pool of replicas and their ledger, started, found and stopped by name."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from mea_ray.blackbox import POLICIES
+from mea_ray.errors import ConfigError, MeaRayError, ServiceUnavailable
+from mea_ray.service.client import ServiceClient
+from mea_ray.service.ledger_actor import LedgerActor
+from mea_ray.service.naming import NAMESPACE, exists, find, ledger_name, replica_name
+from mea_ray.service.replica import Replica
+from mea_ray.training.checkpoint import load_model
+
+
+class VictimService:
+    """The actors of one service. Made by `start` or `connect`.
+
+    A service that is not detached lives as long as the object that `start` returned, or until `stop`.
+
+    Attributes:
+        name: Name of the service.
+        ledger: Handle of the `LedgerActor`.
+        replicas: Handles of the `Replica` actors.
+    """
+
+    def __init__(self, name: str, ledger: Any, replicas: list[Any], description: Mapping[str, Any]) -> None:
+        self.name, self.ledger, self.replicas = name, ledger, replicas
+        self._description = dict(description)
+
+    @staticmethod
+    def bundles(replicas: int, cpus_per_replica: float, gpus_per_replica: float = 0.0) -> list[dict[str, float]]:
+        """Return the bundles of a placement group that holds a service: one per replica. The ledger takes none."""
+        bundle = {"CPU": cpus_per_replica, "GPU": gpus_per_replica}
+        return [{key: value for key, value in bundle.items() if value > 0} for _ in range(replicas)]
+
+    @classmethod
+    def start(
+        cls,
+        folder: str | Path,
+        name: str,
+        *,
+        replicas: int = 1,
+        cpus_per_replica: float = 1.0,
+        gpus_per_replica: float = 0.0,
+        max_batch_images: int = 256,
+        max_wait_ms: float = 2.0,
+        pass_images: int | None = None,
+        max_request_images: int = 1024,
+        policy: Mapping[str, Any] | None = None,
+        rate: Mapping[str, Any] | None = None,
+        ledger_path: str | Path | None = None,
+        placement_group: Any = None,
+        detached: bool = False,
+        start_timeout_s: float = 300.0,
+    ) -> VictimService:
+        """Start a service and wait until every replica can answer.
+
+        Args:
+            folder: Artifact folder of the victim; every node that may hold a replica must see it.
+            name: Unique in the Ray cluster.
+            replicas: Replica actors.
+            cpus_per_replica: CPUs of one replica, may be a fraction.
+            gpus_per_replica: GPUs of one replica, may be a fraction.
+            max_batch_images: Images merged at most; with 1, requests are never merged.
+            max_wait_ms: Longest wait of an idle replica for more requests to fill a pass.
+            pass_images: Images in every forward pass; None chooses by device, at most ``max_batch_images``.
+            max_request_images: Images in one request at most.
+            policy: ``{"name": ..., **parameters}``; all probabilities when None.
+            rate: ``{"images_per_second": ..., "burst": ...}`` for each client; no limit when None.
+            ledger_path: Journal of the ledger; None for a temporary file that `stop` deletes.
+            placement_group: Where the actors are placed; see `bundles`.
+            detached: Outlive the process that starts it, until `stop`.
+            start_timeout_s: Seconds to wait for the replicas.
+
+        Raises:
+            ArtifactError: The folder holds no readable victim.
+            ConfigError: The policy is unknown, a number is out of range, or a service of this name is running.
+            ServiceUnavailable: The replicas did not start in time, for want of resources, say.
+        """
+        if min(replicas, max_batch_images, max_request_images, pass_images or 1) < 1 or max_wait_ms < 0:
+            raise ConfigError(
+                f"replicas={replicas}, max_batch_images={max_batch_images}, pass_images={pass_images} and "
+                f"max_request_images={max_request_images} must be at least 1, max_wait_ms={max_wait_ms} not negative"
+            )
+        chosen = dict(policy or {"name": "probabilities"})
+        POLICIES.build(chosen["name"], **{key: value for key, value in chosen.items() if key != "name"})
+        folder = Path(folder).resolve()
+        model, _ = load_model(folder)
+        temporary = ledger_path is None
+        journal = (
+            Path(tempfile.gettempdir()) / f"mea_ray_ledger_{uuid.uuid4().hex}.sqlite"
+            if temporary
+            else Path(str(ledger_path))
+        )
+        names = [replica_name(name, index) for index in range(replicas)]
+        description = {
+            "replicas": names,
+            "classes": model.classes,
+            "image_shape": model.shape,
+            "max_request_images": max_request_images,
+            "temporary_journal": str(journal) if temporary else None,
+        }
+        common: dict[str, Any] = {"namespace": NAMESPACE, "max_restarts": -1}
+        if detached:
+            common["lifetime"] = "detached"
+        if placement_group is not None:
+            common["scheduling_strategy"] = PlacementGroupSchedulingStrategy(placement_group)
+        if exists(ledger_name(name)):
+            raise ConfigError(f"a victim service {name!r} is running; connect to it, stop it, or choose another name")
+        ledger = (
+            ray.remote(LedgerActor)
+            .options(**common, name=ledger_name(name), num_cpus=0, max_task_retries=-1)
+            .remote(str(journal.resolve()), rate, description)
+        )
+        # No retries by Ray here: the client asks another replica, which is up already.
+        remote_replica = ray.remote(Replica)
+        _get(ledger.describe.remote())
+        handles = [
+            remote_replica.options(
+                **common, name=replica, num_cpus=cpus_per_replica, num_gpus=gpus_per_replica, max_task_retries=0
+            ).remote(
+                str(folder),
+                name,
+                policy=chosen,
+                cpus=cpus_per_replica,
+                gpus=gpus_per_replica,
+                max_batch_images=max_batch_images,
+                max_wait_ms=max_wait_ms,
+                pass_images=pass_images,
+                max_request_images=max_request_images,
+            )
+            for replica in names
+        ]
+        service = cls(name, ledger, handles, description)
+        try:
+            ray.get([handle.describe.remote() for handle in [*handles, ledger]], timeout=start_timeout_s)
+        except (RayError, GetTimeoutError) as error:
+            service.stop()
+            raise ServiceUnavailable(
+                f"service {name!r} did not start within {start_timeout_s} s: {error}; check that the cluster has "
+                f"{replicas} x ({cpus_per_replica} CPUs, {gpus_per_replica} GPUs) free"
+            ) from error
+        return service
+
+    @classmethod
+    def connect(cls, name: str) -> VictimService:
+        """Find a running service, from any process of the Ray cluster.
+
+        Raises:
+            ServiceUnavailable: There is none of this name.
+        """
+        ledger = find(ledger_name(name))
+        description = ray.get(ledger.describe.remote())
+        return cls(name, ledger, [find(replica) for replica in description["replicas"]], description)
+
+    def register(self, client: str, budget: int | None = None) -> None:
+        """Open an account or change its budget; what was charged stays charged.
+
+        Args:
+            client: Name of the client.
+            budget: Images that may be charged in all; None for no limit.
+
+        Raises:
+            ConfigError: The budget is below what the client has been charged.
+        """
+        _get(self.ledger.register.remote(client, budget))
+
+    def client(
+        self,
+        client: str,
+        *,
+        request_images: int = 256,
+        max_in_flight: int = 8,
+        request_timeout_s: float = 120.0,
+        retries: int = 5,
+        start_at: int = 0,
+        request_prefix: str = "",
+    ) -> ServiceClient:
+        """Return a registered client's black box; the arguments are those of `ServiceClient`."""
+        return ServiceClient(
+            self.name,
+            client,
+            request_images=request_images,
+            max_in_flight=max_in_flight,
+            request_timeout_s=request_timeout_s,
+            retries=retries,
+            start_at=start_at,
+            request_prefix=request_prefix,
+        )
+
+    def charged(self, client: str) -> int:
+        """Return the images that a client has been charged.
+
+        Raises:
+            UnknownClient: The client is not registered.
+        """
+        images: int = _get(self.ledger.charged.remote(client))
+        return images
+
+    def clients(self) -> list[str]:
+        """Return the names of all clients."""
+        names: list[str] = _get(self.ledger.clients.remote())
+        return names
+
+    def stats(self) -> dict[str, float]:
+        """Return requests, images, refused requests, passes and mean fill of a pass, over all replicas.
+
+        A replica that was restarted counts from its restart; one that is down does not count.
+        """
+        total = {"requests": 0.0, "images": 0.0, "refused": 0.0, "passes": 0.0, "mean_fill": 0.0}
+        for handle in self.replicas:
+            try:
+                counts = ray.get(handle.stats.remote())
+            except RayError:
+                continue
+            total["mean_fill"] += counts["passes"] * counts.pop("mean_fill")
+            for key, value in counts.items():
+                total[key] += value
+        total["mean_fill"] /= max(1.0, total["passes"])
+        return total
+
+    def stop(self) -> None:
+        """Stop all actors and release their resources and names; a given journal stays, a temporary one goes.
+
+        Stopping twice, or after Ray was shut down, does nothing.
+        """
+        if not ray.is_initialized():
+            return
+        for handle in [*self.replicas, self.ledger]:
+            try:
+                ray.kill(handle, no_restart=True)
+            except (RayError, ValueError):
+                continue
+        names = [ledger_name(self.name), *self._description["replicas"]]
+        deadline = time.monotonic() + 10
+        while any(map(exists, names)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        journal = self._description["temporary_journal"]
+        if journal is not None:
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                Path(journal + suffix).unlink(missing_ok=True)
+
+
+def _get(reference: Any) -> Any:
+    """Get an actor's answer; an error of ours is raised as itself, not wrapped in Ray's."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, MeaRayError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise ServiceUnavailable(f"the ledger does not answer: {error}; start the service again") from error

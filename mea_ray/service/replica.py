@@ -1,0 +1,228 @@
+"""A replica of the victim: an actor that merges the requests of many clients into forward passes of a fixed shape.
+
+A request goes through three stages, each of which works on while the others do: checked in the event loop; charged,
+together with whatever else arrived during the ledger's last answer; computed in a worker thread, together with
+whatever else was paid for during the last pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mea_ray.blackbox import POLICIES
+from mea_ray.blackbox.ledger import Charge
+from mea_ray.blackbox.passes import FixedShapePasses, default_pass_images
+from mea_ray.blackbox.validate import check_images, image_digest
+from mea_ray.errors import ServiceUnavailable
+from mea_ray.service.naming import find, ledger_name
+from mea_ray.training.checkpoint import load_model
+from mea_ray.training.device import device, use_gpus, use_threads
+from mea_ray.types import Answers, FloatImages, Images
+
+
+@dataclass
+class _Request:
+    """A request under way; ``done`` counts its images that have been answered."""
+
+    charge: Charge
+    images: Images | FloatImages
+    answered: asyncio.Future[Answers]
+
+
+class Replica:
+    """An async actor that holds a victim; wrapped with ``ray.remote`` where the service is started.
+
+    Args:
+        folder: Artifact folder of the victim.
+        service: Name of the service, under which its ledger is found.
+        policy: ``{"name": ..., **parameters}`` of an answer policy.
+        cpus: CPUs of this replica: torch's threads.
+        gpus: GPUs of this replica, may be a fraction; 0 computes on the CPU.
+        max_batch_images: Images handed to the worker thread at once; with 1, requests are never merged.
+        max_wait_ms: Longest time that an idle replica waits for more requests to fill a pass.
+        pass_images: Images in every forward pass; None chooses by device, at most ``max_batch_images``.
+        max_request_images: Images in one request at most.
+
+    Raises:
+        ArtifactError: The folder holds no readable victim.
+        ConfigError: The policy does not exist or refuses its parameters.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        service: str,
+        *,
+        policy: Mapping[str, Any],
+        cpus: float,
+        gpus: float,
+        max_batch_images: int,
+        max_wait_ms: float,
+        pass_images: int | None,
+        max_request_images: int,
+    ) -> None:
+        use_gpus(gpus)
+        use_threads(cpus)
+        model, _ = load_model(Path(folder))
+        where = device()
+        chosen = {key: value for key, value in policy.items() if key != "name"}
+        self._passes = FixedShapePasses(
+            model,
+            model.shape,
+            POLICIES.build(policy["name"], **chosen),
+            pass_images=default_pass_images(where, max_batch_images) if pass_images is None else pass_images,
+            device=where,
+        )
+        # The first pass of a process is slow (kernels are chosen, memory is taken): not at a client's expense.
+        self._passes.answer([np.zeros((1, *model.shape), dtype=np.uint8)])
+        self._shape, self._classes = model.shape, model.classes
+        # By name and not by handle: arguments in the object store die with their owner, and then no restart succeeds.
+        self._ledger = find(ledger_name(service))
+        self._max_batch_images, self._max_request_images = max_batch_images, max_request_images
+        self._max_wait_s = max_wait_ms / 1000
+        # Threads of torch are set per thread that calls it.
+        self._worker = ThreadPoolExecutor(1, initializer=use_threads, initargs=(cpus,))
+        self._arrived: deque[_Request] = deque()
+        self._paid: deque[_Request] = deque()
+        self._paid_images = 0
+        self._charging: asyncio.Task[None] | None = None
+        self._computing: asyncio.Task[None] | None = None
+        self._more_paid = asyncio.Event()
+        self._counts = {"requests": 0, "images": 0, "refused": 0}
+        self._passes.passes = 0
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a client must know: classes, image shape, largest request, images in a pass."""
+        return {
+            "classes": self._classes,
+            "image_shape": self._shape,
+            "max_request_images": self._max_request_images,
+            "pass_images": self._passes.pass_images,
+        }
+
+    def stats(self) -> dict[str, float]:
+        """Return requests and images answered, requests refused, passes, and the mean fill of a pass in (0, 1]."""
+        passes = self._passes.passes
+        fill = self._counts["images"] / (passes * self._passes.pass_images) if passes else 0.0
+        return {**self._counts, "passes": passes, "mean_fill": fill}
+
+    async def answer(self, client: str, request_id: str, images: Images | FloatImages) -> Answers:
+        """Check, charge and answer one request.
+
+        Args:
+            client: Name of the client.
+            request_id: Its name for this request; the same id with the same images is charged once.
+            images: uint8 or float32 in [0, 1], (N, C, H, W), 1 <= N <= ``max_request_images``.
+
+        Returns:
+            float32 answers (N, classes).
+
+        Raises:
+            BadQuery: The images are not acceptable.
+            UnknownClient: The client is not registered.
+            OverBudget: The request does not fit in the client's budget.
+            RateLimited: The client is too fast.
+            RequestConflict: The id was used for other images.
+        """
+        try:
+            check_images(images, self._shape, self._max_request_images)
+            charge = Charge(str(client), str(request_id), len(images), image_digest(images))
+            request = _Request(charge, images, asyncio.get_running_loop().create_future())
+            self._arrived.append(request)
+            if self._charging is None:
+                self._charging = asyncio.create_task(self._charge())
+            answers = await request.answered
+        except BaseException:
+            self._counts["refused"] += 1
+            raise
+        self._counts["requests"] += 1
+        self._counts["images"] += len(images)
+        return answers
+
+    async def _charge(self) -> None:
+        """Charge all that has arrived, in one call to the ledger, until nothing more has."""
+        try:
+            while self._arrived:
+                requests = list(self._arrived)
+                self._arrived.clear()
+                try:
+                    outcomes = await self._ledger.charge_many.remote([request.charge for request in requests])
+                except Exception as error:
+                    # Ray asks a dead ledger again by itself; here it is gone for good, or its disk is full.
+                    gone = ServiceUnavailable(f"the ledger cannot charge: {error}; look at its actor's log")
+                    outcomes = [gone] * len(requests)
+                for request, refusal in zip(requests, outcomes, strict=True):
+                    if refusal is not None:
+                        _fail(request, refusal)
+                    else:
+                        self._paid.append(request)
+                        self._paid_images += len(request.images)
+                self._more_paid.set()
+                if self._paid and self._computing is None:
+                    self._computing = asyncio.create_task(self._compute())
+        finally:
+            self._charging = None
+
+    async def _compute(self) -> None:
+        """Answer all that is paid for, one batch after the other, until nothing is left."""
+        loop = asyncio.get_running_loop()
+        try:
+            while self._paid:
+                await self._wait_for_more()
+                batch = self._next_batch()
+                try:
+                    parts = [request.images for request in batch]
+                    answers = await loop.run_in_executor(self._worker, self._passes.answer, parts)
+                except Exception as error:
+                    for request in batch:
+                        _fail(request, error)
+                    continue
+                for request, answer in zip(batch, answers, strict=True):
+                    if not request.answered.done():
+                        request.answered.set_result(answer)
+        finally:
+            self._computing = None
+
+    async def _wait_for_more(self) -> None:
+        """Give others a moment to fill the pass. More than one full pass is never waited for: it would gain nothing."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._max_wait_s
+        enough = min(self._passes.pass_images, self._max_batch_images)
+        while self._paid_images < enough and (left := deadline - loop.time()) > 0:
+            self._more_paid.clear()
+            try:
+                await asyncio.wait_for(self._more_paid.wait(), left)
+            except asyncio.TimeoutError:
+                return
+
+    def _next_batch(self) -> list[_Request]:
+        """Take the oldest requests, whole ones, up to the limit; at least one.
+
+        Of the possible batches the one whose passes are fullest is taken: what is left merges with what arrives
+        meanwhile.
+        """
+        size = self._passes.pass_images
+        total, best, best_fill = 0, 0, 0.0
+        for count, request in enumerate(self._paid, start=1):
+            if best and total + len(request.images) > self._max_batch_images:
+                break
+            total += len(request.images)
+            fill = total / (-(-total // size) * size)
+            if fill >= best_fill:
+                best, best_fill = count, fill
+        batch = [self._paid.popleft() for _ in range(best)]
+        self._paid_images -= sum(len(request.images) for request in batch)
+        return batch
+
+
+def _fail(request: _Request, error: Exception) -> None:
+    if not request.answered.done():
+        request.answered.set_exception(error)
