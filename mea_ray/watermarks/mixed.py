@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from mea_ray.errors import ArtifactError, ConfigError, DataError
@@ -30,9 +31,9 @@ def as_float(images: Images | torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(images).float() / 255
 
 
-def evenly(images: Images, count: int) -> Images:
-    """Take ``count`` images (all of them if there are fewer), evenly spaced over their order."""
-    return images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(np.int64)]
+def evenly(items: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """Take ``count`` items (all of them if there are fewer), evenly spaced over their order."""
+    return items[np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(np.int64)]
 
 
 class MixedClasses(Watermark):

@@ -33,7 +33,7 @@ AGGREGATORS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name in a config: class of ``torchjd.aggregation`` and the arguments it cannot do without."""
 
 MAX_ITERATIONS = 250
-TOLERANCE = 1e-5
+TOLERANCE = 1e-9
 LARGEST_NORMALISER = 10.0
 EPSILON = 1e-5
 
@@ -103,10 +103,12 @@ class MinNorm(Weighting):
 
     def weights(self, gradients: Tensor, values: Sequence[float]) -> Tensor:
         """Weights (K,) for gradients (K, P) of losses with these values; non-negative, their sum is 1."""
-        gram = (gradients @ gradients.T).double().cpu()
-        divisors = (
-            self._divisors(gram.diagonal().clamp_min(0).sqrt(), torch.tensor(values, dtype=torch.float64)) + EPSILON
-        )
+        return self.weights_of((gradients @ gradients.T).double().cpu(), values)
+
+    def weights_of(self, gram: Tensor, values: Sequence[float]) -> Tensor:
+        """Return the same from the raw gradients' inner products, float64 (K, K) on the CPU."""
+        norms = gram.diagonal().clamp_min(0).sqrt()
+        divisors = self._divisors(norms, torch.tensor(values, dtype=torch.float64)) + EPSILON
         return min_norm_weights(gram / (divisors[:, None] * divisors[None]))
 
     def _divisors(self, norms: Tensor, values: Tensor) -> Tensor:
@@ -163,7 +165,7 @@ def min_norm_weights(gram: Tensor, iterations: int = MAX_ITERATIONS) -> Tensor:
         step = min(gap / curvature, float(weights[away]))
         weights[towards] += step
         weights[away] -= step
-        if 2 * step < TOLERANCE * 1e-3:
+        if 2 * step < TOLERANCE:
             break
     return weights
 
