@@ -46,7 +46,9 @@ def setting(value: Any) -> str:
         return ", ".join(map(setting, value))
     if isinstance(value, float):
         return f"{value:g}"
-    return "none" if value is None else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
 
 
 def is_seed(path: str) -> bool:

@@ -93,9 +93,9 @@ def component_table(name: str, table: Table) -> RichTable:
     )
 
 
-def config_table(title: str, model: Any) -> RichTable:
-    """Return every config path of a section with its type, default and meaning."""
-    return _parameters_table(title, list(config_rows(model)))
+def config_table(title: str, model: Any, skip: Sequence[str] = ()) -> RichTable:
+    """Return every config path of a section, without the fields ``skip``, with its type, default and meaning."""
+    return _parameters_table(title, [row for row in config_rows(model) if row[0].split(".")[0] not in skip])
 
 
 def config_rows(model: Any, prefix: str = "") -> Iterable[tuple[str, str, str, str]]:

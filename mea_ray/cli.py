@@ -1,0 +1,364 @@
+"""The command line: ``mea-ray run | sweep | plan | report | list | bench``.
+
+Nothing heavy is imported before a command needs it, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from mea_ray.config import ExperimentConfig, SweepConfig
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+EPILOG = (
+    "Exit codes: 0 all is well; 1 a trial or a running part failed; 2 the command, the config or the data cannot be "
+    "used, nothing was started; 130 interrupted with Ctrl-C, finished work is kept."
+)
+
+app = typer.Typer(
+    name="mea-ray",
+    help="If a watermarked model is stolen through its query API, can its owner still prove it, and what did the theft "
+    "cost?\n\nStart with: mea-ray sweep sweeps/quickstart.yaml",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench = typer.Typer(no_args_is_help=True, help="Measure this machine: the service, or the training of a victim.")
+app.add_typer(bench, name="bench")
+
+
+def _set_debug(context: typer.Context, value: bool) -> bool:
+    if value:
+        context.find_root().ensure_object(dict)["debug"] = True
+    return value
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from mea_ray import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit(OK)
+
+
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug, is_eager=True)
+]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads it at run time, on Python 3.10 too
+    typer.Argument(help="Config paths to override, key.path=value (the value is YAML).", metavar="KEY.PATH=VALUE"),
+]
+Address = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Ray cluster, e.g. auto or ray://head:10001; a Ray of its own on this machine when omitted."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with what an earlier start left; nothing finished is repeated.")
+]
+
+
+@app.callback()
+def _root(
+    debug: Debug = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=EPILOG)
+def run(
+    file: Annotated[Path, typer.Argument(help="YAML file of one experiment.")],
+    overrides: Overrides = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="In this one process, without Ray and without the service: for debugging.")
+    ] = False,
+    resume: Resume = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Run one experiment: train the victim, serve it, steal it, prove it.
+
+    For example:
+
+      mea-ray run experiment.yaml
+
+      mea-ray run experiment.yaml thief.model=resnet18 'thief.budgets=[500,1000]' --local
+    """
+    from mea_ray.config import SweepConfig, build
+
+    config = _experiment(file, overrides or [])
+    if local:
+        _run_local(config)
+        return
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem) or "experiment"
+    _run_sweep(build(SweepConfig, {"name": name, "base": config.resolved()}), resume, address)
+
+
+@app.command(epilog=EPILOG)
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML file of a sweep, e.g. sweeps/quickstart.yaml.")],
+    overrides: Overrides = None,
+    resume: Resume = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Run a sweep: every point of its space is a trial; trials share victims and services, and run in parallel.
+
+    Overrides name a key of the sweep itself or a config path of its base experiment.
+
+    For example:
+
+      mea-ray sweep sweeps/quickstart.yaml
+
+      mea-ray sweep sweeps/budgets.yaml data.name=parquet data.path=../shared/data/cifar10
+
+      mea-ray sweep sweeps/quickstart.yaml --resume
+    """
+    _run_sweep(_sweep(file, overrides or []), resume, address)
+
+
+@app.command(epilog=EPILOG)
+def plan(
+    file: Annotated[Path, typer.Argument(help="YAML file of a sweep.")],
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Say what a sweep will cost before anything runs: trials, distinct victims, null models, queries.
+
+    For example:
+
+      mea-ray plan sweeps/architectures.yaml verification.null_models=3
+    """
+    from mea_ray.report.plan import print_plan
+    from mea_ray.report.terminal import make_console
+    from mea_ray.sweep.plan import plan as make_plan
+
+    config = _sweep(file, overrides or [])
+    print_plan(make_console(), config, make_plan(config))
+
+
+@app.command(epilog=EPILOG)
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep, with results/*.json in it.")],
+    storage: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Where the victims are kept, if they were moved since."),
+    ] = None,
+    png: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write the robustness curves to this picture, too."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Render the HTML report of a sweep again from its results, and print its table.
+
+    For example:
+
+      mea-ray report mea_ray_results/sweeps/quickstart --png curve.png
+    """
+    from mea_ray.report import html
+    from mea_ray.report.tables import load_results
+    from mea_ray.report.terminal import make_console, print_results
+
+    console = make_console()
+    page = html.write(folder, storage=storage, png=png)
+    print_results(console, load_results(folder))
+    console.print(f"\nreport   {page}", soft_wrap=True)
+    if png:
+        console.print(f"picture  {png}", soft_wrap=True)
+
+
+class Kind(str, Enum):
+    """What ``list`` can list."""
+
+    watermarks = "watermarks"
+    combiners = "combiners"
+    attacks = "attacks"
+    models = "models"
+    datasets = "datasets"
+    policies = "policies"
+    config = "config"
+
+
+@app.command(name="list", epilog=EPILOG)
+def list_(
+    kind: Annotated[
+        Optional[Kind],  # noqa: UP045
+        typer.Argument(help="What to list; the names of everything when omitted."),
+    ] = None,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="One of them (for config: a section)."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """List watermarks, combiners, attacks, models, datasets and answer policies with their parameters and defaults.
+
+    For example:
+
+      mea-ray list
+
+      mea-ray list watermarks mea_defender
+
+      mea-ray list config service
+    """
+    from mea_ray.report import catalogue
+    from mea_ray.report.terminal import make_console
+
+    catalogue.show(make_console(), kind.value if kind else None, name)
+
+
+@bench.command("service", epilog=EPILOG)
+def bench_service(overrides: Overrides = None, debug: Debug = False) -> None:
+    """Images per second through the service, against the bare forward pass and with merging switched off.
+
+    For example:
+
+      mea-ray bench service
+    """
+    from mea_ray.bench.service import bench_service as measure
+
+    _show_bench("service", measure)
+
+
+@bench.command("train", epilog=EPILOG)
+def bench_train(debug: Debug = False) -> None:
+    """Images per second of a victim's training with all its losses, against the plain supervised loop.
+
+    For example:
+
+      mea-ray bench train
+    """
+    from mea_ray.bench.train import bench_train as measure
+
+    _show_bench("train", measure)
+
+
+def _show_bench(name: str, measure: Any) -> None:
+    from mea_ray.report.terminal import make_console, pairs_table
+
+    make_console().print(pairs_table(name, measure().items()))
+
+
+def _experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
+    from mea_ray.config import load_experiment, load_tree
+    from mea_ray.errors import ConfigError
+
+    if {"base", "space"} & set(load_tree(file)):
+        raise ConfigError(f"{file} is a sweep, not one experiment; start it with: mea-ray sweep {file}")
+    return load_experiment(file, overrides)
+
+
+def _sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
+    from mea_ray.config import ExperimentConfig, SweepConfig, load_sweep, load_tree
+    from mea_ray.errors import ConfigError
+
+    keys = set(load_tree(file))
+    if keys and not keys & set(SweepConfig.model_fields) and keys & set(ExperimentConfig.model_fields):
+        raise ConfigError(f"{file} is one experiment, not a sweep; start it with: mea-ray run {file}")
+    return load_sweep(file, overrides)
+
+
+def _run_sweep(config: SweepConfig, resume: bool, address: str | None) -> None:
+    from mea_ray.report.progress import SweepProgress
+    from mea_ray.report.terminal import make_console
+    from mea_ray.sweep.runner import run_sweep
+
+    console = make_console()
+    with _interruptible(resumable=True), SweepProgress(make_console(stderr=True)) as progress:
+        outcome = run_sweep(config, resume=resume, address=address, on_event=progress)
+    _finish(console, Path(outcome.folder), outcome.results, len(outcome.failed))
+
+
+def _run_local(config: ExperimentConfig) -> None:
+    from mea_ray import pipeline
+    from mea_ray.report.terminal import make_console
+
+    notes = make_console(stderr=True)
+    with _interruptible(resumable=False), notes.status("running in this process") as status:
+        status.update("running in this process")
+        result = pipeline.run(config)
+    folder = Path(config.storage) / "local" / result.trial
+    result.save(folder / "results" / f"{result.trial}.json")
+    _finish(make_console(), folder, [result], 0)
+
+
+def _finish(console: Any, folder: Path, results: Sequence[Any], failed: int) -> None:
+    from mea_ray.report import html
+    from mea_ray.report.terminal import print_results
+
+    if results:
+        print_results(console, results)
+        page = html.write(folder)
+        console.print(f"\nresults  {folder / 'results'}", soft_wrap=True)
+        if (folder / "wandb").is_dir():
+            console.print(f"W&B      {folder / 'wandb'}", soft_wrap=True)
+        console.print(f"report   {page}", soft_wrap=True)
+    if failed:
+        console.print(f"[red]{failed} trials failed[/]; run the same command with --resume to try them again")
+        raise typer.Exit(FAILED)
+
+
+@contextlib.contextmanager
+def _interruptible(*, resumable: bool) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        hint = "; finished work is kept, the same command with --resume goes on" if resumable else ""
+        typer.echo(f"\ninterrupted{hint}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Ray wraps what an actor raised; what was raised on purpose is shown as itself."""
+    inner = getattr(error, "cause", None)
+    return inner if isinstance(inner, BaseException) else error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; ``sys.argv`` when None.
+
+    Returns:
+        The exit code (see ``EPILOG``).
+    """
+    from mea_ray.errors import ConfigError, DataError, MeaRayError
+
+    state: dict[str, Any] = {}
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=None if argv is None else list(argv), prog_name="mea-ray", obj=state)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as raised:
+        error = _cause(raised)
+        if state.get("debug") or not isinstance(error, MeaRayError):
+            raise
+        from mea_ray.report.terminal import error_panel, make_console
+
+        make_console(stderr=True).print(error_panel(error))
+        return USAGE if isinstance(error, (ConfigError, DataError)) else FAILED
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Live progress of a sweep: bars on a terminal, plain lines in a pipe or a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import singledispatchmethod
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from mea_ray.report.tables import label, percent
+from mea_ray.sweep import events as e
+
+
+class SweepProgress:
+    """Listens to the events of a sweep and shows them.
+
+    Args:
+        console: Where to show them. On a terminal bars are kept up to date below the lines; else only lines come.
+        clock: Seconds, rising.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console = console
+        self.clock = clock
+        self.began = clock()
+        self.bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.names: dict[str, str] = {}
+        self.epochs: dict[str, float] = {}
+        self.queried: dict[str, int] = {}
+
+    def __enter__(self) -> SweepProgress:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def __call__(self, event: e.Event) -> None:
+        """Show one event."""
+        self._show(event)
+
+    def line(self, text: str) -> None:
+        """Print one line above the bars, with the seconds since the start."""
+        self.console.print(f"[dim]{self.clock() - self.began:6.1f} s[/]  {text}", soft_wrap=True)
+
+    def _bar(self, key: str, description: str, total: float, completed: float, note: str = "") -> None:
+        if key not in self.tasks:
+            self.tasks[key] = self.bars.add_task(escape(description), total=total, note="")
+        self.bars.update(
+            self.tasks[key], description=escape(description), total=total, completed=completed, note=escape(note)
+        )
+
+    def _drop(self, key: str) -> None:
+        if key in self.tasks:
+            self.bars.remove_task(self.tasks.pop(key))
+
+    def _name(self, trial: str) -> str:
+        return escape(self.names.get(trial, trial))
+
+    @singledispatchmethod
+    def _show(self, event: e.Event) -> None:
+        self.line(f"[dim]{escape(str(event))}[/]")  # an event that is younger than this file
+
+    @_show.register
+    def _(self, event: e.SweepStarted) -> None:
+        done = f", {event.finished} finished before" if event.finished else ""
+        self.line(
+            f"{event.trials} trials{done}; {event.victims} victims and {event.nulls} null models; "
+            f"at most {event.queries:,} queries; writing to {escape(event.folder)}"
+        )
+        self._bar("sweep", "trials", event.trials, event.finished)
+
+    @_show.register
+    def _(self, event: e.ModelEpoch) -> None:
+        key = f"{event.role} {event.name[:8]}"
+        loss = event.record.get("loss")
+        note = f"loss {loss:.3f}" if isinstance(loss, (int, float)) else ""
+        total = max(event.epochs, event.epoch)
+        self._bar(key, f"training {key}", total, event.epoch, note)
+        # In a log, a line for every tenth of the epochs, but at most one in five seconds.
+        due = event.epoch * 10 // total > (event.epoch - 1) * 10 // total
+        if not self.console.is_terminal and due and self.clock() - self.epochs.get(key, float("-inf")) >= 5:
+            self.epochs[key] = self.clock()
+            self.line(f"training {key}: epoch {event.epoch}/{total} {note}")
+
+    @_show.register
+    def _(self, event: e.ModelReady) -> None:
+        self._drop(f"{event.role} {event.name[:8]}")
+        self.line(f"{event.role} {event.name[:8]} is ready")
+
+    @_show.register
+    def _(self, event: e.ServiceStarted) -> None:
+        self.line(f"service of victim {event.victim[:8]} is up")
+
+    @_show.register
+    def _(self, event: e.TrialStarted) -> None:
+        self.names[event.trial] = label(event.point, seeds=True) if event.point else event.trial
+        self._bar(event.trial, self.names[event.trial], max(event.budgets), 0, "queries")
+        done = f", {event.rungs_done} of {len(event.budgets)} rungs done before" if event.rungs_done else ""
+        self.line(f"{self._name(event.trial)}: started{done}")
+
+    @_show.register
+    def _(self, event: e.Queried) -> None:
+        self._bar(event.trial, self.names.get(event.trial, event.trial), event.budget, event.answers, "queries")
+        if event.answers >= event.budget and self.queried.get(event.trial) != event.answers:
+            self.queried[event.trial] = event.answers
+            self.line(f"{self._name(event.trial)}: {event.answers:,} queries answered")
+
+    @_show.register
+    def _(self, event: e.RungFinished) -> None:
+        told = f"accuracy {percent(event.accuracy)}, fidelity {percent(event.fidelity)}"
+        wsr = f"[bold]WSR {percent(event.wsr)}[/], WFPR {percent(event.wfpr)}"
+        if event.trial in self.tasks:
+            self.bars.update(self.tasks[event.trial], note=f"WSR {percent(event.wsr)} at {event.queries:,}")
+        self.line(f"{self._name(event.trial)}: {event.queries:,} queries: {told}, {wsr}")
+
+    @_show.register
+    def _(self, event: e.TrialRestarted) -> None:
+        self.line(
+            f"[yellow]{self._name(event.trial)}: its process died, going on in another one[/] ({escape(event.reason)})"
+        )
+
+    @_show.register
+    def _(self, event: e.TrialFailed) -> None:
+        self._drop(event.trial)
+        self.line(f"[red]{self._name(event.trial)}: failed[/] ({escape(event.reason)})")
+
+    @_show.register
+    def _(self, event: e.TrialFinished) -> None:
+        self._drop(event.trial)
+        if "sweep" in self.tasks:
+            self.bars.advance(self.tasks["sweep"])
+        how = "stopped by the scheduler" if event.stopped else "finished"
+        self.line(f"[green]{self._name(event.trial)}: {how}[/]")
+
+    @_show.register
+    def _(self, event: e.Warned) -> None:
+        self.line(f"[yellow]warning[/] {escape(event.message)}")
