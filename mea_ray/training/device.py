@@ -68,3 +68,9 @@ def fork_devices(where: torch.device) -> list[int]:
     if where.type != "cuda":
         return []
     return [where.index if where.index is not None else torch.cuda.current_device()]
+
+
+def device_name() -> str:
+    """Return the name of this process's device for results: the GPU's own name, or ``cpu``."""
+    where = device()
+    return str(torch.cuda.get_device_name(where)) if where.type == "cuda" else "cpu"

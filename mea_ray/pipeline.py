@@ -1,0 +1,298 @@
+"""One experiment in one process, step by step: data, victim, null models, theft, proof. No Ray.
+
+Each step is a function of the config and of what the steps before it made, picklable, with all of its randomness
+derived from the config's seeds. The parallel program calls these very functions in its actors; ``run`` calls them one
+after the other, for tests and for debugging.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mea_ray import metrics
+from mea_ray.attacks.base import Attack, Rung
+from mea_ray.attacks.transfer import TransferSet
+from mea_ray.blackbox.ledger import Ledger, Rate
+from mea_ray.blackbox.local import LocalBlackBox
+from mea_ray.config import DataChoice, ExperimentConfig, digest, write_yaml
+from mea_ray.data.splits import make_splits
+from mea_ray.data.statistics import channel_statistics
+from mea_ray.models.base import ImageModel
+from mea_ray.preflight import Prepared, build_network, check, settings
+from mea_ray.results import ModelReport, RungResult, TrialResult
+from mea_ray.seeding import derive
+from mea_ray.training.device import device as this_device
+from mea_ray.training.device import device_name, fork_devices
+from mea_ray.training.engine import train
+from mea_ray.types import BlackBox, ImageSet, Labels
+from mea_ray.verification import statistics, verify
+from mea_ray.watermarks import WATERMARKS
+from mea_ray.watermarks.base import Key, Watermark
+
+PACKAGES = ("mea_ray", "torch", "torchvision", "torchjd", "numpy", "scipy", "scikit-learn", "pydantic", "ray")
+
+OnEpoch = Callable[[dict[str, Any]], None]
+"""Called after each epoch with the engine's record and the name of the ``stage``."""
+
+
+@dataclass(frozen=True)
+class VictimBundle:
+    """A trained victim.
+
+    Attributes:
+        model: On the CPU, in eval mode.
+        key: The owner's secret; None if the watermark is ``none``.
+        info: Plain JSON types: ``seconds``, ``images`` and ``history`` (records of all epochs, with their stage).
+    """
+
+    model: ImageModel
+    key: Key | None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare(config: ExperimentConfig) -> Prepared:
+    """Load and split the data. The cuts belong to the victim, so they follow from its seed and not from the thief's."""
+    dataset = config.data.build()
+    pool = config.splits.thief_pool
+    splits = make_splits(
+        dataset,
+        validation_fraction=config.splits.validation_fraction,
+        verification_fraction=config.splits.verification_fraction,
+        thief_pool=pool.build() if isinstance(pool, DataChoice) else pool,
+        disjoint_fraction=config.splits.disjoint_fraction,
+        seed=derive(config.victim.seed, "splits"),
+    )
+    return Prepared(splits, splits.victim_train.shape, splits.victim_train.classes)
+
+
+def train_victim(config: ExperimentConfig, prepared: Prepared, on_epoch: OnEpoch | None = None) -> VictimBundle:
+    """Train the watermarked model: draw the key, then run the scheme's stages one after the other on one model."""
+    return _train_owner(config, prepared, config.victim.watermark.build(), config.victim.seed, on_epoch)
+
+
+def train_null(config: ExperimentConfig, prepared: Prepared, index: int, on_epoch: OnEpoch | None = None) -> ImageModel:
+    """Train the ``index``-th innocent model: as the victim, without a watermark, from another seed."""
+    watermark: Watermark = WATERMARKS.build("none")
+    return _train_owner(config, prepared, watermark, derive(config.victim.seed, "null", index), on_epoch).model
+
+
+def assess(
+    config: ExperimentConfig,
+    prepared: Prepared,
+    model: torch.nn.Module,
+    key: Key | None,
+    *,
+    victim: torch.nn.Module | Labels | None = None,
+    null_rate: float | None = None,
+) -> ModelReport:
+    """Verify one model on held-out data only.
+
+    Args:
+        config: The experiment.
+        prepared: Its data.
+        model: The model under judgement.
+        key: The owner's key; None leaves out all that needs one.
+        victim: The victim, or its predictions on the test images, for the fidelity.
+        null_rate: See ``null_rate``; None for the victim's null models themselves.
+    """
+    samples = None
+    if key is not None:
+        watermark: Watermark = config.victim.watermark.build()
+        seed = derive(config.seed, "verification")
+        samples = watermark.samples(key, prepared.splits.verification, config.verification.samples, seed)
+    if isinstance(victim, torch.nn.Module):
+        victim = metrics.predictions(victim, prepared.splits.test.images)
+    return verify.report(
+        partial(metrics.logits, model),
+        prepared.splits.test,
+        samples=samples,
+        victim=victim,
+        null_rate=null_rate,
+        threshold=config.verification.threshold,
+        significance=config.verification.significance,
+    )
+
+
+def null_rate(reports: list[ModelReport]) -> float | None:
+    """Return the rate to hold against a suspect, from the null models' reports; None if they have no WSR."""
+    rates = [report.wsr for report in reports if report.wsr is not None]
+    return statistics.null_rate(rates) if rates else None
+
+
+def budget_to_register(config: ExperimentConfig) -> int:
+    """Return the images that the thief's client must be allowed: the largest budget, unless the attack asks anew."""
+    attack: Attack = config.thief.attack.build()
+    return attack.charges(config.thief.budgets)
+
+
+def already_asked(config: ExperimentConfig, transfer: TransferSet) -> int:
+    """Return the images that the thief has asked before, by what its transfer set holds."""
+    attack: Attack = config.thief.attack.build()
+    return attack.held(transfer, config.thief.budgets)
+
+
+def run_attack(
+    config: ExperimentConfig,
+    prepared: Prepared,
+    blackbox: BlackBox,
+    transfer: TransferSet | None = None,
+    skip: Container[int] = (),
+) -> Iterator[Rung]:
+    """Steal the model behind ``blackbox``: one fresh substitute per budget that is not in ``skip``, smallest first.
+
+    The attack gets the images of the thief's pool and nothing else of the data: no labels, no test images.
+    """
+    attack: Attack = config.thief.attack.build()
+    return attack.run(
+        blackbox,
+        prepared.splits.thief_pool.images,
+        budgets=config.thief.budgets,
+        make_model=partial(build_network, config.thief.model, prepared),
+        training=settings(config.thief.training),
+        seed=derive(config.seed, "thief"),
+        transfer=transfer,
+        skip=skip,
+    )
+
+
+def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: OnEpoch | None = None) -> TrialResult:
+    """Run the whole experiment in this process.
+
+    Args:
+        config: The experiment.
+        storage: Folder for the resolved config, the ledger, the transfer set and the result; in memory when None. An
+            interrupted run that is started again in the same folder repeats no query.
+        on_epoch: Called after each epoch of the victim and of the null models.
+
+    Returns:
+        The result, as the parallel program writes it.
+
+    Raises:
+        ConfigError: The experiment cannot be run; nothing was trained.
+    """
+    started = time.perf_counter()
+    folder = Path(storage) if storage is not None else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_yaml(config, folder / "config.yaml")
+    prepared = prepare(config)
+    check(config, prepared)
+    victim = train_victim(config, prepared, on_epoch)
+    nulls = [train_null(config, prepared, index, on_epoch) for index in range(config.verification.null_models)]
+    null_reports = [assess(config, prepared, model, victim.key, victim=victim.model) for model in nulls]
+    judge = partial(assess, config, prepared, key=victim.key, null_rate=null_rate(null_reports))
+
+    transfer = TransferSet(folder / "transfer" if folder is not None else None)
+    ledger = Ledger(folder / "ledger" if folder is not None else None)
+    try:
+        rate = config.service.rate
+        ledger.register(
+            "thief",
+            budget_to_register(config),
+            Rate(rate.images_per_second, rate.burst) if rate is not None else None,
+        )
+        blackbox = LocalBlackBox(
+            victim.model,
+            config.service.policy.build(),
+            ledger,
+            "thief",
+            pass_images=config.service.pass_images,
+            start_at=already_asked(config, transfer),
+        )
+        said = metrics.predictions(victim.model, prepared.splits.test.images)
+        rungs = [
+            rung_result(rung, judge(model=rung.model, victim=said))
+            for rung in run_attack(config, prepared, blackbox, transfer)
+        ]
+        charged = ledger.charged("thief")
+    finally:
+        ledger.close()
+    names = _names(config)
+    result = TrialResult(
+        trial=digest(config.resolved()),
+        config=config.resolved(),
+        victim=names[0],
+        nulls=names[1:],
+        victim_report=judge(model=victim.model),
+        null_reports=null_reports,
+        rungs=rungs,
+        queries_charged=charged,
+        seconds=time.perf_counter() - started,
+        device=device_name(),
+        versions=versions(),
+        status="finished",
+    )
+    if folder is not None:
+        result.save(folder / "result.json")
+    return result
+
+
+def rung_result(rung: Rung, report: ModelReport) -> RungResult:
+    """Return one point of the robustness curve."""
+    return RungResult(budget=rung.budget, queries=rung.queries, report=report, epochs=rung.epochs, seconds=rung.seconds)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a source tree, or an optional package
+            continue
+    return found
+
+
+def _train_owner(
+    config: ExperimentConfig, prepared: Prepared, watermark: Watermark, seed: int, on_epoch: OnEpoch | None
+) -> VictimBundle:
+    owned, validation = prepared.splits.victim_train, prepared.splits.victim_validation
+    key = watermark.make_key(owned, derive(seed, "key"))
+    with torch.random.fork_rng(fork_devices(this_device())):
+        torch.manual_seed(derive(seed, "weights"))
+        model = build_network(config.victim.model, prepared)
+    model.set_normalisation(*channel_statistics(owned.images))
+    history: list[dict[str, Any]] = []
+    seconds, images = 0.0, 0
+    for position, stage in enumerate(watermark.stages(key, owned)):
+        keywords = settings(config.victim.training, stage.overrides)
+
+        def record(epoch: dict[str, Any], name: str = stage.name) -> None:
+            history.append({"stage": name, **epoch})
+            if on_epoch is not None:
+                on_epoch(dict(history[-1]))
+
+        report = train(
+            model,
+            stage.train.images,
+            stage.train.labels,
+            stage.objective,
+            seed=derive(seed, "training", position),
+            # Without early stop nobody reads the validation accuracy, so that it is not paid for.
+            validate=partial(_accuracy, on=validation) if keywords["early_stop_patience"] is not None else None,
+            on_epoch=record,
+            **keywords,
+        )
+        seconds, images = seconds + report.seconds, images + report.images
+    return VictimBundle(model, key, {"seconds": seconds, "images": images, "history": history})
+
+
+def _accuracy(model: torch.nn.Module, *, on: ImageSet) -> float:
+    return metrics.accuracy(metrics.predictions(model, on.images), on.labels)
+
+
+def _names(config: ExperimentConfig) -> list[str]:
+    """Name the victim and its null models by what made them; in this process nothing is stored under these names."""
+    tree = config.resolved()
+    made_by = {name: tree[name] for name in ("data", "splits", "victim")}
+    nulls = [digest({**made_by, "null": index}) for index in range(config.verification.null_models)]
+    return [digest(made_by), *nulls]

@@ -1,0 +1,108 @@
+"""What is checked before an experiment starts: hours later is too late to learn that it could not be finished."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mea_ray.attacks.base import Attack
+from mea_ray.config import ExperimentConfig, ModelChoice, TrainingConfig, build
+from mea_ray.errors import ConfigError
+from mea_ray.models.base import ImageModel
+from mea_ray.models.build import build_model
+from mea_ray.types import Splits
+from mea_ray.watermarks.base import Watermark
+
+MIN_SAMPLES = 30
+"""Fewest distinct watermark samples that a proof may rest on."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of an experiment, divided among its roles.
+
+    Attributes:
+        splits: Who may see which images.
+        shape: (channels, height, width) of an image.
+        classes: Number of classes.
+    """
+
+    splits: Splits
+    shape: tuple[int, int, int]
+    classes: int
+
+
+def check(config: ExperimentConfig, prepared: Prepared) -> None:
+    """Refuse an experiment that could not be finished, before anything is trained.
+
+    Raises:
+        ConfigError: A component refuses its parameters, the images are too small for a network, the watermark's classes
+            do not exist, the pool cannot fill the budgets, or too few watermark samples could be mixed.
+    """
+    attack: Attack = config.thief.attack.build()
+    attack.check(len(prepared.splits.thief_pool), config.thief.budgets, settings(config.thief.training))
+    config.service.policy.build()
+    for section, choice in (("victim.model", config.victim.model), ("thief.model", config.thief.model)):
+        _check_model(section, choice, prepared)
+    if config.victim.training.early_stop_patience is not None and not len(prepared.splits.victim_validation):
+        raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
+    _check_watermark(config, prepared)
+
+
+def settings(training: TrainingConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the keyword arguments of the training engine, some of them replaced.
+
+    Raises:
+        ConfigError: A replaced value is not allowed.
+    """
+    fields = {name: getattr(training, name) for name in TrainingConfig.model_fields}
+    if not overrides:
+        return fields
+    checked = build(TrainingConfig, {**fields, **overrides})
+    return {name: getattr(checked, name) for name in TrainingConfig.model_fields}
+
+
+def build_network(choice: ModelChoice, prepared: Prepared) -> ImageModel:
+    """Build an untrained network for the data, from torch's global generator."""
+    return build_model(choice.name, prepared.shape, prepared.classes, choice.params)
+
+
+def _check_model(section: str, choice: ModelChoice, prepared: Prepared) -> None:
+    """Build the network without memory or weights, and pass one image through it."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            said = build_network(choice, prepared).eval()(torch.zeros((1, *prepared.shape)))
+    except ConfigError as error:
+        raise ConfigError(f"{section}: {error}") from None
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{section}={choice.name} cannot take images of shape {prepared.shape}: {error}; set data.image_size"
+        ) from error
+    if tuple(said.shape) != (1, prepared.classes):
+        raise ConfigError(f"{section}={choice.name} gives {tuple(said.shape)} logits for {prepared.classes} classes")
+
+
+def _check_watermark(config: ExperimentConfig, prepared: Prepared) -> None:
+    """Check the classes of a watermark that mixes two of them; other schemes check themselves in ``make_key``."""
+    watermark: Watermark = config.victim.watermark.build()
+    sources: tuple[int, ...] | None = getattr(watermark, "source_classes", None)
+    target: int | None = getattr(watermark, "target_class", None)
+    if sources is None or target is None:
+        return
+    owned, held_out = prepared.splits.victim_train, prepared.splits.verification
+    for label in (*sources, target):
+        if not 0 <= label < prepared.classes or not (owned.labels == label).any():
+            raise ConfigError(
+                f"victim.watermark: class {label} has no training image; source_classes and target_class must be "
+                f"labels of the data, 0 to {prepared.classes - 1}"
+            )
+    counts = [int((held_out.labels == label).sum()) for label in sources]
+    if math.prod(counts) < min(MIN_SAMPLES, config.verification.samples):
+        raise ConfigError(
+            f"the {' and '.join(map(str, counts))} held-out images of the source classes {list(sources)} make "
+            f"{math.prod(counts)} watermark samples, a proof needs {MIN_SAMPLES}; raise splits.verification_fraction"
+        )

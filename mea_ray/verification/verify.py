@@ -1,0 +1,125 @@
+"""Judge one model: is it the owner's, and what does carrying (or stealing) the watermark cost it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mea_ray import metrics
+from mea_ray.errors import DataError
+from mea_ray.results import ModelReport
+from mea_ray.types import Images, ImageSet, Labels
+from mea_ray.verification.statistics import binomial_p_value, proportion
+
+PredictLogits = Callable[[Images], npt.NDArray[np.float32]]
+"""uint8 images (N, C, H, W) to logits (N, classes)."""
+
+
+class Samples(Protocol):
+    """What verification needs of a watermark's held-out samples; ``watermarks.base.WatermarkSamples`` is one."""
+
+    @property
+    def images(self) -> Images:
+        """Distinct watermark samples, uint8 (n, C, H, W)."""
+        ...
+
+    @property
+    def target(self) -> int:
+        """Label that counts as success."""
+        ...
+
+    @property
+    def adverse(self) -> Mapping[str, Images]:
+        """For each other geometry, the same classes mixed that way."""
+        ...
+
+    @property
+    def sources(self) -> Images:
+        """The clean samples that were mixed, uint8 (s, C, H, W)."""
+        ...
+
+    @property
+    def source_labels(self) -> Labels:
+        """Their labels, int64 (s,)."""
+        ...
+
+
+def report(
+    predict_logits: PredictLogits,
+    test: ImageSet,
+    *,
+    samples: Samples | None = None,
+    victim: Labels | None = None,
+    null_rate: float | None = None,
+    threshold: float = 0.3,
+    significance: float = 0.01,
+) -> ModelReport:
+    """Measure a model on held-out data and give the verdict.
+
+    Args:
+        predict_logits: The model under judgement.
+        test: Where accuracy and fidelity are measured.
+        samples: Held-out watermark samples; None without a key, and nothing of the watermark is reported.
+        victim: The victim's predictions on ``test``, int64 (N,); None leaves the fidelity out.
+        null_rate: An innocent model's success rate (``statistics.null_rate``), in [0, 1]; None leaves the p-value out.
+        threshold: The paper's verdict: WSR strictly above it infringes.
+        significance: The statistical verdict: a p-value at or below it infringes.
+
+    Returns:
+        The report. What the carrier costs (``source_accuracy``, ``source_target_probability``, ``calibration_error``)
+        is measured on the clean held-out samples of the source classes, as a customer could see it.
+
+    Raises:
+        DataError: There are no test images or no watermark samples.
+    """
+    predicted = predict_logits(test.images).argmax(1).astype(np.int64)
+    accuracy = metrics.accuracy(predicted, test.labels)
+    fidelity = metrics.fidelity(predicted, victim) if victim is not None else None
+    if samples is None:
+        return ModelReport(accuracy=accuracy, fidelity=fidelity)
+    if not len(samples.images):
+        raise DataError("there are no watermark samples to verify with; raise splits.verification_fraction")
+
+    def successes(images: Images) -> tuple[int, int]:
+        return int((predict_logits(images).argmax(1) == samples.target).sum()), len(images)
+
+    hits, trials = successes(samples.images)
+    wsr = proportion(hits, trials)
+    wfpr = {name: proportion(*successes(images)) for name, images in samples.adverse.items() if len(images)}
+    p_value = binomial_p_value(hits, trials, null_rate) if null_rate is not None else None
+    return ModelReport(
+        accuracy=accuracy,
+        fidelity=fidelity,
+        wsr=wsr,
+        wfpr=wfpr,
+        wfpr_mean=float(np.mean([rate.rate for rate in wfpr.values()])) if wfpr else None,
+        p_value=p_value,
+        infringes_threshold=wsr.rate > threshold,
+        infringes_significance=p_value <= significance if p_value is not None else None,
+        **_carrier_cost(predict_logits, samples, test.class_names),
+    )
+
+
+def _carrier_cost(predict_logits: PredictLogits, samples: Samples, class_names: tuple[str, ...]) -> dict[str, Any]:
+    if not len(samples.sources):
+        return {}
+    probabilities = _softmax(predict_logits(samples.sources))
+    right = probabilities.argmax(1) == samples.source_labels
+    return {
+        "source_accuracy": {
+            class_names[label]: float(right[samples.source_labels == label].mean())
+            for label in map(int, np.unique(samples.source_labels))
+        },
+        "source_target_probability": float(probabilities[:, samples.target].mean()),
+        "calibration_error": metrics.calibration_error(probabilities, samples.source_labels),
+    }
+
+
+def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    powers = np.exp(shifted)
+    total: npt.NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
+    return total
