@@ -190,7 +190,7 @@ class Ledger:
             if before == (charge.images, charge.digest):
                 return None
             return RequestConflict(
-                f"request id {charge.request_id!r} of client {charge.client!r} was charged for {before[0]} other images; "
+                f"request id {charge.request_id!r} of client {charge.client!r} was charged for {before[0]} others; "
                 "use a new one"
             )
         if account.budget is not None and account.charged + charge.images > account.budget:
