@@ -217,12 +217,15 @@ def _decode(tables: list[_Table], image_size: int | None) -> Images:
 
 def _items(table: _Table) -> Iterator[Encoded]:
     row = 0
-    with pq.ParquetFile(table.path) as file:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[table.image]):
-            column = batch.column(0)
-            for data in (pc.struct_field(column, "bytes") if table.is_struct else column).to_pylist():
-                name = f"row {row} of {table.path}"
-                if data is None:
-                    raise DataError(f"{name} holds no image bytes; embed the images in the file")
-                yield Encoded(name, data)
-                row += 1
+    try:
+        with pq.ParquetFile(table.path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[table.image]):
+                column = batch.column(0)
+                for data in (pc.struct_field(column, "bytes") if table.is_struct else column).to_pylist():
+                    name = f"row {row} of {table.path}"
+                    if data is None:
+                        raise DataError(f"{name} holds no image bytes; embed the images in the file")
+                    yield Encoded(name, data)
+                    row += 1
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot read {table.path} after row {row}: {error}; replace the file") from None
