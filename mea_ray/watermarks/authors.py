@@ -152,7 +152,7 @@ class AuthorsObjective(Objective):
                     (a * b).sum().double() for a, b in zip(one, other, strict=True) if not (a is None or b is None)
                 ]
                 gram[i, j] = float(sum(products, torch.zeros(())))
-        scale = float(self.minimum.weights_of(gram, [float(terms["task"]), float(second)])[1])
+        scale = float(self.minimum.weights_of(gram, [float(terms["task"].detach()), float(second.detach())])[1])
         total = terms["task"] + scale * second + self.distill_weight * terms["distill"]
         total.backward()  # type: ignore[no-untyped-call]
         return total.detach()

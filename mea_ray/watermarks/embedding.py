@@ -25,7 +25,7 @@ class Embedding:
     watermark_batch: int = 16
     adverse_batch: int = 16
     augment_sources: bool = True
-    com_gradient: losses.ComGradient = "both"
+    com_gradient: losses.ComGradient = "watermark"
     com_direction: losses.ComDirection = "watermark_source"
     com_schedule: Literal["constant", "ramp", "pulse"] = "constant"
     com_pulse: float = 6.0

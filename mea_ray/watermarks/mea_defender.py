@@ -59,7 +59,9 @@ class MeaDefender(MixedClasses):
         carrier_labels: ``extra`` adds the term on drawn source samples; ``replace`` softens the labels of the source
             classes in the main batch instead, so that the realised probability is rho.
         exclusion_margin: Least difference of a clean source sample's own logit and the other source class's.
-        com_gradient: Which answers L_com moves: ``both`` sides, only the ``watermark`` samples, only the ``sources``.
+        com_gradient: Which answers L_com moves: those of ``both`` sides (equation 6 as it stands), only of the
+            ``watermark`` samples (the authors' code), only of the ``sources``. Moving the sources pulls them towards
+            the target: their own accuracy suffers first.
         com_direction: KL(f(x_wm) || f(x_s)) as in equation 6, or the other way round.
         com_schedule: Weight of L_com over the epochs: ``constant``, ``ramp`` (rising linearly to its value), or
             ``pulse`` (times ``com_pulse`` in every ``com_period``-th epoch, after the authors' code).
@@ -98,7 +100,7 @@ class MeaDefender(MixedClasses):
         carrier_rho: float = 0.35,
         carrier_labels: Literal["extra", "replace"] = "extra",
         exclusion_margin: float = 5.0,
-        com_gradient: Literal["both", "watermark", "sources"] = "both",
+        com_gradient: Literal["both", "watermark", "sources"] = "watermark",
         com_direction: Literal["watermark_source", "source_watermark"] = "watermark_source",
         com_schedule: Literal["constant", "ramp", "pulse"] = "constant",
         com_pulse: float = 6.0,

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
+import torchjd.aggregation
+from scipy.optimize import nnls
 from torch import Tensor, nn
+from torchjd.linalg import DualConeProjector
 
 from mea_ray.errors import ConfigError
 from mea_ray.registry import nearest
 
 Normalisation = Literal["l2", "loss", "loss+", "none"]
 
-AGGREGATORS: dict[str, tuple[str, dict[str, Any]]] = {
-    "aligned_mtl": ("AlignedMTL", {}),
-    "cagrad": ("CAGrad", {"c": 0.5}),
-    "config": ("ConFIG", {}),
-    "dual_proj": ("DualProj", {}),
-    "grad_drop": ("GradDrop", {}),
-    "grad_vac": ("GradVac", {}),
-    "imtl_g": ("IMTLG", {}),
-    "mean": ("Mean", {}),
-    "mgda": ("MGDA", {}),
-    "pcgrad": ("PCGrad", {}),
-    "random": ("Random", {}),
-    "sum": ("Sum", {}),
-    "upgrad": ("UPGrad", {}),
+AGGREGATORS = {
+    "aligned_mtl": "AlignedMTL",
+    "config": "ConFIG",
+    "dual_proj": "DualProj",
+    "grad_drop": "GradDrop",
+    "grad_vac": "GradVac",
+    "imtl_g": "IMTLG",
+    "mean": "Mean",
+    "mgda": "MGDA",
+    "pcgrad": "PCGrad",
+    "random": "Random",
+    "sum": "Sum",
+    "upgrad": "UPGrad",
 }
-"""Name in a config: class of ``torchjd.aggregation`` and the arguments it cannot do without."""
+"""Name in a config: class of ``torchjd.aggregation`` (those that need no further package)."""
+DUAL_CONE = ("dual_proj", "upgrad")
+"""Those that project onto the dual cone of the gradients."""
 
 MAX_ITERATIONS = 250
 TOLERANCE = 1e-9
@@ -67,8 +71,25 @@ class Weighting(ABC):
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         losses = list(terms.values())
         gradients = flat_gradients(losses, parameters)
-        add_gradient(self.aggregate(gradients, [float(loss) for loss in losses]), parameters)
+        add_gradient(self.aggregate(gradients, [float(loss.detach()) for loss in losses]), parameters)
         return torch.stack([loss.detach() for loss in losses]).sum()
+
+
+class NonNegativeProjector(DualConeProjector):
+    """torchjd's projection onto a dual cone, solved as non-negative least squares.
+
+    torchjd's own projector needs two more packages. The program min v' G v subject to u <= v is, with v = u + s and
+    G = L L', the same as min ||L' s + L' u|| over s >= 0.
+    """
+
+    def __call__(self, U: Tensor, G: Tensor) -> Tensor:  # noqa: N803 - named by torchjd
+        """Return weights (..., m) for vectors ``U`` (..., m) and the gradients' inner products ``G`` (m, m)."""
+        gram = G.detach().double().cpu().numpy()
+        size = max(float(np.trace(gram)), np.finfo(np.float64).tiny)
+        lower = np.linalg.cholesky(gram / size + 1e-6 * np.eye(len(gram)))
+        vectors = U.detach().double().cpu().numpy().reshape(-1, len(gram))
+        weights = np.stack([u + nnls(lower.T, -lower.T @ u)[0] for u in vectors])
+        return torch.as_tensor(weights.reshape(tuple(U.shape)), device=G.device, dtype=G.dtype)
 
 
 class TorchJD(Weighting):
@@ -79,8 +100,8 @@ class TorchJD(Weighting):
     """
 
     def __init__(self, name: str) -> None:
-        attribute, arguments = AGGREGATORS[name]
-        self.aggregator = getattr(importlib.import_module("torchjd.aggregation"), attribute)(**arguments)
+        arguments = {"projector": NonNegativeProjector()} if name in DUAL_CONE else {}
+        self.aggregator = getattr(torchjd.aggregation, AGGREGATORS[name])(**arguments)
 
     def aggregate(self, gradients: Tensor, values: Sequence[float]) -> Tensor:
         """Return what the aggregator makes of the gradients."""
