@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that ``--help`` is insta
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -102,10 +103,10 @@ def run(
     from mea_ray.config import SweepConfig, build
 
     config = _experiment(file, overrides or [])
-    if local:
-        _run_local(config)
-        return
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem) or "experiment"
+    if local:
+        _run_local(config, name)
+        return
     _run_sweep(build(SweepConfig, {"name": name, "base": config.resolved()}), resume, address)
 
 
@@ -192,6 +193,7 @@ class Kind(str, Enum):
     models = "models"
     datasets = "datasets"
     policies = "policies"
+    benchmarks = "benchmarks"
     config = "config"
 
 
@@ -223,36 +225,54 @@ def list_(
     catalogue.show(make_console(), kind.value if kind else None, name)
 
 
+Options = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(help="Settings of the benchmark, name=value; `mea-ray list benchmarks`.", metavar="NAME=VALUE"),
+]
+Json = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--json", help="Write all that was measured to this file, too."),
+]
+
+
 @bench.command("service", epilog=EPILOG)
-def bench_service(overrides: Overrides = None, debug: Debug = False) -> None:
+def bench_service(options: Options = None, output: Json = None, debug: Debug = False) -> None:
     """Images per second through the service, against the bare forward pass and with merging switched off.
 
     For example:
 
       mea-ray bench service
-    """
-    from mea_ray.bench.service import bench_service as measure
 
-    _show_bench("service", measure)
+      mea-ray bench service model=resnet18 --json service.json
+    """
+    _bench("service", options or [], output)
 
 
 @bench.command("train", epilog=EPILOG)
-def bench_train(debug: Debug = False) -> None:
+def bench_train(options: Options = None, output: Json = None, debug: Debug = False) -> None:
     """Images per second of a victim's training with all its losses, against the plain supervised loop.
 
     For example:
 
       mea-ray bench train
+
+      mea-ray bench train model=resnet18 steps=10
     """
-    from mea_ray.bench.train import bench_train as measure
-
-    _show_bench("train", measure)
+    _bench("train", options or [], output)
 
 
-def _show_bench(name: str, measure: Any) -> None:
+def _bench(name: str, options: Sequence[str], output: Path | None) -> None:
+    from mea_ray.config import merge, parse_override
+    from mea_ray.report.catalogue import BENCHMARKS
     from mea_ray.report.terminal import make_console, pairs_table
 
-    make_console().print(pairs_table(name, measure().items()))
+    settings = merge({}, dict(map(parse_override, options)))
+    with _interruptible(), make_console(stderr=True).status(f"measuring: {name}"):
+        measured = BENCHMARKS.build(name, **settings).to_dict()
+    shown = [(key, value) for key, value in measured.items() if not isinstance(value, list)]
+    make_console().print(pairs_table(f"[bold]{name}[/]", shown))
+    if output is not None:
+        output.write_text(json.dumps(measured, indent=1, default=str), encoding="utf-8")
 
 
 def _experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
@@ -280,20 +300,24 @@ def _run_sweep(config: SweepConfig, resume: bool, address: str | None) -> None:
     from mea_ray.sweep.runner import run_sweep
 
     console = make_console()
-    with _interruptible(resumable=True), SweepProgress(make_console(stderr=True)) as progress:
+    with _interruptible(), SweepProgress(make_console(stderr=True)) as progress:
         outcome = run_sweep(config, resume=resume, address=address, on_event=progress)
     _finish(console, Path(outcome.folder), outcome.results, len(outcome.failed))
 
 
-def _run_local(config: ExperimentConfig) -> None:
+def _run_local(config: ExperimentConfig, name: str) -> None:
     from mea_ray import pipeline
+    from mea_ray.config import digest
     from mea_ray.report.terminal import make_console
 
+    folder = Path(config.storage) / "local" / f"{name}-{digest(config.resolved(), 8)}"
     notes = make_console(stderr=True)
-    with _interruptible(resumable=False), notes.status("running in this process") as status:
-        status.update("running in this process")
-        result = pipeline.run(config)
-    folder = Path(config.storage) / "local" / result.trial
+    with _interruptible(), notes.status("loading the data") as status:
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            status.update(f"training the {record.get('stage', 'model')} stage: epoch {record.get('epoch', '')}")
+
+        result = pipeline.run(config, folder, on_epoch=on_epoch)
     result.save(folder / "results" / f"{result.trial}.json")
     _finish(make_console(), folder, [result], 0)
 
@@ -315,12 +339,11 @@ def _finish(console: Any, folder: Path, results: Sequence[Any], failed: int) -> 
 
 
 @contextlib.contextmanager
-def _interruptible(*, resumable: bool) -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        hint = "; finished work is kept, the same command with --resume goes on" if resumable else ""
-        typer.echo(f"\ninterrupted{hint}", err=True)
+        typer.echo("\ninterrupted; finished work is kept, the same command with --resume goes on", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

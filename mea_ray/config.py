@@ -5,21 +5,22 @@ No class below ``pipeline.py`` receives one of these objects; it gets plain keyw
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, Union
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mea_ray.errors import ConfigError
 from mea_ray.registry import Table, nearest
+from mea_ray.trees import Tree, digest, load_tree, merge, parse_override, set_path
+
+__all__ = ["Config", "ExperimentConfig", "SweepConfig", "build", "load_experiment", "load_sweep", "write_yaml"]
+__all__ += ["Tree", "digest", "load_tree", "merge", "parse_override", "set_path"]  # of ``trees``, for who has a config
 
 Fraction = float
-Tree = dict[str, Any]
 ModelT = TypeVar("ModelT", bound="Config")
 
 
@@ -58,7 +59,9 @@ class Choice(Config):
             value = {"name": value}
         if isinstance(value, Mapping):
             if "name" not in value:
-                raise ConfigError(f"{cls.components().kind} needs a `name`; known: {', '.join(cls.components().names())}")
+                raise ConfigError(
+                    f"{cls.components().kind} needs a `name`; known: {', '.join(cls.components().names())}"
+                )
             params = {key: item for key, item in value.items() if key != "name"}
             return {"name": value["name"], **cls.components().check(str(value["name"]), params)}
         return value
@@ -107,8 +110,10 @@ class SplitsConfig(Config):
     """Who sees which images."""
 
     validation_fraction: Fraction = Field(0.05, gt=0, lt=0.5, description="Of train: early stop of the victim.")
-    verification_fraction: Fraction = Field(0.2, gt=0, lt=1, description="Of test: watermark samples are mixed from it.")
-    thief_pool: Union[Literal["train", "disjoint"], DataChoice] = Field(
+    verification_fraction: Fraction = Field(
+        0.2, gt=0, lt=1, description="Of test: watermark samples are mixed from it."
+    )
+    thief_pool: Literal["train", "disjoint"] | DataChoice = Field(
         "train",
         description="The thief's images: the victim's own training images (the paper's setting), a disjoint part of "
         "train, or another dataset.",
@@ -158,8 +163,12 @@ class VictimConfig(Config):
     """The model that is sold as an API. Everything here, with `data` and `splits`, names the artifact."""
 
     model: ModelChoice = Field(default_factory=lambda: ModelChoice(name="vgg_like"), description="Architecture.")
-    watermark: WatermarkChoice = Field(default_factory=lambda: WatermarkChoice(name="mea_defender"), description="Watermark scheme.")
-    training: TrainingConfig = Field(default_factory=TrainingConfig, description="Training of the victim and of the null models.")
+    watermark: WatermarkChoice = Field(
+        default_factory=lambda: WatermarkChoice(name="mea_defender"), description="Watermark scheme."
+    )
+    training: TrainingConfig = Field(
+        default_factory=TrainingConfig, description="Training of the victim and of the null models."
+    )
     seed: int = Field(0, ge=0, description="Seed of the key, the initial weights and the batches.")
 
 
@@ -182,22 +191,32 @@ class ServiceConfig(Config):
         None, ge=1, description="Fixed number of images in a forward pass (padded); null chooses by device."
     )
     max_request_images: int = Field(1024, ge=1, description="Images in one request at most.")
-    policy: PolicyChoice = Field(default_factory=lambda: PolicyChoice(name="probabilities"), description="What an answer holds.")
+    policy: PolicyChoice = Field(
+        default_factory=lambda: PolicyChoice(name="probabilities"), description="What an answer holds."
+    )
     rate: RateConfig | None = Field(None, description="Rate limit per client; none when null.")
     request_images: int = Field(256, ge=1, description="Thief's client: images in a request.")
     max_in_flight: int = Field(8, ge=1, description="Thief's client: requests under way at once.")
-    request_timeout_s: float = Field(120.0, gt=0, description="Thief's client: wait for one answer before asking again.")
+    request_timeout_s: float = Field(
+        120.0, gt=0, description="Thief's client: wait for one answer before asking again."
+    )
     retries: int = Field(5, ge=0, description="Thief's client: times a request is asked again after a failure.")
 
 
 class ThiefConfig(Config):
     """The thief: an attack, what it may spend, and the substitute that it trains."""
 
-    attack: AttackChoice = Field(default_factory=lambda: AttackChoice(name="distillation"), description="Extraction attack.")
-    budgets: tuple[int, ...] = Field(
-        (1000,), min_length=1, description="Images answered, rising; one fresh substitute for each, nested transfer sets."
+    attack: AttackChoice = Field(
+        default_factory=lambda: AttackChoice(name="distillation"), description="Extraction attack."
     )
-    model: ModelChoice = Field(default_factory=lambda: ModelChoice(name="vgg_like"), description="Architecture of the substitute.")
+    budgets: tuple[int, ...] = Field(
+        (1000,),
+        min_length=1,
+        description="Images answered, rising; one fresh substitute for each, nested transfer sets.",
+    )
+    model: ModelChoice = Field(
+        default_factory=lambda: ModelChoice(name="vgg_like"), description="Architecture of the substitute."
+    )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="Training of each substitute.")
 
     @field_validator("budgets")
@@ -236,7 +255,9 @@ class RoleResources(Config):
 class ResourcesConfig(Config):
     """Resources per role. The services' share is set in `service`."""
 
-    victim: RoleResources = Field(default_factory=RoleResources, description="One training of a victim or a null model.")
+    victim: RoleResources = Field(
+        default_factory=RoleResources, description="One training of a victim or a null model."
+    )
     trial: RoleResources = Field(default_factory=RoleResources, description="One trial: a thief and its verification.")
 
 
@@ -284,75 +305,13 @@ class SweepConfig(Config):
     base: ExperimentConfig = Field(default_factory=ExperimentConfig, description="What all trials share.")
     space: dict[str, SpaceEntry] = Field(
         default_factory=dict,
-        description="{config path: {grid: [...]} | {choice: [...]} | {uniform: [low, high]} | {loguniform: [low, high]}}",
+        description="{config path: {grid: [...]} | {choice: [...]} | {uniform: [low, high]} | "
+        "{loguniform: [low, high]}}",
     )
     search: SearchConfig = Field(default_factory=SearchConfig, description="Which points are tried.")
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="Which trials are stopped early.")
     max_services: int = Field(1, ge=1, description="Victim services up at once; their resources are set aside.")
     max_failures: int = Field(3, ge=0, description="Times a trial is started again after its process died.")
-
-
-def load_tree(path: str | Path) -> Tree:
-    """Read a YAML file into a plain tree.
-
-    Raises:
-        ConfigError: The file is missing, is not YAML, or does not hold a mapping.
-    """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read config {str(path)!r}: {error.strerror}; give the path of a YAML file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping of config keys, got {type(tree).__name__}")
-    return tree
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split ``key.path=value``; the value is read as YAML.
-
-    Raises:
-        ConfigError: There is no ``=`` or the value is not YAML.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {text!r} must read key.path=value, e.g. thief.budgets=[100,500]")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from None
-
-
-def set_path(tree: Tree, key: str, value: Any) -> Tree:
-    """Return a copy of ``tree`` with the config path ``key`` set.
-
-    Setting ``x.name`` to another component drops the parameters of the one before; setting a path below a component
-    given by its bare name (``data: digits``) keeps the name.
-    """
-    head, _, rest = key.partition(".")
-    tree = dict(tree)
-    if not rest:
-        if head == "name" and tree.get("name") not in {None, value}:
-            tree = {}
-        tree[head] = value
-        return tree
-    inner = tree.get(head)
-    if isinstance(inner, str):
-        inner = {"name": inner}
-    if inner is None:
-        inner = {}
-    if not isinstance(inner, Mapping):
-        raise ConfigError(f"cannot set {key!r}: {head!r} holds {inner!r}, which has no keys below it")
-    tree[head] = set_path(dict(inner), rest, value)
-    return tree
-
-
-def merge(tree: Tree, settings: Mapping[str, Any]) -> Tree:
-    """Set several config paths; those that choose a component (``x.name``, ``x``) go first."""
-    for key in sorted(settings, key=lambda k: (not k.endswith("name") and k.count(".") > 0, k.count("."))):
-        tree = set_path(tree, key, settings[key])
-    return tree
 
 
 def _fields(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
@@ -398,12 +357,6 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     own = set(SweepConfig.model_fields)
     tree = merge(load_tree(path), {k if k.split(".")[0] in own else f"base.{k}": v for k, v in settings.items()})
     return build(SweepConfig, tree)
-
-
-def digest(tree: Any, length: int = 16) -> str:
-    """Return a short, stable hash of a plain tree: the name of what it made."""
-    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def write_yaml(config: Config, path: str | Path) -> None:

@@ -112,9 +112,8 @@ class Table:
         known = list(schema.model_fields)
         for key in params:
             if key not in known:
-                raise ConfigError(
-                    f"{self.kind} {name!r} has no parameter {key!r}{nearest(key, known)} Known: {', '.join(known) or 'none'}"
-                )
+                hint = f"{nearest(key, known)} Known: {', '.join(known) or 'none'}"
+                raise ConfigError(f"{self.kind} {name!r} has no parameter {key!r}{hint}")
         try:
             checked = schema(**params)
         except ValidationError as error:

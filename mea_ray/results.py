@@ -72,7 +72,9 @@ class TrialResult(_Record):
 
     schema_version: int = SCHEMA_VERSION
     trial: str
-    point: dict[str, Any] = Field(default_factory=dict, description="Config paths that the sweep set, and their values.")
+    point: dict[str, Any] = Field(
+        default_factory=dict, description="Config paths that the sweep set, and their values."
+    )
     config: dict[str, Any]
     victim: str = Field(description="Name (hash) of the victim artifact.")
     nulls: list[str] = Field(default_factory=list, description="Names of the null models' artifacts.")
@@ -102,4 +104,6 @@ class TrialResult(_Record):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValidationError) as error:
-            raise ArtifactError(f"{path} is no readable trial result: {error}; delete it and run with --resume") from error
+            raise ArtifactError(
+                f"{path} is no readable trial result: {error}; delete it and run with --resume"
+            ) from error

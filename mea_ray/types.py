@@ -41,13 +41,9 @@ class ImageSet:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
             raise DataError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {self.images.shape}")
         if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
-            raise DataError(
-                f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {self.labels.shape}"
-            )
+            raise DataError(f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {self.labels.shape}")
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
-            raise DataError(
-                f"labels must lie in [0, {self.classes}), got {self.labels.min()} to {self.labels.max()}"
-            )
+            raise DataError(f"labels must lie in [0, {self.classes}), got {self.labels.min()} to {self.labels.max()}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -108,18 +104,17 @@ class Splits:
 
 @runtime_checkable
 class BlackBox(Protocol):
-    """All that a thief sees of a victim.
-
-    Attributes:
-        classes: Number of classes in an answer.
-        image_shape: (channels, height, width) of one image.
-    """
+    """All that a thief sees of a victim."""
 
     @property
-    def classes(self) -> int: ...
+    def classes(self) -> int:
+        """Number of classes in an answer."""
+        ...
 
     @property
-    def image_shape(self) -> tuple[int, int, int]: ...
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image: (channels, height, width)."""
+        ...
 
     @property
     def remaining(self) -> int | None:

@@ -10,6 +10,13 @@ from mea_ray.errors import ConfigError
 from mea_ray.registry import Table, nearest
 from mea_ray.report.terminal import component_table, config_table, names_table
 
+BENCHMARKS = Table(
+    "benchmark",
+    {
+        "service": "mea_ray.bench.service:bench_service",
+        "train": "mea_ray.bench.train:bench_train",
+    },
+)
 TABLES = {
     "watermarks": "mea_ray.watermarks:WATERMARKS",
     "combiners": "mea_ray.watermarks.combiners:COMBINERS",
@@ -17,6 +24,7 @@ TABLES = {
     "models": "mea_ray.models:MODELS",
     "datasets": "mea_ray.data:DATASETS",
     "policies": "mea_ray.blackbox:POLICIES",
+    "benchmarks": "mea_ray.report.catalogue:BENCHMARKS",
 }
 """Kind, as a user names it, to its table."""
 
@@ -40,7 +48,7 @@ def show(console: Console, kind: str | None = None, name: str | None = None) -> 
         ConfigError: There is no such component or section; the message gives the nearest one.
     """
     if kind is None:
-        for each in TABLES:
+        for each in [kind for kind in TABLES if kind != "benchmarks"]:
             console.print(names_table(f"[bold underline]{each}[/]", table(each)))
         console.print("mea-ray list KIND [NAME] shows the parameters; mea-ray list config all config paths.")
     elif kind == "config":

@@ -89,7 +89,7 @@ def component_table(name: str, table: Table) -> RichTable:
     parameters = table.parameters(name)
     return _parameters_table(
         f"[bold]{name}[/]  {escape(summary_of(table.resolve(name)))}",
-        [(p.name, p.type, tables.setting(p.default), p.doc) for p in parameters],
+        [(p.name, p.type, tables.setting(p.default), p.doc) for p in parameters if not p.name.startswith("on_")],
     )
 
 

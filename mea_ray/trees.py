@@ -1,0 +1,84 @@
+"""Plain trees of settings: read from YAML, overridden by ``key.path=value``, merged, and named by what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mea_ray.errors import ConfigError
+
+Tree = dict[str, Any]
+
+
+def load_tree(path: str | Path) -> Tree:
+    """Read a YAML file into a plain tree.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or does not hold a mapping.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read config {str(path)!r}: {error.strerror}; give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of config keys, got {type(tree).__name__}")
+    return tree
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``key.path=value``; the value is read as YAML.
+
+    Raises:
+        ConfigError: There is no ``=`` or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {text!r} must read key.path=value, e.g. thief.budgets=[100,500]")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from None
+
+
+def set_path(tree: Tree, key: str, value: Any) -> Tree:
+    """Return a copy of ``tree`` with the config path ``key`` set.
+
+    Setting ``x.name`` to another component drops the parameters of the one before; setting a path below a component
+    given by its bare name (``data: digits``) keeps the name.
+    """
+    head, _, rest = key.partition(".")
+    tree = dict(tree)
+    if not rest:
+        if head == "name" and tree.get("name") not in {None, value}:
+            tree = {}
+        tree[head] = value
+        return tree
+    inner = tree.get(head)
+    if isinstance(inner, str):
+        inner = {"name": inner}
+    if inner is None:
+        inner = {}
+    if not isinstance(inner, Mapping):
+        raise ConfigError(f"cannot set {key!r}: {head!r} holds {inner!r}, which has no keys below it")
+    tree[head] = set_path(dict(inner), rest, value)
+    return tree
+
+
+def merge(tree: Tree, settings: Mapping[str, Any]) -> Tree:
+    """Set several config paths; those that choose a component (``x.name``, ``x``) go first."""
+    for key in sorted(settings, key=lambda k: (not k.endswith("name") and k.count(".") > 0, k.count("."))):
+        tree = set_path(tree, key, settings[key])
+    return tree
+
+
+def digest(tree: Any, length: int = 16) -> str:
+    """Return a short, stable hash of a plain tree: the name of what it made."""
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
