@@ -11,6 +11,7 @@ from typing import Any
 from mea_ray.artifacts import null_id, prepared_id, victim_id
 from mea_ray.config import ExperimentConfig, SweepConfig, digest
 from mea_ray.errors import ArtifactError, ConfigError
+from mea_ray.pipeline import budget_to_register
 from mea_ray.sweep.space import Point, axes, experiment_at, points, probes
 
 PLAN_SCHEMA = 1
@@ -54,7 +55,7 @@ class PlannedTrial:
             victim=victim_id(config),
             nulls=tuple(null_id(config, index) for index in range(config.verification.null_models)),
             data=prepared_id(config),
-            queries=config.thief.budgets[-1],
+            queries=budget_to_register(config),
         )
 
 
@@ -187,6 +188,6 @@ def check_same(path: Path, now: Plan) -> None:
     after = set() if now.adaptive else {trial.name for trial in now.trials}
     if adaptive != now.adaptive or before != after:
         raise ConfigError(
-            f"{path} was made from another sweep: {len(before - after)} of its {len(before)} trials are no longer asked "
-            f"for, {len(after - before)} are new; resume with the file {path.with_name('sweep.yaml')}, or change `name`"
+            f"{path} was made from another sweep: {len(before - after)} of its {len(before)} trials are no longer "
+            f"asked for, {len(after - before)} are new; resume with {path.with_name('sweep.yaml')}, or change `name`"
         )

@@ -1,0 +1,162 @@
+"""What the driver does when a trial ends: keeps its result, shows it, lets go of its service."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from mea_ray.results import TrialResult
+from mea_ray.sweep import events
+from mea_ray.sweep.folder import SweepFolder, read_model
+from mea_ray.sweep.trainable import TrialContext
+from mea_ray.tracking import TrackerSet
+
+
+class Finisher:
+    """Follows the trials of a sweep. Trackers are served in a thread, so that a slow one holds up no trial.
+
+    Args:
+        folder: The sweep's folder.
+        shown: The trackers.
+        tell: Where events go.
+
+    Attributes:
+        failed: Trials that were given up, with the reason.
+        ended: Trials that ended, in whatever way.
+    """
+
+    def __init__(self, folder: SweepFolder, shown: TrackerSet, tell: events.OnEvent) -> None:
+        self.folder, self.shown, self.tell = folder, shown, tell
+        self.failed: dict[str, str] = {}
+        self.ended: set[str] = set()
+        self._context: TrialContext | None = None
+        self._names: dict[str, str] = {}
+        self._queue: queue.Queue[TrialResult | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._serve, name="trackers", daemon=True)
+        self._thread.start()
+
+    def begin(self, context: TrialContext) -> None:
+        """Learn what the trials share, before Tune starts them."""
+        self._context = context
+
+    def show(self, result: TrialResult) -> None:
+        """Hand a result to the trackers."""
+        self._queue.put(result)
+
+    def drain(self) -> None:
+        """Wait until the trackers have seen every result."""
+        self._queue.join()
+
+    def close(self, timeout_s: float = 60.0) -> None:
+        """End the trackers' thread; results that they have not seen by then are shown by the next ``--resume``."""
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+
+    def fail(self, trial: str, reason: str) -> None:
+        """Give a trial up."""
+        self.failed[trial] = reason
+        self.ended.add(trial)
+        self.tell(events.TrialFailed(trial, reason))
+
+    def finish(self, trial: str) -> None:
+        """Take the result of a trial that ended by itself or by the scheduler."""
+        self.ended.add(trial)
+        self.release(trial)
+        work = self.folder.trial(trial)
+        path = self.folder.result_path(trial)
+        reason = work.failure()
+        if reason is not None:
+            self.fail(trial, reason)
+            return
+        if not path.exists():
+            work.pull()
+            self.folder.storage.pull(f"{self.folder.name}/results/{path.name}")
+        if not path.exists():
+            stopped = read_model(TrialResult, work.partial)
+            if stopped is None:
+                self.fail(trial, "it ended without a result; its logs are in Ray's session folder")
+                return
+            stopped.save(path)  # stopped by the scheduler after a rung
+            self.folder.push(f"results/{path.name}")
+        result = TrialResult.load(path)
+        self.tell(events.TrialFinished(trial, str(path), result.status == "stopped"))
+        self.show(result)
+
+    def name_of(self, tune_trial: Any) -> str:
+        """Return our name of a trial of Tune."""
+        assert self._context is not None
+        if tune_trial.trial_id not in self._names:
+            self._names[tune_trial.trial_id] = self._context.planned(tune_trial.config).name
+        return self._names[tune_trial.trial_id]
+
+    def interrupted(self, trials: Mapping[str, Any] | None, samples: int) -> bool:
+        """Return whether Tune came back before its trials had ended, which it does on Ctrl-C."""
+        return not self.ended.issuperset(trials) if trials is not None else len(self._names) < samples
+
+    def callback(self) -> Any:
+        """Return the callback for Ray Tune."""
+        return TuneCallback(self)
+
+    def release(self, trial: str) -> None:
+        """Let go of a trial's service, whether or not its process could."""
+        if self._context is not None:
+            self._context.broker.release.remote(trial)
+
+    def _serve(self) -> None:
+        while True:
+            result = self._queue.get()
+            try:
+                if result is None:
+                    self.shown.close()
+                    return
+                self.shown.log(result, self._models(result))
+            finally:
+                self._queue.task_done()
+
+    def _models(self, result: TrialResult) -> dict[str, Path]:
+        work = self.folder.trial(result.trial)
+        folders = {f"substitute-{rung.budget}": work.substitute(rung.budget) for rung in result.rungs}
+        folders["victim"] = self.folder.storage.root / "artifacts" / "victims" / result.victim
+        return {name: path for name, path in folders.items() if path.is_dir()}
+
+
+class TuneCallback(tune.Callback):
+    """Tells a ``Finisher`` how Tune's trials end."""
+
+    def __init__(self, finisher: Finisher | None = None) -> None:
+        self.finisher = finisher
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune saves its settings for a restore of its own, which is never asked for: a sweep resumes from its folder.
+        return TuneCallback, ()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Take the result."""
+        if self.finisher is not None:
+            self.finisher.finish(self.finisher.name_of(trial))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell that a killed trial goes on."""
+        if self.finisher is not None:
+            self.finisher.tell(events.TrialRestarted(self.finisher.name_of(trial), _reason(trial)))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Give the trial up."""
+        if self.finisher is not None:
+            name = self.finisher.name_of(trial)
+            self.finisher.release(name)
+            self.finisher.fail(name, _reason(trial))
+
+
+def _reason(trial: Any) -> str:
+    """Return the last line of a trial's error, which says what happened."""
+    with contextlib.suppress(Exception):
+        lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
+        return next((line for line in lines if "died" in line or "Error" in line), lines[-1])[:300]
+    return "unknown"

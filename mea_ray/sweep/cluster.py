@@ -1,0 +1,157 @@
+"""The Ray cluster under a sweep: started quietly, checked for size, part of it set aside for the services."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mea_ray.config import RoleResources
+from mea_ray.errors import ConfigError
+
+# Ray and Tune read these in the driver; they keep their own reports and notes out of the terminal.
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+_LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray._private", "optuna")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Ray's, Tune's and Optuna's own output out of the terminal; a sweep tells its progress by events."""
+    before = {name: os.environ.get(name) for name in _QUIET}
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            if old is None:
+                os.environ.pop(name, None)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def ray_cluster(address: str | None) -> Iterator[Any]:
+    """Give Ray: the one that runs in this process, the cluster at ``address``, or one of its own on this machine."""
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    ray.init(
+        address=address,
+        include_dashboard=None if address else False,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+        configure_logging=True,
+    )
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a sweep needs to make progress.
+
+    Attributes:
+        services: Services up at once.
+        replica: Resources of one replica (the largest), e.g. ``{"CPU": 0.5}``; empty if it reserves nothing.
+        replicas: Replicas of one service.
+        trial: Resources of one trial.
+        victim: Resources of the training of one victim.
+    """
+
+    services: int
+    replica: Mapping[str, float]
+    replicas: int
+    trial: RoleResources
+    victim: RoleResources
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """Bundles of the placement group of the services: one per replica."""
+        return [dict(self.replica) for _ in range(self.services * self.replicas)] if self.replica else []
+
+    def set_aside(self, kind: str) -> float:
+        """Return how much of ``CPU`` or ``GPU`` the services hold."""
+        return sum(bundle.get(kind, 0.0) for bundle in self.bundles)
+
+
+def check(demand: Demand, total: Mapping[str, float]) -> int:
+    """Compare what a sweep needs with a cluster.
+
+    Args:
+        demand: What it needs.
+        total: ``ray.cluster_resources()``.
+
+    Returns:
+        Trials that can run at once, at least 1.
+
+    Raises:
+        ConfigError: The services and one trial, or the training of one victim, would never find room.
+    """
+    at_once = []
+    for kind, field, trial, victim in (
+        ("CPU", "cpus", demand.trial.cpus, demand.victim.cpus),
+        ("GPU", "gpus", demand.trial.gpus, demand.victim.gpus),
+    ):
+        has, held = float(total.get(kind, 0.0)), demand.set_aside(kind)
+        if victim > has:
+            raise ConfigError(
+                f"training a victim needs {victim:g} {kind}s, the cluster has {has:g}; lower resources.victim.{field}, "
+                "or give a larger cluster with --address"
+            )
+        if held + trial > has + 1e-9:
+            raise ConfigError(
+                f"the sweep needs {held + trial:g} {kind}s, the cluster has {has:g}: {demand.services} services x "
+                f"{demand.replicas} replicas x {demand.replica.get(kind, 0.0):g} set aside, {trial:g} for one trial; "
+                f"lower service.{field}_per_replica (fractions are allowed), service.replicas, max_services or "
+                f"resources.trial.{field}, or give a larger cluster with --address"
+            )
+        if trial > 0:
+            at_once.append(math.floor((has - held) / trial + 1e-9))
+    return max(1, min(at_once, default=1))
+
+
+@contextlib.contextmanager
+def services_group(demand: Demand, timeout_s: float = 120.0) -> Iterator[Any]:
+    """Set the services' resources aside; gives a placement group, or None if they reserve nothing.
+
+    Raises:
+        ConfigError: No node has room for a replica, or others use the cluster.
+    """
+    if not demand.bundles:
+        yield None
+        return
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group(demand.bundles, strategy="PACK")
+    try:
+        ready, _ = ray.wait([group.ready()], timeout=timeout_s)
+        if not ready:
+            raise ConfigError(
+                f"no room for {len(demand.bundles)} replicas of {dict(demand.replica)} within {timeout_s:g} s: free are"
+                f" {ray.available_resources()}; lower service.cpus_per_replica, service.gpus_per_replica or "
+                "max_services, or wait until the cluster is free"
+            )
+        yield group
+    finally:
+        with contextlib.suppress(Exception):  # the cluster may be gone already
+            remove_placement_group(group)

@@ -1,0 +1,168 @@
+"""A sweep's folder: what is kept of it, and what ``--resume`` finds again.
+
+``sweep.yaml`` (resolved), ``plan.json``, ``results/<trial>.json`` (finished trials), ``trials/<trial>/`` (answers,
+finished rungs, substitutes), ``ledgers/`` (what the services charged), ``assessments/`` (victims and null models).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mea_ray.config import SweepConfig, write_yaml
+from mea_ray.errors import ArtifactError, ConfigError
+from mea_ray.results import RungResult, TrialResult
+from mea_ray.storage import Storage
+from mea_ray.sweep.plan import Plan, check_same
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside, then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def read_model(model: type[ModelT], path: Path) -> ModelT | None:
+    """Read a record; None if it is missing or damaged, so that it is made again."""
+    try:
+        return model.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+class TrialFolder:
+    """What a trial keeps while it runs, so that another process can go on with it.
+
+    Args:
+        storage: The storage of the sweep.
+        relative: The folder in it.
+    """
+
+    def __init__(self, storage: Storage, relative: str) -> None:
+        self.storage, self.relative = storage, relative
+        self.path = storage.root / relative
+        self.transfer = self.path / "transfer"
+        self.partial = self.path / "partial.json"
+        self.error = self.path / "error.json"
+
+    def substitute(self, budget: int) -> Path:
+        """Folder of the substitute of one rung."""
+        return self.path / "substitutes" / str(budget)
+
+    def rungs(self, budgets: Iterable[int]) -> dict[int, RungResult]:
+        """Return the finished rungs; a damaged record counts as not finished."""
+        read = {budget: read_model(RungResult, self._rung(budget)) for budget in budgets}
+        return {budget: rung for budget, rung in read.items() if rung is not None}
+
+    def save_rung(self, rung: RungResult) -> None:
+        """Keep a finished rung."""
+        write_text(self._rung(rung.budget), rung.model_dump_json(indent=1))
+
+    def save_point(self, point: Mapping[str, Any]) -> None:
+        """Keep what the sweep set, for a search that has to suggest it again."""
+        write_text(self.path / "point.json", json.dumps(dict(point), indent=1))
+
+    def point(self) -> dict[str, Any] | None:
+        """Return what the sweep set; None if the trial was never begun."""
+        try:
+            return dict(json.loads((self.path / "point.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def save_error(self, reason: str, trace: str) -> None:
+        """Keep why the trial was given up."""
+        write_text(self.error, json.dumps({"reason": reason, "traceback": trace}, indent=1))
+
+    def failure(self) -> str | None:
+        """Return why the trial was given up in this run; None if it was not."""
+        try:
+            return str(json.loads(self.error.read_text(encoding="utf-8"))["reason"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def push(self) -> None:
+        """Copy the folder to a remote storage."""
+        self.storage.push(self.relative)
+
+    def pull(self) -> None:
+        """Fetch what another node left in a remote storage."""
+        self.storage.pull(self.relative)
+
+    def _rung(self, budget: int) -> Path:
+        return self.path / "rungs" / f"{budget}.json"
+
+
+class SweepFolder:
+    """The folder ``<storage>/<sweep name>``. Picklable: every process opens the storage for itself.
+
+    Args:
+        storage: Location of the storage.
+        name: The sweep's name.
+    """
+
+    def __init__(self, storage: str, name: str) -> None:
+        self.location, self.name = storage, name
+        self.storage = Storage(storage)
+        self.path = self.storage.root / name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SweepFolder, (self.location, self.name)
+
+    def open(self, sweep: SweepConfig, plan: Plan, *, resume: bool) -> None:
+        """Make the folder, or take up the one that is there.
+
+        Raises:
+            ConfigError: There is one and ``resume`` is not set, or it belongs to another sweep.
+        """
+        there = self.storage.pull(f"{self.name}/plan.json")
+        if there and not resume:
+            raise ConfigError(
+                f"the sweep {self.name!r} has been started in {self.path} before; go on with --resume, or choose "
+                "another name (name=...)"
+            )
+        if there:
+            check_same(self.path / "plan.json", plan)
+            self.storage.pull(f"{self.name}/results")
+        for part in ("results", "trials", "ledgers", "assessments"):
+            (self.path / part).mkdir(parents=True, exist_ok=True)
+        write_yaml(sweep, self.path / "sweep.yaml")
+        plan.save(self.path / "plan.json")
+        self.push("sweep.yaml")
+        self.push("plan.json")
+
+    def trial(self, name: str) -> TrialFolder:
+        """Folder of a trial's work."""
+        return TrialFolder(self.storage, f"{self.name}/trials/{name}")
+
+    def trials(self) -> list[TrialFolder]:
+        """Folders of all trials that were ever begun, in the order of their names."""
+        return [self.trial(path.name) for path in sorted((self.path / "trials").iterdir()) if path.is_dir()]
+
+    def result_path(self, trial: str) -> Path:
+        """Where a finished trial's result is."""
+        return self.path / "results" / f"{trial}.json"
+
+    def result(self, trial: str) -> TrialResult | None:
+        """Return a finished trial's result; None if there is none, or it is damaged and must be made again."""
+        try:
+            return TrialResult.load(self.result_path(trial))
+        except ArtifactError:
+            return None
+
+    def results(self) -> list[TrialResult]:
+        """Return all readable results, in the order of their names."""
+        found = [self.result(path.stem) for path in sorted((self.path / "results").glob("*.json"))]
+        return [result for result in found if result is not None]
+
+    def push(self, relative: str) -> None:
+        """Copy one file or folder of the sweep to a remote storage."""
+        self.storage.push(f"{self.name}/{relative}")

@@ -1,0 +1,293 @@
+"""The driver of a sweep: models first, then trials under Ray Tune, results as they come."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mea_ray.config import SweepConfig
+from mea_ray.errors import ConfigError, MeaRayError
+from mea_ray.results import TrialResult
+from mea_ray.service.naming import NAMESPACE
+from mea_ray.sweep import cluster, events, search
+from mea_ray.sweep.broker import Broker, needs
+from mea_ray.sweep.callback import Finisher
+from mea_ray.sweep.folder import SweepFolder
+from mea_ray.sweep.plan import Plan, PlannedTrial, plan
+from mea_ray.sweep.trainable import EventSink, SinkSender, TrialContext, load_data, train_model, tune_trial
+from mea_ray.tracking import trackers
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """What came out of a sweep.
+
+    Attributes:
+        folder: The sweep's folder.
+        results: All finished trials, those from before included, in the order of their names.
+        failed: Trials that were given up, with the reason.
+    """
+
+    folder: Path
+    results: list[TrialResult]
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def run_sweep(
+    sweep: SweepConfig,
+    *,
+    resume: bool = False,
+    address: str | None = None,
+    on_event: events.OnEvent | None = None,
+) -> SweepOutcome:
+    """Run a sweep, or what is left of it.
+
+    Args:
+        sweep: The sweep.
+        resume: Go on in the folder of an earlier start; nothing that is finished there is repeated.
+        address: Ray cluster; None uses the Ray that runs in this process, or starts one on this machine.
+        on_event: Told what happens, one event after the other, in a thread of its own.
+
+    Returns:
+        The results. Failed trials do not fail the sweep.
+
+    Raises:
+        ConfigError: The sweep cannot be run as it is; nothing was trained. Or its folder exists without ``resume``.
+        KeyboardInterrupt: Ctrl-C; finished work is on disk.
+    """
+    search.check_metric(sweep)
+    the_plan = plan(sweep)
+    folder = SweepFolder(sweep.base.storage, sweep.name)
+    folder.open(sweep, the_plan, resume=resume)
+    done = {result.trial for result in folder.results()}
+    left = [] if the_plan.adaptive else [trial for trial in the_plan.trials if trial.name not in done]
+    samples = the_plan.trial_count - len(done) if the_plan.adaptive else len(left)
+    tell = _Teller(on_event or (lambda event: None))
+    tell(
+        events.SweepStarted(
+            str(folder.path),
+            the_plan.trial_count,
+            len(done),
+            the_plan.victim_count,
+            the_plan.null_count,
+            sum(trial.queries for trial in left) if not the_plan.adaptive else the_plan.queries,
+        )
+    )
+    shown = trackers(sweep.base.tracking, folder.path, sweep.name, warn=lambda text: tell(events.Warned(text)))
+    shown.log_config(sweep.resolved())
+    finisher = Finisher(folder, shown, tell)
+    try:
+        for result in folder.results():  # a driver that was killed may have shown none of them
+            finisher.show(result)
+        if samples > 0:
+            with cluster.quiet(), cluster.ray_cluster(address) as ray:
+                _Driver(sweep, the_plan, folder, finisher, tell, ray).run(left, samples)
+        results = folder.results()
+        finisher.drain()
+        shown.summarize(results)
+    finally:
+        finisher.close()
+    return SweepOutcome(folder.path, results, dict(finisher.failed))
+
+
+class _Teller:
+    """Gives events to the listener one at a time, from whichever thread they come."""
+
+    def __init__(self, on_event: events.OnEvent) -> None:
+        self._on_event, self._lock = on_event, threading.Lock()
+
+    def __call__(self, event: events.Event) -> None:
+        with self._lock:
+            self._on_event(event)
+
+
+class _Driver:
+    """One run of a sweep on a Ray that is up."""
+
+    def __init__(
+        self, sweep: SweepConfig, the_plan: Plan, folder: SweepFolder, finisher: Finisher, tell: _Teller, ray: Any
+    ) -> None:
+        self.sweep, self.plan, self.folder = sweep, the_plan, folder
+        self.finisher, self.tell, self.ray = finisher, tell, ray
+
+    def run(self, left: list[PlannedTrial], samples: int) -> None:
+        ray, base = self.ray, self.sweep.base
+        planned = left or list(self.plan.trials)
+        configs = [trial.config for trial in planned]
+        services, replica, replicas = needs(configs, self.sweep.max_services)
+        if self.plan.adaptive and any(path.startswith(("victim.", "data.", "service.")) for path in self.sweep.space):
+            services = self.sweep.max_services
+        demand = cluster.Demand(services, replica, replicas, base.resources.trial, base.resources.victim)
+        at_once = cluster.check(demand, ray.cluster_resources())
+        with self._events() as tell:
+            data = self._load(planned)
+            if not self.plan.adaptive:
+                left = self._prefetch(left, data, tell)
+                samples = len(left)
+            if not samples:
+                return
+            with cluster.services_group(demand) as group, self._broker(demand, group, tell) as broker:
+                trials = {trial.name: trial for trial in left}
+                context = TrialContext(self.sweep, self.folder, broker, tell, trials)
+                self.finisher.begin(context)
+                self._tune(context, data, samples, at_once)
+
+    @contextlib.contextmanager
+    def _events(self) -> Iterator[SinkSender]:
+        """Run the event sink and the thread that empties it; gives what sends to it."""
+        ray = self.ray
+        name = f"{self.sweep.name}-{uuid.uuid4().hex[:8]}-events"
+        sink = ray.remote(EventSink).options(name=name, namespace=NAMESPACE, num_cpus=0).remote()
+        stop = threading.Event()
+
+        def pump() -> None:
+            while True:
+                last = stop.wait(0.2)
+                with contextlib.suppress(ray.exceptions.RayError):
+                    for event in ray.get(sink.drain.remote(), timeout=10):
+                        self.tell(event)
+                if last:
+                    return
+
+        thread = threading.Thread(target=pump, name="sweep-events", daemon=True)
+        thread.start()
+        try:
+            yield SinkSender(name)
+        finally:
+            stop.set()
+            thread.join(15)
+            ray.kill(sink)
+
+    def _load(self, planned: list[PlannedTrial]) -> dict[str, Any]:
+        """Load each distinct data once into the object store, and hold every experiment against its data."""
+        from mea_ray.preflight import check
+
+        ray = self.ray
+        first = {trial.data: trial for trial in reversed(planned)}
+        loaders = {
+            name: ray.remote(load_data).options(num_cpus=trial.config.resources.victim.cpus).remote(trial.config)
+            for name, trial in first.items()
+        }
+        loaded = {name: _get(ray, reference) for name, reference in loaders.items()}
+        for trial in planned:
+            try:
+                check(trial.config, loaded[trial.data])
+            except ConfigError as error:
+                where = ", ".join(f"{path}={value!r}" for path, value in trial.point.items())
+                raise ConfigError(f"trial at {where or 'the base'}: {error}") from None
+        return loaders
+
+    def _prefetch(self, left: list[PlannedTrial], data: Mapping[str, Any], tell: SinkSender) -> list[PlannedTrial]:
+        """Train every distinct victim and null model, in parallel; return the trials whose models are there."""
+        ray = self.ray
+        wanted: dict[str, tuple[Literal["victim", "null"], PlannedTrial, int]] = {}
+        for trial in left:
+            wanted.setdefault(trial.victim, ("victim", trial, 0))
+            for index, name in enumerate(trial.nulls):
+                wanted.setdefault(name, ("null", trial, index))
+        tasks = {}
+        for name, (role, trial, index) in wanted.items():
+            reserved = trial.config.resources.victim
+            task = ray.remote(train_model).options(
+                num_cpus=reserved.cpus, num_gpus=reserved.gpus, max_retries=self.sweep.max_failures
+            )
+            reference = task.remote(role, trial.config, index, name, data[trial.data], self.folder, tell)
+            tasks[reference] = name
+        lost: dict[str, str] = {}
+        waiting = list(tasks)
+        try:
+            while waiting:
+                ready, waiting = ray.wait(waiting, timeout=1.0)
+                for reference in ready:
+                    try:
+                        _get(ray, reference)
+                    except Exception as error:  # whatever broke one model must not break the trials of others
+                        lost[tasks[reference]] = f"{type(error).__name__}: {error}"
+        except BaseException:
+            for reference in waiting:
+                ray.cancel(reference, force=True)
+            raise
+        kept = []
+        for trial in left:
+            reasons = [
+                f"model {name} could not be trained: {lost[name]}"
+                for name in (trial.victim, *trial.nulls)
+                if name in lost
+            ]
+            if reasons:
+                self.finisher.fail(trial.name, reasons[0])
+            else:
+                kept.append(trial)
+        return kept
+
+    @contextlib.contextmanager
+    def _broker(self, demand: cluster.Demand, group: Any, tell: SinkSender) -> Iterator[Any]:
+        ray, prefix = self.ray, f"{self.sweep.name}-{uuid.uuid4().hex[:8]}"
+        broker = (
+            ray.remote(Broker)
+            .options(
+                name=f"{prefix}-broker",
+                namespace=NAMESPACE,
+                num_cpus=0,
+                max_concurrency=16,
+                max_restarts=-1,
+                max_task_retries=-1,
+            )
+            .remote(prefix, str(self.folder.path / "ledgers"), demand.services, group, None, tell)
+        )
+        try:
+            yield broker
+        finally:
+            with contextlib.suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+                ray.get(broker.stop.remote(), timeout=30)
+            ray.kill(broker)
+
+    def _tune(self, context: TrialContext, data: Mapping[str, Any], samples: int, at_once: int) -> None:
+        from ray import tune
+
+        role = self.sweep.base.resources.trial
+        trainable = tune.with_resources(
+            tune.with_parameters(tune_trial, context=context, data=dict(data)), {"cpu": role.cpus, "gpu": role.gpus}
+        )
+        space: dict[str, Any] = {}
+        searcher = None
+        if self.plan.adaptive:
+            begun = [trial.point() for trial in self.folder.trials() if self.folder.result(trial.path.name) is None]
+            searcher = search.optuna_search(self.sweep, self.folder.results(), [p for p in begun if p is not None])
+        else:
+            space, samples = {"trial": tune.grid_search(list(context.trials))}, 1
+        tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=search.scheduler(self.sweep),
+                num_samples=samples,
+                max_concurrent_trials=at_once,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=f"run-{uuid.uuid4().hex[:8]}",
+                storage_path=str(self.folder.path / "tune"),
+                verbose=0,
+                callbacks=[self.finisher.callback()],
+                failure_config=tune.FailureConfig(max_failures=self.sweep.max_failures),
+            ),
+        ).fit()
+        if self.finisher.interrupted(context.trials or None, samples):
+            raise KeyboardInterrupt
+
+
+def _get(ray: Any, reference: Any) -> Any:
+    """Get a task's result; an error of ours is raised as itself, not wrapped in Ray's."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, MeaRayError):
+            raise error.cause from None
+        raise

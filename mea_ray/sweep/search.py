@@ -1,0 +1,117 @@
+"""From a sweep's search and scheduler to Ray Tune's."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mea_ray.config import SweepConfig
+from mea_ray.errors import ConfigError
+from mea_ray.registry import nearest
+from mea_ray.results import TrialResult
+from mea_ray.seeding import derive
+from mea_ray.sweep.space import Axis, Point, axes
+from mea_ray.sweep.trial import METRICS, metrics_of
+
+
+def check_metric(sweep: SweepConfig) -> None:
+    """Refuse a metric that no trial reports.
+
+    Raises:
+        ConfigError: It is unknown.
+    """
+    metric = sweep.search.metric
+    if metric not in METRICS:
+        raise ConfigError(
+            f"search.metric={metric!r} is no metric{nearest(metric, list(METRICS))} Known: {', '.join(METRICS)}"
+        )
+
+
+def scheduler(sweep: SweepConfig) -> Any:
+    """Return Tune's scheduler; its unit of time is one rung of the budget."""
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    if sweep.scheduler.name == "fifo":
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr="training_iteration",
+        metric=sweep.search.metric,
+        mode=sweep.search.mode,
+        # Trials with more rungs than the base have their last ones judged no further.
+        max_t=max(len(sweep.base.thief.budgets), sweep.scheduler.grace_rungs),
+        grace_period=sweep.scheduler.grace_rungs,
+        reduction_factor=sweep.scheduler.reduction_factor,
+    )
+
+
+def point_of(sweep: SweepConfig, suggestion: Mapping[str, Any]) -> Point:
+    """Translate a suggestion of Optuna into a point of the space: listed values are suggested by their position."""
+    return {
+        axis.path: suggestion[f"p{place}"] if axis.is_range else axis.values[suggestion[f"p{place}"]]
+        for place, axis in enumerate(axes(sweep))
+    }
+
+
+def suggestion_of(all_axes: Sequence[Axis], point: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Translate a point back; None if it does not lie in the space."""
+    found: dict[str, Any] = {}
+    for place, axis in enumerate(all_axes):
+        if axis.path not in point:
+            return None
+        value = point[axis.path]
+        if axis.is_range:
+            if not isinstance(value, (int, float)) or not axis.values[0] <= value <= axis.values[1]:
+                return None
+            found[f"p{place}"] = value
+        else:
+            texts = [_text(listed) for listed in axis.values]
+            if _text(value) not in texts:
+                return None
+            found[f"p{place}"] = texts.index(_text(value))
+    return found
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def optuna_search(sweep: SweepConfig, finished: Iterable[TrialResult], begun: Iterable[Point]) -> Any:
+    """Return an Optuna searcher that knows what was tried before.
+
+    Args:
+        sweep: The sweep.
+        finished: Results from before; they are told to Optuna as evaluated and are not run again.
+        begun: Points that were begun and not finished; they are suggested first.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from ray.tune.search.optuna import OptunaSearch
+
+    all_axes = axes(sweep)
+    space: dict[str, Any] = {}
+    for place, axis in enumerate(all_axes):
+        log = axis.kind == "loguniform"
+        if not axis.is_range:
+            space[f"p{place}"] = CategoricalDistribution(list(range(len(axis.values))))
+        elif axis.whole:
+            space[f"p{place}"] = IntDistribution(*axis.values, log=log)
+        else:
+            space[f"p{place}"] = FloatDistribution(*map(float, axis.values), log=log)
+    if not space:
+        raise ConfigError("search.name=optuna needs a space; add config paths under `space`, or use search.name=grid")
+    known = [(suggestion_of(all_axes, result.point), result) for result in finished]
+    told = [(point, result) for point, result in known if point is not None]
+    searcher = OptunaSearch(
+        space=space,
+        metric=sweep.search.metric,
+        mode=sweep.search.mode,
+        # Another seed after an interruption: the same would suggest what has been tried already.
+        seed=derive(sweep.search.seed, "optuna", len(told)) % 2**32,
+        points_to_evaluate=[s for p in begun if (s := suggestion_of(all_axes, p)) is not None] or None,
+    )
+    for point, result in told:
+        if result.rungs:
+            value = metrics_of(result.rungs[-1])[sweep.search.metric]
+            searcher.add_evaluated_point(point, value, error=math.isnan(value))
+    return searcher

@@ -1,0 +1,172 @@
+"""What Ray runs: a trial as a Tune trainable, the training of a model and the loading of data as tasks."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from mea_ray.artifacts import Store
+from mea_ray.config import ExperimentConfig, SweepConfig
+from mea_ray.errors import ServiceUnavailable
+from mea_ray.service.naming import NAMESPACE
+from mea_ray.sweep import events
+from mea_ray.sweep.folder import SweepFolder
+from mea_ray.sweep.plan import PlannedTrial
+from mea_ray.sweep.search import point_of
+from mea_ray.sweep.space import experiment_at
+from mea_ray.sweep.trial import METRICS, Tools, epoch_events, run_trial
+
+if TYPE_CHECKING:
+    from mea_ray.preflight import Prepared
+
+
+class EventSink:
+    """An actor that carries events from all processes to the driver; it keeps the newest ``limit`` of them."""
+
+    def __init__(self, limit: int = 10_000) -> None:
+        self.limit = limit
+        self._events: list[events.Event] = []
+
+    def push(self, event: events.Event) -> None:
+        """Take an event."""
+        self._events.append(event)
+        del self._events[: -self.limit]
+
+    def drain(self) -> list[events.Event]:
+        """Give all events that came since the last call, in their order."""
+        taken, self._events = self._events, []
+        return taken
+
+
+class SinkSender:
+    """Sends events to the named sink without waiting; losing one is no failure. Picklable."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._sink: Any = None
+
+    def __call__(self, event: events.Event) -> None:
+        """Send an event."""
+        import ray
+
+        try:
+            if self._sink is None:
+                self._sink = ray.get_actor(self.name, namespace=NAMESPACE)
+            self._sink.push.remote(event)
+        except (ValueError, ray.exceptions.RayError):
+            return
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SinkSender, (self.name,)
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What all trials of a sweep share.
+
+    Attributes:
+        sweep: The sweep.
+        folder: Its folder.
+        broker: Handle of the broker actor.
+        tell: Where events go.
+        trials: The trials by name; empty for an adaptive search.
+    """
+
+    sweep: SweepConfig
+    folder: SweepFolder
+    broker: Any
+    tell: events.OnEvent
+    trials: Mapping[str, PlannedTrial]
+
+    def planned(self, config: Mapping[str, Any]) -> PlannedTrial:
+        """Return the trial that Tune asks for."""
+        if "trial" in config:
+            return self.trials[config["trial"]]
+        point = point_of(self.sweep, config)
+        return PlannedTrial.of(experiment_at(self.sweep, point), point)
+
+
+def use_resources(cpus: float, gpus: float) -> None:
+    """Keep this process to what it reserved."""
+    from mea_ray.training.device import use_gpus, use_threads
+
+    use_threads(cpus)
+    use_gpus(gpus)
+
+
+def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[str, Any]) -> None:
+    """Run one trial under Ray Tune.
+
+    An exception that would come again ends the trial at once: its reason is kept, and Tune is not asked to repeat it.
+    A killed process, or a service that went away, is started again by Tune, up to ``max_failures`` times.
+
+    Args:
+        config: Tune's config: the trial's name, or a suggestion of an adaptive search.
+        context: What all trials share.
+        data: References to the loaded data, by name.
+    """
+    import ray
+    from ray import tune
+    from ray.exceptions import RayError
+
+    role = context.sweep.base.resources.trial
+    use_resources(role.cpus, role.gpus)
+    trial = context.planned(config)
+
+    def prepared() -> Prepared:
+        from mea_ray.pipeline import prepare
+
+        # Mapped from the object store, not copied; only a search that varies the data itself has to load here.
+        loaded: Prepared = ray.get(data[trial.data]) if trial.data in data else prepare(trial.config)
+        return loaded
+
+    tools = Tools(context.folder, context.broker, context.tell, tune.report)
+    try:
+        run_trial(trial, prepared, tools, os.getpid(), ray.get_runtime_context().get_node_id())
+    except (ServiceUnavailable, RayError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        context.folder.trial(trial.name).save_error(reason, traceback.format_exc())
+        tune.report(dict.fromkeys(METRICS, float("nan")))
+
+
+def load_data(config: ExperimentConfig) -> Prepared:
+    """Load and split data; as a task, its result is in the object store once for all."""
+    from mea_ray.pipeline import prepare
+
+    return prepare(config)
+
+
+def train_model(
+    role: Literal["victim", "null"],
+    config: ExperimentConfig,
+    index: int,
+    name: str,
+    prepared: Prepared,
+    folder: SweepFolder,
+    tell: events.OnEvent,
+) -> None:
+    """Get or train one victim or null model into the storage.
+
+    Args:
+        role: What it is.
+        config: An experiment that uses it.
+        index: Which null model.
+        name: Name of its artifact.
+        prepared: Its data.
+        folder: The sweep's folder.
+        tell: Where events go.
+    """
+    reserved = config.resources.victim
+    use_resources(reserved.cpus, reserved.gpus)
+    store = Store(folder.storage)
+    on_epoch = epoch_events(role, name, config.victim.training.epochs, tell)
+    if role == "victim":
+        path = store.get_or_train_victim(config, lambda: prepared, on_epoch)
+    else:
+        path = store.get_or_train_null(config, index, lambda: prepared, on_epoch)
+    tell(events.ModelReady(role, name, str(path)))

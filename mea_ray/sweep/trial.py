@@ -1,0 +1,281 @@
+"""One trial: victim, service, theft, proof. Every step that is done is on disk, and a restart goes on from there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mea_ray.artifacts import Store
+from mea_ray.config import digest, write_yaml
+from mea_ray.errors import ServiceUnavailable
+from mea_ray.results import ModelReport, RungResult, TrialResult
+from mea_ray.sweep import events
+from mea_ray.sweep.broker import Hold, ServiceSpec
+from mea_ray.sweep.folder import SweepFolder, TrialFolder, read_model, write_text
+from mea_ray.sweep.plan import PlannedTrial
+
+if TYPE_CHECKING:
+    from mea_ray.models.base import ImageModel
+    from mea_ray.preflight import Prepared
+    from mea_ray.watermarks.base import Key
+
+METRICS = ("wsr", "wfpr", "accuracy", "fidelity", "p_value", "queries")
+Report = Callable[[dict[str, float]], None]
+
+
+class Assessment(BaseModel):
+    """What verification says of a victim and of its null models; the same for all trials that share them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    victim: ModelReport
+    nulls: list[ModelReport]
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a trial gets from its sweep.
+
+    Attributes:
+        folder: The sweep's folder.
+        broker: Handle of the broker actor.
+        on_event: Where events go.
+        report: Told the metrics of each rung; the scheduler may end the process in it.
+    """
+
+    folder: SweepFolder
+    broker: Any
+    on_event: events.OnEvent
+    report: Report
+
+
+def metrics_of(rung: RungResult) -> dict[str, float]:
+    """Return what schedulers and searchers see of a rung; NaN where a number does not exist (no key, say)."""
+    report = rung.report
+    numbers = {
+        "wsr": report.wsr.rate if report.wsr else None,
+        "wfpr": report.wfpr_mean,
+        "accuracy": report.accuracy,
+        "fidelity": report.fidelity,
+        "p_value": report.p_value,
+        "queries": rung.queries,
+    }
+    return {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
+
+
+def run_trial(trial: PlannedTrial, prepared: Callable[[], Prepared], tools: Tools, pid: int, node: str) -> TrialResult:
+    """Run a trial, or what is left of it.
+
+    Args:
+        trial: The trial.
+        prepared: Gives its data.
+        tools: What the sweep lends.
+        pid: This process.
+        node: Ray's id of this node.
+
+    Returns:
+        The result; it is on disk already.
+    """
+    started = time.perf_counter()
+    done = tools.folder.result(trial.name)
+    if done is not None:
+        for rung in done.rungs:
+            tools.report(metrics_of(rung))
+        return done
+    work = tools.folder.trial(trial.name)
+    work.pull()
+    work.path.mkdir(parents=True, exist_ok=True)
+    work.error.unlink(missing_ok=True)
+    write_yaml(trial.config, work.path / "config.yaml")
+    work.save_point(trial.point)
+    before = read_model(TrialResult, work.partial)
+    finished = work.rungs(trial.config.thief.budgets)
+    told = events.TrialStarted(trial.name, trial.point, pid, node, trial.config.thief.budgets, len(finished))
+    tools.on_event(told)
+    return _Run(trial, prepared(), tools, work, started - (before.seconds if before else 0.0)).run(finished)
+
+
+class _Run:
+    """The state of a running trial."""
+
+    def __init__(
+        self, trial: PlannedTrial, prepared: Prepared, tools: Tools, work: TrialFolder, started: float
+    ) -> None:
+        self.trial, self.config, self.prepared = trial, trial.config, prepared
+        self.tools, self.work, self.started = tools, work, started
+        self.store = Store(tools.folder.storage)
+
+    def run(self, finished: dict[int, RungResult]) -> TrialResult:
+        from mea_ray.service.pool import VictimService
+
+        victim_folder, null_folders = self._models()
+        model, key = load_victim(victim_folder)
+        assessment = self._assess(model, key, null_folders)
+        spec = ServiceSpec.of(self.config, self.trial.victim, str(victim_folder))
+        transfer = self._transfer()
+        pulse = partial(self._pulse, transfer, [-1])
+        with Hold(self.tools.broker, self.trial.name, spec, answers=_answers, pulse=pulse) as name:
+            service = VictimService.connect(name)
+            rungs = self._rungs(service, transfer, model, key, assessment, finished)
+            result = self._result(assessment, rungs, service.charged(self.trial.name), "finished")
+        path = self.tools.folder.result_path(self.trial.name)
+        result.save(path)
+        self.tools.folder.push(f"results/{path.name}")
+        return result
+
+    def _models(self) -> tuple[Path, list[Path]]:
+        source = lambda: self.prepared  # noqa: E731
+        names = [("victim", self.trial.victim), *(("null", name) for name in self.trial.nulls)]
+        tell = [
+            epoch_events(role, name, self.config.victim.training.epochs, self.tools.on_event) for role, name in names
+        ]
+        victim = self.store.get_or_train_victim(self.config, source, tell[0])
+        nulls = [
+            self.store.get_or_train_null(self.config, index, source, tell[index + 1])
+            for index in range(len(self.trial.nulls))
+        ]
+        return victim, nulls
+
+    def _assess(self, model: ImageModel, key: Key | None, null_folders: list[Path]) -> Assessment:
+        """Assess the victim and its null models, once for all trials that share them."""
+        from mea_ray.pipeline import assess, null_rate
+        from mea_ray.training.checkpoint import load_model
+
+        config = self.config
+        made_by = [self.trial.victim, *self.trial.nulls, self.trial.data, config.seed, config.verification.resolved()]
+        path = self.tools.folder.path / "assessments" / f"{digest(made_by)}.json"
+        found = read_model(Assessment, path)
+        if found is not None:
+            return found
+        nulls = [assess(config, self.prepared, load_model(folder)[0], key, victim=model) for folder in null_folders]
+        victim = assess(config, self.prepared, model, key, null_rate=null_rate(nulls))
+        found = Assessment(victim=victim, nulls=nulls)
+        write_text(path, found.model_dump_json(indent=1))
+        return found
+
+    def _transfer(self) -> Any:
+        from mea_ray.attacks.transfer import TransferSet
+
+        return TransferSet(self.work.transfer)
+
+    def _rungs(
+        self,
+        service: Any,
+        transfer: Any,
+        model: ImageModel,
+        key: Key | None,
+        assessment: Assessment,
+        finished: dict[int, RungResult],
+    ) -> list[RungResult]:
+        from mea_ray import metrics, pipeline
+        from mea_ray.training.checkpoint import save_model
+
+        config, name = self.config, self.trial.name
+        service.register(name, pipeline.budget_to_register(config))
+        done: list[RungResult] = []
+        for budget in config.thief.budgets:  # the scheduler counts rungs, so it hears of those from before again
+            if budget in finished:
+                done.append(finished[budget])
+                self._tell(done, assessment, service)
+        if len(done) == len(config.thief.budgets):
+            return done
+        blackbox = service.client(
+            name,
+            request_images=config.service.request_images,
+            max_in_flight=config.service.max_in_flight,
+            request_timeout_s=config.service.request_timeout_s,
+            retries=config.service.retries,
+            start_at=pipeline.already_asked(config, transfer),
+        )
+        said = metrics.predictions(model, self.prepared.splits.test.images)
+        rate = pipeline.null_rate(assessment.nulls)
+        for rung in pipeline.run_attack(config, self.prepared, blackbox, transfer, skip=set(finished)):
+            report = pipeline.assess(config, self.prepared, rung.model, key, victim=said, null_rate=rate)
+            result = pipeline.rung_result(rung, report)
+            save_model(self.work.substitute(rung.budget), rung.model, {"role": "substitute", "trial": name})
+            self.work.save_rung(result)
+            done.append(result)
+            self.work.push()
+            self._tell(done, assessment, service)
+        return sorted(done, key=lambda rung: rung.budget)
+
+    def _tell(self, done: list[RungResult], assessment: Assessment, service: Any) -> None:
+        """Report the newest rung. The scheduler may end this process here, so what there is becomes a result before."""
+        rung = done[-1]
+        partial_result = self._result(assessment, done, service.charged(self.trial.name), "stopped")
+        partial_result.save(self.work.partial)
+        numbers = rung.report
+        self.tools.on_event(
+            events.RungFinished(
+                self.trial.name,
+                rung.budget,
+                rung.queries,
+                numbers.accuracy,
+                numbers.fidelity,
+                numbers.wsr.rate if numbers.wsr else None,
+                numbers.wfpr_mean,
+                numbers.p_value,
+            )
+        )
+        self.tools.report(metrics_of(rung))
+
+    def _result(self, assessment: Assessment, rungs: list[RungResult], charged: int, status: Any) -> TrialResult:
+        from mea_ray.pipeline import versions
+        from mea_ray.training.device import device_name
+
+        return TrialResult(
+            trial=self.trial.name,
+            point=self.trial.point,
+            config=self.config.resolved(),
+            victim=self.trial.victim,
+            nulls=list(self.trial.nulls),
+            victim_report=assessment.victim,
+            null_reports=assessment.nulls,
+            rungs=rungs,
+            status=status,
+            queries_charged=charged,
+            seconds=time.perf_counter() - self.started,
+            device=device_name(),
+            versions=versions(),
+        )
+
+    def _pulse(self, transfer: Any, last: list[int]) -> None:
+        if len(transfer) != last[0]:
+            last[0] = len(transfer)
+            self.tools.on_event(events.Queried(self.trial.name, last[0], self.trial.queries))
+
+
+def load_victim(folder: Path) -> tuple[ImageModel, Key | None]:
+    """Load a victim and its key; the key is None for a victim without a watermark."""
+    from mea_ray.training.checkpoint import load_model
+    from mea_ray.watermarks.base import Key
+
+    return load_model(folder)[0], Key.load(folder) if (folder / "key.json").exists() else None
+
+
+def epoch_events(role: Any, name: str, epochs: int, on_event: events.OnEvent) -> Callable[[dict[str, Any]], None]:
+    """Return an ``on_epoch`` that counts epochs over all stages and tells each."""
+    done = [0]
+
+    def on_epoch(record: dict[str, Any]) -> None:
+        done[0] += 1
+        on_event(events.ModelEpoch(role, name, done[0], max(epochs, done[0]), dict(record)))
+
+    return on_epoch
+
+
+def _answers(name: str) -> bool:
+    from ray.exceptions import RayError
+
+    from mea_ray.service.pool import VictimService
+
+    try:
+        VictimService.connect(name)
+    except (ServiceUnavailable, RayError):
+        return False
+    return True

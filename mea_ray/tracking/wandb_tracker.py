@@ -1,0 +1,233 @@
+"""Weights & Biases: a run per trial, grouped by victim, with its curve over queries; models as linked artifacts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mea_ray.results import TrialResult
+from mea_ray.tracking.rows import flatten, rows, rung_metrics
+
+_CURVES = ("wsr", "wsr_low", "wsr_high", "wfpr", "accuracy", "fidelity", "p_value", "null_wsr")
+_INIT_TIMEOUT_S = 20.0
+
+
+class WandbTracker:
+    """Logs to W&B, offline unless told otherwise. Files go below ``<folder>/wandb``; nothing is written elsewhere.
+
+    Offline runs reach an account later with ``wandb sync <folder>/wandb/offline-run-*``. If an online run cannot be
+    started, this and all later runs are kept offline instead.
+
+    Args:
+        folder: The sweep's folder.
+        sweep: The sweep's name.
+        mode: ``offline`` or ``online``.
+        project: W&B project.
+        entity: W&B entity; None for the account's default.
+        log_models: Log victims and substitutes as artifacts.
+        warn: Told, once, that online has become offline.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sweep: str,
+        *,
+        mode: Literal["offline", "online"] = "offline",
+        project: str = "mea_ray",
+        entity: str | None = None,
+        log_models: bool = True,
+        warn: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.folder, self.sweep, self.mode = folder, sweep, mode
+        self.project, self.entity, self.log_models, self.warn = project, entity, log_models, warn
+        self._config: dict[str, Any] = {}
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Keep the sweep's config for the summary run."""
+        self._config = flatten(config)
+
+    def log(self, result: TrialResult, models: Mapping[str, Path]) -> None:
+        """Log one trial as a run; the victim that it attacked first, if this sweep has not logged it yet."""
+        if self.log_models and "victim" in models:
+            self._once(f"victim-{result.victim}", lambda: self._log_victim(result, models["victim"]))
+        self._once(f"trial-{result.trial}", lambda: self._log_trial(result, models))
+
+    def summarize(self, results: Sequence[TrialResult]) -> None:
+        """Log one run with the table of all trials and the best of each curve."""
+        lines = [row for result in results for row in rows(result)]
+        if not lines:
+            return
+        import wandb
+
+        columns = list(dict.fromkeys(name for line in lines for name in line))
+        # One type per column, which is what a W&B table insists on.
+        data = [[_cell(line.get(name)) for name in columns] for line in lines]
+        run = self._start(f"summary-{self.sweep}", "summary", self._config, group=None)
+        try:
+            run.log({"trials": wandb.Table(columns=columns, data=data, allow_mixed_types=True)})
+            run.summary.update({"trials": len(results), "queries_charged": sum(r.queries_charged for r in results)})
+        finally:
+            run.finish()
+
+    def close(self) -> None:
+        """Do nothing: every run is finished where it was started."""
+
+    def _once(self, name: str, do: Callable[[], None]) -> None:
+        """Do what was not done before, also by a sweep that was interrupted."""
+        done = self.folder / "wandb" / "logged" / name
+        if done.exists():
+            return
+        do()
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
+
+    def _log_trial(self, result: TrialResult, models: Mapping[str, Path]) -> None:
+        run = self._start(result.trial, "trial", flatten(result.config), group=f"victim-{result.victim}")
+        try:
+            run.define_metric("queries")
+            for name in _CURVES:
+                run.define_metric(name, step_metric="queries")
+            for rung in result.rungs:
+                run.log(rung_metrics(result, rung))
+            run.summary.update(self._summary(result))
+            if self.log_models:
+                self._link_models(run, result, models)
+        finally:
+            run.finish()
+
+    @staticmethod
+    def _summary(result: TrialResult) -> dict[str, Any]:
+        report = result.victim_report
+        numbers = {
+            "victim": result.victim,
+            "status": result.status,
+            "queries_charged": result.queries_charged,
+            "victim_accuracy": report.accuracy,
+            "victim_wsr": report.wsr.rate if report.wsr else None,
+            "victim_wfpr": report.wfpr_mean,
+            **{f"set.{path}": value for path, value in flatten(result.point).items()},
+        }
+        return {name: value for name, value in numbers.items() if value is not None}
+
+    def _log_victim(self, result: TrialResult, folder: Path) -> None:
+        run = self._start(f"victim-{result.victim}", "victim", {}, group=f"victim-{result.victim}")
+        try:
+            run.log_artifact(self._victim_artifact(result, folder))
+        finally:
+            run.finish()
+
+    @staticmethod
+    def _victim_artifact(result: TrialResult, folder: Path) -> Any:
+        import wandb
+
+        artifact = wandb.Artifact(
+            f"victim-{result.victim}",
+            type="victim",
+            metadata={"victim": result.victim, "accuracy": result.victim_report.accuracy},
+        )
+        # The key is the owner's secret: it stays where the victim is, and goes to no service.
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and not file.name.startswith(("key.", ".")):
+                artifact.add_file(str(file), policy="immutable")
+        return artifact
+
+    def _link_models(self, run: Any, result: TrialResult, models: Mapping[str, Path]) -> None:
+        """Log the substitutes; online, the victim is declared as what they were made from.
+
+        Offline there is no server to declare it to: the substitutes name their victim in their metadata.
+        """
+        import wandb
+
+        if self.mode == "online" and "victim" in models:
+            run.use_artifact(self._victim_artifact(result, models["victim"]))
+        for rung in result.rungs:
+            folder = models.get(f"substitute-{rung.budget}")
+            if folder is None or not folder.is_dir():
+                continue
+            artifact = wandb.Artifact(
+                f"substitute-{result.trial}-{rung.budget}",
+                type="substitute",
+                metadata={
+                    "victim": result.victim,
+                    "made_from": f"victim-{result.victim}:latest",
+                    "trial": result.trial,
+                    **rung_metrics(result, rung),
+                },
+            )
+            for file in sorted(folder.iterdir()):
+                if file.is_file() and not file.name.startswith("."):
+                    artifact.add_file(str(file), policy="immutable")
+            run.log_artifact(artifact)
+
+    def _start(self, name: str, job_type: str, config: Mapping[str, Any], group: str | None) -> Any:
+        """Start a run: quiet, within a time limit, and offline if online fails."""
+        import wandb
+
+        home = self.folder / "wandb"
+        home.mkdir(parents=True, exist_ok=True)
+        # Read by wandb when it writes caches and artifacts, which settings of a run do not reach.
+        for variable, place in (
+            ("WANDB_CACHE_DIR", "cache"),
+            ("WANDB_DATA_DIR", "data"),
+            ("WANDB_CONFIG_DIR", "config"),
+        ):
+            os.environ.setdefault(variable, str(home / place))
+        os.environ.setdefault("WANDB_SILENT", "true")
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=_INIT_TIMEOUT_S,
+            login_timeout=_INIT_TIMEOUT_S,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            save_code=False,
+            disable_git=True,
+        )
+        arguments: dict[str, Any] = {
+            "project": self.project,
+            "entity": self.entity,
+            "name": name,
+            "group": group,
+            "job_type": job_type,
+            "config": dict(config),
+            "tags": [self.sweep],
+            "dir": str(self.folder),
+            "reinit": "create_new",
+            "settings": settings,
+        }
+        if self.mode == "online":
+            try:
+                _require_key()
+                return wandb.init(mode="online", **arguments)
+            except Exception as error:  # no account, no network, a refused key: all mean the same here
+                reason = " ".join(str(error).split())[:200]
+                self.mode = "offline"
+                self.warn(
+                    f"W&B cannot be reached ({type(error).__name__}: {reason}); runs are kept offline in {home}, "
+                    "send them later with `wandb sync`"
+                )
+        return wandb.init(mode="offline", **arguments)
+
+
+def _require_key() -> None:
+    """Refuse to go online without an account: wandb would ask for one in the terminal, and wait."""
+    import wandb
+
+    if not wandb.Api.__module__ or not (os.environ.get("WANDB_API_KEY") or _saved_key()):
+        raise PermissionError("no account: run `wandb login`, or set WANDB_API_KEY")
+
+
+def _saved_key() -> bool:
+    import netrc
+
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str, bool)) or value is None else str(value)
