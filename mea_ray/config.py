@@ -29,6 +29,21 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_components(cls, value: Any) -> Any:
+        """Parameters of a component without a ``name`` belong to the default component."""
+        if not isinstance(value, Mapping):
+            return value
+        filled = dict(value)
+        for field, item in value.items():
+            info = cls.model_fields.get(field)
+            if isinstance(item, Mapping) and "name" not in item and info is not None and info.default_factory:
+                if isinstance(info.annotation, type) and issubclass(info.annotation, Choice):
+                    default = info.get_default(call_default_factory=True)
+                    filled[field] = {"name": default.name, **item}
+        return filled
+
     def resolved(self) -> Tree:
         """Return the whole tree as plain JSON types, defaults filled in."""
         return self.model_dump(mode="json")
@@ -111,7 +126,7 @@ class SplitsConfig(Config):
 
     validation_fraction: Fraction = Field(0.05, gt=0, lt=0.5, description="Of train: early stop of the victim.")
     verification_fraction: Fraction = Field(
-        0.2, gt=0, lt=1, description="Of test: watermark samples are mixed from it."
+        0.2, gt=0, lt=1, description="Of test (36 of a class at least, up to half of it): for watermark samples."
     )
     thief_pool: Literal["train", "disjoint"] | DataChoice = Field(
         "train",
