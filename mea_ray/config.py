@@ -38,10 +38,9 @@ class Config(BaseModel):
         filled = dict(value)
         for field, item in value.items():
             info = cls.model_fields.get(field)
-            if isinstance(item, Mapping) and "name" not in item and info is not None and info.default_factory:
-                if isinstance(info.annotation, type) and issubclass(info.annotation, Choice):
-                    default = info.get_default(call_default_factory=True)
-                    filled[field] = {"name": default.name, **item}
+            kind = info.annotation if info is not None and info.default_factory else None
+            if isinstance(item, Mapping) and "name" not in item and isinstance(kind, type) and issubclass(kind, Choice):
+                filled[field] = {"name": cls.model_fields[field].get_default(call_default_factory=True).name, **item}
         return filled
 
     def resolved(self) -> Tree:
