@@ -147,7 +147,8 @@ class MixedClasses(Watermark):
             raise ArtifactError(f"the key of scheme {key.scheme!r} lacks {error}; it is no MEA-Defender key") from None
         combiner = MixedClasses._build(name, options, shape, fill, key.seed)
         combiner.load(key.tensors)
-        others = {n: MixedClasses._build(n, o, shape, fill, key.seed) for n, o in geometries.items()}
+        # Sorted, as a key's file is: a key that was read back trains and verifies as the one that was written.
+        others = {n: MixedClasses._build(n, geometries[n], shape, fill, key.seed) for n in sorted(geometries)}
         return combiner, others
 
     def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:

@@ -46,27 +46,35 @@ class ConvAutoencoder(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Map float (N, C, H, W) to latent vectors (N, latent)."""
         for layer in self.down:
-            images = F.relu(layer(images))
+            images = F.leaky_relu(layer(images))
         latent: Tensor = self.to_latent(images.flatten(1))
         return latent
 
+    def logits(self, latent: Tensor) -> Tensor:
+        """Map latent vectors (N, latent) to the log-odds of pixels (N, C, H, W)."""
+        maps = F.leaky_relu(self.from_latent(latent)).unflatten(1, self.inner)
+        maps = F.leaky_relu(self.up[0](F.interpolate(maps, self.sizes[1])))
+        pixels: Tensor = self.up[1](F.interpolate(maps, self.sizes[0]))
+        return pixels
+
     def decode(self, latent: Tensor) -> Tensor:
         """Map latent vectors (N, latent) to float (N, C, H, W) in [0, 1]."""
-        maps = F.relu(self.from_latent(latent)).unflatten(1, self.inner)
-        maps = F.relu(self.up[0](F.interpolate(maps, self.sizes[1])))
-        return torch.sigmoid(self.up[1](F.interpolate(maps, self.sizes[0])))
+        return torch.sigmoid(self.logits(latent))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Reconstruct."""
-        return self.decode(self.encode(images))
+        """Reconstruct, as log-odds."""
+        return self.logits(self.encode(images))
 
 
 class Reconstruction(Objective):
-    """Mean squared error per pixel between an image and its reconstruction."""
+    """Cross-entropy per pixel of an image and its reconstruction.
+
+    The squared error's gradient vanishes where the sigmoid saturates, and mostly black images drive it there.
+    """
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return ``{"reconstruction": mean squared error}``."""
-        return {"reconstruction": F.mse_loss(model(batch.images).float(), batch.images)}
+        """Return ``{"reconstruction": mean cross-entropy}``."""
+        return {"reconstruction": F.binary_cross_entropy_with_logits(model(batch.images).float(), batch.images)}
 
 
 class Autoencoder(Combiner):
