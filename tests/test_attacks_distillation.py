@@ -136,10 +136,14 @@ def test_a_substitute_does_not_depend_on_the_rungs_before_it() -> None:
 
 
 def test_it_is_a_function_of_its_seed_and_leaves_the_callers_random_stream_alone() -> None:
-    before = torch.get_rng_state()
-    first, again, other = (steal(FakeBlackBox(), [100], seed=seed)[0].model for seed in (3, 3, 4))
+    models = []
+    for caller, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(caller)
+        before = torch.get_rng_state()
+        models.append(steal(FakeBlackBox(), [100], seed=seed)[0].model)
+        assert torch.equal(before, torch.get_rng_state())
+    first, again, other = models
     assert same(first, again) and not same(first, other)
-    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_killed_thief_goes_on_without_asking_anything_twice(tmp_path: Path) -> None:

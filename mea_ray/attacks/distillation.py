@@ -130,8 +130,9 @@ class Distillation(Attack):
         sets = {budget: self._own(transfer, budget) if self.requery else transfer for budget in rungs}
         if rungs:
             held = self.held(transfer, rungs)
-            # A query that was answered but not kept before a kill is charged already, and asking it again is free.
-            lost = self.query_chunk if transfer.path is not None else 0
+            # What was answered but not kept before a kill is charged already, and asking it again is free: one query,
+            # and with `requery` the answers that were waiting for a chunk to be full.
+            lost = (2 if self.requery else 1) * self.query_chunk if transfer.path is not None else 0
             _check_remaining(blackbox, self.charges(rungs) - held, lost)
         rung = partial(self._rung, blackbox, pool, order, make_model, dict(training), seed)
         return (rung(budget, sets[budget]) for budget in rungs)
