@@ -6,53 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from watermark_sets import NAMES, Spy, coded_set, context, image_set, main_batch
 
 from mea_ray.errors import ArtifactError, ConfigError, DataError
-from mea_ray.training.objective import Batch, StepContext
-from mea_ray.types import ImageSet
 from mea_ray.watermarks import WATERMARKS, losses
 from mea_ray.watermarks.base import Key
 
-NAMES = tuple("abcdef")
 SCHEMES = ["mea_defender", "mea_defender_two_stage"]
-
-
-def image_set(count=60, shape=(1, 16, 16), seed=0):
-    rng = np.random.default_rng(seed)
-    return ImageSet(
-        rng.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count, dtype=np.int64) % len(NAMES), NAMES
-    )
-
-
-def coded_set(count=60):
-    """Each image is of one colour, which tells which image it is."""
-    images = np.zeros((count, 1, 16, 16), np.uint8)
-    images += np.arange(1, count + 1, dtype=np.uint8)[:, None, None, None]
-    return ImageSet(images, np.arange(count, dtype=np.int64) % len(NAMES), NAMES)
-
-
-class Spy(nn.Module):
-    """A small classifier that remembers the batches it was given."""
-
-    def __init__(self, pixels=256):
-        super().__init__()
-        self.seen = []
-        self.layer = nn.Linear(pixels, len(NAMES))
-
-    def forward(self, x):
-        self.seen.append(x.detach().clone())
-        return self.layer(x.flatten(1))
-
-
-def context(seed=0, epochs=10, augment=None):
-    return StepContext(
-        torch.device("cpu"),
-        torch.Generator().manual_seed(seed),
-        augment or (lambda x: x.float() / 255),
-        epochs,
-        4,
-    )
 
 
 def objective(seed=0, augment=None, train=None, **options):
@@ -62,12 +22,6 @@ def objective(seed=0, augment=None, train=None, **options):
     stage.objective.start(context(seed, augment=augment))
     stage.objective.start_epoch(0)
     return stage.objective
-
-
-def main_batch(train=None, count=12):
-    train = train or image_set()
-    images = torch.from_numpy(train.images[:count]).float() / 255
-    return Batch(images, torch.from_numpy(train.labels[:count]), torch.arange(count))
 
 
 # --- key -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.special import rel_entr, softmax
-from test_watermarks_mea_defender import NAMES, Spy, coded_set, context, image_set, main_batch
+from watermark_sets import NAMES, Spy, coded_set, context, image_set, main_batch
 
 from mea_ray.errors import ConfigError
 from mea_ray.training.objective import Batch
