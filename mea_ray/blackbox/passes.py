@@ -8,6 +8,7 @@ number of images, padded with black ones, and rows of a pass do not influence ea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from mea_ray.blackbox.policies import Policy
 from mea_ray.training.device import device as default_device
 from mea_ray.types import Answers, FloatImages, Images
 
-_DEFAULT_PASS_IMAGES = {"cpu": 32}
+# On a CPU passes of 16 and 32 are equally fast per image (1634 and 1615 images/s, vgg_like at 3 x 32 x 32, one thread;
+# 4% to 18% apart elsewhere), larger ones fall out of the cache, and a small pass wastes less when few ask.
+_DEFAULT_PASS_IMAGES = {"cpu": 16}
 _DEFAULT_ACCELERATOR = 256
 
 
@@ -31,7 +34,7 @@ class FixedShapePasses:
     """A victim that answers any number of images in passes of one shape, in float32.
 
     Args:
-        model: The victim; it is put in eval mode and moved to the device.
+        model: The victim; a copy is put in eval mode and moved to the device.
         shape: (channels, height, width) of one image.
         policy: What an answer holds.
         pass_images: Images in every forward pass; None chooses by device.
@@ -51,7 +54,8 @@ class FixedShapePasses:
         # Picking the fastest algorithm by a race could give two replicas, or two starts of one, different bits.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        self.model = model.to(self.device).float().eval()
+        # A copy, for the caller's model stays where and as it is. Channels last: 1.5 times the images/s on a CPU.
+        self.model = deepcopy(model).to(self.device, torch.float32, memory_format=torch.channels_last).eval()
         self.policy = policy
         self.pass_images = default_pass_images(self.device) if pass_images is None else pass_images
         self.passes = 0

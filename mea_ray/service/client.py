@@ -63,6 +63,7 @@ class ServiceClient:
         self.request_images, self.max_in_flight = request_images, max_in_flight
         self.request_timeout_s, self.retries = request_timeout_s, retries
         self._ledger: Any = None
+        self._handles: dict[str, Any] = {}
         description = self._ask_ledger("describe")
         self._replicas: tuple[str, ...] = tuple(description["replicas"])
         self._classes: int = description["classes"]
@@ -134,6 +135,7 @@ class ServiceClient:
         return fly(
             requests,
             self._replicas,
+            self._handles,
             self.client,
             max_in_flight=self.max_in_flight,
             timeout_s=self.request_timeout_s,
@@ -158,7 +160,8 @@ class ServiceClient:
                 raise error.cause from None
             raise
         except RayError as error:
+            self._ledger = None  # A service started again under this name has another ledger.
             raise ServiceUnavailable(f"the ledger of service {self.service!r} does not answer: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ledger": None}
+        return {**self.__dict__, "_ledger": None, "_handles": {}}

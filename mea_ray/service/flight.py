@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from mea_ray.errors import QueryError, RateLimited, ServiceUnavailable
-from mea_ray.service.naming import exists, find
+from mea_ray.service.naming import find
 from mea_ray.types import Answers
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
@@ -46,6 +46,7 @@ class _Flight:
 def fly(
     requests: Sequence[Request],
     replicas: Sequence[str],
+    handles: dict[str, Any],
     client: str,
     *,
     max_in_flight: int,
@@ -57,6 +58,7 @@ def fly(
     Args:
         requests: What to ask, each with an id of its own.
         replicas: Names of the replica actors.
+        handles: Handles of those that were found before; kept up to date for the next call.
         client: In whose name.
         max_in_flight: Requests under way at once.
         timeout_s: Seconds to wait for one answer, or for the return of a dead replica.
@@ -66,7 +68,7 @@ def fly(
         QueryError: The service refuses the next request in order; those before it have been yielded.
         ServiceUnavailable: A request failed more often, or its replicas were away longer, than is borne.
     """
-    return _Flights(requests, replicas, client, max_in_flight, timeout_s, retries).run()
+    return _Flights(requests, replicas, handles, client, max_in_flight, timeout_s, retries).run()
 
 
 class _Flights:
@@ -76,13 +78,17 @@ class _Flights:
         self,
         requests: Sequence[Request],
         replicas: Sequence[str],
+        handles: dict[str, Any],
         client: str,
         max_in_flight: int,
         timeout_s: float,
         retries: int,
     ) -> None:
         self.requests, self.client = requests, client
-        self.replicas = {name: find(name) for name in replicas if exists(name)}
+        self.replicas = handles
+        for name in replicas:
+            if name not in handles:
+                self._find(name)
         self.service = replicas[0].rpartition("/replica/")[0] if replicas else "?"
         self.max_in_flight, self.timeout_s, self.retries = max_in_flight, timeout_s, retries
         self.flights: dict[Any, _Flight] = {}
@@ -90,6 +96,12 @@ class _Flights:
         self.outcomes: dict[int, Answers | Exception] = {}
         self.launched = 0
         self.refused = False
+
+    def _find(self, name: str) -> None:
+        try:
+            self.replicas[name] = find(name)
+        except ServiceUnavailable:
+            self.replicas.pop(name, None)
 
     def run(self) -> Iterator[Answers]:
         for index in range(len(self.requests)):
@@ -170,8 +182,7 @@ class _Flights:
     def _unreachable(self, flight: _Flight, request: Request, reason: str) -> None:
         """The replica died under the request, or is being restarted: ask another one, or wait for its return."""
         now = time.monotonic()
-        if not exists(flight.replica):
-            self.replicas.pop(flight.replica, None)
+        self._find(flight.replica)
         request.down_since = now if request.down_since is None else request.down_since
         if now - request.down_since > self.timeout_s:
             request.down_since, request.pauses = None, 0
