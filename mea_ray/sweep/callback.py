@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ class Finisher:
     Attributes:
         failed: Trials that were given up, with the reason.
         ended: Trials that ended, in whatever way.
+        before_telling: Called before a trial's end is told, so that what the trial told itself comes first.
     """
 
     def __init__(self, folder: SweepFolder, shown: TrackerSet, tell: events.OnEvent) -> None:
         self.folder, self.shown, self.tell = folder, shown, tell
         self.failed: dict[str, str] = {}
         self.ended: set[str] = set()
+        self.before_telling: Callable[[], None] = lambda: None
         self._context: TrialContext | None = None
         self._names: dict[str, str] = {}
         self._queue: queue.Queue[TrialResult | None] = queue.Queue()
@@ -62,6 +64,7 @@ class Finisher:
         """Give a trial up."""
         self.failed[trial] = reason
         self.ended.add(trial)
+        self.before_telling()
         self.tell(events.TrialFailed(trial, reason))
 
     def finish(self, trial: str) -> None:
@@ -85,6 +88,7 @@ class Finisher:
             stopped.save(path)  # stopped by the scheduler after a rung
             self.folder.push(f"results/{path.name}")
         result = TrialResult.load(path)
+        self.before_telling()
         self.tell(events.TrialFinished(trial, str(path), result.status == "stopped"))
         self.show(result)
 

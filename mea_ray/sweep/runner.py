@@ -19,7 +19,8 @@ from mea_ray.sweep.broker import Broker, needs
 from mea_ray.sweep.callback import Finisher
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.plan import Plan, PlannedTrial, plan
-from mea_ray.sweep.trainable import EventSink, SinkSender, TrialContext, load_data, train_model, tune_trial
+from mea_ray.sweep.sink import EventSink, SinkSender
+from mea_ray.sweep.trainable import TrialContext, load_data, train_model, tune_trial
 from mea_ray.tracking import trackers
 
 
@@ -144,23 +145,27 @@ class _Driver:
         name = f"{self.sweep.name}-{uuid.uuid4().hex[:8]}-events"
         sink = ray.remote(EventSink).options(name=name, namespace=NAMESPACE, num_cpus=0).remote()
         stop = threading.Event()
+        turn = threading.Lock()
+
+        def drain() -> None:
+            with turn, contextlib.suppress(ray.exceptions.RayError):
+                for event in ray.get(sink.drain.remote(), timeout=10):
+                    self.tell(event)
 
         def pump() -> None:
-            while True:
-                last = stop.wait(0.2)
-                with contextlib.suppress(ray.exceptions.RayError):
-                    for event in ray.get(sink.drain.remote(), timeout=10):
-                        self.tell(event)
-                if last:
-                    return
+            while not stop.wait(0.2):
+                drain()
 
         thread = threading.Thread(target=pump, name="sweep-events", daemon=True)
         thread.start()
+        self.finisher.before_telling = drain
         try:
             yield SinkSender(name)
         finally:
             stop.set()
             thread.join(15)
+            drain()
+            self.finisher.before_telling = lambda: None
             ray.kill(sink)
 
     def _load(self, planned: list[PlannedTrial]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from mea_ray.artifacts import Store
 from mea_ray.config import ExperimentConfig, SweepConfig
 from mea_ray.errors import ServiceUnavailable
-from mea_ray.service.naming import NAMESPACE
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.plan import PlannedTrial
@@ -21,46 +20,6 @@ from mea_ray.sweep.trial import METRICS, Tools, epoch_events, run_trial
 
 if TYPE_CHECKING:
     from mea_ray.preflight import Prepared
-
-
-class EventSink:
-    """An actor that carries events from all processes to the driver; it keeps the newest ``limit`` of them."""
-
-    def __init__(self, limit: int = 10_000) -> None:
-        self.limit = limit
-        self._events: list[events.Event] = []
-
-    def push(self, event: events.Event) -> None:
-        """Take an event."""
-        self._events.append(event)
-        del self._events[: -self.limit]
-
-    def drain(self) -> list[events.Event]:
-        """Give all events that came since the last call, in their order."""
-        taken, self._events = self._events, []
-        return taken
-
-
-class SinkSender:
-    """Sends events to the named sink without waiting; losing one is no failure. Picklable."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._sink: Any = None
-
-    def __call__(self, event: events.Event) -> None:
-        """Send an event."""
-        import ray
-
-        try:
-            if self._sink is None:
-                self._sink = ray.get_actor(self.name, namespace=NAMESPACE)
-            self._sink.push.remote(event)
-        except (ValueError, ray.exceptions.RayError):
-            return
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return SinkSender, (self.name,)
 
 
 @dataclass(frozen=True)

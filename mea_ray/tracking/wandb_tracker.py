@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import netrc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
 
 from mea_ray.results import TrialResult
 from mea_ray.tracking.rows import flatten, rows, rung_metrics
@@ -214,17 +216,15 @@ class WandbTracker:
 
 def _require_key() -> None:
     """Refuse to go online without an account: wandb would ask for one in the terminal, and wait."""
-    import wandb
-
-    if not wandb.Api.__module__ or not (os.environ.get("WANDB_API_KEY") or _saved_key()):
+    if not (os.environ.get("WANDB_API_KEY") or _saved_key()):
         raise PermissionError("no account: run `wandb login`, or set WANDB_API_KEY")
 
 
 def _saved_key() -> bool:
-    import netrc
-
+    """Whether `wandb login` left a key for the server in the netrc file."""
+    server = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
     try:
-        return any("wandb" in host for host in netrc.netrc().hosts)
+        return server in netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return False
 

@@ -1,0 +1,48 @@
+"""How events reach the driver from every process of a sweep. Imports little: the sink is a process of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mea_ray.service.naming import NAMESPACE
+from mea_ray.sweep.events import Event
+
+
+class EventSink:
+    """An actor that carries events from all processes to the driver; it keeps the newest ``limit`` of them."""
+
+    def __init__(self, limit: int = 10_000) -> None:
+        self.limit = limit
+        self._events: list[Event] = []
+
+    def push(self, event: Event) -> None:
+        """Take an event."""
+        self._events.append(event)
+        del self._events[: -self.limit]
+
+    def drain(self) -> list[Event]:
+        """Give all events that came since the last call, in their order."""
+        taken, self._events = self._events, []
+        return taken
+
+
+class SinkSender:
+    """Sends events to the named sink without waiting; losing one is no failure. Picklable."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._sink: Any = None
+
+    def __call__(self, event: Event) -> None:
+        """Send an event."""
+        import ray
+
+        try:
+            if self._sink is None:
+                self._sink = ray.get_actor(self.name, namespace=NAMESPACE)
+            self._sink.push.remote(event)
+        except (ValueError, ray.exceptions.RayError):
+            return
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SinkSender, (self.name,)
