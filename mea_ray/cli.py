@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -170,7 +170,7 @@ def report(
 
     For example:
 
-      mea-ray report mea_ray_results/sweeps/quickstart --png curve.png
+      mea-ray report mea_ray_results/quickstart --png curve.png
     """
     from mea_ray.report import html
     from mea_ray.report.tables import load_results
@@ -302,7 +302,7 @@ def _run_sweep(config: SweepConfig, resume: bool, address: str | None) -> None:
     console = make_console()
     with _interruptible(), SweepProgress(make_console(stderr=True)) as progress:
         outcome = run_sweep(config, resume=resume, address=address, on_event=progress)
-    _finish(console, Path(outcome.folder), outcome.results, len(outcome.failed))
+    _finish(console, Path(outcome.folder), outcome.failed)
 
 
 def _run_local(config: ExperimentConfig, name: str) -> None:
@@ -319,22 +319,27 @@ def _run_local(config: ExperimentConfig, name: str) -> None:
 
         result = pipeline.run(config, folder, on_epoch=on_epoch)
     result.save(folder / "results" / f"{result.trial}.json")
-    _finish(make_console(), folder, [result], 0)
+    _finish(make_console(), folder, {})
 
 
-def _finish(console: Any, folder: Path, results: Sequence[Any], failed: int) -> None:
+def _finish(console: Any, folder: Path, failed: Mapping[str, str]) -> None:
+    from rich.markup import escape
+
     from mea_ray.report import html
+    from mea_ray.report.tables import RESULTS, load_results
     from mea_ray.report.terminal import print_results
 
-    if results:
-        print_results(console, results)
+    if any((folder / RESULTS).glob("*.json")):
+        print_results(console, load_results(folder))
         page = html.write(folder)
-        console.print(f"\nresults  {folder / 'results'}", soft_wrap=True)
+        console.print(f"\nresults  {folder / RESULTS}", soft_wrap=True)
         if (folder / "wandb").is_dir():
             console.print(f"W&B      {folder / 'wandb'}", soft_wrap=True)
         console.print(f"report   {page}", soft_wrap=True)
+    for trial, reason in failed.items():
+        console.print(f"[red]failed[/]   {trial}: {escape(reason)}", soft_wrap=True)
     if failed:
-        console.print(f"[red]{failed} trials failed[/]; run the same command with --resume to try them again")
+        console.print("The same command with --resume tries failed trials again and repeats no other.")
         raise typer.Exit(FAILED)
 
 

@@ -70,6 +70,9 @@ class Table:
         self.entries = dict(entries)
         self._schemas: dict[str, type[BaseModel]] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Table, (self.kind, self.entries)  # the schemas are classes without a module; they are made again
+
     def names(self) -> list[str]:
         """Return all names, sorted."""
         return sorted(self.entries)

@@ -130,7 +130,7 @@ def test_sweep_runs_and_prints_table_and_paths(
         asked.update(name=sweep.name, resume=resume, address=address, budgets=sweep.base.thief.budgets)
         on_event(events.SweepStarted(str(folder), 6, 0, 1, 1, 6000))
         (folder / "wandb").mkdir(parents=True)
-        return SimpleNamespace(folder=folder, results=write_sweep(folder), failed=[])
+        return SimpleNamespace(folder=folder, results=write_sweep(folder), failed={})
 
     runner(run_sweep)
     argv = ["sweep", str(sweep_file), "thief.budgets=[5,7]", "name=other", "--resume", "--address", "auto"]
@@ -149,10 +149,15 @@ def test_failed_trials_exit_with_1_and_keep_the_others(
     sweep_file: Path, tmp_path: Path, runner: Callable[[RunSweep], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out"
-    runner(lambda *_, **__: SimpleNamespace(folder=folder, results=write_sweep(folder, 1), failed=["t7"]))
+    runner(
+        lambda *_, **__: SimpleNamespace(
+            folder=folder, results=write_sweep(folder, 1), failed={"t7": "out of [memory]"}
+        )
+    )
     assert cli.main(["sweep", str(sweep_file)]) == cli.FAILED
     told = capsys.readouterr().out
     assert "--resume" in told and str(folder / "report.html") in told
+    assert "t7: out of [memory]" in told
 
 
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
@@ -214,7 +219,7 @@ def test_run_is_a_sweep_of_one_trial(
 
     def run_sweep(sweep: Any, **_: Any) -> SimpleNamespace:
         seen.append(sweep)
-        return SimpleNamespace(folder=tmp_path / "o", results=write_sweep(tmp_path / "o", 1), failed=[])
+        return SimpleNamespace(folder=tmp_path / "o", results=write_sweep(tmp_path / "o", 1), failed={})
 
     runner(run_sweep)
     assert cli.main(["run", str(experiment), "seed=4"]) == cli.OK

@@ -16,6 +16,7 @@ from scipy import stats
 
 from mea_ray.errors import ArtifactError
 from mea_ray.report import curves, html, samples, settings, tables, verdict
+from mea_ray.results import TrialResult
 from mea_ray.watermarks.base import WatermarkSamples
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
@@ -141,6 +142,14 @@ def test_trials_that_differ_only_in_seeds_share_a_line() -> None:
         "thief.model=vgg_like": 3,
         "thief.model=alexnet": 3,
     }
+
+
+def test_trials_come_in_the_order_of_their_points() -> None:
+    def at(budget: int, model: str) -> TrialResult:
+        return trial("x").model_copy(update={"point": {"budget": budget, "model": model}})
+
+    shuffled = [at(10, "b"), at(9, "b"), at(9, "a"), at(100, "a")]
+    assert [tuple(t.point.values()) for t in tables.ordered(shuffled)] == [(9, "a"), (9, "b"), (10, "b"), (100, "a")]
 
 
 def test_no_picture_has_more_lines_than_can_be_told_apart() -> None:

@@ -19,7 +19,7 @@ DASH = "–"
 
 
 def load_results(folder: Path) -> list[TrialResult]:
-    """Read every trial result below a sweep's folder, in the order of their names.
+    """Read every trial result below a sweep's folder, in the order of their points.
 
     Args:
         folder: The sweep's folder (with ``results/*.json`` in it) or the ``results`` folder itself.
@@ -33,7 +33,20 @@ def load_results(folder: Path) -> list[TrialResult]:
         raise ArtifactError(
             f"no trial results (results/*.json) in {folder}; give the folder that `mea-ray sweep` printed"
         )
-    return [TrialResult.load(path) for path in paths]
+    return ordered([TrialResult.load(path) for path in paths])
+
+
+def ordered(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return the trials by what the sweep set: numbers by size, everything else by its text."""
+
+    def key(result: TrialResult) -> tuple[list[tuple[str, bool, float, str]], str]:
+        parts = []
+        for path, value in result.point.items():
+            is_number = isinstance(value, (int, float))
+            parts.append((path, not is_number, float(value) if is_number else 0.0, setting(value)))
+        return parts, result.trial
+
+    return sorted(results, key=key)
 
 
 def setting(value: Any) -> str:
