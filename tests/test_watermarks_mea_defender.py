@@ -238,8 +238,8 @@ def test_terms_are_the_losses_of_their_parts():
 @pytest.mark.parametrize(
     "weights,images",
     [
-        ({}, 12 + 16 + 32 + 16),
-        ({"com": 0}, 12 + 16 + 16),
+        ({}, 12 + 16 + 32 + 8),
+        ({"com": 0}, 12 + 16 + 8),
         ({"eva": 0}, 12 + 16 + 32),
         ({"com": 0, "ver": 0}, 12 + 16),
         ({"com": 0, "ver": 0, "eva": 0}, 12),

@@ -23,7 +23,7 @@ class Embedding:
 
     weights: Mapping[str, float] = field(default_factory=dict)
     watermark_batch: int = 16
-    adverse_batch: int = 16
+    adverse_batch: int = 8
     augment_sources: bool = True
     com_gradient: losses.ComGradient = "watermark"
     com_direction: losses.ComDirection = "watermark_source"

@@ -107,7 +107,7 @@ class MeaDefender(MixedClasses):
         com_period: int = 10,
         eva_label: Literal["random", "soft"] = "random",
         watermark_batch: int = 16,
-        adverse_batch: int = 16,
+        adverse_batch: int = 8,
         augment_sources: bool = True,
         weighting: str = "fixed",
         gradient_normalisation: Normalisation = "loss+",
