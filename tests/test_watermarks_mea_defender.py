@@ -241,7 +241,7 @@ def test_terms_are_the_losses_of_their_parts():
         ({}, 12 + 16 + 32 + 8),
         ({"com": 0}, 12 + 16 + 8),
         ({"eva": 0}, 12 + 16 + 32),
-        ({"com": 0, "ver": 0}, 12 + 16),
+        ({"com": 0, "ver": 0}, 12 + 8),
         ({"com": 0, "ver": 0, "eva": 0}, 12),
         ({"com": 0, "ver": 0, "eva": 0, "carrier": 1}, 12 + 32),
         ({"com": 0, "ver": 0, "eva": 0, "exclusion": 1}, 12 + 32),
