@@ -139,6 +139,11 @@ class SweepFolder:
         self.push("sweep.yaml")
         self.push("plan.json")
 
+    def discard_if_unused(self) -> None:
+        """Remove the folder of a sweep that was refused before its first trial, so that its name is free again."""
+        if not any((self.path / "trials").iterdir()) and not any((self.path / "results").iterdir()):
+            self.storage.delete(self.name)
+
     def trial(self, name: str) -> TrialFolder:
         """Folder of a trial's work."""
         return TrialFolder(self.storage, f"{self.name}/trials/{name}")

@@ -91,6 +91,10 @@ def run_sweep(
         results = folder.results()
         finisher.drain()
         shown.summarize(results)
+    except ConfigError:
+        if not resume:
+            folder.discard_if_unused()
+        raise
     finally:
         finisher.close()
     return SweepOutcome(folder.path, results, dict(finisher.failed))

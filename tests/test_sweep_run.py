@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mea_ray.blackbox.ledger import Ledger
+from mea_ray.config import SweepConfig, build, write_yaml
+from mea_ray.errors import ConfigError
+from mea_ray.sweep import events
+from mea_ray.sweep.plan import plan
+from mea_ray.sweep.runner import run_sweep
+
+TINY = {"name": "vgg_like", "width": 0.0625}
+
+
+def tiny_sweep(storage: Path, **more: Any) -> SweepConfig:
+    """Two budgets on digits with networks that train in a second; the rate makes the questions take a while."""
+    base = {
+        "storage": str(storage),
+        "victim": {"model": TINY, "training": {"epochs": 1}},
+        "thief": {"model": TINY, "training": {"epochs": 1}, "budgets": [48, 96]},
+        "verification": {"samples": 50},
+        "service": {
+            "cpus_per_replica": 0.5,
+            "request_images": 16,
+            "rate": {"images_per_second": 24, "burst": 16},
+        },
+        "tracking": {"wandb": "disabled"},
+    }
+    return build(SweepConfig, {"name": "s", "base": base, "space": {"seed": {"grid": [0, 1, 2]}}, **more})
+
+
+def charged(folder: Path) -> dict[str, int]:
+    """What the ledgers on disk say that each trial was charged."""
+    total: dict[str, int] = {}
+    for path in (folder / "ledgers").glob("*.sqlite"):
+        ledger = Ledger(path)
+        for client in ledger.clients():
+            total[client] = total.get(client, 0) + ledger.charged(client)
+        ledger.close()
+    return total
+
+
+def test_a_killed_trial_goes_on_and_is_charged_once(tmp_path: Path, ray_session: None) -> None:
+    sweep = tiny_sweep(tmp_path, space={"seed": {"grid": [0, 1]}})
+    heard: list[events.Event] = []
+    pids: dict[str, int] = {}
+    killed: list[str] = []
+
+    def listen(event: events.Event) -> None:
+        heard.append(event)
+        if isinstance(event, events.TrialStarted):
+            pids.setdefault(event.trial, event.pid)
+        if isinstance(event, events.ServiceStarted) and not killed:
+            # Now it asks, and at 24 images a second it is charged for some that it has not kept.
+            victim = next(iter(pids))
+            killed.append(victim)
+            threading.Timer(1.0, os.kill, (pids[victim], signal.SIGKILL)).start()
+
+    outcome = run_sweep(sweep, on_event=listen)
+
+    names = {trial.name for trial in plan(sweep).trials}
+    assert {result.trial for result in outcome.results} == names and not outcome.failed
+    assert [event.trial for event in heard if isinstance(event, events.TrialRestarted)] == killed
+    assert charged(outcome.folder) == dict.fromkeys(names, 96)
+    for result in outcome.results:
+        assert result.queries_charged == 96 and result.status == "finished"
+        assert [rung.queries for rung in result.rungs] == [48, 96]
+        assert result.rungs[0].report.p_value is not None and result.victim_report.wsr is not None
+    # Victim and null model were trained once, and what happened was told in order.
+    assert len([event for event in heard if isinstance(event, events.ModelEpoch)]) == 2
+    order = [type(event).__name__ for event in heard]
+    assert order[0] == "SweepStarted" and order[-1] == "TrialFinished"
+    with pytest.raises(ConfigError, match="--resume"):
+        run_sweep(sweep)
+    # Nothing is left to do, so that not even the models are looked at.
+    heard.clear()
+    assert len(run_sweep(sweep, resume=True, on_event=heard.append).results) == 2
+    assert [type(event).__name__ for event in heard] == ["SweepStarted"]
+
+
+def test_a_killed_driver_is_resumed_without_repeating_anything(tmp_path: Path, ray_session: None) -> None:
+    # One trial at a time, so that some are left when the first has finished.
+    sweep = tiny_sweep(tmp_path)
+    write_yaml(sweep, tmp_path / "sweep.yaml")
+    folder = tmp_path / "s"
+    driver = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("sweep_driver.py")), str(tmp_path / "sweep.yaml")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "RAY_ADDRESS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        while not list((folder / "results").glob("[!.]*.json")):
+            assert driver.poll() is None, driver.stdout and driver.stdout.read()
+            time.sleep(0.05)
+    finally:
+        driver.kill()
+        driver.communicate()
+    finished = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (folder / "results").glob("[!.]*.json")}
+    models = {path: path.stat().st_mtime_ns for path in (tmp_path / "artifacts").glob("*/*/info.json")}
+    assert 1 <= len(finished) < 3 and len(models) == 2
+
+    outcome = run_sweep(sweep, resume=True)
+
+    names = {trial.name for trial in plan(sweep).trials}
+    assert {result.trial for result in outcome.results} == names and not outcome.failed
+    for path, (content, stamp) in finished.items():
+        assert path.read_bytes() == content and path.stat().st_mtime_ns == stamp
+    assert {path: path.stat().st_mtime_ns for path in models} == models
+    assert charged(folder) == dict.fromkeys(names, 96)
+    assert all(result.queries_charged == 96 for result in outcome.results)
+
+
+def test_a_trial_that_cannot_work_fails_alone(tmp_path: Path, ray_session: None) -> None:
+    sweep = tiny_sweep(tmp_path, space={"seed": {"grid": [0, 1]}})
+    bad = plan(sweep).trials[0].name
+    transfer = tmp_path / "s" / "trials" / bad / "transfer"
+    transfer.mkdir(parents=True)
+    (transfer / "chunk-000000000000.npz").write_bytes(b"damaged")
+    heard: list[events.Event] = []
+    outcome = run_sweep(sweep, on_event=heard.append)
+    assert list(outcome.failed) == [bad] and "damaged" in outcome.failed[bad]
+    assert len(outcome.results) == 1 and outcome.results[0].trial != bad
+    # An error that would come again is not tried again.
+    assert not [event for event in heard if isinstance(event, events.TrialRestarted)]
+
+
+def test_an_impossible_trial_is_refused_before_anything_is_trained(tmp_path: Path, ray_session: None) -> None:
+    sweep = tiny_sweep(tmp_path, space={"thief.budgets": {"grid": [[48], [10**6]]}})
+    with pytest.raises(ConfigError, match=r"thief.budgets=\[1000000\]"):
+        run_sweep(sweep)
+    assert list(tmp_path.iterdir()) == []  # no folder is left that would ask for --resume
+
+
+def test_optuna_and_asha_run_and_resume_to_the_number_of_samples(tmp_path: Path, ray_session: None) -> None:
+    more: dict[str, Any] = {
+        "space": {"thief.training.learning_rate": {"loguniform": [1e-4, 1e-2]}},
+        "search": {"name": "optuna", "samples": 2, "metric": "accuracy"},
+        "scheduler": {"name": "asha", "grace_rungs": 1, "reduction_factor": 2},
+    }
+    sweep = tiny_sweep(tmp_path, **more)
+    first = run_sweep(sweep).results
+    assert len(first) == 2 and all(result.rungs for result in first)
+    assert all(result.status == ("finished" if len(result.rungs) == 2 else "stopped") for result in first)
+    more["search"]["samples"] = 3
+    heard: list[events.Event] = []
+    second = run_sweep(tiny_sweep(tmp_path, **more), resume=True, on_event=heard.append).results
+    assert len(second) == 3
+    assert {result.trial for result in first} < {result.trial for result in second}
+    assert len([event for event in heard if isinstance(event, events.TrialStarted)]) == 1
