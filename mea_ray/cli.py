@@ -5,19 +5,14 @@ Nothing heavy is imported before a command needs it, so that ``--help`` is insta
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
-
-if TYPE_CHECKING:
-    from mea_ray.config import ExperimentConfig, SweepConfig
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -100,14 +95,13 @@ def run(
 
       mea-ray run experiment.yaml thief.model=resnet18 'thief.budgets=[500,1000]' --local
     """
-    from mea_ray.config import SweepConfig, build
+    from mea_ray.report import commands
 
-    config = _experiment(file, overrides or [])
+    config = commands.read_experiment(file, overrides or [])
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem) or "experiment"
     if local:
-        _run_local(config, name)
-        return
-    _run_sweep(build(SweepConfig, {"name": name, "base": config.resolved()}), resume, address)
+        _exit(commands.run_local(config, name))
+    _exit(commands.run_sweep(commands.sweep_of_one(config, name), resume, address))
 
 
 @app.command(epilog=EPILOG)
@@ -130,7 +124,9 @@ def sweep(
 
       mea-ray sweep sweeps/quickstart.yaml --resume
     """
-    _run_sweep(_sweep(file, overrides or []), resume, address)
+    from mea_ray.report import commands
+
+    _exit(commands.run_sweep(commands.read_sweep(file, overrides or []), resume, address))
 
 
 @app.command(epilog=EPILOG)
@@ -145,11 +141,12 @@ def plan(
 
       mea-ray plan sweeps/architectures.yaml verification.null_models=3
     """
+    from mea_ray.report.commands import read_sweep
     from mea_ray.report.plan import print_plan
     from mea_ray.report.terminal import make_console
     from mea_ray.sweep.plan import plan as make_plan
 
-    config = _sweep(file, overrides or [])
+    config = read_sweep(file, overrides or [])
     print_plan(make_console(), config, make_plan(config))
 
 
@@ -245,7 +242,9 @@ def bench_service(options: Options = None, output: Json = None, debug: Debug = F
 
       mea-ray bench service model=resnet18 --json service.json
     """
-    _bench("service", options or [], output)
+    from mea_ray.report.commands import measure
+
+    measure("service", options or [], output)
 
 
 @bench.command("train", epilog=EPILOG)
@@ -258,98 +257,13 @@ def bench_train(options: Options = None, output: Json = None, debug: Debug = Fal
 
       mea-ray bench train model=resnet18 steps=10
     """
-    _bench("train", options or [], output)
+    from mea_ray.report.commands import measure
+
+    measure("train", options or [], output)
 
 
-def _bench(name: str, options: Sequence[str], output: Path | None) -> None:
-    from mea_ray.config import merge, parse_override
-    from mea_ray.report.catalogue import BENCHMARKS
-    from mea_ray.report.terminal import make_console, pairs_table
-
-    settings = merge({}, dict(map(parse_override, options)))
-    with _interruptible(), make_console(stderr=True).status(f"measuring: {name}"):
-        measured = BENCHMARKS.build(name, **settings).to_dict()
-    shown = [(key, value) for key, value in measured.items() if not isinstance(value, list)]
-    make_console().print(pairs_table(f"[bold]{name}[/]", shown))
-    if output is not None:
-        output.write_text(json.dumps(measured, indent=1, default=str), encoding="utf-8")
-
-
-def _experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
-    from mea_ray.config import load_experiment, load_tree
-    from mea_ray.errors import ConfigError
-
-    if {"base", "space"} & set(load_tree(file)):
-        raise ConfigError(f"{file} is a sweep, not one experiment; start it with: mea-ray sweep {file}")
-    return load_experiment(file, overrides)
-
-
-def _sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
-    from mea_ray.config import ExperimentConfig, SweepConfig, load_sweep, load_tree
-    from mea_ray.errors import ConfigError
-
-    keys = set(load_tree(file))
-    if keys and not keys & set(SweepConfig.model_fields) and keys & set(ExperimentConfig.model_fields):
-        raise ConfigError(f"{file} is one experiment, not a sweep; start it with: mea-ray run {file}")
-    return load_sweep(file, overrides)
-
-
-def _run_sweep(config: SweepConfig, resume: bool, address: str | None) -> None:
-    from mea_ray.report.progress import SweepProgress
-    from mea_ray.report.terminal import make_console
-    from mea_ray.sweep.runner import run_sweep
-
-    console = make_console()
-    with _interruptible(), SweepProgress(make_console(stderr=True)) as progress:
-        outcome = run_sweep(config, resume=resume, address=address, on_event=progress)
-    _finish(console, Path(outcome.folder), outcome.failed)
-
-
-def _run_local(config: ExperimentConfig, name: str) -> None:
-    from mea_ray import pipeline
-    from mea_ray.config import digest
-    from mea_ray.report.terminal import make_console
-
-    folder = Path(config.storage) / "local" / f"{name}-{digest(config.resolved(), 8)}"
-    notes = make_console(stderr=True)
-    with _interruptible(), notes.status("loading the data") as status:
-
-        def on_epoch(record: dict[str, Any]) -> None:
-            status.update(f"training the {record.get('stage', 'model')} stage: epoch {record.get('epoch', '')}")
-
-        result = pipeline.run(config, folder, on_epoch=on_epoch)
-    result.save(folder / "results" / f"{result.trial}.json")
-    _finish(make_console(), folder, {})
-
-
-def _finish(console: Any, folder: Path, failed: Mapping[str, str]) -> None:
-    from rich.markup import escape
-
-    from mea_ray.report import html
-    from mea_ray.report.tables import RESULTS, load_results
-    from mea_ray.report.terminal import print_results
-
-    if any((folder / RESULTS).glob("*.json")):
-        print_results(console, load_results(folder))
-        page = html.write(folder)
-        console.print(f"\nresults  {folder / RESULTS}", soft_wrap=True)
-        if (folder / "wandb").is_dir():
-            console.print(f"W&B      {folder / 'wandb'}", soft_wrap=True)
-        console.print(f"report   {page}", soft_wrap=True)
-    for trial, reason in failed.items():
-        console.print(f"[red]failed[/]   {trial}: {escape(reason)}", soft_wrap=True)
-    if failed:
-        console.print("The same command with --resume tries failed trials again and repeats no other.")
-        raise typer.Exit(FAILED)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted; finished work is kept, the same command with --resume goes on", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+def _exit(failed: bool) -> NoReturn:
+    raise typer.Exit(FAILED if failed else OK)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -374,9 +288,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command.main(args=None if argv is None else list(argv), prog_name="mea-ray", obj=state)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        code = stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this exit
+            typer.echo("\ninterrupted; finished work is kept, run and sweep go on with --resume", err=True)
+        return code
     except Exception as raised:
         error = _cause(raised)
         if state.get("debug") or not isinstance(error, MeaRayError):

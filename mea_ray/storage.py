@@ -41,6 +41,7 @@ class Storage:
             self.root = _cache_root() / hashlib.sha256(location.encode()).hexdigest()[:16]
         else:
             self.root = Path(location.removeprefix("file://")).expanduser().absolute()
+            self.location = str(self.root)  # it goes to processes with other working directories
 
     def path(self, relative: str) -> Path:
         """Return the local path of ``relative``; its parents exist afterwards."""

@@ -110,8 +110,8 @@ class SweepFolder:
     """
 
     def __init__(self, storage: str, name: str) -> None:
-        self.location, self.name = storage, name
         self.storage = Storage(storage)
+        self.location, self.name = self.storage.location, name
         self.path = self.storage.root / name
 
     def __reduce__(self) -> tuple[Any, ...]:

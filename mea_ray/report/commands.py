@@ -1,0 +1,134 @@
+"""What the verbs of the command line do, once their arguments are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from mea_ray.config import (
+    ExperimentConfig,
+    SweepConfig,
+    build,
+    digest,
+    load_experiment,
+    load_sweep,
+    load_tree,
+    merge,
+    parse_override,
+)
+from mea_ray.errors import ConfigError
+from mea_ray.report.tables import RESULTS, load_results
+from mea_ray.report.terminal import make_console, pairs_table, print_results
+
+
+def read_experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
+    """Read an experiment.
+
+    Raises:
+        ConfigError: It is no valid experiment; a sweep is told from one.
+    """
+    if {"base", "space"} & set(load_tree(file)):
+        raise ConfigError(f"{file} is a sweep, not one experiment; start it with: mea-ray sweep {file}")
+    return load_experiment(file, overrides)
+
+
+def read_sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
+    """Read a sweep.
+
+    Raises:
+        ConfigError: It is no valid sweep; a single experiment is told from one.
+    """
+    keys = set(load_tree(file))
+    if keys and not keys & set(SweepConfig.model_fields) and keys & set(ExperimentConfig.model_fields):
+        raise ConfigError(f"{file} is one experiment, not a sweep; start it with: mea-ray run {file}")
+    return load_sweep(file, overrides)
+
+
+def sweep_of_one(config: ExperimentConfig, name: str) -> SweepConfig:
+    """Return the sweep whose only trial is ``config``."""
+    return build(SweepConfig, {"name": name, "base": config.resolved()})
+
+
+def run_sweep(config: SweepConfig, resume: bool, address: str | None) -> bool:
+    """Run a sweep with live progress, then show what came out.
+
+    Returns:
+        Whether a trial failed.
+    """
+    from mea_ray.report.progress import SweepProgress
+    from mea_ray.sweep import runner
+
+    with SweepProgress(make_console(stderr=True)) as progress:
+        outcome = runner.run_sweep(config, resume=resume, address=address, on_event=progress)
+    return finish(make_console(), Path(outcome.folder), outcome.failed)
+
+
+def run_local(config: ExperimentConfig, name: str) -> bool:
+    """Run one experiment in this process, then show what came out.
+
+    Returns:
+        Whether it failed: never, it raises instead.
+    """
+    from mea_ray import pipeline
+
+    # One folder per config: answers that lie in it are the ones that this very experiment has paid for.
+    folder = Path(config.storage) / "local" / f"{name}-{digest(config.resolved(), 8)}"
+    with make_console(stderr=True).status("loading the data") as status:
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            status.update(f"training, stage {record.get('stage', '')}: epoch {record.get('epoch', '')}")
+
+        result = pipeline.run(config, folder, on_epoch=on_epoch)
+    result.save(folder / RESULTS / f"{result.trial}.json")
+    return finish(make_console(), folder, {})
+
+
+def finish(console: Console, folder: Path, failed: Mapping[str, str]) -> bool:
+    """Show the table of a sweep's folder, render its report, and say where everything is.
+
+    Args:
+        console: Where to.
+        folder: The sweep's folder.
+        failed: Trials that were given up, with the reason.
+
+    Returns:
+        Whether there are any of these.
+    """
+    from mea_ray.report import html
+
+    if any((folder / RESULTS).glob("*.json")):
+        print_results(console, load_results(folder))
+        page = html.write(folder)
+        console.print(f"\nresults  {folder / RESULTS}", soft_wrap=True)
+        if (folder / "wandb").is_dir():
+            console.print(f"W&B      {folder / 'wandb'}", soft_wrap=True)
+        console.print(f"report   {page}", soft_wrap=True)
+    for trial, reason in failed.items():
+        console.print(f"[red]failed[/]   {trial}: {escape(reason)}", soft_wrap=True)
+    if failed:
+        console.print("The same command with --resume tries failed trials again and repeats no other.")
+    return bool(failed)
+
+
+def measure(name: str, options: Sequence[str], output: Path | None) -> None:
+    """Run a benchmark and show what it measured.
+
+    Args:
+        name: Name in the table of benchmarks.
+        options: ``name=value`` of its settings.
+        output: Where to write all of it as JSON, too.
+    """
+    from mea_ray.report.catalogue import BENCHMARKS
+
+    settings = merge({}, dict(map(parse_override, options)))
+    with make_console(stderr=True).status(f"measuring: {name}"):
+        measured = BENCHMARKS.build(name, **settings).to_dict()
+    shown = [(key, value) for key, value in measured.items() if not isinstance(value, list)]
+    make_console().print(pairs_table(f"[bold]{name}[/]", shown))
+    if output is not None:
+        output.write_text(json.dumps(measured, indent=1, default=str), encoding="utf-8")

@@ -1,0 +1,67 @@
+"""The project's own promises: the README's commands are the ones that are run, and versions are pinned once."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+TEST_COMMAND = "pip install -e '.[dev]' && pytest"
+MAIN_COMMAND = "pip install -e '.[dev]' && mea-ray sweep sweeps/quickstart.yaml"
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_the_two_commands() -> None:
+    lines = read("README.md").splitlines()
+    assert any(line.startswith(MAIN_COMMAND) for line in lines)
+    assert any(line.startswith(TEST_COMMAND) for line in lines)
+
+
+def test_ci_runs_exactly_the_readmes_test_command() -> None:
+    script = read(".ci/run")
+    assert TEST_COMMAND in script
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    assert subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=False).returncode == 0
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    from mea_ray.cli import main
+
+    for verb in set(re.findall(r"mea-ray (\w+)", read("README.md"))):
+        assert main([verb, "--help"]) == 0, verb
+
+
+def test_every_path_in_the_readme_exists() -> None:
+    for path in re.findall(r"\]\(([^)#:]+)\)", read("README.md")):
+        if path != "sweeps/quickstart.png":  # made from a real run
+            assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize(("repository", "package"), [("ruff-pre-commit", "ruff"), ("mirrors-mypy", "mypy")])
+def test_pre_commit_and_the_dev_extra_pin_the_same_versions(repository: str, package: str) -> None:
+    hooks = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
+    (revision,) = [hook["rev"] for hook in hooks if hook["repo"].endswith(repository)]
+    assert f'"{package}=={revision.removeprefix("v")}"' in read("pyproject.toml")
+
+
+def test_the_licence_is_apache_2() -> None:
+    assert "Apache License" in read("LICENSE") and "Version 2.0" in read("LICENSE")
+    assert 'license = "Apache-2.0"' in read("pyproject.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cluster").glob("*.yaml")), ids=lambda path: path.name)
+def test_cluster_files_are_yaml(path: Path) -> None:
+    assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+
+
+def test_no_module_leaves_unfinished_business() -> None:
+    for path in (ROOT / "mea_ray").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "TODO" not in text and "FIXME" not in text, path
