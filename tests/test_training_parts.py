@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,27 @@ def test_threads_and_device() -> None:
         assert devices.device().type == "cpu"
     finally:
         devices._share.clear()
+
+
+@pytest.mark.skipif(devices._glibc() is None, reason="only glibc can be told to keep memory")
+def test_kept_memory_is_reused_and_given_back() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            torch.ones(16 * 2**20)  # 64 MiB, 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    before = resident()
+    with devices.kept_memory():
+        faults()
+        with devices.kept_memory():
+            pass
+        kept, held = faults(), resident()  # the inner one gave nothing back
+    assert kept < 1000
+    assert held - before > 12_000 and resident() - before < 8000
 
 
 def test_divergence_survives_the_trip_between_processes() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,6 +15,13 @@ import torch
 
 _share: dict[str, float] = {}
 _CPUINFO = Path("/proc/cpuinfo")
+
+# Of glibc's malloc.h: the parameters, and the largest values that glibc itself moves them to.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_USUAL_MMAP, _USUAL_TRIM = 32 * 2**20, 64 * 2**20
+_KEEP_MMAP, _KEEP_TRIM = 2**30, 2**31 - 1
+_holders = {"count": 0}
+_lock = threading.Lock()
 
 
 def use_gpus(share: float) -> None:
@@ -35,6 +47,42 @@ def use_threads(cpus: float) -> None:
         cpus: CPUs assigned to the process; a fraction is rounded down, to at least one thread.
     """
     torch.set_num_threads(max(1, int(cpus)))
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Keep freed memory for the next tensor, instead of giving it back to the system after every layer.
+
+    By default glibc returns every block of 32 MiB and every large end of its heap at once, and the next layer pays for
+    fresh zeroed pages: on a CPU that costs a fifth of a training step of 192 images, and nearly half of a forward pass
+    of 512. The memory is given back when the last holder leaves. Does nothing where the C library is not glibc. May be
+    nested, and used from several threads.
+    """
+    libc = _glibc()
+    if libc is None:
+        yield
+        return
+    with _lock:
+        _holders["count"] += 1
+        libc.mallopt(_MMAP_THRESHOLD, _KEEP_MMAP)
+        libc.mallopt(_TRIM_THRESHOLD, _KEEP_TRIM)
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders["count"] -= 1
+            if not _holders["count"]:
+                libc.mallopt(_MMAP_THRESHOLD, _USUAL_MMAP)
+                libc.mallopt(_TRIM_THRESHOLD, _USUAL_TRIM)
+                libc.malloc_trim(0)
+
+
+@lru_cache(maxsize=1)
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
 
 
 def native_bfloat16(where: torch.device) -> bool:

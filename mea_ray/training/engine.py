@@ -140,7 +140,7 @@ def train(
     seen = 0
     try:
         # Dropout draws from torch's global generator: fork it, so that it is ours inside and untouched outside.
-        with torch.random.fork_rng(devices.fork_devices(where)):
+        with devices.kept_memory(), torch.random.fork_rng(devices.fork_devices(where)):
             torch.manual_seed(seeding.derive(seed, "dropout"))
             model.to(where, memory_format=torch.channels_last if nhwc else torch.contiguous_format)
             optimiser = make_optimizer(

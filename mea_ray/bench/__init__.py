@@ -1,0 +1,1 @@
+"""Measurements of speed, each with what it is compared to in the same run."""
