@@ -11,7 +11,7 @@ from mea_ray.storage import Storage
 from mea_ray.sweep.folder import SweepFolder
 
 
-@pytest.mark.parametrize("location", ["kept", "file://kept", "./kept"])
+@pytest.mark.parametrize("location", ["kept", "./kept"])
 def test_a_relative_storage_survives_a_change_of_directory(
     location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
