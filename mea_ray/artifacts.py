@@ -8,9 +8,7 @@ versions, history, checksums). ``info.json`` is written last.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import platform
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -28,18 +26,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 OnEpoch = Callable[[dict[str, Any]], None]
 PreparedSource = Callable[[], "Prepared"]
-_PACKAGES = ("mea_ray", "torch", "torchvision", "torchjd", "numpy", "scikit-learn", "ray")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _owner_splits(config: ExperimentConfig) -> Tree:
@@ -196,6 +182,8 @@ class Store:
 
 
 def _write_info(folder: Path, info: Mapping[str, Any]) -> None:
+    from mea_ray.pipeline import versions
+
     files = {path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.is_file()}
     body = {"schema_version": SCHEMA, **info, "versions": versions(), "sha256": files}
     (folder / "info.json").write_text(json.dumps(body, indent=1, default=str), encoding="utf-8")

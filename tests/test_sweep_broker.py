@@ -107,6 +107,13 @@ def test_a_start_that_fails_is_tried_again_before_the_trial_hears_of_it(
             one.release("a")
 
 
+def test_a_prepared_service_is_held_by_nobody_and_used_by_the_first_that_asks(services: Services) -> None:
+    one = broker(services)
+    one.prepare(spec("v"))
+    (name,) = services.up
+    assert one.holders() == {name: []} and one.acquire("a", spec("v")) == name
+
+
 def test_stop_stops_all(services: Services) -> None:
     one = broker(services, 2)
     one.acquire("a", spec("v"))

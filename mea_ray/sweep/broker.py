@@ -105,9 +105,9 @@ class Broker:
         self._heard[trial] = time.monotonic()
         with self._lock:
             self._forget_silent()
-            for key, slot in self._slots.items():
+            for key, other in self._slots.items():
                 if key != spec.key:
-                    slot.holders.discard(trial)
+                    other.holders.discard(trial)
             slot = self._slots.get(spec.key)
             if slot is not None and broken is not None and slot.name == broken:
                 self._stop(spec.key)
@@ -119,6 +119,12 @@ class Broker:
             slot.holders.add(trial)
             slot.used = time.monotonic()
             return slot.name
+
+    def prepare(self, spec: ServiceSpec) -> None:
+        """Start a service that will be asked for, while the trials that will ask are starting themselves."""
+        name = f"prepare-{spec.key}"
+        self.acquire(name, spec)
+        self.release(name)
 
     def beat(self, trial: str) -> None:
         """Hear that a trial is alive."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
@@ -10,18 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mea_ray.artifacts import Store
 from mea_ray.config import SweepConfig
 from mea_ray.errors import ConfigError, MeaRayError
 from mea_ray.results import TrialResult
 from mea_ray.service.naming import NAMESPACE
 from mea_ray.sweep import cluster, events, search
-from mea_ray.sweep.broker import Broker, needs
+from mea_ray.sweep.broker import Broker, ServiceSpec, needs
 from mea_ray.sweep.callback import Finisher
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.plan import Plan, PlannedTrial, plan
 from mea_ray.sweep.sink import EventSink, SinkSender
 from mea_ray.sweep.trainable import TrialContext, load_data, train_model, tune_trial
 from mea_ray.tracking import trackers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,17 @@ def run_sweep(
 
 
 class _Teller:
-    """Gives events to the listener one at a time, from whichever thread they come."""
+    """Gives events to the listener one at a time, from whichever thread they come; it can do no harm to the sweep."""
 
     def __init__(self, on_event: events.OnEvent) -> None:
         self._on_event, self._lock = on_event, threading.Lock()
 
     def __call__(self, event: events.Event) -> None:
         with self._lock:
-            self._on_event(event)
+            try:
+                self._on_event(event)
+            except Exception:
+                logger.exception("the listener of the sweep's events failed on %r; the sweep goes on", event)
 
 
 class _Driver:
@@ -140,6 +147,7 @@ class _Driver:
                 trials = {trial.name: trial for trial in left}
                 context = TrialContext(self.sweep, self.folder, broker, tell, trials)
                 self.finisher.begin(context)
+                self._prepare(broker, left, demand.services)
                 self._tune(context, data, samples, at_once)
 
     @contextlib.contextmanager
@@ -233,6 +241,20 @@ class _Driver:
             else:
                 kept.append(trial)
         return kept
+
+    def _prepare(self, broker: Any, left: list[PlannedTrial], services: int) -> None:
+        """Have the first services started while Tune starts the trials; what fails here is met again by the trials."""
+        store = Store(self.folder.storage)
+        specs: dict[str, ServiceSpec] = {}
+        for trial in left:
+            if len(specs) == services:
+                break
+            folder = store.find("victims", trial.victim)
+            if folder is not None:
+                spec = ServiceSpec.of(trial.config, trial.victim, str(folder))
+                specs.setdefault(spec.key, spec)
+        for spec in specs.values():
+            broker.prepare.remote(spec)
 
     @contextlib.contextmanager
     def _broker(self, demand: cluster.Demand, group: Any, tell: SinkSender) -> Iterator[Any]:

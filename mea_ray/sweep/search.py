@@ -85,9 +85,11 @@ def optuna_search(sweep: SweepConfig, finished: Iterable[TrialResult], begun: It
         finished: Results from before; they are told to Optuna as evaluated and are not run again.
         begun: Points that were begun and not finished; they are suggested first.
     """
+    import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     from ray.tune.search.optuna import OptunaSearch
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it writes to the terminal past Python's own settings
     all_axes = axes(sweep)
     space: dict[str, Any] = {}
     for place, axis in enumerate(all_axes):

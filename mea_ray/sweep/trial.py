@@ -207,7 +207,8 @@ class _Run:
     def _tell(self, done: list[RungResult], assessment: Assessment, service: Any) -> None:
         """Report the newest rung. The scheduler may end this process here, so what there is becomes a result before."""
         rung = done[-1]
-        partial_result = self._result(assessment, done, service.charged(self.trial.name), "stopped")
+        status = "finished" if len(done) == len(self.config.thief.budgets) else "stopped"
+        partial_result = self._result(assessment, done, service.charged(self.trial.name), status)
         partial_result.save(self.work.partial)
         numbers = rung.report
         self.tools.on_event(
