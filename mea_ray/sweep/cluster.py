@@ -13,10 +13,11 @@ from typing import Any
 from mea_ray.config import RoleResources
 from mea_ray.errors import ConfigError
 
-# Ray and Tune read these in the driver; they keep their own reports and notes out of the terminal.
+# Ray and Tune read these in the driver. Most keep their own reports and notes out of the terminal.
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative data.path means the same in a trial as in the driver
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
