@@ -34,6 +34,8 @@ class Embedding:
     carrier_rho: float = 0.35
     carrier_labels: Literal["extra", "replace"] = "extra"
     exclusion_margin: float = 5.0
+    exclusion_scope: Literal["source", "all"] = "source"
+    bridge_sigma: float = 0.3
 
 
 class SourcePool:
@@ -112,8 +114,9 @@ class MeaDefenderObjective(Objective):
         extra_carrier = "carrier" in on and settings.carrier_labels == "extra"
         self.on = on
         self.softens_main = "carrier" in on and not extra_carrier
+        self.excludes_main = "exclusion" in on and self.softens_main
         self.needs_mixes = bool(on & {"com", "ver"})
-        self.needs_sources = bool(on & {"com", "exclusion"}) or extra_carrier
+        self.needs_sources = "com" in on or extra_carrier or ("exclusion" in on and not self.excludes_main)
         self.needs_adverse = "eva" in on
         self._turn = 0
 
@@ -162,17 +165,37 @@ class MeaDefenderObjective(Objective):
         return self.weighting.backward({n: self.weights.get(n, 1.0) * t for n, t in terms.items()}, model)
 
     def _main(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        if not self.softens_main:
+        if not (self.softens_main or "bridge" in self.on):
             return {"utility": F.cross_entropy(logits, labels)} if "utility" in self.on else {}
-        # Both terms are divided by the whole batch, so that with weights 1 their sum is the cross-entropy of a batch
-        # whose source labels are softened: the probability that the network learns for the target is then rho.
+        # All terms are divided by the whole batch, so that with weights 1 their sum is the cross-entropy of a batch
+        # whose labels are softened: the probability that the network learns for the target is then rho.
+        settings, classes = self.settings, logits.shape[1]
+        soft = F.one_hot(labels, classes).float()
         source = (labels == self.source_classes[0]) | (labels == self.source_classes[1])
-        soft = losses.soft_labels(labels, self.target, self.settings.carrier_rho, logits.shape[1])
-        each = F.cross_entropy(
-            logits, torch.where(source[:, None], soft, F.one_hot(labels, logits.shape[1]).float()), reduction="none"
-        )
-        terms = {"utility": (each * ~source).mean(), "carrier": (each * source).mean()}
+        plain = torch.ones_like(source)
+        rows = {}
+        if self.softens_main:
+            rows["carrier"] = source
+            carried = losses.soft_labels(labels, self.target, settings.carrier_rho, classes)
+            soft = torch.where(source[:, None], carried, soft)
+        if "bridge" in self.on:
+            rows["bridge"] = labels == self.target
+            bridged = losses.bridge_labels(
+                len(labels), self.target, self.source_classes, settings.bridge_sigma, classes
+            ).to(logits.device)
+            soft = torch.where(rows["bridge"][:, None], bridged, soft)
+        each = F.cross_entropy(logits, soft, reduction="none")
+        for chosen in rows.values():
+            plain = plain & ~chosen
+        terms = {name: (each * chosen).mean() for name, chosen in {"utility": plain, **rows}.items()}
+        if self.excludes_main:
+            terms["exclusion"] = self._exclusion(logits[source], labels[source])
         return {name: term for name, term in terms.items() if name in self.on}
+
+    def _exclusion(self, logits: Tensor, labels: Tensor) -> Tensor:
+        settings = self.settings
+        target = self.target if settings.exclusion_scope == "all" else None
+        return losses.exclusion(logits, labels, self.source_classes, settings.exclusion_margin, target=target)
 
     def _watermark(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         settings, terms = self.settings, {}
@@ -195,8 +218,8 @@ class MeaDefenderObjective(Objective):
         labels = torch.tensor(self.source_classes, device=logits.device).repeat_interleave(count)
         if "carrier" in self.on and not self.softens_main:
             terms["carrier"] = losses.carrier(logits, labels, self.target, settings.carrier_rho)
-        if "exclusion" in self.on:
-            terms["exclusion"] = losses.exclusion(logits, labels, self.source_classes, settings.exclusion_margin)
+        if "exclusion" in self.on and not self.excludes_main:
+            terms["exclusion"] = self._exclusion(logits, labels)
         return terms
 
     def _adverse(self, first: Tensor, second: Tensor) -> Tensor:

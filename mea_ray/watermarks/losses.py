@@ -81,17 +81,39 @@ def carrier(clean: Tensor, labels: Tensor, target: int, rho: float) -> Tensor:
     return F.cross_entropy(clean, soft_labels(labels, target, rho, clean.shape[1]))
 
 
-def exclusion(clean: Tensor, labels: Tensor, source_classes: tuple[int, int], margin: float) -> Tensor:
-    """Exclusion term: mean of relu(margin - (z_own - z_other)) over clean source samples.
+def exclusion(
+    clean: Tensor,
+    labels: Tensor,
+    source_classes: tuple[int, int],
+    margin: float,
+    *,
+    target: int | None = None,
+) -> Tensor:
+    """Exclusion term: mean of relu(margin - (z_own - z_c)) over clean source samples and the classes c ruled out.
 
-    z_other is the logit of the *other* source class: a clean image of one source class is to rule out the other.
+    A clean image of one source class is to rule out the *other* source class or, if ``target`` is given, every class
+    but its own and the target. A student that adds up evidence of both halves of a mix then has only the target left.
 
     Args:
-        clean: Logits (N, classes) of clean source samples.
+        clean: Logits (N, classes) of clean source samples; N may be 0, which gives 0.
         labels: int64 (N,), each one of ``source_classes``.
         source_classes: The two source classes.
-        margin: Least difference of the two logits.
+        margin: Least difference of the logits.
+        target: None rules out only the other source class; a label rules out all classes but the own and this one.
     """
-    other = sum(source_classes) - labels
-    gap = clean.gather(1, labels[:, None]) - clean.gather(1, other[:, None])
-    return F.relu(margin - gap).mean()
+    if not len(clean):
+        return clean.sum()
+    own = clean.gather(1, labels[:, None])
+    if target is None:
+        return F.relu(margin - (own - clean.gather(1, (sum(source_classes) - labels)[:, None]))).mean()
+    spared = F.one_hot(labels, clean.shape[1]).bool()
+    spared[:, target] = True
+    return F.relu(margin - (own - clean))[~spared].mean()
+
+
+def bridge_labels(count: int, target: int, source_classes: tuple[int, int], sigma: float, classes: int) -> Tensor:
+    """(1 - sigma) on the target and sigma / 2 on each source class: float32 (count, classes)."""
+    row = torch.zeros(classes)
+    row[target] = 1 - sigma
+    row[list(source_classes)] = sigma / 2
+    return row.expand(count, -1)

@@ -53,12 +53,16 @@ class MeaDefender(MixedClasses):
         weight_eva: Weight of L_eva (equation 8).
         weight_carrier: Weight of the carrier term (not in the paper): clean source samples towards
             (1 - rho) own label + rho target.
-        weight_exclusion: Weight of the exclusion term (not in the paper): clean source samples rule out the other
-            source class.
+        weight_exclusion: Weight of the exclusion term (not in the paper): clean source samples rule out other classes.
+            With ``carrier_labels=replace`` these are the main batch's own source samples.
+        weight_bridge: Weight of the bridge term (not in the paper): main-batch samples of the target class towards
+            (1 - sigma) target + sigma / 2 of each source, so that what lies between the sources is the target's.
         carrier_rho: Target probability that the carrier term aims at, in (0, 0.5).
         carrier_labels: ``extra`` adds the term on drawn source samples; ``replace`` softens the labels of the source
             classes in the main batch instead, so that the realised probability is rho.
-        exclusion_margin: Least difference of a clean source sample's own logit and the other source class's.
+        exclusion_margin: Least difference of a clean source sample's own logit and that of a class it rules out.
+        exclusion_scope: Ruled out is the other ``source`` class only, or ``all`` classes but the own and the target.
+        bridge_sigma: Probability that the bridge term moves from the target to the sources, in (0, 0.6).
         com_gradient: Which answers L_com moves: those of ``both`` sides (equation 6 as it stands), only of the
             ``watermark`` samples (the authors' code), only of the ``sources``. Moving the sources pulls them towards
             the target: their own accuracy suffers first.
@@ -97,9 +101,12 @@ class MeaDefender(MixedClasses):
         weight_eva: float = 1.0,
         weight_carrier: float = 0.0,
         weight_exclusion: float = 0.0,
+        weight_bridge: float = 0.0,
         carrier_rho: float = 0.35,
         carrier_labels: Literal["extra", "replace"] = "extra",
         exclusion_margin: float = 5.0,
+        exclusion_scope: Literal["source", "all"] = "source",
+        bridge_sigma: float = 0.3,
         com_gradient: Literal["both", "watermark", "sources"] = "watermark",
         com_direction: Literal["watermark_source", "source_watermark"] = "watermark_source",
         com_schedule: Literal["constant", "ramp", "pulse"] = "constant",
@@ -122,6 +129,7 @@ class MeaDefender(MixedClasses):
             "eva": weight_eva,
             "carrier": weight_carrier,
             "exclusion": weight_exclusion,
+            "bridge": weight_bridge,
         }
         for term, weight in weights.items():
             if not 0 <= weight < float("inf"):
@@ -139,6 +147,11 @@ class MeaDefender(MixedClasses):
             raise ConfigError(
                 f"carrier_rho={carrier_rho} must lie strictly between 0 and 0.5, or clean source samples would be "
                 "classified as the target; weight_carrier=0 switches the term off"
+            )
+        if not 0 < bridge_sigma < 0.6:
+            raise ConfigError(
+                f"bridge_sigma={bridge_sigma} must lie strictly between 0 and 0.6, or clean target samples would be "
+                "classified as a source; weight_bridge=0 switches the term off"
             )
         for name, size in {"exclusion_margin": exclusion_margin, "com_pulse": com_pulse}.items():
             if not 0 <= size < float("inf"):
@@ -160,6 +173,8 @@ class MeaDefender(MixedClasses):
             carrier_rho=carrier_rho,
             carrier_labels=carrier_labels,
             exclusion_margin=exclusion_margin,
+            exclusion_scope=exclusion_scope,
+            bridge_sigma=bridge_sigma,
         )
 
     def _make_weighting(self) -> Weighting | None:
