@@ -90,3 +90,21 @@ def test_exclusion_is_a_hinge_on_the_other_source_class(logits):
     far = torch.zeros(N, K)
     far[torch.arange(N), labels] = 2.0
     assert losses.exclusion(far, labels, (3, 1), 2.0).item() == 0
+
+
+def test_exclusion_of_all_classes_spares_only_the_own_and_the_target(logits):
+    labels = torch.tensor([3, 1, 1, 3, 3, 1, 3, 1, 1])
+    z = logits[0].detach().numpy()
+    hinges = [
+        max(0.0, 2.0 - (z[k, y] - z[k, c])) for k, y in enumerate(labels.tolist()) for c in range(K) if c not in {y, 2}
+    ]
+    assert losses.exclusion(logits[0], labels, (3, 1), 2.0, target=2).item() == pytest.approx(np.mean(hinges), rel=1e-5)
+    nothing = losses.exclusion(logits[0][:0], labels[:0], (3, 1), 2.0, target=2)
+    assert nothing.item() == 0, "a batch without source samples has no such loss, and no NaN"
+
+
+def test_bridge_labels_share_sigma_between_the_sources():
+    rows = losses.bridge_labels(4, 2, (3, 1), 0.4, K)
+    expected = np.zeros(K)
+    expected[[2, 3, 1]] = 0.6, 0.2, 0.2
+    np.testing.assert_allclose(rows.numpy(), np.tile(expected, (4, 1)), rtol=1e-6)

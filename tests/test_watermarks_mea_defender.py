@@ -163,6 +163,7 @@ def test_impossible_settings_are_refused_when_the_scheme_is_built(scheme, option
         ({f"weight_{n}": 0 for n in ("utility", "com", "ver", "eva")}, "all loss weights are 0"),
         ({"carrier_rho": 0.5}, "carrier_rho=0.5"),
         ({"carrier_rho": 0.0}, "carrier_rho=0.0"),
+        ({"bridge_sigma": 0.6}, "bridge_sigma=0.6"),
         ({"watermark_batch": 0}, "watermark_batch=0"),
         ({"adverse_batch": -1}, "adverse_batch=-1"),
         ({"exclusion_margin": -1}, "exclusion_margin=-1"),
@@ -295,6 +296,31 @@ def test_softened_main_labels_add_up_to_a_cross_entropy_towards_rho():
             soft[k, label], soft[k, 2] = 0.6, 0.4
     expected = F.cross_entropy(spy.layer(batch.images.flatten(1)), torch.tensor(soft))
     assert (terms["utility"] + terms["carrier"]).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_bridge_softens_the_target_and_exclusion_then_reads_the_main_batch_itself():
+    spy = Spy()
+    options = {f"weight_{n}": 0 for n in ("com", "ver", "eva")} | {f"weight_{n}": 1 for n in ("carrier", "exclusion")}
+    target = objective(
+        **options, weight_bridge=1, bridge_sigma=0.3, carrier_labels="replace", exclusion_scope="all", carrier_rho=0.4
+    )
+    batch = main_batch()
+    terms = target.terms(spy, batch)
+    assert len(spy.seen[0]) == 12, "no further image is drawn"
+    logits = spy.layer(batch.images.flatten(1))
+    soft = np.eye(len(NAMES))[batch.labels]
+    for k, label in enumerate(batch.labels):
+        if label in (0, 1):
+            soft[k] = 0
+            soft[k, label], soft[k, 2] = 0.6, 0.4
+        elif label == 2:
+            soft[k, :3] = 0.15, 0.15, 0.7
+    expected = F.cross_entropy(logits, torch.tensor(soft))
+    got = terms["utility"] + terms["carrier"] + terms["bridge"]
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+    rows = batch.labels < 2
+    hinge = losses.exclusion(logits[rows], batch.labels[rows], (0, 1), 5.0, target=2)
+    assert terms["exclusion"].item() == pytest.approx(hinge.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
