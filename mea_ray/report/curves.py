@@ -213,6 +213,8 @@ def _panel(
 
 
 def _axes(axes: Axes, queries: list[float], metric: str, lowest: float, lines: Mapping[str, float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     floor = 0.0
     if metric in {"accuracy", "fidelity"}:  # differences of a few points matter there, so the axis need not start at 0
         floor = max(0.0, 10 * ((100 * min([lowest, *lines.values()]) - 5) // 10))
@@ -236,6 +238,7 @@ def _axes(axes: Axes, queries: list[float], metric: str, lowest: float, lines: M
     if queries:
         axes.minorticks_off()
         axes.set_xticks(queries, [_short(q) for q in queries])
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}%")
     axes.set_xlabel("queries (images answered)", color=MUTED, fontsize=9)
     axes.grid(True, color=GRID, linewidth=0.8)

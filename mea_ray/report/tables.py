@@ -56,7 +56,7 @@ def setting(value: Any) -> str:
         name = str(value.get("name", ""))
         return f"{name}({rest})" if name and rest else name or rest
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(setting, value))
+        return ", ".join(map(setting, value)) or "[]"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, bool):

@@ -65,16 +65,28 @@ def findings(results: Sequence[TrialResult]) -> list[Finding]:
         sentence = _theft(name if len(grouped(results)) > 1 else "", trials)
         if sentence:
             sentences.append(sentence)
-    wfpr = mean([rung.report.wfpr_mean for r in results if (rung := last_rung(r)) is not None])
-    if wfpr is not None and wfpr >= threshold(results):
-        sentences.append(
-            Finding(
-                f"The mark is not specific: stolen models answer {percent(wfpr)} of differently mixed samples with the "
-                "target class too, so the secret way of mixing adds little to the proof.",
-                "bad",
-            )
-        )
+    sentences += _unspecific(results)
     return sentences
+
+
+def _unspecific(results: Sequence[TrialResult]) -> list[Finding]:
+    """Say for which groups the watermark succeeds on the wrong mixes, too."""
+    groups = grouped(results)
+    rates = {
+        name: mean([rung.report.wfpr_mean for trial in trials if (rung := last_rung(trial)) is not None])
+        for name, trials in groups.items()
+    }
+    bad = {name: rate for name, rate in rates.items() if rate is not None and rate >= threshold(results)}
+    if not bad:
+        return []
+    where = f" for {', '.join(bad)}" if len(groups) > 1 else ""
+    return [
+        Finding(
+            f"The mark is not specific{where}: stolen models answer {percent(max(bad.values()))} of differently mixed "
+            "samples with the target class too, so the secret way of mixing adds little to the proof.",
+            "bad",
+        )
+    ]
 
 
 def _victim(results: Sequence[TrialResult]) -> Finding:
