@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -46,8 +48,13 @@ def test_answers_are_the_softmax_of_the_model() -> None:
 @pytest.mark.parametrize(
     ("name", "pass_images"), [(name, 5) for name in MODELS.names()] + [("vgg_like", 32), ("cnn9", 32), ("alexnet", 32)]
 )
-def test_bitwise_the_same_whatever_it_is_merged_with(name: str, pass_images: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bitwise_the_same_whatever_it_is_merged_with(
+    name: str, pass_images: int, threads: int, request: pytest.FixtureRequest
+) -> None:
     shape = (3, 16, 16)
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
     passes = FixedShapePasses(_model(name, shape), shape, Probabilities(), pass_images=pass_images)
     images = _images(2 * pass_images + 3, shape)
     whole = passes.answer([images])[0]
@@ -61,6 +68,7 @@ def test_bitwise_the_same_whatever_it_is_merged_with(name: str, pass_images: int
     for part, answer in zip(np.split(whole, cuts), passes.answer(parts), strict=True):
         assert np.array_equal(part, answer)
     assert np.array_equal(passes.answer([images[3:4]])[0], whole[3:4])
+    assert torch.get_num_threads() == threads, "the caller's threads are its own"
 
 
 def test_charges_every_query_but_not_the_same_one_after_a_crash() -> None:

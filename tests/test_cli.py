@@ -43,12 +43,11 @@ def sweep_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunSweep], None]:
-    """Replaces ``mea_ray.sweep.runner`` by a function."""
+    """Replaces ``mea_ray.sweep.runner.run_sweep`` by a function, whether or not another test imported it before."""
+    from mea_ray.sweep import runner as module
 
     def install(run_sweep: RunSweep) -> None:
-        fake = ModuleType("mea_ray.sweep.runner")
-        fake.run_sweep = run_sweep  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "mea_ray.sweep.runner", fake)
+        monkeypatch.setattr(module, "run_sweep", run_sweep)
 
     return install
 

@@ -40,7 +40,7 @@ def bench_service(
     single_images: int = 512,
     repeats: int = 5,
     replicas: int = 1,
-    cpus_per_replica: float = 1.0,
+    cpus_per_replica: float = 0.25,
     gpus_per_replica: float = 0.0,
     pass_images: int | None = None,
     max_wait_ms: float = 2.0,
@@ -63,7 +63,8 @@ def bench_service(
         single_images: Images per repeat of the single-image measurement with merging; without, fewer are asked.
         repeats: Turns; medians are compared.
         replicas: Replicas of each service.
-        cpus_per_replica: CPUs of a replica.
+        cpus_per_replica: CPUs that a replica reserves. It computes on one thread however many; the three services are
+            measured in turn, so that little is enough, and a small machine holds them all.
         gpus_per_replica: GPUs of a replica.
         pass_images: Images in every pass; None chooses by device.
         max_wait_ms: Longest wait of an idle replica for more requests to fill a pass.
@@ -101,7 +102,7 @@ def bench_service(
                 services[name] = VictimService.start(folder, f"{tag}-{name}", **common, **settings)
                 services[name].register("bulk")
             # After the services started: starting them must not find this process's threads.
-            use_threads(cpus_per_replica * replicas)
+            use_threads(replicas)
             bare, _ = load_model(Path(folder))
             # The replicas' memory format, which is the fastest: the comparison is of the service alone.
             bare = bare.to(device(), memory_format=torch.channels_last)

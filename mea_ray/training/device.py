@@ -50,6 +50,21 @@ def use_threads(cpus: float) -> None:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread of the CPU.
+
+    Matrix libraries share the rows of a batch out to their threads, so that with several of them an image's last bits
+    depend on its place in the batch.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def kept_memory() -> Iterator[None]:
     """Keep freed memory for the next tensor, instead of giving it back to the system after every layer.
 
