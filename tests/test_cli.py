@@ -297,13 +297,15 @@ def test_list_answers_an_unknown_name_with_the_nearest(capsys: pytest.CaptureFix
     assert "did you mean 'resnet18'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("plain", [False, True], ids=["record", "dict"])
 def test_bench_checks_its_settings_and_writes_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = ModuleType("fake_bench")
 
-    def measure(*, steps: int = 30) -> SimpleNamespace:
-        return SimpleNamespace(to_dict=lambda: {"speed": 12.5, "steps": steps, "rounds": [1]})
+    def measure(*, steps: int = 30) -> Any:
+        measured = {"speed": 12.5, "steps": steps, "rounds": [1]}
+        return measured if plain else SimpleNamespace(to_dict=lambda: measured)
 
     fake.measure = measure  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fake_bench", fake)

@@ -127,7 +127,8 @@ def measure(name: str, options: Sequence[str], output: Path | None) -> None:
 
     settings = merge({}, dict(map(parse_override, options)))
     with make_console(stderr=True).status(f"measuring: {name}"):
-        measured = BENCHMARKS.build(name, **settings).to_dict()
+        built = BENCHMARKS.build(name, **settings)
+    measured = built if isinstance(built, dict) else built.to_dict()
     shown = [(key, value) for key, value in measured.items() if not isinstance(value, list)]
     make_console().print(pairs_table(f"[bold]{name}[/]", shown))
     if output is not None:
