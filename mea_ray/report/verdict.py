@@ -44,7 +44,8 @@ def headline(results: Sequence[TrialResult]) -> Finding:
         return Finding("Nothing is proved: an innocent model would be accused too.", "bad")
     count = sum(proved(rung.report) for rung in ends)
     if count == len(ends):
-        models = "the stolen model is" if count == 1 else f"all {count} stolen models are"
+        many = "both" if count == 2 else f"all {count}"
+        models = "the stolen model is" if count == 1 else f"{many} stolen models are"
         return Finding(f"Theft is proved: at the largest budget {models} recognised.", "good")
     if count == 0:
         models = "the stolen model is not" if len(ends) == 1 else f"none of the {len(ends)} stolen models is"
