@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ import numpy as np
 import torch
 
 from mea_ray.blackbox.passes import default_pass_images
+from mea_ray.errors import ConfigError
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.service.client import ServiceClient
 from mea_ray.service.pool import VictimService
+from mea_ray.sweep import cluster
 from mea_ray.training.checkpoint import load_model, save_model
 from mea_ray.training.device import device, use_gpus, use_threads
 from mea_ray.types import Images
@@ -46,7 +48,7 @@ def bench_service(
     max_wait_ms: float = 2.0,
     on_progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure the service. Ray must be initialised, with room for three services of ``replicas`` each.
+    """Measure the service, in the Ray of this process or in one started for it: three services of ``replicas`` each.
 
     The network has random weights: its speed does not depend on them. The bare forward pass converts uint8 images to
     float32 and computes logits in this process with as many threads as all replicas have, at the batch size that is
@@ -75,6 +77,9 @@ def bench_service(
         each) and ``unmerged_small`` (passes of one image, one request each: other bits, but the least work for a
         single image); the ratios ``service_to_bare``, ``merged_to_unmerged``, ``merged_to_unmerged_small``;
         ``bare_batch``, the batch size of ``bare``; ``mean_fill`` of the passes of ``merged``; and the settings.
+
+    Raises:
+        ConfigError: Ray has too few CPUs or GPUs for the three services.
     """
     use_gpus(gpus_per_replica * replicas)
     size = default_pass_images(device()) if pass_images is None else pass_images
@@ -94,7 +99,12 @@ def bench_service(
         "unmerged_small": {"pass_images": 1, "max_batch_images": 1},
     }
     services: dict[str, VictimService] = {}
-    with tempfile.TemporaryDirectory(prefix="mea_ray_bench_") as folder:
+    with (
+        cluster.quiet(),
+        cluster.ray_cluster(None) as ray,
+        tempfile.TemporaryDirectory(prefix="mea_ray_bench_") as folder,
+    ):
+        _check_room(ray.cluster_resources(), len(variants) * replicas, cpus_per_replica, gpus_per_replica)
         try:
             save_model(Path(folder), build_model(model, shape, classes), {})
             tag = f"bench-{time.time_ns()}"
@@ -186,3 +196,13 @@ def _ask_singly(callers: list[ServiceClient], images: Images) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def _check_room(resources: Mapping[str, float], replicas: int, cpus: float, gpus: float) -> None:
+    for kind, each in {"CPU": cpus, "GPU": gpus}.items():
+        there = resources.get(kind, 0.0)
+        if replicas * each > there:
+            raise ConfigError(
+                f"the benchmark holds {replicas} replicas of {each:g} {kind} each, and Ray has {there:g}; set "
+                f"{kind.lower()}s_per_replica to {there / replicas:.2g} or less"
+            )
