@@ -8,10 +8,11 @@ after the other, for tests and for debugging.
 from __future__ import annotations
 
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -242,8 +243,11 @@ def rung_result(rung: Rung, report: ModelReport) -> RungResult:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and of the packages that results depend on; from a git checkout its commit, too."""
     found = {"python": platform.python_version()}
+    commit = _commit(Path(__file__).resolve())
+    if commit is not None:
+        found["commit"] = commit
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -296,3 +300,22 @@ def _names(config: ExperimentConfig) -> list[str]:
     made_by = {name: tree[name] for name in ("data", "splits", "victim")}
     nulls = [digest({**made_by, "null": index}) for index in range(config.verification.null_models)]
     return [digest(made_by), *nulls]
+
+
+@lru_cache(maxsize=1)
+def _commit(source: Path) -> str | None:
+    """Return the commit that ``source`` was checked out at, with ``+changes`` if tracked files differ from it.
+
+    None if git does not track the file: installed as a package, perhaps into somebody else's repository.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(source.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", source.name)
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

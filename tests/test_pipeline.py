@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,25 @@ def test_what_the_actors_call_can_be_pickled(prepared: pipeline.Prepared) -> Non
     for function in (pipeline.train_victim, pipeline.train_null, pipeline.assess, pipeline.run_attack, pipeline.check):
         assert pickle.loads(pickle.dumps(function)) is function
     assert pickle.loads(pickle.dumps(prepared)).shape == prepared.shape
+
+
+def test_results_name_the_commit_of_a_checkout_and_none_of_a_stranger(tmp_path):
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True
+        )
+
+    source = tmp_path / "pipeline.py"
+    source.write_text("one")
+    git("init", "-q")
+    pipeline._commit.cache_clear()
+    assert pipeline._commit(source) is None, "the file is in a repository that does not track it"
+    git("add", "pipeline.py")
+    git("commit", "-qm", "x")
+    pipeline._commit.cache_clear()
+    clean = pipeline._commit(source)
+    assert clean is not None and len(clean) == 12
+    source.write_text("two")
+    pipeline._commit.cache_clear()
+    assert pipeline._commit(source) == f"{clean}+changes"
+    pipeline._commit.cache_clear()
