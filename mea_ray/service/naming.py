@@ -1,12 +1,13 @@
-"""Names under which the actors of a service are found from any process of a Ray cluster."""
+"""Names under which the actors of a service are found from any process of a Ray cluster, and how they are heard."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
-from mea_ray.errors import ServiceUnavailable
+from mea_ray.errors import MeaRayError, ServiceUnavailable
 
 NAMESPACE = "mea_ray"
 
@@ -40,3 +41,23 @@ def exists(name: str) -> bool:
     except ServiceUnavailable:
         return False
     return True
+
+
+def answer_of(actor: str, reference: Any) -> Any:
+    """Wait for an actor's answer; an error of ours is raised as itself, not wrapped in Ray's.
+
+    Args:
+        actor: What the actor is, for the message, e.g. ``"the ledger"``.
+        reference: Ray's reference of the answer.
+
+    Raises:
+        ServiceUnavailable: The actor does not answer.
+    """
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, MeaRayError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise ServiceUnavailable(f"{actor} does not answer: {error}; start it again") from error

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mea_ray.blackbox import POLICIES
-from mea_ray.errors import ConfigError, MeaRayError, ServiceUnavailable
+from mea_ray.errors import ConfigError, ServiceUnavailable
 from mea_ray.service.client import ServiceClient
 from mea_ray.service.ledger_actor import LedgerActor
-from mea_ray.service.naming import NAMESPACE, exists, find, ledger_name, replica_name
+from mea_ray.service.naming import NAMESPACE, answer_of, exists, find, ledger_name, replica_name
 from mea_ray.service.replica import Replica
 from mea_ray.training.checkpoint import load_model
 
@@ -124,7 +124,7 @@ class VictimService:
         )
         # No retries by Ray here: the client asks another replica, which is up already.
         remote_replica = ray.remote(Replica)
-        _get(ledger.describe.remote())
+        answer_of("the ledger", ledger.describe.remote())
         handles = [
             remote_replica.options(
                 **common, name=replica, num_cpus=cpus_per_replica, num_gpus=gpus_per_replica, max_task_retries=0
@@ -173,7 +173,7 @@ class VictimService:
         Raises:
             ConfigError: The budget is below what the client has been charged.
         """
-        _get(self.ledger.register.remote(client, budget))
+        answer_of("the ledger", self.ledger.register.remote(client, budget))
 
     def client(
         self,
@@ -204,12 +204,12 @@ class VictimService:
         Raises:
             UnknownClient: The client is not registered.
         """
-        images: int = _get(self.ledger.charged.remote(client))
+        images: int = answer_of("the ledger", self.ledger.charged.remote(client))
         return images
 
     def clients(self) -> list[str]:
         """Return the names of all clients."""
-        names: list[str] = _get(self.ledger.clients.remote())
+        names: list[str] = answer_of("the ledger", self.ledger.clients.remote())
         return names
 
     def stats(self) -> dict[str, float]:
@@ -249,15 +249,3 @@ class VictimService:
         if journal is not None:
             for suffix in ("", "-wal", "-shm", "-journal"):
                 Path(journal + suffix).unlink(missing_ok=True)
-
-
-def _get(reference: Any) -> Any:
-    """Get an actor's answer; an error of ours is raised as itself, not wrapped in Ray's."""
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, MeaRayError):
-            raise error.cause from None
-        raise
-    except RayError as error:
-        raise ServiceUnavailable(f"the ledger does not answer: {error}; start the service again") from error

@@ -88,8 +88,7 @@ class Replica:
         self._ledger = find(ledger_name(service))
         self._max_batch_images, self._max_request_images = max_batch_images, max_request_images
         self._max_wait_s = max_wait_ms / 1000
-        # Threads of torch are set per thread that calls it.
-        self._worker = ThreadPoolExecutor(1, initializer=use_threads, initargs=(cpus,))
+        self._worker = ThreadPoolExecutor(1)
         self._arrived: deque[_Request] = deque()
         self._paid: deque[_Request] = deque()
         self._paid_images = 0

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from mea_ray.config import ExperimentConfig, Tree, digest
-from mea_ray.errors import MeaRayError, ServiceUnavailable
+from mea_ray.errors import ServiceUnavailable
 from mea_ray.sweep.events import ServiceStarted
 
 HOLDER_EXPIRY_S = 90.0
@@ -261,17 +261,9 @@ def ask(reference: Any) -> Any:
     Raises:
         ServiceUnavailable: The broker does not answer.
     """
-    import ray
-    from ray.exceptions import RayError, RayTaskError
+    from mea_ray.service.naming import answer_of
 
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, MeaRayError):
-            raise error.cause from None
-        raise
-    except RayError as error:
-        raise ServiceUnavailable(f"the broker of the victim services does not answer: {error}") from error
+    return answer_of("the broker of the victim services", reference)
 
 
 def needs(configs: list[ExperimentConfig], max_services: int) -> tuple[int, dict[str, float], int]:
