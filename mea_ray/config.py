@@ -5,119 +5,24 @@ No class below ``pipeline.py`` receives one of these objects; it gets plain keyw
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from mea_ray.choices import AttackChoice, Choice, Config, DataChoice, ModelChoice, PolicyChoice, WatermarkChoice
 from mea_ray.errors import ConfigError
-from mea_ray.registry import Table, nearest
+from mea_ray.registry import nearest
 from mea_ray.trees import Tree, digest, load_tree, merge, parse_override, set_path
 
 __all__ = ["Config", "ExperimentConfig", "SweepConfig", "build", "load_experiment", "load_sweep", "write_yaml"]
+__all__ += ["AttackChoice", "Choice", "DataChoice", "ModelChoice", "PolicyChoice", "WatermarkChoice"]  # of ``choices``
 __all__ += ["Tree", "digest", "load_tree", "merge", "parse_override", "set_path"]  # of ``trees``, for who has a config
 
 Fraction = float
 ModelT = TypeVar("ModelT", bound="Config")
-
-
-class Config(BaseModel):
-    """Base of every section: frozen, unknown keys refused, defaults checked too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_components(cls, value: Any) -> Any:
-        """Parameters of a component without a ``name`` belong to the default component."""
-        if not isinstance(value, Mapping):
-            return value
-        filled = dict(value)
-        for field, item in value.items():
-            info = cls.model_fields.get(field)
-            kind = info.annotation if info is not None and info.default_factory else None
-            if isinstance(item, Mapping) and "name" not in item and isinstance(kind, type) and issubclass(kind, Choice):
-                filled[field] = {"name": cls.model_fields[field].get_default(call_default_factory=True).name, **item}
-        return filled
-
-    def resolved(self) -> Tree:
-        """Return the whole tree as plain JSON types, defaults filled in."""
-        return self.model_dump(mode="json")
-
-
-class Choice(Config):
-    """A component chosen by ``name`` from a table, with its own parameters beside the name.
-
-    ``data: digits`` is short for ``data: {name: digits}``. Parameters are checked against the component's signature
-    and its defaults filled in, so that a resolved config says everything.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="allow", validate_default=True, protected_namespaces=())
-    table: ClassVar[str] = ""
-    name: str = Field(description="Name in the table; `mea-ray list` shows all.")
-
-    @classmethod
-    def components(cls) -> Table:
-        """Return the table that ``name`` is looked up in."""
-        module, _, attribute = cls.table.partition(":")
-        table: Table = getattr(importlib.import_module(module), attribute)
-        return table
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = {"name": value}
-        if isinstance(value, Mapping):
-            if "name" not in value:
-                raise ConfigError(
-                    f"{cls.components().kind} needs a `name`; known: {', '.join(cls.components().names())}"
-                )
-            params = {key: item for key, item in value.items() if key != "name"}
-            return {"name": value["name"], **cls.components().check(str(value["name"]), params)}
-        return value
-
-    @property
-    def params(self) -> Tree:
-        """The component's parameters, without its name."""
-        return dict(self.__pydantic_extra__ or {})
-
-    def build(self, *args: Any, **extra: Any) -> Any:
-        """Build the component; ``args`` are what the program supplies at run time."""
-        return self.components().build(self.name, *args, **{**self.params, **extra})
-
-
-class DataChoice(Choice):
-    """A dataset."""
-
-    table: ClassVar[str] = "mea_ray.data:DATASETS"
-
-
-class ModelChoice(Choice):
-    """A network."""
-
-    table: ClassVar[str] = "mea_ray.models:MODELS"
-
-
-class WatermarkChoice(Choice):
-    """A watermark scheme; ``none`` trains an innocent model."""
-
-    table: ClassVar[str] = "mea_ray.watermarks:WATERMARKS"
-
-
-class AttackChoice(Choice):
-    """An extraction attack."""
-
-    table: ClassVar[str] = "mea_ray.attacks:ATTACKS"
-
-
-class PolicyChoice(Choice):
-    """How the victim's API words its answers."""
-
-    table: ClassVar[str] = "mea_ray.blackbox:POLICIES"
 
 
 class SplitsConfig(Config):
@@ -217,6 +122,34 @@ class ServiceConfig(Config):
     retries: int = Field(5, ge=0, description="Thief's client: times a request is asked again after a failure.")
 
 
+class LearningConfig(Config):
+    """How a substitute learns from answers, whatever the attack: its loss, and the thief's own defences."""
+
+    temperature: float | None = Field(
+        None, gt=0, description="Softens answers and substitute; null takes the attack's own (distillation: 7, else 1)."
+    )
+    loss: Literal["kl", "soft_ce", "l1"] = Field(
+        "kl", description="kl: KL(answer || substitute); soft_ce: cross-entropy with the answer; l1: of probabilities."
+    )
+    scale_by_temperature_squared: bool = Field(
+        False, description="Multiply the loss by temperature**2 (Hinton et al.); MEA-Defender's authors leave it out."
+    )
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, description="Of the answered images: held out for `early_stop_patience`, charged like all."
+    )
+    floor: float = Field(
+        1e-12, gt=0, lt=1e-2, description="Least probability assumed for a class when the temperature is not 1."
+    )
+    mixing: Literal["none", "mixup", "cutmix"] = Field(
+        "none", description="Train on mixtures of answered images: a defence against backdoors that asks nothing."
+    )
+    mixing_alpha: float = Field(1.0, gt=0, description="Both parameters of the Beta distribution of the mixing ratio.")
+    label_smoothing: Fraction = Field(0.0, ge=0, lt=1, description="Part of each target spread over all classes.")
+    statistics: Literal["pool", "none"] = Field(
+        "pool", description="Substitute's normalisation: the thief's own pool's statistics, or none (raw [0, 1])."
+    )
+
+
 class ThiefConfig(Config):
     """The thief: an attack, what it may spend, and the substitute that it trains."""
 
@@ -232,6 +165,9 @@ class ThiefConfig(Config):
         default_factory=lambda: ModelChoice(name="vgg_like"), description="Architecture of the substitute."
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="Training of each substitute.")
+    learning: LearningConfig = Field(
+        default_factory=LearningConfig, description="What each substitute learns from the answers."
+    )
 
     @field_validator("budgets")
     @classmethod

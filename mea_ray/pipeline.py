@@ -28,7 +28,7 @@ from mea_ray.config import DataChoice, ExperimentConfig, digest, write_yaml
 from mea_ray.data.splits import make_splits
 from mea_ray.data.statistics import channel_statistics
 from mea_ray.models.base import ImageModel
-from mea_ray.preflight import Prepared, build_network, check, settings
+from mea_ray.preflight import Prepared, build_network, check, learning, settings
 from mea_ray.results import ModelReport, RungResult, TrialResult
 from mea_ray.seeding import derive
 from mea_ray.training.device import device as this_device
@@ -150,7 +150,8 @@ def run_attack(
 ) -> Iterator[Rung]:
     """Steal the model behind ``blackbox``: one fresh substitute per budget that is not in ``skip``, smallest first.
 
-    The attack gets the images of the thief's pool and nothing else of the data: no labels, no test images.
+    The attack gets the thief's pool and nothing else of the data: no test images, and of the pool's labels, which its
+    publisher gave, only what an attack says it uses (Knockoff's adaptive policy).
     """
     attack: Attack = config.thief.attack.build()
     return attack.run(
@@ -162,6 +163,8 @@ def run_attack(
         seed=derive(config.seed, "thief"),
         transfer=transfer,
         skip=skip,
+        learning=learning(config),
+        labels=prepared.splits.thief_pool.labels,
     )
 
 
@@ -239,7 +242,14 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
 
 def rung_result(rung: Rung, report: ModelReport) -> RungResult:
     """Return one point of the robustness curve."""
-    return RungResult(budget=rung.budget, queries=rung.queries, report=report, epochs=rung.epochs, seconds=rung.seconds)
+    return RungResult(
+        budget=rung.budget,
+        queries=rung.queries,
+        report=report,
+        epochs=rung.epochs,
+        seconds=rung.seconds,
+        curves={name: list(points) for name, points in rung.curves.items()},
+    )
 
 
 def versions() -> dict[str, str]:

@@ -44,7 +44,8 @@ def check(config: ExperimentConfig, prepared: Prepared) -> None:
             do not exist, the pool cannot fill the budgets, or too few watermark samples could be mixed.
     """
     attack: Attack = config.thief.attack.build()
-    attack.check(len(prepared.splits.thief_pool), config.thief.budgets, settings(config.thief.training))
+    pool = len(prepared.splits.thief_pool)
+    attack.check(pool, config.thief.budgets, settings(config.thief.training), learning(config))
     config.service.policy.build()
     for section, choice in (("victim.model", config.victim.model), ("thief.model", config.thief.model)):
         _check_model(section, choice, prepared)
@@ -64,6 +65,11 @@ def settings(training: TrainingConfig, overrides: Mapping[str, Any] | None = Non
         return fields
     checked = build(TrainingConfig, {**fields, **overrides})
     return {name: getattr(checked, name) for name in TrainingConfig.model_fields}
+
+
+def learning(config: ExperimentConfig) -> dict[str, Any]:
+    """Return how the thief learns from answers, as plain keyword arguments."""
+    return config.thief.learning.model_dump()
 
 
 def build_network(choice: ModelChoice, prepared: Prepared) -> ImageModel:

@@ -65,6 +65,9 @@ class RungResult(_Record):
     report: ModelReport
     epochs: int
     seconds: float
+    curves: dict[str, list[tuple[int, float]]] = Field(
+        default_factory=dict, description="What the attack logged of itself: (queries so far, value) per name."
+    )
 
 
 class TrialResult(_Record):

@@ -12,6 +12,7 @@ from torch import nn
 from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.base import Attack, Rung
 from mea_ray.attacks.distillation import Distillation
+from mea_ray.attacks.learning import Learning
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.config import TrainingConfig
 from mea_ray.data.statistics import channel_statistics
@@ -96,16 +97,17 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 def test_the_table_builds_it_from_its_defaults_and_refuses_unknown_parameters() -> None:
     attack = ATTACKS.build("distillation")
-    assert isinstance(attack, Distillation) and attack.temperature == 7.0 and not attack.requery
+    assert isinstance(attack, Distillation) and not attack.requery
+    assert attack.learning(None).heat == 7.0 and attack.learning({"temperature": 2.0}).heat == 2.0
     assert all(parameter.doc for parameter in ATTACKS.parameters("distillation"))
-    with pytest.raises(ConfigError, match="temperature"):
-        ATTACKS.build("distillation", temprature=3)
+    with pytest.raises(ConfigError, match="query_chunk"):
+        ATTACKS.build("distillation", query_chnk=3)
 
 
 def test_each_image_is_asked_once_and_none_beyond_the_budget() -> None:
     blackbox = FakeBlackBox(budget=250)
     rungs = steal(blackbox, [100, 250])
-    assert [len(images) for images in blackbox.queries] == [64, 36, 64, 64, 22]
+    assert [len(images) for images in blackbox.queries] == [64, 36, 28, 64, 58]
     assert blackbox.distinct() == blackbox.asked == 250
     assert [(rung.budget, rung.queries, rung.epochs) for rung in rungs] == [(100, 100, 2), (250, 250, 2)]
 
@@ -150,7 +152,7 @@ def test_a_killed_thief_goes_on_without_asking_anything_twice(tmp_path: Path) ->
     dying = FakeBlackBox(fail_at=3)
     with pytest.raises(ConnectionError):
         steal(dying, [100, 250], transfer=TransferSet(tmp_path))
-    assert len(TransferSet(tmp_path)) == dying.asked == 64 + 36 + 64
+    assert len(TransferSet(tmp_path)) == dying.asked == 64 + 36 + 28
     rest = FakeBlackBox(budget=250 - dying.asked)
     rungs = steal(rest, [100, 250], transfer=TransferSet(tmp_path), skip={100})
     dying.queries += rest.queries
@@ -204,7 +206,7 @@ def plain_softmax(values: np.ndarray) -> np.ndarray:
 def test_the_loss_is_hintons(loss: str, temperature: float, squared: bool) -> None:
     rng = np.random.default_rng(5)
     victim, substitute = rng.normal(0, 3, (2, 9, CLASSES))
-    attack = ATTACKS.build("distillation", loss=loss, temperature=temperature, scale_by_temperature_squared=squared)
+    attack = Learning(loss=loss, temperature=temperature, scale_by_temperature_squared=squared)
     value = attack.distance(torch.tensor(substitute), attack.soften(torch.tensor(plain_softmax(victim))))
     # The plain loss has the victim's logits; the attack has only its answers.
     target, said = plain_softmax(victim / temperature), plain_softmax(substitute / temperature)
@@ -218,15 +220,15 @@ def test_the_loss_is_hintons(loss: str, temperature: float, squared: bool) -> No
 
 def test_answers_with_zeros_make_finite_targets() -> None:
     hidden = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.6, 0.3, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
-    hot = Distillation(temperature=7.0).soften(hidden)
+    hot = Learning(temperature=7.0).soften(hidden)
     assert torch.allclose(hot.sum(1), torch.ones(3)) and torch.equal(hot.argmax(1)[:2], torch.tensor([1, 0]))
     zero = 1e-12 ** (1 / 7)
     assert hot[0, 0].item() == pytest.approx(zero / (1 + 3 * zero), rel=1e-4)
-    cold = Distillation(temperature=1.0).soften(hidden)
+    cold = Learning(temperature=1.0).soften(hidden)
     assert torch.allclose(cold[1], torch.tensor([2 / 3, 1 / 3, 0.0, 0.0]))
     for loss in ("kl", "soft_ce", "l1"):
         for temperature in (1.0, 7.0):
-            attack = ATTACKS.build("distillation", loss=loss, temperature=temperature)
+            attack = Learning(loss=loss, temperature=temperature)
             logits = torch.randn(3, CLASSES, requires_grad=True)
             attack.distance(logits, attack.soften(hidden)).backward()
             assert logits.grad is not None and torch.isfinite(logits.grad).all()
@@ -237,8 +239,8 @@ def test_answers_with_zeros_make_finite_targets() -> None:
 def test_a_substitute_learns_the_victim(answer: str, temperature: float) -> None:
     victim = FakeBlackBox(answer=answer)
     training = FAST | {"epochs": 30, "learning_rate": 0.01}
-    attack = Distillation(temperature=temperature, scale_by_temperature_squared=True)
-    stolen = steal(victim, [600], attack, training=training)[0].model
+    learning = {"temperature": temperature, "scale_by_temperature_squared": True}
+    stolen = steal(victim, [600], training=training, learning=learning)[0].model
     unseen = np.random.default_rng(9).integers(0, 256, (1000, *SHAPE), dtype=np.uint8)
     with torch.no_grad():
         predicted = stolen(torch.from_numpy(unseen).float() / 255).argmax(1).numpy()
@@ -266,19 +268,19 @@ def test_channel_statistics_are_numpys() -> None:
 def test_early_stop_watches_the_fidelity_on_held_out_answers() -> None:
     blackbox = FakeBlackBox(budget=100)
     training = FAST | {"epochs": 40, "early_stop_patience": 2, "learning_rate": 1e-9}
-    rung = steal(blackbox, [100], Distillation(validation_fraction=0.2), training=training)[0]
+    rung = steal(blackbox, [100], learning={"validation_fraction": 0.2}, training=training)[0]
     assert blackbox.asked == 100 and rung.queries == 100
     # With a learning rate of nothing the fidelity never rises after the first epoch.
     assert rung.epochs == 3
     with pytest.raises(ConfigError, match="validation_fraction"):
         steal(FakeBlackBox(), [100], training=training)
     with pytest.raises(ConfigError, match="0 to validate"):
-        steal(FakeBlackBox(), [3], Distillation(validation_fraction=0.1), training=training)
+        steal(FakeBlackBox(), [3], learning={"validation_fraction": 0.1}, training=training)
 
 
 def test_held_out_answers_are_not_wasted_without_early_stop() -> None:
     plain = steal(FakeBlackBox(), [100])[0].model
-    assert same(plain, steal(FakeBlackBox(), [100], Distillation(validation_fraction=0.3))[0].model)
+    assert same(plain, steal(FakeBlackBox(), [100], learning={"validation_fraction": 0.3})[0].model)
 
 
 @pytest.mark.parametrize("budget", [100, 101, 337])
@@ -308,8 +310,9 @@ def test_requery_charges_each_rung_for_itself() -> None:
 def test_requery_holds_validation_images_out_of_the_budget() -> None:
     blackbox = FakeBlackBox(budget=100)
     training = FAST | {"early_stop_patience": 5}
-    attack = Distillation(requery=True, validation_fraction=0.5)
-    (rung,) = steal(blackbox, [100], attack, training=training)
+    (rung,) = steal(
+        blackbox, [100], Distillation(requery=True), training=training, learning={"validation_fraction": 0.5}
+    )
     # 33 + 33 images: the first ones are asked once, the others in both epochs.
     assert rung.queries == blackbox.asked <= 100
     assert blackbox.queries[0].dtype == np.uint8 and len(blackbox.queries[0]) in {32, 33}
@@ -340,12 +343,27 @@ def test_black_boxes_that_answer_nonsense_are_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    "params",
-    [{"temperature": 0.0}, {"query_chunk": 0}, {"validation_fraction": 1.0}, {"floor": 0.0}, {"loss": "l3"}],
+    "learning",
+    [
+        {"temperature": 0.0},
+        {"validation_fraction": 1.0},
+        {"floor": 0.0},
+        {"loss": "l3"},
+        {"mixing": "blur"},
+        {"mixing_alpha": 0.0},
+        {"label_smoothing": 1.0},
+        {"statistics": "victim"},
+    ],
 )
-def test_impossible_parameters_are_refused(params: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
-        ATTACKS.build("distillation", **params)
+def test_impossible_parameters_are_refused_before_any_query(learning: dict[str, Any]) -> None:
+    blackbox = FakeBlackBox()
+    with pytest.raises(ConfigError, match=next(iter(learning))):
+        Distillation().run(
+            blackbox, POOL, budgets=[10], make_model=Substitute, training=FAST, seed=0, learning=learning
+        )
+    with pytest.raises(ConfigError, match="query_chunk"):
+        ATTACKS.build("distillation", query_chunk=0)
+    assert blackbox.asked == 0
 
 
 def test_it_takes_every_training_setting_of_a_config() -> None:

@@ -76,7 +76,6 @@ def test_a_lost_chunk_is_noticed(tmp_path: Path) -> None:
         (np.array([0, 1]), answers(3)),
         (np.array([], np.int64), answers(0)),
         (np.array([0]), np.array([[np.nan, 1, 0]])),
-        (np.array([-1]), answers(1)),
         (np.array([0]), answers(1, classes=4)),
     ],
 )

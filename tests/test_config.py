@@ -120,8 +120,8 @@ def test_a_parameter_below_a_bare_name_keeps_the_name() -> None:
 
 
 def test_parameters_without_a_name_belong_to_the_default_component() -> None:
-    config = build(ExperimentConfig, merge({}, {"thief.attack.temperature": 2, "data.image_size": 24}))
-    assert (config.thief.attack.name, config.thief.attack.params["temperature"]) == ("distillation", 2.0)
+    config = build(ExperimentConfig, merge({}, {"thief.attack.query_chunk": 2, "data.image_size": 24}))
+    assert (config.thief.attack.name, config.thief.attack.params["query_chunk"]) == ("distillation", 2)
     assert (config.data.name, config.data.params["image_size"]) == ("digits", 24)
 
 

@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_in_its_folder_and_asks_nothing_twice(
     monkeypatch.setattr(pipeline.LocalBlackBox, "query", dying)
     with pytest.raises(ConnectionError):
         pipeline.run(quick, tmp_path / "a")
-    assert len(TransferSet(tmp_path / "a" / "transfer")) == 128 + 72 + 128
+    assert len(TransferSet(tmp_path / "a" / "transfer")) == 128 + 72 + 56
     resumed = pipeline.run(quick, tmp_path / "a")
     assert resumed.queries_charged == 900 and sum(sizes) == 900 + sizes[3]
     whole = pipeline.run(quick, tmp_path / "b")
@@ -111,7 +111,7 @@ def test_the_thief_gets_the_pools_images_and_nothing_else(
     monkeypatch.setattr(type(choice), "build", lambda self: Spy())
     list(pipeline.run_attack(config(), prepared, "box"))  # type: ignore[arg-type]
     assert seen.pop("pool") is prepared.splits.thief_pool.images and seen.pop("blackbox") == "box"
-    assert set(seen) == {"budgets", "make_model", "training", "seed", "transfer", "skip"}
+    assert set(seen) == {"budgets", "make_model", "training", "seed", "transfer", "skip", "learning", "labels"}
     model = pickle.loads(pickle.dumps(seen["make_model"]))()
     assert model.shape == prepared.shape and model.classes == prepared.classes
 
@@ -160,7 +160,7 @@ def test_the_data_belong_to_the_victim_and_not_to_the_thief(prepared: pipeline.P
         ({"thief__budgets": [100_000]}, "100000"),
         ({"thief__training__early_stop_patience": 3}, "validation_fraction"),
         ({"victim__watermark__target_class": 17}, "class 17"),
-        ({"thief__attack__temperature": -1.0}, "temperature"),
+        ({"thief__attack__query_chunk": 0}, "query_chunk=0"),
         ({"service__policy": {"name": "top_k", "k": 0}}, "k=0"),
     ],
 )

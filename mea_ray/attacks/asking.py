@@ -23,31 +23,6 @@ def query(blackbox: BlackBox, images: Images | FloatImages) -> Answers:
     return answers
 
 
-def fill(blackbox: BlackBox, transfer: TransferSet, pool: Images, order: Indices, count: int, chunk: int) -> None:
-    """Ask the images of ``order`` until the transfer set holds ``count``, going on where it ends.
-
-    The queries depend on what the set holds and on nothing else: a process that was killed between an answer and the
-    disk asks the very same query again, which the victim's ledger knows and does not charge.
-
-    Args:
-        blackbox: The victim.
-        transfer: Where answers are kept; holds a prefix of ``order``.
-        pool: The thief's images, uint8 (N, C, H, W).
-        order: Positions in the pool, at least ``count``.
-        count: Answers to hold at the end; nothing happens if there are as many already.
-        chunk: Images in a query at most.
-
-    Raises:
-        ArtifactError: The set was filled in another order: it belongs to another seed or pool.
-    """
-    held = len(transfer)
-    if not np.array_equal(transfer.indices, order[:held]):
-        raise foreign(transfer)
-    while len(transfer) < count:
-        piece = order[len(transfer) : min(count, len(transfer) + chunk)]
-        transfer.append(piece, query(blackbox, pool[piece]))
-
-
 class Asker:
     """Asks the queries of a training that can be repeated; what was answered before an interruption is replayed.
 

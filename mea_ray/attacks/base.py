@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.errors import ConfigError
-from mea_ray.types import BlackBox, Images
+from mea_ray.types import BlackBox, Images, Labels
 
 MakeModel = Callable[[], nn.Module]
 """Builds an untrained substitute; the attack seeds torch before it calls this."""
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+"""What an attack logs of itself: for each name, (queries so far, value)."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Rung:
         model: The trained substitute, on the CPU, in eval mode.
         epochs: Epochs it was trained.
         seconds: Wall time of its training.
+        curves: What the attack logged of itself within these queries (a policy, its rewards).
     """
 
     budget: int
@@ -34,6 +38,7 @@ class Rung:
     model: nn.Module
     epochs: int
     seconds: float
+    curves: Curves = field(default_factory=dict)
 
 
 class Attack(ABC):
@@ -53,13 +58,20 @@ class Attack(ABC):
         """Return how many answers a run over ``budgets`` finds in ``transfer``: what it was charged for already."""
         return len(transfer)
 
-    def check(self, pool_size: int, budgets: Sequence[int], training: Mapping[str, Any]) -> None:
+    def check(
+        self,
+        pool_size: int,
+        budgets: Sequence[int],
+        training: Mapping[str, Any],
+        learning: Mapping[str, Any] | None = None,
+    ) -> None:
         """Refuse what ``run`` could not finish, before a victim is trained or a query asked.
 
         Args:
             pool_size: Images that the thief holds.
             budgets: See ``run``.
             training: See ``run``.
+            learning: See ``run``.
 
         Raises:
             ConfigError: The budgets do not rise, or the pool cannot fill the largest of them.
@@ -84,6 +96,8 @@ class Attack(ABC):
         seed: int,
         transfer: TransferSet | None = None,
         skip: Container[int] = (),
+        learning: Mapping[str, Any] | None = None,
+        labels: Labels | None = None,
     ) -> Iterator[Rung]:
         """Spend the budget and yield one freshly trained substitute per rung, smallest first.
 
@@ -96,6 +110,8 @@ class Attack(ABC):
             seed: Seed of the order of the queries, the initial weights and the batches.
             transfer: Where answers are cached; one that holds answers already (a resumed trial) is continued.
             skip: Budgets whose substitutes are not needed (their rung finished before an interruption).
+            learning: How a substitute learns from answers: fields of ``attacks.learning.Learning``.
+            labels: Labels that the thief's own pool was published with, int64 (N,); most attacks ignore them.
 
         Raises:
             ConfigError: The pool, or what the black box leaves to the thief, cannot fill the largest budget. Raised by

@@ -1,26 +1,41 @@
-"""The transfer set: what a thief keeps of its queries. Durable, nested, and never asked twice."""
+"""The transfer set: what a thief keeps of its queries. Durable, nested, and never asked twice.
+
+An image is named by its position in the thief's pool, or, if the thief made it, by a negative number that follows from
+its content. Made images that a substitute will be trained on are kept beside their answers; probes are not.
+"""
 
 from __future__ import annotations
 
 import os
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from mea_ray.errors import ArtifactError, DataError
-from mea_ray.types import Answers
+from mea_ray.types import Answers, Images
 
 Indices = npt.NDArray[np.int64]
 
 
-class TransferSet:
-    """Positions in the thief's pool and the answers received for them, in the order in which they were asked.
+@dataclass(frozen=True)
+class _Chunk:
+    """Names, answers, which of them are probes, and the images of those that were made to be learnt from."""
 
-    With a path every ``append`` is one file, written aside, flushed to the disk and renamed, so that a process killed
-    at any moment leaves whole chunks only; opening the same path again continues after the last of them. Each file
-    carries its place in the sequence, so that a lost or foreign chunk is noticed and never read over.
+    indices: Indices
+    answers: Answers
+    probe: npt.NDArray[np.bool_]
+    made: Images | None
+
+
+class TransferSet:
+    """Names of images and the answers received for them, in the order in which they were asked.
+
+    With a path what is written at once is one file, written aside, flushed to the disk and renamed, so that a process
+    killed at any moment leaves whole chunks only; opening the same path again continues after the last of them. Each
+    file carries its place in the sequence, so that a lost or foreign chunk is noticed and never read over.
 
     Args:
         path: Folder of the chunks, made if it is missing; in memory only when None.
@@ -31,9 +46,8 @@ class TransferSet:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = Path(path) if path is not None else None
-        self._indices: list[Indices] = []
-        self._answers: list[Answers] = []
-        self._length = 0
+        self._chunks: list[_Chunk] = []
+        self._length = self._written = 0
         if self.path is not None:
             self.path.mkdir(parents=True, exist_ok=True)
             self._read(self.path)
@@ -42,36 +56,61 @@ class TransferSet:
         return self._length
 
     @property
+    def unwritten(self) -> int:
+        """Answers that are in memory only; ``flush`` writes them. Always 0 without a path."""
+        return self._length - self._written if self.path is not None else 0
+
+    @property
     def indices(self) -> Indices:
-        """Positions in the pool, int64, shape (len,)."""
-        self._merge()
-        return self._indices[0] if self._indices else np.empty(0, np.int64)
+        """Positions in the pool, and negative names of made images, int64, shape (len,)."""
+        return self._merged().indices if self._chunks else np.empty(0, np.int64)
 
     @property
     def answers(self) -> Answers:
         """Answers, float32, shape (len, classes); (0, 0) as long as there are none."""
-        self._merge()
-        return self._answers[0] if self._answers else np.empty((0, 0), np.float32)
+        return self._merged().answers if self._chunks else np.empty((0, 0), np.float32)
 
-    def append(self, indices: npt.NDArray[np.integer], answers: npt.NDArray[np.floating]) -> None:
-        """Keep one chunk; it is on the disk when this returns, if the set has a path.
+    def append(
+        self,
+        indices: npt.NDArray[np.integer],
+        answers: npt.NDArray[np.floating],
+        *,
+        made: Images | None = None,
+        at_once: bool = True,
+    ) -> None:
+        """Keep some answers.
 
         Args:
-            indices: Positions in the pool, shape (n,), n >= 1.
+            indices: Positions in the pool, or negative names of images that the thief made; shape (n,), n >= 1.
             answers: Their answers, shape (n, classes), finite.
+            made: The images, uint8 (n, C, H, W), if the thief made them and will train on them. Without it images with
+                negative names are probes: answered, charged, and not learnt from.
+            at_once: They are on the disk when this returns, if the set has a path; otherwise when ``flush`` does.
 
         Raises:
-            DataError: The two do not belong together, are empty, or are not finite. Nothing was kept.
+            DataError: The parts do not belong together, are empty, or are not finite. Nothing was kept.
         """
-        kept = np.array(indices, dtype=np.int64)
-        words = np.array(answers, dtype=np.float32)
-        self._check(kept, words)
-        if self.path is not None:
-            self._write(self.path / f"chunk-{self._length:012d}.npz", kept, words)
-        self._keep(kept, words)
+        names = np.array(indices, dtype=np.int64)
+        known = np.array(made) if made is not None else None
+        chunk = _Chunk(names, np.array(answers, dtype=np.float32), (names < 0) & (known is None), known)
+        self._check(chunk)
+        self._keep(chunk)
+        if at_once:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is in memory only, as one chunk."""
+        if self.path is None or not self.unwritten:
+            return
+        start, chunk = self._written, self._merged()
+        made_before = int(((chunk.indices[:start] < 0) & ~chunk.probe[:start]).sum())
+        made = chunk.made[made_before:] if chunk.made is not None and len(chunk.made) > made_before else None
+        piece = _Chunk(chunk.indices[start:], chunk.answers[start:], chunk.probe[start:], made)
+        self._write(self.path / f"chunk-{start:012d}.npz", piece)
+        self._written = self._length
 
     def prefix(self, count: int) -> tuple[Indices, Answers]:
-        """Return the first ``count`` positions and answers: the transfer set of a thief who stopped there.
+        """Return the first ``count`` names and answers: the transfer set of a thief who stopped there.
 
         Raises:
             DataError: There are fewer.
@@ -82,31 +121,71 @@ class TransferSet:
             )
         return self.indices[:count], self.answers[:count]
 
-    def _check(self, indices: Indices, answers: Answers) -> None:
+    def is_learnt(self, count: int) -> npt.NDArray[np.bool_]:
+        """Tell which of the first ``count`` answers are no probes: bool (count,)."""
+        return ~self._merged().probe[:count] if self._chunks else np.empty(0, bool)
+
+    def learnt_images(self, pool: Images, count: int) -> Images:
+        """Return the images of the first ``count`` answers, without probes: uint8 (n, C, H, W).
+
+        Args:
+            pool: The thief's images.
+            count: Answers, at most ``len(self)``.
+        """
+        if not self._chunks:
+            return pool[:0]
+        everything = self._merged()
+        made = everything.made
+        names = everything.indices[:count][self.is_learnt(count)]
+        if made is None or (names >= 0).all():
+            return pool[names]
+        images = np.empty((len(names), *made.shape[1:]), np.uint8)
+        images[names >= 0] = pool[names[names >= 0]]
+        images[names < 0] = made[: int((names < 0).sum())]
+        return images
+
+    def _check(self, chunk: _Chunk) -> None:
+        indices, answers, made = chunk.indices, chunk.answers, chunk.made
         if indices.ndim != 1 or answers.ndim != 2 or len(indices) != len(answers) or not len(indices):
             raise DataError(
                 f"a chunk needs (n,) indices and (n, classes) answers, got {indices.shape} and {answers.shape}"
             )
-        if self._answers and answers.shape[1] != self._answers[0].shape[1]:
-            raise DataError(f"answers have {answers.shape[1]} classes, those before had {self._answers[0].shape[1]}")
-        if not np.isfinite(answers).all() or int(indices.min()) < 0:
-            raise DataError("answers must be finite and indices not negative; the black box gave something else")
+        if self._chunks and answers.shape[1] != self._chunks[0].answers.shape[1]:
+            raise DataError(
+                f"answers have {answers.shape[1]} classes, those before had {self._chunks[0].answers.shape[1]}"
+            )
+        if not np.isfinite(answers).all():
+            raise DataError("answers must be finite; the black box gave something else")
+        wanted = int(((indices < 0) & ~chunk.probe).sum())
+        if (0 if made is None else len(made)) != wanted:
+            given = 0 if made is None else len(made)
+            raise DataError(f"{wanted} images were made by the thief and are to be learnt from, {given} were given")
+        if made is not None and (made.dtype != np.uint8 or made.ndim != 4):
+            raise DataError(f"made images must be uint8 (n, C, H, W), got {made.dtype} {made.shape}")
 
-    def _keep(self, indices: Indices, answers: Answers) -> None:
-        self._indices.append(indices)
-        self._answers.append(answers)
-        self._length += len(indices)
+    def _keep(self, chunk: _Chunk) -> None:
+        self._chunks.append(chunk)
+        self._length += len(chunk.indices)
 
-    def _merge(self) -> None:
-        if len(self._indices) > 1:
-            self._indices = [np.concatenate(self._indices)]
-            self._answers = [np.concatenate(self._answers)]
+    def _merged(self) -> _Chunk:
+        if len(self._chunks) > 1:
+            made = [chunk.made for chunk in self._chunks if chunk.made is not None]
+            self._chunks = [
+                _Chunk(
+                    np.concatenate([chunk.indices for chunk in self._chunks]),
+                    np.concatenate([chunk.answers for chunk in self._chunks]),
+                    np.concatenate([chunk.probe for chunk in self._chunks]),
+                    np.concatenate(made) if made else None,
+                )
+            ]
+        return self._chunks[0]
 
     @staticmethod
-    def _write(path: Path, indices: Indices, answers: Answers) -> None:
+    def _write(path: Path, chunk: _Chunk) -> None:
         aside = path.with_name(f".{path.name}.{os.getpid()}")
+        parts = {"indices": chunk.indices, "answers": chunk.answers, "probe": chunk.probe}
         with aside.open("wb") as file:
-            np.savez(file, indices=indices, answers=answers)
+            np.savez(file, **parts, **({"made": chunk.made} if chunk.made is not None else {}))  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -118,11 +197,14 @@ class TransferSet:
             if path.name != f"chunk-{self._length:012d}.npz":
                 raise ArtifactError(f"{folder} lacks the chunk at {self._length}: next is {path.name}; {remedy}")
             try:
-                with np.load(path, allow_pickle=False) as chunk:
-                    indices, answers = chunk["indices"], chunk["answers"]
-                if indices.dtype != np.int64 or answers.dtype != np.float32:
-                    raise DataError(f"types are {indices.dtype} and {answers.dtype}, not int64 and float32")
-                self._check(indices, answers)
+                with np.load(path, allow_pickle=False) as file:
+                    made = file.get("made")
+                    chunk = _Chunk(file["indices"], file["answers"], file["probe"], made)
+                types = [str(part.dtype) for part in (chunk.indices, chunk.answers, chunk.probe)]
+                if types != ["int64", "float32", "bool"] or chunk.probe.shape != chunk.indices.shape:
+                    raise DataError(f"types are {', '.join(types)}, not int64, float32 and bool")
+                self._check(chunk)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
                 raise ArtifactError(f"{path} is damaged ({error}); {remedy}") from error
-            self._keep(indices, answers)
+            self._keep(chunk)
+        self._written = self._length
