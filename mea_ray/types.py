@@ -90,7 +90,8 @@ class Splits:
     Attributes:
         victim_train: Trains the victim and the null models.
         victim_validation: Early stop of the victim; disjoint from ``victim_train``.
-        thief_pool: The thief's own images, which it may send to the API. Their labels are never given to an attack.
+        thief_pool: The thief's own images, which it may send to the API. Of their labels, which
+            the pool's publisher gave, an attack gets only what it says it uses.
         verification: Held-out images that watermark samples are mixed from; disjoint from everything else.
         test: Accuracy and fidelity are measured here. Picks nothing.
     """
