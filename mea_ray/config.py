@@ -114,6 +114,9 @@ class ServiceConfig(Config):
         default_factory=lambda: PolicyChoice(name="probabilities"), description="What an answer holds."
     )
     rate: RateConfig | None = Field(None, description="Rate limit per client; none when null.")
+    query_log_images: int = Field(
+        2000, ge=0, description="Owner's log: first images of a client whose distances are judged; 0 only counts."
+    )
     request_images: int = Field(256, ge=1, description="Thief's client: images in a request.")
     max_in_flight: int = Field(8, ge=1, description="Thief's client: requests under way at once.")
     request_timeout_s: float = Field(
@@ -160,6 +163,9 @@ class ThiefConfig(Config):
         (1000,),
         min_length=1,
         description="Images answered, rising; one fresh substitute for each, nested transfer sets.",
+    )
+    accounts: int = Field(
+        1, ge=1, description="Clients that the thief registers as; images and budget are dealt out over them in turn."
     )
     model: ModelChoice = Field(
         default_factory=lambda: ModelChoice(name="vgg_like"), description="Architecture of the substitute."

@@ -22,8 +22,10 @@ import torch
 from mea_ray import metrics
 from mea_ray.attacks.base import Attack, Rung
 from mea_ray.attacks.transfer import TransferSet
+from mea_ray.blackbox.colluding import Account, Colluding, account_names, share
 from mea_ray.blackbox.ledger import Ledger, Rate
 from mea_ray.blackbox.local import LocalBlackBox
+from mea_ray.blackbox.query_log import QueryLog, record
 from mea_ray.config import DataChoice, ExperimentConfig, digest, write_yaml
 from mea_ray.data.splits import make_splits
 from mea_ray.data.statistics import channel_statistics
@@ -130,7 +132,7 @@ def null_rate(reports: list[ModelReport]) -> float | None:
 
 
 def budget_to_register(config: ExperimentConfig) -> int:
-    """Return the images that the thief's client must be allowed: the largest budget, unless the attack asks anew."""
+    """Return the images that the thief must be allowed in all: the largest budget, unless the attack asks anew."""
     attack: Attack = config.thief.attack.build()
     return attack.charges(config.thief.budgets)
 
@@ -139,6 +141,36 @@ def already_asked(config: ExperimentConfig, transfer: TransferSet) -> int:
     """Return the images that the thief has asked before, by what its transfer set holds."""
     attack: Attack = config.thief.attack.build()
     return attack.held(transfer, config.thief.budgets)
+
+
+def accounts_to_register(config: ExperimentConfig, client: str) -> dict[str, int]:
+    """Return the thief's clients, named after ``client``, with the images that each must be allowed."""
+    names, budget = account_names(client, config.thief.accounts), budget_to_register(config)
+    return {name: share(index, len(names), budget) for index, name in enumerate(names)}
+
+
+def open_blackbox(
+    config: ExperimentConfig,
+    client: str,
+    transfer: TransferSet,
+    account: Callable[[str, int], Account],
+    *,
+    at_once: bool = False,
+) -> BlackBox:
+    """Return what the thief queries: its account, or all of its accounts as one.
+
+    Args:
+        config: The experiment.
+        client: What the accounts are named after, see `accounts_to_register`.
+        transfer: Its answers so far.
+        account: Opens the account of a name that has asked so many images before.
+        at_once: The accounts may be asked at the same time.
+    """
+    names, asked = account_names(client, config.thief.accounts), already_asked(config, transfer)
+    opened = [account(name, share(index, len(names), asked)) for index, name in enumerate(names)]
+    if len(opened) == 1:
+        return opened[0]
+    return Colluding(opened, budget=budget_to_register(config), start_at=asked, at_once=at_once)
 
 
 def run_attack(
@@ -197,29 +229,36 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
 
     transfer = TransferSet(folder / "transfer" if folder is not None else None)
     ledger = Ledger(folder / "ledger" if folder is not None else None)
+    log = QueryLog(folder / "queries" if folder is not None else None)
+    accounts = accounts_to_register(config, "thief")
     try:
         rate = config.service.rate
-        ledger.register(
-            "thief",
-            budget_to_register(config),
-            Rate(rate.images_per_second, rate.burst) if rate is not None else None,
-        )
-        blackbox = LocalBlackBox(
-            victim.model,
-            config.service.policy.build(),
-            ledger,
-            "thief",
-            pass_images=config.service.pass_images,
-            start_at=already_asked(config, transfer),
-        )
+        for client, budget in accounts.items():
+            ledger.register(client, budget, Rate(rate.images_per_second, rate.burst) if rate is not None else None)
+
+        def open_account(client: str, start_at: int) -> LocalBlackBox:
+            return LocalBlackBox(
+                victim.model,
+                config.service.policy.build(),
+                ledger,
+                client,
+                pass_images=config.service.pass_images,
+                start_at=start_at,
+                log=log,
+                query_log_images=config.service.query_log_images,
+            )
+
+        blackbox = open_blackbox(config, "thief", transfer, open_account)
         said = metrics.predictions(victim.model, prepared.splits.test.images)
         rungs = [
             rung_result(rung, judge(model=rung.model, victim=said))
             for rung in run_attack(config, prepared, blackbox, transfer)
         ]
-        charged = ledger.charged("thief")
+        charged = sum(map(ledger.charged, accounts))
+        query_log = {client: record(log.seen(client), prepared.classes) for client in accounts}
     finally:
         ledger.close()
+        log.close()
     names = _names(config)
     result = TrialResult(
         trial=digest(config.resolved()),
@@ -230,6 +269,7 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
         null_reports=null_reports,
         rungs=rungs,
         queries_charged=charged,
+        query_log=query_log,
         seconds=time.perf_counter() - started,
         device=device_name(),
         versions=versions(),

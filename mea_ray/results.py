@@ -70,6 +70,34 @@ class RungResult(_Record):
     )
 
 
+class QueryLogRecord(_Record):
+    """What the owner could have seen of one client (``blackbox.query_log``).
+
+    Attributes:
+        requests: Requests answered; one that was asked again after a failure counts once.
+        images: Images answered.
+        classes: Answers per predicted class.
+        sampled: First images of the client, whose distances were looked at.
+        distances: Number of minimal L2 distances to earlier images of the same predicted class (PRADA).
+        distance_counts: Their histogram without outliers, in equal bins over ``distance_range``.
+        distance_range: Least and largest of these distances; None without any.
+        shapiro_w: Shapiro-Wilk statistic of their normality; None for too few, or if all are equal.
+        alarm: ``shapiro_w`` is below ``alarm_below``.
+        alarm_below: The owner's threshold.
+    """
+
+    requests: int
+    images: int
+    classes: list[int]
+    sampled: int = 0
+    distances: int = 0
+    distance_counts: list[int] = Field(default_factory=list)
+    distance_range: tuple[float, float] | None = None
+    shapiro_w: float | None = None
+    alarm: bool | None = None
+    alarm_below: float = 0.9
+
+
 class TrialResult(_Record):
     """A finished trial."""
 
@@ -85,7 +113,12 @@ class TrialResult(_Record):
     null_reports: list[ModelReport] = Field(default_factory=list)
     rungs: list[RungResult]
     status: Literal["finished", "stopped"] = Field("finished", description="stopped: by the sweep's scheduler.")
-    queries_charged: int = Field(description="Images charged by the service's ledger for this trial in all.")
+    queries_charged: int = Field(
+        description="Images charged by the service's ledger for this trial in all, over all accounts of its thief."
+    )
+    query_log: dict[str, QueryLogRecord] = Field(
+        default_factory=dict, description="What the owner could have seen, by client (account) of this trial's thief."
+    )
     seconds: float
     device: str
     versions: dict[str, str]

@@ -19,4 +19,5 @@ def test_ratios_are_those_of_the_speeds(ray_session):
     measured = bench_service(**TINY, pass_images=8)
     assert measured["service_to_bare"] == pytest.approx(measured["service"] / measured["bare"])
     assert measured["merged_to_unmerged"] == pytest.approx(measured["merged"] / measured["unmerged"])
+    assert measured["many_to_one"] == pytest.approx(measured["service_many"] / measured["service"])
     assert 1 / 8 <= measured["mean_fill"] <= 1

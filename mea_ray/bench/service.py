@@ -38,6 +38,7 @@ def bench_service(
     request_images: int = 256,
     max_in_flight: int = 8,
     clients: int = 32,
+    bulk_clients: int = 4,
     images: int = 2048,
     single_images: int = 512,
     repeats: int = 5,
@@ -61,6 +62,7 @@ def bench_service(
         request_images: Images in a request of the bulk measurement.
         max_in_flight: Requests under way at once there.
         clients: Clients that ask one image at a time, each waiting for its answer.
+        bulk_clients: Clients that share the images of the bulk measurement, all at once, against one that asks all.
         images: Images per repeat of the bulk measurement.
         single_images: Images per repeat of the single-image measurement with merging; without, fewer are asked.
         repeats: Turns; medians are compared.
@@ -73,10 +75,11 @@ def bench_service(
         on_progress: Told what was measured, after each turn.
 
     Returns:
-        Images per second (medians): ``bare``, ``service``, ``merged``, ``unmerged`` (the same passes, one request
-        each) and ``unmerged_small`` (passes of one image, one request each: other bits, but the least work for a
-        single image); the ratios ``service_to_bare``, ``merged_to_unmerged``, ``merged_to_unmerged_small``;
-        ``bare_batch``, the batch size of ``bare``; ``mean_fill`` of the passes of ``merged``; and the settings.
+        Images per second (medians): ``bare``, ``service`` (one client), ``service_many`` (``bulk_clients`` clients in
+        all), ``merged``, ``unmerged`` (the same passes, one request each) and ``unmerged_small`` (passes of one image,
+        one request each: other bits, but the least work for a single image); the ratios ``service_to_bare``,
+        ``many_to_one``, ``merged_to_unmerged``, ``merged_to_unmerged_small``; ``bare_batch``, the batch size of
+        ``bare``; ``mean_fill`` of the passes of ``merged``; and the settings.
 
     Raises:
         ConfigError: Ray has too few CPUs or GPUs for the three services.
@@ -116,7 +119,9 @@ def bench_service(
             bare, _ = load_model(Path(folder))
             # The replicas' memory format, which is the fastest: the comparison is of the service alone.
             bare = bare.to(device(), memory_format=torch.channels_last)
-            stream = services["merged"].client("bulk", request_images=request_images, max_in_flight=max_in_flight)
+            flow: dict[str, Any] = {"request_images": request_images, "max_in_flight": max_in_flight}
+            stream = services["merged"].client("bulk", **flow)
+            streams = _streams(services["merged"], bulk_clients, flow)
             callers = {name: _callers(service, clients) for name, service in services.items()}
             singles = {"merged": single_images, "unmerged": max(clients, single_images // 8)}
             batches = sorted({size, request_images})
@@ -126,6 +131,7 @@ def bench_service(
                 for batch in batches:
                     measured[f"bare_{batch}"] = _speed(images, partial(_forward, bare, bulk, batch))
                 measured["service"] = _speed(images, partial(stream.query, bulk))
+                measured["service_many"] = _speed(images, partial(_ask_shares, streams, bulk))
                 for name, called in callers.items():
                     count = singles.get(name, single_images)
                     before = services[name].stats()
@@ -148,6 +154,7 @@ def bench_service(
     return {
         **medians,
         "service_to_bare": medians["service"] / medians["bare"],
+        "many_to_one": medians["service_many"] / medians["service"],
         "merged_to_unmerged": medians["merged"] / medians["unmerged"],
         "merged_to_unmerged_small": medians["merged"] / medians["unmerged_small"],
         "bare_batch": bare_batch,
@@ -156,6 +163,7 @@ def bench_service(
         "pass_images": size,
         "request_images": request_images,
         "clients": clients,
+        "bulk_clients": bulk_clients,
         "repeats": repeats,
         "device": device().type,
     }
@@ -184,6 +192,22 @@ def _callers(service: VictimService, clients: int) -> list[ServiceClient]:
     return [service.client(f"single-{index}", request_images=1, max_in_flight=1) for index in range(clients)]
 
 
+def _streams(service: VictimService, clients: int, flow: dict[str, Any]) -> list[ServiceClient]:
+    for index in range(clients):
+        service.register(f"bulk-{index}")
+    return [service.client(f"bulk-{index}", **flow) for index in range(clients)]
+
+
+def _ask_shares(streams: list[ServiceClient], images: Images) -> None:
+    """Let every client ask its share of the images, in requests as large as one client's, all clients at once."""
+    _at_once(
+        [
+            partial(stream.query, part)
+            for stream, part in zip(streams, np.array_split(images, len(streams)), strict=True)
+        ]
+    )
+
+
 def _ask_singly(callers: list[ServiceClient], images: Images) -> None:
     """Let every client ask its share of the images, one after the other, all clients at once."""
 
@@ -191,7 +215,11 @@ def _ask_singly(callers: list[ServiceClient], images: Images) -> None:
         for image in range(index, len(images), len(callers)):
             callers[index].query(images[image : image + 1])
 
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(callers))]
+    _at_once([partial(ask, index) for index in range(len(callers))])
+
+
+def _at_once(calls: list[Callable[[], Any]]) -> None:
+    threads = [threading.Thread(target=call) for call in calls]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.passes import FixedShapePasses
 from mea_ray.blackbox.policies import Policy, Probabilities
+from mea_ray.blackbox.query_log import SAMPLE_IMAGES, QueryLog, note, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
 from mea_ray.errors import RateLimited
 from mea_ray.models.base import ImageModel
@@ -28,6 +29,8 @@ class LocalBlackBox:
         pass_images: Images in every forward pass; None chooses by device.
         max_query_images: Images in one query at most; None for no limit.
         start_at: Images that this client has asked before.
+        log: The owner's query log; a fresh one in memory when None.
+        query_log_images: First images of a client whose distances the log keeps.
         sleep: How to wait, in seconds, when the client is over its rate.
 
     Raises:
@@ -44,6 +47,8 @@ class LocalBlackBox:
         pass_images: int | None = None,
         max_query_images: int | None = None,
         start_at: int = 0,
+        log: QueryLog | None = None,
+        query_log_images: int = SAMPLE_IMAGES,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._classes, self._shape = model.classes, model.shape
@@ -53,6 +58,7 @@ class LocalBlackBox:
         ledger.charged(client)
         self.ledger, self.client, self.asked = ledger, client, start_at
         self._passes = FixedShapePasses(model, self._shape, policy or Probabilities(), pass_images=pass_images)
+        self.log, self._sample = log if log is not None else QueryLog(), sample_size(self._shape, query_log_images)
         self._max_query_images, self._sleep = max_query_images, sleep
 
     @property
@@ -74,12 +80,14 @@ class LocalBlackBox:
         """Answer images and charge them, see `types.BlackBox.query`. Waits when the client is over its rate."""
         check_images(images, self._shape, self._max_query_images)
         digest = image_digest(images)
+        request_id = f"{self.asked}-{digest}"
         while True:
             try:
-                self.ledger.charge(self.client, f"{self.asked}-{digest}", len(images), digest)
+                self.ledger.charge(self.client, request_id, len(images), digest)
                 break
             except RateLimited as limited:
                 self._sleep(limited.retry_after_s)
         answers = self._passes.answer([images])[0]
+        self.log.add([note(self.client, request_id, images, answers, self._sample)])
         self.asked += len(images)
         return answers

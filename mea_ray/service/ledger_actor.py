@@ -7,23 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from mea_ray.blackbox.ledger import Charge, Ledger, Rate
+from mea_ray.blackbox.query_log import Note, QueryLog, Seen
 from mea_ray.errors import QueryError
 
 
 class LedgerActor:
-    """A `Ledger` and the description of its service; wrapped with ``ray.remote`` where the service is started.
+    """A `Ledger`, the owner's query log and the description of a service; wrapped with ``ray.remote`` where it starts.
 
     Ray builds it again from the same arguments after its process died, and asks again what was under way; the journal
     and the request ids see to it that nothing is lost or charged twice.
 
     Args:
-        path: Journal file, on a file system that every node sees where the actor may be restarted.
+        path: Journal file, with the log beside it, on a file system that every node sees where the actor may be
+            restarted.
         rate: ``images_per_second`` and ``burst`` given to every client; None for no limit.
         description: What `VictimService.connect` needs to know; kept as it is.
     """
 
     def __init__(self, path: str, rate: Mapping[str, Any] | None, description: Mapping[str, Any]) -> None:
         self._ledger = Ledger(Path(path))
+        # After the ledger: who holds its journal alone holds the log alone, too.
+        self._log = QueryLog(log_path(path))
         self._rate = Rate(float(rate["images_per_second"]), int(rate["burst"])) if rate else None
         self._description = dict(description)
 
@@ -38,6 +42,14 @@ class LedgerActor:
     def charge_many(self, charges: Sequence[Charge]) -> list[QueryError | None]:
         """Charge merged requests, see `Ledger.charge_many`."""
         return self._ledger.charge_many(charges)
+
+    def note(self, notes: Sequence[Note]) -> None:
+        """Keep what a replica answered, see `QueryLog.add`."""
+        self._log.add(notes)
+
+    def seen(self, client: str) -> Seen:
+        """Return what was answered to a client; it is judged by who asks, for charges wait while this actor works."""
+        return self._log.seen(client)
 
     def remaining(self, client: str) -> int | None:
         """Return the images that the client may still ask; None without a budget."""
@@ -57,5 +69,11 @@ class LedgerActor:
         return self._ledger.clients()
 
     def close(self) -> None:
-        """Close the journal before the actor is stopped on purpose."""
+        """Close journal and log before the actor is stopped on purpose."""
         self._ledger.close()
+        self._log.close()
+
+
+def log_path(journal: str) -> str:
+    """Return the file of the query log of a ledger's journal."""
+    return f"{journal}.queries"

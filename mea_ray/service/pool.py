@@ -14,9 +14,11 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mea_ray.blackbox import POLICIES
+from mea_ray.blackbox.query_log import SAMPLE_IMAGES, record
 from mea_ray.errors import ConfigError, ServiceUnavailable
+from mea_ray.results import QueryLogRecord
 from mea_ray.service.client import ServiceClient
-from mea_ray.service.ledger_actor import LedgerActor
+from mea_ray.service.ledger_actor import LedgerActor, log_path
 from mea_ray.service.naming import NAMESPACE, answer_of, exists, find, ledger_name, replica_name
 from mea_ray.service.replica import Replica
 from mea_ray.training.checkpoint import load_model
@@ -58,6 +60,7 @@ class VictimService:
         max_request_images: int = 1024,
         policy: Mapping[str, Any] | None = None,
         rate: Mapping[str, Any] | None = None,
+        query_log_images: int = SAMPLE_IMAGES,
         ledger_path: str | Path | None = None,
         placement_group: Any = None,
         detached: bool = False,
@@ -77,7 +80,9 @@ class VictimService:
             max_request_images: Images in one request at most.
             policy: ``{"name": ..., **parameters}``; all probabilities when None.
             rate: ``{"images_per_second": ..., "burst": ...}`` for each client; no limit when None.
-            ledger_path: Journal of the ledger; None for a temporary file that `stop` deletes.
+            query_log_images: First images of a client whose distances the owner's log keeps; 0 for counts only.
+            ledger_path: Journal of the ledger, with the query log beside it; None for temporary files that `stop`
+                deletes.
             placement_group: Where the actors are placed; see `bundles`.
             detached: Outlive the process that starts it, until `stop`.
             start_timeout_s: Seconds to wait for the replicas.
@@ -138,6 +143,7 @@ class VictimService:
                 max_wait_ms=max_wait_ms,
                 pass_images=pass_images,
                 max_request_images=max_request_images,
+                query_log_images=query_log_images,
             )
             for replica in names
         ]
@@ -207,6 +213,15 @@ class VictimService:
         images: int = answer_of("the ledger", self.ledger.charged.remote(client))
         return images
 
+    def query_log(self, client: str) -> QueryLogRecord:
+        """Return what the owner could have seen of a client, see `blackbox.query_log.record`."""
+        for handle in self.replicas:
+            try:
+                ray.get(handle.settle.remote())
+            except RayError:  # what it answered was noted, or it is asked again
+                continue
+        return record(answer_of("the ledger", self.ledger.seen.remote(client)), self._description["classes"])
+
     def clients(self) -> list[str]:
         """Return the names of all clients."""
         names: list[str] = answer_of("the ledger", self.ledger.clients.remote())
@@ -247,5 +262,6 @@ class VictimService:
             time.sleep(0.02)
         journal = self._description["temporary_journal"]
         if journal is not None:
-            for suffix in ("", "-wal", "-shm", "-journal"):
-                Path(journal + suffix).unlink(missing_ok=True)
+            for file in (journal, log_path(journal)):
+                for suffix in ("", "-wal", "-shm", "-journal"):
+                    Path(file + suffix).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ whatever else was paid for during the last pass.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,15 @@ import numpy as np
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.ledger import Charge
 from mea_ray.blackbox.passes import FixedShapePasses, default_pass_images
+from mea_ray.blackbox.query_log import note, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
 from mea_ray.errors import ServiceUnavailable
 from mea_ray.service.naming import find, ledger_name
 from mea_ray.training.checkpoint import load_model
 from mea_ray.training.device import device, use_gpus, use_threads
 from mea_ray.types import Answers, FloatImages, Images
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -50,6 +54,7 @@ class Replica:
         max_wait_ms: Longest time that an idle replica waits for more requests to fill a pass.
         pass_images: Images in every forward pass; None chooses by device, at most ``max_batch_images``.
         max_request_images: Images in one request at most.
+        query_log_images: First images of a client whose distances the owner's log keeps.
 
     Raises:
         ArtifactError: The folder holds no readable victim.
@@ -68,6 +73,7 @@ class Replica:
         max_wait_ms: float,
         pass_images: int | None,
         max_request_images: int,
+        query_log_images: int,
     ) -> None:
         use_gpus(gpus)
         use_threads(cpus)
@@ -88,6 +94,8 @@ class Replica:
         self._ledger = find(ledger_name(service))
         self._max_batch_images, self._max_request_images = max_batch_images, max_request_images
         self._max_wait_s = max_wait_ms / 1000
+        self._sample = sample_size(self._shape, query_log_images)
+        self._notes: set[Any] = set()
         self._worker = ThreadPoolExecutor(1)
         self._arrived: deque[_Request] = deque()
         self._paid: deque[_Request] = deque()
@@ -184,11 +192,29 @@ class Replica:
                     for request in batch:
                         _fail(request, error)
                     continue
+                self._note(batch, answers)
                 for request, answer in zip(batch, answers, strict=True):
                     if not request.answered.done():
                         request.answered.set_result(answer)
         finally:
             self._computing = None
+
+    def _note(self, batch: list[_Request], answers: list[Answers]) -> None:
+        """Tell the owner's log what is answered, without waiting for it.
+
+        Before the answers leave: a replica that dies in between is asked again, and one request is noted once.
+        """
+        notes = [
+            note(request.charge.client, request.charge.request_id, request.images, answer, self._sample)
+            for request, answer in zip(batch, answers, strict=True)
+        ]
+        told = asyncio.ensure_future(_quietly(self._ledger.note.remote(notes)))
+        self._notes.add(told)
+        told.add_done_callback(self._notes.discard)
+
+    async def settle(self) -> None:
+        """Wait until the log holds all that was answered."""
+        await asyncio.gather(*self._notes)
 
     async def _wait_for_more(self) -> None:
         """Give others a moment to fill the pass. More than one full pass is never waited for: it would gain nothing."""
@@ -220,6 +246,14 @@ class Replica:
         batch = [self._paid.popleft() for _ in range(best)]
         self._paid_images -= sum(len(request.images) for request in batch)
         return batch
+
+
+async def _quietly(told: Any) -> None:
+    """Wait for the log; what it has to complain about must not reach a client."""
+    try:
+        await told
+    except Exception as error:  # the ledger's actor is gone for good, which the next charge will say
+        logger.warning("answers were not noted in the query log: %s", error)
 
 
 def _fail(request: _Request, error: Exception) -> None:

@@ -19,7 +19,8 @@ from mea_ray.sweep.events import ServiceStarted
 
 HOLDER_EXPIRY_S = 90.0
 _START_ATTEMPTS, _START_PAUSE_S = 5, 3.0
-_CLIENT_FIELDS = ("request_images", "max_in_flight", "request_timeout_s", "retries")
+CLIENT_FIELDS = ("request_images", "max_in_flight", "request_timeout_s", "retries")
+"""Of the ``service`` section: what the thief's client is opened with, and the service itself knows nothing of."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ServiceSpec:
     def of(cls, config: ExperimentConfig, victim: str, folder: str) -> ServiceSpec:
         """Return the spec of an experiment."""
         section = config.service.resolved()
-        return cls(victim, folder, {key: value for key, value in section.items() if key not in _CLIENT_FIELDS})
+        return cls(victim, folder, {key: value for key, value in section.items() if key not in CLIENT_FIELDS})
 
     @property
     def key(self) -> str:
@@ -281,7 +282,7 @@ def needs(configs: list[ExperimentConfig], max_services: int) -> tuple[int, dict
     replicas = 1
     for config in configs:
         section: Mapping[str, Any] = config.service.resolved()
-        served = {key: value for key, value in section.items() if key not in _CLIENT_FIELDS}
+        served = {key: value for key, value in section.items() if key not in CLIENT_FIELDS}
         specs.add(digest({"data": config.data.resolved(), "victim": config.victim.resolved(), "service": served}))
         cpus, gpus = max(cpus, section["cpus_per_replica"]), max(gpus, section["gpus_per_replica"])
         replicas = max(replicas, section["replicas"])

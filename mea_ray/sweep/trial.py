@@ -16,7 +16,7 @@ from mea_ray.config import digest, write_yaml
 from mea_ray.errors import ServiceUnavailable
 from mea_ray.results import ModelReport, RungResult, TrialResult
 from mea_ray.sweep import events
-from mea_ray.sweep.broker import Hold, ServiceSpec
+from mea_ray.sweep.broker import CLIENT_FIELDS, Hold, ServiceSpec
 from mea_ray.sweep.folder import SweepFolder, TrialFolder, read_model, write_text
 from mea_ray.sweep.plan import PlannedTrial
 
@@ -106,9 +106,12 @@ class _Run:
     def __init__(
         self, trial: PlannedTrial, prepared: Prepared, tools: Tools, work: TrialFolder, started: float
     ) -> None:
+        from mea_ray.pipeline import accounts_to_register
+
         self.trial, self.config, self.prepared = trial, trial.config, prepared
         self.tools, self.work, self.started = tools, work, started
         self.store = Store(tools.folder.storage)
+        self.accounts = accounts_to_register(trial.config, trial.name)
 
     def run(self, finished: dict[int, RungResult]) -> TrialResult:
         from mea_ray.service.pool import VictimService
@@ -122,7 +125,7 @@ class _Run:
         with Hold(self.tools.broker, self.trial.name, spec, answers=_answers, pulse=pulse) as name:
             service = VictimService.connect(name)
             rungs = self._rungs(service, transfer, model, key, assessment, finished)
-            result = self._result(assessment, rungs, service.charged(self.trial.name), "finished")
+            result = self._result(assessment, rungs, service, "finished")
         path = self.tools.folder.result_path(self.trial.name)
         result.save(path)
         self.tools.folder.push(f"results/{path.name}")
@@ -176,7 +179,8 @@ class _Run:
         from mea_ray.training.checkpoint import save_model
 
         config, name = self.config, self.trial.name
-        service.register(name, pipeline.budget_to_register(config))
+        for account, allowed in self.accounts.items():
+            service.register(account, allowed)
         done: list[RungResult] = []
         for budget in config.thief.budgets:  # the scheduler counts rungs, so it hears of those from before again
             if budget in finished:
@@ -184,14 +188,12 @@ class _Run:
                 self._tell(done, assessment, service)
         if len(done) == len(config.thief.budgets):
             return done
-        blackbox = service.client(
-            name,
-            request_images=config.service.request_images,
-            max_in_flight=config.service.max_in_flight,
-            request_timeout_s=config.service.request_timeout_s,
-            retries=config.service.retries,
-            start_at=pipeline.already_asked(config, transfer),
-        )
+        section = config.service.model_dump(include=set(CLIENT_FIELDS))
+
+        def open_account(account: str, start_at: int) -> Any:
+            return service.client(account, **section, start_at=start_at)
+
+        blackbox = pipeline.open_blackbox(config, name, transfer, open_account, at_once=True)
         said = metrics.predictions(model, self.prepared.splits.test.images)
         rate = pipeline.null_rate(assessment.nulls)
         for rung in pipeline.run_attack(config, self.prepared, blackbox, transfer, skip=set(finished)):
@@ -208,7 +210,7 @@ class _Run:
         """Report the newest rung. The scheduler may end this process here, so what there is becomes a result before."""
         rung = done[-1]
         status = "finished" if len(done) == len(self.config.thief.budgets) else "stopped"
-        partial_result = self._result(assessment, done, service.charged(self.trial.name), status)
+        partial_result = self._result(assessment, done, service, status)
         partial_result.save(self.work.partial)
         numbers = rung.report
         self.tools.on_event(
@@ -225,7 +227,7 @@ class _Run:
         )
         self.tools.report(metrics_of(rung))
 
-    def _result(self, assessment: Assessment, rungs: list[RungResult], charged: int, status: Any) -> TrialResult:
+    def _result(self, assessment: Assessment, rungs: list[RungResult], service: Any, status: Any) -> TrialResult:
         from mea_ray.pipeline import versions
         from mea_ray.training.device import device_name
 
@@ -239,7 +241,8 @@ class _Run:
             null_reports=assessment.nulls,
             rungs=rungs,
             status=status,
-            queries_charged=charged,
+            queries_charged=sum(map(service.charged, self.accounts)),
+            query_log={account: service.query_log(account) for account in self.accounts},
             seconds=time.perf_counter() - self.started,
             device=device_name(),
             versions=versions(),
