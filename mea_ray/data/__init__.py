@@ -10,6 +10,8 @@ DATASETS = Table(
         "digits": "mea_ray.data.digits:load",
         "fashion_mnist": "mea_ray.data.vision:load_fashion_mnist",
         "image_folder": "mea_ray.data.image_folder:load",
+        "mixture": "mea_ray.data.mixture:load",
+        "noise": "mea_ray.data.noise:load",
         "parquet": "mea_ray.data.parquet:load",
         "stl10": "mea_ray.data.vision:load_stl10",
         "svhn": "mea_ray.data.vision:load_svhn",
