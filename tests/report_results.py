@@ -6,7 +6,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from mea_ray.results import ModelReport, Rate, RungResult, TrialResult
+from mea_ray.results import ModelReport, QueryLogRecord, Rate, RungResult, TrialResult
 
 
 def rate(value: float, trials: int = 1000) -> Rate:
@@ -75,6 +75,32 @@ def trial(
         device="cpu",
         versions={"python": "3.11.9", "torch": "2.9.0", "mea_ray": "0.1.0", "commit": "abc1234"},
     )
+
+
+def with_thief(result: TrialResult, accounts: int = 2) -> TrialResult:
+    """The trial with curves of its attack's own and what the owner saw of its accounts."""
+    curves: dict[str, list[tuple[int, float]]] = {
+        "reward": [(100 * i, 0.1 * i) for i in range(1, 11)],
+        "reward/<certainty>": [(100 * i, 0.05 * i) for i in range(1, 11)],
+        "loss": [(1000, 0.5)],
+        "silent": [],
+        **{f"policy/{label}": [(i, 0.001 * label) for i in range(1, 1001)] for label in range(12)},
+    }
+    record = QueryLogRecord(
+        requests=4,
+        images=500,
+        classes=[250, 150, 100],
+        sampled=500,
+        distances=497,
+        distance_counts=[1, 5, 9, 3],
+        distance_range=(0.5, 2.5),
+        shapiro_w=0.71,
+        alarm=True,
+    )
+    shy = record.model_copy(update={"shapiro_w": None, "alarm": None, "distance_counts": [], "distance_range": None})
+    *others, last = result.rungs
+    log = {f"{result.trial}-{number}": record if number == 1 else shy for number in range(1, accounts + 1)}
+    return result.model_copy(update={"rungs": [*others, last.model_copy(update={"curves": curves})], "query_log": log})
 
 
 def write_sweep(folder: Path, seeds: int = 3) -> list[TrialResult]:

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mea_ray.attacks import ATTACKS
 from mea_ray.config import SweepConfig, load_sweep
+from mea_ray.sweep.broker import ServiceSpec
 from mea_ray.sweep.plan import Plan, plan
 from mea_ray.sweep.search import check_metric
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "sweeps").rglob("*.yaml"))
-NEEDED = {"quickstart", "loss_weights", "architectures", "budgets", "combiners", "ablation"}
+NEEDED = {"quickstart", "loss_weights", "architectures", "budgets", "combiners", "ablation", "harder"}
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -72,6 +74,21 @@ def test_plans_cost_what_the_paper_asks() -> None:
     assert (architectures.trial_count, architectures.victim_count) == (9, 3)
     _, combiners = planned(ROOT / "sweeps" / "combiners.yaml")
     assert (combiners.trial_count, combiners.victim_count) == (4, 4)
+
+
+def test_harder_settings_can_be_swept_with_any_attack_in_one_file() -> None:
+    sweep, found = planned(
+        ROOT / "sweeps" / "harder.yaml",
+        "space={service.policy: {grid: [label_only, {name: top_k, k: 2}, {name: rounded}, {name: noise, sigma: 0.2}]},"
+        " service.rate: {grid: [null, {images_per_second: 50, burst: 10}]}, thief.accounts: {grid: [1, 2]},"
+        f" thief.attack.name: {{grid: [{', '.join(ATTACKS.names())}]}}}}",
+    )
+    assert found.trial_count == 4 * 2 * 2 * len(ATTACKS.names()) and found.victim_count == 1
+    served = {ServiceSpec.of(trial.config, "v", "").key for trial in found.trials}
+    assert len(served) == 4 * 2, "trials share the services of their settings, whatever attacks"
+    _, shipped = planned(ROOT / "sweeps" / "harder.yaml")
+    assert (shipped.trial_count, shipped.victim_count) == (15, 1)
+    assert len({ServiceSpec.of(trial.config, "v", "").key for trial in shipped.trials}) == 5
 
 
 def test_the_budgets_sweep_takes_parquet_data_from_the_command_line() -> None:

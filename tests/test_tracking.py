@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mea_ray.config import TrackingConfig
-from mea_ray.results import ModelReport, Rate, RungResult, TrialResult
+from mea_ray.results import ModelReport, QueryLogRecord, Rate, RungResult, TrialResult
 from mea_ray.tracking import TrackerSet, trackers
 from mea_ray.tracking.rows import flatten, rung_metrics
 from mea_ray.tracking.wandb_tracker import WandbTracker
@@ -135,6 +135,23 @@ def test_a_trial_is_one_run_with_its_curve_over_queries(
     assert [(line["queries"], line["wsr"]) for line in trial.logged] == [(100, 0.5), (200, 0.75)]
     assert trial.logged[0]["null_wsr"] == pytest.approx(0.03)
     assert trial.summary["queries_charged"] == 200 and victim.finished and trial.finished
+
+
+def test_curves_of_the_attack_and_what_the_owner_saw_are_logged(wandb: FakeWandb, tmp_path: Path) -> None:
+    plain = result()
+    first, last = plain.rungs
+    curves = {"reward": [(50, 0.1), (150, 0.4)]}
+    log = QueryLogRecord(requests=2, images=200, classes=[150, 50], shapiro_w=0.8, alarm=True)
+    told = plain.model_copy(
+        update={"rungs": [first, last.model_copy(update={"curves": curves})], "query_log": {"t0": log}}
+    )
+    WandbTracker(tmp_path, "sweep", log_models=False).log(told, {})
+    (run,) = wandb.runs
+    assert run.metrics["attack/reward"] == "queries"
+    assert [(line["queries"], line["attack/reward"]) for line in run.logged if "attack/reward" in line] == curves[
+        "reward"
+    ]
+    assert run.summary["query_log.1.images"] == 200 and run.summary["query_log.1.alarm"] is True
 
 
 def test_models_are_linked_and_the_key_stays_at_home(wandb: FakeWandb, tmp_path: Path, models: dict[str, Path]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
 from math import sqrt
@@ -127,13 +128,30 @@ def svg(groups: Mapping[str, list[TrialResult]], metric: str, identity: str) -> 
         metric: One of ``METRICS``.
         identity: Unique in the page; prefixes the element's ids.
     """
+    with style(identity):
+        figure = new_figure((4.6, 3.1))
+        _panel(figure.add_subplot(), groups, metric, legend=False)
+        return as_svg(figure, identity, METRICS[metric], describe(groups, metric))
+
+
+def style(identity: str) -> AbstractContextManager[None]:
+    """Return matplotlib's settings for ``as_svg``: texts stay texts, and ids follow from ``identity``."""
     import matplotlib
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": identity, "font.size": 10}):
-        figure = _figure((4.6, 3.1))
-        _panel(figure.add_subplot(), groups, metric, legend=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": identity, "font.size": 10})
+
+
+def as_svg(figure: Figure, identity: str, title: str, about: str) -> str:
+    """Return a figure as an ``<svg>`` element in the page's own colours and font; call it within ``style``.
+
+    Args:
+        figure: Drawn in ``INK``, ``MUTED``, ``GRID`` and ``COLOURS``.
+        identity: Unique in the page.
+        title: Its title, as text.
+        about: What it shows, in words, for screen readers.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -143,14 +161,14 @@ def svg(groups: Mapping[str, list[TrialResult]], metric: str, identity: str) -> 
         text = text.replace(colour, f"var(--{name})")
     head, _, body = text.partition(">")
     head = re.sub(r' (width|height)="[^"]*"', "", head)
-    title, about = escape(METRICS[metric]), escape(describe(groups, metric))
+    title, about = escape(title), escape(about)
     head += f' role="img" aria-labelledby="{identity}-title {identity}-about">'
     return f'{head}<title id="{identity}-title">{title}</title><desc id="{identity}-about">{about}</desc>{body}'
 
 
 def png(groups: Mapping[str, list[TrialResult]], path: Path) -> None:
     """Write all four pictures into one PNG (for a README)."""
-    figure = _figure((10.0, 7.0))
+    figure = new_figure((10.0, 7.0))
     for position, metric in enumerate(METRICS, start=1):
         _panel(figure.add_subplot(2, 2, position), groups, metric, legend=position == 1, title=METRICS[metric])
     figure.savefig(path, format="png", dpi=110, facecolor="white", metadata={"Software": None})
@@ -169,7 +187,8 @@ def describe(groups: Mapping[str, list[TrialResult]], metric: str) -> str:
     return "; ".join(parts or ["nothing measured"]) + (f". Lines: {', '.join(lines)}." if lines else ".")
 
 
-def _figure(size: tuple[float, float]) -> Figure:
+def new_figure(size: tuple[float, float]) -> Figure:
+    """Return an empty figure of a size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=size, layout="constrained")
@@ -241,6 +260,11 @@ def _axes(axes: Axes, queries: list[float], metric: str, lowest: float, lines: M
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}%")
     axes.set_xlabel("queries (images answered)", color=MUTED, fontsize=9)
+    plain(axes)
+
+
+def plain(axes: Axes) -> None:
+    """Leave of the frame what is needed, in the page's colours."""
     axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, labelsize=9, length=0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from mea_ray.results import RungResult, TrialResult
+
+CURVE_POINTS = 500
+"""Points of an attack's own curve that a tracker is sent."""
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -45,6 +48,40 @@ def rung_metrics(result: TrialResult, rung: RungResult) -> dict[str, float | int
         "train_epochs": rung.epochs,
     }
     return {name: value for name, value in numbers.items() if value is not None}
+
+
+def thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """Return at most ``most`` (2 or more) of the points, evenly spaced, with the first and the last."""
+    if len(points) <= most:
+        return list(points)
+    step = (len(points) - 1) / (most - 1)
+    return [points[round(place * step)] for place in range(most)]
+
+
+def attack_curves(result: TrialResult) -> dict[str, list[tuple[int, float]]]:
+    """Return what the attack logged of itself up to its largest budget: (queries so far, value) by ``attack/<name>``.
+
+    A long line is thinned to ``CURVE_POINTS``.
+    """
+    logged = result.rungs[-1].curves if result.rungs else {}
+    return {f"attack/{name}": thinned(points, CURVE_POINTS) for name, points in logged.items()}
+
+
+def owner_saw(result: TrialResult) -> dict[str, float | int | bool | str | None]:
+    """Return the owner's view of the trial's accounts, numbered from 1: ``query_log.<number>.<what>``."""
+    numbers: dict[str, float | int | bool | str | None] = {}
+    for number, (client, log) in enumerate(result.query_log.items(), start=1):
+        seen: dict[str, float | int | bool | str | None] = {
+            "client": client,
+            "requests": log.requests,
+            "images": log.images,
+            "classes": ",".join(map(str, log.classes)),
+            "distances": log.distances,
+            "shapiro_w": log.shapiro_w,
+            "alarm": log.alarm,
+        }
+        numbers |= {f"query_log.{number}.{name}": value for name, value in seen.items()}
+    return numbers
 
 
 def rows(result: TrialResult) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from mea_ray.results import TrialResult
-from mea_ray.tracking.rows import flatten, rows, rung_metrics
+from mea_ray.tracking.rows import attack_curves, flatten, owner_saw, rows, rung_metrics
 
 _CURVES = ("wsr", "wsr_low", "wsr_high", "wfpr", "accuracy", "fidelity", "p_value", "null_wsr")
 _INIT_TIMEOUT_S = 20.0
@@ -94,6 +94,10 @@ class WandbTracker:
                 run.define_metric(name, step_metric="queries")
             for rung in result.rungs:
                 run.log(rung_metrics(result, rung))
+            for name, points in attack_curves(result).items():
+                run.define_metric(name, step_metric="queries")
+                for queries, value in points:
+                    run.log({"queries": queries, name: value})
             run.summary.update(self._summary(result))
             if self.log_models:
                 self._link_models(run, result, models)
@@ -111,6 +115,7 @@ class WandbTracker:
             "victim_wsr": report.wsr.rate if report.wsr else None,
             "victim_wfpr": report.wfpr_mean,
             **{f"set.{path}": value for path, value in flatten(result.point).items()},
+            **owner_saw(result),
         }
         return {name: value for name, value in numbers.items() if value is not None}
 

@@ -1,0 +1,160 @@
+"""How the thieves went about it (the curves that attacks log of themselves), and what the owner could have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from mea_ray.report import curves, tables
+from mea_ray.results import TrialResult
+from mea_ray.tracking.rows import thinned
+
+Line = list[tuple[int, float]]
+"""(queries so far, value), rising in queries."""
+
+TRIALS = 4
+"""Trials whose curves are shown; a sweep may have hundreds."""
+LOG_ROWS = 40
+"""Clients in the table of the query log."""
+POINTS = 200
+"""Points of a line; more are not told apart in a small picture."""
+COMPONENT = "/"
+"""Lines ``reward``, ``reward/certainty`` and ``reward/loss`` share a picture."""
+
+
+def charts(curves_of_a_rung: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, dict[str, Line]]:
+    """Gather the lines of an attack into pictures.
+
+    Args:
+        curves_of_a_rung: Name to points, as in ``RungResult.curves``.
+
+    Returns:
+        Title to the lines in it by name, "" for the one named as the picture: at most ``curves.MAX_LINES``, those that
+        end highest.
+    """
+    found: dict[str, dict[str, Line]] = {}
+    for name, points in curves_of_a_rung.items():
+        if points:
+            title, of_several, line = name.rpartition(COMPONENT)
+            found.setdefault(title if of_several else name, {})[line if of_several else ""] = thinned(points, POINTS)
+    for title, lines in found.items():
+        highest = sorted(lines, key=lambda line: lines[line][-1][1], reverse=True)[: curves.MAX_LINES]
+        found[title] = {line: points for line, points in lines.items() if line in highest}
+    return found
+
+
+def attacks(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
+    """Return the pictures of the trials whose attack logged something: one trial per point of the sweep.
+
+    Returns:
+        For each trial ``name``, and ``panels`` with ``title``, ``note``, ``legend`` and ``svg``.
+    """
+    from markupsafe import Markup
+
+    shown: list[dict[str, Any]] = []
+    for label, trials in tables.grouped(results).items():
+        known = next((trial for trial in trials if trial.rungs and any(trial.rungs[-1].curves.values())), None)
+        if known is None or len(shown) == TRIALS:
+            continue
+        panels = []
+        logged = known.rungs[-1].curves
+        for position, (title, lines) in enumerate(charts(logged).items()):
+            of_all = sum((name.rpartition(COMPONENT)[0] or name) == title for name in logged)
+            panels.append(
+                {
+                    "title": title,
+                    "note": f"the {len(lines)} of {of_all} that end highest" if of_all > len(lines) else "",
+                    "legend": [{"name": name, "colour": f"c{i}"} for i, name in enumerate(lines)] if any(lines) else [],
+                    "svg": Markup(svg(title, lines, f"a{len(shown)}-{position}")),  # text escaped in curves.as_svg
+                }
+            )
+        shown.append({"name": label, "panels": panels})
+    return shown
+
+
+def svg(title: str, lines: Mapping[str, Line], identity: str) -> str:
+    """Draw one small line chart over the queries; see ``curves.svg``."""
+    with curves.style(identity):
+        figure = curves.new_figure((4.6, 2.5))
+        axes = figure.add_subplot()
+        for position, points in enumerate(lines.values()):
+            queries, values = zip(*points, strict=True)
+            marker = "o" if len(points) == 1 else ""
+            axes.plot(queries, values, color=curves.COLOURS[position], linewidth=1.6, marker=marker)
+        axes.set_xlabel("queries (images answered)", color=curves.MUTED, fontsize=9)
+        curves.plain(axes)
+        told = [
+            f"{name or title}: {points[0][1]:.3g} at {points[0][0]:,} queries, {points[-1][1]:.3g} at {points[-1][0]:,}"
+            for name, points in lines.items()
+        ]
+        return curves.as_svg(figure, identity, title, "; ".join(told))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One line of the query log's table. Texts are ready to be shown."""
+
+    point: str
+    client: str
+    account: str
+    requests: str
+    images: str
+    distances: str
+    w: str
+    alarm: str
+    alarmed: bool
+    classes: Any
+    shape: Any
+
+
+def seen(results: Sequence[TrialResult]) -> list[Seen]:
+    """Return what the owner could have seen of each client, at most ``LOG_ROWS`` of them."""
+    from markupsafe import Markup
+
+    lines = []
+    for trial in results:
+        for number, (client, log) in enumerate(trial.query_log.items(), start=1):
+            words = {None: "not judged", True: "alarm", False: "no alarm"}
+            low, high = log.distance_range or (0.0, 0.0)
+            of = f"distances from {low:.3g} to {high:.3g}" if log.distance_range else "no distances"
+            lines.append(
+                Seen(
+                    point=tables.label(trial.point, seeds=True),
+                    client=client,
+                    account=f"{number} of {len(trial.query_log)}",
+                    requests=f"{log.requests:,}",
+                    images=f"{log.images:,}",
+                    distances=f"{log.distances:,}",
+                    w=tables.DASH if log.shapiro_w is None else f"{log.shapiro_w:.3f}",
+                    alarm=words[log.alarm],
+                    alarmed=bool(log.alarm),
+                    classes=Markup(bars(log.classes, "answers per predicted class")),
+                    shape=Markup(bars(log.distance_counts, of)),
+                )
+            )
+    return lines[:LOG_ROWS]
+
+
+def clients(results: Sequence[TrialResult]) -> int:
+    """Return the number of clients in all query logs."""
+    return sum(len(trial.query_log) for trial in results)
+
+
+def bars(counts: Sequence[int], title: str) -> str:
+    """Draw a histogram as a tiny ``<svg>``, with its numbers in words for who does not see it."""
+    if not counts:
+        return tables.DASH
+    width, height, most = 140.0, 28.0, max(max(counts), 1)
+    each = width / len(counts)
+    about = f"{title}: {', '.join(map(str, counts[:100]))}{', ...' if len(counts) > 100 else ''}"
+    rectangles = "".join(
+        f'<rect x="{place * each:.1f}" y="{height * (1 - count / most):.1f}" width="{0.85 * each:.1f}" '
+        f'height="{height * count / most:.1f}"/>'
+        for place, count in enumerate(counts)
+    )
+    return (
+        f'<svg class="bars" viewBox="0 0 {width:g} {height:g}" role="img"><title>{escape(about)}</title>'
+        f"{rectangles}</svg>"
+    )

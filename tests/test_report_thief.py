@@ -1,0 +1,60 @@
+"""The report's pictures of an attack, and its table of what the owner could have seen."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+from report_results import trial, with_thief
+
+from mea_ray.report import curves, html, thief
+from mea_ray.tracking.rows import attack_curves, owner_saw, thinned
+
+
+def test_lines_of_one_kind_share_a_picture_and_a_crowd_is_cut() -> None:
+    logged = with_thief(trial("t")).rungs[-1].curves
+    found = thief.charts(logged)
+    assert list(found) == ["reward", "loss", "policy"]
+    assert list(found["reward"]) == ["", "<certainty>"] and found["reward"][""] == logged["reward"]
+    assert list(found["policy"]) == [str(label) for label in range(4, 12)], "those that end highest"
+    assert len(found["policy"]["4"]) == thief.POINTS
+
+
+def test_thinning_keeps_both_ends() -> None:
+    points = [(i, float(i)) for i in range(1001)]
+    assert thinned(points, 5) == [(0, 0.0), (250, 250.0), (500, 500.0), (750, 750.0), (1000, 1000.0)]
+    assert thinned(points[:3], 5) == points[:3] and thinned([], 5) == []
+
+
+def test_a_page_with_a_thief() -> None:
+    results = [with_thief(trial("t0", seed=0)), with_thief(trial("t1", seed=1)), trial("t2", "resnet18")]
+    page = html.render(results, name="x")
+    assert "How the thieves went about it" in page and "What the owner could have seen" in page
+    assert page.count("<figcaption>reward</figcaption>") == 1, "one trial of a point is enough"
+    assert "the 8 of 12 that end highest" in page
+    assert "&lt;certainty&gt;" in page and "<certainty>" not in page
+    assert page.count(">alarm<") == 2 and page.count(">not judged<") == 2 and "2 of 2" in page and "0.710" in page
+    pictures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(pictures) == 4 + 3 + 4 + 2
+    for picture in pictures:
+        ElementTree.fromstring(picture)
+        assert not any(colour in picture for colour in curves.COLOURS), "colours are the page's own"
+    assert "answers per predicted class: 250, 150, 100" in page
+    plain = html.render([trial("t2")], name="x")
+    assert "How the thieves" not in plain and "What the owner" not in plain
+
+
+def test_a_long_table_is_cut_and_says_so() -> None:
+    many = [with_thief(trial(f"t{i}", seed=i), accounts=30) for i in range(2)]
+    page = html.render(many, name="x")
+    assert "The first 40 of 60." in page
+
+
+def test_trackers_are_told() -> None:
+    result = with_thief(trial("t"))
+    told = attack_curves(result)
+    assert told["attack/reward"] == result.rungs[-1].curves["reward"] and len(told["attack/policy/3"]) == 500
+    saw = owner_saw(result)
+    assert (saw["query_log.1.client"], saw["query_log.1.images"], saw["query_log.1.alarm"]) == ("t-1", 500, True)
+    assert saw["query_log.2.shapiro_w"] is None and saw["query_log.1.classes"] == "250,150,100"
+    assert attack_curves(result.model_copy(update={"rungs": []})) == {} == owner_saw(trial("t"))
