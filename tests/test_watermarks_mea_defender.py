@@ -16,7 +16,8 @@ SCHEMES = ["mea_defender", "mea_defender_two_stage"]
 
 
 def objective(seed=0, augment=None, train=None, **options):
-    scheme = WATERMARKS.build("mea_defender", **options)
+    # Without a warm-up unless a test asks for one: the losses are the paper's from the first step.
+    scheme = WATERMARKS.build("mea_defender", **{"warmup": 0.0, **options})
     train = train or image_set()
     stage = scheme.stages(scheme.make_key(train, 1), train)[0]
     stage.objective.start(context(seed, augment=augment))
@@ -338,6 +339,38 @@ def test_weight_of_com_follows_its_schedule(schedule, expected):
         target.start_epoch(epoch)
         got.append(target.weights["com"])
     assert got == pytest.approx(expected)
+
+
+def test_mixes_rest_in_the_first_half_of_the_warm_up_and_weigh_in_linearly_in_its_second():
+    target = objective(warmup=0.8, weight_ver=2.0, weight_com=0.2, weight_eva=0.5)
+    seen = []
+    for epoch in range(10):
+        target.start_epoch(epoch)
+        spy = Spy()
+        terms = target.terms(spy, main_batch())
+        seen.append((len(spy.seen[0]), target.weights["ver"]))
+        # Half of 8 epochs pass before the first mix is drawn.
+        assert set(terms) == ({"utility"} if epoch < 4 else {"utility", "com", "ver", "eva"})
+    assert [size for size, _ in seen[:4]] == [len(main_batch().images)] * 4
+    assert [weight for _, weight in seen] == pytest.approx([0.0] * 4 + [0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+    assert target.weights["com"] == pytest.approx(0.2) and target.weights["eva"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_warm_up_never_takes_the_last_epoch(epochs):
+    target = objective(warmup=0.99)
+    target.start(context(0, epochs=epochs))
+    target.start_epoch(epochs - 1)
+    assert target.weights["ver"] == 1.0
+
+
+def test_the_carrier_does_not_wait_and_mixes_alone_do_not_either():
+    waiting = objective(warmup=0.9, weight_carrier=1.0)
+    assert set(waiting.terms(Spy(), main_batch())) == {"utility", "carrier"}
+    alone = objective(warmup=0.9, weight_utility=0.0)
+    assert set(alone.terms(Spy(), main_batch())) == {"com", "ver", "eva"}
+    with pytest.raises(ConfigError, match=r"warmup=1\.0"):
+        WATERMARKS.build("mea_defender", warmup=1.0)
 
 
 def test_sources_are_augmented_before_they_are_mixed_unless_switched_off():

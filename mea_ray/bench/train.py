@@ -88,7 +88,8 @@ def bench_train(
         model: Name in the table of models.
         model_params: Parameters of the model.
         watermark: Name in the table of watermarks.
-        watermark_params: Parameters of the watermark; its defaults are the point of the measurement.
+        watermark_params: Parameters of the watermark; its defaults are the point of the measurement, but for a warm-up:
+            all losses are on in every step that is measured.
         steps: Steps of each measurement.
         rounds: Counted rounds.
         batch_size: Images of the main task per step.
@@ -107,7 +108,8 @@ def bench_train(
     if len(images) < batch_size:
         raise DataError(f"{data!r} has {len(images)} training images, less than one batch of {batch_size}; lower it")
     images = images.take(np.arange(len(images) // batch_size * batch_size))
-    scheme: Watermark = WATERMARKS.build(watermark, **(watermark_params or {}))
+    steady = {"warmup": 0.0} if any(known.name == "warmup" for known in WATERMARKS.parameters(watermark)) else {}
+    scheme: Watermark = WATERMARKS.build(watermark, **{**steady, **(watermark_params or {})})
     key = scheme.make_key(images, seed)
     epochs = max(1, steps * batch_size // len(images))
     settings: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "epochs": epochs}

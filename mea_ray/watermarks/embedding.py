@@ -16,6 +16,9 @@ from mea_ray.watermarks import losses
 from mea_ray.watermarks.combiners.base import Combiner
 from mea_ray.watermarks.weighting import Weighting
 
+MIXED = {"com", "ver", "eva"}
+"""The losses on mixed images; if there is nothing but them, the warm-up has nothing to begin with."""
+
 
 @dataclass(frozen=True)
 class Embedding:
@@ -36,6 +39,7 @@ class Embedding:
     exclusion_margin: float = 5.0
     exclusion_scope: Literal["source", "all"] = "source"
     bridge_sigma: float = 0.3
+    warmup: float = 0.0
 
 
 class SourcePool:
@@ -112,13 +116,20 @@ class MeaDefenderObjective(Objective):
         self.weights = dict(settings.weights)
         on = {name for name, weight in settings.weights.items() if weight > 0}
         extra_carrier = "carrier" in on and settings.carrier_labels == "extra"
-        self.on = on
+        self.all_on = on
         self.softens_main = "carrier" in on and not extra_carrier
         self.excludes_main = "exclusion" in on and self.softens_main
-        self.needs_mixes = bool(on & {"com", "ver"})
-        self.needs_sources = "com" in on or extra_carrier or ("exclusion" in on and not self.excludes_main)
-        self.needs_adverse = "eva" in on
         self._turn = 0
+        self._switch(on)
+
+    def _switch(self, on: set[str]) -> None:
+        """Choose the terms that are computed from now on, and so what a step must draw."""
+        self.on = on
+        self.needs_mixes = bool(on & {"com", "ver"})
+        apart = {"carrier"} if not self.softens_main else set()
+        apart |= {"exclusion"} if not self.excludes_main else set()
+        self.needs_sources = bool(on & ({"com"} | apart))
+        self.needs_adverse = "eva" in on
 
     def start(self, context: StepContext) -> None:
         """Move the sources to the device."""
@@ -126,8 +137,21 @@ class MeaDefenderObjective(Objective):
         self.sources.start(context)
 
     def start_epoch(self, epoch: int) -> None:
-        """Set the weight of L_com for this epoch."""
-        self.weights["com"] = self.settings.weights.get("com", 0.0) * self._com_factor(epoch)
+        """Set the weights for this epoch: of the mixes' losses while they warm up, and of L_com by its schedule."""
+        warm = self._warmth(epoch)
+        # A loss of weight 0 is not computed: an aggregator would take its gradient of 0 for the least one.
+        self._switch(self.all_on if warm > 0 else self.all_on - MIXED)
+        for name in MIXED & self.all_on:
+            self.weights[name] = self.settings.weights[name] * warm
+        if "com" in self.all_on:
+            self.weights["com"] *= self._com_factor(epoch)
+
+    def _warmth(self, epoch: int) -> float:
+        """0 in the first half of the warm-up, rising linearly to 1 in the second; never 0 in the last epoch."""
+        length = self.settings.warmup * self.context.epochs
+        if not length or epoch + 1 >= min(length, self.context.epochs):
+            return 1.0
+        return max(0.0, 2 * (epoch + 1) / length - 1)
 
     def _com_factor(self, epoch: int) -> float:
         schedule, period = self.settings.com_schedule, self.settings.com_period

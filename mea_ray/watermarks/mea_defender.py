@@ -9,7 +9,7 @@ from mea_ray.errors import ConfigError
 from mea_ray.types import ImageSet
 from mea_ray.watermarks.base import Key, Stage
 from mea_ray.watermarks.combiners import COMBINERS
-from mea_ray.watermarks.embedding import Embedding, MeaDefenderObjective
+from mea_ray.watermarks.embedding import MIXED, Embedding, MeaDefenderObjective
 from mea_ray.watermarks.mixed import MixedClasses
 from mea_ray.watermarks.weighting import Normalisation, Weighting, make_weighting
 
@@ -72,6 +72,10 @@ class MeaDefender(MixedClasses):
         com_pulse: Factor of a pulse.
         com_period: Epochs from pulse to pulse.
         eva_label: Each differently mixed sample gets one source label at ``random``, or half of each (``soft``).
+        warmup: Part of the epochs, in [0, 1), over which the weights of L_com, L_ver and L_eva grow: 0 in its first half,
+            then linearly to their values. The mixes are few but weigh as much as the main batch, and a network that
+            learns slowly (BatchNorm and a global average, say) answers everything with the target class and hardly
+            leaves that again. 0 embeds from the first step, as the paper has it.
         watermark_batch: Mixes per step; their sources add twice as many images if L_com, the carrier or the exclusion
             term is on.
         adverse_batch: Differently mixed samples per step.
@@ -113,6 +117,7 @@ class MeaDefender(MixedClasses):
         com_pulse: float = 6.0,
         com_period: int = 10,
         eva_label: Literal["random", "soft"] = "random",
+        warmup: float = 0.3,
         watermark_batch: int = 16,
         adverse_batch: int = 8,
         augment_sources: bool = True,
@@ -153,6 +158,8 @@ class MeaDefender(MixedClasses):
                 f"bridge_sigma={bridge_sigma} must lie strictly between 0 and 0.6, or clean target samples would be "
                 "classified as a source; weight_bridge=0 switches the term off"
             )
+        if not 0 <= warmup < 1:
+            raise ConfigError(f"warmup={warmup} must lie in [0, 1); 0 embeds the watermark from the first step")
         for name, size in {"exclusion_margin": exclusion_margin, "com_pulse": com_pulse}.items():
             if not 0 <= size < float("inf"):
                 raise ConfigError(f"{name}={size} must be finite and at least 0")
@@ -175,6 +182,8 @@ class MeaDefender(MixedClasses):
             exclusion_margin=exclusion_margin,
             exclusion_scope=exclusion_scope,
             bridge_sigma=bridge_sigma,
+            # With nothing but mixes to learn there is nothing to begin with.
+            warmup=warmup if any(weight for term, weight in weights.items() if term not in MIXED) else 0.0,
         )
 
     def _make_weighting(self) -> Weighting | None:
