@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from attack_fakes import CLASSES, FAST, POOL, SHAPE, FakeBlackBox, Substitute, same
+from attack_fakes import steal as steal_with
 
 from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.base import Attack, Rung
@@ -17,82 +18,11 @@ from mea_ray.attacks.transfer import TransferSet
 from mea_ray.config import TrainingConfig
 from mea_ray.data.statistics import channel_statistics
 from mea_ray.errors import ArtifactError, ConfigError, OverBudget
-from mea_ray.models.base import ImageModel
 from mea_ray.types import Answers, FloatImages, Images
 
-CLASSES, SHAPE = 4, (1, 8, 8)
-POOL = np.random.default_rng(0).integers(0, 256, (600, *SHAPE), dtype=np.uint8)
-FAST = {"epochs": 2, "batch_size": 50, "augment": (), "schedule": "constant"}
 
-
-class FakeBlackBox:
-    """Answers by a known linear function and remembers what it was asked; can fail at a chosen query."""
-
-    classes, image_shape = CLASSES, SHAPE
-
-    def __init__(self, budget: int | None = None, *, answer: str = "all", fail_at: int | None = None) -> None:
-        self.budget, self.answer, self.fail_at = budget, answer, fail_at
-        self.queries: list[Images | FloatImages] = []
-        weights = np.random.default_rng(1).normal(0, 0.8, (CLASSES, 64))
-        self.weights = weights - weights.mean(1, keepdims=True)
-
-    @property
-    def asked(self) -> int:
-        return sum(map(len, self.queries))
-
-    @property
-    def remaining(self) -> int | None:
-        return None if self.budget is None else self.budget - self.asked
-
-    def query(self, images: Images | FloatImages) -> Answers:
-        assert isinstance(images, np.ndarray) and images.flags.c_contiguous and images.shape[1:] == SHAPE
-        if self.fail_at is not None and len(self.queries) == self.fail_at:
-            raise ConnectionError("the thief's process dies here")
-        if self.budget is not None and self.asked + len(images) > self.budget:
-            raise OverBudget("thief", len(images), self.budget - self.asked, self.budget)
-        self.queries.append(images.copy())
-        scaled = images.astype(np.float64) / 255 if images.dtype == np.uint8 else images.astype(np.float64)
-        logits = scaled.reshape(len(images), -1) @ self.weights.T
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        answers = powers / powers.sum(1, keepdims=True)
-        if self.answer == "label":
-            answers = np.eye(CLASSES)[answers.argmax(1)]
-        if self.answer == "top_2":
-            answers = np.where(answers >= np.sort(answers, 1)[:, -2:-1], answers, 0)
-        return answers.astype(np.float32)
-
-    def distinct(self) -> int:
-        return len(np.unique(np.concatenate(self.queries).reshape(self.asked, -1), axis=0))
-
-
-class Substitute(ImageModel):
-    def __init__(self) -> None:
-        super().__init__(SHAPE, CLASSES)
-        self.feature_size, self.head = 64, nn.Linear(64, CLASSES)
-
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1)
-
-
-def steal(
-    blackbox: FakeBlackBox,
-    budgets: Sequence[int],
-    attack: Attack | None = None,
-    *,
-    pool: Images = POOL,
-    training: dict[str, Any] = FAST,
-    seed: int = 0,
-    **rest: Any,
-) -> list[Rung]:
-    attack = attack or Distillation(query_chunk=64)
-    return list(
-        attack.run(blackbox, pool, budgets=budgets, make_model=Substitute, training=training, seed=seed, **rest)
-    )
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    others = b.state_dict()
-    return all(torch.equal(value, others[name]) for name, value in a.state_dict().items())
+def steal(blackbox: FakeBlackBox, budgets: Sequence[int], attack: Attack | None = None, **rest: Any) -> list[Rung]:
+    return steal_with(blackbox, budgets, attack or Distillation(query_chunk=64), **rest)
 
 
 def test_the_table_builds_it_from_its_defaults_and_refuses_unknown_parameters() -> None:

@@ -26,7 +26,7 @@ from mea_ray.attacks.base import Attack, Curves, MakeModel, Rung
 from mea_ray.attacks.learning import Distil, Learning
 from mea_ray.attacks.transfer import Indices, TransferSet
 from mea_ray.data.statistics import channel_statistics
-from mea_ray.errors import ConfigError
+from mea_ray.errors import ConfigError, DataError
 from mea_ray.models.base import ImageModel
 from mea_ray.seeding import derive
 from mea_ray.training.engine import TrainReport, train
@@ -46,12 +46,23 @@ class Ask:
         learn: Substitutes are trained on them; made images must then be uint8. False for probes, whose answers are
             kept (they were paid for, and a restart needs them) but not the images.
         whole: The answers are worth nothing by halves: if the budget does not reach for all, none is asked.
+
+    Raises:
+        DataError: There are no images, indices do not fit them, or made images cannot be learnt from.
     """
 
     images: Images | FloatImages
     indices: Indices | None = None
     learn: bool = True
     whole: bool = False
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or not len(self.images):
+            raise DataError(f"a query needs at least one image (N, C, H, W), the attack asks {self.images.shape}")
+        if self.indices is not None and self.indices.shape != (len(self.images),):
+            raise DataError(f"{len(self.images)} images of the pool need as many indices, got {self.indices.shape}")
+        if self.learn and self.images.dtype != np.uint8:
+            raise DataError(f"images to learn from must be uint8, got {self.images.dtype}; quantise them or probe")
 
 
 Queries = Generator[Ask, Answers, None]
@@ -73,6 +84,7 @@ class Thief:
         training: Settings of ``mea_ray.training.engine.train``.
         seed: Seed of the attack.
         curves: What the attack logs of itself; see ``log``.
+        online: What the queries of an attack that trains while it asks leave to its ``substitute``.
     """
 
     pool: Images
@@ -86,6 +98,7 @@ class Thief:
     make_model: MakeModel
     asked: int = 0
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    online: Any = None
 
     def from_pool(self, indices: npt.NDArray[np.integer]) -> Ask:
         """Ask images of the pool."""
@@ -116,6 +129,8 @@ class Thief:
             model = self.make_model()
         if isinstance(model, ImageModel) and self.learning.statistics == "pool":
             model.set_normalisation(*channel_statistics(self.pool))
+        elif isinstance(model, ImageModel):
+            model.set_normalisation([0.0] * model.shape[0], [1.0] * model.shape[0])
         return model
 
     def fit(
@@ -184,8 +199,14 @@ class TransferAttack(Attack):
     ) -> None:
         """Refuse what ``run`` could not finish; see ``Attack.check``."""
         # A pool that need not fill the budget is not held against it.
-        needed = self.pool_needed(budgets) if budgets else 0
-        super().check(max(pool_size, *budgets) if budgets and pool_size >= needed else pool_size, budgets, training)
+        super().check(max(pool_size, *budgets) if budgets else pool_size, budgets, training)
+        needed = self.pool_needed(budgets)
+        if pool_size < needed:
+            raise ConfigError(
+                f"the thief's pool holds {pool_size} images, this attack needs {needed} for thief.budgets="
+                f"{list(budgets)}; lower the budgets or give it more images (splits.thief_pool, "
+                "splits.disjoint_fraction)"
+            )
         fraction = self.learning(learning).validation_fraction
         if training.get("early_stop_patience") is None:
             return
@@ -256,6 +277,11 @@ class TransferAttack(Attack):
     def substitute(self, thief: Thief, budget: int) -> Rung:
         """Train the substitute of a rung on the answers so far, at most ``budget``, from weights of its own."""
         images, answers = thief.learnt()
+        if not len(images):
+            raise DataError(
+                f"a budget of {budget} leaves nothing to learn from: all {thief.asked} queries within it are probes, "
+                "or the first query must be answered whole and is larger; raise thief.budgets"
+            )
         held_out = 0
         if thief.training.get("early_stop_patience") is not None:
             held_out = round(thief.learning.validation_fraction * len(images))
@@ -286,7 +312,7 @@ class _Purse:
             affordable = limit - self.thief.asked
             if self.ask.whole and left > affordable:
                 break
-            count = left if self.ask.whole else min(left, affordable, self.chunk)
+            count = min(left, affordable, self.chunk)
             self.answers.append(self._answer(self.ask, done, done + count))
         self.thief.transfer.flush()
 
@@ -310,17 +336,20 @@ class _Purse:
         """Answer a part of a query: from the transfer set as far as it goes, then by the black box."""
         thief, transfer = self.thief, self.thief.transfer
         images: Images | FloatImages = np.ascontiguousarray(ask.images[start:stop])  # type: ignore[assignment]
-        names = ask.indices[start:stop] if ask.indices is not None else content_names(images)
+        # A probe of the pool is named as a made image, or substitutes would be trained on it.
+        of_pool = ask.indices is not None and ask.learn
+        names = ask.indices[start:stop] if ask.indices is not None and of_pool else content_names(images)
         known = min(max(len(transfer) - thief.asked, 0), len(images))
         parts = []
         if known:
             held = slice(thief.asked, thief.asked + known)
-            if not np.array_equal(transfer.indices[held], names[:known]):
+            learnt = transfer.is_learnt(held.stop)[held]
+            if not np.array_equal(transfer.indices[held], names[:known]) or not (learnt == ask.learn).all():
                 raise foreign(transfer)
             parts.append(transfer.answers[held])
         if known < len(images):
             answers = query(self.blackbox, images[known:])
-            made = images[known:].astype(np.uint8, casting="no") if ask.indices is None and ask.learn else None
+            made = images[known:].astype(np.uint8) if ask.learn and not of_pool else None
             transfer.append(names[known:], answers, made=made, at_once=False)
             # A file for each query, unless an attack asks image by image.
             if transfer.unwritten * QUERIES_PER_FILE >= self.chunk:

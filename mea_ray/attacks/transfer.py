@@ -47,7 +47,8 @@ class TransferSet:
     def __init__(self, path: Path | None = None) -> None:
         self.path = Path(path) if path is not None else None
         self._chunks: list[_Chunk] = []
-        self._length = self._written = 0
+        self._unwritten: list[_Chunk] = []
+        self._length = 0
         if self.path is not None:
             self.path.mkdir(parents=True, exist_ok=True)
             self._read(self.path)
@@ -58,7 +59,7 @@ class TransferSet:
     @property
     def unwritten(self) -> int:
         """Answers that are in memory only; ``flush`` writes them. Always 0 without a path."""
-        return self._length - self._written if self.path is not None else 0
+        return sum(len(chunk.indices) for chunk in self._unwritten)
 
     @property
     def indices(self) -> Indices:
@@ -95,19 +96,17 @@ class TransferSet:
         chunk = _Chunk(names, np.array(answers, dtype=np.float32), (names < 0) & (known is None), known)
         self._check(chunk)
         self._keep(chunk)
+        if self.path is not None:
+            self._unwritten.append(chunk)
         if at_once:
             self.flush()
 
     def flush(self) -> None:
         """Write what is in memory only, as one chunk."""
-        if self.path is None or not self.unwritten:
+        if self.path is None or not self._unwritten:
             return
-        start, chunk = self._written, self._merged()
-        made_before = int(((chunk.indices[:start] < 0) & ~chunk.probe[:start]).sum())
-        made = chunk.made[made_before:] if chunk.made is not None and len(chunk.made) > made_before else None
-        piece = _Chunk(chunk.indices[start:], chunk.answers[start:], chunk.probe[start:], made)
-        self._write(self.path / f"chunk-{start:012d}.npz", piece)
-        self._written = self._length
+        self._write(self.path / f"chunk-{self._length - self.unwritten:012d}.npz", _join(self._unwritten))
+        self._unwritten = []
 
     def prefix(self, count: int) -> tuple[Indices, Answers]:
         """Return the first ``count`` names and answers: the transfer set of a thief who stopped there.
@@ -169,15 +168,7 @@ class TransferSet:
 
     def _merged(self) -> _Chunk:
         if len(self._chunks) > 1:
-            made = [chunk.made for chunk in self._chunks if chunk.made is not None]
-            self._chunks = [
-                _Chunk(
-                    np.concatenate([chunk.indices for chunk in self._chunks]),
-                    np.concatenate([chunk.answers for chunk in self._chunks]),
-                    np.concatenate([chunk.probe for chunk in self._chunks]),
-                    np.concatenate(made) if made else None,
-                )
-            ]
+            self._chunks = [_join(self._chunks)]
         return self._chunks[0]
 
     @staticmethod
@@ -207,4 +198,13 @@ class TransferSet:
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
                 raise ArtifactError(f"{path} is damaged ({error}); {remedy}") from error
             self._keep(chunk)
-        self._written = self._length
+
+
+def _join(chunks: list[_Chunk]) -> _Chunk:
+    made = [chunk.made for chunk in chunks if chunk.made is not None]
+    return _Chunk(
+        np.concatenate([chunk.indices for chunk in chunks]),
+        np.concatenate([chunk.answers for chunk in chunks]),
+        np.concatenate([chunk.probe for chunk in chunks]),
+        np.concatenate(made) if made else None,
+    )
