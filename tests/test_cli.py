@@ -96,8 +96,8 @@ def test_a_mistyped_key_is_answered_with_the_nearest_one(experiment: Path, capsy
 def test_a_mistyped_parameter_and_component_too(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", str(experiment), "victim.model.name=resnet81"]) == cli.USAGE
     assert "did you mean 'resnet18'?" in capsys.readouterr().err
-    assert cli.main(["run", str(experiment), "thief.attack.temprature=2"]) == cli.USAGE
-    assert "did you mean 'temperature'?" in capsys.readouterr().err
+    assert cli.main(["run", str(experiment), "thief.attack.query_chunks=2"]) == cli.USAGE
+    assert "did you mean 'query_chunk'?" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

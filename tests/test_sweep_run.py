@@ -20,12 +20,12 @@ from mea_ray.sweep.runner import run_sweep
 TINY = {"name": "vgg_like", "width": 0.0625}
 
 
-def tiny_sweep(storage: Path, **more: Any) -> SweepConfig:
+def tiny_sweep(storage: Path, accounts: int = 1, **more: Any) -> SweepConfig:
     """Two budgets on digits with networks that train in a second; the rate makes the questions take a while."""
     base = {
         "storage": str(storage),
         "victim": {"model": TINY, "training": {"epochs": 1}},
-        "thief": {"model": TINY, "training": {"epochs": 1}, "budgets": [48, 96]},
+        "thief": {"model": TINY, "training": {"epochs": 1}, "budgets": [48, 96], "accounts": accounts},
         "verification": {"samples": 50},
         "service": {
             "cpus_per_replica": 0.5,
@@ -80,6 +80,8 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
     assert charged(outcome.folder) == dict.fromkeys(good, 96)
     for result in outcome.results:
         assert result.queries_charged == 96 and result.status == "finished"
+        (log,) = result.query_log.values()
+        assert log.images == log.sampled == sum(log.classes) == 96
         assert [rung.queries for rung in result.rungs] == [48, 96]
         assert result.rungs[0].report.p_value is not None and result.victim_report.wsr is not None
     # Victim and null model were trained once, and what happened was told in order.
@@ -92,8 +94,8 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
 
 
 def test_a_killed_driver_is_resumed_without_repeating_anything(tmp_path: Path, ray_session: None) -> None:
-    # One trial at a time, so that some are left when the first has finished.
-    sweep = tiny_sweep(tmp_path)
+    # One trial at a time, so that some are left when the first has finished. Each thief has two accounts.
+    sweep = tiny_sweep(tmp_path, accounts=2)
     write_yaml(sweep, tmp_path / "sweep.yaml")
     folder = tmp_path / "s"
     driver = subprocess.Popen(
@@ -121,8 +123,13 @@ def test_a_killed_driver_is_resumed_without_repeating_anything(tmp_path: Path, r
     for path, (content, stamp) in finished.items():
         assert path.read_bytes() == content and path.stat().st_mtime_ns == stamp
     assert {path: path.stat().st_mtime_ns for path in models} == models
-    assert charged(folder) == dict.fromkeys(names, 96)
-    assert all(result.queries_charged == 96 for result in outcome.results)
+    assert charged(folder) == {f"{name}-{number}": 48 for name in names for number in (1, 2)}
+    for result in outcome.results:
+        assert result.queries_charged == 96
+        assert set(result.query_log) == {f"{result.trial}-1", f"{result.trial}-2"}
+        # What all processes took with them when they were killed at once may be missing for the one that ran then.
+        assert all(48 - 16 <= log.images <= 48 for log in result.query_log.values())
+    assert sum(log.images == 48 for result in outcome.results for log in result.query_log.values()) >= 4
     # Nothing is left to do, so that not even the models are looked at.
     heard: list[events.Event] = []
     assert len(run_sweep(sweep, resume=True, on_event=heard.append).results) == 3

@@ -202,7 +202,8 @@ class Replica:
     def _note(self, batch: list[_Request], answers: list[Answers]) -> None:
         """Tell the owner's log what is answered, without waiting for it.
 
-        Before the answers leave: a replica that dies in between is asked again, and one request is noted once.
+        It is told before the answers leave: if a replica dies in between, the request is asked again, and is noted
+        once. A ledger that dies is told again by Ray; only if all of the service dies at this moment is a note lost.
         """
         notes = [
             note(request.charge.client, request.charge.request_id, request.images, answer, self._sample)
