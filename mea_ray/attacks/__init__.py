@@ -6,5 +6,6 @@ ATTACKS = Table(
     "attack",
     {
         "distillation": "mea_ray.attacks.distillation:Distillation",
+        "knockoff": "mea_ray.attacks.knockoff:Knockoff",
     },
 )
