@@ -19,8 +19,13 @@ from mea_ray.attacks.distillation import Distillation
 from mea_ray.attacks.knockoff import Knockoff
 from mea_ray.attacks.rewards import Kind, Rewards
 from mea_ray.attacks.transfer import TransferSet
+from mea_ray.blackbox.ledger import Ledger
+from mea_ray.blackbox.local import LocalBlackBox
+from mea_ray.config import ExperimentConfig, build
 from mea_ray.errors import ArtifactError, ConfigError
 from mea_ray.models.base import ImageModel
+from mea_ray.pipeline import prepare, run_attack
+from mea_ray.preflight import build_network
 from mea_ray.types import Answers, FloatImages, Images
 
 CLASSES, SHAPE, ARMS, GOOD = 3, (1, 8, 8), 5, 2
@@ -468,3 +473,25 @@ def test_groups_are_of_classes_that_look_alike() -> None:
     assert [group.tolist() for group in groups] == [[0, 3], [1, 5], [2], [4]]
     assert [group.tolist() for group in group_classes(pool, members, 99)] == [[each] for each in range(6)]
     assert [group.tolist() for group in group_classes(pool, members, 1)] == [list(range(6))]
+
+
+MIXED = {"name": "mixture", "parts": [{"name": "digits", "limit": 60}, {"name": "noise", "train_images": 60}]}
+
+
+@pytest.mark.parametrize(("pool", "classes"), [("train", 10), ("disjoint", 10), (MIXED, 13)])
+def test_the_labels_of_every_pool_reach_the_policy(pool: Any, classes: int) -> None:
+    training = {"epochs": 1, "early_stop_patience": None}
+    thief = {"attack": {"name": "knockoff", "policy": "adaptive"}, "budgets": [24, 64], "training": training}
+    small = {"model": {"name": "cnn9", "width": 0.05}}
+    config = build(
+        ExperimentConfig, {"data": "digits", "splits": {"thief_pool": pool}, "victim": small, "thief": thief | small}
+    )
+    prepared = prepare(config)
+    victim = build_network(config.victim.model, prepared).eval()
+    ledger, transfer = Ledger(None), TransferSet()
+    ledger.register("thief", 64, None)
+    blackbox = LocalBlackBox(victim, config.service.policy.build(), ledger, "thief", pass_images=32)
+    rungs = list(run_attack(config, prepared, blackbox, transfer))
+    assert ledger.charged("thief") == len(np.unique(transfer.indices)) == rungs[-1].queries == 64
+    logged = {name for name in rungs[-1].curves if name.startswith("policy/")}
+    assert logged == {f"policy/{label}" for label in range(classes)}
