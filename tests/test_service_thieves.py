@@ -68,8 +68,10 @@ def burglars(service: VictimService) -> list[Any]:
     class Burglar:
         """Steals in a process of its own, as a trial does."""
 
-        def ready(self) -> bool:
+        def __init__(self) -> None:
             torch.set_num_threads(1)
+
+        def ready(self) -> bool:
             return True
 
         def steal(
@@ -114,7 +116,8 @@ def burglars(service: VictimService) -> list[Any]:
             weights = {name: value.numpy() for name, value in rung.model.state_dict().items()}
             return {"answers": transfer.answers, "weights": weights, "queries": rung.queries}
 
-    made = [ray.remote(Burglar).options(num_cpus=0).remote() for _ in THIEVES]
+    # One that is killed comes back, for the tests run in any order.
+    made = [ray.remote(Burglar).options(num_cpus=0, max_restarts=-1).remote() for _ in THIEVES]
     ray.get([burglar.ready.remote() for burglar in made])
     return made
 
