@@ -138,7 +138,7 @@ def test_a_batch_is_taught_its_own_mixed_targets() -> None:
     targets = learning.soften(torch.from_numpy(answers[indices.numpy()]))
     blend, blended = learning.mix(images, targets, torch.Generator().manual_seed(9))
     said = model(blend).log_softmax(1)
-    assert float(loss) == pytest.approx(float((blended * (blended.log() - said)).sum(1).mean()), rel=1e-5)
+    assert loss.item() == pytest.approx((blended * (blended.log() - said)).sum(1).mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("learning", [{"mixing": "mixup"}, {"mixing": "cutmix"}, {"label_smoothing": 0.3}])
