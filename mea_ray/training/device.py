@@ -126,6 +126,17 @@ def fused_optimizers(where: torch.device) -> bool:
     return where.type in {"cpu", "cuda"}
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """Let convolutions on a GPU compute in full float32, by algorithms that give the same bits every time.
+
+    By default they may round their inputs to 10 bits (TF32), which buries the small differences that a gradient is
+    estimated from; and a thief whose queries follow from its training could not be replayed.
+    """
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
 def fork_devices(where: torch.device) -> list[int]:
     """Return the GPU indices whose random state ``torch.random.fork_rng`` must save for work on ``where``."""
     if where.type != "cuda":
