@@ -15,7 +15,17 @@ from mea_ray.sweep.search import check_metric
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "sweeps").rglob("*.yaml"))
-NEEDED = {"quickstart", "loss_weights", "architectures", "budgets", "combiners", "ablation", "harder"}
+NEEDED = {
+    "quickstart",
+    "loss_weights",
+    "architectures",
+    "budgets",
+    "combiners",
+    "ablation",
+    "harder",
+    "attacks",
+    "data_free",
+}
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -59,7 +69,7 @@ def test_every_trial_could_run_on_the_small_data(path: Path) -> None:
     from mea_ray.pipeline import prepare
     from mea_ray.preflight import check
 
-    _, found = planned(path, "data={name: digits, image_size: 32}", "thief.budgets=[64]", "verification.samples=30")
+    _, found = planned(path, "data={name: digits, image_size: 32}", "thief.budgets=[400]", "verification.samples=30")
     prepared = prepare(found.trials[0].config)
     for trial in found.trials:
         check(trial.config, prepared)
