@@ -75,7 +75,7 @@ class MeaDefender(MixedClasses):
         warmup: Part of the epochs, in [0, 1), over which the weights of L_com, L_ver and L_eva grow: 0 in its first half,
             then linearly to their values. The mixes are few but weigh as much as the main batch, and a network that
             learns slowly (BatchNorm and a global average, say) answers everything with the target class and hardly
-            leaves that again. 0 embeds from the first step, as the paper has it.
+            leaves that again. 0 embeds from the first step, as the paper does.
         watermark_batch: Mixes per step; their sources add twice as many images if L_com, the carrier or the exclusion
             term is on.
         adverse_batch: Differently mixed samples per step.
