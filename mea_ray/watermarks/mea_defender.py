@@ -72,8 +72,8 @@ class MeaDefender(MixedClasses):
         com_pulse: Factor of a pulse.
         com_period: Epochs from pulse to pulse.
         eva_label: Each differently mixed sample gets one source label at ``random``, or half of each (``soft``).
-        warmup: Part of the epochs, in [0, 1), over which the weights of L_com, L_ver and L_eva grow: 0 in its first half,
-            then linearly to their values. The mixes are few but weigh as much as the main batch, and a network that
+        warmup: Part of the epochs, in [0, 1), over which the weights of L_com, L_ver and L_eva grow: 0 in its first
+            half, then linearly to their values. The mixes are few but weigh as much as the main batch: a network that
             learns slowly (BatchNorm and a global average, say) answers everything with the target class and hardly
             leaves that again. 0 embeds from the first step, as the paper does.
         watermark_batch: Mixes per step; their sources add twice as many images if L_com, the carrier or the exclusion
