@@ -83,7 +83,7 @@ class Active(TransferAttack):
 
     def queries(self, thief: Thief) -> Queries:
         """Ask the initial images, then those of each round, until the pool is asked."""
-        order = numpy_generator(thief.seed, "queries").permutation(len(thief.pool))
+        order = thief.shuffled()
         unasked = order[self.initial :]
         yield thief.from_pool(order[: self.initial])
         number = 0

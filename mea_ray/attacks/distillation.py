@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from mea_ray.attacks.asking import Asker
-from mea_ray.attacks.base import MakeModel, Rung
-from mea_ray.attacks.driver import Queries, Thief, TransferAttack, agreement, check_remaining
+from mea_ray.attacks.base import Rung
+from mea_ray.attacks.driver import Queries, Thief, TransferAttack, agreement
 from mea_ray.attacks.learning import Learning
 from mea_ray.attacks.transfer import Indices, TransferSet
 from mea_ray.errors import ConfigError
-from mea_ray.seeding import derive, numpy_generator
+from mea_ray.seeding import derive
 from mea_ray.training.engine import train
 from mea_ray.training.objective import Batch, Objective
-from mea_ray.types import Answers, BlackBox, Images, Labels
+from mea_ray.types import Answers, BlackBox
 
 
 class Distillation(TransferAttack):
@@ -86,57 +86,13 @@ class Distillation(TransferAttack):
 
     def queries(self, thief: Thief) -> Queries:
         """Ask the pool in a random order."""
-        order = numpy_generator(thief.seed, "queries").permutation(len(thief.pool))
-        for start in range(0, len(order), self.query_chunk):
-            yield thief.from_pool(order[start : start + self.query_chunk])
+        return thief.pool_in_order(self.query_chunk)
 
-    def run(
-        self,
-        blackbox: BlackBox,
-        pool: Images,
-        *,
-        budgets: Sequence[int],
-        make_model: MakeModel,
-        training: Mapping[str, Any],
-        seed: int,
-        transfer: TransferSet | None = None,
-        skip: Container[int] = (),
-        learning: Mapping[str, Any] | None = None,
-        labels: Labels | None = None,
-    ) -> Iterator[Rung]:
-        """Spend the budget and yield one freshly trained substitute per rung; see ``Attack.run``."""
+    def rungs(self, thief: Thief, blackbox: BlackBox, budgets: Sequence[int], wanted: Sequence[int]) -> Iterator[Rung]:
+        """See the base; with `requery` no two rungs share an answer, so each keeps a transfer set of its own."""
         if not self.requery:
-            return super().run(
-                blackbox,
-                pool,
-                budgets=budgets,
-                make_model=make_model,
-                training=training,
-                seed=seed,
-                transfer=transfer,
-                skip=skip,
-                learning=learning,
-            )
-        self.check(len(pool), budgets, training, learning)
-        transfer = transfer if transfer is not None else TransferSet()
-        # No two rungs share an answer, so each keeps a transfer set of its own.
-        sets = {budget: self._own(transfer, budget) for budget in budgets if budget not in skip}
-        if sets:
-            # Charged already, and free to be asked again: one query, and the answers that waited for a full chunk.
-            lost = 2 * self.query_chunk if transfer.path is not None else 0
-            check_remaining(blackbox, sum(sets) - sum(map(len, sets.values())), lost)
-        thief = Thief(
-            pool,
-            None,
-            blackbox.classes,
-            blackbox.image_shape,
-            transfer,
-            self.learning(learning),
-            dict(training),
-            seed,
-            make_model,
-        )
-        return (self._requeried(thief, blackbox, budget, own) for budget, own in sets.items())
+            return super().rungs(thief, blackbox, budgets, wanted)
+        return (self._requeried(thief, blackbox, budget, self._own(thief.transfer, budget)) for budget in wanted)
 
     @staticmethod
     def _own(transfer: TransferSet, budget: int) -> TransferSet:
@@ -155,7 +111,7 @@ class Distillation(TransferAttack):
 
     def _requeried(self, thief: Thief, blackbox: BlackBox, budget: int, transfer: TransferSet) -> Rung:
         pool = thief.pool
-        order = numpy_generator(thief.seed, "queries").permutation(len(pool)).astype(np.int64)
+        order = thief.shuffled()
         kept, held_out = self._sizes(budget, len(pool), thief.training, thief.learning)
         images, unseen = order[:kept], order[kept : kept + held_out]
         asker = Asker(blackbox, transfer, self.query_chunk)

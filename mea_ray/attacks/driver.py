@@ -28,7 +28,7 @@ from mea_ray.attacks.transfer import Indices, TransferSet
 from mea_ray.data.statistics import channel_statistics
 from mea_ray.errors import ConfigError, DataError
 from mea_ray.models.base import ImageModel
-from mea_ray.seeding import derive
+from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.engine import TrainReport, train
 from mea_ray.types import Answers, BlackBox, FloatImages, Images, Labels
 
@@ -105,6 +105,19 @@ class Thief:
         chosen = np.asarray(indices, np.int64)
         return Ask(np.ascontiguousarray(self.pool[chosen]), chosen)
 
+    def shuffled(self) -> Indices:
+        """Return the positions of the pool in the thief's random order: the same for every attack of a seed.
+
+        So an attack's random control asks what distillation asks, image for image.
+        """
+        return numpy_generator(self.seed, "queries").permutation(len(self.pool))
+
+    def pool_in_order(self, chunk: int) -> Queries:
+        """Ask the whole pool in the thief's random order, ``chunk`` images at a time."""
+        order = self.shuffled()
+        for start in range(0, len(order), chunk):
+            yield self.from_pool(order[start : start + chunk])
+
     def log(self, name: str, value: float) -> None:
         """Add a point to a curve: the queries so far, and ``value``. It lands in the results."""
         self.curves.setdefault(name, []).append((self.asked, float(value)))
@@ -113,14 +126,10 @@ class Thief:
         """Return the points that were logged within a number of queries."""
         return {name: [point for point in points if point[0] <= queries] for name, points in self.curves.items()}
 
-    def learnt(self, count: int | None = None) -> tuple[Images, Answers]:
-        """Return images, uint8 (n, C, H, W), and answers of the queries so far, without probes.
-
-        Args:
-            count: Of the first so many queries only.
-        """
-        indices, answers = self.transfer.prefix(self.asked if count is None else count)
-        return self.transfer.learnt_images(self.pool, len(indices)), answers[self.transfer.is_learnt(len(indices))]
+    def learnt(self) -> tuple[Images, Answers]:
+        """Return images, uint8 (n, C, H, W), and answers of the queries so far, without probes."""
+        _, answers = self.transfer.prefix(self.asked)
+        return self.transfer.learnt_images(self.pool, self.asked), answers[self.transfer.is_learnt(self.asked)]
 
     def new_model(self, *names: str | int) -> nn.Module:
         """Build an untrained substitute from a named seed; the caller's random stream is left alone."""
@@ -242,10 +251,12 @@ class TransferAttack(Attack):
         if self.uses_labels and labels is None:
             raise ConfigError("this attack needs the labels of the thief's pool; give it `labels`")
         transfer = transfer if transfer is not None else TransferSet()
-        if any(budget not in skip for budget in budgets):
-            # What was answered but not kept before a kill is charged already, and asking it again is free.
+        wanted = [budget for budget in budgets if budget not in skip]
+        if wanted:
+            # What was answered but not kept before a kill is charged already, and asking it again is free: one query,
+            # and the answers that waited for a file to be full.
             lost = 2 * self.query_chunk if transfer.path is not None else 0
-            check_remaining(blackbox, max(budgets) - len(transfer), lost)
+            check_remaining(blackbox, self.charges(wanted) - self.held(transfer, wanted), lost)
         thief = Thief(
             pool,
             labels if self.uses_labels else None,
@@ -257,9 +268,10 @@ class TransferAttack(Attack):
             seed,
             make_model,
         )
-        return self._rungs(thief, blackbox, budgets, [budget for budget in budgets if budget not in skip])
+        return self.rungs(thief, blackbox, budgets, wanted)
 
-    def _rungs(self, thief: Thief, blackbox: BlackBox, budgets: Sequence[int], wanted: Sequence[int]) -> Iterator[Rung]:
+    def rungs(self, thief: Thief, blackbox: BlackBox, budgets: Sequence[int], wanted: Sequence[int]) -> Iterator[Rung]:
+        """Spend up to each budget in turn, and yield the substitutes of those that are ``wanted``."""
         purse = _Purse(self.queries(thief), thief, blackbox, self.query_chunk)
         try:
             for budget in budgets:

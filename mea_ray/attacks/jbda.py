@@ -93,7 +93,7 @@ class Jbda(TransferAttack):
 
     def queries(self, thief: Thief) -> Queries:
         """Ask the seed set, then the steps of each round; endless unless steps and pool run dry."""
-        order = numpy_generator(thief.seed, "queries").permutation(len(thief.pool))
+        order = thief.shuffled()
         asked: set[int] = set()
         number = 0
         for start in range(0, len(order), self.seed_size):

@@ -105,12 +105,7 @@ class Knockoff(TransferAttack):
 
     def queries(self, thief: Thief) -> Queries:
         """Ask the pool until it is empty."""
-        return self._adaptive(thief) if self.adaptive else self._random(thief)
-
-    def _random(self, thief: Thief) -> Queries:
-        order = numpy_generator(thief.seed, "queries").permutation(len(thief.pool))
-        for start in range(0, len(order), self.query_chunk):
-            yield thief.from_pool(order[start : start + self.query_chunk])
+        return self._adaptive(thief) if self.adaptive else thief.pool_in_order(self.query_chunk)
 
     def _adaptive(self, thief: Thief) -> Queries:
         assert thief.labels is not None

@@ -147,9 +147,9 @@ class MeaDefenderObjective(Objective):
             self.weights["com"] *= self._com_factor(epoch)
 
     def _warmth(self, epoch: int) -> float:
-        """0 in the first half of the warm-up, rising linearly to 1 in the second; never 0 in the last epoch."""
+        """0 in the first half of the warm-up, rising linearly to 1 in its second; 1 in the last epoch at the latest."""
         length = self.settings.warmup * self.context.epochs
-        if not length or epoch + 1 >= min(length, self.context.epochs):
+        if self.all_on <= MIXED or not length or epoch + 1 >= min(length, self.context.epochs):
             return 1.0
         return max(0.0, 2 * (epoch + 1) / length - 1)
 

@@ -9,7 +9,7 @@ from mea_ray.errors import ConfigError
 from mea_ray.types import ImageSet
 from mea_ray.watermarks.base import Key, Stage
 from mea_ray.watermarks.combiners import COMBINERS
-from mea_ray.watermarks.embedding import MIXED, Embedding, MeaDefenderObjective
+from mea_ray.watermarks.embedding import Embedding, MeaDefenderObjective
 from mea_ray.watermarks.mixed import MixedClasses
 from mea_ray.watermarks.weighting import Normalisation, Weighting, make_weighting
 
@@ -182,8 +182,7 @@ class MeaDefender(MixedClasses):
             exclusion_margin=exclusion_margin,
             exclusion_scope=exclusion_scope,
             bridge_sigma=bridge_sigma,
-            # With nothing but mixes to learn there is nothing to begin with.
-            warmup=warmup if any(weight for term, weight in weights.items() if term not in MIXED) else 0.0,
+            warmup=warmup,
         )
 
     def _make_weighting(self) -> Weighting | None:
