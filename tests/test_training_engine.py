@@ -373,3 +373,30 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     images, labels = make_data(8)
     with pytest.raises(ConfigError):
         train(make_model(), images, labels, CrossEntropy(), seed=0, epochs=1, **settings)
+
+
+class WithHead(Objective):
+    """Trains a head beside the model, and keeps count of the updates."""
+
+    def __init__(self):
+        super().__init__()
+        self.updates = 0
+
+    def attach(self, model, device):
+        self.head = nn.Linear(4, 2).to(device)
+        self.before = self.head.weight.detach().clone()
+        return list(self.head.parameters())
+
+    def terms(self, model, batch):
+        return {"utility": F.cross_entropy(self.head(model(batch.images).float()), batch.labels % 2)}
+
+    def updated(self, model):
+        self.updates += 1
+
+
+def test_an_objective_trains_a_head_of_its_own_and_hears_of_every_update():
+    images, labels = make_data(20)
+    objective = WithHead()
+    train(make_model(), images, labels, objective, seed=0, epochs=3, batch_size=8, accumulate_steps=2, **PLAIN)
+    assert objective.updates == 6  # three batches an epoch make two updates
+    assert not torch.equal(objective.head.weight.detach(), objective.before)

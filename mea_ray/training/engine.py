@@ -101,7 +101,7 @@ def train(
         warmup_fraction: Of ``one_cycle``.
         augment: Of the main task's images; objectives are lent the same.
         crop_padding: Pixels.
-        gradient_clip: Largest norm of the gradient of one update.
+        gradient_clip: Largest norm of the gradient of one update, what the objective trains beside the model included.
         accumulate_steps: Gradients of as many batches are summed; what is left at an epoch's end is an update too.
         early_stop_patience: Epochs without a better ``validate``; the weights of the best epoch are restored.
         precision: Of the losses' autocast; weights and optimiser are float32.
@@ -143,6 +143,7 @@ def train(
         with devices.kept_memory(), torch.random.fork_rng(devices.fork_devices(where)):
             torch.manual_seed(seeding.derive(seed, "dropout"))
             model.to(where, memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+            beside = objective.attach(model, where)
             optimiser = make_optimizer(
                 model,
                 where,
@@ -150,6 +151,7 @@ def train(
                 learning_rate=learning_rate,
                 weight_decay=weight_decay,
                 momentum=momentum,
+                beside=beside,
             )
             optimiser.zero_grad(set_to_none=True)
             network = torch.compile(model) if compile else model
@@ -170,9 +172,10 @@ def train(
                     for group in optimiser.param_groups:
                         group["lr"] = rate_of(epoch, step)
                     if gradient_clip is not None:
-                        nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
+                        nn.utils.clip_grad_norm_([*model.parameters(), *beside], gradient_clip)
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
+                    objective.updated(model)
                 means = losses.means()
                 check_weights(model, epoch, data.steps - 1)
                 validation = float(validate(model.eval())) if validate is not None else None

@@ -53,8 +53,8 @@ class StepContext:
 class Objective(ABC):
     """Named loss terms and how they become one gradient.
 
-    The engine calls ``start`` once, ``start_epoch`` before every epoch, then for each batch ``terms`` (under autocast)
-    and ``backward`` (outside of it).
+    The engine calls ``attach`` and ``start`` once, ``start_epoch`` before every epoch, then for each batch ``terms``
+    (under autocast) and ``backward`` (outside of it), and ``updated`` after every update of the weights.
     """
 
     weights: dict[str, float]
@@ -62,6 +62,13 @@ class Objective(ABC):
 
     def __init__(self) -> None:
         self.weights = {}
+
+    def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
+        """Build what is trained beside the model (a projection head, say) on the device; return its parameters.
+
+        Called once, with the model on the device and torch's global generator seeded, before the optimiser is made.
+        """
+        return []
 
     def start(self, context: StepContext) -> None:
         """Move what the losses need to the device; called once before the first epoch."""
@@ -80,6 +87,9 @@ class Objective(ABC):
         assert isinstance(total, Tensor)
         total.backward()  # type: ignore[no-untyped-call]
         return total.detach()
+
+    def updated(self, model: nn.Module) -> None:  # noqa: B027 - an optional hook
+        """Follow the weights, which were just updated: a momentum encoder, say."""
 
 
 class CrossEntropy(Objective):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -72,13 +73,16 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
     momentum: float,
+    beside: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Build the optimiser of a model's trainable parameters, fused into one kernel per update where torch has one.
+
+    ``beside`` are trained with them, but are not the model's: an objective's own heads.
 
     Raises:
         ConfigError: The optimiser is unknown.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad] + list(beside)
     fused = fused_optimizers(device)
     if optimizer == "adam":
         return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
