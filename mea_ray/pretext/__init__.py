@@ -1,0 +1,13 @@
+"""Table of what a victim learns its main task from: its labels, or views of its images without any."""
+
+from mea_ray.registry import Table
+
+PRETEXTS = Table(
+    "pretext",
+    {
+        "byol": "mea_ray.pretext.byol:Byol",
+        "moco": "mea_ray.pretext.moco:Moco",
+        "none": "mea_ray.pretext.none:NoPretext",
+        "simclr": "mea_ray.pretext.simclr:SimClr",
+    },
+)

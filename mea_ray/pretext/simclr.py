@@ -1,0 +1,83 @@
+"""SimCLR: two views of an image are to be closer to each other than to any other image's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mea_ray.errors import ConfigError
+from mea_ray.pretext.base import Jitter, Pretext
+from mea_ray.training.views import Views
+
+
+class SimClr(Pretext):
+    """The normalised, temperature-scaled cross-entropy between the projections of two views (NT-Xent).
+
+    Args:
+        temperature: Cosines are divided by it.
+        projection: Length of a projection.
+        crop_scale: Part of the image that a view's crop takes, least and largest.
+        jitter: Largest change of brightness, contrast, saturation (in [0, 1]) and hue (in [0, 0.5]).
+        grey: Probability that a view loses its colours.
+        flip: Probability that a view is mirrored; 0 where left and right matter (digits).
+
+    References:
+        Chen et al., SimCLR, 2020, https://arxiv.org/abs/2002.05709, equation 1.
+
+    Raises:
+        ConfigError: A parameter is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.5,
+        projection: int = 128,
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+        jitter: Jitter = (0.4, 0.4, 0.4, 0.1),
+        grey: float = 0.2,
+        flip: float = 0.5,
+    ) -> None:
+        super().__init__(Views(crop_scale=crop_scale, jitter=jitter, grey=grey, flip=flip))
+        check_positive(temperature=temperature, projection=projection)
+        self.temperature, self.projection = temperature, projection
+
+    def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
+        """Build the projection head."""
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules.heads import SimCLRProjectionHead
+
+        size = int(model.feature_size)  # type: ignore[arg-type]
+        self.head = SimCLRProjectionHead(size, size, self.projection).to(device)
+        self.criterion = NTXentLoss(temperature=self.temperature)
+        return list(self.head.parameters())
+
+    def loss(self, features: Sequence[Tensor], views: Sequence[Tensor]) -> Tensor:
+        """Return NT-Xent of the two views, see the base class."""
+        projected = self.head(torch.cat(list(features))).float()
+        first, second = projected.split(len(features[0]))
+        loss: Tensor = self.criterion(first, second)
+        return loss
+
+
+def check_positive(**values: float) -> None:
+    """Refuse values that are not positive.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise ConfigError(f"{name}={value} must be positive")
+
+
+def check_momentum(momentum: float) -> None:
+    """Refuse a momentum outside [0, 1).
+
+    Raises:
+        ConfigError: It is.
+    """
+    if not 0 <= momentum < 1:
+        raise ConfigError(f"momentum={momentum} must lie in [0, 1); 1 would never move the momentum encoder")
