@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mea_ray.errors import DataError
+from mea_ray.models.base import ImageModel
 from mea_ray.training import device as devices
 from mea_ray.training.augment import to_float
 from mea_ray.types import Images
@@ -34,6 +36,23 @@ def logits(
     Raises:
         DataError: The images are not uint8 (N, C, H, W), or there are none.
     """
+    return _outputs(model, model, images, batch_size, device)
+
+
+def features(
+    model: ImageModel, images: Images, *, batch_size: int = 512, device: torch.device | None = None
+) -> npt.NDArray[np.float32]:
+    """Compute the features of images: float32, (N, feature_size); arguments and errors as ``logits``."""
+    return _outputs(model, model.features, images, batch_size, device)
+
+
+def _outputs(
+    model: nn.Module,
+    compute: Callable[[Tensor], Tensor],
+    images: Images,
+    batch_size: int,
+    device: torch.device | None,
+) -> npt.NDArray[np.float32]:
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         raise DataError(f"expected at least one image, uint8 (N, C, H, W); got {images.dtype} {images.shape}")
     where = device if device is not None else devices.device()
@@ -44,7 +63,7 @@ def logits(
         # Channels-last images make a forward pass on a CPU 1.5 times as fast, whatever the layout of the weights.
         with devices.kept_memory(), torch.inference_mode(), torch.autocast(where.type, enabled=False):
             parts = [
-                model(to_float(torch.tensor(images[start : start + batch_size]).to(where), True)).float().cpu()
+                compute(to_float(torch.tensor(images[start : start + batch_size]).to(where), True)).float().cpu()
                 for start in range(0, len(images), batch_size)
             ]
     finally:

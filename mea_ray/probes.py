@@ -1,0 +1,112 @@
+"""How an encoder's answer is read as a class: a head is fitted on features of labelled images, the encoder stays."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from mea_ray import metrics
+from mea_ray.errors import ConfigError, DataError
+from mea_ray.models.base import ImageModel
+from mea_ray.types import ImageSet
+
+Reading = Literal["linear_probe", "prototype"]
+Features = npt.NDArray[np.float32]
+
+ITERATIONS = 500
+STRENGTH = 1.0
+"""Inverse of the L2 penalty on the weights, for standardised features; scikit-learn's default."""
+TINY = 1e-6
+
+
+def read(model: ImageModel, labelled: ImageSet, reading: Reading = "linear_probe") -> None:
+    """Fit the head of an encoder in place, so that it classifies; whatever its head was before does not matter.
+
+    Args:
+        model: The encoder; its head must be one linear layer.
+        labelled: Clean images with labels, at least one of each class.
+        reading: ``linear_probe``: multinomial logistic regression on standardised features. ``prototype``: the class
+            whose mean feature has the largest cosine.
+
+    Raises:
+        ConfigError: The reading is unknown, or the model's head is not linear.
+        DataError: A class has no image.
+    """
+    if not isinstance(model.head, nn.Linear):
+        raise ConfigError(f"{type(model).__name__} has no linear head to read its features with; use another network")
+    missing = sorted(set(range(model.classes)) - set(labelled.labels.tolist()))
+    if missing:
+        raise DataError(
+            f"class {missing[0]} has none of the {len(labelled)} labelled images that an encoder is read with; raise "
+            "verification.probe_images"
+        )
+    features = metrics.features(model, labelled.images)
+    if not np.isfinite(features).all():
+        raise DataError("the encoder gives features that are not finite; lower training.learning_rate")
+    if reading == "linear_probe":
+        weights, bias = linear_probe(features, labelled.labels)
+    elif reading == "prototype":
+        weights, bias = prototypes(features, labelled.labels, model.classes)
+    else:
+        raise ConfigError(f"reading={reading!r} must be linear_probe or prototype")
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(weights))
+        model.head.bias.copy_(torch.from_numpy(bias))
+
+
+def linear_probe(features: Features, labels: metrics.Predictions) -> tuple[Features, Features]:
+    """Fit a multinomial logistic regression on standardised features, and fold the standardisation into it.
+
+    Args:
+        features: float32 (N, D).
+        labels: int (N,), every class 0 .. K - 1 at least once.
+
+    Returns:
+        Weights (K, D) and biases (K,), float32, for features as they are.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    wide = features.astype(np.float64)
+    mean, deviation = wide.mean(0), wide.std(0)
+    # A feature that does not vary says nothing; its weight stays what the penalty makes of it, 0.
+    deviation[deviation < TINY * max(float(deviation.max()), 1.0)] = np.inf
+    fitted = LogisticRegression(C=STRENGTH, max_iter=ITERATIONS).fit((wide - mean) / deviation, labels)
+    weights, bias = fitted.coef_, fitted.intercept_
+    if len(weights) == 1:  # scikit-learn gives one row for two classes
+        weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
+    weights = weights / deviation
+    return weights.astype(np.float32), (bias - weights @ mean).astype(np.float32)
+
+
+def prototypes(features: Features, labels: metrics.Predictions, classes: int) -> tuple[Features, Features]:
+    """Return the directions of the class means as weights (K, D), and biases of 0: the largest cosine wins.
+
+    A feature's own length scales all its logits alike, so that the most probable class is that of the largest cosine.
+    """
+    means = np.stack([features[labels == label].mean(0, dtype=np.float64) for label in range(classes)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True).clip(TINY)
+    return means.astype(np.float32), np.zeros(classes, np.float32)
+
+
+def knn_accuracy(model: ImageModel, labelled: ImageSet, test: ImageSet, *, neighbours: int = 20) -> float:
+    """Accuracy on ``test`` of a vote of the nearest labelled images, by cosine of the features; in [0, 1].
+
+    Args:
+        model: The encoder.
+        labelled: Images that vote.
+        test: Images that are classified.
+        neighbours: Votes, fewer if there are fewer images.
+
+    References:
+        Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, 2018, section 3.4.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.preprocessing import normalize
+
+    vote = KNeighborsClassifier(min(neighbours, len(labelled)), algorithm="brute")
+    vote.fit(normalize(metrics.features(model, labelled.images)), labelled.labels)
+    return float(vote.score(normalize(metrics.features(model, test.images)), test.labels))

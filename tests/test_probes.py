@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from mea_ray import metrics, probes
+from mea_ray.errors import ConfigError, DataError
+from mea_ray.models.build import build_model
+from mea_ray.types import ImageSet
+
+SHAPE = (3, 16, 16)
+
+
+def data(count: int = 120, classes: int = 3, seed: int = 0) -> ImageSet:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int64) % classes
+    images = rng.integers(0, 150, (count, *SHAPE), dtype=np.uint8)
+    images[np.arange(count), labels % 3] += 60
+    return ImageSet(images, labels, tuple("abc"[:classes]))
+
+
+def encoder(classes: int = 3) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_model("vgg_like", SHAPE, classes, {"width": 0.1}).eval()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_linear_probe_is_logistic_regression_on_standardised_features(classes: int) -> None:
+    model, labelled, test = encoder(classes), data(classes=classes), data(90, classes, seed=1)
+    probes.read(model, labelled)
+    scaler = StandardScaler().fit(metrics.features(model, labelled.images).astype(np.float64))
+    fitted = LogisticRegression(max_iter=500).fit(
+        scaler.transform(metrics.features(model, labelled.images)), labelled.labels
+    )
+    expected = fitted.predict_proba(scaler.transform(metrics.features(model, test.images)))
+    np.testing.assert_allclose(metrics.probabilities(model, test.images), expected, atol=2e-3)
+
+
+def test_prototypes_name_the_class_of_the_largest_cosine() -> None:
+    model, labelled, test = encoder(), data(), data(60, seed=2)
+    probes.read(model, labelled, "prototype")
+    features, asked = metrics.features(model, labelled.images), metrics.features(model, test.images)
+    means = [features[labelled.labels == label].mean(0) for label in range(3)]
+    cosines = [[a @ m / np.linalg.norm(a) / np.linalg.norm(m) for m in means] for a in asked]
+    assert (metrics.predictions(model, test.images) == np.argmax(cosines, 1)).all()
+
+
+def test_a_reading_leaves_the_encoder_alone_and_does_not_depend_on_the_head() -> None:
+    model, labelled = encoder(), data()
+    before = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("head")}
+    probes.read(model, labelled)
+    first = metrics.logits(model, labelled.images)
+    with torch.no_grad():
+        model.head.weight.fill_(7.0)  # type: ignore[union-attr, operator]
+    probes.read(model, labelled)
+    assert np.array_equal(first, metrics.logits(model, labelled.images))
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+
+
+def test_neighbours_vote_by_cosine() -> None:
+    model, labelled, test = encoder(), data(60), data(40, seed=3)
+    near, asked = metrics.features(model, labelled.images), metrics.features(model, test.images)
+    near, asked = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (near, asked))
+    right = 0
+    for row, label in zip(asked, test.labels, strict=True):
+        votes = np.bincount(labelled.labels[np.argsort(-(near @ row))[:5]], minlength=3)
+        right += int(votes.argmax() == label)
+    assert probes.knn_accuracy(model, labelled, test, neighbours=5) == pytest.approx(right / 40)
+
+
+def test_what_cannot_be_read_is_refused() -> None:
+    labelled = data()
+    with pytest.raises(DataError, match="class 2 has none of the 80"):
+        probes.read(encoder(), labelled.take(np.flatnonzero(labelled.labels != 2)))
+    with pytest.raises(ConfigError, match="linear_probe or prototype"):
+        probes.read(encoder(), labelled, "oracle")  # type: ignore[arg-type]
+    model = encoder()
+    model.head = torch.nn.Sequential(model.head)  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="no linear head"):
+        probes.read(model, labelled)
