@@ -17,7 +17,8 @@ FloatImages = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 """int64 class indices, shape (N,), values in [0, classes)."""
 Answers = npt.NDArray[np.float32]
-"""float32 answers of a query API, shape (N, classes), non-negative; rows sum to 1 unless the policy hid some of it."""
+"""float32 answers of a query API. Of a classifier (N, classes), non-negative, rows sum to 1 unless the policy hid some
+of it; of an encoder (N, length of its embedding), any finite numbers."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class BlackBox(Protocol):
 
     @property
     def classes(self) -> int:
-        """Number of classes in an answer."""
+        """Numbers in an answer: a classifier's classes, or the length of an encoder's embedding."""
         ...
 
     @property

@@ -5,6 +5,9 @@ from mea_ray.registry import Table
 POLICIES = Table(
     "answer policy",
     {
+        "embedding": "mea_ray.blackbox.embeddings:Embedding",
+        "embedding_normalised": "mea_ray.blackbox.embeddings:NormalisedEmbedding",
+        "embedding_rounded": "mea_ray.blackbox.embeddings:RoundedEmbedding",
         "label_only": "mea_ray.blackbox.policies:LabelOnly",
         "noise": "mea_ray.blackbox.policies:AdditiveNoise",
         "probabilities": "mea_ray.blackbox.policies:Probabilities",

@@ -58,7 +58,7 @@ class Colluding:
 
     @property
     def classes(self) -> int:
-        """Number of classes in an answer."""
+        """Numbers in an answer: classes, or the length of an embedding."""
         return self.accounts[0].classes
 
     @property

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from mea_ray.blackbox.ledger import Ledger
-from mea_ray.blackbox.passes import FixedShapePasses
+from mea_ray.blackbox.passes import FixedShapePasses, answer_size
 from mea_ray.blackbox.policies import Policy, Probabilities
-from mea_ray.blackbox.query_log import SAMPLE_IMAGES, QueryLog, note, sample_size
+from mea_ray.blackbox.query_log import SAMPLE_IMAGES, QueryLog, note, said, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
 from mea_ray.errors import RateLimited
 from mea_ray.models.base import ImageModel
@@ -22,7 +22,7 @@ class LocalBlackBox:
     a query again that a crash interrupted, begin at the count it began at (``start_at``); it is then charged once.
 
     Args:
-        model: The victim, with ``shape`` and ``classes``.
+        model: The victim.
         policy: What an answer holds; all probabilities when None.
         ledger: Where charges go; a fresh one without a budget when None, in which the client is registered.
         client: Name of the client in the ledger; must be registered there.
@@ -51,19 +51,21 @@ class LocalBlackBox:
         query_log_images: int = SAMPLE_IMAGES,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._classes, self._shape = model.classes, model.shape
+        policy = policy if policy is not None else Probabilities()
+        self._classes, self._shape = answer_size(model, policy), model.shape
+        self._source = policy.source
         if ledger is None:
             ledger = Ledger(None)
             ledger.register(client)
         ledger.charged(client)
         self.ledger, self.client, self.asked = ledger, client, start_at
-        self._passes = FixedShapePasses(model, self._shape, policy or Probabilities(), pass_images=pass_images)
+        self._passes = FixedShapePasses(model, self._shape, policy, pass_images=pass_images)
         self.log, self._sample = log if log is not None else QueryLog(), sample_size(self._shape, query_log_images)
         self._max_query_images, self._sleep = max_query_images, sleep
 
     @property
     def classes(self) -> int:
-        """Number of classes in an answer."""
+        """Numbers in an answer: classes, or the length of an embedding."""
         return self._classes
 
     @property
@@ -88,6 +90,6 @@ class LocalBlackBox:
             except RateLimited as limited:
                 self._sleep(limited.retry_after_s)
         answers = self._passes.answer([images])[0]
-        self.log.add([note(self.client, request_id, images, answers, self._sample)])
+        self.log.add([note(self.client, request_id, images, said(answers, self._source), self._sample)])
         self.asked += len(images)
         return answers

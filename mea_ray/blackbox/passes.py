@@ -14,9 +14,10 @@ from copy import deepcopy
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from mea_ray.blackbox.policies import Policy
+from mea_ray.models.base import ImageModel
 from mea_ray.training.device import device as default_device
 from mea_ray.training.device import one_thread
 from mea_ray.types import Answers, FloatImages, Images
@@ -33,6 +34,11 @@ def default_pass_images(where: torch.device, max_batch_images: int | None = None
     return images if max_batch_images is None else min(images, max_batch_images)
 
 
+def answer_size(model: ImageModel, policy: Policy) -> int:
+    """Return the numbers in an answer: a classifier's classes, or the length of an encoder's features."""
+    return model.feature_size if policy.source == "features" else model.classes
+
+
 class FixedShapePasses:
     """A victim that answers any number of images in passes of one shape, in float32.
 
@@ -46,7 +52,7 @@ class FixedShapePasses:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ImageModel,
         shape: tuple[int, int, int],
         policy: Policy,
         *,
@@ -60,6 +66,7 @@ class FixedShapePasses:
         # A copy, for the caller's model stays where and as it is. Channels last: 1.5 times the images/s on a CPU.
         self.model = deepcopy(model).to(self.device, torch.float32, memory_format=torch.channels_last).eval()
         self.policy = policy
+        self._compute = self.model.features if policy.source == "features" else self._probabilities
         self.pass_images = default_pass_images(self.device) if pass_images is None else pass_images
         self.passes = 0
         self._pixels = np.zeros((self.pass_images, *shape), dtype=np.uint8)
@@ -74,21 +81,19 @@ class FixedShapePasses:
             parts: Images of each request, uint8 or float32 in [0, 1], (N_i, C, H, W), already checked.
 
         Returns:
-            For each request float32 answers (N_i, K).
+            For each request float32 answers (N_i, K), K as ``answer_size`` gives it.
         """
         total = sum(map(len, parts))
         rows = [
             self._pass(parts, start, min(start + self.pass_images, total))
             for start in range(0, total, self.pass_images)
         ]
-        probabilities = np.concatenate(rows)
+        computed = np.concatenate(rows)
         ends = np.cumsum([len(part) for part in parts])
-        return [
-            self.policy.apply(probabilities[end - len(part) : end], part) for part, end in zip(parts, ends, strict=True)
-        ]
+        return [self.policy.apply(computed[end - len(part) : end], part) for part, end in zip(parts, ends, strict=True)]
 
     def _pass(self, parts: Sequence[Images | FloatImages], start: int, stop: int) -> np.ndarray:
-        """Compute the probabilities of images ``start`` to ``stop``, counted over all parts."""
+        """Compute the probabilities or features of images ``start`` to ``stop``, counted over all parts."""
         pieces = []
         offset = 0
         for part in parts:
@@ -112,6 +117,9 @@ class FixedShapePasses:
             x = torch.from_numpy(buffer).to(self.device)
             if buffer is self._pixels:
                 x = x.float().div_(self._white)
-            answers = torch.softmax(self.model(x), dim=1)[:count].cpu().numpy()
+            answers = self._compute(x)[:count].cpu().numpy()
         self.passes += 1
         return np.asarray(answers, dtype=np.float32)
+
+    def _probabilities(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.model(x), dim=1)

@@ -1,4 +1,4 @@
-"""Answer policies: what a query API lets out of the victim's probabilities.
+"""Answer policies: what a query API lets out of a classifier's probabilities.
 
 Every policy works row by row, so that an answer depends on its own image only and never on what it was merged with.
 """
@@ -6,7 +6,7 @@ Every policy works row by row, so that an answer depends on its own image only a
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,15 @@ import numpy.typing as npt
 from mea_ray.errors import ConfigError
 from mea_ray.types import Answers, FloatImages, Images
 
+Source = Literal["probabilities", "features"]
+"""What a policy is given of the victim: a classifier's probabilities, or an encoder's features."""
+
 
 class Policy(Protocol):
     """How an API words its answers."""
+
+    source: Source
+    """What ``apply`` is given."""
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
         """Turn probabilities into answers.
@@ -34,6 +40,8 @@ class Policy(Protocol):
 class Probabilities:
     """All probabilities, as the victim computes them."""
 
+    source: Source = "probabilities"
+
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
         """Return the probabilities, see `Policy.apply`."""
         return np.array(probabilities, dtype=np.float32)
@@ -49,6 +57,8 @@ class TopK:
     Raises:
         ConfigError: ``k`` is below 1.
     """
+
+    source: Source = "probabilities"
 
     def __init__(self, *, k: int = 5, renormalise: bool = False) -> None:
         if k < 1:
@@ -76,6 +86,8 @@ class Rounded:
         ConfigError: ``decimals`` is negative.
     """
 
+    source: Source = "probabilities"
+
     def __init__(self, *, decimals: int = 2) -> None:
         if decimals < 0:
             raise ConfigError(f"decimals={decimals} must be at least 0; use `label_only` to say even less")
@@ -88,6 +100,8 @@ class Rounded:
 
 class LabelOnly:
     """The most probable class and nothing else, as a one-hot row. Ties go to the lower class index."""
+
+    source: Source = "probabilities"
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
         """Return one-hot rows, see `Policy.apply`."""
@@ -109,6 +123,8 @@ class AdditiveNoise:
     Raises:
         ConfigError: ``sigma`` is negative.
     """
+
+    source: Source = "probabilities"
 
     def __init__(self, *, sigma: float = 0.05, seed: int = 0) -> None:
         if sigma < 0:

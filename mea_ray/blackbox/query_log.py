@@ -82,6 +82,18 @@ def sample_size(shape: tuple[int, int, int], images: int = SAMPLE_IMAGES) -> int
     return min(images, SAMPLE_BYTES // (4 * int(np.prod(shape))))
 
 
+def said(answers: Answers, source: str) -> Answers:
+    """Return what the log takes for the classes of answers.
+
+    Embeddings name no class: all images count as one, and PRADA's distances are those among all of them.
+
+    Args:
+        answers: float32 (N, K).
+        source: ``source`` of the answer policy.
+    """
+    return answers if source == "probabilities" else np.ones((len(answers), 1), np.float32)
+
+
 def note(client: str, request_id: str, images: Images | FloatImages, answers: Answers, sample: int) -> Note:
     """Make the note of an answered request.
 
@@ -89,8 +101,8 @@ def note(client: str, request_id: str, images: Images | FloatImages, answers: An
         client: Who asked.
         request_id: Name of the request.
         images: What was asked, (N, C, H, W).
-        answers: What was said, float32 (N, K): the owner's log is of answers, so a policy that hides the order of two
-            classes hides it here, too.
+        answers: What was ``said``, float32 (N, K): the owner's log is of answers, so a policy that hides the order of
+            two classes hides it here, too.
         sample: See ``sample_size``.
     """
     number = _NUMBER.search(request_id)
@@ -176,7 +188,7 @@ def record(seen: Seen, classes: int, *, delta: float = PRADA_DELTA) -> QueryLogR
 
     Args:
         seen: What was noted.
-        classes: Number of classes in an answer.
+        classes: Number of classes that an answer may name; 1 for embeddings.
         delta: Shapiro-Wilk statistic below which the distances do not look like a customer's.
     """
     counts = np.zeros(classes, np.int64)

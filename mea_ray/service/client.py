@@ -77,7 +77,7 @@ class ServiceClient:
 
     @property
     def classes(self) -> int:
-        """Number of classes in an answer."""
+        """Numbers in an answer: classes, or the length of an embedding."""
         return self._classes
 
     @property

@@ -14,6 +14,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mea_ray.blackbox import POLICIES
+from mea_ray.blackbox.passes import answer_size
 from mea_ray.blackbox.query_log import SAMPLE_IMAGES, record
 from mea_ray.errors import ConfigError, ServiceUnavailable
 from mea_ray.results import QueryLogRecord
@@ -98,7 +99,7 @@ class VictimService:
                 f"max_request_images={max_request_images} must be at least 1, max_wait_ms={max_wait_ms} not negative"
             )
         chosen = dict(policy or {"name": "probabilities"})
-        POLICIES.build(chosen["name"], **{key: value for key, value in chosen.items() if key != "name"})
+        worded = POLICIES.build(chosen["name"], **{key: value for key, value in chosen.items() if key != "name"})
         folder = Path(folder).resolve()
         model, _ = load_model(folder)
         temporary = ledger_path is None
@@ -110,7 +111,8 @@ class VictimService:
         names = [replica_name(name, index) for index in range(replicas)]
         description = {
             "replicas": names,
-            "classes": model.classes,
+            "classes": answer_size(model, worded),
+            "source": worded.source,
             "image_shape": model.shape,
             "max_request_images": max_request_images,
             "temporary_journal": str(journal) if temporary else None,
@@ -220,7 +222,8 @@ class VictimService:
                 ray.get(handle.settle.remote())
             except RayError:  # what it answered was noted, or it is asked again
                 continue
-        return record(answer_of("the ledger", self.ledger.seen.remote(client)), self._description["classes"])
+        named = self._description["classes"] if self._description["source"] == "probabilities" else 1
+        return record(answer_of("the ledger", self.ledger.seen.remote(client)), named)
 
     def clients(self) -> list[str]:
         """Return the names of all clients."""

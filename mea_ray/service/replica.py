@@ -20,8 +20,8 @@ import numpy as np
 
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.ledger import Charge
-from mea_ray.blackbox.passes import FixedShapePasses, default_pass_images
-from mea_ray.blackbox.query_log import note, sample_size
+from mea_ray.blackbox.passes import FixedShapePasses, answer_size, default_pass_images
+from mea_ray.blackbox.query_log import note, said, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
 from mea_ray.errors import ServiceUnavailable
 from mea_ray.service.naming import find, ledger_name
@@ -79,17 +79,17 @@ class Replica:
         use_threads(cpus)
         model, _ = load_model(Path(folder))
         where = device()
-        chosen = {key: value for key, value in policy.items() if key != "name"}
+        worded = POLICIES.build(policy["name"], **{key: value for key, value in policy.items() if key != "name"})
         self._passes = FixedShapePasses(
             model,
             model.shape,
-            POLICIES.build(policy["name"], **chosen),
+            worded,
             pass_images=default_pass_images(where, max_batch_images) if pass_images is None else pass_images,
             device=where,
         )
         # The first pass of a process is slow (kernels are chosen, memory is taken): not at a client's expense.
         self._passes.answer([np.zeros((1, *model.shape), dtype=np.uint8)])
-        self._shape, self._classes = model.shape, model.classes
+        self._shape, self._classes, self._source = model.shape, answer_size(model, worded), worded.source
         # By name and not by handle: arguments in the object store die with their owner, and then no restart succeeds.
         self._ledger = find(ledger_name(service))
         self._max_batch_images, self._max_request_images = max_batch_images, max_request_images
@@ -107,7 +107,7 @@ class Replica:
         self._passes.passes = 0
 
     def describe(self) -> dict[str, Any]:
-        """Return what a client must know: classes, image shape, largest request, images in a pass."""
+        """Return what a client must know: numbers in an answer, image shape, largest request, images in a pass."""
         return {
             "classes": self._classes,
             "image_shape": self._shape,
@@ -206,7 +206,13 @@ class Replica:
         once. A ledger that dies is told again by Ray; only if all of the service dies at this moment is a note lost.
         """
         notes = [
-            note(request.charge.client, request.charge.request_id, request.images, answer, self._sample)
+            note(
+                request.charge.client,
+                request.charge.request_id,
+                request.images,
+                said(answer, self._source),
+                self._sample,
+            )
             for request, answer in zip(batch, answers, strict=True)
         ]
         told = asyncio.ensure_future(_quietly(self._ledger.note.remote(notes)))

@@ -1,0 +1,58 @@
+"""Answer policies of a feature API: what it lets out of an encoder's features. Row by row, as all policies."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from mea_ray.blackbox.policies import Source
+from mea_ray.errors import ConfigError
+from mea_ray.types import Answers, FloatImages, Images
+
+Features = npt.NDArray[np.float32]
+TINY = np.float32(1e-12)
+
+
+class Embedding:
+    """The features, as the encoder computes them."""
+
+    source: Source = "features"
+
+    def apply(self, features: Features, images: Images | FloatImages) -> Answers:
+        """Return float32 features (N, feature_size), see `policies.Policy.apply`."""
+        return np.array(features, dtype=np.float32)
+
+
+class NormalisedEmbedding:
+    """The features scaled to length 1; a row of zeros stays one."""
+
+    source: Source = "features"
+
+    def apply(self, features: Features, images: Images | FloatImages) -> Answers:
+        """Divide each row by its L2 norm, see `policies.Policy.apply`."""
+        lengths = np.sqrt(np.square(features.astype(np.float64)).sum(axis=1, keepdims=True))
+        answers: Answers = (features / np.maximum(lengths, TINY)).astype(np.float32)
+        return answers
+
+
+class RoundedEmbedding:
+    """Features scaled to length 1 and rounded, so that they say less.
+
+    Args:
+        decimals: Decimals kept.
+
+    Raises:
+        ConfigError: ``decimals`` is negative.
+    """
+
+    source: Source = "features"
+
+    def __init__(self, *, decimals: int = 2) -> None:
+        if decimals < 0:
+            raise ConfigError(f"decimals={decimals} must be at least 0")
+        self.decimals = decimals
+
+    def apply(self, features: Features, images: Images | FloatImages) -> Answers:
+        """Normalise and round each row, see `policies.Policy.apply`."""
+        unit = NormalisedEmbedding().apply(features, images).astype(np.float64)
+        return np.round(unit, self.decimals).astype(np.float32)
