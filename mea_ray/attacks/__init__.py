@@ -6,10 +6,13 @@ ATTACKS = Table(
     "attack",
     {
         "active": "mea_ray.attacks.active:Active",
+        "cont_steal": "mea_ray.attacks.cont_steal:ContSteal",
         "dfme": "mea_ray.attacks.data_free:DFME",
         "distillation": "mea_ray.attacks.distillation:Distillation",
+        "feature_distillation": "mea_ray.attacks.feature_distillation:FeatureDistillation",
         "jbda": "mea_ray.attacks.jbda:Jbda",
         "knockoff": "mea_ray.attacks.knockoff:Knockoff",
         "maze": "mea_ray.attacks.data_free:MAZE",
+        "stolen_encoder": "mea_ray.attacks.stolen_encoder:StolenEncoder",
     },
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -46,6 +46,9 @@ class Attack(ABC):
 
     An attack never holds the victim: only a ``BlackBox``, unlabelled images of its own, and a way to build a network.
     """
+
+    learns_from: Literal["probabilities", "features"] = "probabilities"
+    """What its black box must answer with: a classifier's probabilities, or an encoder's features."""
 
     def charges(self, budgets: Sequence[int]) -> int:
         """Return the images that a run over ``budgets`` is charged at most: what its client must be registered with.

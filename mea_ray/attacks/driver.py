@@ -8,9 +8,8 @@ the queries within that budget only, whatever larger budgets a run goes on to.
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
-from collections.abc import Container, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 
 from mea_ray import metrics
-from mea_ray.attacks.asking import foreign, query
+from mea_ray.attacks.asking import content_names, foreign, query
 from mea_ray.attacks.base import Attack, Curves, MakeModel, Rung
 from mea_ray.attacks.learning import Distil, Learning
 from mea_ray.attacks.transfer import Indices, TransferSet
@@ -30,6 +29,7 @@ from mea_ray.errors import ConfigError, DataError
 from mea_ray.models.base import ImageModel
 from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.engine import TrainReport, train
+from mea_ray.training.objective import Objective
 from mea_ray.types import Answers, BlackBox, FloatImages, Images, Labels
 
 QUERIES_PER_FILE = 16
@@ -85,6 +85,7 @@ class Thief:
         seed: Seed of the attack.
         curves: What the attack logs of itself; see ``log``.
         online: What the queries of an attack that trains while it asks leave to its ``substitute``.
+        objective: Makes the objective of a training on answers; None is ``Distil`` with ``learning``.
     """
 
     pool: Images
@@ -99,6 +100,7 @@ class Thief:
     asked: int = 0
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     online: Any = None
+    objective: Callable[[Answers], Objective] | None = None
 
     def from_pool(self, indices: npt.NDArray[np.integer]) -> Ask:
         """Ask images of the pool."""
@@ -162,16 +164,18 @@ class Thief:
             **overrides: Settings of the training engine in place of the thief's own.
         """
         settings = {**self.training, **({} if validate is not None else {"early_stop_patience": None}), **overrides}
-        objective = Distil(self.learning, answers)
+        objective = self.objective(answers) if self.objective is not None else Distil(self.learning, answers)
         return train(model, images, None, objective, seed=derive(self.seed, *names), validate=validate, **settings)
 
 
 class TransferAttack(Attack):
     """An attack that fills a transfer set and trains a fresh substitute on each rung's prefix of it.
 
-    A subclass writes ``queries``; it may override ``default_temperature``, ``uses_labels``, ``pool_needed`` and
-    ``substitute``.
+    A subclass writes ``queries``; it may override what follows, ``pool_needed``, ``objective`` and ``substitute``.
     """
+
+    overrides: Mapping[str, Any] = {}
+    """Settings of a substitute's training that this attack needs otherwise than the thief's own."""
 
     default_temperature: float = 1.0
     """Temperature of the substitute's loss where ``thief.learning.temperature`` is null."""
@@ -185,6 +189,10 @@ class TransferAttack(Attack):
     @abstractmethod
     def queries(self, thief: Thief) -> Queries:
         """Yield what to ask next, forever or until there is nothing left to ask; the driver stops at the budget."""
+
+    def objective(self, learning: Learning, answers: Answers) -> Objective:
+        """Make the objective of a substitute on its answers."""
+        return Distil(learning, answers)
 
     def pool_needed(self, budgets: Sequence[int]) -> int:
         """Return how many images the thief's pool must hold at least."""
@@ -257,16 +265,18 @@ class TransferAttack(Attack):
             # and the answers that waited for a file to be full.
             lost = 2 * self.query_chunk if transfer.path is not None else 0
             check_remaining(blackbox, self.charges(wanted) - self.held(transfer, wanted), lost)
+        chosen = self.learning(learning)
         thief = Thief(
             pool,
             labels if self.uses_labels else None,
             blackbox.classes,
             blackbox.image_shape,
             transfer,
-            self.learning(learning),
+            chosen,
             dict(training),
             seed,
             make_model,
+            objective=partial(self.objective, chosen),
         )
         return self.rungs(thief, blackbox, budgets, wanted)
 
@@ -299,10 +309,10 @@ class TransferAttack(Attack):
             held_out = round(thief.learning.validation_fraction * len(images))
         kept = len(images) - held_out
         model = thief.new_model("substitute", budget)
-        validate = None
-        if held_out:
-            validate = partial(agreement, images=images[kept:], said=answers[kept:].argmax(1))
-        report = thief.fit(model, images[:kept], answers[:kept], "training", budget, validate=validate)
+        validate = partial(agreement, images=images[kept:], said=answers[kept:].argmax(1)) if held_out else None
+        report = thief.fit(
+            model, images[:kept], answers[:kept], "training", budget, validate=validate, **self.overrides
+        )
         return Rung(budget, thief.asked, model, report.epochs, report.seconds, thief.curves_within(thief.asked))
 
 
@@ -369,12 +379,6 @@ class _Purse:
             parts.append(answers)
         thief.asked += len(images)
         return np.concatenate(parts)
-
-
-def content_names(images: Images | FloatImages) -> Indices:
-    """Name images that are not of the pool by their content: negative int64 (N,), equal for equal images only."""
-    digests = (hashlib.sha256(image.tobytes()).digest()[:8] for image in images)
-    return np.array([-1 - (int.from_bytes(digest, "big") >> 1) for digest in digests], np.int64)
 
 
 def agreement(model: nn.Module, *, images: Images, said: npt.NDArray[np.int64]) -> float:
