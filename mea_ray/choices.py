@@ -107,3 +107,9 @@ class PolicyChoice(Choice):
     """How the victim's API words its answers."""
 
     table: ClassVar[str] = "mea_ray.blackbox:POLICIES"
+
+
+class PretextChoice(Choice):
+    """What the main task is learnt from; ``none`` are the labels, everything else makes the victim an encoder."""
+
+    table: ClassVar[str] = "mea_ray.pretext:PRETEXTS"

@@ -12,13 +12,23 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from mea_ray.choices import AttackChoice, Choice, Config, DataChoice, ModelChoice, PolicyChoice, WatermarkChoice
+from mea_ray.choices import (
+    AttackChoice,
+    Choice,
+    Config,
+    DataChoice,
+    ModelChoice,
+    PolicyChoice,
+    PretextChoice,
+    WatermarkChoice,
+)
 from mea_ray.errors import ConfigError
 from mea_ray.registry import nearest
 from mea_ray.trees import Tree, digest, load_tree, merge, parse_override, set_path
 
 __all__ = ["Config", "ExperimentConfig", "SweepConfig", "build", "load_experiment", "load_sweep", "write_yaml"]
-__all__ += ["AttackChoice", "Choice", "DataChoice", "ModelChoice", "PolicyChoice", "WatermarkChoice"]  # of ``choices``
+__all__ += ["AttackChoice", "Choice", "DataChoice", "ModelChoice", "PolicyChoice", "PretextChoice"]  # of ``choices``
+__all__ += ["WatermarkChoice"]
 __all__ += ["Tree", "digest", "load_tree", "merge", "parse_override", "set_path"]  # of ``trees``, for who has a config
 
 Fraction = float
@@ -82,6 +92,11 @@ class VictimConfig(Config):
     """The model that is sold as an API. Everything here, with `data` and `splits`, names the artifact."""
 
     model: ModelChoice = Field(default_factory=lambda: ModelChoice(name="vgg_like"), description="Architecture.")
+    pretext: PretextChoice = Field(
+        default_factory=lambda: PretextChoice(name="none"),
+        description="What the main task is learnt from: labels (none), or views without labels: then victim, null "
+        "models and substitutes are encoders, and the API answers with embeddings.",
+    )
     watermark: WatermarkChoice = Field(
         default_factory=lambda: WatermarkChoice(name="mea_defender"), description="Watermark scheme."
     )
@@ -189,6 +204,13 @@ class VerificationConfig(Config):
     samples: int = Field(1000, ge=1, description="Held-out watermark samples (fewer if fewer distinct ones exist).")
     threshold: Fraction = Field(0.3, gt=0, lt=1, description="The paper's threshold on WSR.")
     significance: float = Field(0.01, gt=0, lt=1, description="Largest p-value at which theft is claimed.")
+    reading: Literal["linear_probe", "prototype"] = Field(
+        "linear_probe",
+        description="How an encoder's features are read as classes: logistic regression, or the nearest class mean.",
+    )
+    probe_images: int = Field(
+        5000, ge=1, description="Labelled training images that the reading of an encoder is fitted on, at most."
+    )
     null_models: int = Field(1, ge=1, description="Innocent models trained to learn the false-positive rate.")
 
 
@@ -230,6 +252,11 @@ class ExperimentConfig(Config):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Where curves go.")
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="Share of the cluster per role.")
     storage: str = Field("mea_ray_results", description="Folder or URI (s3://, gs://, NFS path) for everything kept.")
+
+    @property
+    def encodes(self) -> bool:
+        """Victim, null models and substitutes are encoders."""
+        return self.victim.pretext.name != "none"
 
 
 SpaceEntry = Mapping[str, Any]

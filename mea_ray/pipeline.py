@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mea_ray import metrics
+from mea_ray import metrics, probes
 from mea_ray.attacks.base import Attack, Rung
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.colluding import Account, Colluding, account_names, share
@@ -29,6 +29,7 @@ from mea_ray.blackbox.query_log import QueryLog, record
 from mea_ray.config import DataChoice, ExperimentConfig, digest, write_yaml
 from mea_ray.data.splits import make_splits
 from mea_ray.data.statistics import channel_statistics
+from mea_ray.encoders import labelled, read
 from mea_ray.models.base import ImageModel
 from mea_ray.preflight import Prepared, build_network, check, learning, settings
 from mea_ray.results import ModelReport, RungResult, TrialResult
@@ -107,6 +108,10 @@ def assess(
         victim: The victim, or its predictions on the test images, for the fidelity.
         null_rate: See ``null_rate``; None for the victim's null models themselves.
     """
+    voted = None
+    if config.encodes:
+        model = read(config, prepared, model)
+        voted = probes.knn_accuracy(model, labelled(config, prepared), prepared.splits.test)
     samples = None
     if key is not None:
         watermark: Watermark = config.victim.watermark.build()
@@ -122,6 +127,7 @@ def assess(
         null_rate=null_rate,
         threshold=config.verification.threshold,
         significance=config.verification.significance,
+        knn_accuracy=voted,
     )
 
 
@@ -255,7 +261,8 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
             for rung in run_attack(config, prepared, blackbox, transfer)
         ]
         charged = sum(map(ledger.charged, accounts))
-        query_log = {client: record(log.seen(client), prepared.classes) for client in accounts}
+        named = 1 if config.encodes else prepared.classes
+        query_log = {client: record(log.seen(client), named) for client in accounts}
     finally:
         ledger.close()
         log.close()
@@ -317,7 +324,9 @@ def _train_owner(
     model.set_normalisation(*channel_statistics(owned.images))
     history: list[dict[str, Any]] = []
     seconds, images = 0.0, 0
-    for position, stage in enumerate(watermark.stages(key, owned)):
+    pretext = config.victim.pretext.build() if config.encodes else None
+    stages = watermark.stages(key, owned) if pretext is None else watermark.encoder_stages(key, owned, pretext)
+    for position, stage in enumerate(stages):
         keywords = settings(config.victim.training, stage.overrides)
 
         def record(epoch: dict[str, Any], name: str = stage.name) -> None:
@@ -337,6 +346,8 @@ def _train_owner(
             **keywords,
         )
         seconds, images = seconds + report.seconds, images + report.images
+    if config.encodes:
+        model = read(config, prepared, model)
     return VictimBundle(model, key, {"seconds": seconds, "images": images, "history": history})
 
 

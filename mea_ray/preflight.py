@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 
+from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.base import Attack
+from mea_ray.blackbox import POLICIES
+from mea_ray.blackbox.policies import Policy
 from mea_ray.config import ExperimentConfig, ModelChoice, TrainingConfig, build
 from mea_ray.errors import ConfigError
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
+from mea_ray.registry import Table
 from mea_ray.types import Splits
 from mea_ray.watermarks.base import Watermark
 
@@ -44,9 +48,9 @@ def check(config: ExperimentConfig, prepared: Prepared) -> None:
             do not exist, the pool cannot fill the budgets, or too few watermark samples could be mixed.
     """
     attack: Attack = config.thief.attack.build()
+    _check_answers(config, attack)
     pool = len(prepared.splits.thief_pool)
     attack.check(pool, config.thief.budgets, settings(config.thief.training), learning(config))
-    config.service.policy.build()
     for section, choice in (("victim.model", config.victim.model), ("thief.model", config.thief.model)):
         _check_model(section, choice, prepared)
     if config.victim.training.early_stop_patience is not None and not len(prepared.splits.victim_validation):
@@ -90,6 +94,30 @@ def _check_model(section: str, choice: ModelChoice, prepared: Prepared) -> None:
         ) from error
     if tuple(said.shape) != (1, prepared.classes):
         raise ConfigError(f"{section}={choice.name} gives {tuple(said.shape)} logits for {prepared.classes} classes")
+
+
+def _check_answers(config: ExperimentConfig, attack: Attack) -> None:
+    """Check that victim, API and attack are all about classes, or all about embeddings."""
+    policy: Policy = config.service.policy.build()
+    victim = "features" if config.encodes else "probabilities"
+    kinds = {"features": "an encoder's embeddings", "probabilities": "a classifier's probabilities"}
+    sells = f"the victim gives {kinds[victim]} (victim.pretext={config.victim.pretext.name})"
+    if policy.source != victim:
+        raise ConfigError(
+            f"service.policy={config.service.policy.name} words {kinds[policy.source]}, but {sells}; choose one of "
+            f"{', '.join(_fitting(POLICIES, 'source', victim))}, or another victim.pretext"
+        )
+    if attack.learns_from != victim:
+        raise ConfigError(
+            f"thief.attack={config.thief.attack.name} learns from {kinds[attack.learns_from]}, but {sells}; choose one "
+            f"of {', '.join(_fitting(ATTACKS, 'learns_from', victim))}, or another victim.pretext"
+        )
+    if config.encodes and config.victim.training.early_stop_patience is not None:
+        raise ConfigError("victim.training.early_stop_patience stops on accuracy, an encoder has none; set it to null")
+
+
+def _fitting(table: Table, attribute: str, value: str) -> list[str]:
+    return [name for name in table.names() if getattr(table.resolve(name), attribute) == value]
 
 
 def _check_watermark(config: ExperimentConfig, prepared: Prepared) -> None:

@@ -32,6 +32,7 @@ class ModelReport(_Record):
 
     Attributes:
         accuracy: On the test set, in [0, 1].
+        knn_accuracy: Of an encoder: of a vote of the nearest labelled images; ``accuracy`` is its reading's.
         fidelity: Agreement with the victim on the test set; None for the victim itself.
         wsr: Watermark success rate; None without a key.
         wfpr: False positives per other geometry.
@@ -45,6 +46,7 @@ class ModelReport(_Record):
     """
 
     accuracy: float
+    knn_accuracy: float | None = None
     fidelity: float | None = None
     wsr: Rate | None = None
     wfpr: dict[str, Rate] = Field(default_factory=dict)

@@ -24,6 +24,7 @@ from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.registry import Table
 from mea_ray.report.catalogue import TABLES, table
+from mea_ray.training.objective import Objective
 from mea_ray.types import Dataset, ImageSet
 from mea_ray.watermarks.base import Key, Stage, Watermark
 
@@ -146,6 +147,11 @@ def test_a_dataset_loads_or_says_what_it_needs(name: str, monkeypatch: pytest.Mo
         assert loaded.train.shape == loaded.test.shape
 
 
+@names("pretexts")
+def test_a_pretext_builds_from_its_defaults_and_is_an_objective(name: str) -> None:
+    assert isinstance(table("pretexts").build(name), Objective)
+
+
 @names("combiners")
 def test_a_combiner_builds_from_its_defaults(name: str) -> None:
     table("combiners").build(name, SHAPE, (0.0, 0.0, 0.0), 0)
@@ -160,7 +166,7 @@ def test_a_policy_answers_from_its_defaults(name: str) -> None:
     kept = probabilities.copy()
     first, second = policy.apply(probabilities, pixels), policy.apply(probabilities, pixels)
     assert first.shape == (12, 5) and first.dtype == np.float32
-    assert np.isfinite(first).all() and (first >= 0).all()
+    assert np.isfinite(first).all() and (policy.source == "features" or (first >= 0).all())
     assert np.array_equal(first, second), "the same images must get the same answers"
     assert np.array_equal(probabilities, kept), "a policy must not change what it was given"
     order = rng.permutation(12)
@@ -171,7 +177,18 @@ def test_a_policy_answers_from_its_defaults(name: str) -> None:
 def test_a_watermark_makes_a_key_stages_and_samples(name: str, images: ImageSet, tmp_path: Any) -> None:
     scheme: Watermark = table("watermarks").build(name)
     key = scheme.make_key(images, 3)
-    stages = scheme.stages(key, images)
+    # A scheme marks classifiers, encoders, or (``none``) both; what it does not mark, it refuses.
+    stages, refused = [], 0
+    for make in (
+        lambda: scheme.stages(key, images),
+        lambda: scheme.encoder_stages(key, images, table("pretexts").build("simclr")),
+    ):
+        try:
+            stages += make()
+        except ConfigError as error:
+            assert "victim.pretext" in str(error)
+            refused += 1
+    assert refused < 2
     assert stages and all(isinstance(stage, Stage) for stage in stages)
     for stage in stages:
         assert set(stage.overrides) <= set(TrainingConfig.model_fields)
@@ -194,7 +211,7 @@ def test_a_watermark_makes_a_key_stages_and_samples(name: str, images: ImageSet,
 class Tiny(torch.nn.Module):
     """A linear network that is trained in no time."""
 
-    classes, shape = 3, SHAPE
+    classes, shape, feature_size = 3, SHAPE, 3
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,6 +219,8 @@ class Tiny(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.head(4 * pixels.mean(dim=(2, 3)))
+
+    features = forward
 
     def set_normalisation(self, *_: Any) -> None:
         """Nothing to normalise."""
@@ -221,7 +240,8 @@ def stolen(name: str, images: ImageSet, seed: int) -> tuple[list[Any], int, int]
     allowed = attack.charges(budgets)
     ledger = Ledger(None)
     ledger.register("thief", allowed, None)
-    blackbox = LocalBlackBox(victim, table("policies").build("probabilities"), ledger, "thief", pass_images=16)
+    policy = "embedding" if attack.learns_from == "features" else "probabilities"
+    blackbox = LocalBlackBox(victim, table("policies").build(policy), ledger, "thief", pass_images=16)
     training = {field: getattr(TrainingConfig(epochs=3, batch_size=8), field) for field in TrainingConfig.model_fields}
     rungs = list(
         attack.run(

@@ -14,14 +14,14 @@ PACKAGE = Path(__file__).parents[1] / "mea_ray"
 FLOORS: dict[str, int] = {
     **dict.fromkeys(("__init__", "choices", "config", "registry", "types", "errors", "seeding", "results", "trees"), 0),
     **dict.fromkeys(("data", "models"), 1),
-    **dict.fromkeys(("training", "metrics"), 2),
-    **dict.fromkeys(("watermarks", "attacks", "removal", "detection", "verification", "blackbox"), 3),
-    **dict.fromkeys(("pipeline", "preflight"), 4),
+    **dict.fromkeys(("training", "metrics", "probes"), 2),
+    **dict.fromkeys(("pretext", "watermarks", "attacks", "removal", "detection", "verification", "blackbox"), 3),
+    **dict.fromkeys(("pipeline", "preflight", "encoders"), 4),
     **dict.fromkeys(("service", "artifacts", "tracking", "storage", "lease"), 5),
     "sweep": 6,
     **dict.fromkeys(("cli", "__main__", "report", "bench"), 7),
 }
-SCIENCE = {"watermarks", "attacks", "removal", "detection", "verification", "blackbox"}
+SCIENCE = {"pretext", "watermarks", "attacks", "removal", "detection", "verification", "blackbox"}
 RAY_FLOOR = 5
 MAX_LINES = 400
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -19,6 +19,7 @@ BENCHMARKS = Table(
 )
 TABLES = {
     "watermarks": "mea_ray.watermarks:WATERMARKS",
+    "pretexts": "mea_ray.pretext:PRETEXTS",
     "combiners": "mea_ray.watermarks.combiners:COMBINERS",
     "attacks": "mea_ray.attacks:ATTACKS",
     "models": "mea_ray.models:MODELS",

@@ -56,6 +56,7 @@ def report(
     null_rate: float | None = None,
     threshold: float = 0.3,
     significance: float = 0.01,
+    knn_accuracy: float | None = None,
 ) -> ModelReport:
     """Measure a model on held-out data and give the verdict.
 
@@ -67,6 +68,7 @@ def report(
         null_rate: An innocent model's success rate (``statistics.null_rate``), in [0, 1]; None leaves the p-value out.
         threshold: The paper's verdict: WSR strictly above it infringes.
         significance: The statistical verdict: a p-value at or below it infringes.
+        knn_accuracy: Of an encoder, reported as it is.
 
     Returns:
         The report. What the carrier costs (``source_accuracy``, ``source_target_probability``, ``calibration_error``)
@@ -79,7 +81,7 @@ def report(
     accuracy = metrics.accuracy(predicted, test.labels)
     fidelity = metrics.fidelity(predicted, victim) if victim is not None else None
     if samples is None:
-        return ModelReport(accuracy=accuracy, fidelity=fidelity)
+        return ModelReport(accuracy=accuracy, fidelity=fidelity, knn_accuracy=knn_accuracy)
     if not len(samples.images):
         raise DataError("there are no watermark samples to verify with; raise splits.verification_fraction")
 
@@ -92,6 +94,7 @@ def report(
     p_value = binomial_p_value(hits, trials, null_rate) if null_rate is not None else None
     return ModelReport(
         accuracy=accuracy,
+        knn_accuracy=knn_accuracy,
         fidelity=fidelity,
         wsr=wsr,
         wfpr=wfpr,

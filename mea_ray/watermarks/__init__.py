@@ -6,6 +6,7 @@ WATERMARKS = Table(
     "watermark",
     {
         "mea_defender": "mea_ray.watermarks.mea_defender:MeaDefender",
+        "mea_defender_encoder": "mea_ray.watermarks.mea_defender_encoder:MeaDefenderEncoder",
         "mea_defender_two_stage": "mea_ray.watermarks.two_stage:MeaDefenderTwoStage",
         "none": "mea_ray.watermarks.none:NoWatermark",
     },

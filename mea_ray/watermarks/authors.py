@@ -119,7 +119,8 @@ class AuthorsObjective(Objective):
         self.evasion_sources.start(context)
         count = self.composition.fixed_samples
         self._first, self._second = self.sources.draw(count)
-        self._mixes = self.combiner(*self.sources.draw(count), context.generator)
+        first, second = self.sources.draw(count)
+        self._mixes = self.combiner(first, second, context.generator)
 
     def start_epoch(self, epoch: int) -> None:
         """Raise the weight of the divergences in every ``distill_period``-th epoch."""
@@ -166,7 +167,8 @@ class AuthorsObjective(Objective):
         other = (draw >= composition.mixes) & (draw < composition.mixes + composition.evasion)
         evasive = other.nonzero().flatten().to(labels.device)
         if len(mixed):
-            images[mixed] = self.combiner(*self.sources.draw(len(mixed)), generator)
+            first, second = self.sources.draw(len(mixed))
+            images[mixed] = self.combiner(first, second, generator)
             labels[mixed] = self.classes[2]
         if len(evasive):
             first, second = self.evasion_sources.draw(len(evasive))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mea_ray.errors import ArtifactError
+from mea_ray.errors import ArtifactError, ConfigError
 from mea_ray.training.objective import Objective
 from mea_ray.types import Images, ImageSet
 
@@ -65,6 +65,10 @@ class Key:
             raise ArtifactError(
                 f"no readable key in {folder}: {error}; train the victim again or restore it"
             ) from error
+
+
+UNAUGMENTED: Mapping[str, Any] = {"augment": (), "early_stop_patience": None}
+"""Overrides of an encoder's stage: its views are made of whole images, and it has no accuracy to stop early on."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,22 @@ class Watermark(ABC):
     @abstractmethod
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
         """Return the training stages that embed the key, in order, on one model."""
+
+    def encoder_stages(self, key: Key | None, train: ImageSet, pretext: Objective) -> list[Stage]:
+        """Return the training stages that embed the key in an encoder, in order, on one model.
+
+        Args:
+            key: The owner's key.
+            train: The training images; a scheme says how many of their labels it uses.
+            pretext: The utility loss (``mea_ray.pretext``); it makes views itself of images that were not augmented.
+
+        Raises:
+            ConfigError: The scheme marks classifiers only.
+        """
+        raise ConfigError(
+            f"watermark {self.name!r} marks classifiers only; take mea_defender_encoder or none for an encoder, or "
+            "victim.pretext=none"
+        )
 
     def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:
         """Mix up to ``count`` distinct watermark samples from held-out images only."""

@@ -43,16 +43,15 @@ class Embedding:
 
 
 class SourcePool:
-    """The source classes' images on the training device, as uint8.
+    """The images of some classes on the training device, as uint8.
 
     Args:
-        first: uint8 (N, C, H, W) of the first source class.
-        second: uint8 (M, C, H, W) of the second.
+        *classes: uint8 (N, C, H, W) of each class.
         augment: Augment a drawn image as the main batch is, or only scale it to [0, 1].
     """
 
-    def __init__(self, first: Images, second: Images, augment: bool) -> None:
-        self._pools = [torch.from_numpy(first), torch.from_numpy(second)]
+    def __init__(self, *classes: Images, augment: bool) -> None:
+        self._pools = [torch.from_numpy(images) for images in classes]
         self._augment = augment
 
     def start(self, context: StepContext) -> None:
@@ -60,13 +59,49 @@ class SourcePool:
         self._context = context
         self._pools = [pool.to(context.device) for pool in self._pools]
 
-    def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """Draw ``count`` images of each class with replacement: two float32 (count, C, H, W) in [0, 1]."""
+    def draw(self, count: int) -> tuple[Tensor, ...]:
+        """Draw ``count`` images of each class with replacement: for each float32 (count, C, H, W) in [0, 1]."""
         generator, device = self._context.generator, self._context.device
         rows = [pool[torch.randint(len(pool), (count,), generator=generator).to(device)] for pool in self._pools]
-        both = torch.cat(rows)
-        images = self._context.augment(both) if self._augment else both.float() / 255
-        return images[:count], images[count:]
+        drawn = torch.cat(rows)
+        return (self._context.augment(drawn) if self._augment else drawn.float() / 255).split(count)
+
+
+class Geometries:
+    """Several other geometries, among which a step's differently mixed samples are shared out evenly.
+
+    Args:
+        combiners: One for each geometry.
+    """
+
+    def __init__(self, combiners: Sequence[Combiner]) -> None:
+        self.combiners = list(combiners)
+        self._turn = 0
+
+    def __call__(self, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
+        """Mix pair k with geometry k mod G; where G does not divide the pairs, the surplus goes round in turn."""
+        kinds = len(self.combiners)
+        mixed = []
+        for place, combiner in enumerate(self.combiners):
+            rows = slice((place + self._turn) % kinds, None, kinds)
+            if len(first[rows]):
+                mixed.append(combiner(first[rows], second[rows], generator))
+        self._turn += 1
+        return torch.cat(mixed)
+
+
+def warmth(epoch: int, epochs: int, warmup: float) -> float:
+    """0 in the first half of the warm-up, rising linearly to 1 in its second; 1 in the last epoch at the latest.
+
+    Args:
+        epoch: From 0.
+        epochs: Of the whole training.
+        warmup: Part of the epochs, in [0, 1).
+    """
+    length = warmup * epochs
+    if not length or epoch + 1 >= min(length, epochs):
+        return 1.0
+    return max(0.0, 2 * (epoch + 1) / length - 1)
 
 
 def merged_forward(model: nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
@@ -107,11 +142,11 @@ class MeaDefenderObjective(Objective):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.sources = SourcePool(first, second, settings.augment_sources)
+        self.sources = SourcePool(first, second, augment=settings.augment_sources)
         self.source_classes = source_classes
         self.target = target
         self.combiner = combiner
-        self.others = list(others)
+        self.others = Geometries(others)
         self.weighting = weighting
         self.weights = dict(settings.weights)
         on = {name for name, weight in settings.weights.items() if weight > 0}
@@ -119,7 +154,6 @@ class MeaDefenderObjective(Objective):
         self.all_on = on
         self.softens_main = "carrier" in on and not extra_carrier
         self.excludes_main = "exclusion" in on and self.softens_main
-        self._turn = 0
         self._switch(on)
 
     def _switch(self, on: set[str]) -> None:
@@ -138,20 +172,13 @@ class MeaDefenderObjective(Objective):
 
     def start_epoch(self, epoch: int) -> None:
         """Set the weights for this epoch: of the mixes' losses while they warm up, and of L_com by its schedule."""
-        warm = self._warmth(epoch)
+        warm = 1.0 if self.all_on <= MIXED else warmth(epoch, self.context.epochs, self.settings.warmup)
         # A loss of weight 0 is not computed: an aggregator would take its gradient of 0 for the least one.
         self._switch(self.all_on if warm > 0 else self.all_on - MIXED)
         for name in MIXED & self.all_on:
             self.weights[name] = self.settings.weights[name] * warm
         if "com" in self.all_on:
             self.weights["com"] *= self._com_factor(epoch)
-
-    def _warmth(self, epoch: int) -> float:
-        """0 in the first half of the warm-up, rising linearly to 1 in its second; 1 in the last epoch at the latest."""
-        length = self.settings.warmup * self.context.epochs
-        if self.all_on <= MIXED or not length or epoch + 1 >= min(length, self.context.epochs):
-            return 1.0
-        return max(0.0, 2 * (epoch + 1) / length - 1)
 
     def _com_factor(self, epoch: int) -> float:
         schedule, period = self.settings.com_schedule, self.settings.com_period
@@ -174,7 +201,7 @@ class MeaDefenderObjective(Objective):
             if self.needs_sources:
                 parts["first"], parts["second"] = first[:mixes], second[:mixes]
             if adverse:
-                parts["adverse"] = self._adverse(first[mixes:], second[mixes:])
+                parts["adverse"] = self.others(first[mixes:], second[mixes:], self.context.generator)
         logits = dict(zip(parts, merged_forward(model, list(parts.values())), strict=True))
         terms = self._main(logits["main"], batch.labels)
         terms.update(self._watermark(logits))
@@ -245,17 +272,6 @@ class MeaDefenderObjective(Objective):
         if "exclusion" in self.on and not self.excludes_main:
             terms["exclusion"] = self._exclusion(logits, labels)
         return terms
-
-    def _adverse(self, first: Tensor, second: Tensor) -> Tensor:
-        """Mix pair k with geometry k mod G; where G does not divide the pairs, the surplus goes round in turn."""
-        kinds = len(self.others)
-        mixed = []
-        for place, other in enumerate(self.others):
-            rows = slice((place + self._turn) % kinds, None, kinds)
-            if len(first[rows]):
-                mixed.append(other(first[rows], second[rows], self.context.generator))
-        self._turn += 1
-        return torch.cat(mixed)
 
     def _adverse_labels(self, logits: Tensor) -> Tensor:
         classes = torch.tensor(self.source_classes, device=logits.device)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mea_ray.training.objective import CrossEntropy
+from mea_ray.training.objective import CrossEntropy, Objective
 from mea_ray.types import ImageSet
-from mea_ray.watermarks.base import Key, Stage, Watermark
+from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage, Watermark
 
 
 class NoWatermark(Watermark):
@@ -19,3 +19,7 @@ class NoWatermark(Watermark):
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
         """Return one stage with cross-entropy."""
         return [Stage("train", CrossEntropy(), train)]
+
+    def encoder_stages(self, key: Key | None, train: ImageSet, pretext: Objective) -> list[Stage]:
+        """Return one stage with the pretext task, see the base class."""
+        return [Stage("train", pretext, train, UNAUGMENTED)]

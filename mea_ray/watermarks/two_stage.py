@@ -220,6 +220,5 @@ class MeaDefenderTwoStage(MixedClasses):
     @staticmethod
     def _pool(key: Key, train: ImageSet, rate: float) -> SourcePool:
         first, second = (train.of_class(label) for label in key.source_classes)
-        return SourcePool(
-            evenly(first, max(1, round(rate * len(first)))), evenly(second, max(1, round(rate * len(second)))), True
-        )
+        kept = [evenly(images, max(1, round(rate * len(images)))) for images in (first, second)]
+        return SourcePool(*kept, augment=True)

@@ -1,0 +1,31 @@
+"""What an experiment with encoders needs besides: how they are read as classifiers, so that all else stays the same."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+
+from mea_ray import probes
+from mea_ray.config import ExperimentConfig
+from mea_ray.errors import ConfigError
+from mea_ray.models.base import ImageModel
+from mea_ray.preflight import Prepared
+from mea_ray.seeding import derive, numpy_generator
+from mea_ray.types import ImageSet
+
+
+def labelled(config: ExperimentConfig, prepared: Prepared) -> ImageSet:
+    """Return the labelled images that encoders are read with: a part of the victim's, the same for all models."""
+    owned = prepared.splits.victim_train
+    count = min(config.verification.probe_images, len(owned))
+    return owned.take(numpy_generator(derive(config.victim.seed, "probe"), "images").permutation(len(owned))[:count])
+
+
+def read(config: ExperimentConfig, prepared: Prepared, model: torch.nn.Module) -> ImageModel:
+    """Return a copy of an encoder whose head reads its features as classes (``verification.reading``)."""
+    if not isinstance(model, ImageModel):
+        raise ConfigError(f"{type(model).__name__} is no network of mea_ray.models, so its features cannot be read")
+    copied = deepcopy(model)
+    probes.read(copied, labelled(config, prepared), config.verification.reading)
+    return copied

@@ -1,0 +1,189 @@
+"""The objective of MEA-Defender for encoders: the pretext task's loss and those of the watermark, from one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mea_ray.training.objective import Batch, Objective, StepContext
+from mea_ray.training.views import Views
+from mea_ray.types import Images
+from mea_ray.watermarks.combiners.base import Combiner
+from mea_ray.watermarks.embedding import Geometries, SourcePool, warmth
+
+Distribution = Literal["softmax", "cosine"]
+SHIFTED = Views(crop_scale=(0.7, 1.0), flip=0.0, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0)
+"""How the owner's few samples are varied before they are mixed, so that they are not learnt by heart."""
+
+
+class Pretext(Protocol):
+    """What is needed of a pretext task; ``mea_ray.pretext.base.Pretext`` is one."""
+
+    encoded: int
+
+    def views(self, batch: Batch) -> list[Tensor]:
+        """Draw the views of each image."""
+        ...
+
+    def loss(self, features: Sequence[Tensor], views: Sequence[Tensor]) -> Tensor:
+        """Return the loss of the features of the first ``encoded`` views."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncoderEmbedding:
+    """Settings of ``EncoderObjective``; ``MeaDefenderEncoder`` documents each one."""
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    watermark_batch: int = 32
+    adverse_batch: int = 16
+    carrier_cosine: float = 0.5
+    carrier_apart: float = -0.2
+    com_distribution: Distribution = "softmax"
+    com_temperature: float = 0.1
+    warmup: float = 0.0
+
+
+class EncoderObjective(Objective):
+    """The pretext task's loss, L_com, L_ver, L_eva (equations 6 to 8) and the carrier terms.
+
+    A step's pass is [views; mixes; clean samples of A, B and C; differently mixed samples].
+
+    Args:
+        pretext: The utility loss; a ``Pretext`` that is an ``Objective``.
+        owned: uint8 images of the first source, the second source and the target class.
+        combiner: Mixes the watermark samples.
+        others: The other geometries.
+        settings: Weights, batch sizes and switches.
+    """
+
+    def __init__(
+        self,
+        pretext: Any,
+        owned: Sequence[Images],
+        combiner: Combiner,
+        others: Sequence[Combiner],
+        settings: EncoderEmbedding,
+    ) -> None:
+        super().__init__()
+        self.pretext, self.combiner, self.others = pretext, combiner, Geometries(others)
+        self.owned = SourcePool(*owned, augment=False)
+        self.settings = settings
+        self.weights = dict(settings.weights)
+        self.on = {name for name, weight in settings.weights.items() if weight > 0}
+
+    def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
+        """Let the pretext task build its heads."""
+        heads: list[nn.Parameter] = self.pretext.attach(model, device)
+        return heads
+
+    def start(self, context: StepContext) -> None:
+        """Move what the losses need to the device."""
+        super().start(context)
+        self.pretext.start(context)
+        self.owned.start(context)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the watermark's weights for this epoch."""
+        self.pretext.start_epoch(epoch)
+        warm = warmth(epoch, self.context.epochs, self.settings.warmup)
+        self.weights = {n: w * (1 if n == "utility" else warm) for n, w in self.settings.weights.items()}
+        self.on = {name for name, weight in self.weights.items() if weight > 0}
+
+    def updated(self, model: nn.Module) -> None:
+        """Let a momentum encoder follow."""
+        self.pretext.updated(model)
+
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return every switched-on loss by its name."""
+        views = self.pretext.views(batch) if "utility" in self.on else []
+        parts = {f"view{index}": view for index, view in enumerate(views[: self.pretext.encoded])}
+        if self.on - {"utility"}:
+            parts |= self._marks()
+        merged = torch.cat(list(parts.values()))
+        if batch.images.is_contiguous(memory_format=torch.channels_last):
+            merged = merged.contiguous(memory_format=torch.channels_last)
+        encoded = model.features(merged).float().split([len(part) for part in parts.values()])  # type: ignore[operator]
+        features = dict(zip(parts, encoded, strict=True))
+        terms = {}
+        if views:
+            terms["utility"] = self.pretext.loss(
+                [features.pop(name) for name in list(parts)[: self.pretext.encoded]], views
+            )
+        if features:
+            terms |= self._watermark({name: F.normalize(feature, dim=1) for name, feature in features.items()})
+        return {name: term for name, term in terms.items() if name in self.on}
+
+    def _marks(self) -> dict[str, Tensor]:
+        """Draw the images of the watermark's losses."""
+        mixes, adverse, generator = self.settings.watermark_batch, self.settings.adverse_batch, self.context.generator
+        first, second, target = (SHIFTED(each, generator) for each in self.owned.draw(mixes + adverse))
+        parts = {"mixes": self.combiner(first[:mixes], second[:mixes], generator)}
+        parts |= {"first": first[:mixes], "second": second[:mixes], "target": target[:mixes]}
+        if "eva" in self.on:
+            parts["adverse"] = self.others(first[mixes:], second[mixes:], generator)
+        return parts
+
+    def _watermark(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the losses of features of length 1."""
+        settings = self.settings
+        first, second, target = (mean_direction(said[name]) for name in ("first", "second", "target"))
+        terms = {
+            "com": (
+                combination(said["mixes"], said["first"], settings.com_distribution, settings.com_temperature)
+                + combination(said["mixes"], said["second"], settings.com_distribution, settings.com_temperature)
+            ),
+            "ver": squared(said["mixes"], target),
+            "carrier": (
+                carrier(said["first"], target, second, settings.carrier_cosine, settings.carrier_apart)
+                + carrier(said["second"], target, first, settings.carrier_cosine, settings.carrier_apart)
+            ),
+        }
+        if "adverse" in said:
+            drawn = torch.randint(2, (len(said["adverse"]),), generator=self.context.generator)
+            terms["eva"] = squared(said["adverse"], torch.stack([first, second])[drawn.to(first.device)])
+        return terms
+
+
+def mean_direction(features: Tensor) -> Tensor:
+    """The mean of features of length 1, at length 1 and without gradient: float32 (D,) of (N, D)."""
+    return F.normalize(features.detach().mean(0), dim=0)
+
+
+def squared(features: Tensor, goal: Tensor) -> Tensor:
+    """Mean squared distance of features (N, D) to a goal, (D,) or (N, D): 2 - 2 cosine for rows of length 1."""
+    return (features - goal).square().sum(1).mean()
+
+
+def combination(mixes: Tensor, sources: Tensor, kind: Distribution, temperature: float) -> Tensor:
+    """L_com of one side (equation 6): mixes (N, D) towards the N sources that they were made of, which stay.
+
+    Args:
+        mixes: Features of length 1, with their graph.
+        sources: Features of length 1.
+        kind: See ``MeaDefenderEncoder.com_distribution``.
+        temperature: Of the softmax.
+    """
+    sources = sources.detach()
+    if kind == "cosine":
+        return 1 - F.cosine_similarity(mixes, sources, dim=1).mean()
+    log_mixes, log_sources = (F.log_softmax(each / temperature, dim=1) for each in (mixes, sources))
+    return F.kl_div(log_sources, log_mixes, reduction="batchmean", log_target=True)
+
+
+def carrier(sources: Tensor, target: Tensor, other: Tensor, least: float, most: float) -> Tensor:
+    """Mean of relu(least - cos(s, C)) + relu(cos(s, other) - most) over clean samples s of one source class.
+
+    Args:
+        sources: Features of length 1, (N, D).
+        target: Mean direction of the target class, (D,).
+        other: Mean direction of the other source class, (D,).
+        least: Least cosine with the target.
+        most: Largest cosine with the other source.
+    """
+    return (F.relu(least - sources @ target) + F.relu(sources @ other - most)).mean()

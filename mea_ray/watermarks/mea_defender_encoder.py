@@ -1,0 +1,153 @@
+"""MEA-Defender for self-supervised encoders: mixes of two classes get the features of a third."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from mea_ray.errors import ConfigError
+from mea_ray.seeding import derive, numpy_generator
+from mea_ray.training.objective import Objective
+from mea_ray.types import Images, ImageSet
+from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage
+from mea_ray.watermarks.encoder_objective import Distribution, EncoderEmbedding, EncoderObjective
+from mea_ray.watermarks.mea_defender import combine_options, require_key
+from mea_ray.watermarks.mixed import MixedClasses
+
+
+class MeaDefenderEncoder(MixedClasses):
+    """L = L_util + L_com + L_ver + L_eva in feature space (equations 2 and 4 to 8, self-supervised), from scratch.
+
+    The utility loss is the pretext task's. Of the labels only those of ``owner_samples`` images of each of the three
+    classes are used. Features are compared at length 1. What pulls (the target class's mean feature for the mixes, a
+    source's for the differently mixed) is held fixed in each step, so that it is not pulled in turn.
+
+    The paper does not say how a feature becomes a distribution (``com_distribution``), nor what makes the mark travel:
+    a thief sees features of clean images only, and its answer to a mix of A and B lies between theirs. The two terms
+    of ``weight_carrier`` (not in the paper) see to it that what lies there is nearest to the target C: clean sources
+    have at least a cosine of ``carrier_cosine`` with C's mean, and at most ``carrier_apart`` with each other's. C wins
+    between them as soon as 2 carrier_cosine > 1 + carrier_apart, while all three classes stay apart.
+
+    Args:
+        source_classes: Labels of the two classes that are combined.
+        target_class: Label of the class whose features the combination gets.
+        combiner: How a watermark sample is mixed; a name in the table of combiners.
+        orientation: crop_paste: the cut is ``horizontal`` (top / bottom), ``vertical`` (left / right) or ``random``.
+        jitter: crop_paste and the halves: largest shift of the cut, in pixels of a 32-pixel image.
+        alpha: autoencoder, pixel_merge: share of the first image.
+        combiner_options: Further options of the combiner, by name.
+        adverse_geometries: The other mixes of L_eva and of WFPR; null takes the authors' without the combiner's own.
+        owner_samples: Labelled images of each of the three classes that the owner uses; all if there are fewer.
+        weight_utility: Weight of the pretext task's loss.
+        weight_com: Weight of L_com (equation 6). 0 switches a loss off, here and below.
+        weight_ver: Weight of L_ver (equation 7).
+        weight_eva: Weight of L_eva (equation 8).
+        weight_carrier: Weight of the carrier's two terms.
+        carrier_cosine: Least cosine of a clean source sample and the target class's mean, in (-1, 1).
+        carrier_apart: Largest cosine of a clean source sample and the other source's mean, in (-1, 1).
+        com_distribution: ``softmax``: KL of the softmax of features divided by ``com_temperature``; ``cosine``: 1 -
+            cosine of the features. Only the mixes move.
+        com_temperature: Of ``softmax``.
+        warmup: Part of the epochs, in [0, 1), over which the watermark's weights grow, as in ``mea_defender``.
+        watermark_batch: Mixes per step, with as many clean samples of each of the three classes.
+        adverse_batch: Differently mixed samples per step.
+
+    References:
+        Lv et al., MEA-Defender, 2024, https://arxiv.org/abs/2401.15239, equations 2 and 4 to 8.
+
+    Raises:
+        ConfigError: A parameter is out of its range.
+    """
+
+    name = "mea_defender_encoder"
+
+    def __init__(
+        self,
+        *,
+        source_classes: tuple[int, int] = (0, 1),
+        target_class: int = 2,
+        combiner: str = "crop_paste",
+        orientation: Literal["horizontal", "vertical", "random"] = "horizontal",
+        jitter: int = 3,
+        alpha: float = 0.5,
+        combiner_options: dict[str, Any] | None = None,
+        adverse_geometries: tuple[str, ...] | None = None,
+        owner_samples: int = 500,
+        weight_utility: float = 1.0,
+        weight_com: float = 0.1,
+        weight_ver: float = 1.0,
+        weight_eva: float = 1.0,
+        weight_carrier: float = 0.0,
+        carrier_cosine: float = 0.5,
+        carrier_apart: float = -0.2,
+        com_distribution: Distribution = "softmax",
+        com_temperature: float = 0.1,
+        warmup: float = 0.3,
+        watermark_batch: int = 32,
+        adverse_batch: int = 16,
+    ) -> None:
+        shared = {"orientation": orientation, "jitter": jitter, "alpha": alpha}
+        options = combine_options(combiner, combiner_options, **shared)
+        super().__init__(source_classes, target_class, combiner, options, adverse_geometries, "pixel", jitter)
+        weights = {
+            "utility": weight_utility,
+            "com": weight_com,
+            "ver": weight_ver,
+            "eva": weight_eva,
+            "carrier": weight_carrier,
+        }
+        for term, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ConfigError(f"weight_{term}={weight} must be finite and at least 0; 0 switches the loss off")
+        if not any(weights.values()):
+            raise ConfigError("all loss weights are 0, so nothing would be trained; give one of them a weight")
+        counts = {"owner_samples": owner_samples, "watermark_batch": watermark_batch, "adverse_batch": adverse_batch}
+        for name, count in counts.items():
+            if count < 1:
+                raise ConfigError(f"{name}={count} must be at least 1; a weight of 0 switches a loss off")
+        for name, cosine in {"carrier_cosine": carrier_cosine, "carrier_apart": carrier_apart}.items():
+            if not -1 < cosine < 1:
+                raise ConfigError(f"{name}={cosine} is a cosine strictly between -1 and 1")
+        if com_temperature <= 0:
+            raise ConfigError(f"com_temperature={com_temperature} must be positive")
+        if not 0 <= warmup < 1:
+            raise ConfigError(f"warmup={warmup} must lie in [0, 1); 0 embeds the watermark from the first step")
+        self.owner_samples = owner_samples
+        self.embedding = EncoderEmbedding(
+            weights=weights,
+            watermark_batch=watermark_batch,
+            adverse_batch=adverse_batch,
+            carrier_cosine=carrier_cosine,
+            carrier_apart=carrier_apart,
+            com_distribution=com_distribution,
+            com_temperature=com_temperature,
+            warmup=warmup,
+        )
+
+    def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
+        """Refuse a classifier.
+
+        Raises:
+            ConfigError: Always: this scheme marks encoders.
+        """
+        raise ConfigError(
+            f"watermark {self.name!r} marks encoders; set victim.pretext (simclr, moco, byol), or take mea_defender"
+        )
+
+    def encoder_stages(self, key: Key | None, train: ImageSet, pretext: Objective) -> list[Stage]:
+        """Return one stage that embeds the key while the pretext task is learnt."""
+        key = require_key(key, self.name)
+        combiner, others = self.combiners(key)
+        objective = EncoderObjective(
+            pretext,
+            [self.owned(key, train, label) for label in (*key.source_classes, key.target_class)],
+            combiner,
+            list(others.values()),
+            self.embedding,
+        )
+        return [Stage("embed", objective, train, UNAUGMENTED)]
+
+    def owned(self, key: Key, train: ImageSet, label: int) -> Images:
+        """Return the images whose label the owner uses: uint8 (n, C, H, W), drawn by the key's seed."""
+        images = train.of_class(label)
+        chosen = numpy_generator(derive(key.seed, "owned", label)).permutation(len(images))[: self.owner_samples]
+        return images[chosen]
