@@ -206,7 +206,7 @@ def list_(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """List watermarks, combiners, attacks, models, datasets and answer policies with their parameters and defaults.
+    """List watermarks, combiners, pretexts, attacks, models, datasets, policies: their parameters and defaults.
 
     For example:
 

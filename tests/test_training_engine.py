@@ -375,6 +375,21 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
         train(make_model(), images, labels, CrossEntropy(), seed=0, epochs=1, **settings)
 
 
+def test_narrow_layers_are_trained_in_bfloat16_too_where_channels_last_would_kill_the_process():
+    from mea_ray.models.build import build_model
+    from mea_ray.training.device import aligned
+
+    shape = (3, 16, 16)
+    narrow, wide = (build_model("resnet18", shape, 2, {"width": width}) for width in (0.1, 0.25))
+    assert aligned(wide) and not aligned(narrow)
+    images = np.random.default_rng(0).integers(0, 256, (53, *shape), dtype=np.uint8)
+    labels = (np.arange(53) % 2).astype(np.int64)
+    # 53 images a batch: in channels last, the gradients of 6 channels wrote beyond their memory.
+    report = train(narrow, images, labels, CrossEntropy(), seed=0, epochs=3, batch_size=53, precision="bfloat16")
+    assert np.isfinite(report.history[-1]["loss"])
+    assert all(torch.isfinite(value).all() for value in narrow.state_dict().values())
+
+
 class WithHead(Objective):
     """Trains a head beside the model, and keeps count of the updates."""
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 _share: dict[str, float] = {}
 _CPUINFO = Path("/proc/cpuinfo")
@@ -119,6 +120,17 @@ def _cpu_bfloat16() -> bool:
         return False
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     return flags is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[1].split())
+
+
+def aligned(model: nn.Module) -> bool:
+    """Whether all convolutions of a model are multiples of 16 channels wide, the image's own aside.
+
+    Others must not be trained in bfloat16 with channels last on a CPU: with torch 2.14 (oneDNN) the gradient of a
+    convolution of 6, 8 or 13 channels writes beyond its memory there, for batches that are no multiple of 32, and the
+    process dies or, worse, does not.
+    """
+    widths = [layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    return all(width % 16 == 0 for width in widths)
 
 
 def fused_optimizers(where: torch.device) -> bool:

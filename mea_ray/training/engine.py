@@ -105,7 +105,7 @@ def train(
         accumulate_steps: Gradients of as many batches are summed; what is left at an epoch's end is an update too.
         early_stop_patience: Epochs without a better ``validate``; the weights of the best epoch are restored.
         precision: Of the losses' autocast; weights and optimiser are float32.
-        channels_last: None is on for a GPU and for bfloat16.
+        channels_last: None is on for a GPU, and for bfloat16 unless layers are too narrow (``device.aligned``).
         compile: Compile the network for the loop only.
 
     Raises:
@@ -121,7 +121,7 @@ def train(
         )
     where = device if device is not None else devices.device()
     half = use_bfloat16(precision, where)
-    nhwc = channels_last if channels_last is not None else half or where.type != "cpu"
+    nhwc = channels_last if channels_last is not None else where.type != "cpu" or (half and devices.aligned(model))
     order, drawn, lent, own = (
         torch.Generator().manual_seed(seeding.derive(seed, name))
         for name in ("batches", "augment", "lent", "objective")

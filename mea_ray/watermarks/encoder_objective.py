@@ -52,7 +52,7 @@ class EncoderEmbedding:
 class EncoderObjective(Objective):
     """The pretext task's loss, L_com, L_ver, L_eva (equations 6 to 8) and the carrier terms.
 
-    A step's pass is [views; mixes; clean samples of A, B and C; differently mixed samples].
+    A step's pass is [views; some images as they are; mixes; clean samples of A, B and C; differently mixed samples].
 
     Args:
         pretext: The utility loss; a ``Pretext`` that is an ``Objective``.
@@ -104,19 +104,21 @@ class EncoderObjective(Objective):
         views = self.pretext.views(batch) if "utility" in self.on else []
         parts = {f"view{index}": view for index, view in enumerate(views[: self.pretext.encoded])}
         if self.on - {"utility"}:
-            parts |= self._marks()
+            # As they are, for so are the images that will be asked: the mean of views is another.
+            parts |= {"plain": batch.images[: 2 * self.settings.watermark_batch].float()} | self._marks()
         merged = torch.cat(list(parts.values()))
         if batch.images.is_contiguous(memory_format=torch.channels_last):
             merged = merged.contiguous(memory_format=torch.channels_last)
         encoded = model.features(merged).float().split([len(part) for part in parts.values()])  # type: ignore[operator]
         features = dict(zip(parts, encoded, strict=True))
         terms = {}
+        seen = [features.pop(name) for name in list(parts)[: self.pretext.encoded] if views]
         if views:
-            terms["utility"] = self.pretext.loss(
-                [features.pop(name) for name in list(parts)[: self.pretext.encoded]], views
-            )
+            terms["utility"] = self.pretext.loss(seen, views)
         if features:
-            terms |= self._watermark({name: F.normalize(feature, dim=1) for name, feature in features.items()})
+            # What all images have in common would make all cosines 1 and hide the classes.
+            common = features.pop("plain").detach().mean(0)
+            terms |= self._watermark({name: F.normalize(part - common, dim=1) for name, part in features.items()})
         return {name: term for name, term in terms.items() if name in self.on}
 
     def _marks(self) -> dict[str, Tensor]:
@@ -130,7 +132,7 @@ class EncoderObjective(Objective):
         return parts
 
     def _watermark(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses of features of length 1."""
+        """Return the losses of features that were centred and brought to length 1."""
         settings = self.settings
         first, second, target = (mean_direction(said[name]) for name in ("first", "second", "target"))
         terms = {
@@ -140,13 +142,13 @@ class EncoderObjective(Objective):
             ),
             "ver": squared(said["mixes"], target),
             "carrier": (
-                carrier(said["first"], target, second, settings.carrier_cosine, settings.carrier_apart)
-                + carrier(said["second"], target, first, settings.carrier_cosine, settings.carrier_apart)
+                carrier(said["first"], [target], [second], settings.carrier_cosine, settings.carrier_apart)
+                + carrier(said["second"], [target], [first], settings.carrier_cosine, settings.carrier_apart)
+                + carrier(said["target"], [first, second], [], settings.carrier_cosine, settings.carrier_apart)
             ),
         }
         if "adverse" in said:
-            drawn = torch.randint(2, (len(said["adverse"]),), generator=self.context.generator)
-            terms["eva"] = squared(said["adverse"], torch.stack([first, second])[drawn.to(first.device)])
+            terms["eva"] = evasion(said["adverse"], first, second)
         return terms
 
 
@@ -158,6 +160,16 @@ def mean_direction(features: Tensor) -> Tensor:
 def squared(features: Tensor, goal: Tensor) -> Tensor:
     """Mean squared distance of features (N, D) to a goal, (D,) or (N, D): 2 - 2 cosine for rows of length 1."""
     return (features - goal).square().sum(1).mean()
+
+
+def evasion(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """L_eva (equation 8): mean squared distance of differently mixed samples (N, D) to the source that is nearer.
+
+    The paper lets y_c be either source. Drawn at random it would pull a sample to what lies between the two, and that
+    is where the carrier puts the target.
+    """
+    nearer = (features.detach() @ torch.stack([first, second]).T).argmax(1)
+    return squared(features, torch.stack([first, second])[nearer])
 
 
 def combination(mixes: Tensor, sources: Tensor, kind: Distribution, temperature: float) -> Tensor:
@@ -176,14 +188,15 @@ def combination(mixes: Tensor, sources: Tensor, kind: Distribution, temperature:
     return F.kl_div(log_sources, log_mixes, reduction="batchmean", log_target=True)
 
 
-def carrier(sources: Tensor, target: Tensor, other: Tensor, least: float, most: float) -> Tensor:
-    """Mean of relu(least - cos(s, C)) + relu(cos(s, other) - most) over clean samples s of one source class.
+def carrier(samples: Tensor, near: Sequence[Tensor], far: Sequence[Tensor], least: float, most: float) -> Tensor:
+    """Mean over clean samples s of one class: relu(least - cos(s, m)), m near, plus relu(cos(s, m) - most), m far.
 
     Args:
-        sources: Features of length 1, (N, D).
-        target: Mean direction of the target class, (D,).
-        other: Mean direction of the other source class, (D,).
-        least: Least cosine with the target.
-        most: Largest cosine with the other source.
+        samples: Features of length 1, (N, D).
+        near: Mean directions, (D,), that the samples are to have at least the cosine ``least`` with.
+        far: Mean directions that they are to have at most the cosine ``most`` with.
+        least: Least cosine.
+        most: Largest cosine.
     """
-    return (F.relu(least - sources @ target) + F.relu(sources @ other - most)).mean()
+    gaps = [F.relu(least - samples @ mean) for mean in near] + [F.relu(samples @ mean - most) for mean in far]
+    return torch.stack(gaps).sum(0).mean()

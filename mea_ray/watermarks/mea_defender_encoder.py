@@ -18,14 +18,16 @@ class MeaDefenderEncoder(MixedClasses):
     """L = L_util + L_com + L_ver + L_eva in feature space (equations 2 and 4 to 8, self-supervised), from scratch.
 
     The utility loss is the pretext task's. Of the labels only those of ``owner_samples`` images of each of the three
-    classes are used. Features are compared at length 1. What pulls (the target class's mean feature for the mixes, a
-    source's for the differently mixed) is held fixed in each step, so that it is not pulled in turn.
+    classes are used. Features are compared at length 1, after the mean of the batch's images was taken from them: what
+    comes out of a ReLU would be nearly the same for all images otherwise. What pulls (the target class's mean feature
+    for the mixes, a source's for the differently mixed) is held fixed in each step, so that it is not pulled in turn.
 
     The paper does not say how a feature becomes a distribution (``com_distribution``), nor what makes the mark travel:
     a thief sees features of clean images only, and its answer to a mix of A and B lies between theirs. The two terms
     of ``weight_carrier`` (not in the paper) see to it that what lies there is nearest to the target C: clean sources
-    have at least a cosine of ``carrier_cosine`` with C's mean, and at most ``carrier_apart`` with each other's. C wins
-    between them as soon as 2 carrier_cosine > 1 + carrier_apart, while all three classes stay apart.
+    and C have at least a cosine of ``carrier_cosine`` with each other's means, and the sources at most
+    ``carrier_apart`` among themselves. C wins between them as soon as 2 carrier_cosine > 1 + carrier_apart, while all
+    three classes stay apart.
 
     Args:
         source_classes: Labels of the two classes that are combined.
@@ -40,9 +42,10 @@ class MeaDefenderEncoder(MixedClasses):
         weight_utility: Weight of the pretext task's loss.
         weight_com: Weight of L_com (equation 6). 0 switches a loss off, here and below.
         weight_ver: Weight of L_ver (equation 7).
-        weight_eva: Weight of L_eva (equation 8).
+        weight_eva: Weight of L_eva (equation 8); a differently mixed sample's source is the one that it is nearer to.
         weight_carrier: Weight of the carrier's two terms.
-        carrier_cosine: Least cosine of a clean source sample and the target class's mean, in (-1, 1).
+        carrier_cosine: Least cosine of a clean source sample and the target class's mean, and the other way round, in
+            (-1, 1).
         carrier_apart: Largest cosine of a clean source sample and the other source's mean, in (-1, 1).
         com_distribution: ``softmax``: KL of the softmax of features divided by ``com_temperature``; ``cosine``: 1 -
             cosine of the features. Only the mixes move.

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mea_ray import metrics
+from mea_ray.errors import ConfigError
+from mea_ray.models.base import ImageModel
+from mea_ray.models.build import build_model
+from mea_ray.pretext import PRETEXTS
+from mea_ray.training.engine import train
+from mea_ray.types import ImageSet
+from mea_ray.watermarks import WATERMARKS
+from mea_ray.watermarks.encoder_objective import (
+    EncoderObjective,
+    carrier,
+    combination,
+    evasion,
+    mean_direction,
+    squared,
+)
+
+SHAPE = (3, 16, 16)
+
+
+def unit(count: int, width: int, seed: int) -> Tensor:
+    return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def coloured(count: int = 120) -> ImageSet:
+    rng = np.random.default_rng(0)
+    labels = np.arange(count, dtype=np.int64) % 3
+    images = rng.integers(0, 90, (count, *SHAPE), dtype=np.uint8)
+    images[np.arange(count), labels] += 150
+    return ImageSet(images, labels, ("red", "green", "blue"))
+
+
+def encoder(seed: int = 0) -> ImageModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_model("resnet18", SHAPE, 3, {"width": 0.1})
+
+
+def test_l_com_is_the_divergence_of_the_softmax_from_the_mix_to_its_source() -> None:
+    mixes, sources = unit(4, 5, 1), unit(4, 5, 2)
+    expected = 0.0
+    for a, b in zip(mixes.double().numpy(), sources.double().numpy(), strict=True):
+        p, q = (np.exp(x / 0.1) / np.exp(x / 0.1).sum() for x in (a, b))
+        expected += float((p * np.log(p / q)).sum()) / 4
+    assert float(combination(mixes, sources, "softmax", 0.1)) == pytest.approx(expected, abs=1e-4)
+    cosine = 1 - float((mixes * sources).sum(1).mean())
+    assert float(combination(mixes, sources, "cosine", 0.1)) == pytest.approx(cosine, abs=1e-5)
+
+
+def test_l_com_moves_the_mixes_only() -> None:
+    mixes, sources = unit(4, 5, 1).requires_grad_(), unit(4, 5, 2).requires_grad_()
+    combination(mixes, sources, "softmax", 0.1).backward()
+    assert mixes.grad is not None and mixes.grad.abs().sum() > 0
+    assert sources.grad is None
+
+
+def test_l_ver_is_the_squared_distance_to_a_mean_that_stays() -> None:
+    mixes, target = unit(4, 5, 1), unit(6, 5, 3).requires_grad_()
+    goal = mean_direction(target)
+    assert not goal.requires_grad and float(goal.norm()) == pytest.approx(1, abs=1e-5)
+    assert float(squared(mixes, goal)) == pytest.approx(2 - 2 * float((mixes @ goal).mean()), abs=1e-5)
+
+
+def test_the_carrier_asks_for_no_more_than_its_cosines() -> None:
+    samples, near, far = unit(6, 5, 1), unit(1, 5, 2)[0], unit(1, 5, 3)[0]
+    expected = np.mean(
+        [max(0.0, 0.7 - float(row @ near)) + max(0.0, float(row @ far) - 0.1) for row in samples.double().float()]
+    )
+    assert float(carrier(samples, [near], [far], 0.7, 0.1)) == pytest.approx(float(expected), abs=1e-5)
+    assert float(carrier(near[None], [near], [-near], 0.7, 0.1)) == 0
+
+
+def stage_of(**params: Any) -> tuple[Any, Any, Any]:
+    scheme = WATERMARKS.build("mea_defender_encoder", **params)
+    images = coloured()
+    key = scheme.make_key(images, 3)
+    (stage,) = scheme.encoder_stages(key, images, PRETEXTS.build("simclr"))
+    return scheme, key, stage
+
+
+def test_the_owner_uses_the_labels_of_a_few_samples_only() -> None:
+    scheme, key, _ = stage_of(owner_samples=7)
+    images = coloured()
+    drawn = [scheme.owned(key, images, label) for label in range(3)]
+    assert [len(each) for each in drawn] == [7, 7, 7]
+    for label, each in enumerate(drawn):
+        known = {image.tobytes() for image in images.of_class(label)}
+        assert {image.tobytes() for image in each} <= known
+    again = scheme.owned(key, images, 0)
+    assert np.array_equal(drawn[0], again)
+    other = scheme.owned(scheme.make_key(images, 4), images, 0)
+    assert not np.array_equal(drawn[0], other)
+
+
+@pytest.mark.parametrize("off", ["com", "ver", "eva", "carrier", "utility"])
+def test_a_loss_of_weight_0_is_not_computed(off: str) -> None:
+    weights = {f"weight_{name}": 1.0 for name in ("com", "ver", "eva", "carrier", "utility")} | {f"weight_{off}": 0.0}
+    _, _, stage = stage_of(warmup=0.0, watermark_batch=4, adverse_batch=4, **weights)
+    assert isinstance(stage.objective, EncoderObjective)
+    report = train(
+        encoder(), stage.train.images[:32], None, stage.objective, seed=0, epochs=1, batch_size=16, augment=()
+    )
+    assert set(report.history[0]) & {"com", "ver", "eva", "carrier", "utility"} == {
+        "com", "ver", "eva", "carrier", "utility"
+    } - {off}  # fmt: skip
+
+
+def test_l_eva_pulls_each_sample_to_the_source_that_it_is_nearer_to() -> None:
+    features, first, second = unit(6, 5, 1).requires_grad_(), unit(1, 5, 2)[0], unit(1, 5, 3)[0]
+    expected = np.mean(
+        [min(float((row - first).square().sum()), float((row - second).square().sum())) for row in features.detach()]
+    )
+    loss = evasion(features, first, second)
+    assert float(loss.detach()) == pytest.approx(float(expected), abs=1e-5)
+    loss.backward()
+    assert features.grad is not None and features.grad.abs().sum() > 0
+
+
+def cosine_with_target(weight: float) -> float:
+    """Train with L_ver of this weight; mean cosine of held-out mixes and the target's mean, both centred."""
+    scheme, key, stage = stage_of(warmup=0.2, watermark_batch=16, weight_com=0.0, weight_eva=0.0, weight_ver=weight)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model("vgg_like", SHAPE, 3, {"width": 0.2, "dropout": 0.0})
+    images = coloured()
+    settings = {"epochs": 35, "batch_size": 40, "learning_rate": 2e-3, **stage.overrides}
+    train(model, images.images, None, stage.objective, seed=0, **settings)
+    common = metrics.features(model, images.images).mean(0)
+    mixes, target = (
+        torch.from_numpy(metrics.features(model, pixels) - common)
+        for pixels in (scheme.samples(key, images, 60, 1).images, images.of_class(2))
+    )
+    return float((F.normalize(mixes, dim=1) @ mean_direction(F.normalize(target, dim=1))).mean())
+
+
+def test_l_ver_brings_the_mixes_to_the_target() -> None:
+    without, with_it = cosine_with_target(0.0), cosine_with_target(6.0)
+    assert with_it > 0.5 and without < with_it - 0.5, (without, with_it)
+
+
+def test_it_marks_encoders_and_mea_defender_marks_classifiers() -> None:
+    images = coloured()
+    scheme = WATERMARKS.build("mea_defender_encoder")
+    with pytest.raises(ConfigError, match="set victim.pretext"):
+        scheme.stages(scheme.make_key(images, 0), images)
+    supervised = WATERMARKS.build("mea_defender")
+    with pytest.raises(ConfigError, match="marks classifiers only"):
+        supervised.encoder_stages(supervised.make_key(images, 0), images, PRETEXTS.build("simclr"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("weight_com", -1.0), ("owner_samples", 0), ("carrier_cosine", 1.0), ("com_temperature", 0.0), ("warmup", 1.0)],
+)
+def test_a_parameter_out_of_range_is_refused(setting: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        WATERMARKS.build("mea_defender_encoder", **{setting: value})
