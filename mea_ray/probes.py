@@ -30,7 +30,7 @@ def read(model: ImageModel, labelled: ImageSet, reading: Reading = "linear_probe
         model: The encoder; its head must be one linear layer.
         labelled: Clean images with labels, at least one of each class.
         reading: ``linear_probe``: multinomial logistic regression on standardised features. ``prototype``: the class
-            whose mean feature has the largest cosine.
+            whose mean has the largest cosine with the feature, both after the mean of all was taken from them.
 
     Raises:
         ConfigError: The reading is unknown, or the model's head is not linear.
@@ -83,13 +83,16 @@ def linear_probe(features: Features, labels: metrics.Predictions) -> tuple[Featu
 
 
 def prototypes(features: Features, labels: metrics.Predictions, classes: int) -> tuple[Features, Features]:
-    """Return the directions of the class means as weights (K, D), and biases of 0: the largest cosine wins.
+    """Return the directions of the centred class means as weights (K, D), with biases (K,) that centre a feature.
 
-    A feature's own length scales all its logits alike, so that the most probable class is that of the largest cosine.
+    The length of a centred feature scales all its logits alike, so that the class of the largest cosine is the most
+    probable. Without centring, what comes out of a ReLU has nearly the same cosine with all means.
     """
     means = np.stack([features[labels == label].mean(0, dtype=np.float64) for label in range(classes)])
+    centre = means.mean(0)
+    means -= centre
     means /= np.linalg.norm(means, axis=1, keepdims=True).clip(TINY)
-    return means.astype(np.float32), np.zeros(classes, np.float32)
+    return means.astype(np.float32), (-means @ centre).astype(np.float32)
 
 
 def knn_accuracy(model: ImageModel, labelled: ImageSet, test: ImageSet, *, neighbours: int = 20) -> float:

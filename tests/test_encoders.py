@@ -19,7 +19,9 @@ from mea_ray.encoders import labelled, read
 from mea_ray.errors import ConfigError
 from mea_ray.models.build import build_model
 from mea_ray.preflight import check
+from mea_ray.report.settings import machines
 from mea_ray.results import TrialResult
+from mea_ray.tracking.rows import rung_metrics
 from mea_ray.training.checkpoint import load_model, save_model
 
 TRAINING = {"epochs": 5, "batch_size": 64, "learning_rate": 3e-3}
@@ -59,7 +61,9 @@ def test_the_whole_experiment_with_an_encoder(tmp_path: Path) -> None:
     # An embedding names no class: the owner's log puts all images in one.
     assert result.query_log["thief"].classes == [300]
     assert TrialResult.load(tmp_path / "result.json") == result
-    assert result.config["verification"]["reading"] == "linear_probe"
+    # How an encoder was read is told beside its numbers.
+    assert ("encoders read by", "linear_probe, 400 labelled images") in machines([result])
+    assert rung_metrics(result, result.rungs[0])["knn_accuracy"] == result.rungs[0].report.knn_accuracy
 
 
 def test_an_encoder_is_told_apart_by_its_name() -> None:

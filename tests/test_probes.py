@@ -44,7 +44,8 @@ def test_prototypes_name_the_class_of_the_largest_cosine() -> None:
     model, labelled, test = encoder(), data(), data(60, seed=2)
     probes.read(model, labelled, "prototype")
     features, asked = metrics.features(model, labelled.images), metrics.features(model, test.images)
-    means = [features[labelled.labels == label].mean(0) for label in range(3)]
+    means = np.stack([features[labelled.labels == label].mean(0) for label in range(3)])
+    asked, means = asked - means.mean(0), means - means.mean(0)
     cosines = [[a @ m / np.linalg.norm(a) / np.linalg.norm(m) for m in means] for a in asked]
     assert (metrics.predictions(model, test.images) == np.argmax(cosines, 1)).all()
 

@@ -85,11 +85,19 @@ def varied(results: Sequence[TrialResult]) -> list[Setting]:
 
 
 def machines(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
-    """Return what the trials ran on: devices, then versions; several values where trials differ."""
+    """Return what the trials ran on: devices, how encoders were read, versions; several values where trials differ."""
     table: dict[str, list[str]] = {}
     for result in results:
-        for name, value in {"device": result.device, **result.versions}.items():
+        for name, value in {"device": result.device, **_reading(result), **result.versions}.items():
             seen = table.setdefault(name, [])
             if value not in seen:
                 seen.append(value)
     return [(name, ", ".join(seen)) for name, seen in table.items()]
+
+
+def _reading(result: TrialResult) -> dict[str, str]:
+    """Return how encoders were read as classifiers: without it their accuracy and WSR mean nothing."""
+    tree = flatten(result.config)
+    if tree.get("victim.pretext.name", "none") == "none":
+        return {}
+    return {"encoders read by": f"{tree['verification.reading']}, {tree['verification.probe_images']} labelled images"}

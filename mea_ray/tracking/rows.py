@@ -41,6 +41,7 @@ def rung_metrics(result: TrialResult, rung: RungResult) -> dict[str, float | int
         "wsr_high": report.wsr.high if report.wsr else None,
         "wfpr": report.wfpr_mean,
         "accuracy": report.accuracy,
+        "knn_accuracy": report.knn_accuracy,
         "fidelity": report.fidelity,
         "p_value": report.p_value,
         "null_wsr": null_wsr(result),
