@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mea_ray.attacks.driver import Queries, Thief, TransferAttack
 from mea_ray.attacks.learning import Learning
 from mea_ray.errors import ConfigError
-from mea_ray.training.objective import Objective, StepContext
+from mea_ray.training.objective import Objective, StepContext, merged
 from mea_ray.types import Answers
 
 Distance = Literal["l2", "l1", "cosine"]
@@ -50,10 +50,7 @@ class Imitate(Objective):
 
     def embed(self, model: nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
         """Return what imitates the embeddings, float32 (N_i, D) for each part, of one pass over all of them."""
-        merged = torch.cat(list(parts))
-        if parts[0].is_contiguous(memory_format=torch.channels_last):
-            merged = merged.contiguous(memory_format=torch.channels_last)
-        said = self.map(model.features(merged)).float()  # type: ignore[operator]
+        said = self.map(model.features(merged(parts))).float()  # type: ignore[operator]
         return list((F.normalize(said, dim=1) if self.normalise else said).split([len(part) for part in parts]))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 
-import torch
 from torch import Tensor, nn
 
-from mea_ray.training.objective import Batch, Objective
+from mea_ray.errors import ConfigError
+from mea_ray.training.objective import Batch, Objective, merged
 from mea_ray.training.views import Views
 
 Jitter = tuple[float, float, float, float]
@@ -52,7 +53,41 @@ class Pretext(Objective):
 
 def encode(model: nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
     """One pass of the encoder over all parts; returns float32 features (N_i, feature_size), part by part."""
-    merged = torch.cat(list(parts))
-    if parts[0].is_contiguous(memory_format=torch.channels_last):
-        merged = merged.contiguous(memory_format=torch.channels_last)
-    return list(model.features(merged).float().split([len(part) for part in parts]))  # type: ignore[operator]
+    return list(model.features(merged(parts)).float().split([len(part) for part in parts]))  # type: ignore[operator]
+
+
+def follower(module: nn.Module) -> nn.Module:
+    """Return a copy without gradients, which ``follow`` moves."""
+    copy = deepcopy(module)
+    for parameter in copy.parameters():
+        parameter.requires_grad_(False)
+    return copy
+
+
+def follow(pairs: Sequence[tuple[nn.Module, nn.Module]], momentum: float) -> None:
+    """Move each follower (second) by (1 - momentum) of the way to what it follows (first)."""
+    from lightly.models.utils import update_momentum
+
+    for module, copy in pairs:
+        update_momentum(module, copy, momentum)
+
+
+def check_positive(**values: float) -> None:
+    """Refuse values that are not positive.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise ConfigError(f"{name}={value} must be positive")
+
+
+def check_momentum(momentum: float) -> None:
+    """Refuse a momentum outside [0, 1).
+
+    Raises:
+        ConfigError: It is.
+    """
+    if not 0 <= momentum < 1:
+        raise ConfigError(f"momentum={momentum} must lie in [0, 1); 1 would never move the momentum encoder")

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mea_ray.pretext.base import Jitter, Pretext, encode
-from mea_ray.pretext.moco import follow, follower
-from mea_ray.pretext.simclr import check_momentum, check_positive
+from mea_ray.pretext.base import Jitter, Pretext, check_momentum, check_positive, encode, follow, follower
 from mea_ray.training.views import Views
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from mea_ray.pretext.base import Jitter, Pretext, encode
-from mea_ray.pretext.simclr import check_momentum, check_positive
+from mea_ray.pretext.base import Jitter, Pretext, check_momentum, check_positive, encode, follow, follower
 from mea_ray.training.views import Views
 
 
@@ -78,19 +76,3 @@ class Moco(Pretext):
     def updated(self, model: nn.Module) -> None:
         """Let the momentum encoder follow."""
         follow(self.followers, self.momentum)
-
-
-def follower(module: nn.Module) -> nn.Module:
-    """Return a copy without gradients, which ``follow`` moves."""
-    copy = deepcopy(module)
-    for parameter in copy.parameters():
-        parameter.requires_grad_(False)
-    return copy
-
-
-def follow(pairs: Sequence[tuple[nn.Module, nn.Module]], momentum: float) -> None:
-    """Move each follower (second) by (1 - momentum) of the way to what it follows (first)."""
-    from lightly.models.utils import update_momentum
-
-    for module, copy in pairs:
-        update_momentum(module, copy, momentum)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mea_ray.errors import ConfigError
-from mea_ray.pretext.base import Jitter, Pretext
+from mea_ray.pretext.base import Jitter, Pretext, check_positive
 from mea_ray.training.views import Views
 
 
@@ -60,24 +59,3 @@ class SimClr(Pretext):
         first, second = projected.split(len(features[0]))
         loss: Tensor = self.criterion(first, second)
         return loss
-
-
-def check_positive(**values: float) -> None:
-    """Refuse values that are not positive.
-
-    Raises:
-        ConfigError: One is not.
-    """
-    for name, value in values.items():
-        if not value > 0:
-            raise ConfigError(f"{name}={value} must be positive")
-
-
-def check_momentum(momentum: float) -> None:
-    """Refuse a momentum outside [0, 1).
-
-    Raises:
-        ConfigError: It is.
-    """
-    if not 0 <= momentum < 1:
-        raise ConfigError(f"momentum={momentum} must lie in [0, 1); 1 would never move the momentum encoder")

@@ -7,7 +7,7 @@ brings its own objective and never its own loop.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy.typing as npt
@@ -48,6 +48,14 @@ class StepContext:
     augment: Callable[[Tensor], Tensor]
     epochs: int
     steps_per_epoch: int
+
+
+def merged(parts: Sequence[Tensor]) -> Tensor:
+    """Join batches of images for one pass: float32 (sum of N_i, C, H, W), in the memory format of the first."""
+    joined = torch.cat([part.float() for part in parts])
+    if parts[0].is_contiguous(memory_format=torch.channels_last):
+        return joined.contiguous(memory_format=torch.channels_last)
+    return joined
 
 
 class Objective(ABC):

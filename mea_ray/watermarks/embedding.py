@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray.training.objective import Batch, Objective, StepContext
+from mea_ray.training.objective import Batch, Objective, StepContext, merged
 from mea_ray.types import Images
 from mea_ray.watermarks import losses
 from mea_ray.watermarks.combiners.base import Combiner
@@ -106,10 +106,7 @@ def warmth(epoch: int, epochs: int, warmup: float) -> float:
 
 def merged_forward(model: nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
     """One forward pass over all parts; returns float32 logits, part by part."""
-    merged = torch.cat([part.float() for part in parts])
-    if parts[0].is_contiguous(memory_format=torch.channels_last):
-        merged = merged.contiguous(memory_format=torch.channels_last)
-    return list(model(merged).float().split([len(part) for part in parts]))
+    return list(model(merged(parts)).float().split([len(part) for part in parts]))
 
 
 class MeaDefenderObjective(Objective):

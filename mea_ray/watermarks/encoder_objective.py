@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray.training.objective import Batch, Objective, StepContext
+from mea_ray.training.objective import Batch, Objective, StepContext, merged
 from mea_ray.training.views import Views
 from mea_ray.types import Images
 from mea_ray.watermarks.combiners.base import Combiner
@@ -106,10 +106,7 @@ class EncoderObjective(Objective):
         if self.on - {"utility"}:
             # As they are, for so are the images that will be asked: the mean of views is another.
             parts |= {"plain": batch.images[: 2 * self.settings.watermark_batch].float()} | self._marks()
-        merged = torch.cat(list(parts.values()))
-        if batch.images.is_contiguous(memory_format=torch.channels_last):
-            merged = merged.contiguous(memory_format=torch.channels_last)
-        encoded = model.features(merged).float().split([len(part) for part in parts.values()])  # type: ignore[operator]
+        encoded = model.features(merged([*parts.values()])).float().split([len(part) for part in parts.values()])  # type: ignore[operator]
         features = dict(zip(parts, encoded, strict=True))
         terms = {}
         seen = [features.pop(name) for name in list(parts)[: self.pretext.encoded] if views]
