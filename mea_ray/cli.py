@@ -186,6 +186,7 @@ class Kind(str, Enum):
 
     watermarks = "watermarks"
     combiners = "combiners"
+    pretexts = "pretexts"
     attacks = "attacks"
     models = "models"
     datasets = "datasets"
