@@ -24,13 +24,13 @@ from mea_ray.results import TrialResult
 from mea_ray.tracking.rows import rung_metrics
 from mea_ray.training.checkpoint import load_model, save_model
 
-TRAINING = {"epochs": 5, "batch_size": 64, "learning_rate": 3e-3}
+TRAINING = {"epochs": 6, "batch_size": 64, "learning_rate": 2e-3}
 TREE: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 12},
     "splits": {"verification_fraction": 0.5},
     "victim": {
         "pretext": {"name": "simclr", "flip": 0.0, "crop_scale": [0.5, 1.0]},
-        "model": {"name": "vgg_like", "width": 0.25},
+        "model": {"name": "cnn9", "width": 0.25},
         "watermark": "mea_defender_encoder",
         "training": TRAINING,
     },
