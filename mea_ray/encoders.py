@@ -22,6 +22,15 @@ def labelled(config: ExperimentConfig, prepared: Prepared) -> ImageSet:
     return owned.take(numpy_generator(derive(config.victim.seed, "probe"), "images").permutation(len(owned))[:count])
 
 
+def as_classifier(config: ExperimentConfig, prepared: Prepared, model: torch.nn.Module) -> torch.nn.Module:
+    """Return a classifier as it is, and an encoder read as this experiment reads it.
+
+    Whatever head an encoder came with: a stored victim's was fitted by the experiment that trained it, which may have
+    read it otherwise.
+    """
+    return read(config, prepared, model) if config.encodes else model
+
+
 def read(config: ExperimentConfig, prepared: Prepared, model: torch.nn.Module) -> ImageModel:
     """Return a copy of an encoder whose head reads its features as classes (``verification.reading``)."""
     if not isinstance(model, ImageModel):

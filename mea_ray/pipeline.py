@@ -29,7 +29,7 @@ from mea_ray.blackbox.query_log import QueryLog, record
 from mea_ray.config import DataChoice, ExperimentConfig, digest, write_yaml
 from mea_ray.data.splits import make_splits
 from mea_ray.data.statistics import channel_statistics
-from mea_ray.encoders import labelled, read
+from mea_ray.encoders import as_classifier, labelled, read
 from mea_ray.models.base import ImageModel
 from mea_ray.preflight import Prepared, build_network, check, learning, settings
 from mea_ray.results import ModelReport, RungResult, TrialResult
@@ -109,8 +109,9 @@ def assess(
         null_rate: See ``null_rate``; None for the victim's null models themselves.
     """
     voted = None
+    model = as_classifier(config, prepared, model)
     if config.encodes:
-        model = read(config, prepared, model)
+        assert isinstance(model, ImageModel)
         voted = probes.knn_accuracy(model, labelled(config, prepared), prepared.splits.test)
     samples = None
     if key is not None:
@@ -118,7 +119,7 @@ def assess(
         seed = derive(config.seed, "verification")
         samples = watermark.samples(key, prepared.splits.verification, config.verification.samples, seed)
     if isinstance(victim, torch.nn.Module):
-        victim = metrics.predictions(victim, prepared.splits.test.images)
+        victim = predictions(config, prepared, victim)
     return verify.report(
         partial(metrics.logits, model),
         prepared.splits.test,
@@ -129,6 +130,11 @@ def assess(
         significance=config.verification.significance,
         knn_accuracy=voted,
     )
+
+
+def predictions(config: ExperimentConfig, prepared: Prepared, model: torch.nn.Module) -> Labels:
+    """Return the classes that a model gives the test images, int64 (N,): what fidelity is measured against."""
+    return metrics.predictions(as_classifier(config, prepared, model), prepared.splits.test.images)
 
 
 def null_rate(reports: list[ModelReport]) -> float | None:
@@ -255,7 +261,7 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
             )
 
         blackbox = open_blackbox(config, "thief", transfer, open_account)
-        said = metrics.predictions(victim.model, prepared.splits.test.images)
+        said = predictions(config, prepared, victim.model)
         rungs = [
             rung_result(rung, judge(model=rung.model, victim=said))
             for rung in run_attack(config, prepared, blackbox, transfer)

@@ -175,7 +175,7 @@ class _Run:
         assessment: Assessment,
         finished: dict[int, RungResult],
     ) -> list[RungResult]:
-        from mea_ray import metrics, pipeline
+        from mea_ray import pipeline
         from mea_ray.training.checkpoint import save_model
 
         config, name = self.config, self.trial.name
@@ -194,7 +194,7 @@ class _Run:
             return service.client(account, **section, start_at=start_at)
 
         blackbox = pipeline.open_blackbox(config, name, transfer, open_account, at_once=True)
-        said = metrics.predictions(model, self.prepared.splits.test.images)
+        said = pipeline.predictions(config, self.prepared, model)
         rate = pipeline.null_rate(assessment.nulls)
         for rung in pipeline.run_attack(config, self.prepared, blackbox, transfer, skip=set(finished)):
             report = pipeline.assess(config, self.prepared, rung.model, key, victim=said, null_rate=rate)
