@@ -109,6 +109,10 @@ def test_a_reading_is_of_the_owners_labelled_images_and_leaves_the_encoder_as_it
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     images = prepared.splits.test.images
     assert np.array_equal(metrics.logits(first, images), metrics.logits(second, images))
+    # A stored victim's head was fitted by an experiment that may have read it otherwise.
+    with torch.no_grad():
+        model.head.weight.fill_(1.0)  # type: ignore[union-attr, operator]
+    assert np.array_equal(pipeline.predictions(chosen, prepared, model), metrics.predictions(first, images))
 
 
 @pytest.fixture(scope="module")
