@@ -333,7 +333,7 @@ def _train_owner(
     pretext = config.victim.pretext.build() if config.encodes else None
     stages = watermark.stages(key, owned) if pretext is None else watermark.encoder_stages(key, owned, pretext)
     for position, stage in enumerate(stages):
-        keywords = settings(config.victim.training, stage.overrides)
+        keywords = settings(config.victim.training, stage.changes(config.victim.training.epochs))
 
         def record(epoch: dict[str, Any], name: str = stage.name) -> None:
             history.append({"stage": name, **epoch})

@@ -80,12 +80,20 @@ class Stage:
         objective: What is minimised.
         train: The images of the main task in this stage.
         overrides: Settings of the training engine that this stage changes (field names of ``TrainingConfig``).
+        part: Part of the training section's epochs that this stage has, in (0, 1]; one epoch at least. Without effect
+            where ``overrides`` names epochs.
     """
 
     name: str
     objective: Objective
     train: ImageSet
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    part: float = 1.0
+
+    def changes(self, epochs: int) -> dict[str, Any]:
+        """Return what this stage changes in a training section that has ``epochs`` epochs."""
+        own = {} if self.part == 1 else {"epochs": max(1, round(self.part * epochs))}
+        return {**own, **self.overrides}
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mea_ray import seeding
+from mea_ray.errors import ConfigError
+from mea_ray.models.base import ImageModel
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
-from mea_ray.types import Images
-from mea_ray.watermarks import losses
-from mea_ray.watermarks.combiners.base import Combiner
+from mea_ray.types import Images, ImageSet
+from mea_ray.watermarks import gate, losses
+from mea_ray.watermarks.combiners.base import Combiner, to_uint8
 from mea_ray.watermarks.weighting import Weighting
 
 MIXED = {"com", "ver", "eva"}
@@ -40,6 +43,7 @@ class Embedding:
     exclusion_scope: Literal["source", "all"] = "source"
     bridge_sigma: float = 0.3
     warmup: float = 0.0
+    gate: gate.Gate = field(default_factory=gate.Gate)
 
 
 class SourcePool:
@@ -110,35 +114,38 @@ def merged_forward(model: nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
 
 
 class MeaDefenderObjective(Objective):
-    """L_util, L_com, L_ver, L_eva (equations 4 to 8), the carrier and the exclusion term.
+    """L_util, L_com, L_ver, L_eva (equations 4 to 8), the carrier (and its gate), the exclusion and the bridge term.
 
     A step's batch is [main; mixes; their clean sources of both classes; differently mixed samples]; a part that only
     losses of weight 0 need is not drawn and not computed.
 
     Args:
-        first: uint8 training images of the first source class.
-        second: Of the second.
-        source_classes: Their labels.
+        train: The training images of the main task, which the engine is given too.
+        source_classes: Labels of the two that are combined.
         target: Target class.
         combiner: Mixes the watermark samples.
         others: The other geometries; a step's differently mixed samples are shared out evenly among them.
         settings: Weights, batch sizes and switches.
         weighting: How the terms become one gradient; None sums them with their weights.
+        seed: Of the gate.
     """
 
     def __init__(
         self,
-        first: Images,
-        second: Images,
+        train: ImageSet,
         source_classes: tuple[int, int],
         target: int,
         combiner: Combiner,
         others: Sequence[Combiner],
         settings: Embedding,
         weighting: Weighting | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.train = train
+        self.seed = seed
+        first, second = (train.of_class(label) for label in source_classes)
         self.sources = SourcePool(first, second, augment=settings.augment_sources)
         self.source_classes = source_classes
         self.target = target
@@ -151,6 +158,8 @@ class MeaDefenderObjective(Objective):
         self.all_on = on
         self.softens_main = "carrier" in on and not extra_carrier
         self.excludes_main = "exclusion" in on and self.softens_main
+        self.rho = torch.full((len(train),), settings.carrier_rho)
+        """What the carrier gives each training image; where the label is no source class, nothing reads it."""
         self._switch(on)
 
     def _switch(self, on: set[str]) -> None:
@@ -162,10 +171,36 @@ class MeaDefenderObjective(Objective):
         self.needs_sources = bool(on & ({"com"} | apart))
         self.needs_adverse = "eva" in on
 
+    def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
+        """Draw the gate by the features that the model has before it learns the watermark; nothing else is trained.
+
+        Raises:
+            ConfigError: The model has no features.
+        """
+        if self.softens_main and self.settings.gate.share:
+            if not isinstance(model, ImageModel):
+                raise ConfigError(f"carrier_gate needs a network with features(), not {type(model).__name__}")
+            self._draw_gate(model)
+        return []
+
+    def _draw_gate(self, model: ImageModel) -> None:
+        settings = self.settings
+        first, second = (self.train.of_class(label) for label in self.source_classes)
+        rng = seeding.numpy_generator(self.seed, "gate")
+        draw = (images[rng.integers(len(images), size=settings.gate.mixes)] for images in (first, second))
+        a, b = (torch.from_numpy(images).float() / 255 for images in draw)
+        generator = torch.Generator().manual_seed(seeding.derive(self.seed, "gate"))
+        mixes = to_uint8(self.combiner(a, b, generator)).numpy()
+        for label, clean in zip(self.source_classes, (first, second), strict=True):
+            scores = gate.mix_likeness(model, clean, mixes, seeding.derive(self.seed, "gate", label))
+            shares = gate.target_share(scores, settings.carrier_rho, settings.gate)
+            self.rho[torch.from_numpy(self.train.labels == label)] = torch.from_numpy(shares)
+
     def start(self, context: StepContext) -> None:
-        """Move the sources to the device."""
+        """Move the sources and the carrier's labels to the device."""
         super().start(context)
         self.sources.start(context)
+        self.rho = self.rho.to(context.device)
 
     def start_epoch(self, epoch: int) -> None:
         """Set the weights for this epoch: of the mixes' losses while they warm up, and of L_com by its schedule."""
@@ -200,7 +235,7 @@ class MeaDefenderObjective(Objective):
             if adverse:
                 parts["adverse"] = self.others(first[mixes:], second[mixes:], self.context.generator)
         logits = dict(zip(parts, merged_forward(model, list(parts.values())), strict=True))
-        terms = self._main(logits["main"], batch.labels)
+        terms = self._main(logits["main"], batch)
         terms.update(self._watermark(logits))
         if self.needs_sources:
             terms.update(self._clean(torch.cat([logits["first"], logits["second"]]), mixes))
@@ -212,7 +247,8 @@ class MeaDefenderObjective(Objective):
             return super().backward(terms, model)
         return self.weighting.backward({n: self.weights.get(n, 1.0) * t for n, t in terms.items()}, model)
 
-    def _main(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _main(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        labels = batch.labels
         if not (self.softens_main or "bridge" in self.on):
             return {"utility": F.cross_entropy(logits, labels)} if "utility" in self.on else {}
         # All terms are divided by the whole batch, so that with weights 1 their sum is the cross-entropy of a batch
@@ -224,7 +260,7 @@ class MeaDefenderObjective(Objective):
         rows = {}
         if self.softens_main:
             rows["carrier"] = source
-            carried = losses.soft_labels(labels, self.target, settings.carrier_rho, classes)
+            carried = losses.soft_labels(labels, self.target, self.rho[batch.indices], classes)
             soft = torch.where(source[:, None], carried, soft)
         if "bridge" in self.on:
             rows["bridge"] = labels == self.target

@@ -59,10 +59,14 @@ def evasion(adverse: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(adverse, labels)
 
 
-def soft_labels(labels: Tensor, target: int, rho: float, classes: int) -> Tensor:
-    """(1 - rho) on the own label and rho on the target: float32 (N, classes) of int64 labels (N,)."""
-    soft = F.one_hot(labels, classes).float() * (1 - rho)
-    soft[:, target] += rho
+def soft_labels(labels: Tensor, target: int, rho: float | Tensor, classes: int) -> Tensor:
+    """(1 - rho) on the own label and rho on the target: float32 (N, classes) of int64 labels (N,).
+
+    rho is one number, or float32 (N,), one for each.
+    """
+    given = torch.as_tensor(rho, dtype=torch.float32, device=labels.device).expand(len(labels))
+    soft = F.one_hot(labels, classes).float() * (1 - given[:, None])
+    soft[:, target] += given
     return soft
 
 

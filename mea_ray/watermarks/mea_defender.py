@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mea_ray.errors import ConfigError
+from mea_ray.training.objective import CrossEntropy
 from mea_ray.types import ImageSet
 from mea_ray.watermarks.base import Key, Stage
 from mea_ray.watermarks.combiners import COMBINERS
 from mea_ray.watermarks.embedding import Embedding, MeaDefenderObjective
+from mea_ray.watermarks.gate import Gate
 from mea_ray.watermarks.mixed import MixedClasses
 from mea_ray.watermarks.weighting import Normalisation, Weighting, make_weighting
 
@@ -60,6 +62,11 @@ class MeaDefender(MixedClasses):
         carrier_rho: Target probability that the carrier term aims at, in (0, 0.5).
         carrier_labels: ``extra`` adds the term on drawn source samples; ``replace`` softens the labels of the source
             classes in the main batch instead, so that the realised probability is rho.
+        carrier_gate: Share of each source class's training images, in [0, 0.5), that the victim answers the more with
+            the target class the more they look like a mix to a network that knows the main task only. What lies beyond
+            them, the mixes, is then the target's for a substitute too. 0 is no gate; else ``carrier_labels=replace``.
+        carrier_gate_odds: Log-odds of the target against the own label for the image that looks most like a mix.
+        carrier_gate_part: Part of the epochs, in (0, 1), that go to the main task alone, before the gate is drawn.
         exclusion_margin: Least difference of a clean source sample's own logit and that of a class it rules out.
         exclusion_scope: Ruled out is the other ``source`` class only, or ``all`` classes but the own and the target.
         bridge_sigma: Probability that the bridge term moves from the target to the sources, in (0, 0.6).
@@ -108,6 +115,9 @@ class MeaDefender(MixedClasses):
         weight_bridge: float = 0.0,
         carrier_rho: float = 0.35,
         carrier_labels: Literal["extra", "replace"] = "extra",
+        carrier_gate: float = 0.0,
+        carrier_gate_odds: float = 1.5,
+        carrier_gate_part: float = 0.3,
         exclusion_margin: float = 5.0,
         exclusion_scope: Literal["source", "all"] = "source",
         bridge_sigma: float = 0.3,
@@ -183,24 +193,39 @@ class MeaDefender(MixedClasses):
             exclusion_scope=exclusion_scope,
             bridge_sigma=bridge_sigma,
             warmup=warmup,
+            gate=Gate(share=carrier_gate, odds=carrier_gate_odds, part=carrier_gate_part),
         )
+        self._check_gate()
+
+    def _check_gate(self) -> None:
+        settings = self.embedding
+        if settings.gate.share and (settings.carrier_labels != "replace" or not settings.weights["carrier"]):
+            raise ConfigError(
+                f"carrier_gate={settings.gate.share} changes the labels of the main batch: set "
+                "carrier_labels=replace and weight_carrier above 0, or carrier_gate=0"
+            )
 
     def _make_weighting(self) -> Weighting | None:
         return make_weighting(self.weighting, self.gradient_normalisation)
 
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
-        """Return one stage that embeds the key while the main task is learnt."""
+        """Return the stage that embeds the key while the main task is learnt; with a gate, one without it first."""
         key = require_key(key, self.name)
         combiner, others = self.combiners(key)
-        first, second = (train.of_class(label) for label in key.source_classes)
         objective = MeaDefenderObjective(
-            first,
-            second,
+            train,
             key.source_classes,
             key.target_class,
             combiner,
             list(others.values()),
             self.embedding,
             self._make_weighting(),
+            key.seed,
         )
-        return [Stage("embed", objective, train)]
+        gate = self.embedding.gate
+        if not gate.share:
+            return [Stage("embed", objective, train)]
+        return [
+            Stage("main_task", CrossEntropy(), train, part=gate.part),
+            Stage("embed", objective, train, part=1 - gate.part),
+        ]
