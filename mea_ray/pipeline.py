@@ -113,11 +113,12 @@ def assess(
     if config.encodes:
         assert isinstance(model, ImageModel)
         voted = probes.knn_accuracy(model, labelled(config, prepared), prepared.splits.test)
-    samples = None
+    samples = recognise = None
     if key is not None:
         watermark: Watermark = config.victim.watermark.build()
         seed = derive(config.seed, "verification")
         samples = watermark.samples(key, prepared.splits.verification, config.verification.samples, seed)
+        recognise = watermark.recogniser(key, model)
     if isinstance(victim, torch.nn.Module):
         victim = predictions(config, prepared, victim)
     return verify.report(
@@ -129,6 +130,7 @@ def assess(
         threshold=config.verification.threshold,
         significance=config.verification.significance,
         knn_accuracy=voted,
+        recognise=recognise,
     )
 
 
@@ -352,6 +354,7 @@ def _train_owner(
             **keywords,
         )
         seconds, images = seconds + report.seconds, images + report.images
+    key = None if key is None else watermark.learned(key, stages)
     if config.encodes:
         model = read(config, prepared, model)
     return VictimBundle(model, key, {"seconds": seconds, "images": images, "history": history})

@@ -17,6 +17,9 @@ from mea_ray.verification.statistics import binomial_p_value, proportion
 PredictLogits = Callable[[Images], npt.NDArray[np.float32]]
 """uint8 images (N, C, H, W) to logits (N, classes)."""
 
+Recognise = Callable[[Images], npt.NDArray[np.bool_]]
+"""uint8 images (N, C, H, W) to whether each one is treated as watermarked, (N,)."""
+
 
 class Samples(Protocol):
     """What verification needs of a watermark's held-out samples; ``watermarks.base.WatermarkSamples`` is one."""
@@ -57,6 +60,7 @@ def report(
     threshold: float = 0.3,
     significance: float = 0.01,
     knn_accuracy: float | None = None,
+    recognise: Recognise | None = None,
 ) -> ModelReport:
     """Measure a model on held-out data and give the verdict.
 
@@ -69,6 +73,7 @@ def report(
         threshold: The paper's verdict: WSR strictly above it infringes.
         significance: The statistical verdict: a p-value at or below it infringes.
         knn_accuracy: Of an encoder, reported as it is.
+        recognise: A scheme's own test of what counts as a success; None counts what is classified as the target.
 
     Returns:
         The report. What the carrier costs (``source_accuracy``, ``source_target_probability``, ``calibration_error``)
@@ -86,7 +91,8 @@ def report(
         raise DataError("there are no watermark samples to verify with; raise splits.verification_fraction")
 
     def successes(images: Images) -> tuple[int, int]:
-        return int((predict_logits(images).argmax(1) == samples.target).sum()), len(images)
+        said = predict_logits(images).argmax(1) == samples.target if recognise is None else recognise(images)
+        return int(said.sum()), len(images)
 
     hits, trials = successes(samples.images)
     wsr = proportion(hits, trials)

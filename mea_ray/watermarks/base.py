@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from mea_ray.errors import ArtifactError, ConfigError
 from mea_ray.training.objective import Objective
@@ -148,6 +149,22 @@ class Watermark(ABC):
             f"watermark {self.name!r} marks classifiers only; take mea_defender_encoder or none for an encoder, or "
             "victim.pretext=none"
         )
+
+    def learned(self, key: Key, stages: Sequence[Stage]) -> Key:
+        """Return the key as it is after the stages were trained: a scheme may learn a part of its secret."""
+        return key
+
+    def recogniser(self, key: Key, model: torch.nn.Module) -> Callable[[Images], npt.NDArray[np.bool_]] | None:
+        """Return what says which images a model treats as watermarked, bool (N,); None: those it calls the target.
+
+        Args:
+            key: The owner's key, as it was after training.
+            model: The model under judgement.
+
+        Raises:
+            ConfigError: This kind of model cannot be verified.
+        """
+        return None
 
     def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:
         """Mix up to ``count`` distinct watermark samples from held-out images only."""
