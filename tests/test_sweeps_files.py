@@ -69,7 +69,10 @@ def test_every_trial_could_run_on_the_small_data(path: Path) -> None:
     from mea_ray.pipeline import prepare
     from mea_ray.preflight import check
 
-    _, found = planned(path, "data={name: digits, image_size: 32}", "thief.budgets=[400]", "verification.samples=30")
+    small = ["data={name: digits, image_size: 32}", "thief.budgets=[400]", "verification.samples=30"]
+    if "mixture" in path.read_text(encoding="utf-8"):
+        small.append("splits.thief_pool={name: mixture, parts: [{name: digits, image_size: 32}, {name: noise}]}")
+    _, found = planned(path, *small)
     prepared = prepare(found.trials[0].config)
     for trial in found.trials:
         check(trial.config, prepared)
