@@ -51,8 +51,15 @@ def check(config: ExperimentConfig, prepared: Prepared) -> None:
     _check_answers(config, attack)
     pool = len(prepared.splits.thief_pool)
     attack.check(pool, config.thief.budgets, settings(config.thief.training), learning(config))
-    for section, choice in (("victim.model", config.victim.model), ("thief.model", config.thief.model)):
-        _check_model(section, choice, prepared)
+    victim = _check_model("victim.model", config.victim.model, prepared)
+    thief = _check_model("thief.model", config.thief.model, prepared)
+    watermark: Watermark = config.victim.watermark.build()
+    if watermark.reads_features and victim.feature_size != thief.feature_size:
+        raise ConfigError(
+            f"victim.watermark={config.victim.watermark.name} is verified on features of the victim's length, "
+            f"{victim.feature_size}; those of thief.model={config.thief.model.name} have {thief.feature_size}, so that "
+            "nothing could be said of a theft: take the victim's network, or mea_defender_encoder"
+        )
     if config.victim.training.early_stop_patience is not None and not len(prepared.splits.victim_validation):
         raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
     _check_watermark(config, prepared)
@@ -81,11 +88,12 @@ def build_network(choice: ModelChoice, prepared: Prepared) -> ImageModel:
     return build_model(choice.name, prepared.shape, prepared.classes, choice.params)
 
 
-def _check_model(section: str, choice: ModelChoice, prepared: Prepared) -> None:
-    """Build the network without memory or weights, and pass one image through it."""
+def _check_model(section: str, choice: ModelChoice, prepared: Prepared) -> ImageModel:
+    """Build the network without memory or weights, pass one image through it, and return it."""
     try:
         with torch.device("meta"), torch.no_grad():
-            said = build_network(choice, prepared).eval()(torch.zeros((1, *prepared.shape)))
+            network = build_network(choice, prepared).eval()
+            said = network(torch.zeros((1, *prepared.shape)))
     except ConfigError as error:
         raise ConfigError(f"{section}: {error}") from None
     except RuntimeError as error:
@@ -94,6 +102,7 @@ def _check_model(section: str, choice: ModelChoice, prepared: Prepared) -> None:
         ) from error
     if tuple(said.shape) != (1, prepared.classes):
         raise ConfigError(f"{section}={choice.name} gives {tuple(said.shape)} logits for {prepared.classes} classes")
+    return network
 
 
 def _check_answers(config: ExperimentConfig, attack: Attack) -> None:

@@ -51,12 +51,16 @@ def set_path(tree: Tree, key: str, value: Any) -> Tree:
     """Return a copy of ``tree`` with the config path ``key`` set.
 
     Setting ``x.name`` to another component drops the parameters of the one before; setting a path below a component
-    given by its bare name (``data: digits``) keeps the name.
+    given by its bare name (``data: digits``) keeps the name. A ``name`` at the top is a title: all else stays.
     """
+    return _set(tree, key, value, component=False)
+
+
+def _set(tree: Tree, key: str, value: Any, *, component: bool) -> Tree:
     head, _, rest = key.partition(".")
     tree = dict(tree)
     if not rest:
-        if head == "name" and tree.get("name") not in {None, value}:
+        if component and head == "name" and tree.get("name") not in {None, value}:
             tree = {}
         tree[head] = value
         return tree
@@ -67,7 +71,7 @@ def set_path(tree: Tree, key: str, value: Any) -> Tree:
         inner = {}
     if not isinstance(inner, Mapping):
         raise ConfigError(f"cannot set {key!r}: {head!r} holds {inner!r}, which has no keys below it")
-    tree[head] = set_path(dict(inner), rest, value)
+    tree[head] = _set(dict(inner), rest, value, component=True)
     return tree
 
 

@@ -115,6 +115,14 @@ def test_another_component_drops_the_parameters_of_the_one_before() -> None:
     assert set_path(tree, "data.name", "digits") == tree
 
 
+def test_a_title_is_no_component_and_drops_nothing(tmp_path: Path) -> None:
+    assert set_path({"name": "one", "base": {"seed": 3}}, "name", "two") == {"name": "two", "base": {"seed": 3}}
+    file = tmp_path / "sweep.yaml"
+    file.write_text("name: one\nbase: {victim: {watermark: {weight_com: 0.7}}}\nspace: {seed: {grid: [1, 2]}}\n")
+    sweep = load_sweep(file, ["name=two"])
+    assert sweep.name == "two" and sweep.base.victim.watermark.params["weight_com"] == 0.7
+
+
 def test_a_parameter_below_a_bare_name_keeps_the_name() -> None:
     assert set_path({"data": "digits"}, "data.image_size", 24) == {"data": {"name": "digits", "image_size": 24}}
 

@@ -194,6 +194,7 @@ def test_what_cannot_be_verified_is_refused():
         ({"mask_share": 0}, "mask_share=0"),
         ({"embed_part": 1}, "embed_part=1"),
         ({"threshold": 1}, "threshold=1"),
+        ({"batch_size": 1}, "batch_size=1"),
         ({"patch_learning_rate": 0}, "patch_learning_rate=0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"gradients": "both"}, "gradients"),
@@ -202,3 +203,26 @@ def test_what_cannot_be_verified_is_refused():
 def test_impossible_settings_are_refused(options, match):
     with pytest.raises(ConfigError, match=match):
         WATERMARKS.build("sslguard", **options)
+
+
+def test_a_thief_of_another_feature_length_is_refused_before_anything_is_trained():
+    from mea_ray.config import ExperimentConfig, build
+    from mea_ray.pipeline import prepare
+    from mea_ray.preflight import check
+
+    tree = {
+        "data": {"name": "digits", "image_size": 16},
+        "victim": {
+            "pretext": {"name": "simclr"},
+            "watermark": "sslguard",
+            "model": {"name": "resnet18", "width": 0.25},
+        },
+        "thief": {"attack": "feature_distillation", "budgets": [100], "model": {"name": "resnet18", "width": 0.1}},
+        "service": {"policy": "embedding"},
+        "splits": {"verification_fraction": 0.5},
+    }
+    config = build(ExperimentConfig, tree)
+    with pytest.raises(ConfigError, match="take the victim's network"):
+        check(config, prepare(config))
+    same = build(ExperimentConfig, {**tree, "thief": {**tree["thief"], "model": tree["victim"]["model"]}})
+    check(same, prepare(same))

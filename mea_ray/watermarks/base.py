@@ -121,6 +121,8 @@ class Watermark(ABC):
     """A watermark scheme. Keyword-only constructor parameters, all with defaults, are its configuration."""
 
     name: str = ""
+    reads_features: bool = False
+    """Whether verification needs features of the victim's length, so that other models cannot be verified."""
 
     @abstractmethod
     def make_key(self, train: ImageSet, seed: int) -> Key | None:

@@ -40,10 +40,12 @@ class SslGuard(Watermark):
         mask_share: Share of the pixels that the patch covers, in (0, 1).
         embed_part: Part of the training's epochs, in (0, 1), that tune the encoder; the others learn the pretext task.
         learning_rate: Of the encoder while it is tuned; SGD with momentum .9, as for the other three. (Published: 1e-5
-            for a ResNet-50 at batches of 2; the default suits a short schedule at batches of 128.)
+            for a ResNet-50 over 1.25 million batches of 2; the default suits a short schedule.)
         shadow_learning_rate: Of the shadow encoder; times .96 after each epoch.
         patch_learning_rate: Of the patch.
         decoder_learning_rate: Of the decoder.
+        batch_size: Of the tuning. (Published: 2.) What must not speak is held silent on the *mean* of a batch: in a
+            large one some images speak for and others against the secret.
         threshold: Least cosine of a success.
         gradients: ``separate``: each part is moved by its own losses, as the equations say. ``leak``: the published
             code's, where the encoder is also moved by the shadow's, the patch's and the decoder's losses, and the patch
@@ -58,22 +60,26 @@ class SslGuard(Watermark):
     """
 
     name = "sslguard"
+    reads_features = True
 
     def __init__(
         self,
         *,
         mask_share: float = 0.35,
         embed_part: float = 0.5,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-4,
         shadow_learning_rate: float = 1e-2,
-        patch_learning_rate: float = 1e-1,
-        decoder_learning_rate: float = 1e-2,
+        patch_learning_rate: float = 3e-2,
+        decoder_learning_rate: float = 3e-3,
+        batch_size: int = 8,
         threshold: float = 0.5,
         gradients: Literal["separate", "leak"] = "separate",
     ) -> None:
         for name, share in {"mask_share": mask_share, "embed_part": embed_part}.items():
             if not 0 < share < 1:
                 raise ConfigError(f"{name}={share} must lie strictly between 0 and 1")
+        if batch_size < 2:
+            raise ConfigError(f"batch_size={batch_size} must be at least 2")
         if not -1 < threshold < 1:
             raise ConfigError(f"threshold={threshold} is a cosine strictly between -1 and 1; the paper's is 0.5")
         rates = {"shadow": shadow_learning_rate, "patch": patch_learning_rate, "decoder": decoder_learning_rate}
@@ -83,7 +89,7 @@ class SslGuard(Watermark):
         if gradients not in {"separate", "leak"}:
             raise ConfigError(f"gradients={gradients!r} must be separate or leak")
         self.mask_share, self.embed_part, self.learning_rate = mask_share, embed_part, learning_rate
-        self.threshold = threshold
+        self.threshold, self.batch_size = threshold, batch_size
         self.guard = Guard(rates, leak=gradients == "leak")
 
     def make_key(self, train: ImageSet, seed: int) -> Key:
@@ -116,6 +122,7 @@ class SslGuard(Watermark):
         tuning: dict[str, Any] = {
             "optimizer": "sgd",
             "learning_rate": self.learning_rate,
+            "batch_size": self.batch_size,
             "schedule": "constant",
             **UNAUGMENTED,
         }
