@@ -8,7 +8,7 @@ from scipy.special import expit, logit
 from torch import nn
 from watermark_sets import NAMES, Spy, context, image_set, main_batch
 
-from mea_ray.errors import ConfigError
+from mea_ray.errors import ConfigError, DataError
 from mea_ray.models.base import ImageModel
 from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy
@@ -54,6 +54,11 @@ def test_no_image_is_scored_by_a_regression_that_was_fitted_to_it():
     after = mix_likeness(Means(), changed, mixes, seed=1)
     weights_alone = np.abs(after - before)[1:]
     assert after[0] > before.max() and (weights_alone > 0).any()
+
+
+def test_a_class_of_one_image_is_refused():
+    with pytest.raises(DataError, match="got 1 and 2; set carrier_gate=0"):
+        mix_likeness(Means(), shades([1], [2]), shades([1, 2], [3, 4]), seed=0)
 
 
 def test_share_is_rho_where_the_gate_is_shut_and_rises_to_the_odds():

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mea_ray import metrics
-from mea_ray.errors import ConfigError
+from mea_ray.errors import ConfigError, DataError
 from mea_ray.models.base import ImageModel
 from mea_ray.seeding import numpy_generator
 from mea_ray.types import Images
@@ -69,7 +69,15 @@ def mix_likeness(model: ImageModel, clean: Images, mixes: Images, seed: int) -> 
         clean: uint8 (N, C, H, W), N >= 2; of one class.
         mixes: uint8 (M, C, H, W), M >= 1.
         seed: Which image belongs to which half.
+
+    Raises:
+        DataError: There are too few images to be halved.
     """
+    if len(clean) < 2 or not len(mixes):
+        raise DataError(
+            f"the gate halves the clean images of a source class and holds them against mixes, got {len(clean)} and "
+            f"{len(mixes)}; set carrier_gate=0, or take classes with more images"
+        )
     from sklearn.linear_model import LogisticRegression
 
     features, mixed = (metrics.features(model, images).astype(np.float64) for images in (clean, mixes))
