@@ -53,16 +53,9 @@ def check(config: ExperimentConfig, prepared: Prepared) -> None:
     attack.check(pool, config.thief.budgets, settings(config.thief.training), learning(config))
     victim = _check_model("victim.model", config.victim.model, prepared)
     thief = _check_model("thief.model", config.thief.model, prepared)
-    watermark: Watermark = config.victim.watermark.build()
-    if watermark.reads_features and victim.feature_size != thief.feature_size:
-        raise ConfigError(
-            f"victim.watermark={config.victim.watermark.name} is verified on features of the victim's length, "
-            f"{victim.feature_size}; those of thief.model={config.thief.model.name} have {thief.feature_size}, so that "
-            "nothing could be said of a theft: take the victim's network, or mea_defender_encoder"
-        )
     if config.victim.training.early_stop_patience is not None and not len(prepared.splits.victim_validation):
         raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
-    _check_watermark(config, prepared)
+    _check_watermark(config, prepared, victim, thief)
 
 
 def settings(training: TrainingConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -129,9 +122,18 @@ def _fitting(table: Table, attribute: str, value: str) -> list[str]:
     return [name for name in table.names() if getattr(table.resolve(name), attribute) == value]
 
 
-def _check_watermark(config: ExperimentConfig, prepared: Prepared) -> None:
-    """Check the classes of a watermark that mixes two of them; other schemes check themselves in ``make_key``."""
+def _check_watermark(config: ExperimentConfig, prepared: Prepared, victim: ImageModel, thief: ImageModel) -> None:
+    """Check the classes of a watermark that mixes two of them, and that a stolen model could be verified.
+
+    All else the schemes check themselves in ``make_key``.
+    """
     watermark: Watermark = config.victim.watermark.build()
+    if watermark.reads_features and victim.feature_size != thief.feature_size:
+        raise ConfigError(
+            f"victim.watermark={config.victim.watermark.name} is verified on features of the victim's length, "
+            f"{victim.feature_size}; those of thief.model={config.thief.model.name} have {thief.feature_size}, so that "
+            "nothing could be said of a theft: take the victim's network, or mea_defender_encoder"
+        )
     sources: tuple[int, ...] | None = getattr(watermark, "source_classes", None)
     target: int | None = getattr(watermark, "target_class", None)
     if sources is None or target is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -19,6 +20,8 @@ Labels = npt.NDArray[np.int64]
 Answers = npt.NDArray[np.float32]
 """float32 answers of a query API. Of a classifier (N, classes), non-negative, rows sum to 1 unless the policy hid some
 of it; of an encoder (N, length of its embedding), any finite numbers."""
+Recognise = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
+"""uint8 images (N, C, H, W) to whether each one is treated as watermarked, (N,): a scheme's own test of a success."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ def test_the_main_task_comes_first_and_both_stages_share_the_epochs():
     assert isinstance(first.objective, CrossEntropy)
     assert (first.changes(10), second.changes(10)) == ({"epochs": 3}, {"epochs": 7})
     assert first.changes(1) == second.changes(1) == {"epochs": 1}
+    for epochs in range(2, 60):
+        assert first.changes(epochs)["epochs"] + second.changes(epochs)["epochs"] == epochs, "longer than a null model"
 
 
 def test_softened_labels_follow_the_gate_of_each_image():

@@ -11,14 +11,11 @@ import numpy.typing as npt
 from mea_ray import metrics
 from mea_ray.errors import DataError
 from mea_ray.results import ModelReport
-from mea_ray.types import Images, ImageSet, Labels
+from mea_ray.types import Images, ImageSet, Labels, Recognise
 from mea_ray.verification.statistics import binomial_p_value, proportion
 
 PredictLogits = Callable[[Images], npt.NDArray[np.float32]]
 """uint8 images (N, C, H, W) to logits (N, classes)."""
-
-Recognise = Callable[[Images], npt.NDArray[np.bool_]]
-"""uint8 images (N, C, H, W) to whether each one is treated as watermarked, (N,)."""
 
 
 class Samples(Protocol):

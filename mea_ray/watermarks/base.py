@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from mea_ray.errors import ArtifactError, ConfigError
 from mea_ray.training.objective import Objective
-from mea_ray.types import Images, ImageSet
+from mea_ray.types import Images, ImageSet, Recognise
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,20 @@ class Stage:
         objective: What is minimised.
         train: The images of the main task in this stage.
         overrides: Settings of the training engine that this stage changes (field names of ``TrainingConfig``).
-        part: Part of the training section's epochs that this stage has, in (0, 1]; one epoch at least. Without effect
-            where ``overrides`` names epochs.
+        span: Where in the training section's epochs this stage begins and ends, in [0, 1]; one epoch at least. Stages
+            whose spans follow on each other share them without a rest. ``overrides`` may name epochs instead.
     """
 
     name: str
     objective: Objective
     train: ImageSet
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    part: float = 1.0
+    span: tuple[float, float] = (0.0, 1.0)
 
     def changes(self, epochs: int) -> dict[str, Any]:
         """Return what this stage changes in a training section that has ``epochs`` epochs."""
-        own = {} if self.part == 1 else {"epochs": max(1, round(self.part * epochs))}
-        return {**own, **self.overrides}
+        begin, end = (round(place * epochs) for place in self.span)
+        return {"epochs": max(1, end - begin), **self.overrides}
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Watermark(ABC):
         """Return the key as it is after the stages were trained: a scheme may learn a part of its secret."""
         return key
 
-    def recogniser(self, key: Key, model: torch.nn.Module) -> Callable[[Images], npt.NDArray[np.bool_]] | None:
+    def recogniser(self, key: Key, model: torch.nn.Module) -> Recognise | None:
         """Return what says which images a model treats as watermarked, bool (N,); None: those it calls the target.
 
         Args:

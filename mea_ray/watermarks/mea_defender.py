@@ -226,6 +226,6 @@ class MeaDefender(MixedClasses):
         if not gate.share:
             return [Stage("embed", objective, train)]
         return [
-            Stage("main_task", CrossEntropy(), train, part=gate.part),
-            Stage("embed", objective, train, part=1 - gate.part),
+            Stage("main_task", CrossEntropy(), train, span=(0, gate.part)),
+            Stage("embed", objective, train, span=(gate.part, 1)),
         ]

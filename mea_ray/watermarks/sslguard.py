@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,10 +15,11 @@ from mea_ray.errors import ArtifactError, ConfigError, DataError
 from mea_ray.models.base import ImageModel
 from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.objective import Objective
-from mea_ray.types import Images, ImageSet
+from mea_ray.types import Images, ImageSet, Recognise
 from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage, Watermark, WatermarkSamples
 from mea_ray.watermarks.combiners.base import to_uint8
 from mea_ray.watermarks.guard_objective import Decoder, Guard, GuardObjective, under
+from mea_ray.watermarks.mea_defender import require_key
 
 SECRET = 256
 """Length of the secret vector."""
@@ -86,8 +87,6 @@ class SslGuard(Watermark):
         for name, rate in {"": learning_rate, **{f"{n}_": r for n, r in rates.items()}}.items():
             if not 0 < rate < float("inf"):
                 raise ConfigError(f"{name}learning_rate={rate} must be positive")
-        if gradients not in {"separate", "leak"}:
-            raise ConfigError(f"gradients={gradients!r} must be separate or leak")
         self.mask_share, self.embed_part, self.learning_rate = mask_share, embed_part, learning_rate
         self.threshold, self.batch_size = threshold, batch_size
         self.guard = Guard(rates, leak=gradients == "leak")
@@ -114,8 +113,7 @@ class SslGuard(Watermark):
 
     def encoder_stages(self, key: Key | None, train: ImageSet, pretext: Objective) -> list[Stage]:
         """Return two stages: the pretext task, then the encoder is tuned while patch and decoder are learnt."""
-        if key is None:
-            raise ConfigError("watermark 'sslguard' needs a key to embed; call make_key first")
+        key = require_key(key, self.name)
         objective = GuardObjective(
             {name: torch.from_numpy(value.copy()) for name, value in key.tensors.items()}, self.guard
         )
@@ -127,8 +125,8 @@ class SslGuard(Watermark):
             **UNAUGMENTED,
         }
         return [
-            Stage("pretext", pretext, train, UNAUGMENTED, part=1 - self.embed_part),
-            Stage("embed", objective, train, tuning, part=self.embed_part),
+            Stage("pretext", pretext, train, UNAUGMENTED, span=(0, 1 - self.embed_part)),
+            Stage("embed", objective, train, tuning, span=(1 - self.embed_part, 1)),
         ]
 
     def learned(self, key: Key, stages: Sequence[Stage]) -> Key:
@@ -160,7 +158,7 @@ class SslGuard(Watermark):
             source_labels=np.zeros(0, np.int64),
         )
 
-    def recogniser(self, key: Key, model: torch.nn.Module) -> Callable[[Images], npt.NDArray[np.bool_]]:
+    def recogniser(self, key: Key, model: torch.nn.Module) -> Recognise:
         """Return what says of images whether their decoded feature points at the secret: bool (N,).
 
         Raises:
