@@ -182,7 +182,7 @@ class Store:
 
 
 def _write_info(folder: Path, info: Mapping[str, Any]) -> None:
-    from mea_ray.pipeline import versions
+    from mea_ray.versions import versions
 
     files = {path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.is_file()}
     body = {"schema_version": SCHEMA, **info, "versions": versions(), "sha256": files}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from mea_ray.choices import (
     AttackChoice,
@@ -212,6 +212,20 @@ class VerificationConfig(Config):
         5000, ge=1, description="Labelled training images that the reading of an encoder is fitted on, at most."
     )
     null_models: int = Field(1, ge=1, description="Innocent models trained to learn the false-positive rate.")
+    stolen_null_models: int = Field(
+        0,
+        ge=0,
+        description="How many of them are stolen in the same way at the largest budget, as the control of the theft.",
+    )
+
+    @model_validator(mode="after")
+    def _no_more_than_there_are(self) -> VerificationConfig:
+        if self.stolen_null_models > self.null_models:
+            raise ValueError(
+                f"stolen_null_models={self.stolen_null_models} is more than null_models={self.null_models}; "
+                "raise null_models"
+            )
+        return self
 
 
 class TrackingConfig(Config):

@@ -7,13 +7,10 @@ after the other, for tests and for debugging.
 
 from __future__ import annotations
 
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +36,9 @@ from mea_ray.training.device import device_name, fork_devices
 from mea_ray.training.engine import train
 from mea_ray.types import BlackBox, ImageSet, Labels
 from mea_ray.verification import statistics, verify
+from mea_ray.versions import versions
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark
-
-PACKAGES = ("mea_ray", "torch", "torchvision", "torchjd", "numpy", "scipy", "scikit-learn", "pydantic", "ray")
 
 OnEpoch = Callable[[dict[str, Any]], None]
 """Called after each epoch with the engine's record and the name of the ``stage``."""
@@ -214,6 +210,32 @@ def run_attack(
     )
 
 
+def steal_null(
+    config: ExperimentConfig, prepared: Prepared, model: ImageModel, key: Key | None, *, null_rate: float | None
+) -> RungResult:
+    """Steal an innocent model as the victim is stolen, and ask the owner's key about that thief: the theft's control.
+
+    What a thief learns from answers may look like the mark without being one (a poor substitute errs towards some
+    class); only a thief of an innocent model shows how much. The same attack, images and seeds at the largest budget,
+    against a query API of its own in this process.
+
+    Args:
+        config: The experiment.
+        prepared: Its data.
+        model: The innocent model.
+        key: The key of the owner whose model it is not.
+        null_rate: See `null_rate`.
+
+    Returns:
+        The largest rung; its fidelity is to ``model``.
+    """
+    thief = config.thief.model_copy(update={"budgets": config.thief.budgets[-1:]})
+    config = config.model_copy(update={"thief": thief})
+    blackbox = LocalBlackBox(model, config.service.policy.build(), pass_images=config.service.pass_images)
+    (rung,) = run_attack(config, prepared, blackbox)
+    return rung_result(rung, assess(config, prepared, rung.model, key, victim=model, null_rate=null_rate))
+
+
 def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: OnEpoch | None = None) -> TrialResult:
     """Run the whole experiment in this process.
 
@@ -271,6 +293,11 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
         charged = sum(map(ledger.charged, accounts))
         named = 1 if config.encodes else prepared.classes
         query_log = {client: record(log.seen(client), named) for client in accounts}
+        rate_of_nulls = null_rate(null_reports)
+        controls = [
+            steal_null(config, prepared, model, victim.key, null_rate=rate_of_nulls)
+            for model in nulls[: config.verification.stolen_null_models]
+        ]
     finally:
         ledger.close()
         log.close()
@@ -283,6 +310,7 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
         victim_report=judge(model=victim.model),
         null_reports=null_reports,
         rungs=rungs,
+        stolen_nulls=controls,
         queries_charged=charged,
         query_log=query_log,
         seconds=time.perf_counter() - started,
@@ -305,20 +333,6 @@ def rung_result(rung: Rung, report: ModelReport) -> RungResult:
         seconds=rung.seconds,
         curves={name: list(points) for name, points in rung.curves.items()},
     )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on; from a git checkout its commit, too."""
-    found = {"python": platform.python_version()}
-    commit = _commit(Path(__file__).resolve())
-    if commit is not None:
-        found["commit"] = commit
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # run from a source tree, or an optional package
-            continue
-    return found
 
 
 def _train_owner(
@@ -370,22 +384,3 @@ def _names(config: ExperimentConfig) -> list[str]:
     made_by = {name: tree[name] for name in ("data", "splits", "victim")}
     nulls = [digest({**made_by, "null": index}) for index in range(config.verification.null_models)]
     return [digest(made_by), *nulls]
-
-
-@lru_cache(maxsize=1)
-def _commit(source: Path) -> str | None:
-    """Return the commit that ``source`` was checked out at, with ``+changes`` if tracked files differ from it.
-
-    None if git does not track the file: installed as a package, perhaps into somebody else's repository.
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(source.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", source.name)
-        changes = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -114,6 +114,10 @@ class TrialResult(_Record):
     victim_report: ModelReport
     null_reports: list[ModelReport] = Field(default_factory=list)
     rungs: list[RungResult]
+    stolen_nulls: list[RungResult] = Field(
+        default_factory=list,
+        description="Innocent models stolen in the same way at the largest budget: the control of the theft.",
+    )
     status: Literal["finished", "stopped"] = Field("finished", description="stopped: by the sweep's scheduler.")
     queries_charged: int = Field(
         description="Images charged by the service's ledger for this trial in all, over all accounts of its thief."

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,8 @@ def prepared() -> pipeline.Prepared:
 
 def test_the_whole_experiment(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = []
-    result = pipeline.run(config(), tmp_path, records.append)
+    whole = config(verification__stolen_null_models=1)
+    result = pipeline.run(whole, tmp_path, records.append)
     victim, (null,), rungs = result.victim_report, result.null_reports, result.rungs
     assert victim.wsr is not None and victim.wsr.trials >= 1000 and victim.wsr.rate > 0.9
     assert victim.accuracy > 0.85 and victim.fidelity is None
@@ -61,12 +61,16 @@ def test_the_whole_experiment(tmp_path: Path) -> None:
     assert [(rung.budget, rung.queries) for rung in rungs] == [(200, 200), (900, 900)]
     assert rungs[1].report.fidelity is not None and rungs[1].report.fidelity > 0.7
     assert all(rung.report.wsr is not None and rung.report.p_value is not None for rung in rungs)
-    assert result.queries_charged == 900
+    assert result.queries_charged == 900, "the control is no query of the thief's"
+    (control,) = result.stolen_nulls
+    assert control.queries == control.budget == 900 and control.report.p_value is not None
+    assert control.report.fidelity is not None and control.report.fidelity > 0.7, "it is close to the null model"
+    assert control.report.wsr is not None and control.report.wsr.rate < 0.3
     assert {"python", "torch", "numpy"} <= set(result.versions) and result.device and result.seconds > 0
     assert len(result.nulls) == 1 and result.victim not in result.nulls
     assert len(records) == 12 * 2
     assert TrialResult.load(tmp_path / "result.json") == result
-    assert build(ExperimentConfig, result.config) == config()
+    assert build(ExperimentConfig, result.config) == whole
 
 
 def test_a_killed_run_goes_on_in_its_folder_and_asks_nothing_twice(
@@ -194,25 +198,3 @@ def test_what_the_actors_call_can_be_pickled(prepared: pipeline.Prepared) -> Non
     for function in (pipeline.train_victim, pipeline.train_null, pipeline.assess, pipeline.run_attack, pipeline.check):
         assert pickle.loads(pickle.dumps(function)) is function
     assert pickle.loads(pickle.dumps(prepared)).shape == prepared.shape
-
-
-def test_results_name_the_commit_of_a_checkout_and_none_of_a_stranger(tmp_path):
-    def git(*arguments):
-        subprocess.run(
-            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True
-        )
-
-    source = tmp_path / "pipeline.py"
-    source.write_text("one")
-    git("init", "-q")
-    pipeline._commit.cache_clear()
-    assert pipeline._commit(source) is None, "the file is in a repository that does not track it"
-    git("add", "pipeline.py")
-    git("commit", "-qm", "x")
-    pipeline._commit.cache_clear()
-    clean = pipeline._commit(source)
-    assert clean is not None and len(clean) == 12
-    source.write_text("two")
-    pipeline._commit.cache_clear()
-    assert pipeline._commit(source) == f"{clean}+changes"
-    pipeline._commit.cache_clear()

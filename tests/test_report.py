@@ -204,6 +204,18 @@ def test_an_accused_innocent_model_voids_the_proof() -> None:
     assert any("above the threshold" in finding.text for finding in verdict.findings([framed]))
 
 
+def test_a_thief_of_an_innocent_model_has_a_row_of_its_own_and_voids_the_proof_if_accused() -> None:
+    good = trial("a", end=0.8)
+    last = good.rungs[-1]
+    for wsr, tone, words in ((0.05, "good", "not accused"), (0.5, "bad", "accused falsely")):
+        control = last.model_copy(update={"report": model_report(0.9, wsr)})
+        judged = good.model_copy(update={"stolen_nulls": [control]})
+        assert verdict.headline([judged]).tone == tone
+        assert any("substitutes of innocent models on" in finding.text for finding in verdict.findings([judged]))
+        *_, row = tables.rows([judged])
+        assert row.point.endswith("null model stolen") and row.verdict == words and not row.proved
+
+
 def test_an_unspecific_mark_is_said_to_be_one() -> None:
     good = trial("a", end=0.8)
     rungs = [r.model_copy(update={"report": r.report.model_copy(update={"wfpr_mean": 0.6})}) for r in good.rungs]

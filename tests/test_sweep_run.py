@@ -26,7 +26,7 @@ def tiny_sweep(storage: Path, accounts: int = 1, **more: Any) -> SweepConfig:
         "storage": str(storage),
         "victim": {"model": TINY, "training": {"epochs": 1}},
         "thief": {"model": TINY, "training": {"epochs": 1}, "budgets": [48, 96], "accounts": accounts},
-        "verification": {"samples": 50},
+        "verification": {"samples": 50, "stolen_null_models": 1},
         "service": {
             "cpus_per_replica": 0.5,
             "request_images": 16,
@@ -83,6 +83,7 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
         (log,) = result.query_log.values()
         assert log.images == log.sampled == sum(log.classes) == 96
         assert [rung.queries for rung in result.rungs] == [48, 96]
+        assert [rung.queries for rung in result.stolen_nulls] == [96]
         assert result.rungs[0].report.p_value is not None and result.victim_report.wsr is not None
     # Victim and null model were trained once, and what happened was told in order.
     assert len([event for event in heard if isinstance(event, events.ModelEpoch)]) == 2

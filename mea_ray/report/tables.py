@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from mea_ray.errors import ArtifactError
-from mea_ray.results import ModelReport, Rate, TrialResult
+from mea_ray.results import ModelReport, Rate, RungResult, TrialResult
 
 RESULTS = "results"
 DASH = "–"
@@ -131,6 +131,13 @@ def verdict(report: ModelReport) -> str:
     return "below threshold" if report.infringes_significance else "not proved"
 
 
+def control_verdict(report: ModelReport) -> str:
+    """Return the judgement on a substitute of an innocent model."""
+    if report.wsr is None:
+        return DASH
+    return "accused falsely" if proved(report) else "not accused"
+
+
 def proved(report: ModelReport) -> bool:
     """Whether both criteria call the model stolen (only the threshold where there is no p-value)."""
     return bool(report.infringes_threshold) and report.infringes_significance is not False
@@ -176,29 +183,33 @@ HEADINGS = {
 
 
 def rows(results: Sequence[TrialResult]) -> list[Row]:
-    """Return one row per rung, trials in their order, rungs by budget."""
+    """Return one row per rung, trials in their order, rungs by budget; below them the thefts of innocent models."""
     table = []
     for result in results:
-        null = mean([report.accuracy for report in result.null_reports])
+        point = label(result.point, seeds=True) + (" (stopped)" if result.status == "stopped" else "")
         for rung in sorted(result.rungs, key=lambda r: r.budget):
-            report = rung.report
-            table.append(
-                Row(
-                    trial=result.trial,
-                    point=label(result.point, seeds=True) + (" (stopped)" if result.status == "stopped" else ""),
-                    queries=f"{rung.queries:,}",
-                    victim=percent(result.victim_report.accuracy),
-                    null=percent(null),
-                    accuracy=percent(report.accuracy),
-                    fidelity=percent(report.fidelity),
-                    wsr=interval(report.wsr),
-                    wfpr=percent(report.wfpr_mean),
-                    p_value=p_text(report.p_value),
-                    verdict=verdict(report),
-                    proved=proved(report),
-                )
-            )
+            table.append(_row(result, rung, point, verdict(rung.report), proved(rung.report)))
+        for rung in result.stolen_nulls:
+            table.append(_row(result, rung, f"{point}: null model stolen", control_verdict(rung.report), False))
     return table
+
+
+def _row(result: TrialResult, rung: RungResult, point: str, judgement: str, is_proved: bool) -> Row:
+    report = rung.report
+    return Row(
+        trial=result.trial,
+        point=point,
+        queries=f"{rung.queries:,}",
+        victim=percent(result.victim_report.accuracy),
+        null=percent(mean([null.accuracy for null in result.null_reports])),
+        accuracy=percent(report.accuracy),
+        fidelity=percent(report.fidelity),
+        wsr=interval(report.wsr),
+        wfpr=percent(report.wfpr_mean),
+        p_value=p_text(report.p_value),
+        verdict=judgement,
+        proved=is_proved,
+    )
 
 
 @dataclass(frozen=True)

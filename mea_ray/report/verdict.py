@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mea_ray.report.tables import grouped, mean, percent, proved
-from mea_ray.results import RungResult, TrialResult
+from mea_ray.results import ModelReport, RungResult, TrialResult
 
 Tone = Literal["good", "mixed", "bad"]
 
@@ -54,9 +54,14 @@ def headline(results: Sequence[TrialResult]) -> Finding:
 
 
 def guilty_nulls(results: Sequence[TrialResult]) -> int:
-    """Count the null models, over all trials, whose WSR is above the threshold."""
+    """Count the innocent models, over all trials, whose WSR is above the threshold: null models and thieves of them."""
     limit = threshold(results)
-    return sum(n.wsr is not None and n.wsr.rate > limit for r in results for n in r.null_reports)
+    return sum(report.wsr is not None and report.wsr.rate > limit for report in _all_innocent(results))
+
+
+def _all_innocent(results: Sequence[TrialResult]) -> list[ModelReport]:
+    nulls = [report for result in results for report in result.null_reports]
+    return nulls + [rung.report for result in results for rung in result.stolen_nulls]
 
 
 def findings(results: Sequence[TrialResult]) -> list[Finding]:
@@ -113,6 +118,9 @@ def _innocent(results: Sequence[TrialResult]) -> list[Finding]:
         return []
     bad = guilty_nulls(results) > 0
     text = f"Innocent models do so on {percent(mean(rates))} (at most {percent(max(rates))})"
+    stolen = [c.report.wsr.rate for r in results for c in r.stolen_nulls if c.report.wsr is not None]
+    if stolen:
+        text += f", substitutes of innocent models on {percent(mean(stolen))} (at most {percent(max(stolen))})"
     limit = percent(threshold(results), 0)
     return [Finding(f"{text}, {'above' if bad else 'below'} the threshold of {limit}.", "bad" if bad else "good")]
 

@@ -67,6 +67,14 @@ class TrialFolder:
         """Keep a finished rung."""
         write_text(self._rung(rung.budget), rung.model_dump_json(indent=1))
 
+    def control(self, index: int) -> RungResult | None:
+        """Return the theft of the ``index``-th null model; None if it is not done."""
+        return read_model(RungResult, self._control(index))
+
+    def save_control(self, index: int, rung: RungResult) -> None:
+        """Keep the theft of the ``index``-th null model."""
+        write_text(self._control(index), rung.model_dump_json(indent=1))
+
     def save_point(self, point: Mapping[str, Any]) -> None:
         """Keep what the sweep set, for a search that has to suggest it again."""
         write_text(self.path / "point.json", json.dumps(dict(point), indent=1))
@@ -99,6 +107,9 @@ class TrialFolder:
 
     def _rung(self, budget: int) -> Path:
         return self.path / "rungs" / f"{budget}.json"
+
+    def _control(self, index: int) -> Path:
+        return self.path / "controls" / f"{index}.json"
 
 
 class SweepFolder:

@@ -112,6 +112,7 @@ class _Run:
         self.tools, self.work, self.started = tools, work, started
         self.store = Store(tools.folder.storage)
         self.accounts = accounts_to_register(trial.config, trial.name)
+        self.controls: list[RungResult] = []
 
     def run(self, finished: dict[int, RungResult]) -> TrialResult:
         from mea_ray.service.pool import VictimService
@@ -119,12 +120,13 @@ class _Run:
         victim_folder, null_folders = self._models()
         model, key = load_victim(victim_folder)
         assessment = self._assess(model, key, null_folders)
+        steal_nulls = partial(self._steal_nulls, null_folders, key, assessment)
         spec = ServiceSpec.of(self.config, self.trial.victim, str(victim_folder))
         transfer = self._transfer()
         pulse = partial(self._pulse, transfer, [-1])
         with Hold(self.tools.broker, self.trial.name, spec, answers=_answers, pulse=pulse) as name:
             service = VictimService.connect(name)
-            rungs = self._rungs(service, transfer, model, key, assessment, finished)
+            rungs = self._rungs(service, transfer, model, key, assessment, finished, steal_nulls)
             result = self._result(assessment, rungs, service, "finished")
         path = self.tools.folder.result_path(self.trial.name)
         result.save(path)
@@ -174,6 +176,7 @@ class _Run:
         key: Key | None,
         assessment: Assessment,
         finished: dict[int, RungResult],
+        steal_nulls: Callable[[], list[RungResult]],
     ) -> list[RungResult]:
         from mea_ray import pipeline
         from mea_ray.training.checkpoint import save_model
@@ -182,6 +185,8 @@ class _Run:
         for account, allowed in self.accounts.items():
             service.register(account, allowed)
         done: list[RungResult] = []
+        if len(finished) == len(config.thief.budgets):
+            self.controls = steal_nulls()
         for budget in config.thief.budgets:  # the scheduler counts rungs, so it hears of those from before again
             if budget in finished:
                 done.append(finished[budget])
@@ -203,8 +208,26 @@ class _Run:
             self.work.save_rung(result)
             done.append(result)
             self.work.push()
+            if len(done) == len(config.thief.budgets):  # the scheduler may end this process at the last rung
+                self.controls = steal_nulls()
             self._tell(done, assessment, service)
         return sorted(done, key=lambda rung: rung.budget)
+
+    def _steal_nulls(self, null_folders: list[Path], key: Key | None, assessment: Assessment) -> list[RungResult]:
+        """Steal null models in the same way, in this process: their owner's service is no part of the experiment."""
+        from mea_ray.pipeline import null_rate, steal_null
+        from mea_ray.training.checkpoint import load_model
+
+        stolen = []
+        for index, folder in enumerate(null_folders[: self.config.verification.stolen_null_models]):
+            control = self.work.control(index)
+            if control is None:
+                rate, model = null_rate(assessment.nulls), load_model(folder)[0]
+                control = steal_null(self.config, self.prepared, model, key, null_rate=rate)
+                self.work.save_control(index, control)
+                self.work.push()
+            stolen.append(control)
+        return stolen
 
     def _tell(self, done: list[RungResult], assessment: Assessment, service: Any) -> None:
         """Report the newest rung. The scheduler may end this process here, so what there is becomes a result before."""
@@ -228,8 +251,8 @@ class _Run:
         self.tools.report(metrics_of(rung))
 
     def _result(self, assessment: Assessment, rungs: list[RungResult], service: Any, status: Any) -> TrialResult:
-        from mea_ray.pipeline import versions
         from mea_ray.training.device import device_name
+        from mea_ray.versions import versions
 
         return TrialResult(
             trial=self.trial.name,
@@ -240,6 +263,7 @@ class _Run:
             victim_report=assessment.victim,
             null_reports=assessment.nulls,
             rungs=rungs,
+            stolen_nulls=self.controls,
             status=status,
             queries_charged=sum(map(service.charged, self.accounts)),
             query_log={account: service.query_log(account) for account in self.accounts},

@@ -30,6 +30,12 @@ def null_wsr(result: TrialResult) -> float | None:
     return fmean(rates) if rates else None
 
 
+def stolen_null_wsr(result: TrialResult) -> float | None:
+    """Return the mean WSR of substitutes of null models, in [0, 1]; None if none was made."""
+    rates = [rung.report.wsr.rate for rung in result.stolen_nulls if rung.report.wsr is not None]
+    return fmean(rates) if rates else None
+
+
 def rung_metrics(result: TrialResult, rung: RungResult) -> dict[str, float | int]:
     """Return one point of the robustness curve: ``queries`` (the x axis) and every number that exists there."""
     report = rung.report
@@ -45,6 +51,7 @@ def rung_metrics(result: TrialResult, rung: RungResult) -> dict[str, float | int
         "fidelity": report.fidelity,
         "p_value": report.p_value,
         "null_wsr": null_wsr(result),
+        "stolen_null_wsr": stolen_null_wsr(result),
         "train_seconds": rung.seconds,
         "train_epochs": rung.epochs,
     }
