@@ -103,6 +103,12 @@ class AttackChoice(Choice):
     table: ClassVar[str] = "mea_ray.attacks:ATTACKS"
 
 
+class RemovalChoice(Choice):
+    """An attempt to remove the watermark from a model."""
+
+    table: ClassVar[str] = "mea_ray.removal:REMOVALS"
+
+
 class PolicyChoice(Choice):
     """How the victim's API words its answers."""
 

@@ -188,6 +188,7 @@ class Kind(str, Enum):
     combiners = "combiners"
     pretexts = "pretexts"
     attacks = "attacks"
+    removals = "removals"
     models = "models"
     datasets = "datasets"
     policies = "policies"
@@ -207,7 +208,7 @@ def list_(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """List watermarks, combiners, pretexts, attacks, models, datasets, policies: their parameters and defaults.
+    """List watermarks, combiners, pretexts, attacks, removals, models, datasets, policies: parameters and defaults.
 
     For example:
 

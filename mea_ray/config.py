@@ -20,6 +20,7 @@ from mea_ray.choices import (
     ModelChoice,
     PolicyChoice,
     PretextChoice,
+    RemovalChoice,
     WatermarkChoice,
 )
 from mea_ray.errors import ConfigError
@@ -28,7 +29,7 @@ from mea_ray.trees import Tree, digest, load_tree, merge, parse_override, set_pa
 
 __all__ = ["Config", "ExperimentConfig", "SweepConfig", "build", "load_experiment", "load_sweep", "write_yaml"]
 __all__ += ["AttackChoice", "Choice", "DataChoice", "ModelChoice", "PolicyChoice", "PretextChoice"]  # of ``choices``
-__all__ += ["WatermarkChoice"]
+__all__ += ["RemovalChoice", "WatermarkChoice"]
 __all__ += ["Tree", "digest", "load_tree", "merge", "parse_override", "set_path"]  # of ``trees``, for who has a config
 
 Fraction = float
@@ -198,6 +199,19 @@ class ThiefConfig(Config):
         return value
 
 
+class RemovalConfig(Config):
+    """What is done to the stolen model of the largest budget to get the watermark out of it."""
+
+    methods: tuple[RemovalChoice, ...] = Field(
+        (), description="Removals; each starts from the stolen model. `chain` is several in a row."
+    )
+    tried_on: tuple[Literal["substitute", "victim", "null_model"], ...] = Field(
+        ("substitute", "null_model"),
+        description="On which models: the substitute; the victim, for a thief who has its weights; the first null "
+        "model, as the control.",
+    )
+
+
 class VerificationConfig(Config):
     """How ownership is judged."""
 
@@ -262,6 +276,7 @@ class ExperimentConfig(Config):
     victim: VictimConfig = Field(default_factory=VictimConfig, description="The watermarked model.")
     service: ServiceConfig = Field(default_factory=ServiceConfig, description="Its query API.")
     thief: ThiefConfig = Field(default_factory=ThiefConfig, description="The extraction attack.")
+    removal: RemovalConfig = Field(default_factory=RemovalConfig, description="What is done to the stolen model.")
     verification: VerificationConfig = Field(default_factory=VerificationConfig, description="The proof of ownership.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Where curves go.")
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="Share of the cluster per role.")

@@ -29,6 +29,7 @@ from mea_ray.data.statistics import channel_statistics
 from mea_ray.encoders import as_classifier, labelled, read
 from mea_ray.models.base import ImageModel
 from mea_ray.preflight import Prepared, build_network, check, learning, settings
+from mea_ray.removing import Suspect, removals
 from mea_ray.results import ModelReport, RungResult, TrialResult
 from mea_ray.seeding import derive
 from mea_ray.training.device import device as this_device
@@ -286,10 +287,8 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
 
         blackbox = open_blackbox(config, "thief", transfer, open_account)
         said = predictions(config, prepared, victim.model)
-        rungs = [
-            rung_result(rung, judge(model=rung.model, victim=said))
-            for rung in run_attack(config, prepared, blackbox, transfer)
-        ]
+        stolen = list(run_attack(config, prepared, blackbox, transfer))
+        rungs = [rung_result(rung, judge(model=rung.model, victim=said)) for rung in stolen]
         charged = sum(map(ledger.charged, accounts))
         named = 1 if config.encodes else prepared.classes
         query_log = {client: record(log.seen(client), named) for client in accounts}
@@ -298,6 +297,13 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
             steal_null(config, prepared, model, victim.key, null_rate=rate_of_nulls)
             for model in nulls[: config.verification.stolen_null_models]
         ]
+        victim_report = judge(model=victim.model)
+        suspects = {
+            "substitute": Suspect(lambda: stolen[-1].model, rungs[-1].report),
+            "victim": Suspect(lambda: victim.model, victim_report),
+            "null_model": Suspect(lambda: nulls[0], null_reports[0]),
+        }
+        removed = removals(config, prepared, transfer, suspects, lambda model: judge(model=model, victim=said))
     finally:
         ledger.close()
         log.close()
@@ -307,10 +313,11 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
         config=config.resolved(),
         victim=names[0],
         nulls=names[1:],
-        victim_report=judge(model=victim.model),
+        victim_report=victim_report,
         null_reports=null_reports,
         rungs=rungs,
         stolen_nulls=controls,
+        removals=removed,
         queries_charged=charged,
         query_log=query_log,
         seconds=time.perf_counter() - started,

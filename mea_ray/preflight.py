@@ -56,6 +56,7 @@ def check(config: ExperimentConfig, prepared: Prepared) -> None:
     if config.victim.training.early_stop_patience is not None and not len(prepared.splits.victim_validation):
         raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
     _check_watermark(config, prepared, victim, thief)
+    _check_removals(config)
 
 
 def settings(training: TrainingConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -120,6 +121,17 @@ def _check_answers(config: ExperimentConfig, attack: Attack) -> None:
 
 def _fitting(table: Table, attribute: str, value: str) -> list[str]:
     return [name for name in table.names() if getattr(table.resolve(name), attribute) == value]
+
+
+def _check_removals(config: ExperimentConfig) -> None:
+    """Build every removal, and refuse those of encoders."""
+    if config.removal.methods and config.encodes:
+        raise ConfigError(
+            f"removal.methods={[choice.name for choice in config.removal.methods]} work on classifiers; leave it empty "
+            "for an encoder"
+        )
+    for choice in config.removal.methods:
+        choice.build()
 
 
 def _check_watermark(config: ExperimentConfig, prepared: Prepared, victim: ImageModel, thief: ImageModel) -> None:

@@ -72,6 +72,26 @@ class RungResult(_Record):
     )
 
 
+class RemovalResult(_Record):
+    """An attempt to remove the watermark from one model.
+
+    Attributes:
+        removal: Its name and parameters, as in the config.
+        strength: How hard it tried, in the unit of its main parameter.
+        tried_on: The model that it was tried on.
+        before: What verification says of that model.
+        after: What it says of what is left.
+        seconds: Wall time of the removal.
+    """
+
+    removal: dict[str, Any]
+    strength: float
+    tried_on: Literal["substitute", "victim", "null_model"]
+    before: ModelReport
+    after: ModelReport
+    seconds: float
+
+
 class QueryLogRecord(_Record):
     """What the owner could have seen of one client (``blackbox.query_log``).
 
@@ -117,6 +137,9 @@ class TrialResult(_Record):
     stolen_nulls: list[RungResult] = Field(
         default_factory=list,
         description="Innocent models stolen in the same way at the largest budget: the control of the theft.",
+    )
+    removals: list[RemovalResult] = Field(
+        default_factory=list, description="What removals left of the substitute of the largest budget, and of others."
     )
     status: Literal["finished", "stopped"] = Field("finished", description="stopped: by the sweep's scheduler.")
     queries_charged: int = Field(

@@ -6,7 +6,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from mea_ray.results import ModelReport, QueryLogRecord, Rate, RungResult, TrialResult
+from mea_ray.results import ModelReport, QueryLogRecord, Rate, RemovalResult, RungResult, TrialResult
 
 
 def rate(value: float, trials: int = 1000) -> Rate:
@@ -101,6 +101,23 @@ def with_thief(result: TrialResult, accounts: int = 2) -> TrialResult:
     *others, last = result.rungs
     log = {f"{result.trial}-{number}": record if number == 1 else shy for number in range(1, accounts + 1)}
     return result.model_copy(update={"rungs": [*others, last.model_copy(update={"curves": curves})], "query_log": log})
+
+
+def with_removals(result: TrialResult) -> TrialResult:
+    """The trial with a removal at two strengths that takes the mark, one that does not, and their control."""
+    before = result.rungs[-1].report
+    null = result.null_reports[0]
+    tried = [
+        ({"name": "pruning", "rate": 0.9}, 0.9, "substitute", before, model_report(0.80, 0.10)),
+        ({"name": "pruning", "rate": 0.1}, 0.1, "substitute", before, model_report(0.90, 0.75)),
+        ({"name": "<tune>"}, 5.0, "substitute", before, model_report(0.91, 0.70)),
+        ({"name": "pruning", "rate": 0.9}, 0.9, "null_model", null, model_report(0.85, 0.02)),
+    ]
+    removals = [
+        RemovalResult(removal=removal, strength=strength, tried_on=on, before=old, after=new, seconds=1.0)
+        for removal, strength, on, old, new in tried
+    ]
+    return result.model_copy(update={"removals": removals})
 
 
 def write_sweep(folder: Path, seeds: int = 3) -> list[TrialResult]:

@@ -49,7 +49,9 @@ def prepared() -> pipeline.Prepared:
 
 def test_the_whole_experiment(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = []
-    whole = config(verification__stolen_null_models=1)
+    everyone = ["substitute", "victim", "null_model"]
+    methods = [{"name": "pruning", "rate": 0.3}, {"name": "fine_tuning", "epochs": 1}]
+    whole = config(verification__stolen_null_models=1, removal__methods=methods, removal__tried_on=everyone)
     result = pipeline.run(whole, tmp_path, records.append)
     victim, (null,), rungs = result.victim_report, result.null_reports, result.rungs
     assert victim.wsr is not None and victim.wsr.trials >= 1000 and victim.wsr.rate > 0.9
@@ -66,6 +68,14 @@ def test_the_whole_experiment(tmp_path: Path) -> None:
     assert control.queries == control.budget == 900 and control.report.p_value is not None
     assert control.report.fidelity is not None and control.report.fidelity > 0.7, "it is close to the null model"
     assert control.report.wsr is not None and control.report.wsr.rate < 0.3
+    assert [(r.removal["name"], r.tried_on) for r in result.removals] == [
+        (method["name"], on) for method in methods for on in everyone
+    ]
+    for removal, before in zip(result.removals, 2 * [rungs[1].report, victim, null], strict=True):
+        assert removal.before == before and removal.after.accuracy > 0.5
+        assert removal.after.wsr is not None and removal.after.p_value is not None
+    kept = {(r.removal["name"], r.tried_on): r.after.wsr.rate for r in result.removals if r.after.wsr}
+    assert kept["pruning", "victim"] > 0.5 and kept["fine_tuning", "null_model"] < 0.3
     assert {"python", "torch", "numpy"} <= set(result.versions) and result.device and result.seconds > 0
     assert len(result.nulls) == 1 and result.victim not in result.nulls
     assert len(records) == 12 * 2

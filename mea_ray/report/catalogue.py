@@ -22,6 +22,7 @@ TABLES = {
     "pretexts": "mea_ray.pretext:PRETEXTS",
     "combiners": "mea_ray.watermarks.combiners:COMBINERS",
     "attacks": "mea_ray.attacks:ATTACKS",
+    "removals": "mea_ray.removal:REMOVALS",
     "models": "mea_ray.models:MODELS",
     "datasets": "mea_ray.data:DATASETS",
     "policies": "mea_ray.blackbox:POLICIES",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mea_ray.report import curves, samples, settings, tables, thief, verdict
+from mea_ray.report import curves, plane, samples, settings, tables, thief, verdict
 from mea_ray.results import TrialResult
 
 GALLERIES = 4
@@ -50,6 +50,9 @@ def render(
         "headings": tables.HEADINGS,
         "rows": tables.rows(results),
         "costs": tables.costs(results),
+        "removal_headings": plane.HEADINGS,
+        "removals": plane.lines(results),
+        "planes": plane.figures(results),
         "attacks": thief.attacks(results),
         "seen": thief.seen(results),
         "clients": thief.clients(results),

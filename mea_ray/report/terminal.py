@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mea_ray.report import tables, verdict
+from mea_ray.report import plane, tables, verdict
 from mea_ray.results import TrialResult
 
 if TYPE_CHECKING:
@@ -50,9 +50,25 @@ def results_table(results: Sequence[TrialResult]) -> RichTable:
     return table
 
 
+def removals_table(lines: Sequence[plane.Line]) -> RichTable:
+    """Return the table of all removals."""
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+    for column, heading in plane.HEADINGS.items():
+        left = column in {"point", "removal", "on", "verdict"}
+        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    for line in lines:
+        cells = [escape(str(getattr(line, column))) for column in plane.HEADINGS]
+        cells[-1] = f"[{'green' if line.proved else 'red'}]{cells[-1]}[/]"
+        table.add_row(*cells)
+    return table
+
+
 def print_results(console: Console, results: Sequence[TrialResult]) -> None:
     """Print the table and, in plain words, what it says."""
     console.print(results_table(results))
+    removals = plane.lines(results)
+    if removals:
+        console.print(removals_table(removals))
     head = verdict.headline(results)
     console.print(f"[bold {TONES[head.tone]}]{escape(head.text)}[/]")
     for finding in verdict.findings(results):

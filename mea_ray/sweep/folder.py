@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from mea_ray.config import SweepConfig, write_yaml
 from mea_ray.errors import ArtifactError, ConfigError
-from mea_ray.results import RungResult, TrialResult
+from mea_ray.results import RemovalResult, RungResult, TrialResult
 from mea_ray.storage import Storage
 from mea_ray.sweep.plan import Plan, check_same
 
@@ -75,6 +75,14 @@ class TrialFolder:
         """Keep the theft of the ``index``-th null model."""
         write_text(self._control(index), rung.model_dump_json(indent=1))
 
+    def removal(self, name: str) -> RemovalResult | None:
+        """Return a finished removal; None if it is not done."""
+        return read_model(RemovalResult, self._removal(name))
+
+    def save_removal(self, name: str, result: RemovalResult) -> None:
+        """Keep a finished removal."""
+        write_text(self._removal(name), result.model_dump_json(indent=1))
+
     def save_point(self, point: Mapping[str, Any]) -> None:
         """Keep what the sweep set, for a search that has to suggest it again."""
         write_text(self.path / "point.json", json.dumps(dict(point), indent=1))
@@ -107,6 +115,9 @@ class TrialFolder:
 
     def _rung(self, budget: int) -> Path:
         return self.path / "rungs" / f"{budget}.json"
+
+    def _removal(self, name: str) -> Path:
+        return self.path / "removals" / f"{name}.json"
 
     def _control(self, index: int) -> Path:
         return self.path / "controls" / f"{index}.json"

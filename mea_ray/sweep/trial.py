@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from mea_ray.artifacts import Store
 from mea_ray.config import digest, write_yaml
 from mea_ray.errors import ServiceUnavailable
-from mea_ray.results import ModelReport, RungResult, TrialResult
+from mea_ray.results import ModelReport, RemovalResult, RungResult, TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.broker import CLIENT_FIELDS, Hold, ServiceSpec
 from mea_ray.sweep.folder import SweepFolder, TrialFolder, read_model, write_text
@@ -113,6 +113,7 @@ class _Run:
         self.store = Store(tools.folder.storage)
         self.accounts = accounts_to_register(trial.config, trial.name)
         self.controls: list[RungResult] = []
+        self.removals: list[RemovalResult] = []
 
     def run(self, finished: dict[int, RungResult]) -> TrialResult:
         from mea_ray.service.pool import VictimService
@@ -120,13 +121,13 @@ class _Run:
         victim_folder, null_folders = self._models()
         model, key = load_victim(victim_folder)
         assessment = self._assess(model, key, null_folders)
-        steal_nulls = partial(self._steal_nulls, null_folders, key, assessment)
+        self.aftermath = partial(self._aftermath, model, key, null_folders, assessment)
         spec = ServiceSpec.of(self.config, self.trial.victim, str(victim_folder))
         transfer = self._transfer()
         pulse = partial(self._pulse, transfer, [-1])
         with Hold(self.tools.broker, self.trial.name, spec, answers=_answers, pulse=pulse) as name:
             service = VictimService.connect(name)
-            rungs = self._rungs(service, transfer, model, key, assessment, finished, steal_nulls)
+            rungs = self._rungs(service, transfer, model, key, assessment, finished)
             result = self._result(assessment, rungs, service, "finished")
         path = self.tools.folder.result_path(self.trial.name)
         result.save(path)
@@ -176,7 +177,6 @@ class _Run:
         key: Key | None,
         assessment: Assessment,
         finished: dict[int, RungResult],
-        steal_nulls: Callable[[], list[RungResult]],
     ) -> list[RungResult]:
         from mea_ray import pipeline
         from mea_ray.training.checkpoint import save_model
@@ -186,7 +186,7 @@ class _Run:
             service.register(account, allowed)
         done: list[RungResult] = []
         if len(finished) == len(config.thief.budgets):
-            self.controls = steal_nulls()
+            self.aftermath(transfer, done=[finished[budget] for budget in config.thief.budgets])
         for budget in config.thief.budgets:  # the scheduler counts rungs, so it hears of those from before again
             if budget in finished:
                 done.append(finished[budget])
@@ -209,9 +209,52 @@ class _Run:
             done.append(result)
             self.work.push()
             if len(done) == len(config.thief.budgets):  # the scheduler may end this process at the last rung
-                self.controls = steal_nulls()
+                self.aftermath(transfer, done=done)
             self._tell(done, assessment, service)
         return sorted(done, key=lambda rung: rung.budget)
+
+    def _aftermath(
+        self,
+        model: ImageModel,
+        key: Key | None,
+        null_folders: list[Path],
+        assessment: Assessment,
+        transfer: Any,
+        *,
+        done: list[RungResult],
+    ) -> None:
+        """Do what follows the last rung: thefts of null models, and removals."""
+        from mea_ray import pipeline
+        from mea_ray.removing import Suspect, removals
+        from mea_ray.training.checkpoint import load_model
+
+        config, largest = self.config, max(done, key=lambda rung: rung.budget)
+        self.controls = self._steal_nulls(null_folders, key, assessment)
+        if not config.removal.methods:
+            return
+        said = pipeline.predictions(config, self.prepared, model)
+        rate = pipeline.null_rate(assessment.nulls)
+        judge = partial(pipeline.assess, config, self.prepared, key=key, victim=said, null_rate=rate)
+        stolen = self.work.substitute(largest.budget)
+        suspects = {
+            "substitute": Suspect(lambda: load_model(stolen)[0], largest.report),
+            "victim": Suspect(lambda: model, assessment.victim),
+            "null_model": Suspect(lambda: load_model(null_folders[0])[0], assessment.nulls[0]),
+        }
+
+        def keep(name: str, result: RemovalResult) -> None:
+            self.work.save_removal(name, result)
+            self.work.push()
+
+        self.removals = removals(
+            config,
+            self.prepared,
+            transfer,
+            suspects,
+            lambda left: judge(model=left),
+            find=self.work.removal,
+            keep=keep,
+        )
 
     def _steal_nulls(self, null_folders: list[Path], key: Key | None, assessment: Assessment) -> list[RungResult]:
         """Steal null models in the same way, in this process: their owner's service is no part of the experiment."""
@@ -264,6 +307,7 @@ class _Run:
             null_reports=assessment.nulls,
             rungs=rungs,
             stolen_nulls=self.controls,
+            removals=self.removals,
             status=status,
             queries_charged=sum(map(service.charged, self.accounts)),
             query_log={account: service.query_log(account) for account in self.accounts},

@@ -156,6 +156,14 @@ def fork_devices(where: torch.device) -> list[int]:
     return [where.index if where.index is not None else torch.cuda.current_device()]
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let torch's global generators draw from ``seed`` inside, and leave them as they were outside."""
+    with torch.random.fork_rng(fork_devices(device())):
+        torch.manual_seed(seed)
+        yield
+
+
 def device_name() -> str:
     """Return the name of this process's device for results: the GPU's own name, or ``cpu``."""
     where = device()

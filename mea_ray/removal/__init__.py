@@ -1,0 +1,20 @@
+"""Table of removals: one line each."""
+
+from mea_ray.registry import Table
+
+REMOVALS = Table(
+    "removal",
+    {
+        "chain": "mea_ray.removal.chain:Chain",
+        "fine_pruning": "mea_ray.removal.pruning:FinePruning",
+        "fine_tuning": "mea_ray.removal.fine_tuning:FineTuning",
+        "input_noise": "mea_ray.removal.filters:InputNoise",
+        "jpeg": "mea_ray.removal.filters:Jpeg",
+        "pruning": "mea_ray.removal.pruning:Pruning",
+        "quantisation": "mea_ray.removal.quantisation:Quantisation",
+        "second_theft": "mea_ray.removal.second_theft:SecondTheft",
+        "smoothing": "mea_ray.removal.filters:Smoothing",
+        "wrk": "mea_ray.removal.wrk:Wrk",
+        "wrong_mixes": "mea_ray.removal.wrong_mixes:WrongMixes",
+    },
+)

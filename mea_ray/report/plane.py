@@ -1,0 +1,160 @@
+"""Removals on the plane that they are judged on: what they took of the watermark, and of the accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from mea_ray.report import curves, tables
+from mea_ray.results import RemovalResult, TrialResult
+
+ON = {"substitute": "stolen model", "victim": "victim", "null_model": "null model"}
+"""Model that a removal was tried on, as in the config, to how the report calls it."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the removals' table: a removal on one kind of model, over trials that differ in seeds only."""
+
+    point: str
+    removal: str
+    on: str
+    accuracy: str
+    accuracy_lost: str
+    wsr: str
+    wsr_lost: str
+    p_value: str
+    verdict: str
+    proved: bool
+
+
+HEADINGS = {
+    "point": "Setting",
+    "removal": "Removal",
+    "on": "Tried on",
+    "accuracy": "Accuracy",
+    "accuracy_lost": "Lost",
+    "wsr": "WSR",
+    "wsr_lost": "Lost",
+    "p_value": "Largest p-value",
+    "verdict": "Verdict",
+}
+"""Column of ``Line`` to its heading, in the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a removal took, in percentage points, mean over seeds; ``wsr`` is None without a key."""
+
+    removal: str
+    name: str
+    on: str
+    strength: float
+    accuracy: float
+    wsr: float | None
+    results: tuple[RemovalResult, ...]
+
+
+def losses(trials: Sequence[TrialResult]) -> list[Loss]:
+    """Return what each removal took of each kind of model, in the order of the config."""
+    found: dict[tuple[str, str], list[RemovalResult]] = {}
+    for trial in trials:
+        for result in trial.removals:
+            found.setdefault((tables.setting(result.removal), result.tried_on), []).append(result)
+    table = []
+    for (removal, on), results in found.items():
+        gone = [r.before.wsr.rate - r.after.wsr.rate for r in results if r.before.wsr and r.after.wsr]
+        table.append(
+            Loss(
+                removal=removal,
+                name=str(results[0].removal["name"]),
+                on=on,
+                strength=results[0].strength,
+                accuracy=100 * fmean(r.before.accuracy - r.after.accuracy for r in results),
+                wsr=100 * fmean(gone) if gone else None,
+                results=tuple(results),
+            )
+        )
+    return table
+
+
+def lines(results: Sequence[TrialResult]) -> list[Line]:
+    """Return the table of all removals; empty if none was tried."""
+    table = []
+    for point, trials in tables.grouped(results).items():
+        for loss in losses(trials):
+            after = [result.after for result in loss.results]
+            p_values = [report.p_value for report in after if report.p_value is not None]
+            kept = loss.on != "null_model" and all(map(tables.proved, after))
+            if after[0].wsr is None:
+                said = tables.DASH
+            elif loss.on == "null_model":
+                said = "accused falsely" if any(map(tables.proved, after)) else "not accused"
+            else:
+                said = "still proved" if kept else "removed"
+            table.append(
+                Line(
+                    point=point,
+                    removal=loss.removal,
+                    on=ON[loss.on],
+                    accuracy=tables.percent(fmean(report.accuracy for report in after)),
+                    accuracy_lost=f"{loss.accuracy:+.1f}",
+                    wsr=tables.percent(tables.mean([report.wsr.rate if report.wsr else None for report in after])),
+                    wsr_lost=tables.DASH if loss.wsr is None else f"{loss.wsr:+.1f}",
+                    p_value=tables.p_text(max(p_values, default=None)),
+                    verdict=said,
+                    proved=kept,
+                )
+            )
+    return table
+
+
+def figures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
+    """Return one picture per point of the sweep: a line per removal, over its strength, on the stolen model.
+
+    Returns:
+        For each: ``title``, ``legend`` and ``svg``.
+    """
+    from markupsafe import Markup
+
+    shown = []
+    for position, (point, trials) in enumerate(tables.grouped(results).items()):
+        known = [loss for loss in losses(trials) if loss.on == "substitute" and loss.wsr is not None]
+        names = list(dict.fromkeys(loss.name for loss in known))[: curves.MAX_LINES]
+        if not names:
+            continue
+        by_name = {
+            name: sorted((loss for loss in known if loss.name == name), key=lambda loss: loss.strength)
+            for name in names
+        }
+        legend = [{"name": n, "colour": f"c{i}", "marker": curves.GLYPHS[i]} for i, n in enumerate(names)]
+        shown.append({"title": point, "legend": legend, "svg": Markup(svg(by_name, f"r{position}"))})
+    return shown
+
+
+def svg(by_name: dict[str, list[Loss]], identity: str) -> str:
+    """Draw the plane of one point of the sweep; see ``curves.svg``."""
+    with curves.style(identity):
+        figure = curves.new_figure((5.6, 3.6))
+        axes = figure.add_subplot()
+        for position, points in enumerate(by_name.values()):
+            axes.plot(
+                [point.accuracy for point in points],
+                [point.wsr or 0.0 for point in points],
+                color=curves.COLOURS[position],
+                marker=curves.MARKERS[position],
+                markersize=5,
+                linewidth=1.4,
+            )
+        for draw in (axes.axhline, axes.axvline):
+            draw(0, color=curves.MUTED, linewidth=1, zorder=1)
+        axes.set_xlabel("accuracy lost (points)", color=curves.MUTED, fontsize=9)
+        axes.set_ylabel("WSR lost (points)", color=curves.MUTED, fontsize=9)
+        curves.plain(axes)
+        told = [
+            f"{name}: " + ", ".join(f"{p.wsr:.0f} points of WSR for {p.accuracy:.1f} of accuracy" for p in points)
+            for name, points in by_name.items()
+        ]
+        return curves.as_svg(figure, identity, "What removals took", "; ".join(told))
