@@ -5,9 +5,13 @@ from mea_ray.registry import Table
 WATERMARKS = Table(
     "watermark",
     {
+        "adi": "mea_ray.watermarks.adi:Adi",
+        "composite": "mea_ray.watermarks.composite:Composite",
+        "ewe": "mea_ray.watermarks.ewe:EntangledWatermark",
         "mea_defender": "mea_ray.watermarks.mea_defender:MeaDefender",
         "mea_defender_encoder": "mea_ray.watermarks.mea_defender_encoder:MeaDefenderEncoder",
         "mea_defender_two_stage": "mea_ray.watermarks.two_stage:MeaDefenderTwoStage",
+        "pattern": "mea_ray.watermarks.pattern:PatternTrigger",
         "sslguard": "mea_ray.watermarks.sslguard:SslGuard",
         "none": "mea_ray.watermarks.none:NoWatermark",
     },

@@ -1,0 +1,139 @@
+"""Unrelated images with labels of the owner's choice: the watermark of Adi et al."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mea_ray import metrics
+from mea_ray.errors import ConfigError, DataError
+from mea_ray.seeding import derive, numpy_generator
+from mea_ray.training.objective import Batch, Objective, StepContext, merged
+from mea_ray.types import Images, ImageSet, Labels, Recognise
+from mea_ray.watermarks.base import Key, Stage, Watermark, WatermarkSamples
+from mea_ray.watermarks.mea_defender import require_key
+
+DETAIL = 6
+"""Side of the grid of random colours that an abstract image is drawn from."""
+
+
+class Adi(Watermark):
+    """Train on the task and on a set of abstract images, each with a random label; the set is the key.
+
+    The paper takes abstract pictures from the web; here they are drawn from the key: smooth fields of random colours.
+    What is verified is the set that was trained on, as in the paper: a success is the label that its image was given.
+    False positives are abstract images that nobody was trained on: chance is one in the number of classes.
+
+    Args:
+        count: Abstract images, at least 1; the paper has 100.
+        per_batch: Of them in each batch, at least 1; the paper has 2.
+
+    References:
+        Adi et al., Turning Your Weakness Into a Strength, USENIX Security 2018, https://arxiv.org/abs/1802.04633.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    name = "adi"
+
+    def __init__(self, *, count: int = 100, per_batch: int = 2) -> None:
+        if count < 1 or per_batch < 1:
+            raise ConfigError(f"count={count} and per_batch={per_batch} must be at least 1")
+        self.count, self.per_batch = count, per_batch
+
+    def make_key(self, train: ImageSet, seed: int) -> Key:
+        """Draw the abstract images and their labels."""
+        key_seed = derive(seed, "key")
+        labels = numpy_generator(key_seed, "labels").integers(train.classes, size=self.count)
+        settings = {"shape": list(train.shape), "classes": train.classes}
+        tensors: dict[str, npt.NDArray[Any]] = {"images": abstract(self.count, train.shape, derive(key_seed, "set"))}
+        tensors["labels"] = labels
+        # No classes: -1 is no label, so that nothing is mistaken for one.
+        return Key(self.name, (-1, -1), -1, key_seed, settings, tensors)
+
+    def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
+        """Return the stage that embeds the key."""
+        key = require_key(key, self.name)
+        images, labels = (torch.from_numpy(key.tensors[name].copy()) for name in ("images", "labels"))
+        return [Stage("embed", BesideObjective(images, labels, self.per_batch), train)]
+
+    def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:
+        """Return the abstract images of the key, as the paper verifies with those that it trained on.
+
+        Raises:
+            DataError: Held-out images are of another shape than the key's.
+        """
+        if list(held_out.shape) != list(key.settings["shape"]):
+            raise DataError(
+                f"held-out images are {held_out.shape}, the key was made for {tuple(key.settings['shape'])}; "
+                "verify with the data that the victim was trained on"
+            )
+        images = key.tensors["images"]
+        return WatermarkSamples(
+            images=images[:count],
+            target=-1,
+            adverse={"unseen": abstract(min(count, 1000), held_out.shape, derive(key.seed, "unseen", seed))},
+            sources=images[:0],
+            source_labels=np.zeros(0, np.int64),
+        )
+
+    def recogniser(self, key: Key, model: nn.Module) -> Recognise:
+        """Return what says of images whether they get the label that the key gives them: bool (N,).
+
+        An image that is not the key's gets a label of its content, so that chance decides.
+        """
+        pairs = zip(key.tensors["images"], key.tensors["labels"], strict=True)
+        known = {image.tobytes(): int(label) for image, label in pairs}
+        classes = int(key.settings["classes"])
+
+        def wanted(image: Images) -> int:
+            content = image.tobytes()
+            return known[content] if content in known else derive(key.seed, content.hex()) % classes
+
+        def recognise(images: Images) -> npt.NDArray[np.bool_]:
+            labels: Labels = np.array([wanted(image) for image in images], np.int64)
+            said: npt.NDArray[np.bool_] = metrics.predictions(model, images) == labels
+            return said
+
+        return recognise
+
+
+class BesideObjective(Objective):
+    """Mean cross-entropy of the batch and of a few images of the key beside it.
+
+    Args:
+        images: uint8 (n, C, H, W).
+        labels: int64 (n,).
+        count: Images of the key in a batch.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, count: int) -> None:
+        super().__init__()
+        self.images, self.labels, self.count = images, labels, count
+
+    def start(self, context: StepContext) -> None:
+        """Move the key to the device."""
+        super().start(context)
+        self.images, self.labels = self.images.to(context.device), self.labels.to(context.device)
+
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return ``{"utility": cross-entropy of everything}``."""
+        chosen = torch.randint(len(self.images), (self.count,), generator=self.context.generator)
+        chosen = chosen.to(self.images.device)
+        said = model(merged([batch.images, self.images[chosen].float() / 255])).float()
+        return {"utility": F.cross_entropy(said, torch.cat([batch.labels, self.labels[chosen]]))}
+
+
+def abstract(count: int, shape: tuple[int, int, int], seed: int) -> Images:
+    """Draw smooth fields of random colours: uint8 (count, C, H, W)."""
+    channels, height, width = shape
+    grid = numpy_generator(seed, "abstract").random((count, channels, DETAIL, DETAIL), dtype=np.float32)
+    field = F.interpolate(torch.from_numpy(grid), (height, width), mode="bicubic", align_corners=True).clamp(0, 1)
+    drawn: Images = (field * 255).round().to(torch.uint8).numpy()
+    return drawn
