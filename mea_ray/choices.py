@@ -109,6 +109,12 @@ class RemovalChoice(Choice):
     table: ClassVar[str] = "mea_ray.removal:REMOVALS"
 
 
+class DetectionChoice(Choice):
+    """An attempt to find the watermark in a model, or its samples among queries."""
+
+    table: ClassVar[str] = "mea_ray.detection:DETECTIONS"
+
+
 class PolicyChoice(Choice):
     """How the victim's API words its answers."""
 

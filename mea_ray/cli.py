@@ -189,6 +189,7 @@ class Kind(str, Enum):
     pretexts = "pretexts"
     attacks = "attacks"
     removals = "removals"
+    detections = "detections"
     models = "models"
     datasets = "datasets"
     policies = "policies"
@@ -208,7 +209,7 @@ def list_(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """List watermarks, combiners, pretexts, attacks, removals, models, datasets, policies: parameters and defaults.
+    """List what there is of watermarks, attacks, removals, detections, models, ...: parameters and defaults.
 
     For example:
 

@@ -17,6 +17,7 @@ from mea_ray.choices import (
     Choice,
     Config,
     DataChoice,
+    DetectionChoice,
     ModelChoice,
     PolicyChoice,
     PretextChoice,
@@ -29,10 +30,11 @@ from mea_ray.trees import Tree, digest, load_tree, merge, parse_override, set_pa
 
 __all__ = ["Config", "ExperimentConfig", "SweepConfig", "build", "load_experiment", "load_sweep", "write_yaml"]
 __all__ += ["AttackChoice", "Choice", "DataChoice", "ModelChoice", "PolicyChoice", "PretextChoice"]  # of ``choices``
-__all__ += ["RemovalChoice", "WatermarkChoice"]
+__all__ += ["DetectionChoice", "RemovalChoice", "WatermarkChoice"]
 __all__ += ["Tree", "digest", "load_tree", "merge", "parse_override", "set_path"]  # of ``trees``, for who has a config
 
 Fraction = float
+Suspect = Literal["substitute", "victim", "null_model"]
 ModelT = TypeVar("ModelT", bound="Config")
 
 
@@ -205,11 +207,21 @@ class RemovalConfig(Config):
     methods: tuple[RemovalChoice, ...] = Field(
         (), description="Removals; each starts from the stolen model. `chain` is several in a row."
     )
-    tried_on: tuple[Literal["substitute", "victim", "null_model"], ...] = Field(
+    tried_on: tuple[Suspect, ...] = Field(
         ("substitute", "null_model"),
         description="On which models: the substitute; the victim, for a thief who has its weights; the first null "
         "model, as the control.",
     )
+
+
+class DetectionConfig(Config):
+    """What is done to find the watermark."""
+
+    methods: tuple[DetectionChoice, ...] = Field((), description="Detections.")
+    tried_on: tuple[Suspect, ...] = Field(
+        ("substitute", "null_model"), description="On which models, as `removal.tried_on`."
+    )
+    images: int = Field(1000, ge=2, description="Images of the thief's pool that whoever looks holds, at most.")
 
 
 class VerificationConfig(Config):
@@ -277,6 +289,7 @@ class ExperimentConfig(Config):
     service: ServiceConfig = Field(default_factory=ServiceConfig, description="Its query API.")
     thief: ThiefConfig = Field(default_factory=ThiefConfig, description="The extraction attack.")
     removal: RemovalConfig = Field(default_factory=RemovalConfig, description="What is done to the stolen model.")
+    detection: DetectionConfig = Field(default_factory=DetectionConfig, description="What is done to find the mark.")
     verification: VerificationConfig = Field(default_factory=VerificationConfig, description="The proof of ownership.")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Where curves go.")
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="Share of the cluster per role.")

@@ -26,6 +26,7 @@ from mea_ray.blackbox.query_log import QueryLog, record
 from mea_ray.config import DataChoice, ExperimentConfig, digest, write_yaml
 from mea_ray.data.splits import make_splits
 from mea_ray.data.statistics import channel_statistics
+from mea_ray.detecting import detections
 from mea_ray.encoders import as_classifier, labelled, read
 from mea_ray.models.base import ImageModel
 from mea_ray.preflight import Prepared, build_network, check, learning, settings
@@ -304,6 +305,7 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
             "null_model": Suspect(lambda: nulls[0], null_reports[0]),
         }
         removed = removals(config, prepared, transfer, suspects, lambda model: judge(model=model, victim=said))
+        found = detections(config, prepared, suspects, victim.key)
     finally:
         ledger.close()
         log.close()
@@ -318,6 +320,7 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
         rungs=rungs,
         stolen_nulls=controls,
         removals=removed,
+        detections=found,
         queries_charged=charged,
         query_log=query_log,
         seconds=time.perf_counter() - started,

@@ -124,14 +124,15 @@ def _fitting(table: Table, attribute: str, value: str) -> list[str]:
 
 
 def _check_removals(config: ExperimentConfig) -> None:
-    """Build every removal, and refuse those of encoders."""
-    if config.removal.methods and config.encodes:
-        raise ConfigError(
-            f"removal.methods={[choice.name for choice in config.removal.methods]} work on classifiers; leave it empty "
-            "for an encoder"
-        )
-    for choice in config.removal.methods:
-        choice.build()
+    """Build every removal and every detection, and refuse those of encoders."""
+    for section, methods in (("removal", config.removal.methods), ("detection", config.detection.methods)):
+        if methods and config.encodes:
+            raise ConfigError(
+                f"{section}.methods={[choice.name for choice in methods]} work on classifiers; leave it empty for an "
+                "encoder"
+            )
+        for choice in methods:
+            choice.build()
 
 
 def _check_watermark(config: ExperimentConfig, prepared: Prepared, victim: ImageModel, thief: ImageModel) -> None:

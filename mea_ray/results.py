@@ -92,6 +92,46 @@ class RemovalResult(_Record):
     seconds: float
 
 
+class ReversedTrigger(_Record):
+    """A trigger that a detection reverse-engineered.
+
+    Attributes:
+        label: Name of the class that it makes the inspected model answer with.
+        norm: L1 norm of its mask, in pixels.
+        success: Part of the images that it was made on that it turns, in the inspected model.
+        on_substitute: Held-out images of other classes that it turns in the stolen model.
+        picture: Mask times pattern, a PNG file in base64.
+    """
+
+    label: str
+    norm: float
+    success: float
+    on_substitute: Rate
+    picture: str
+
+
+class DetectionResult(_Record):
+    """An attempt to find the watermark.
+
+    Attributes:
+        detection: Its name and parameters, as in the config.
+        tried_on: The model that was inspected.
+        flagged: Names of the classes that it flags.
+        target: Name of the class that it should have flagged; None without one.
+        numbers: What it measured, by name.
+        triggers: What it reverse-engineered.
+        seconds: Wall time.
+    """
+
+    detection: dict[str, Any]
+    tried_on: Literal["substitute", "victim", "null_model"]
+    flagged: list[str] = Field(default_factory=list)
+    target: str | None = None
+    numbers: dict[str, float] = Field(default_factory=dict)
+    triggers: list[ReversedTrigger] = Field(default_factory=list)
+    seconds: float
+
+
 class QueryLogRecord(_Record):
     """What the owner could have seen of one client (``blackbox.query_log``).
 
@@ -141,6 +181,7 @@ class TrialResult(_Record):
     removals: list[RemovalResult] = Field(
         default_factory=list, description="What removals left of the substitute of the largest budget, and of others."
     )
+    detections: list[DetectionResult] = Field(default_factory=list, description="What detections found in which model.")
     status: Literal["finished", "stopped"] = Field("finished", description="stopped: by the sweep's scheduler.")
     queries_charged: int = Field(
         description="Images charged by the service's ledger for this trial in all, over all accounts of its thief."

@@ -51,7 +51,13 @@ def test_the_whole_experiment(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = []
     everyone = ["substitute", "victim", "null_model"]
     methods = [{"name": "pruning", "rate": 0.3}, {"name": "fine_tuning", "epochs": 1}]
-    whole = config(verification__stolen_null_models=1, removal__methods=methods, removal__tried_on=everyone)
+    whole = config(
+        verification__stolen_null_models=1,
+        removal__methods=methods,
+        removal__tried_on=everyone,
+        detection__methods=[{"name": "neural_cleanse", "steps": 20}, "lof"],
+        detection__images=200,
+    )
     result = pipeline.run(whole, tmp_path, records.append)
     victim, (null,), rungs = result.victim_report, result.null_reports, result.rungs
     assert victim.wsr is not None and victim.wsr.trials >= 1000 and victim.wsr.rate > 0.9
@@ -76,6 +82,12 @@ def test_the_whole_experiment(tmp_path: Path) -> None:
         assert removal.after.wsr is not None and removal.after.p_value is not None
     kept = {(r.removal["name"], r.tried_on): r.after.wsr.rate for r in result.removals if r.after.wsr}
     assert kept["pruning", "victim"] > 0.5 and kept["fine_tuning", "null_model"] < 0.3
+    assert [(d.detection["name"], d.tried_on) for d in result.detections] == [
+        (name, on) for name in ("neural_cleanse", "lof") for on in ("substitute", "null_model")
+    ]
+    assert all(len(d.triggers) == (10 if d.detection["name"] == "neural_cleanse" else 0) for d in result.detections)
+    assert result.detections[0].target == "2" and result.detections[0].triggers[3].on_substitute.trials > 50
+    assert {"false_positive", "detected"} <= set(result.detections[2].numbers)
     assert {"python", "torch", "numpy"} <= set(result.versions) and result.device and result.seconds > 0
     assert len(result.nulls) == 1 and result.victim not in result.nulls
     assert len(records) == 12 * 2

@@ -294,7 +294,7 @@ def test_strips_name_sources_target_and_geometries() -> None:
     held = WatermarkSamples(images, 2, {"donut": images}, images, np.array([0] * 5 + [1] * 5))
     captions = [s.caption for s in samples.strips(held, ("zero", "one", "two"))]
     assert captions[:2] == ["clean source samples, class zero", "clean source samples, class one"]
-    assert captions[2] == "watermark samples: zero and one combined, target two"
+    assert captions[2] == "watermark samples of zero and one, target two"
     assert "donut" in captions[3] and "two" in captions[3]
 
 

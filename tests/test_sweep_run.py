@@ -28,6 +28,7 @@ def tiny_sweep(storage: Path, accounts: int = 1, **more: Any) -> SweepConfig:
         "thief": {"model": TINY, "training": {"epochs": 1}, "budgets": [48, 96], "accounts": accounts},
         "verification": {"samples": 50, "stolen_null_models": 1},
         "removal": {"methods": [{"name": "pruning", "rate": 0.5}, "quantisation"]},
+        "detection": {"methods": ["lof"], "images": 100},
         "service": {
             "cpus_per_replica": 0.5,
             "request_images": 16,
@@ -85,6 +86,7 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
         assert log.images == log.sampled == sum(log.classes) == 96
         assert [rung.queries for rung in result.rungs] == [48, 96]
         assert [rung.queries for rung in result.stolen_nulls] == [96]
+        assert [found.tried_on for found in result.detections] == ["substitute", "null_model"]
         tried = [(r.removal["name"], r.tried_on) for r in result.removals]
         assert tried == [(name, on) for name in ("pruning", "quantisation") for on in ("substitute", "null_model")]
         assert result.removals[0].before == result.rungs[-1].report and result.removals[0].removal["rate"] == 0.5

@@ -23,6 +23,7 @@ TABLES = {
     "combiners": "mea_ray.watermarks.combiners:COMBINERS",
     "attacks": "mea_ray.attacks:ATTACKS",
     "removals": "mea_ray.removal:REMOVALS",
+    "detections": "mea_ray.detection:DETECTIONS",
     "models": "mea_ray.models:MODELS",
     "datasets": "mea_ray.data:DATASETS",
     "policies": "mea_ray.blackbox:POLICIES",

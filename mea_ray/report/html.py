@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mea_ray.report import curves, plane, samples, settings, tables, thief, verdict
+from mea_ray.report import curves, detected, plane, samples, settings, tables, thief, verdict
 from mea_ray.results import TrialResult
 
 GALLERIES = 4
@@ -53,6 +53,9 @@ def render(
         "removal_headings": plane.HEADINGS,
         "removals": plane.lines(results),
         "planes": plane.figures(results),
+        "detection_headings": detected.HEADINGS,
+        "detections": detected.lines(results),
+        "triggers": detected.pictures(results),
         "attacks": thief.attacks(results),
         "seen": thief.seen(results),
         "clients": thief.clients(results),

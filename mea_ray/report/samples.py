@@ -95,12 +95,14 @@ def strips(samples: WatermarkSamples, class_names: Sequence[str], count: int = P
         )
         for label in sources
     ]
-    both = " and ".join(class_names[label] for label in sources)
-    made.append(
-        strip(samples.images, f"watermark samples: {both} combined, target {class_names[samples.target]}", count)
-    )
+    named = " and ".join(class_names[label] for label in sources)
+    of = f" of {named}" if named else ""
+    # A scheme without a target class (-1) has a test of its own for what counts.
+    target = f", target {class_names[samples.target]}" if samples.target >= 0 else ""
+    made.append(strip(samples.images, f"watermark samples{of}{target}", count))
+    wrong = f"must not be answered {class_names[samples.target]}" if target else "must not be recognised"
     made += [
-        strip(images, f"mixed another way ({name}): must not be answered {class_names[samples.target]}", count)
+        strip(images, f"not the watermark ({name}): {wrong}", count)
         for name, images in samples.adverse.items()
         if len(images)
     ]

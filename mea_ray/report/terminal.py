@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mea_ray.report import plane, tables, verdict
+from mea_ray.report import detected, plane, tables, verdict
 from mea_ray.results import TrialResult
 
 if TYPE_CHECKING:
@@ -63,12 +63,25 @@ def removals_table(lines: Sequence[plane.Line]) -> RichTable:
     return table
 
 
+def detections_table(lines: Sequence[detected.Line]) -> RichTable:
+    """Return the table of all detections."""
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in detected.HEADINGS.values():
+        table.add_column(heading, overflow="fold")
+    for line in lines:
+        table.add_row(*(escape(str(getattr(line, column))) for column in detected.HEADINGS))
+    return table
+
+
 def print_results(console: Console, results: Sequence[TrialResult]) -> None:
     """Print the table and, in plain words, what it says."""
     console.print(results_table(results))
     removals = plane.lines(results)
     if removals:
         console.print(removals_table(removals))
+    found = detected.lines(results)
+    if found:
+        console.print(detections_table(found))
     head = verdict.headline(results)
     console.print(f"[bold {TONES[head.tone]}]{escape(head.text)}[/]")
     for finding in verdict.findings(results):

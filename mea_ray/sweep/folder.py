@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from mea_ray.config import SweepConfig, write_yaml
 from mea_ray.errors import ArtifactError, ConfigError
-from mea_ray.results import RemovalResult, RungResult, TrialResult
+from mea_ray.results import DetectionResult, RemovalResult, RungResult, TrialResult
 from mea_ray.storage import Storage
 from mea_ray.sweep.plan import Plan, check_same
 
@@ -83,6 +83,14 @@ class TrialFolder:
         """Keep a finished removal."""
         write_text(self._removal(name), result.model_dump_json(indent=1))
 
+    def detection(self, name: str) -> DetectionResult | None:
+        """Return a finished detection; None if it is not done."""
+        return read_model(DetectionResult, self._detection(name))
+
+    def save_detection(self, name: str, result: DetectionResult) -> None:
+        """Keep a finished detection."""
+        write_text(self._detection(name), result.model_dump_json(indent=1))
+
     def save_point(self, point: Mapping[str, Any]) -> None:
         """Keep what the sweep set, for a search that has to suggest it again."""
         write_text(self.path / "point.json", json.dumps(dict(point), indent=1))
@@ -118,6 +126,9 @@ class TrialFolder:
 
     def _removal(self, name: str) -> Path:
         return self.path / "removals" / f"{name}.json"
+
+    def _detection(self, name: str) -> Path:
+        return self.path / "detections" / f"{name}.json"
 
     def _control(self, index: int) -> Path:
         return self.path / "controls" / f"{index}.json"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from mea_ray.artifacts import Store
 from mea_ray.config import digest, write_yaml
 from mea_ray.errors import ServiceUnavailable
-from mea_ray.results import ModelReport, RemovalResult, RungResult, TrialResult
+from mea_ray.results import DetectionResult, ModelReport, RemovalResult, RungResult, TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.broker import CLIENT_FIELDS, Hold, ServiceSpec
 from mea_ray.sweep.folder import SweepFolder, TrialFolder, read_model, write_text
@@ -114,6 +114,7 @@ class _Run:
         self.accounts = accounts_to_register(trial.config, trial.name)
         self.controls: list[RungResult] = []
         self.removals: list[RemovalResult] = []
+        self.detections: list[DetectionResult] = []
 
     def run(self, finished: dict[int, RungResult]) -> TrialResult:
         from mea_ray.service.pool import VictimService
@@ -223,14 +224,15 @@ class _Run:
         *,
         done: list[RungResult],
     ) -> None:
-        """Do what follows the last rung: thefts of null models, and removals."""
+        """Do what follows the last rung: thefts of null models, removals, detections."""
         from mea_ray import pipeline
+        from mea_ray.detecting import detections
         from mea_ray.removing import Suspect, removals
         from mea_ray.training.checkpoint import load_model
 
         config, largest = self.config, max(done, key=lambda rung: rung.budget)
         self.controls = self._steal_nulls(null_folders, key, assessment)
-        if not config.removal.methods:
+        if not config.removal.methods and not config.detection.methods:
             return
         said = pipeline.predictions(config, self.prepared, model)
         rate = pipeline.null_rate(assessment.nulls)
@@ -242,8 +244,11 @@ class _Run:
             "null_model": Suspect(lambda: load_model(null_folders[0])[0], assessment.nulls[0]),
         }
 
-        def keep(name: str, result: RemovalResult) -> None:
-            self.work.save_removal(name, result)
+        def keep(name: str, result: RemovalResult | DetectionResult) -> None:
+            if isinstance(result, RemovalResult):
+                self.work.save_removal(name, result)
+            else:
+                self.work.save_detection(name, result)
             self.work.push()
 
         self.removals = removals(
@@ -255,6 +260,7 @@ class _Run:
             find=self.work.removal,
             keep=keep,
         )
+        self.detections = detections(config, self.prepared, suspects, key, find=self.work.detection, keep=keep)
 
     def _steal_nulls(self, null_folders: list[Path], key: Key | None, assessment: Assessment) -> list[RungResult]:
         """Steal null models in the same way, in this process: their owner's service is no part of the experiment."""
@@ -308,6 +314,7 @@ class _Run:
             rungs=rungs,
             stolen_nulls=self.controls,
             removals=self.removals,
+            detections=self.detections,
             status=status,
             queries_charged=sum(map(service.charged, self.accounts)),
             query_log={account: service.query_log(account) for account in self.accounts},

@@ -1,0 +1,12 @@
+"""Table of detections: one line each."""
+
+from mea_ray.registry import Table
+
+DETECTIONS = Table(
+    "detection",
+    {
+        "lof": "mea_ray.detection.queries:LocalOutliers",
+        "neural_cleanse": "mea_ray.detection.neural_cleanse:NeuralCleanse",
+        "strip": "mea_ray.detection.queries:Strip",
+    },
+)

@@ -1,0 +1,97 @@
+"""Detections as a table, and the triggers that they reverse-engineered as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mea_ray.report import tables
+from mea_ray.report.plane import ON
+from mea_ray.results import DetectionResult, TrialResult
+
+STRIPS = 6
+"""Detections whose triggers are shown; a sweep may have hundreds."""
+RATES = ("false_positive", "detected")
+HEADINGS = {
+    "point": "Setting",
+    "detection": "Detection",
+    "on": "Tried on",
+    "found": "Flagged classes",
+    "measured": "Measured",
+    "triggers": "Triggers on the stolen model",
+}
+"""Column of ``Line`` to its heading, in the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the detections' table. Texts are ready to be shown."""
+
+    point: str
+    detection: str
+    on: str
+    found: str
+    measured: str
+    triggers: str
+
+
+def lines(results: Sequence[TrialResult]) -> list[Line]:
+    """Return the table of all detections; empty if none was tried."""
+    return [
+        Line(
+            point=tables.label(result.point, seeds=True),
+            detection=tables.setting({"name": found.detection.get("name", "")}),
+            on=ON[found.tried_on],
+            found=_found(found),
+            measured=_measured(found),
+            triggers=_triggers(found),
+        )
+        for result in results
+        for found in result.detections
+    ]
+
+
+def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
+    """Return the triggers of the first detections that have some: ``title``, and ``pictures`` of caption and uri."""
+    shown: list[dict[str, Any]] = []
+    for result in results:
+        for found in result.detections:
+            if found.triggers and len(shown) < STRIPS:
+                title = f"{tables.label(result.point, seeds=True)}: {found.detection.get('name')}, {ON[found.tried_on]}"
+                strip = [
+                    {
+                        "caption": f"{trigger.label}, {trigger.norm:.1f} pixels",
+                        "uri": f"data:image/png;base64,{trigger.picture}",
+                    }
+                    for trigger in found.triggers
+                ]
+                shown.append({"title": title, "pictures": strip})
+    return shown
+
+
+def _found(found: DetectionResult) -> str:
+    if not found.triggers:
+        return tables.DASH
+    named = ", ".join(found.flagged) or "none"
+    if found.target is None or found.tried_on == "null_model":
+        return named
+    return f"{named} (the target is {found.target})"
+
+
+def _measured(found: DetectionResult) -> str:
+    """Return the few numbers that say most."""
+    numbers = found.numbers
+    rates = [f"{name.replace('_', ' ')} {tables.percent(numbers[name])}" for name in RATES if name in numbers]
+    if "auc" in numbers:
+        rates.append(f"AUC {numbers['auc']:.2f}")
+    highest = max((value for name, value in numbers.items() if name.startswith("anomaly/")), default=None)
+    if highest is not None:
+        rates.append(f"largest anomaly index {highest:.1f}")
+    return ", ".join(rates) or tables.DASH
+
+
+def _triggers(found: DetectionResult) -> str:
+    """Return for how many held-out images the best triggers work on the stolen model."""
+    best = sorted(found.triggers, key=lambda trigger: trigger.on_substitute.rate, reverse=True)[:3]
+    return ", ".join(f"{t.label} {tables.percent(t.on_substitute.rate)}" for t in best) or tables.DASH
