@@ -1,4 +1,4 @@
-"""The command line: ``mea-ray run | sweep | plan | report | list | bench``.
+"""The command line: ``mea-ray run | sweep | plan | report | calibrate | list | bench``.
 
 Nothing heavy is imported before a command needs it, so that ``--help`` is instant.
 """
@@ -179,6 +179,27 @@ def report(
     console.print(f"\nreport   {page}", soft_wrap=True)
     if png:
         console.print(f"picture  {png}", soft_wrap=True)
+
+
+@app.command(epilog=EPILOG)
+def calibrate(
+    file: Annotated[Path, typer.Argument(help="YAML file of one experiment, or of a sweep, whose base is taken.")],
+    overrides: Overrides = None,
+    models: Annotated[int, typer.Option(help="Innocent models, and as many watermarked ones.")] = 20,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Set the threshold of a proof: train many innocent and watermarked models, and say whom it would accuse.
+
+    What is trained is kept; the same command goes on where it was interrupted.
+
+    For example:
+
+      mea-ray calibrate sweeps/quickstart.yaml --models 20
+    """
+    from mea_ray.report import calibration, commands
+
+    calibration.run(commands.read_base(file, overrides or []), models, address)
 
 
 class Kind(str, Enum):

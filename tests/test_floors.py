@@ -18,7 +18,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("data", "models"), 1),
     **dict.fromkeys(("training", "metrics", "probes"), 2),
     **dict.fromkeys(("pretext", "watermarks", "attacks", "removal", "detection", "verification", "blackbox"), 3),
-    **dict.fromkeys(("pipeline", "preflight", "encoders", "removing", "detecting"), 4),
+    **dict.fromkeys(("pipeline", "preflight", "encoders", "removing", "detecting", "forging"), 4),
     **dict.fromkeys(("service", "artifacts", "tracking", "storage", "lease"), 5),
     "sweep": 6,
     **dict.fromkeys(("cli", "__main__", "report", "bench"), 7),

@@ -49,6 +49,17 @@ def read_sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
     return load_sweep(file, overrides)
 
 
+def read_base(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
+    """Read an experiment, or the base of a sweep.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if {"base", "space"} & set(load_tree(file)):
+        return read_sweep(file, overrides).base
+    return read_experiment(file, overrides)
+
+
 def sweep_of_one(config: ExperimentConfig, name: str) -> SweepConfig:
     """Return the sweep whose only trial is ``config``."""
     return build(SweepConfig, {"name": name, "base": config.resolved()})
