@@ -56,7 +56,7 @@ def check(config: ExperimentConfig, prepared: Prepared) -> None:
     if config.victim.training.early_stop_patience is not None and not len(prepared.splits.victim_validation):
         raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
     _check_watermark(config, prepared, victim, thief)
-    _check_removals(config)
+    _check_aftermath(config, attack)
 
 
 def settings(training: TrainingConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -123,8 +123,8 @@ def _fitting(table: Table, attribute: str, value: str) -> list[str]:
     return [name for name in table.names() if getattr(table.resolve(name), attribute) == value]
 
 
-def _check_removals(config: ExperimentConfig) -> None:
-    """Build every removal and every detection, and refuse those of encoders."""
+def _check_aftermath(config: ExperimentConfig, attack: Attack) -> None:
+    """Build every removal and every detection, and refuse what could not be tried."""
     for section, methods in (("removal", config.removal.methods), ("detection", config.detection.methods)):
         if methods and config.encodes:
             raise ConfigError(
@@ -133,6 +133,11 @@ def _check_removals(config: ExperimentConfig) -> None:
             )
         for choice in methods:
             choice.build()
+    if config.removal.methods and "substitute" in config.removal.tried_on and not attack.keeps_images:
+        raise ConfigError(
+            f"thief.attack={config.thief.attack.name} keeps no answered images to remove a watermark with; leave "
+            "'substitute' out of removal.tried_on, or removal.methods empty"
+        )
 
 
 def _check_watermark(config: ExperimentConfig, prepared: Prepared, victim: ImageModel, thief: ImageModel) -> None:

@@ -12,7 +12,6 @@ from torch import nn
 from mea_ray import metrics
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.config import ExperimentConfig, digest
-from mea_ray.errors import ConfigError
 from mea_ray.models.base import ImageModel
 from mea_ray.preflight import Prepared, build_network, settings
 from mea_ray.removal.base import Holdings, Removal
@@ -89,7 +88,7 @@ def holdings(config: ExperimentConfig, prepared: Prepared, transfer: TransferSet
     """Return what whoever holds a model works with: the thief's images, at his largest budget.
 
     The answers of the victim's API would carry the mark into a null model, so that a model which its owner changes is
-    asked itself. A thief who learnt from no image that he could keep (a data-free one) has his pool, unanswered.
+    asked itself. Of a thief who kept no image (a data-free one) it is the pool; his substitute is refused by ``check``.
 
     Args:
         config: The experiment.
@@ -102,11 +101,6 @@ def holdings(config: ExperimentConfig, prepared: Prepared, transfer: TransferSet
     images = transfer.learnt_images(pool, count)
     answers = transfer.prefix(count)[1][transfer.is_learnt(count)]
     if not len(images):
-        if owner is None:
-            raise ConfigError(
-                f"thief.attack={config.thief.attack.name} keeps no answered images to remove a watermark with; leave "
-                "'substitute' out of removal.tried_on, or removal.methods empty"
-            )
         images = pool[:budget]
     if owner is not None:
         answers = metrics.probabilities(owner, images)

@@ -209,6 +209,13 @@ def test_too_few_held_out_images_are_refused() -> None:
         pipeline.check(few, pipeline.Prepared(splits, prepared.shape, prepared.classes))
 
 
+def test_removals_that_could_not_be_tried_are_refused(prepared: pipeline.Prepared) -> None:
+    free = {"thief__attack": {"name": "dfme", "batch_size": 2}, "removal__methods": ["pruning"]}
+    with pytest.raises(ConfigError, match="keeps no answered images"):
+        pipeline.check(config(**free), prepared)
+    pipeline.check(config(**free, removal__tried_on=["null_model"]), prepared)
+
+
 def test_requery_is_registered_with_what_it_may_be_charged() -> None:
     assert pipeline.budget_to_register(config()) == 900
     asking = config(thief__attack__requery=True)

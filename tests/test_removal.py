@@ -131,6 +131,15 @@ def test_fine_tuning_moves_the_layers_that_it_names(layers: str, model: ImageMod
     assert near == ("fresh" not in layers)
 
 
+def test_tuning_the_last_layer_leaves_all_features_as_they_were(held: Holdings) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_model("resnet18", SHAPE, 3, {"width": 0.0625}).eval()
+    left = REMOVALS.build("fine_tuning", layers="last", epochs=2).remove(network, held, 0)
+    assert np.allclose(metrics.features(left, held.images), metrics.features(network, held.images), atol=1e-6)
+    assert not torch.equal(left.head.weight, network.head.weight)
+
+
 def test_quantisation_leaves_so_many_values_and_rounds_to_the_nearest(model: ImageModel, held: Holdings) -> None:
     left = REMOVALS.build("quantisation", bits=3).remove(model, held, 0)
     old, new = model.head.weight.detach(), left.head.weight.detach()

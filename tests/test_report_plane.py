@@ -7,6 +7,7 @@ from report_results import model_report, trial, with_removals
 
 from mea_ray.report import html, plane
 from mea_ray.report.terminal import make_console, print_results
+from mea_ray.tracking.rows import aftermath
 
 
 def test_losses_are_means_over_seeds_in_points() -> None:
@@ -54,3 +55,10 @@ def test_report_and_terminal_show_removals_and_nothing_without(capsys: pytest.Ca
     assert "What removals left" not in html.render([without], name="s")
     print_results(make_console(), [with_them])
     assert "still proved" in capsys.readouterr().out
+
+
+def test_trackers_get_what_removals_left() -> None:
+    numbers = aftermath(with_removals(trial("a")))
+    assert numbers["removal.pruning(0.9).substitute.wsr"] == 0.1
+    assert numbers["removal.pruning(0.9).null_model.accuracy"] == 0.85
+    assert len(numbers) == 8 and aftermath(trial("b")) == {}

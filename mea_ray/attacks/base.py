@@ -50,6 +50,9 @@ class Attack(ABC):
     learns_from: Literal["probabilities", "features"] = "probabilities"
     """What its black box must answer with: a classifier's probabilities, or an encoder's features."""
 
+    keeps_images: bool = True
+    """Whether images and their answers are kept when it is done, so that the substitute can be trained on later."""
+
     def charges(self, budgets: Sequence[int]) -> int:
         """Return the images that a run over ``budgets`` is charged at most: what its client must be registered with.
 

@@ -44,6 +44,8 @@ class DataFree(TransferAttack):
     query_chunk = 16_384
     """Files of the transfer set hold a sixteenth of it: at 1,024 a run of 20 million queries would make 60,000."""
 
+    keeps_images = False
+
     def __init__(self, game: Game) -> None:
         self.game = game
 

@@ -63,6 +63,9 @@ class FineTuning(Removal):
             kept = {id(parameter) for parameter in head.parameters()}
             for parameter in tuned.parameters():
                 parameter.requires_grad_(id(parameter) in kept)
+            for module in tuned.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = 0.0  # what it has seen of images would move, too
         data = labelled(held, tuned.classes)
         return tune(tuned, data, held, seed, epochs=self.epochs, learning_rate=self.learning_rate)
 

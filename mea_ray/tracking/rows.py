@@ -92,6 +92,20 @@ def owner_saw(result: TrialResult) -> dict[str, float | int | bool | str | None]
     return numbers
 
 
+def aftermath(result: TrialResult) -> dict[str, float]:
+    """Return what removals left and detections measured, ``removal.<name>(<strength>).<model>.<what>`` and so on."""
+    numbers: dict[str, float] = {}
+    for removal in result.removals:
+        name = f"removal.{removal.removal.get('name')}({removal.strength:g}).{removal.tried_on}"
+        numbers[f"{name}.accuracy"] = removal.after.accuracy
+        if removal.after.wsr is not None:
+            numbers[f"{name}.wsr"] = removal.after.wsr.rate
+    for found in result.detections:
+        name = f"detection.{found.detection.get('name')}.{found.tried_on}"
+        numbers |= {f"{name}.{what}": value for what, value in found.numbers.items()}
+    return numbers
+
+
 def rows(result: TrialResult) -> list[dict[str, Any]]:
     """Return one row per rung, for tables."""
     victim = result.victim_report

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from mea_ray.results import TrialResult
-from mea_ray.tracking.rows import attack_curves, flatten, owner_saw, rows, rung_metrics
+from mea_ray.tracking.rows import aftermath, attack_curves, flatten, owner_saw, rows, rung_metrics
 
-_CURVES = ("wsr", "wsr_low", "wsr_high", "wfpr", "accuracy", "fidelity", "p_value", "null_wsr")
+_CURVES = ("wsr", "wsr_low", "wsr_high", "wfpr", "accuracy", "fidelity", "p_value", "null_wsr", "stolen_null_wsr")
 _INIT_TIMEOUT_S = 20.0
 
 
@@ -116,6 +116,7 @@ class WandbTracker:
             "victim_wfpr": report.wfpr_mean,
             **{f"set.{path}": value for path, value in flatten(result.point).items()},
             **owner_saw(result),
+            **aftermath(result),
         }
         return {name: value for name, value in numbers.items() if value is not None}
 
