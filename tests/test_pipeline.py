@@ -210,10 +210,14 @@ def test_too_few_held_out_images_are_refused() -> None:
 
 
 def test_removals_that_could_not_be_tried_are_refused(prepared: pipeline.Prepared) -> None:
-    free = {"thief__attack": {"name": "dfme", "batch_size": 2}, "removal__methods": ["pruning"]}
+    def free(**more: Any) -> ExperimentConfig:
+        whole = config(removal__methods=["pruning"], **more)
+        attack = type(whole.thief.attack).model_validate({"name": "dfme", "batch_size": 2})
+        return whole.model_copy(update={"thief": whole.thief.model_copy(update={"attack": attack})})
+
     with pytest.raises(ConfigError, match="keeps no answered images"):
-        pipeline.check(config(**free), prepared)
-    pipeline.check(config(**free, removal__tried_on=["null_model"]), prepared)
+        pipeline.check(free(), prepared)
+    pipeline.check(free(removal__tried_on=["null_model"]), prepared)
 
 
 def test_requery_is_registered_with_what_it_may_be_charged() -> None:
