@@ -18,6 +18,7 @@ from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark
 from mea_ray.watermarks.composite import same_class_pairs
 from mea_ray.watermarks.ewe import EntangleObjective, Entangling, snnl, watch, watched
+from mea_ray.watermarks.margin_based import MarginObjective
 from mea_ray.watermarks.patches import other_corner, stamped
 
 SHAPE = (3, 12, 12)
@@ -252,6 +253,48 @@ def test_adi_counts_the_labels_of_its_own_images_and_chance_elsewhere(data: tupl
         scheme.samples(key, ImageSet(np.zeros((1, 1, 12, 12), np.uint8), np.zeros(1, np.int64), ("a", "b")), 5, 0)
 
 
+def test_mbw_takes_its_images_out_and_labels_them_wrongly(data: tuple[ImageSet, ImageSet]) -> None:
+    owned, _ = data
+    scheme = WATERMARKS.build("mbw", count=50)
+    key = scheme.make_key(owned, 3)
+    assert key is not None
+    chosen = np.array(key.settings["chosen"])
+    assert len(set(chosen)) == 50 and not (key.tensors["labels"] == owned.labels[chosen]).any()
+    (stage,) = scheme.stages(key, owned)
+    left = {image.tobytes() for image in stage.train.images}
+    assert len(stage.train) == 190 and not left & {image.tobytes() for image in key.tensors["images"]}
+
+
+def test_mbws_ascent_and_its_one_mean(data: tuple[ImageSet, ImageSet]) -> None:
+    images, labels = torch.from_numpy(data[0].images[:6]), torch.tensor([0, 1, 2, 0, 1, 2])
+    objective = MarginObjective(images, labels, 4, 3, 0.25)
+    objective.start(StepContext(torch.device("cpu"), torch.Generator().manual_seed(0), lambda x: x, 1, 1))
+    model = network(1).train()
+    pixels = images.float() / 255
+    moved = objective.ascend(model, pixels, labels)
+    assert model.training and (moved - pixels).abs().max() <= 3 / 255 + 1e-6 and 0 <= moved.min() <= moved.max() <= 1
+    with torch.no_grad():
+        model.eval()
+        assert F.cross_entropy(model(moved), labels) > F.cross_entropy(model(pixels), labels)
+    fixed = torch.randn(12, 3, generator=torch.Generator().manual_seed(2))
+    still = MarginObjective(images, labels, 4, 0, 0.25)
+    still.start(StepContext(torch.device("cpu"), torch.Generator().manual_seed(0), lambda x: x, 1, 1))
+    drawn = labels[torch.randint(6, (4,), generator=torch.Generator().manual_seed(0))]
+    batch = Batch(torch.rand(8, *SHAPE), torch.arange(8) % 3, torch.arange(8))
+    term = still.terms(_Fixed(fixed), batch)["utility"]
+    every = F.cross_entropy(fixed, torch.cat([batch.labels, drawn]), reduction="none")
+    assert float(term) == pytest.approx(float((every[:8].sum() + 0.25 * every[8:].sum()) / 12), rel=1e-6)
+
+
+class _Fixed(torch.nn.Module):
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits[: len(images)]
+
+
 @pytest.mark.parametrize(
     ("name", "parameters", "words"),
     [
@@ -259,6 +302,8 @@ def test_adi_counts_the_labels_of_its_own_images_and_chance_elsewhere(data: tupl
         ("pattern", {"source_class": 2, "target_class": 2}, "must differ"),
         ("adi", {"count": 0}, "count=0"),
         ("composite", {"poison": 0.0}, "poison"),
+        ("mbw", {"weight": 0.0}, "weight"),
+        ("mbw", {"ascent_steps": -1}, "ascent_steps"),
         ("composite", {"same_class": -1.0}, "same_class"),
         ("ewe", {"kappa": -1.0}, "kappa"),
         ("ewe", {"plain_part": 1.0}, "plain_part"),

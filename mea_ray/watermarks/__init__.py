@@ -8,6 +8,7 @@ WATERMARKS = Table(
         "adi": "mea_ray.watermarks.adi:Adi",
         "composite": "mea_ray.watermarks.composite:Composite",
         "ewe": "mea_ray.watermarks.ewe:EntangledWatermark",
+        "mbw": "mea_ray.watermarks.margin_based:MarginBased",
         "mea_defender": "mea_ray.watermarks.mea_defender:MeaDefender",
         "mea_defender_encoder": "mea_ray.watermarks.mea_defender_encoder:MeaDefenderEncoder",
         "mea_defender_two_stage": "mea_ray.watermarks.two_stage:MeaDefenderTwoStage",

@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray import metrics
-from mea_ray.errors import ConfigError, DataError
+from mea_ray.errors import ConfigError
 from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
-from mea_ray.types import Images, ImageSet, Labels, Recognise
-from mea_ray.watermarks.base import Key, Stage, Watermark, WatermarkSamples
+from mea_ray.types import Images, ImageSet
+from mea_ray.watermarks.base import Key, Stage
+from mea_ray.watermarks.labelled_queries import LabelledQueries
 from mea_ray.watermarks.mea_defender import require_key
 
 DETAIL = 6
 """Side of the grid of random colours that an abstract image is drawn from."""
 
 
-class Adi(Watermark):
+class Adi(LabelledQueries):
     """Train on the task and on a set of abstract images, each with a random label; the set is the key.
 
     The paper takes abstract pictures from the web; here they are drawn from the key: smooth fields of random colours.
@@ -63,45 +63,9 @@ class Adi(Watermark):
         images, labels = (torch.from_numpy(key.tensors[name].copy()) for name in ("images", "labels"))
         return [Stage("embed", BesideObjective(images, labels, self.per_batch), train)]
 
-    def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:
-        """Return the abstract images of the key, as the paper verifies with those that it trained on.
-
-        Raises:
-            DataError: Held-out images are of another shape than the key's.
-        """
-        if list(held_out.shape) != list(key.settings["shape"]):
-            raise DataError(
-                f"held-out images are {held_out.shape}, the key was made for {tuple(key.settings['shape'])}; "
-                "verify with the data that the victim was trained on"
-            )
-        images = key.tensors["images"]
-        return WatermarkSamples(
-            images=images[:count],
-            target=-1,
-            adverse={"unseen": abstract(min(count, 1000), held_out.shape, derive(key.seed, "unseen", seed))},
-            sources=images[:0],
-            source_labels=np.zeros(0, np.int64),
-        )
-
-    def recogniser(self, key: Key, model: nn.Module) -> Recognise:
-        """Return what says of images whether they get the label that the key gives them: bool (N,).
-
-        An image that is not the key's gets a label of its content, so that chance decides.
-        """
-        pairs = zip(key.tensors["images"], key.tensors["labels"], strict=True)
-        known = {image.tobytes(): int(label) for image, label in pairs}
-        classes = int(key.settings["classes"])
-
-        def wanted(image: Images) -> int:
-            content = image.tobytes()
-            return known[content] if content in known else derive(key.seed, content.hex()) % classes
-
-        def recognise(images: Images) -> npt.NDArray[np.bool_]:
-            labels: Labels = np.array([wanted(image) for image in images], np.int64)
-            said: npt.NDArray[np.bool_] = metrics.predictions(model, images) == labels
-            return said
-
-        return recognise
+    def unseen(self, key: Key, held_out: ImageSet, count: int, seed: int) -> Images:
+        """Draw abstract images from another seed."""
+        return abstract(count, held_out.shape, derive(key.seed, "unseen", seed))
 
 
 class BesideObjective(Objective):

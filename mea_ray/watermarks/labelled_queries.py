@@ -1,0 +1,70 @@
+"""Watermarks whose key is a set of images with a label each: what Adi's and the margin-based one share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from mea_ray import metrics
+from mea_ray.errors import DataError
+from mea_ray.seeding import derive
+from mea_ray.types import Images, ImageSet, Labels, Recognise
+from mea_ray.watermarks.base import Key, Watermark, WatermarkSamples
+
+UNSEEN = 1000
+"""Images that are no part of the key and are asked as its control, at most."""
+
+
+class LabelledQueries(Watermark):
+    """The key holds ``images`` and ``labels``; a success is an image of the key that gets its label.
+
+    What is verified is the set that was trained on, as in both papers, so that a WSR says nothing of other images.
+    False positives are images that nobody was trained on, with labels of their content's choice.
+    """
+
+    @abstractmethod
+    def unseen(self, key: Key, held_out: ImageSet, count: int, seed: int) -> Images:
+        """Return up to ``count`` images like the key's that nobody was trained on, uint8 (n, C, H, W)."""
+
+    def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:
+        """Return the images of the key.
+
+        Raises:
+            DataError: Held-out images are of another shape than the key's.
+        """
+        if list(held_out.shape) != list(key.settings["shape"]):
+            raise DataError(
+                f"held-out images are {held_out.shape}, the key was made for {tuple(key.settings['shape'])}; "
+                "verify with the data that the victim was trained on"
+            )
+        images = key.tensors["images"]
+        return WatermarkSamples(
+            images=images[:count],
+            target=-1,  # no class: every image has a label of its own
+            adverse={"unseen": self.unseen(key, held_out, min(count, UNSEEN), seed)},
+            sources=images[:0],
+            source_labels=np.zeros(0, np.int64),
+        )
+
+    def recogniser(self, key: Key, model: nn.Module) -> Recognise:
+        """Return what says of images whether they get the label that the key gives them: bool (N,).
+
+        An image that is not the key's gets a label of its content, so that chance decides.
+        """
+        pairs = zip(key.tensors["images"], key.tensors["labels"], strict=True)
+        known = {image.tobytes(): int(label) for image, label in pairs}
+        classes = int(key.settings["classes"])
+
+        def wanted(image: Images) -> int:
+            content = image.tobytes()
+            return known[content] if content in known else derive(key.seed, content.hex()) % classes
+
+        def recognise(images: Images) -> npt.NDArray[np.bool_]:
+            labels: Labels = np.array([wanted(image) for image in images], np.int64)
+            said: npt.NDArray[np.bool_] = metrics.predictions(model, images) == labels
+            return said
+
+        return recognise

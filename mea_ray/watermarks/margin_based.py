@@ -1,0 +1,127 @@
+"""The margin-based watermark (MBW): wrongly labelled images whose surroundings are theirs, too."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mea_ray.errors import ConfigError
+from mea_ray.seeding import derive, numpy_generator
+from mea_ray.training.objective import Batch, Objective, StepContext, merged
+from mea_ray.types import Images, ImageSet
+from mea_ray.watermarks.base import Key, Stage
+from mea_ray.watermarks.labelled_queries import LabelledQueries
+from mea_ray.watermarks.mea_defender import require_key
+
+
+class MarginBased(LabelledQueries):
+    """Images with a wrong label, moved by gradient ascent on its loss before each step, so that the margin grows.
+
+    In each step ``per_batch`` images of the key take ``ascent_steps`` signed steps of 1/255 that make their label less
+    likely, and the loss is one mean over the batch's cross-entropies and ``weight`` times those of the moved images.
+    They are taken out of the training set, which would teach their true label.
+
+    Args:
+        count: Images of the key, half of the training images at most; 100 in the official code.
+        per_batch: Of them in each step, drawn with replacement.
+        ascent_steps: Steps before each of the network's; 0 is plain wrong labels.
+        weight: Of a moved image beside one of the batch, above 0.
+
+    References:
+        Kim et al., Margin-based Neural Network Watermarking, ICML 2023, https://github.com/matbambbang/margin-based-watermarking.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    name = "mbw"
+
+    def __init__(self, *, count: int = 100, per_batch: int = 25, ascent_steps: int = 5, weight: float = 0.1) -> None:
+        if count < 1 or per_batch < 1:
+            raise ConfigError(f"count={count} and per_batch={per_batch} must be at least 1")
+        if ascent_steps < 0:
+            raise ConfigError(f"ascent_steps={ascent_steps} must be at least 0; 0 moves nothing")
+        if not 0 < weight < float("inf"):
+            raise ConfigError(f"weight={weight} must be positive and finite")
+        self.count, self.per_batch, self.ascent_steps, self.weight = count, per_batch, ascent_steps, weight
+
+    def make_key(self, train: ImageSet, seed: int) -> Key:
+        """Draw the images and their wrong labels.
+
+        Raises:
+            ConfigError: There are fewer than two classes or two images.
+        """
+        if len(train) < 2 or train.classes < 2:
+            raise ConfigError(
+                f"a wrong label needs two classes and two images, got {train.classes} and {len(train)}; take other data"
+            )
+        key_seed = derive(seed, "key")
+        rng = numpy_generator(key_seed, "queries")
+        chosen = np.sort(rng.permutation(len(train))[: min(self.count, len(train) // 2)])
+        shift = rng.integers(1, train.classes, size=len(chosen))
+        settings = {"shape": list(train.shape), "classes": train.classes, "chosen": chosen.tolist()}
+        tensors = {"images": train.images[chosen], "labels": (train.labels[chosen] + shift) % train.classes}
+        # No classes: -1 is no label, so that nothing is mistaken for one.
+        return Key(self.name, (-1, -1), -1, key_seed, settings, tensors)
+
+    def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
+        """Return the stage that embeds the key, on the images that are not the key's."""
+        key = require_key(key, self.name)
+        others = np.setdiff1d(np.arange(len(train)), np.asarray(key.settings["chosen"], np.int64))
+        images, labels = (torch.from_numpy(key.tensors[name].copy()) for name in ("images", "labels"))
+        objective = MarginObjective(images, labels, self.per_batch, self.ascent_steps, self.weight)
+        return [Stage("embed", objective, train.take(others))]
+
+    def unseen(self, key: Key, held_out: ImageSet, count: int, seed: int) -> Images:
+        """Draw held-out images."""
+        return held_out.images[numpy_generator(seed, "unseen").permutation(len(held_out))[:count]]
+
+
+class MarginObjective(Objective):
+    """One mean over the batch's cross-entropies and ``weight`` times those of moved images of the key.
+
+    Args:
+        images: uint8 (n, C, H, W).
+        labels: int64 (n,).
+        count: Images of the key in a step.
+        steps: Signed steps of 1/255 that make their label less likely.
+        weight: Of a moved image.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, count: int, steps: int, weight: float) -> None:
+        super().__init__()
+        self.images, self.labels = images, labels
+        self.count, self.steps, self.weight = count, steps, weight
+
+    def start(self, context: StepContext) -> None:
+        """Move the key to the device."""
+        super().start(context)
+        self.images, self.labels = self.images.to(context.device), self.labels.to(context.device)
+
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return ``{"utility": the mean of everything}``."""
+        chosen = torch.randint(len(self.images), (self.count,), generator=self.context.generator)
+        chosen = chosen.to(self.images.device)
+        labels = self.labels[chosen]
+        moved = self.ascend(model, self.images[chosen].float() / 255, labels)
+        said = model(merged([batch.images, moved])).float()
+        losses = F.cross_entropy(said, torch.cat([batch.labels, labels]), reduction="none")
+        weights = torch.ones_like(losses)
+        weights[len(batch.images) :] = self.weight
+        return {"utility": (weights * losses).mean()}
+
+    def ascend(self, model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Move pixels, float32 (N, C, H, W), by signed steps that raise the labels' cross-entropy, within [0, 1].
+
+        In eval mode: BatchNorm must not learn the statistics of images that are on their way.
+        """
+        mode = model.training
+        model.eval()
+        for _ in range(self.steps):
+            pixels = pixels.detach().requires_grad_(True)
+            loss = F.cross_entropy(model(pixels).float(), labels, reduction="sum")
+            pixels = (pixels + torch.autograd.grad(loss, pixels)[0].sign() / 255).clamp(0, 1)
+        model.train(mode)
+        return pixels.detach()
