@@ -29,6 +29,11 @@ class Line:
     verdict: str
     proved: bool
 
+    @property
+    def good(self) -> bool:
+        """The verdict is what an owner hopes for: the theft is still proved, an innocent is not accused."""
+        return self.proved or self.verdict == tables.NOT_ACCUSED
+
 
 HEADINGS = {
     "point": "Setting",
@@ -91,7 +96,7 @@ def lines(results: Sequence[TrialResult]) -> list[Line]:
             if after[0].wsr is None:
                 said = tables.DASH
             elif loss.on == "null_model":
-                said = "accused falsely" if any(map(tables.proved, after)) else "not accused"
+                said = "accused falsely" if any(map(tables.proved, after)) else tables.NOT_ACCUSED
             else:
                 said = "still proved" if kept else "removed"
             table.append(

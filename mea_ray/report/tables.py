@@ -16,6 +16,7 @@ from mea_ray.results import ModelReport, Rate, RungResult, TrialResult
 
 RESULTS = "results"
 DASH = "–"
+NOT_ACCUSED = "not accused"
 
 
 def load_results(folder: Path) -> list[TrialResult]:
@@ -135,7 +136,7 @@ def control_verdict(report: ModelReport) -> str:
     """Return the judgement on a substitute of an innocent model."""
     if report.wsr is None:
         return DASH
-    return "accused falsely" if proved(report) else "not accused"
+    return "accused falsely" if proved(report) else NOT_ACCUSED
 
 
 def proved(report: ModelReport) -> bool:
@@ -165,6 +166,11 @@ class Row:
     p_value: str
     verdict: str
     proved: bool
+
+    @property
+    def good(self) -> bool:
+        """The verdict is what an owner hopes for: a thief is convicted, an innocent is not."""
+        return self.proved or self.verdict == NOT_ACCUSED
 
 
 HEADINGS = {

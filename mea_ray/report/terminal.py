@@ -45,7 +45,7 @@ def results_table(results: Sequence[TrialResult]) -> RichTable:
         table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for row in tables.rows(results):
         cells = [escape(str(getattr(row, column))) for column in tables.HEADINGS]
-        cells[-1] = f"[{'green' if row.proved else 'red'}]{cells[-1]}[/]"
+        cells[-1] = f"[{'green' if row.good else 'red'}]{cells[-1]}[/]"
         table.add_row(*cells)
     return table
 
@@ -58,7 +58,7 @@ def removals_table(lines: Sequence[plane.Line]) -> RichTable:
         table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for line in lines:
         cells = [escape(str(getattr(line, column))) for column in plane.HEADINGS]
-        cells[-1] = f"[{'green' if line.proved else 'red'}]{cells[-1]}[/]"
+        cells[-1] = f"[{'green' if line.good else 'red'}]{cells[-1]}[/]"
         table.add_row(*cells)
     return table
 
