@@ -95,7 +95,7 @@ class Replica:
         self._max_batch_images, self._max_request_images = max_batch_images, max_request_images
         self._max_wait_s = max_wait_ms / 1000
         self._sample = sample_size(self._shape, query_log_images)
-        self._notes: set[Any] = set()
+        self._leaving: set[Any] = set()
         self._worker = ThreadPoolExecutor(1)
         self._arrived: deque[_Request] = deque()
         self._paid: deque[_Request] = deque()
@@ -192,18 +192,17 @@ class Replica:
                     for request in batch:
                         _fail(request, error)
                     continue
-                self._note(batch, answers)
-                for request, answer in zip(batch, answers, strict=True):
-                    if not request.answered.done():
-                        request.answered.set_result(answer)
+                leaving = asyncio.ensure_future(self._release(batch, answers))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
         finally:
             self._computing = None
 
-    def _note(self, batch: list[_Request], answers: list[Answers]) -> None:
-        """Tell the owner's log what is answered, without waiting for it.
+    async def _release(self, batch: list[_Request], answers: list[Answers]) -> None:
+        """Tell the owner's log what is answered, then let the answers go; the next batch is computed meanwhile.
 
-        It is told before the answers leave: if a replica dies in between, the request is asked again, and is noted
-        once. A ledger that dies is told again by Ray; only if all of the service dies at this moment is a note lost.
+        If a replica dies in between, the request is asked again, and is noted once. A ledger that dies is told again by
+        Ray. A message that was only handed to Ray could die with the replica, so its arrival is waited for.
         """
         notes = [
             note(
@@ -215,13 +214,14 @@ class Replica:
             )
             for request, answer in zip(batch, answers, strict=True)
         ]
-        told = asyncio.ensure_future(_quietly(self._ledger.note.remote(notes)))
-        self._notes.add(told)
-        told.add_done_callback(self._notes.discard)
+        await _quietly(self._ledger.note.remote(notes))
+        for request, answer in zip(batch, answers, strict=True):
+            if not request.answered.done():
+                request.answered.set_result(answer)
 
     async def settle(self) -> None:
         """Wait until the log holds all that was answered."""
-        await asyncio.gather(*self._notes)
+        await asyncio.gather(*self._leaving)
 
     async def _wait_for_more(self) -> None:
         """Give others a moment to fill the pass. More than one full pass is never waited for: it would gain nothing."""
