@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import prune
@@ -136,9 +135,3 @@ class _Cut(CrossEntropy):
 def _check_rate(rate: float) -> None:
     if not 0 < rate < 1:
         raise ConfigError(f"rate={rate} must lie strictly between 0 and 1; it is the share that is cut")
-
-
-def zeros(model: nn.Module) -> float:
-    """Share of the weights of convolutions and linear layers that are zero."""
-    weights = [m.weight.detach().numpy() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    return float(sum((w == 0).sum() for w in weights) / sum(np.size(w) for w in weights))
