@@ -59,6 +59,7 @@ def removals(
         One result for each removal and model, removals in the config's order.
     """
     results = []
+    held: dict[str, tuple[ImageModel, Holdings]] = {}  # asking a model about all of the thief's images is done once
     for choice in config.removal.methods:
         for on in config.removal.tried_on:
             name = f"{choice.name}-{digest(choice.resolved())}-{on}"
@@ -66,10 +67,12 @@ def removals(
             if result is None:
                 suspect = suspects[on]
                 removal: Removal = choice.build()
-                model = suspect.load()
-                held = holdings(config, prepared, transfer, None if on == "substitute" else model)
+                if on not in held:
+                    model = suspect.load()
+                    owner = None if on == "substitute" else model
+                    held[on] = model, holdings(config, prepared, transfer, owner)
                 started = time.perf_counter()
-                left = removal.remove(model, held, derive(config.seed, "removal"))
+                left = removal.remove(*held[on], derive(config.seed, "removal"))
                 seconds = time.perf_counter() - started
                 result = RemovalResult(
                     removal=choice.resolved(),
