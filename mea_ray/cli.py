@@ -286,6 +286,21 @@ def bench_train(options: Options = None, output: Json = None, debug: Debug = Fal
     measure("train", options or [], output)
 
 
+@bench.command("views", epilog=EPILOG)
+def bench_views(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """Views per second of self-supervised training, against the pass they are made for and torchvision's, one by one.
+
+    For example:
+
+      mea-ray bench views
+
+      mea-ray bench views model=cnn9 batch_size=256
+    """
+    from mea_ray.report.commands import measure
+
+    measure("views", options or [], output)
+
+
 def _exit(failed: bool) -> NoReturn:
     raise typer.Exit(FAILED if failed else OK)
 

@@ -6,6 +6,7 @@ import statistics
 import pytest
 
 from mea_ray.bench.train import bench_train
+from mea_ray.bench.views import bench_views
 from mea_ray.errors import ConfigError, DataError
 
 TINY = {"model_params": {"width": 0.1}, "steps": 3, "rounds": 2, "batch_size": 16}
@@ -34,3 +35,15 @@ def test_refuses_what_it_cannot_measure() -> None:
         bench_train(**TINY, watermark="no_such")
     with pytest.raises(DataError, match="batch"):
         bench_train(data="digits", **{**TINY, "batch_size": 100_000, "steps": 1})
+
+
+def test_views_are_measured_beside_their_pass_and_beside_torchvision() -> None:
+    bench = bench_views(shape=(3, 16, 16), model_params={"width": 0.1}, batch_size=8, batches=1, rounds=2)
+    assert [set(speeds) for speeds in bench.rounds] == [{"batched", "step", "per_image"}] * 2
+    assert 0 < bench.share < 1 and bench.speedup > 0
+    assert bench.batched == statistics.median(speeds["batched"] for speeds in bench.rounds)
+    assert json.loads(json.dumps(bench.to_dict()))["settings"]["batch_size"] == 8
+    with pytest.raises(ConfigError, match="3 channels"):
+        bench_views(shape=(1, 16, 16))
+    with pytest.raises(ConfigError, match="batches=0"):
+        bench_views(batches=0)

@@ -15,6 +15,7 @@ BENCHMARKS = Table(
     {
         "service": "mea_ray.bench.service:bench_service",
         "train": "mea_ray.bench.train:bench_train",
+        "views": "mea_ray.bench.views:bench_views",
     },
 )
 TABLES = {
