@@ -42,6 +42,38 @@ def test_noise_has_its_kinds_as_classes_and_its_seed_in_it() -> None:
     )
 
 
+def figures(**params: Any) -> Dataset:
+    loaded: Dataset = DATASETS.build("figures", **{"train_images": 120, "test_images": 24, "image_size": 16, **params})
+    return loaded
+
+
+def test_figures_are_drawn_anew_by_their_seed_and_more_begin_with_the_same() -> None:
+    first, again, other = figures(), figures(), figures(seed=1)
+    assert first.train.images.shape == (120, 3, 16, 16) and first.test.images.shape == (24, 3, 16, 16)
+    assert first.train.classes == 12 and np.bincount(first.train.labels).tolist() == [10] * 12
+    np.testing.assert_array_equal(first.train.images, again.train.images)
+    assert not np.array_equal(first.train.images, other.train.images)
+    assert len(np.unique(first.train.images.reshape(120, -1), axis=0)) == 120
+    assert not np.array_equal(first.train.images[:24], first.test.images)
+    np.testing.assert_array_equal(figures(train_images=600).train.images[:120], first.train.images)
+    with pytest.raises(ConfigError, match="train_images=3"):
+        figures(train_images=3)
+    with pytest.raises(ConfigError, match="channels=2"):
+        figures(channels=2)
+
+
+def test_figures_are_what_they_are_called() -> None:
+    drawn = figures(channels=1, image_size=32, train_images=600).train
+    contrast = drawn.images.astype(float).std((1, 2, 3))
+    assert contrast.min() > 15, "two colours can always be told apart"
+    # Whatever a figure's place and scale, its ink is a small part of the paper; a texture's is about half of it.
+    low, high = drawn.images.min((1, 2, 3)), drawn.images.max((1, 2, 3))
+    bright = (drawn.images > (low / 2.0 + high / 2.0)[:, None, None, None]).mean((1, 2, 3))
+    share = {name: np.minimum(bright, 1 - bright)[drawn.labels == k].mean() for k, name in enumerate(drawn.class_names)}
+    assert max(share["disc"], share["triangle"], share["cross"], share["square"]) < 0.3
+    assert min(share["stripes"], share["checks"], share["rings"], share["spokes"]) > 0.35
+
+
 def test_noise_is_what_it_is_called() -> None:
     images = {name: noise(kinds=[name], channels=1).train.images / 255.0 for name in ("uniform", "gaussian", "blobs")}
     assert images["uniform"].mean() == pytest.approx(0.5, abs=0.01)

@@ -71,6 +71,7 @@ def rates(scheme: Watermark, key: Key, model: ImageModel, held_out: ImageSet) ->
         ("adi", {"count": 20, "per_batch": 8}, 40),
         ("composite", {}, 25),
         ("ewe", {"kappa": 1.0, "ratio": 1, "plain_part": 0.5}, 40),
+        ("cfw", {"count": 60, "per_batch": 16}, 25),
     ],
 )
 def test_a_baseline_marks_its_victim_keeps_its_task_and_marks_no_innocent(

@@ -6,6 +6,7 @@ WATERMARKS = Table(
     "watermark",
     {
         "adi": "mea_ray.watermarks.adi:Adi",
+        "cfw": "mea_ray.watermarks.class_feature:ClassFeature",
         "composite": "mea_ray.watermarks.composite:Composite",
         "ewe": "mea_ray.watermarks.ewe:EntangledWatermark",
         "mbw": "mea_ray.watermarks.margin_based:MarginBased",

@@ -271,13 +271,14 @@ def watched(model: nn.Module, count: int) -> list[nn.Module]:
     return layers[:-1][-count:]
 
 
-def watch(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
-    """Pass images through a network: logits, and the outputs of ``watched`` layers after a ReLU, (N, D) each."""
+def watch(model: nn.Module, images: Tensor, count: int, *, rectified: bool = True) -> tuple[Tensor, list[Tensor]]:
+    """Pass images through a network: logits, and outputs of ``watched`` layers, after a ReLU or raw, (N, D) each."""
     seen: list[Tensor] = []
-    hooks = [
-        layer.register_forward_hook(lambda _, __, output: seen.append(F.relu(output).float().flatten(1)))
-        for layer in watched(model, count)
-    ]
+
+    def keep(_: nn.Module, __: object, output: Tensor) -> None:
+        seen.append((F.relu(output) if rectified else output).float().flatten(1))
+
+    hooks = [layer.register_forward_hook(keep) for layer in watched(model, count)]
     try:
         return model(images), seen
     finally:
