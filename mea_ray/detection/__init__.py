@@ -5,6 +5,7 @@ from mea_ray.registry import Table
 DETECTIONS = Table(
     "detection",
     {
+        "abs": "mea_ray.detection.brain_stimulation:BrainStimulation",
         "lof": "mea_ray.detection.queries:LocalOutliers",
         "neural_cleanse": "mea_ray.detection.neural_cleanse:NeuralCleanse",
         "strip": "mea_ray.detection.queries:Strip",

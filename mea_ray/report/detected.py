@@ -71,7 +71,7 @@ def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
 
 
 def _found(found: DetectionResult) -> str:
-    if not found.triggers:
+    if not found.triggers and "candidates" not in found.numbers:
         return tables.DASH
     named = ", ".join(found.flagged) or "none"
     if found.target is None or found.tried_on == "null_model":
@@ -88,6 +88,11 @@ def _measured(found: DetectionResult) -> str:
     highest = max((value for name, value in numbers.items() if name.startswith("anomaly/")), default=None)
     if highest is not None:
         rates.append(f"largest anomaly index {highest:.1f}")
+    if "candidates" in numbers:
+        rates.append(f"{numbers['candidates']:.0f} candidate units")
+    reasr = max((value for name, value in numbers.items() if name.startswith("reasr/")), default=None)
+    if reasr is not None:
+        rates.append(f"largest REASR {tables.percent(reasr)}")
     return ", ".join(rates) or tables.DASH
 
 
