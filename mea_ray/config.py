@@ -277,6 +277,11 @@ class ResourcesConfig(Config):
         default_factory=RoleResources, description="One training of a victim or a null model."
     )
     trial: RoleResources = Field(default_factory=RoleResources, description="One trial: a thief and its verification.")
+    placement: Literal["pack", "spread"] = Field(
+        "pack",
+        description="Replicas of the services: packed on as few nodes as hold them, where Ray puts trials first, too; "
+        "or spread over the nodes, so that one that dies leaves the others.",
+    )
 
 
 class ExperimentConfig(Config):

@@ -17,6 +17,7 @@ from mea_ray.service.naming import find
 from mea_ray.types import Answers
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+_FIRST_RETRY_S, _RETRY_FACTOR, _LONGEST_RETRY_S = 0.25, 4.0, 60.0
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Request:
         failures: Answers that failed or were late.
         down_since: When replicas began to be unreachable for it; None while they are not.
         pauses: Pauses made for unreachable replicas.
+        avoid: Replica that failed it last; another one is asked if there is one.
     """
 
     request_id: str
@@ -34,6 +36,7 @@ class Request:
     failures: int = 0
     down_since: float | None = None
     pauses: int = 0
+    avoid: str | None = None
 
 
 @dataclass
@@ -61,8 +64,8 @@ def fly(
         handles: Handles of those that were found before; kept up to date for the next call.
         client: In whose name.
         max_in_flight: Requests under way at once.
-        timeout_s: Seconds to wait for one answer, or for the return of a dead replica.
-        retries: Failures of one request that are borne.
+        timeout_s: Seconds to wait for one answer, or for the return of dead replicas when none is left.
+        retries: Failures of one request that are borne; before each it is waited, four times as long as before.
 
     Raises:
         QueryError: The service refuses the next request in order; those before it have been yielded.
@@ -126,8 +129,9 @@ class _Flights:
             self._ask(self.launched)
             self.launched += 1
 
-    def _ask(self, index: int, avoid: str | None = None) -> None:
+    def _ask(self, index: int) -> None:
         request = self.requests[index]
+        avoid = request.avoid
         if not self.replicas:
             self.outcomes[index] = ServiceUnavailable(
                 f"all replicas of service {self.service!r} are gone for good; start it again, then repeat the query"
@@ -185,11 +189,12 @@ class _Flights:
         self._find(flight.replica)
         request.down_since = now if request.down_since is None else request.down_since
         if now - request.down_since > self.timeout_s:
-            request.down_since, request.pauses = None, 0
-            self._failed(flight, reason)
+            # Not asked again: a trial that gives up frees the very room that the replica may be waiting for.
+            self._give_up(flight.index, f"its replicas have been away for {self.timeout_s:g} s, last: {reason}")
         elif request.pauses == 0 and len(self.replicas) > 1:
             request.pauses = 1
-            self._ask(flight.index, avoid=flight.replica)
+            request.avoid = flight.replica
+            self._ask(flight.index)
         else:
             pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**request.pauses)
             request.pauses += 1
@@ -199,13 +204,19 @@ class _Flights:
         request = self.requests[flight.index]
         request.failures += 1
         if request.failures > self.retries:
-            self.outcomes[flight.index] = ServiceUnavailable(
-                f"service {self.service!r} failed {request.failures} times on one request, last: {reason}; answers "
-                "received before are kept, and repeating the query is not charged twice"
-            )
-            self.refused = True
+            self._give_up(flight.index, f"it failed {request.failures} times on one request, last: {reason}")
         else:
-            self._ask(flight.index, avoid=flight.replica)
+            request.avoid = flight.replica
+            # What fails may need a while: a ledger whose disk is full or away, say.
+            pause = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * _RETRY_FACTOR ** (request.failures - 1))
+            self._again(flight.index, pause)
+
+    def _give_up(self, index: int, why: str) -> None:
+        self.outcomes[index] = ServiceUnavailable(
+            f"service {self.service!r}: {why}; answers received before are kept, and repeating the query is not "
+            "charged twice"
+        )
+        self.refused = True
 
     def _again(self, index: int, pause_s: float) -> None:
         heapq.heappush(self.later, (time.monotonic() + pause_s, index))

@@ -9,6 +9,7 @@ from typing import Any
 from mea_ray.blackbox.ledger import Charge, Ledger, Rate
 from mea_ray.blackbox.query_log import Note, QueryLog, Seen
 from mea_ray.errors import QueryError
+from mea_ray.service.watch import incarnation
 
 
 class LedgerActor:
@@ -34,6 +35,10 @@ class LedgerActor:
     def describe(self) -> dict[str, Any]:
         """Return the description given at the start."""
         return self._description
+
+    def incarnation(self) -> str:
+        """Return what is different after a restart, see `watch.incarnation`."""
+        return incarnation()
 
     def register(self, client: str, budget: int | None) -> None:
         """Open an account or change its budget, see `Ledger.register`."""

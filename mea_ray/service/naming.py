@@ -43,18 +43,19 @@ def exists(name: str) -> bool:
     return True
 
 
-def answer_of(actor: str, reference: Any) -> Any:
+def answer_of(actor: str, reference: Any, timeout_s: float | None = None) -> Any:
     """Wait for an actor's answer; an error of ours is raised as itself, not wrapped in Ray's.
 
     Args:
         actor: What the actor is, for the message, e.g. ``"the ledger"``.
         reference: Ray's reference of the answer.
+        timeout_s: Seconds to wait; None waits for as long as it takes.
 
     Raises:
         ServiceUnavailable: The actor does not answer.
     """
     try:
-        return ray.get(reference)
+        return ray.get(reference, timeout=timeout_s)
     except RayTaskError as error:
         if isinstance(error.cause, MeaRayError):
             raise error.cause from None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.passes import answer_size
@@ -22,6 +22,7 @@ from mea_ray.service.client import ServiceClient
 from mea_ray.service.ledger_actor import LedgerActor, log_path
 from mea_ray.service.naming import NAMESPACE, answer_of, exists, find, ledger_name, replica_name
 from mea_ray.service.replica import Replica
+from mea_ray.service.watch import Watch
 from mea_ray.training.checkpoint import load_model
 
 
@@ -39,6 +40,7 @@ class VictimService:
     def __init__(self, name: str, ledger: Any, replicas: list[Any], description: Mapping[str, Any]) -> None:
         self.name, self.ledger, self.replicas = name, ledger, replicas
         self._description = dict(description)
+        self._watch: Watch | None = None
 
     @staticmethod
     def bundles(replicas: int, cpus_per_replica: float, gpus_per_replica: float = 0.0) -> list[dict[str, float]]:
@@ -84,7 +86,8 @@ class VictimService:
             query_log_images: First images of a client whose distances the owner's log keeps; 0 for counts only.
             ledger_path: Journal of the ledger, with the query log beside it; None for temporary files that `stop`
                 deletes.
-            placement_group: Where the actors are placed; see `bundles`.
+            placement_group: Where the replicas are placed; see `bundles`. The ledger is on the node of the caller, as
+                long as there is one, for its journal may be a file of that node.
             detached: Outlive the process that starts it, until `stop`.
             start_timeout_s: Seconds to wait for the replicas.
 
@@ -120,13 +123,15 @@ class VictimService:
         common: dict[str, Any] = {"namespace": NAMESPACE, "max_restarts": -1}
         if detached:
             common["lifetime"] = "detached"
+        placed: dict[str, Any] = {}
         if placement_group is not None:
-            common["scheduling_strategy"] = PlacementGroupSchedulingStrategy(placement_group)
+            placed["scheduling_strategy"] = PlacementGroupSchedulingStrategy(placement_group)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         if exists(ledger_name(name)):
             raise ConfigError(f"a victim service {name!r} is running; connect to it, stop it, or choose another name")
         ledger = (
             ray.remote(LedgerActor)
-            .options(**common, name=ledger_name(name), num_cpus=0, max_task_retries=-1)
+            .options(**common, name=ledger_name(name), num_cpus=0, max_task_retries=-1, scheduling_strategy=here)
             .remote(str(journal.resolve()), rate, description)
         )
         # No retries by Ray here: the client asks another replica, which is up already.
@@ -134,7 +139,12 @@ class VictimService:
         answer_of("the ledger", ledger.describe.remote())
         handles = [
             remote_replica.options(
-                **common, name=replica, num_cpus=cpus_per_replica, num_gpus=gpus_per_replica, max_task_retries=0
+                **common,
+                **placed,
+                name=replica,
+                num_cpus=cpus_per_replica,
+                num_gpus=gpus_per_replica,
+                max_task_retries=0,
             ).remote(
                 str(folder),
                 name,
@@ -161,14 +171,14 @@ class VictimService:
         return service
 
     @classmethod
-    def connect(cls, name: str) -> VictimService:
+    def connect(cls, name: str, timeout_s: float = 60.0) -> VictimService:
         """Find a running service, from any process of the Ray cluster.
 
         Raises:
-            ServiceUnavailable: There is none of this name.
+            ServiceUnavailable: There is none of this name, or its ledger does not answer within ``timeout_s``.
         """
         ledger = find(ledger_name(name))
-        description = ray.get(ledger.describe.remote())
+        description = answer_of("the ledger", ledger.describe.remote(), timeout_s)
         return cls(name, ledger, [find(replica) for replica in description["replicas"]], description)
 
     def register(self, client: str, budget: int | None = None) -> None:
@@ -225,6 +235,12 @@ class VictimService:
         named = self._description["classes"] if self._description["source"] == "probabilities" else 1
         return record(answer_of("the ledger", self.ledger.seen.remote(client)), named)
 
+    def watch(self, tell: Callable[[str], None]) -> Watch:
+        """Have it told when a replica or the ledger died and is up again, see `Watch`; `stop` ends that."""
+        actors = {f"replica {index}": handle for index, handle in enumerate(self.replicas)}
+        self._watch = Watch({**actors, "the ledger": self.ledger}, tell)
+        return self._watch
+
     def clients(self) -> list[str]:
         """Return the names of all clients."""
         names: list[str] = answer_of("the ledger", self.ledger.clients.remote())
@@ -252,6 +268,8 @@ class VictimService:
 
         Stopping twice, or after Ray was shut down, does nothing.
         """
+        if self._watch is not None:
+            self._watch.stop()
         if not ray.is_initialized():
             return
         for handle in [*self.replicas, self.ledger]:

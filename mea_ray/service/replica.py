@@ -25,6 +25,7 @@ from mea_ray.blackbox.query_log import note, said, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
 from mea_ray.errors import ServiceUnavailable
 from mea_ray.service.naming import find, ledger_name
+from mea_ray.service.watch import incarnation
 from mea_ray.training.checkpoint import load_model
 from mea_ray.training.device import device, use_gpus, use_threads
 from mea_ray.types import Answers, FloatImages, Images
@@ -120,6 +121,10 @@ class Replica:
         passes = self._passes.passes
         fill = self._counts["images"] / (passes * self._passes.pass_images) if passes else 0.0
         return {**self._counts, "passes": passes, "mean_fill": fill}
+
+    def incarnation(self) -> str:
+        """Return what is different after a restart, see `watch.incarnation`."""
+        return incarnation()
 
     async def answer(self, client: str, request_id: str, images: Images | FloatImages) -> Answers:
         """Check, charge and answer one request.

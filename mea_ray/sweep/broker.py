@@ -15,7 +15,7 @@ from typing import Any
 
 from mea_ray.config import ExperimentConfig, Tree, digest
 from mea_ray.errors import ServiceUnavailable
-from mea_ray.sweep.events import ServiceStarted
+from mea_ray.sweep.events import ServiceStarted, Warned
 
 HOLDER_EXPIRY_S = 90.0
 _START_ATTEMPTS, _START_PAUSE_S = 5, 3.0
@@ -69,7 +69,7 @@ class Broker:
         max_services: Services up at once.
         placement_group: Where they run; anywhere when None.
         start: ``VictimService.start``, or what stands for it in a test.
-        on_event: Told when a service is started.
+        on_event: Told when a service is started, and when one of its actors died.
     """
 
     def __init__(
@@ -194,6 +194,8 @@ class Broker:
         self._failed_starts.pop(spec.key, None)
         if self._on_event is not None:
             self._on_event(ServiceStarted(name, spec.victim))
+            told = self._on_event
+            service.watch(lambda text: told(Warned(f"service of victim {spec.victim[:8]}: {text}")))
         slot = self._slots[spec.key] = _Slot(service, name)
         return slot
 

@@ -6,9 +6,11 @@ import contextlib
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mea_ray.config import RoleResources
 from mea_ray.errors import ConfigError
@@ -51,7 +53,8 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     import ray
 
     if ray.is_initialized():
-        yield ray
+        with _sigterm_as_ctrl_c():
+            yield ray
         return
     ray.init(
         address=address,
@@ -61,9 +64,31 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
         configure_logging=True,
     )
     try:
-        yield ray
+        with _sigterm_as_ctrl_c():  # after Ray has set its own handler, which would end this process at once
+            yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Take the notice that a machine is about to go (spot instances, job schedulers) as Ctrl-C: write, then end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def on_this_node() -> Any:
+    """Return the scheduling strategy of actors that must not outlive the driver, nor die with another node."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 @dataclass(frozen=True)
@@ -76,6 +101,7 @@ class Demand:
         replicas: Replicas of one service.
         trial: Resources of one trial.
         victim: Resources of the training of one victim.
+        placement: Where the services run: ``spread`` over the nodes, or ``pack``ed on as few as hold them.
     """
 
     services: int
@@ -83,6 +109,7 @@ class Demand:
     replicas: int
     trial: RoleResources
     victim: RoleResources
+    placement: Literal["pack", "spread"] = "pack"
 
     @property
     def bundles(self) -> list[dict[str, float]]:
@@ -143,7 +170,7 @@ def services_group(demand: Demand, timeout_s: float = 120.0) -> Iterator[Any]:
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    group = placement_group(demand.bundles, strategy="PACK")
+    group = placement_group(demand.bundles, strategy=demand.placement.upper())
     try:
         ready, _ = ray.wait([group.ready()], timeout=timeout_s)
         if not ready:

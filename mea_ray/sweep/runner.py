@@ -134,7 +134,8 @@ class _Driver:
         services, replica, replicas = needs(configs, self.sweep.max_services)
         if self.plan.adaptive and any(path.startswith(("victim.", "data.", "service.")) for path in self.sweep.space):
             services = self.sweep.max_services
-        demand = cluster.Demand(services, replica, replicas, base.resources.trial, base.resources.victim)
+        reserved = base.resources
+        demand = cluster.Demand(services, replica, replicas, reserved.trial, reserved.victim, reserved.placement)
         at_once = cluster.check(demand, ray.cluster_resources())
         with self._events() as tell:
             data = self._load(planned)
@@ -155,7 +156,10 @@ class _Driver:
         """Run the event sink and the thread that empties it; gives what sends to it."""
         ray = self.ray
         name = f"{self.sweep.name}-{uuid.uuid4().hex[:8]}-events"
-        sink = ray.remote(EventSink).options(name=name, namespace=NAMESPACE, num_cpus=0).remote()
+        here = cluster.on_this_node()
+        sink = (
+            ray.remote(EventSink).options(name=name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here).remote()
+        )
         stop = threading.Event()
         turn = threading.Lock()
 
@@ -265,6 +269,8 @@ class _Driver:
                 name=f"{prefix}-broker",
                 namespace=NAMESPACE,
                 num_cpus=0,
+                # The services live as long as their broker: it must not go with a node that only works for the sweep.
+                scheduling_strategy=cluster.on_this_node(),
                 max_concurrency=16,
                 max_restarts=-1,
                 max_task_retries=-1,

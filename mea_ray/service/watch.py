@@ -1,0 +1,77 @@
+"""Tells when an actor of a service died and is up again, or stays away: its clients only notice a delay."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+AWAY_S = 15.0
+"""Seconds after which an actor that does not answer is told to be away, rather than when it is back."""
+
+
+class Watch:
+    """Asks the actors of a service who they are, in a thread, until it is stopped.
+
+    Args:
+        actors: Handles by what they are called in a message, each with a method ``incarnation`` that returns another
+            text after a restart and names the node.
+        tell: Told a sentence, without the service's name: ``replica 0 died and is up again (on node ...)``.
+        every_s: Seconds between two rounds, and to wait for an answer.
+    """
+
+    def __init__(self, actors: dict[str, Any], tell: Callable[[str], None], every_s: float = 2.0) -> None:
+        self.actors, self.tell, self.every_s = actors, tell, every_s
+        self._known: dict[str, str] = {}
+        self._silent: dict[str, float] = {}
+        self._told_away: set[str] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it before the actors are stopped on purpose."""
+        self._stop.set()
+        self._thread.join(2 * self.every_s)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.every_s):
+            with contextlib.suppress(Exception):  # to watch is no reason to fail
+                self.look()
+
+    def look(self) -> None:
+        """Ask once."""
+        asked = {handle.incarnation.remote(): name for name, handle in self.actors.items()}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=self.every_s)
+        for reference, name in asked.items():
+            answer = None
+            if reference in ready:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    answer = ray.get(reference)
+            if not self._stop.is_set():
+                self._heard(name, answer)
+
+    def _heard(self, name: str, incarnation: str | None) -> None:
+        now = time.monotonic()
+        if incarnation is None:
+            since = self._silent.setdefault(name, now)
+            if now - since > AWAY_S and name not in self._told_away:
+                self._told_away.add(name)
+                self.tell(f"{name} has been away for {now - since:.0f} s; who asks it waits")
+            return
+        self._silent.pop(name, None)
+        self._told_away.discard(name)
+        if self._known.setdefault(name, incarnation) != incarnation:
+            self._known[name] = incarnation
+            where = incarnation.partition(" ")[0]
+            self.tell(f"{name} died and is up again on node {where}: what it owes is asked again, charged once")
+
+
+def incarnation() -> str:
+    """Return what is different after this actor's restart: ``<node> <process>``."""
+    return f"{ray.get_runtime_context().get_node_id()[:8]} {os.getpid()}"

@@ -1,0 +1,27 @@
+"""Fixtures of the fault tests. Each sweep runs in a process of its own, so that this one needs no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import harness
+import pytest
+
+
+@pytest.fixture
+def nodes() -> Iterator[harness.Nodes]:
+    """Three raylets."""
+    made = harness.Nodes()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the sweep of the fault tests gives on one node when nothing happens."""
+    storage = tmp_path_factory.mktemp("undisturbed")
+    with harness.driver(harness.sweep(storage, per_second=1000)) as run:
+        assert run.ends() == 0, run.story()
+    found = harness.metrics(storage / "s")
+    assert len(found) == 3
+    return found

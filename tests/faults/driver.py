@@ -1,0 +1,27 @@
+"""Runs a sweep in a process of its own and prints its events, one JSON object a line.
+
+``python driver.py SWEEP.yaml [--resume] [--address ADDRESS]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from mea_ray.config import load_sweep
+from mea_ray.sweep.events import Event
+from mea_ray.sweep.runner import run_sweep
+
+
+def tell(event: Event) -> None:
+    print(json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}, default=str), flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("file")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--address")
+    given = parser.parse_args()
+    run_sweep(load_sweep(given.file), resume=given.resume, address=given.address, on_event=tell)
