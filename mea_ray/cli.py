@@ -1,4 +1,4 @@
-"""The command line: ``mea-ray run | sweep | plan | report | calibrate | list | bench``.
+"""The command line: ``mea-ray run | sweep | plan | status | report | calibrate | list | bench``.
 
 Nothing heavy is imported before a command needs it, so that ``--help`` is instant.
 """
@@ -32,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench = typer.Typer(no_args_is_help=True, help="Measure this machine: the service, or the training of a victim.")
+bench = typer.Typer(no_args_is_help=True, help="Measure this machine: the service, a victim's training, a sweep.")
 app.add_typer(bench, name="bench")
 
 
@@ -151,8 +151,27 @@ def plan(
 
 
 @app.command(epilog=EPILOG)
+def status(
+    folder: Annotated[str, typer.Argument(help="Folder of a sweep: its path, or URI (s3://bucket/storage/sweep).")],
+    lines: Annotated[int, typer.Option(help="Last events shown.")] = 8,
+    debug: Debug = False,
+) -> None:
+    """Say how far a sweep is, while it runs or afterwards, from any machine that sees its storage.
+
+    For example:
+
+      mea-ray status mea_ray_results/quickstart
+    """
+    from mea_ray.report.status import print_status
+    from mea_ray.report.terminal import make_console
+    from mea_ray.sweep.status import open_folder, read_status
+
+    print_status(make_console(), read_status(open_folder(folder)), lines=lines)
+
+
+@app.command(epilog=EPILOG)
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a sweep, with results/*.json in it.")],
+    folder: Annotated[str, typer.Argument(help="Folder of a sweep (path or URI), with results/*.json in it.")],
     storage: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Where the victims are kept, if they were moved since."),
@@ -161,24 +180,23 @@ def report(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write the robustness curves to this picture, too."),
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Render again whenever a trial finishes, until the sweep ends or Ctrl-C.")
+    ] = False,
+    every: Annotated[float, typer.Option(help="--watch: seconds between two looks.", min=0.1)] = 30.0,
     debug: Debug = False,
 ) -> None:
-    """Render the HTML report of a sweep again from its results, and print its table.
+    """Render the HTML report of a sweep again from its results, and print its table; also while the sweep runs.
 
     For example:
 
       mea-ray report mea_ray_results/quickstart --png curve.png
-    """
-    from mea_ray.report import html
-    from mea_ray.report.tables import load_results
-    from mea_ray.report.terminal import make_console, print_results
 
-    console = make_console()
-    page = html.write(folder, storage=storage, png=png)
-    print_results(console, load_results(folder))
-    console.print(f"\nreport   {page}", soft_wrap=True)
-    if png:
-        console.print(f"picture  {png}", soft_wrap=True)
+      mea-ray report mea_ray_results/quickstart --watch --every 60
+    """
+    from mea_ray.report import commands
+
+    commands.render_report(folder, storage, png, every if watch else None)
 
 
 @app.command(epilog=EPILOG)
@@ -269,6 +287,21 @@ def bench_service(options: Options = None, output: Json = None, debug: Debug = F
     from mea_ray.report.commands import measure
 
     measure("service", options or [], output)
+
+
+@bench.command("sweep", epilog=EPILOG)
+def bench_sweep(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """What the machinery of a sweep costs: a thousand trials that only sleep, driver memory, a kill half way.
+
+    For example:
+
+      mea-ray bench sweep
+
+      mea-ray bench sweep trials=200 few=20 kill=false
+    """
+    from mea_ray.report.commands import measure
+
+    measure("sweep", options or [], output)
 
 
 @bench.command("train", epilog=EPILOG)

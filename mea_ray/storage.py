@@ -96,6 +96,21 @@ class Storage:
             aside.replace(target)
         return True
 
+    def names(self, relative: str) -> list[str]:
+        """Return the names of the files in a folder, of the remote storage if there is one; half-written ones are not.
+
+        Args:
+            relative: The folder; a missing one is empty.
+        """
+        if self.remote is None:
+            folder = self.root / relative
+            return sorted(p.name for p in folder.iterdir() if p.is_file() and _is_whole(p)) if folder.is_dir() else []
+        from pyarrow import fs
+
+        system, root = self.remote
+        infos = system.get_file_info(fs.FileSelector(f"{root}/{relative}", allow_not_found=True))
+        return sorted(i.base_name for i in infos if i.type == fs.FileType.File and not i.base_name.endswith(".part"))
+
     def delete(self, relative: str) -> None:
         """Remove a file or folder here and in the remote storage; missing ones are no error."""
         local = self.root / relative

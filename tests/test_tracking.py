@@ -273,6 +273,38 @@ def test_the_csv_holds_every_rung_of_every_trial(tmp_path: Path) -> None:
     assert lines[0]["set.seed"] == "1"
 
 
+def test_the_csv_is_appended_to_also_by_a_resumed_sweep(tmp_path: Path) -> None:
+    trackers(TrackingConfig(wandb="disabled"), tmp_path, "sweep").log(result("t0"), {})
+    before = (tmp_path / "summary.csv").read_bytes()
+    resumed = trackers(TrackingConfig(wandb="disabled"), tmp_path, "sweep")
+    resumed.log(result("t0"), {})
+    assert (tmp_path / "summary.csv").read_bytes() == before
+    resumed.log(result("t1"), {})
+    resumed.summarize([result("t0"), result("t1"), result("t2")])
+    after = (tmp_path / "summary.csv").read_bytes()
+    assert after.startswith(before)
+    lines = list(csv.DictReader(after.decode().splitlines()))
+    assert [line["trial"] for line in lines] == ["t0", "t0", "t1", "t1", "t2", "t2"]
+
+
+def test_a_new_number_is_a_new_column_and_a_torn_line_is_written_again(tmp_path: Path) -> None:
+    def read() -> list[dict[str, str]]:
+        with (tmp_path / "summary.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def shown() -> TrackerSet:
+        return trackers(TrackingConfig(wandb="disabled"), tmp_path, "sweep")
+
+    shown().log(result("t0"), {})
+    shown().log(result("t1").model_copy(update={"point": {"extra": 7}}), {})
+    assert [line["set.extra"] for line in read()] == ["", "", "7", "7"]
+    assert read()[0]["set.seed"] == "1" and read()[2]["set.seed"] == ""
+    whole = (tmp_path / "summary.csv").read_bytes()
+    (tmp_path / "summary.csv").write_bytes(whole[:-5])  # killed while it wrote
+    shown().log(result("t1").model_copy(update={"point": {"extra": 7}}), {})
+    assert (tmp_path / "summary.csv").read_bytes() == whole
+
+
 def test_numbers_that_do_not_exist_are_left_out() -> None:
     bare = result().model_copy(update={"null_reports": []})
     rung = bare.rungs[0].model_copy(update={"report": ModelReport(accuracy=0.5)})

@@ -14,6 +14,7 @@ BENCHMARKS = Table(
     "benchmark",
     {
         "service": "mea_ray.bench.service:bench_service",
+        "sweep": "mea_ray.bench.sweep:bench_sweep",
         "train": "mea_ray.bench.train:bench_train",
         "views": "mea_ray.bench.views:bench_views",
     },

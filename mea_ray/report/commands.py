@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,40 @@ def finish(console: Console, folder: Path, failed: Mapping[str, str]) -> bool:
     if failed:
         console.print("The same command with --resume tries failed trials again and repeats no other.")
     return bool(failed)
+
+
+def render_report(location: str, storage: str | None, png: Path | None, every_s: float | None) -> None:
+    """Render a sweep's report and print its table.
+
+    Args:
+        location: The sweep's folder: a path or a URI.
+        storage: Where the victims are kept, if not where the trials say.
+        png: Where to write the curves as a picture, too.
+        every_s: Look for new results every so many seconds until the sweep has ended; None renders once.
+    """
+    from mea_ray.report import html, status
+    from mea_ray.sweep.status import open_folder
+
+    console = make_console()
+    if every_s is None and "://" not in location:
+        folder = Path(location)
+        page: Path | None = html.write(folder, storage=storage, png=png)
+    else:
+        sweep = open_folder(location)
+        folder = sweep.path
+        for part in ("sweep.yaml", RESULTS):
+            sweep.storage.pull(f"{sweep.name}/{part}")
+        render = partial(html.write, folder, storage=storage, png=png)
+        if every_s is None:
+            page = render()
+        else:
+            page = status.watch(sweep, render, lambda text: console.print(text, soft_wrap=True), every_s=every_s)
+    if page is None:
+        return
+    print_results(console, load_results(folder))
+    console.print(f"\nreport   {page}", soft_wrap=True)
+    if png:
+        console.print(f"picture  {png}", soft_wrap=True)
 
 
 def measure(name: str, options: Sequence[str], output: Path | None) -> None:

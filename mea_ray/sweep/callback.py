@@ -39,7 +39,7 @@ class Finisher:
         self.before_telling: Callable[[], None] = lambda: None
         self._context: TrialContext | None = None
         self._names: dict[str, str] = {}
-        self._queue: queue.Queue[TrialResult | None] = queue.Queue()
+        self._queue: queue.Queue[str | None] = queue.Queue()  # names: trackers may lag, and results are large
         self._thread = threading.Thread(target=self._serve, name="trackers", daemon=True)
         self._thread.start()
 
@@ -47,9 +47,9 @@ class Finisher:
         """Learn what the trials share, before Tune starts them."""
         self._context = context
 
-    def show(self, result: TrialResult) -> None:
-        """Hand a result to the trackers."""
-        self._queue.put(result)
+    def show(self, trial: str) -> None:
+        """Have the trackers shown a trial's result."""
+        self._queue.put(trial)
 
     def drain(self) -> None:
         """Wait until the trackers have seen every result."""
@@ -90,13 +90,13 @@ class Finisher:
         result = TrialResult.load(path)
         self.before_telling()
         self.tell(events.TrialFinished(trial, str(path), result.status == "stopped"))
-        self.show(result)
+        self.show(trial)
 
     def name_of(self, tune_trial: Any) -> str:
         """Return our name of a trial of Tune."""
         assert self._context is not None
         if tune_trial.trial_id not in self._names:
-            self._names[tune_trial.trial_id] = self._context.planned(tune_trial.config).name
+            self._names[tune_trial.trial_id] = self._context.name_of(tune_trial.config)
         return self._names[tune_trial.trial_id]
 
     def interrupted(self, trials: Mapping[str, Any] | None, samples: int) -> bool:
@@ -114,12 +114,14 @@ class Finisher:
 
     def _serve(self) -> None:
         while True:
-            result = self._queue.get()
+            trial = self._queue.get()
             try:
-                if result is None:
+                if trial is None:
                     self.shown.close()
                     return
-                self.shown.log(result, self._models(result))
+                result = self.folder.result(trial)
+                if result is not None:
+                    self.shown.log(result, self._models(result))
             finally:
                 self._queue.task_done()
 

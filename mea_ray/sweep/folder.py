@@ -6,9 +6,10 @@ finished rungs, substitutes), ``ledgers/`` (what the services charged), ``assess
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,26 @@ def read_model(model: type[ModelT], path: Path) -> ModelT | None:
         return model.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return None
+
+
+class Results:
+    """The results that a sweep has now, read one at a time: a thousand need no more memory than one.
+
+    Args:
+        folder: The folder ``results``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("*.json"))
+
+    def __iter__(self) -> Iterator[TrialResult]:
+        """Read them in the order of their names; a damaged one is passed over, it must be made again."""
+        for path in self.paths:
+            with contextlib.suppress(ArtifactError):
+                yield TrialResult.load(path)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class TrialFolder:
@@ -196,10 +217,9 @@ class SweepFolder:
         except ArtifactError:
             return None
 
-    def results(self) -> list[TrialResult]:
+    def results(self) -> Results:
         """Return all readable results, in the order of their names."""
-        found = [self.result(path.stem) for path in sorted((self.path / "results").glob("*.json"))]
-        return [result for result in found if result is not None]
+        return Results(self.path / "results")
 
     def push(self, relative: str) -> None:
         """Copy one file or folder of the sweep to a remote storage."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -141,15 +142,10 @@ def plan(sweep: SweepConfig) -> Plan:
     first_seen = {victim: place for place, victim in reversed(list(enumerate(t.victim for t in trials.values())))}
     # Side by side, trials of one victim find its service still running.
     ordered = tuple(sorted(trials.values(), key=lambda trial: first_seen[trial.victim]))
-    victims = {
-        trial.victim: PlannedVictim(
-            trial.victim,
-            trial.config,
-            sum(t.victim == trial.victim for t in ordered),
-            sum(t.queries for t in ordered if t.victim == trial.victim),
-        )
-        for trial in ordered
-    }
+    victims = {}
+    for name, group in itertools.groupby(ordered, key=lambda trial: trial.victim):
+        of_one = list(group)
+        victims[name] = PlannedVictim(name, of_one[0].config, len(of_one), sum(trial.queries for trial in of_one))
     nulls = {name: (trial.config, index) for trial in ordered for index, name in enumerate(trial.nulls)}
     count = sweep.search.samples if adaptive else len(ordered)
     most = max((t.queries for t in ordered), default=0)

@@ -14,15 +14,16 @@ from typing import Any, Literal
 from mea_ray.artifacts import Store
 from mea_ray.config import SweepConfig
 from mea_ray.errors import ConfigError, MeaRayError
-from mea_ray.results import TrialResult
 from mea_ray.service.naming import NAMESPACE
 from mea_ray.sweep import cluster, events, search
 from mea_ray.sweep.broker import Broker, ServiceSpec, needs
 from mea_ray.sweep.callback import Finisher
-from mea_ray.sweep.folder import SweepFolder
+from mea_ray.sweep.event_log import EventLog
+from mea_ray.sweep.folder import Results, SweepFolder
 from mea_ray.sweep.plan import Plan, PlannedTrial, plan
 from mea_ray.sweep.sink import EventSink, SinkSender
 from mea_ray.sweep.trainable import TrialContext, load_data, train_model, tune_trial
+from mea_ray.sweep.trial import Work, run_trial
 from mea_ray.tracking import trackers
 
 logger = logging.getLogger(__name__)
@@ -34,12 +35,12 @@ class SweepOutcome:
 
     Attributes:
         folder: The sweep's folder.
-        results: All finished trials, those from before included, in the order of their names.
+        results: All finished trials, those from before included, in the order of their names; read when asked for.
         failed: Trials that were given up, with the reason.
     """
 
     folder: Path
-    results: list[TrialResult]
+    results: Results
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -49,6 +50,7 @@ def run_sweep(
     resume: bool = False,
     address: str | None = None,
     on_event: events.OnEvent | None = None,
+    work: Work = run_trial,
 ) -> SweepOutcome:
     """Run a sweep, or what is left of it.
 
@@ -57,6 +59,7 @@ def run_sweep(
         resume: Go on in the folder of an earlier start; nothing that is finished there is repeated.
         address: Ray cluster; None uses the Ray that runs in this process, or starts one on this machine.
         on_event: Told what happens, one event after the other, in a thread of its own.
+        work: What a trial does; something else than a theft only where the machinery itself is measured.
 
     Returns:
         The results. Failed trials do not fail the sweep.
@@ -72,7 +75,8 @@ def run_sweep(
     done = {result.trial for result in folder.results()}
     left = [] if the_plan.adaptive else [trial for trial in the_plan.trials if trial.name not in done]
     samples = the_plan.trial_count - len(done) if the_plan.adaptive else len(left)
-    tell = _Teller(on_event or (lambda event: None))
+    log = EventLog(folder)
+    tell = _Teller(on_event or (lambda event: None), log)
     tell(
         events.SweepStarted(
             str(folder.path),
@@ -86,32 +90,39 @@ def run_sweep(
     shown = trackers(sweep.base.tracking, folder.path, sweep.name, warn=lambda text: tell(events.Warned(text)))
     shown.log_config(sweep.resolved())
     finisher = Finisher(folder, shown, tell)
+    how = "failed"
     try:
-        for result in folder.results():  # a driver that was killed may have shown none of them
-            finisher.show(result)
+        for trial in sorted(done):  # a driver that was killed may have shown none of them
+            finisher.show(trial)
         if samples > 0:
             with cluster.quiet(), cluster.ray_cluster(address) as ray:
-                _Driver(sweep, the_plan, folder, finisher, tell, ray).run(left, samples)
+                _Driver(sweep, the_plan, folder, finisher, tell, ray, work).run(left, samples)
         results = folder.results()
         finisher.drain()
         shown.summarize(results)
+        how = "done"
     except ConfigError:
         if not resume:
             folder.discard_if_unused()
         raise
+    except KeyboardInterrupt:
+        how = "interrupted"
+        raise
     finally:
         finisher.close()
+        log.close(how)
     return SweepOutcome(folder.path, results, dict(finisher.failed))
 
 
 class _Teller:
-    """Gives events to the listener one at a time, from whichever thread they come; it can do no harm to the sweep."""
+    """Gives events to log and listener one at a time, from whichever thread; the listener can do the sweep no harm."""
 
-    def __init__(self, on_event: events.OnEvent) -> None:
-        self._on_event, self._lock = on_event, threading.Lock()
+    def __init__(self, on_event: events.OnEvent, log: EventLog) -> None:
+        self._on_event, self.log, self._lock = on_event, log, threading.Lock()
 
     def __call__(self, event: events.Event) -> None:
         with self._lock:
+            self.log(event)
             try:
                 self._on_event(event)
             except Exception:
@@ -122,10 +133,17 @@ class _Driver:
     """One run of a sweep on a Ray that is up."""
 
     def __init__(
-        self, sweep: SweepConfig, the_plan: Plan, folder: SweepFolder, finisher: Finisher, tell: _Teller, ray: Any
+        self,
+        sweep: SweepConfig,
+        the_plan: Plan,
+        folder: SweepFolder,
+        finisher: Finisher,
+        tell: _Teller,
+        ray: Any,
+        work: Work,
     ) -> None:
         self.sweep, self.plan, self.folder = sweep, the_plan, folder
-        self.finisher, self.tell, self.ray = finisher, tell, ray
+        self.finisher, self.tell, self.ray, self.work = finisher, tell, ray, work
 
     def run(self, left: list[PlannedTrial], samples: int) -> None:
         ray, base = self.ray, self.sweep.base
@@ -145,8 +163,8 @@ class _Driver:
             if not samples:
                 return
             with cluster.services_group(demand) as group, self._broker(demand, group, tell) as broker:
-                trials = {trial.name: trial for trial in left}
-                context = TrialContext(self.sweep, self.folder, broker, tell, trials)
+                points = {trial.name: trial.point for trial in left}
+                context = TrialContext(self.sweep, self.folder, broker, tell, points, self.work)
                 self.finisher.begin(context)
                 self._prepare(broker, left, demand.services)
                 self._tune(context, data, samples, at_once)
@@ -171,6 +189,7 @@ class _Driver:
         def pump() -> None:
             while not stop.wait(0.2):
                 drain()
+                self.tell.log.beat()
 
         thread = threading.Thread(target=pump, name="sweep-events", daemon=True)
         thread.start()
@@ -297,7 +316,7 @@ class _Driver:
             begun = [trial.point() for trial in self.folder.trials() if self.folder.result(trial.path.name) is None]
             searcher = search.optuna_search(self.sweep, self.folder.results(), [p for p in begun if p is not None])
         else:
-            space, samples = {"trial": tune.grid_search(list(context.trials))}, 1
+            space, samples = {"trial": tune.grid_search(list(context.points))}, 1
         tune.Tuner(
             trainable,
             param_space=space,
@@ -306,6 +325,8 @@ class _Driver:
                 scheduler=search.scheduler(self.sweep),
                 num_samples=samples,
                 max_concurrent_trials=at_once,
+                # A process takes seconds to start and import; a trial leaves nothing behind in one but that.
+                reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
@@ -316,7 +337,7 @@ class _Driver:
                 failure_config=tune.FailureConfig(max_failures=self.sweep.max_failures),
             ),
         ).fit()
-        if self.finisher.interrupted(context.trials or None, samples):
+        if self.finisher.interrupted(context.points or None, samples):
             raise KeyboardInterrupt
 
 

@@ -15,8 +15,8 @@ from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.plan import PlannedTrial
 from mea_ray.sweep.search import point_of
-from mea_ray.sweep.space import experiment_at
-from mea_ray.sweep.trial import METRICS, Tools, epoch_events, run_trial
+from mea_ray.sweep.space import Point, experiment_at
+from mea_ray.sweep.trial import METRICS, Tools, Work, epoch_events, run_trial
 
 if TYPE_CHECKING:
     from mea_ray.preflight import Prepared
@@ -31,21 +31,26 @@ class TrialContext:
         folder: Its folder.
         broker: Handle of the broker actor.
         tell: Where events go.
-        trials: The trials by name; empty for an adaptive search.
+        points: The trials' points by name; empty for an adaptive search. Every trial gets all of them, so that they
+            are points and not whole experiments.
+        work: What a trial does.
     """
 
     sweep: SweepConfig
     folder: SweepFolder
     broker: Any
     tell: events.OnEvent
-    trials: Mapping[str, PlannedTrial]
+    points: Mapping[str, Point]
+    work: Work = run_trial
 
     def planned(self, config: Mapping[str, Any]) -> PlannedTrial:
         """Return the trial that Tune asks for."""
-        if "trial" in config:
-            return self.trials[config["trial"]]
-        point = point_of(self.sweep, config)
+        point = self.points[config["trial"]] if "trial" in config else point_of(self.sweep, config)
         return PlannedTrial.of(experiment_at(self.sweep, point), point)
+
+    def name_of(self, config: Mapping[str, Any]) -> str:
+        """Return its name."""
+        return str(config["trial"]) if "trial" in config else self.planned(config).name
 
 
 def use_resources(cpus: float, gpus: float) -> None:
@@ -71,6 +76,8 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
     from ray import tune
     from ray.exceptions import RayError
 
+    # This process does one trial after the other; the next waits until one that was stopped has let go of its service.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
     role = context.sweep.base.resources.trial
     use_resources(role.cpus, role.gpus)
     trial = context.planned(config)
@@ -84,7 +91,7 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
 
     tools = Tools(context.folder, context.broker, context.tell, tune.report)
     try:
-        run_trial(trial, prepared, tools, os.getpid(), ray.get_runtime_context().get_node_id())
+        context.work(trial, prepared, tools, os.getpid(), ray.get_runtime_context().get_node_id())
     except (ServiceUnavailable, RayError):
         raise
     except Exception as error:

@@ -54,6 +54,10 @@ class Tools:
     report: Report
 
 
+Work = Callable[[PlannedTrial, Callable[[], "Prepared"], Tools, int, str], TrialResult]
+"""What a trial does, called with a trial, its data, its tools, its process and its node: ``run_trial``."""
+
+
 def metrics_of(rung: RungResult) -> dict[str, float]:
     """Return what schedulers and searchers see of a rung; NaN where a number does not exist (no key, say)."""
     report = rung.report

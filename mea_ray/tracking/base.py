@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,8 +27,12 @@ class Tracker(Protocol):
             models: Folders of saved models: ``victim``, and ``substitute-<budget>`` for the rungs.
         """
 
-    def summarize(self, results: Sequence[TrialResult]) -> None:
-        """Show all results of the sweep together, once, at the end."""
+    def summarize(self, results: Iterable[TrialResult]) -> None:
+        """Show all results of the sweep together, once, at the end.
+
+        Args:
+            results: Can be gone through several times; they are read from disk on the way.
+        """
 
     def close(self) -> None:
         """Finish what is open."""
@@ -53,7 +57,7 @@ class TrackerSet:
         """See ``Tracker.log``."""
         self._each(lambda tracker: tracker.log(result, models))
 
-    def summarize(self, results: Sequence[TrialResult]) -> None:
+    def summarize(self, results: Iterable[TrialResult]) -> None:
         """See ``Tracker.summarize``."""
         self._each(lambda tracker: tracker.summarize(results))
 

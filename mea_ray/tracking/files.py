@@ -1,9 +1,10 @@
-"""A CSV of all rungs of all trials, for spreadsheets and pandas."""
+"""A CSV of all rungs of all trials, for spreadsheets and pandas; it grows as trials finish."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from mea_ray.tracking.rows import rows
 
 
 class FilesTracker:
-    """Keeps ``summary.csv`` up to date: one line per rung, written anew after each trial.
+    """Keeps ``summary.csv``: lines of a finished trial, one per rung, are appended at once and not touched again.
+
+    Only a number that no trial before had (a new column) has the file written anew.
 
     Args:
         folder: The sweep's folder.
@@ -20,30 +23,61 @@ class FilesTracker:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "summary.csv"
-        self._results: dict[str, TrialResult] = {}
+        self._columns: list[str] | None = None
+        self._there: set[str] = set()
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Do nothing: ``sweep.yaml`` is there already."""
 
     def log(self, result: TrialResult, models: Mapping[str, Path]) -> None:
-        """Add a trial to the table."""
-        self._results[result.trial] = result
-        self._write()
+        """Add a trial to the table, unless it is in it."""
+        columns = self._open() if self._columns is None else self._columns
+        if result.trial in self._there:
+            return
+        lines = rows(result)
+        new = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in columns]
+        if new:
+            self._columns = columns = columns + new
+            self._write(self._read())
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            file.write(_text(columns, lines))  # in one piece: a reader sees all of a trial or nothing
+        self._there.add(result.trial)
 
-    def summarize(self, results: Sequence[TrialResult]) -> None:
-        """Write the table of all trials."""
-        self._results = {result.trial: result for result in results}
-        self._write()
+    def summarize(self, results: Iterable[TrialResult]) -> None:
+        """Add what is missing."""
+        for result in results:
+            self.log(result, {})
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
 
-    def _write(self) -> None:
-        lines = [row for result in self._results.values() for row in rows(result)]
-        columns = list(dict.fromkeys(name for line in lines for name in line))
+    def _open(self) -> list[str]:
+        """Take up the table of an earlier start; what a kill left half-written is dropped."""
+        lines = self._read()
+        if lines and not self.path.read_bytes().endswith(b"\n"):
+            torn = lines[-1]["trial"]
+            lines = [line for line in lines if line["trial"] != torn]
+            self._columns = list(lines[0]) if lines else []
+            self._write(lines)
+        self._there = {line["trial"] for line in lines}
+        self._columns = list(lines[0]) if lines else []
+        return self._columns
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        assert self._columns is not None
         aside = self.path.with_name(f".{self.path.name}")
-        with aside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(lines)
+        header = _text(self._columns, [dict(zip(self._columns, self._columns, strict=True))])
+        aside.write_text(header + _text(self._columns, lines), encoding="utf-8", newline="")
         aside.replace(self.path)
+
+
+def _text(columns: list[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    buffer = io.StringIO(newline="")
+    csv.DictWriter(buffer, columns).writerows(lines)
+    return buffer.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -57,9 +57,13 @@ class WandbTracker:
             self._once(f"victim-{result.victim}", lambda: self._log_victim(result, models["victim"]))
         self._once(f"trial-{result.trial}", lambda: self._log_trial(result, models))
 
-    def summarize(self, results: Sequence[TrialResult]) -> None:
+    def summarize(self, results: Iterable[TrialResult]) -> None:
         """Log one run with the table of all trials and the best of each curve."""
-        lines = [row for result in results for row in rows(result)]
+        lines: list[dict[str, Any]] = []
+        trials = charged = 0
+        for result in results:
+            lines += rows(result)
+            trials, charged = trials + 1, charged + result.queries_charged
         if not lines:
             return
         import wandb
@@ -70,7 +74,7 @@ class WandbTracker:
         run = self._start(f"summary-{self.sweep}", "summary", self._config, group=None)
         try:
             run.log({"trials": wandb.Table(columns=columns, data=data, allow_mixed_types=True)})
-            run.summary.update({"trials": len(results), "queries_charged": sum(r.queries_charged for r in results)})
+            run.summary.update({"trials": trials, "queries_charged": charged})
         finally:
             run.finish()
 

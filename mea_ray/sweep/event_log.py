@@ -1,0 +1,122 @@
+"""A sweep's events on the storage, a line each, appended: what other processes know of a sweep that runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mea_ray.sweep import events
+from mea_ray.sweep.folder import SweepFolder
+
+EVENTS = "events.jsonl"
+BEAT, ENDED = "Beat", "Ended"
+"""Lines that are no events: the driver is alive; it has ended, ``how``: done, interrupted or failed."""
+BEAT_S = 30.0
+_OFTEN_S, _PUSH_S = 10.0, 15.0
+
+logger = logging.getLogger(__name__)
+
+
+class EventLog:
+    """Appends events to ``events.jsonl``; nothing that is written is touched again.
+
+    Of epochs and of queries, which come many times a second, one in ten seconds of a model or trial is written, and the
+    last. A full disk costs the log and not the sweep.
+
+    Args:
+        folder: The sweep's folder.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(self, folder: SweepFolder, clock: Callable[[], float] = time.time) -> None:
+        self.folder, self.clock = folder, clock
+        self._lock = threading.Lock()
+        self._often: dict[str, float] = {}
+        self._last = self._pushed = clock()
+        folder.storage.pull(f"{folder.name}/{EVENTS}")
+        path = folder.path / EVENTS
+        torn = path.exists() and path.read_bytes()[-1:] not in {b"", b"\n"}
+        self._file = path.open("a", encoding="utf-8")
+        if torn:  # by a kill; its reader passes over the damaged line
+            self._file.write("\n")
+
+    def __call__(self, event: events.Event) -> None:
+        """Write an event."""
+        fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+        if isinstance(event, events.ModelEpoch):
+            fields["record"] = {}
+            if self._too_often(event.name, event.epoch >= event.epochs):
+                return
+        if isinstance(event, events.Queried) and self._too_often(event.trial, event.answers >= event.budget):
+            return
+        if isinstance(event, (events.TrialFinished, events.TrialFailed)):
+            self._often.pop(event.trial, None)
+        self._write(type(event).__name__, fields)
+
+    def beat(self) -> None:
+        """Say that the driver is alive, if nothing else was written for ``BEAT_S``; copy to a remote storage."""
+        if self.clock() - self._last >= BEAT_S:
+            self._write(BEAT, {})
+        if self.clock() - self._pushed >= _PUSH_S:
+            self._pushed = self.clock()
+            self._push()
+
+    def close(self, how: str) -> None:
+        """Write how the sweep ended."""
+        self._write(ENDED, {"how": how})
+        self._file.close()
+        self._push()
+
+    def _too_often(self, key: str, is_last: bool) -> bool:
+        now = self.clock()
+        if not is_last and now - self._often.get(key, float("-inf")) < _OFTEN_S:
+            return True
+        self._often[key] = now
+        return False
+
+    def _write(self, name: str, fields: dict[str, Any]) -> None:
+        line = json.dumps({"t": round(self.clock(), 3), "event": name, **fields}, default=str)
+        with self._lock:
+            self._last = self.clock()
+            try:
+                self._file.write(line + "\n")
+                self._file.flush()
+            except (OSError, ValueError) as error:
+                logger.warning("%s cannot be written: %s; the sweep goes on", EVENTS, error)
+
+    def _push(self) -> None:
+        try:
+            self.folder.push(EVENTS)
+        except OSError as error:
+            logger.warning("%s cannot be copied to %s: %s", EVENTS, self.folder.location, error)
+
+
+def read(path: Path) -> Iterator[tuple[float, str, dict[str, Any]]]:
+    """Read (time, name, fields) of each line; a damaged or half-written one is passed over, a missing file is empty."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    fields = json.loads(line)
+                    yield float(fields.pop("t")), str(fields.pop("event")), fields
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue
+    except FileNotFoundError:
+        return
+
+
+def event_of(name: str, fields: dict[str, Any]) -> events.Event | None:
+    """Return the event of a line; None for a line that is none, or is of another version."""
+    kind = getattr(events, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, events.Event)):
+        return None
+    try:
+        return kind(**fields)
+    except TypeError:
+        return None
