@@ -16,31 +16,34 @@ from typing import Any
 
 import torch
 
-from mea_ray import metrics, probes
+from mea_ray import metrics
 from mea_ray.attacks.base import Attack, Rung
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.colluding import Account, Colluding, account_names, share
 from mea_ray.blackbox.ledger import Ledger, Rate
 from mea_ray.blackbox.local import LocalBlackBox
+from mea_ray.blackbox.policies import Policy
 from mea_ray.blackbox.query_log import QueryLog, record
-from mea_ray.config import DataChoice, ExperimentConfig, digest, write_yaml
-from mea_ray.data.splits import make_splits
+from mea_ray.config import ExperimentConfig, digest, write_yaml
 from mea_ray.data.statistics import channel_statistics
 from mea_ray.detecting import detections
-from mea_ray.encoders import as_classifier, labelled, read
+from mea_ray.encoders import read
 from mea_ray.models.base import ImageModel
 from mea_ray.preflight import Prepared, build_network, check, learning, settings
+from mea_ray.proving import Proofs, assess, null_rate, predictions
 from mea_ray.removing import Suspect, removals
 from mea_ray.results import ModelReport, RungResult, TrialResult
 from mea_ray.seeding import derive
+from mea_ray.serving import answer_policy, split
 from mea_ray.training.device import device as this_device
 from mea_ray.training.device import device_name, fork_devices
 from mea_ray.training.engine import train
-from mea_ray.types import BlackBox, ImageSet, Labels
-from mea_ray.verification import statistics, verify
+from mea_ray.types import BlackBox, ImageSet
 from mea_ray.versions import versions
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark
+
+__all__ = ["LocalBlackBox", "Prepared", "assess", "check", "null_rate", "predictions"]  # of other files, for who steps
 
 OnEpoch = Callable[[dict[str, Any]], None]
 """Called after each epoch with the engine's record and the name of the ``stage``."""
@@ -62,17 +65,8 @@ class VictimBundle:
 
 
 def prepare(config: ExperimentConfig) -> Prepared:
-    """Load and split the data. The cuts belong to the victim, so they follow from its seed and not from the thief's."""
-    dataset = config.data.build()
-    pool = config.splits.thief_pool
-    splits = make_splits(
-        dataset,
-        validation_fraction=config.splits.validation_fraction,
-        verification_fraction=config.splits.verification_fraction,
-        thief_pool=pool.build() if isinstance(pool, DataChoice) else pool,
-        disjoint_fraction=config.splits.disjoint_fraction,
-        seed=derive(config.victim.seed, "splits"),
-    )
+    """Load and split the data, see `serving.split`."""
+    splits = split(config)
     return Prepared(splits, splits.victim_train.shape, splits.victim_train.classes)
 
 
@@ -85,62 +79,6 @@ def train_null(config: ExperimentConfig, prepared: Prepared, index: int, on_epoc
     """Train the ``index``-th innocent model: as the victim, without a watermark, from another seed."""
     watermark: Watermark = WATERMARKS.build("none")
     return _train_owner(config, prepared, watermark, derive(config.victim.seed, "null", index), on_epoch).model
-
-
-def assess(
-    config: ExperimentConfig,
-    prepared: Prepared,
-    model: torch.nn.Module,
-    key: Key | None,
-    *,
-    victim: torch.nn.Module | Labels | None = None,
-    null_rate: float | None = None,
-) -> ModelReport:
-    """Verify one model on held-out data only.
-
-    Args:
-        config: The experiment.
-        prepared: Its data.
-        model: The model under judgement.
-        key: The owner's key; None leaves out all that needs one.
-        victim: The victim, or its predictions on the test images, for the fidelity.
-        null_rate: See ``null_rate``; None for the victim's null models themselves.
-    """
-    voted = None
-    model = as_classifier(config, prepared, model)
-    if config.encodes:
-        assert isinstance(model, ImageModel)
-        voted = probes.knn_accuracy(model, labelled(config, prepared), prepared.splits.test)
-    samples = recognise = None
-    if key is not None:
-        watermark: Watermark = config.victim.watermark.build()
-        seed = derive(config.seed, "verification")
-        samples = watermark.samples(key, prepared.splits.verification, config.verification.samples, seed)
-        recognise = watermark.recogniser(key, model)
-    if isinstance(victim, torch.nn.Module):
-        victim = predictions(config, prepared, victim)
-    return verify.report(
-        partial(metrics.logits, model),
-        prepared.splits.test,
-        samples=samples,
-        victim=victim,
-        null_rate=null_rate,
-        threshold=config.verification.threshold,
-        significance=config.verification.significance,
-        knn_accuracy=voted,
-        recognise=recognise,
-    )
-
-
-def predictions(config: ExperimentConfig, prepared: Prepared, model: torch.nn.Module) -> Labels:
-    """Return the classes that a model gives the test images, int64 (N,): what fidelity is measured against."""
-    return metrics.predictions(as_classifier(config, prepared, model), prepared.splits.test.images)
-
-
-def null_rate(reports: list[ModelReport]) -> float | None:
-    """Return the rate to hold against a suspect, from the null models' reports; None if they have no WSR."""
-    rates = [report.wsr for report in reports if report.wsr is not None]
-    return statistics.null_rate(rates) if rates else None
 
 
 def budget_to_register(config: ExperimentConfig) -> int:
@@ -233,7 +171,7 @@ def steal_null(
     """
     thief = config.thief.model_copy(update={"budgets": config.thief.budgets[-1:]})
     config = config.model_copy(update={"thief": thief})
-    blackbox = LocalBlackBox(model, config.service.policy.build(), pass_images=config.service.pass_images)
+    blackbox = LocalBlackBox(model, _policy(config, prepared, model, None), pass_images=config.service.pass_images)
     (rung,) = run_attack(config, prepared, blackbox)
     return rung_result(rung, assess(config, prepared, rung.model, key, victim=model, null_rate=null_rate))
 
@@ -262,22 +200,30 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
     check(config, prepared)
     victim = train_victim(config, prepared, on_epoch)
     nulls = [train_null(config, prepared, index, on_epoch) for index in range(config.verification.null_models)]
-    null_reports = [assess(config, prepared, model, victim.key, victim=victim.model) for model in nulls]
-    judge = partial(assess, config, prepared, key=victim.key, null_rate=null_rate(null_reports))
 
     transfer = TransferSet(folder / "transfer" if folder is not None else None)
     ledger = Ledger(folder / "ledger" if folder is not None else None)
     log = QueryLog(folder / "queries" if folder is not None else None)
     accounts = accounts_to_register(config, "thief")
+    proofs = Proofs(
+        config, prepared, victim.key, victim.model, lambda: nulls, lambda: [log.seen(client) for client in accounts]
+    )
+    said = predictions(config, prepared, victim.model)
+
+    def judge(model: torch.nn.Module, budget: int = config.thief.budgets[-1]) -> ModelReport:
+        proof = proofs.at(budget)
+        return assess(config, prepared, model, proof.key, victim=said, null_rate=proof.null_rate)
+
     try:
         rate = config.service.rate
+        policy = _policy(config, prepared, victim.model, victim.key)
         for client, budget in accounts.items():
             ledger.register(client, budget, Rate(rate.images_per_second, rate.burst) if rate is not None else None)
 
         def open_account(client: str, start_at: int) -> LocalBlackBox:
             return LocalBlackBox(
                 victim.model,
-                config.service.policy.build(),
+                policy,
                 ledger,
                 client,
                 pass_images=config.service.pass_images,
@@ -287,25 +233,23 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
             )
 
         blackbox = open_blackbox(config, "thief", transfer, open_account)
-        said = predictions(config, prepared, victim.model)
         stolen = list(run_attack(config, prepared, blackbox, transfer))
-        rungs = [rung_result(rung, judge(model=rung.model, victim=said)) for rung in stolen]
+        rungs = [rung_result(rung, judge(rung.model, rung.budget)) for rung in stolen]
         charged = sum(map(ledger.charged, accounts))
         named = 1 if config.encodes else prepared.classes
         query_log = {client: record(log.seen(client), named) for client in accounts}
-        rate_of_nulls = null_rate(null_reports)
+        proof = proofs.at(config.thief.budgets[-1])
         controls = [
-            steal_null(config, prepared, model, victim.key, null_rate=rate_of_nulls)
+            steal_null(config, prepared, model, proof.key, null_rate=proof.null_rate)
             for model in nulls[: config.verification.stolen_null_models]
         ]
-        victim_report = judge(model=victim.model)
         suspects = {
             "substitute": Suspect(lambda: stolen[-1].model, rungs[-1].report),
-            "victim": Suspect(lambda: victim.model, victim_report),
-            "null_model": Suspect(lambda: nulls[0], null_reports[0]),
+            "victim": Suspect(lambda: victim.model, proof.victim),
+            "null_model": Suspect(lambda: nulls[0], proof.nulls[0]),
         }
-        removed = removals(config, prepared, transfer, suspects, lambda model: judge(model=model, victim=said))
-        found = detections(config, prepared, suspects, victim.key)
+        removed = removals(config, prepared, transfer, suspects, judge)
+        found = detections(config, prepared, suspects, proof.key)
     finally:
         ledger.close()
         log.close()
@@ -315,8 +259,8 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
         config=config.resolved(),
         victim=names[0],
         nulls=names[1:],
-        victim_report=victim_report,
-        null_reports=null_reports,
+        victim_report=proof.victim,
+        null_reports=proof.nulls,
         rungs=rungs,
         stolen_nulls=controls,
         removals=removed,
@@ -342,6 +286,17 @@ def rung_result(rung: Rung, report: ModelReport) -> RungResult:
         epochs=rung.epochs,
         seconds=rung.seconds,
         curves={name: list(points) for name, points in rung.curves.items()},
+    )
+
+
+def _policy(config: ExperimentConfig, prepared: Prepared, model: ImageModel, key: Key | None) -> Policy:
+    """Return what the service of a model answers by, whose owner has this key."""
+    return answer_policy(
+        config.service.policy.build(),
+        model,
+        key,
+        lambda: prepared.splits.victim_train.images,
+        pass_images=config.service.pass_images,
     )
 
 

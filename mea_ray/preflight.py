@@ -19,7 +19,9 @@ from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.registry import Table
 from mea_ray.types import Splits
+from mea_ray.verification.statistics import binomial_p_value, null_rate, proportion
 from mea_ray.watermarks.base import Watermark
+from mea_ray.watermarks.dawn import Dawn
 
 MIN_SAMPLES = 30
 """Fewest distinct watermark samples that a proof may rest on."""
@@ -57,6 +59,7 @@ def check(config: ExperimentConfig, prepared: Prepared) -> None:
         raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
     _check_watermark(config, prepared, victim, thief)
     _check_aftermath(config, attack)
+    _check_marks(config, attack)
 
 
 def settings(training: TrainingConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -137,6 +140,26 @@ def _check_aftermath(config: ExperimentConfig, attack: Attack) -> None:
         raise ConfigError(
             f"thief.attack={config.thief.attack.name} keeps no answered images to remove a watermark with; leave "
             "'substitute' out of removal.tried_on, or removal.methods empty"
+        )
+
+
+def _check_marks(config: ExperimentConfig, attack: Attack) -> None:
+    """Check that a watermark of answers could convict a thief who copied every one of them."""
+    watermark: Watermark = config.victim.watermark.build()
+    if not isinstance(watermark, Dawn):
+        return
+    expected = int(watermark.rate * attack.charges(config.thief.budgets))
+    reached = binomial_p_value(expected, expected, null_rate([proportion(0, expected)])) if expected else 1.0
+    if reached > config.verification.significance:
+        raise ConfigError(
+            f"victim.watermark.rate={watermark.rate} marks about {expected} of the thief's {config.thief.budgets[-1]} "
+            f"queries: even a perfect copy has a p-value of {reached:.2g}, above verification.significance="
+            f"{config.verification.significance}; raise the rate or thief.budgets"
+        )
+    if config.removal.methods and "victim" in config.removal.tried_on:
+        raise ConfigError(
+            "victim.watermark=dawn is in the service's answers and not in the victim's weights, which hold nothing to "
+            "remove; leave 'victim' out of removal.tried_on"
         )
 
 

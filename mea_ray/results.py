@@ -38,6 +38,7 @@ class ModelReport(_Record):
         wfpr: False positives per other geometry.
         wfpr_mean: Mean of ``wfpr`` over the geometries.
         p_value: Exact binomial, against the null models' rate; None for null models.
+        p_value_chance: The same against chance, for a scheme whose paper tests so; None for others.
         infringes_threshold: ``wsr`` is above the paper's threshold.
         infringes_significance: ``p_value`` is at or below the chosen significance.
         source_accuracy: Accuracy on held-out clean samples of the source classes, per class name.
@@ -52,6 +53,7 @@ class ModelReport(_Record):
     wfpr: dict[str, Rate] = Field(default_factory=dict)
     wfpr_mean: float | None = None
     p_value: float | None = None
+    p_value_chance: float | None = None
     infringes_threshold: bool | None = None
     infringes_significance: bool | None = None
     source_accuracy: dict[str, float] = Field(default_factory=dict)
@@ -146,6 +148,8 @@ class QueryLogRecord(_Record):
         shapiro_w: Shapiro-Wilk statistic of their normality; None for too few, or if all are equal.
         alarm: ``shapiro_w`` is below ``alarm_below``.
         alarm_below: The owner's threshold.
+        marked: Images whose answer the service marked (a watermark of answers, such as ``dawn``).
+        flagged: Images that the service took for abnormal (the answer policy ``lof``).
     """
 
     requests: int
@@ -158,6 +162,8 @@ class QueryLogRecord(_Record):
     shapiro_w: float | None = None
     alarm: bool | None = None
     alarm_below: float = 0.9
+    marked: int = 0
+    flagged: int = 0
 
 
 class TrialResult(_Record):

@@ -24,6 +24,24 @@ Recognise = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
 """uint8 images (N, C, H, W) to whether each one is treated as watermarked, (N,): a scheme's own test of a success."""
 
 
+class Marker(Protocol):
+    """What a service does to its own answers, so that who learns from them learns a mark."""
+
+    def mark(
+        self, probabilities: npt.NDArray[np.float32], images: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Change the answers to some images; which ones, and how, follows from each image alone.
+
+        Args:
+            probabilities: float32 (N, classes), rows sum to 1; left as they are.
+            images: What was asked, uint8 (N, C, H, W).
+
+        Returns:
+            float32 (N, classes), rows sum to 1, and which images are marked, bool (N,).
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Labelled images in memory.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from policy_answers import answers, ready
 from scipy import stats
 
 from mea_ray.blackbox import POLICIES
@@ -41,11 +42,11 @@ def test_rows_do_not_depend_on_each_other(name: str) -> None:
     g = np.random.default_rng(1)
     p = g.dirichlet(np.ones(10), 50).astype(np.float32)
     images = g.integers(0, 256, (50, 3, 8, 8), dtype=np.uint8)
-    policy = POLICIES.build(name)
-    whole = policy.apply(p, images)
+    policy = ready(name)
+    whole = answers(policy, p, images)
     order = g.permutation(50)
-    assert np.array_equal(whole[order], policy.apply(p[order], images[order]))
-    assert np.array_equal(whole[7:8], policy.apply(p[7:8], images[7:8]))
+    assert np.array_equal(whole[order], answers(policy, p[order], images[order]))
+    assert np.array_equal(whole[7:8], answers(policy, p[7:8], images[7:8]))
 
 
 def test_noise_belongs_to_image_and_secret() -> None:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
+from mea_ray.blackbox.policies import Told
 from mea_ray.blackbox.query_log import (
     QueryLog,
     Seen,
@@ -37,7 +38,7 @@ def _answers(n: int, seed: int = 1, classes: int = 3) -> np.ndarray:
 
 
 def _note(start: int, images: np.ndarray, answers: np.ndarray, client: str = "c", sample: int = 2000) -> object:
-    return note(client, f"{start}-{image_digest(images)}", images, answers, sample)
+    return note(client, f"{start}-{image_digest(images)}", images, Told.plain(answers), "probabilities", sample)
 
 
 def _plain_prada(images: np.ndarray, said: np.ndarray) -> list[float]:
@@ -130,7 +131,7 @@ def test_only_the_first_images_are_kept_and_the_counts_go_on() -> None:
     np.testing.assert_array_equal(np.concatenate([kept for kept, _ in seen.sample]), images[:25])
     assert record(seen, 3).images == 40 and record(seen, 3).sampled == 25
     # A name that this program's clients do not give: counted, and not placed among the others.
-    log.add([note("c", "some id", images, answers, 25)])
+    log.add([note("c", "some id", images, Told.plain(answers), "probabilities", 25)])
     assert record(log.seen("c"), 3).images == 80 and record(log.seen("c"), 3).sampled == 25
     assert sample_size((3, 32, 32)) == 2000 and sample_size((3, 256, 256)) == 42 and sample_size(SHAPE, 0) == 0
     log.add([_note(0, images, answers, client="counted", sample=0)])

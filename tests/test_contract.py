@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from policy_answers import answers, ready
 
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.ledger import Ledger
@@ -26,7 +27,7 @@ from mea_ray.registry import Table
 from mea_ray.report.catalogue import TABLES, table
 from mea_ray.training.objective import Objective
 from mea_ray.types import Dataset, ImageSet
-from mea_ray.watermarks.base import Key, Stage, Watermark
+from mea_ray.watermarks.base import Asked, Key, Stage, Watermark
 
 ENTRIES = [(kind, name) for kind in TABLES for name in table(kind).names()]
 IDS = [f"{kind}-{name}" for kind, name in ENTRIES]
@@ -159,23 +160,29 @@ def test_a_combiner_builds_from_its_defaults(name: str) -> None:
 
 @names("policies")
 def test_a_policy_answers_from_its_defaults(name: str) -> None:
-    policy = table("policies").build(name)
+    policy = ready(name)
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(5), 12).astype(np.float32)
     pixels = rng.integers(0, 256, (12, *SHAPE), dtype=np.uint8)
     kept = probabilities.copy()
-    first, second = policy.apply(probabilities, pixels), policy.apply(probabilities, pixels)
+    first, second = (answers(policy, probabilities, pixels) for _ in range(2))
     assert first.shape == (12, 5) and first.dtype == np.float32
     assert np.isfinite(first).all() and (policy.source == "features" or (first >= 0).all())
     assert np.array_equal(first, second), "the same images must get the same answers"
     assert np.array_equal(probabilities, kept), "a policy must not change what it was given"
     order = rng.permutation(12)
-    assert np.array_equal(policy.apply(probabilities[order], pixels[order]), first[order]), "answers depend on traffic"
+    assert np.array_equal(answers(policy, probabilities[order], pixels[order]), first[order]), (
+        "answers depend on traffic"
+    )
+
+
+# Sixty queries leave no mark at the paper's rate.
+MARKED: dict[str, dict[str, Any]] = {"dawn": {"rate": 0.4}}
 
 
 @names("watermarks")
 def test_a_watermark_makes_a_key_stages_and_samples(name: str, images: ImageSet, tmp_path: Any) -> None:
-    scheme: Watermark = table("watermarks").build(name)
+    scheme: Watermark = table("watermarks").build(name, **MARKED.get(name, {}))
     key = scheme.make_key(images, 3)
     # A scheme marks classifiers, encoders, or (``none``) both; what it does not mark, it refuses.
     stages, refused = [], 0
@@ -197,6 +204,15 @@ def test_a_watermark_makes_a_key_stages_and_samples(name: str, images: ImageSet,
     again = scheme.make_key(images, 3)
     assert again is not None and (again.seed, again.settings) == (key.seed, key.settings)
     assert all(np.array_equal(key.tensors[each], again.tensors[each]) for each in key.tensors)
+    marker = scheme.marker(key)
+    assert (marker is not None) == scheme.marks_answers
+    if marker is not None:
+        said = np.eye(3, dtype=np.float32)[images.labels]
+        told, marked = marker.mark(said, images.images)
+        rows = told.argmax(1)
+        assert ((rows != images.labels) == marked).all() and np.allclose(told.sum(1), 1)
+        key = scheme.against(key, Asked(images.images[marked], rows[marked], images.images[~marked], rows[~marked]))
+        assert key is not None
     key.save(tmp_path)
     loaded = Key.load(tmp_path)
     made, remade = (scheme.samples(each, images, 25, 1) for each in (key, loaded))

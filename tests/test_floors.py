@@ -16,9 +16,9 @@ FLOORS: dict[str, int] = {
         ("__init__", "choices", "config", "registry", "types", "errors", "seeding", "results", "trees", "versions"), 0
     ),
     **dict.fromkeys(("data", "models"), 1),
-    **dict.fromkeys(("training", "metrics", "probes"), 2),
+    **dict.fromkeys(("training", "metrics", "probes", "outliers"), 2),
     **dict.fromkeys(("pretext", "watermarks", "attacks", "removal", "detection", "verification", "blackbox"), 3),
-    **dict.fromkeys(("pipeline", "preflight", "encoders", "removing", "detecting", "forging"), 4),
+    **dict.fromkeys(("pipeline", "preflight", "encoders", "removing", "detecting", "forging", "serving", "proving"), 4),
     **dict.fromkeys(("service", "artifacts", "tracking", "storage", "lease"), 5),
     "sweep": 6,
     **dict.fromkeys(("cli", "__main__", "report", "bench"), 7),

@@ -9,6 +9,7 @@ POLICIES = Table(
         "embedding_normalised": "mea_ray.blackbox.embeddings:NormalisedEmbedding",
         "embedding_rounded": "mea_ray.blackbox.embeddings:RoundedEmbedding",
         "label_only": "mea_ray.blackbox.policies:LabelOnly",
+        "lof": "mea_ray.blackbox.outliers:OutlierFilter",
         "noise": "mea_ray.blackbox.policies:AdditiveNoise",
         "probabilities": "mea_ray.blackbox.policies:Probabilities",
         "rounded": "mea_ray.blackbox.policies:Rounded",

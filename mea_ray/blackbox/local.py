@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.passes import FixedShapePasses, answer_size
 from mea_ray.blackbox.policies import Policy, Probabilities
-from mea_ray.blackbox.query_log import SAMPLE_IMAGES, QueryLog, note, said, sample_size
+from mea_ray.blackbox.query_log import SAMPLE_IMAGES, QueryLog, note, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
 from mea_ray.errors import RateLimited
 from mea_ray.models.base import ImageModel
@@ -89,7 +89,7 @@ class LocalBlackBox:
                 break
             except RateLimited as limited:
                 self._sleep(limited.retry_after_s)
-        answers = self._passes.answer([images])[0]
-        self.log.add([note(self.client, request_id, images, said(answers, self._source), self._sample)])
+        told = self._passes.tell([images])[0]
+        self.log.add([note(self.client, request_id, images, told, self._source, self._sample)])
         self.asked += len(images)
-        return answers
+        return told.answers

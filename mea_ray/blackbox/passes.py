@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mea_ray.blackbox.policies import Policy
+from mea_ray.blackbox.policies import Policy, Told, reads_features, tell
 from mea_ray.models.base import ImageModel
 from mea_ray.training.device import device as default_device
 from mea_ray.training.device import one_thread
@@ -66,6 +66,7 @@ class FixedShapePasses:
         # A copy, for the caller's model stays where and as it is. Channels last: 1.5 times the images/s on a CPU.
         self.model = deepcopy(model).to(self.device, torch.float32, memory_format=torch.channels_last).eval()
         self.policy = policy
+        self._both = reads_features(policy)
         self._compute = self.model.features if policy.source == "features" else self._probabilities
         self.pass_images = default_pass_images(self.device) if pass_images is None else pass_images
         self.passes = 0
@@ -83,14 +84,26 @@ class FixedShapePasses:
         Returns:
             For each request float32 answers (N_i, K), K as ``answer_size`` gives it.
         """
+        return [told.answers for told in self.tell(parts)]
+
+    def tell(self, parts: Sequence[Images | FloatImages]) -> list[Told]:
+        """Answer as ``answer`` does, and say what only the owner may know of the answers."""
         total = sum(map(len, parts))
         rows = [
             self._pass(parts, start, min(start + self.pass_images, total))
             for start in range(0, total, self.pass_images)
         ]
         computed = np.concatenate(rows)
-        ends = np.cumsum([len(part) for part in parts])
-        return [self.policy.apply(computed[end - len(part) : end], part) for part, end in zip(parts, ends, strict=True)]
+        features = None
+        if self._both:
+            computed, features = np.split(computed, [self.model.classes], axis=1)
+        told, start = [], 0
+        for part in parts:
+            stop = start + len(part)
+            beside = None if features is None else features[start:stop]
+            told.append(tell(self.policy, computed[start:stop], part, beside))
+            start = stop
+        return told
 
     def _pass(self, parts: Sequence[Images | FloatImages], start: int, stop: int) -> np.ndarray:
         """Compute the probabilities or features of images ``start`` to ``stop``, counted over all parts."""
@@ -122,4 +135,7 @@ class FixedShapePasses:
         return np.asarray(answers, dtype=np.float32)
 
     def _probabilities(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.model(x), dim=1)
+        if not self._both:
+            return torch.softmax(self.model(x), dim=1)
+        features = self.model.features(x)
+        return torch.cat([torch.softmax(self.model.head(features), dim=1), features], dim=1)

@@ -6,7 +6,8 @@ Every policy works row by row, so that an answer depends on its own image only a
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,68 @@ class Policy(Protocol):
             float32 (N, K), a new array.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Told:
+    """Answers as they leave, and what only the owner knows of them.
+
+    Attributes:
+        answers: float32 (N, K).
+        marked: Images whose answer carries a mark, bool (N,).
+        flagged: Images that look abnormal to the service, bool (N,).
+    """
+
+    answers: Answers
+    marked: npt.NDArray[np.bool_]
+    flagged: npt.NDArray[np.bool_]
+
+    @classmethod
+    def plain(cls, answers: Answers) -> Told:
+        """Return answers that are all treated alike."""
+        none = np.zeros(len(answers), bool)
+        return cls(answers, none, none)
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A policy that treats some images otherwise than others, and tells its owner which."""
+
+    source: Source
+    reads_features: bool
+    """Whether ``tell`` needs the victim's features beside its probabilities."""
+
+    def tell(
+        self,
+        probabilities: npt.NDArray[np.float32],
+        images: Images | FloatImages,
+        features: npt.NDArray[np.float32] | None = None,
+    ) -> Told:
+        """Turn probabilities into answers, as `Policy.apply`.
+
+        Args:
+            probabilities: float32 (N, K), rows sum to 1.
+            images: What was asked, uint8 or float32 in [0, 1], (N, C, H, W).
+            features: float32 (N, F) of the victim, if the policy ``reads_features``.
+        """
+        ...
+
+
+def reads_features(policy: Policy) -> bool:
+    """Return whether a policy must be given the victim's features beside its probabilities."""
+    return isinstance(policy, Telling) and policy.reads_features
+
+
+def tell(
+    policy: Policy,
+    probabilities: npt.NDArray[np.float32],
+    images: Images | FloatImages,
+    features: npt.NDArray[np.float32] | None = None,
+) -> Told:
+    """Answer by any policy; one that treats all images alike marks and flags none. See `Telling.tell`."""
+    if isinstance(policy, Telling):
+        return policy.tell(probabilities, images, features)
+    return Told.plain(policy.apply(probabilities, images))
 
 
 class Probabilities:
@@ -133,7 +196,7 @@ class AdditiveNoise:
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
         """Add noise to each row, see `Policy.apply`."""
-        noise = np.stack([self._noise(image, probabilities.shape[1]) for image in _eight_bits(images)])
+        noise = np.stack([self._noise(image, probabilities.shape[1]) for image in eight_bits(images)])
         noisy = np.clip(probabilities + noise, 0, None)
         total = noisy.sum(axis=1, keepdims=True)
         # Noise may take every probability of a row below zero; such a row is answered as it was.
@@ -141,12 +204,18 @@ class AdditiveNoise:
         return answers.astype(np.float32)
 
     def _noise(self, image: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.float64]:
-        key = hashlib.sha256(f"{self.seed}/{image.shape}/".encode())
-        key.update(np.ascontiguousarray(image).data)
-        return np.random.default_rng(int.from_bytes(key.digest()[:16], "big")).normal(0, self.sigma, classes)
+        return image_generator(self.seed, image).normal(0, self.sigma, classes)
 
 
-def _eight_bits(images: Images | FloatImages) -> npt.NDArray[np.uint8]:
+def image_generator(seed: int, image: npt.NDArray[np.uint8]) -> np.random.Generator:
+    """Return the generator that belongs to a secret seed and an image, uint8 (C, H, W)."""
+    key = hashlib.sha256(f"{seed}/{image.shape}/".encode())
+    key.update(np.ascontiguousarray(image).data)
+    return np.random.default_rng(int.from_bytes(key.digest()[:16], "big"))
+
+
+def eight_bits(images: Images | FloatImages) -> Images:
+    """Return images as uint8: what differs by less than half a step is the same image."""
     if images.dtype == np.uint8:
         return images  # type: ignore[return-value]
     return np.rint(images * np.float32(255)).astype(np.uint8)

@@ -5,6 +5,9 @@ request is noted once however often it is asked: its id is its key, as in the le
 in which the client numbers its requests (the ids begin with it). So a record depends on what a client asked and was
 told, and on nothing else: not on the number of replicas, on which of them answered first, nor on who was killed
 meanwhile. A client that numbers falsely could hide images from the distances (not from the counts).
+
+It is the ledger of marked answers, too: where the service marks what it says (`blackbox.marking`), every image whose
+answer was marked is kept, with the class that the client was told for it, whatever the sample holds.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mea_ray.blackbox.policies import Source, Told, eight_bits
 from mea_ray.results import QueryLogRecord
 from mea_ray.types import Answers, FloatImages, Images
 
@@ -42,6 +46,13 @@ CREATE TABLE IF NOT EXISTS requests (
     dtype TEXT NOT NULL, images BLOB NOT NULL, PRIMARY KEY (client, request_id)
 )
 """
+# Of their own, so that a log of before there were marks can go on; few requests have a row here.
+_MARKS = """
+CREATE TABLE IF NOT EXISTS marks (
+    client TEXT NOT NULL, request_id TEXT NOT NULL, places BLOB NOT NULL, dtype TEXT NOT NULL, images BLOB NOT NULL,
+    flagged INTEGER NOT NULL, PRIMARY KEY (client, request_id)
+)
+"""
 
 
 class Note(NamedTuple):
@@ -53,6 +64,9 @@ class Note(NamedTuple):
         start: Images that the client asked before, by its own numbering; -1 if the id does not tell.
         classes: Predicted class of each answer, uint16 (N,).
         images: Those of the images that belong to the sample, as they were sent, (n, C, H, W), n <= N.
+        places: Which of the N images were marked, uint32 (m,).
+        marked: These images, uint8 (m, C, H, W).
+        flagged: Number of images that looked abnormal to the service.
     """
 
     client: str
@@ -60,6 +74,26 @@ class Note(NamedTuple):
     start: int
     classes: npt.NDArray[np.uint16]
     images: Images | FloatImages
+    places: npt.NDArray[np.uint32]
+    marked: Images
+    flagged: int
+
+
+class Marks(NamedTuple):
+    """The images that a client asked and whose answers were marked, in the order of the requests.
+
+    Attributes:
+        images: uint8 (m, C, H, W); (0, 0, 0, 0) without any.
+        told: Class that the client was told for each, int64 (m,).
+        positions: Images that the client asked before each one, by its own numbering, int64 (m,); -1 if unknown.
+    """
+
+    images: Images
+    told: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+
+
+NO_MARKS = Marks(np.zeros((0, 0, 0, 0), np.uint8), np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -70,11 +104,17 @@ class Seen:
         requests: Number of requests.
         classes: Answers per predicted class, int64 (K,).
         sample: The first images in their order, each request's (n, C, H, W) with its predicted classes uint16 (n,).
+        marks: All images whose answers were marked.
+        flagged: Number of images that looked abnormal to the service.
+        lost: The log could not be read or written, so that nothing is known.
     """
 
     requests: int
     classes: npt.NDArray[np.int64]
     sample: list[tuple[npt.NDArray[Any], npt.NDArray[np.uint16]]]
+    marks: Marks = NO_MARKS
+    flagged: int = 0
+    lost: bool = False
 
 
 def sample_size(shape: tuple[int, int, int], images: int = SAMPLE_IMAGES) -> int:
@@ -94,21 +134,25 @@ def said(answers: Answers, source: str) -> Answers:
     return answers if source == "probabilities" else np.ones((len(answers), 1), np.float32)
 
 
-def note(client: str, request_id: str, images: Images | FloatImages, answers: Answers, sample: int) -> Note:
+def note(client: str, request_id: str, images: Images | FloatImages, told: Told, source: Source, sample: int) -> Note:
     """Make the note of an answered request.
 
     Args:
         client: Who asked.
         request_id: Name of the request.
         images: What was asked, (N, C, H, W).
-        answers: What was ``said``, float32 (N, K): the owner's log is of answers, so a policy that hides the order of
-            two classes hides it here, too.
+        told: What was answered: the owner's log is of answers, so a policy that hides the order of two classes hides it
+            here, too.
+        source: ``source`` of the answer policy.
         sample: See ``sample_size``.
     """
     number = _NUMBER.search(request_id)
     start = int(number[1]) if number else -1
     kept = max(0, sample - start) if number else 0
-    return Note(client, request_id, start, answers.argmax(1).astype(np.uint16), images[:kept])
+    classes = said(told.answers, source).argmax(1).astype(np.uint16)
+    places = np.flatnonzero(told.marked).astype(np.uint32)
+    marked = eight_bits(images[places])
+    return Note(client, request_id, start, classes, images[:kept], places, marked, int(told.flagged.sum()))
 
 
 class QueryLog:
@@ -131,7 +175,8 @@ class QueryLog:
             # As for the ledger's journal: without shared memory, hence safe on network file systems, too.
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=OFF"):
                 self._database.execute(f"PRAGMA {pragma}")
-            self._database.execute(_TABLE)
+            for table in (_TABLE, _MARKS):
+                self._database.execute(table)
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
 
@@ -139,38 +184,49 @@ class QueryLog:
         """Keep notes; one whose request was noted before is ignored."""
         if self._database is None:
             return
+        made = [Note._make(each) for each in notes]
         rows = [
-            (n.client, n.request_id, n.start, n.classes.tobytes(), _kind(n.images), n.images.tobytes())
-            for n in map(Note._make, notes)
+            (n.client, n.request_id, n.start, n.classes.tobytes(), _kind(n.images), n.images.tobytes()) for n in made
+        ]
+        marks = [
+            (n.client, n.request_id, n.places.tobytes(), _kind(n.marked), n.marked.tobytes(), n.flagged)
+            for n in made
+            if len(n.places) or n.flagged
         ]
         try:
             self._database.execute("BEGIN IMMEDIATE")
             self._database.executemany("INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._database.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?, ?, ?, ?)", marks)
             self._database.execute("COMMIT")
         except sqlite3.Error as error:
             self._give_up(error)
 
     def seen(self, client: str) -> Seen:
         """Return what was noted of a client; of one that never asked, nothing."""
-        found = Seen(0, np.zeros(0, np.int64), [])
+        found = Seen(0, np.zeros(0, np.int64), [], lost=True)
         if self._database is None:
             return found
         try:
             rows = self._database.execute(
                 "SELECT classes, dtype, images FROM requests WHERE client = ? ORDER BY start, request_id", (client,)
             ).fetchall()
+            marks = self._database.execute(
+                "SELECT start, classes, places, marks.dtype, marks.images, flagged FROM marks JOIN requests "
+                "USING (client, request_id) WHERE client = ? ORDER BY start, request_id",
+                (client,),
+            ).fetchall()
         except sqlite3.Error as error:
             self._give_up(error)
             return found
         said = [np.frombuffer(classes, np.uint16) for classes, _, _ in rows]
-        counts = np.bincount(np.concatenate(said)) if said else found.classes
+        counts = np.bincount(np.concatenate(said)) if said else np.zeros(0, np.int64)
         sample = []
         for classes, (_, kind, content) in zip(said, rows, strict=True):
             if content:
-                dtype, *shape = kind.split(",")
-                images = np.frombuffer(content, dtype).reshape(-1, *map(int, shape))
+                images = _images(content, kind)
                 sample.append((images, classes[: len(images)]))
-        return Seen(len(rows), counts.astype(np.int64), sample)
+        flagged = sum(row[-1] for row in marks)
+        return Seen(len(rows), counts.astype(np.int64), sample, _marks(marks), flagged)
 
     def close(self) -> None:
         """Close the file."""
@@ -208,6 +264,8 @@ def record(seen: Seen, classes: int, *, delta: float = PRADA_DELTA) -> QueryLogR
         shapiro_w=w,
         alarm=None if w is None else w < delta,
         alarm_below=delta,
+        marked=len(seen.marks.told),
+        flagged=seen.flagged,
     )
 
 
@@ -269,6 +327,25 @@ def _grow(images: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             joined.append(float(distance))
             threshold = max(threshold, float(np.mean(joined) - np.std(joined)))
     return nearest
+
+
+def _marks(rows: Sequence[tuple[int, bytes, bytes, str, bytes, int]]) -> Marks:
+    """Read rows of marked images: start, classes, places, type and shape, images, number of flagged ones."""
+    images, told, positions = [], [], []
+    for start, classes, places, kind, content, _ in rows:
+        where = np.frombuffer(places, np.uint32).astype(np.int64)
+        if len(where):
+            images.append(_images(content, kind))
+            told.append(np.frombuffer(classes, np.uint16)[where].astype(np.int64))
+            positions.append(where + start if start >= 0 else np.full(len(where), -1))
+    if not images:
+        return NO_MARKS
+    return Marks(np.concatenate(images), np.concatenate(told), np.concatenate(positions))
+
+
+def _images(content: bytes, kind: str) -> npt.NDArray[Any]:
+    dtype, *shape = kind.split(",")
+    return np.frombuffer(content, dtype).reshape(-1, *map(int, shape))
 
 
 def _kind(images: npt.NDArray[Any]) -> str:

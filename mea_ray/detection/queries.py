@@ -9,6 +9,7 @@ from mea_ray import metrics
 from mea_ray.detection.base import Detection, Evidence
 from mea_ray.errors import ConfigError
 from mea_ray.models.base import ImageModel
+from mea_ray.outliers import check_outliers, fit_outliers, outside
 from mea_ray.seeding import numpy_generator
 from mea_ray.types import Images
 
@@ -36,26 +37,16 @@ class LocalOutliers(Detection):
     name = "lof"
 
     def __init__(self, *, neighbours: int = 20, contamination: float | None = None, fitted: int = 5000) -> None:
-        if neighbours < 1 or fitted < 2:
-            raise ConfigError(f"neighbours={neighbours} must be at least 1 and fitted={fitted} at least 2")
-        if contamination is not None and not 0 < contamination <= 0.5:
-            raise ConfigError(f"contamination={contamination} must lie in (0, 0.5]; null is scikit-learn's auto")
+        check_outliers(neighbours, contamination, fitted)
         self.neighbours, self.contamination, self.fitted = neighbours, contamination, fitted
 
     def inspect(self, model: ImageModel, clean: Images, asked: Images | None, seed: int) -> Evidence:
         """Return how many clean images and watermark samples are flagged."""
-        from sklearn.neighbors import LocalOutlierFactor
-
         fit_on, others = halves(clean, self.fitted, seed)
-        judge = LocalOutlierFactor(
-            n_neighbors=min(self.neighbours, max(1, len(fit_on) - 1)),
-            novelty=True,
-            contamination="auto" if self.contamination is None else self.contamination,
-        )
-        judge.fit(metrics.features(model, fit_on))
+        judge = fit_outliers(metrics.features(model, fit_on), self.neighbours, self.contamination)
 
         def flagged(images: Images) -> float:
-            return float((judge.predict(metrics.features(model, images)) < 0).mean())
+            return float(outside(judge, metrics.features(model, images)).mean())
 
         numbers = {"false_positive": flagged(others)}
         if asked is not None and len(asked):

@@ -101,6 +101,8 @@ class Seen:
     account: str
     requests: str
     images: str
+    marked: str
+    flagged: str
     distances: str
     w: str
     alarm: str
@@ -126,6 +128,8 @@ def seen(results: Sequence[TrialResult]) -> list[Seen]:
                     account=f"{number} of {len(trial.query_log)}",
                     requests=f"{log.requests:,}",
                     images=f"{log.images:,}",
+                    marked=f"{log.marked:,}",
+                    flagged=f"{log.flagged:,}",
                     distances=f"{log.distances:,}",
                     w=tables.DASH if log.shapiro_w is None else f"{log.shapiro_w:.3f}",
                     alarm=words[log.alarm],

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.passes import answer_size
-from mea_ray.blackbox.query_log import SAMPLE_IMAGES, record
+from mea_ray.blackbox.query_log import SAMPLE_IMAGES, Seen, record
 from mea_ray.errors import ConfigError, ServiceUnavailable
 from mea_ray.results import QueryLogRecord
 from mea_ray.service.client import ServiceClient
@@ -227,13 +227,18 @@ class VictimService:
 
     def query_log(self, client: str) -> QueryLogRecord:
         """Return what the owner could have seen of a client, see `blackbox.query_log.record`."""
+        named = self._description["classes"] if self._description["source"] == "probabilities" else 1
+        return record(self.seen(client), named)
+
+    def seen(self, client: str) -> Seen:
+        """Return what the owner's log holds of a client: its first images, and all whose answers were marked."""
         for handle in self.replicas:
             try:
                 ray.get(handle.settle.remote())
             except RayError:  # what it answered was noted, or it is asked again
                 continue
-        named = self._description["classes"] if self._description["source"] == "probabilities" else 1
-        return record(answer_of("the ledger", self.ledger.seen.remote(client)), named)
+        found: Seen = answer_of("the ledger", self.ledger.seen.remote(client))
+        return found
 
     def watch(self, tell: Callable[[str], None]) -> Watch:
         """Have it told when a replica or the ledger died and is up again, see `Watch`; `stop` ends that."""

@@ -21,11 +21,13 @@ import numpy as np
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.ledger import Charge
 from mea_ray.blackbox.passes import FixedShapePasses, answer_size, default_pass_images
-from mea_ray.blackbox.query_log import note, said, sample_size
+from mea_ray.blackbox.policies import Told
+from mea_ray.blackbox.query_log import note, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
 from mea_ray.errors import ServiceUnavailable
 from mea_ray.service.naming import find, ledger_name
 from mea_ray.service.watch import incarnation
+from mea_ray.serving import answer_policy, stored_key, stored_owners_images
 from mea_ray.training.checkpoint import load_model
 from mea_ray.training.device import device, use_gpus, use_threads
 from mea_ray.types import Answers, FloatImages, Images
@@ -46,7 +48,7 @@ class Replica:
     """An async actor that holds a victim; wrapped with ``ray.remote`` where the service is started.
 
     Args:
-        folder: Artifact folder of the victim.
+        folder: Artifact folder of the victim; with a key that marks answers in it, its answers are marked.
         service: Name of the service, under which its ledger is found.
         policy: ``{"name": ..., **parameters}`` of an answer policy.
         cpus: CPUs of this replica: torch's threads.
@@ -59,7 +61,7 @@ class Replica:
 
     Raises:
         ArtifactError: The folder holds no readable victim.
-        ConfigError: The policy does not exist or refuses its parameters.
+        ConfigError: The policy does not exist or refuses its parameters, or learns from images that are not at hand.
     """
 
     def __init__(
@@ -80,14 +82,15 @@ class Replica:
         use_threads(cpus)
         model, _ = load_model(Path(folder))
         where = device()
-        worded = POLICIES.build(policy["name"], **{key: value for key, value in policy.items() if key != "name"})
-        self._passes = FixedShapePasses(
+        images = default_pass_images(where, max_batch_images) if pass_images is None else pass_images
+        worded = answer_policy(
+            POLICIES.build(policy["name"], **{key: value for key, value in policy.items() if key != "name"}),
             model,
-            model.shape,
-            worded,
-            pass_images=default_pass_images(where, max_batch_images) if pass_images is None else pass_images,
-            device=where,
+            stored_key(Path(folder)),
+            lambda: stored_owners_images(Path(folder)),
+            pass_images=images,
         )
+        self._passes = FixedShapePasses(model, model.shape, worded, pass_images=images, device=where)
         # The first pass of a process is slow (kernels are chosen, memory is taken): not at a client's expense.
         self._passes.answer([np.zeros((1, *model.shape), dtype=np.uint8)])
         self._shape, self._classes, self._source = model.shape, answer_size(model, worded), worded.source
@@ -192,18 +195,18 @@ class Replica:
                 batch = self._next_batch()
                 try:
                     parts = [request.images for request in batch]
-                    answers = await loop.run_in_executor(self._worker, self._passes.answer, parts)
+                    told = await loop.run_in_executor(self._worker, self._passes.tell, parts)
                 except Exception as error:
                     for request in batch:
                         _fail(request, error)
                     continue
-                leaving = asyncio.ensure_future(self._release(batch, answers))
+                leaving = asyncio.ensure_future(self._release(batch, told))
                 self._leaving.add(leaving)
                 leaving.add_done_callback(self._leaving.discard)
         finally:
             self._computing = None
 
-    async def _release(self, batch: list[_Request], answers: list[Answers]) -> None:
+    async def _release(self, batch: list[_Request], told: list[Told]) -> None:
         """Tell the owner's log what is answered, then let the answers go; the next batch is computed meanwhile.
 
         If a replica dies in between, the request is asked again, and is noted once. A ledger that dies is told again by
@@ -214,15 +217,16 @@ class Replica:
                 request.charge.client,
                 request.charge.request_id,
                 request.images,
-                said(answer, self._source),
+                each,
+                self._source,
                 self._sample,
             )
-            for request, answer in zip(batch, answers, strict=True)
+            for request, each in zip(batch, told, strict=True)
         ]
         await _quietly(self._ledger.note.remote(notes))
-        for request, answer in zip(batch, answers, strict=True):
+        for request, each in zip(batch, told, strict=True):
             if not request.answered.done():
-                request.answered.set_result(answer)
+                request.answered.set_result(each.answers)
 
     async def settle(self) -> None:
         """Wait until the log holds all that was answered."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from mea_ray.artifacts import Store
 from mea_ray.config import ExperimentConfig, digest
 from mea_ray.errors import ConfigError
+from mea_ray.proving import marks_answers
 from mea_ray.results import ModelReport
 from mea_ray.storage import Storage
 from mea_ray.sweep import cluster
@@ -107,6 +108,11 @@ def calibrate(
         raise ConfigError(f"models={models} must be at least 2 of each kind: a spread needs two")
     if config.victim.watermark.name == "none":
         raise ConfigError("victim.watermark=none has nothing to calibrate; choose a watermark")
+    if marks_answers(config):
+        raise ConfigError(
+            f"victim.watermark={config.victim.watermark.name} is in the answers of a service, and calibrate asks none; "
+            "choose a watermark that is in the model"
+        )
     if config.encodes:
         raise ConfigError("calibrate works on classifiers; set victim.pretext=none")
     from mea_ray import pipeline

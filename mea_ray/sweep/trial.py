@@ -23,6 +23,7 @@ from mea_ray.sweep.plan import PlannedTrial
 if TYPE_CHECKING:
     from mea_ray.models.base import ImageModel
     from mea_ray.preflight import Prepared
+    from mea_ray.proving import Proof, Proofs
     from mea_ray.watermarks.base import Key
 
 METRICS = ("wsr", "wfpr", "accuracy", "fidelity", "p_value", "queries")
@@ -30,7 +31,10 @@ Report = Callable[[dict[str, float]], None]
 
 
 class Assessment(BaseModel):
-    """What verification says of a victim and of its null models; the same for all trials that share them."""
+    """What verification says of a victim and of its null models; the same for all trials that share them.
+
+    But of a watermark that is in the answers, whose proofs belong to one trial (``proving.Proofs``).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     victim: ModelReport
@@ -125,15 +129,15 @@ class _Run:
 
         victim_folder, null_folders = self._models()
         model, key = load_victim(victim_folder)
-        assessment = self._assess(model, key, null_folders)
-        self.aftermath = partial(self._aftermath, model, key, null_folders, assessment)
+        self.proofs = self._proofs(model, key, null_folders)
+        self.aftermath = partial(self._aftermath, model, null_folders)
         spec = ServiceSpec.of(self.config, self.trial.victim, str(victim_folder))
         transfer = self._transfer()
         pulse = partial(self._pulse, transfer, [-1])
         with Hold(self.tools.broker, self.trial.name, spec, answers=_answers, pulse=pulse) as name:
-            service = VictimService.connect(name)
-            rungs = self._rungs(service, transfer, model, key, assessment, finished)
-            result = self._result(assessment, rungs, service, "finished")
+            self.service = VictimService.connect(name)
+            rungs = self._rungs(transfer, model, finished)
+            result = self._result(rungs, "finished")
         path = self.tools.folder.result_path(self.trial.name)
         result.save(path)
         self.tools.folder.push(f"results/{path.name}")
@@ -152,22 +156,31 @@ class _Run:
         ]
         return victim, nulls
 
-    def _assess(self, model: ImageModel, key: Key | None, null_folders: list[Path]) -> Assessment:
-        """Assess the victim and its null models, once for all trials that share them."""
-        from mea_ray.pipeline import assess, null_rate
+    def _proofs(self, model: ImageModel, key: Key | None, null_folders: list[Path]) -> Proofs:
+        """Return what the thief is held against; assessed once for all trials that share it, if they can."""
+        from mea_ray.proving import Proof, Proofs, marks_answers
         from mea_ray.training.checkpoint import load_model
 
         config = self.config
+        make = partial(
+            Proofs,
+            config,
+            self.prepared,
+            key,
+            model,
+            lambda: [load_model(folder)[0] for folder in null_folders],
+            lambda: [self.service.seen(account) for account in self.accounts],
+        )
+        if marks_answers(config):
+            return make()  # once there are queries
         made_by = [self.trial.victim, *self.trial.nulls, self.trial.data, config.seed, config.verification.resolved()]
         path = self.tools.folder.path / "assessments" / f"{digest(made_by)}.json"
         found = read_model(Assessment, path)
-        if found is not None:
-            return found
-        nulls = [assess(config, self.prepared, load_model(folder)[0], key, victim=model) for folder in null_folders]
-        victim = assess(config, self.prepared, model, key, null_rate=null_rate(nulls))
-        found = Assessment(victim=victim, nulls=nulls)
-        write_text(path, found.model_dump_json(indent=1))
-        return found
+        if found is None:
+            proof = make().at(config.thief.budgets[-1])
+            found = Assessment(victim=proof.victim, nulls=proof.nulls)
+            write_text(path, found.model_dump_json(indent=1))
+        return make(Proof(key, found.victim, found.nulls))
 
     def _transfer(self) -> Any:
         from mea_ray.attacks.transfer import TransferSet
@@ -176,11 +189,8 @@ class _Run:
 
     def _rungs(
         self,
-        service: Any,
         transfer: Any,
         model: ImageModel,
-        key: Key | None,
-        assessment: Assessment,
         finished: dict[int, RungResult],
     ) -> list[RungResult]:
         from mea_ray import pipeline
@@ -188,26 +198,28 @@ class _Run:
 
         config, name = self.config, self.trial.name
         for account, allowed in self.accounts.items():
-            service.register(account, allowed)
+            self.service.register(account, allowed)
         done: list[RungResult] = []
         if len(finished) == len(config.thief.budgets):
             self.aftermath(transfer, done=[finished[budget] for budget in config.thief.budgets])
         for budget in config.thief.budgets:  # the scheduler counts rungs, so it hears of those from before again
             if budget in finished:
                 done.append(finished[budget])
-                self._tell(done, assessment, service)
+                self._tell(done)
         if len(done) == len(config.thief.budgets):
             return done
         section = config.service.model_dump(include=set(CLIENT_FIELDS))
 
         def open_account(account: str, start_at: int) -> Any:
-            return service.client(account, **section, start_at=start_at)
+            return self.service.client(account, **section, start_at=start_at)
 
         blackbox = pipeline.open_blackbox(config, name, transfer, open_account, at_once=True)
         said = pipeline.predictions(config, self.prepared, model)
-        rate = pipeline.null_rate(assessment.nulls)
         for rung in pipeline.run_attack(config, self.prepared, blackbox, transfer, skip=set(finished)):
-            report = pipeline.assess(config, self.prepared, rung.model, key, victim=said, null_rate=rate)
+            proof = self.proofs.at(rung.budget)
+            report = pipeline.assess(
+                config, self.prepared, rung.model, proof.key, victim=said, null_rate=proof.null_rate
+            )
             result = pipeline.rung_result(rung, report)
             save_model(self.work.substitute(rung.budget), rung.model, {"role": "substitute", "trial": name})
             self.work.save_rung(result)
@@ -215,15 +227,13 @@ class _Run:
             self.work.push()
             if len(done) == len(config.thief.budgets):  # the scheduler may end this process at the last rung
                 self.aftermath(transfer, done=done)
-            self._tell(done, assessment, service)
+            self._tell(done)
         return sorted(done, key=lambda rung: rung.budget)
 
     def _aftermath(
         self,
         model: ImageModel,
-        key: Key | None,
         null_folders: list[Path],
-        assessment: Assessment,
         transfer: Any,
         *,
         done: list[RungResult],
@@ -235,17 +245,17 @@ class _Run:
         from mea_ray.training.checkpoint import load_model
 
         config, largest = self.config, max(done, key=lambda rung: rung.budget)
-        self.controls = self._steal_nulls(null_folders, key, assessment)
+        proof = self.proofs.at(largest.budget)
+        self.controls = self._steal_nulls(null_folders, proof)
         if not config.removal.methods and not config.detection.methods:
             return
         said = pipeline.predictions(config, self.prepared, model)
-        rate = pipeline.null_rate(assessment.nulls)
-        judge = partial(pipeline.assess, config, self.prepared, key=key, victim=said, null_rate=rate)
+        judge = partial(pipeline.assess, config, self.prepared, key=proof.key, victim=said, null_rate=proof.null_rate)
         stolen = self.work.substitute(largest.budget)
         suspects = {
             "substitute": Suspect(lambda: load_model(stolen)[0], largest.report),
-            "victim": Suspect(lambda: model, assessment.victim),
-            "null_model": Suspect(lambda: load_model(null_folders[0])[0], assessment.nulls[0]),
+            "victim": Suspect(lambda: model, proof.victim),
+            "null_model": Suspect(lambda: load_model(null_folders[0])[0], proof.nulls[0]),
         }
 
         def keep(name: str, result: RemovalResult | DetectionResult) -> None:
@@ -264,29 +274,29 @@ class _Run:
             find=self.work.removal,
             keep=keep,
         )
-        self.detections = detections(config, self.prepared, suspects, key, find=self.work.detection, keep=keep)
+        self.detections = detections(config, self.prepared, suspects, proof.key, find=self.work.detection, keep=keep)
 
-    def _steal_nulls(self, null_folders: list[Path], key: Key | None, assessment: Assessment) -> list[RungResult]:
+    def _steal_nulls(self, null_folders: list[Path], proof: Proof) -> list[RungResult]:
         """Steal null models in the same way, in this process: their owner's service is no part of the experiment."""
-        from mea_ray.pipeline import null_rate, steal_null
+        from mea_ray.pipeline import steal_null
         from mea_ray.training.checkpoint import load_model
 
         stolen = []
         for index, folder in enumerate(null_folders[: self.config.verification.stolen_null_models]):
             control = self.work.control(index)
             if control is None:
-                rate, model = null_rate(assessment.nulls), load_model(folder)[0]
-                control = steal_null(self.config, self.prepared, model, key, null_rate=rate)
+                model = load_model(folder)[0]
+                control = steal_null(self.config, self.prepared, model, proof.key, null_rate=proof.null_rate)
                 self.work.save_control(index, control)
                 self.work.push()
             stolen.append(control)
         return stolen
 
-    def _tell(self, done: list[RungResult], assessment: Assessment, service: Any) -> None:
+    def _tell(self, done: list[RungResult]) -> None:
         """Report the newest rung. The scheduler may end this process here, so what there is becomes a result before."""
         rung = done[-1]
         status = "finished" if len(done) == len(self.config.thief.budgets) else "stopped"
-        partial_result = self._result(assessment, done, service, status)
+        partial_result = self._result(done, status)
         partial_result.save(self.work.partial)
         numbers = rung.report
         self.tools.on_event(
@@ -303,25 +313,26 @@ class _Run:
         )
         self.tools.report(metrics_of(rung))
 
-    def _result(self, assessment: Assessment, rungs: list[RungResult], service: Any, status: Any) -> TrialResult:
+    def _result(self, rungs: list[RungResult], status: Any) -> TrialResult:
         from mea_ray.training.device import device_name
         from mea_ray.versions import versions
 
+        proof = self.proofs.at(max(rung.budget for rung in rungs))
         return TrialResult(
             trial=self.trial.name,
             point=self.trial.point,
             config=self.config.resolved(),
             victim=self.trial.victim,
             nulls=list(self.trial.nulls),
-            victim_report=assessment.victim,
-            null_reports=assessment.nulls,
+            victim_report=proof.victim,
+            null_reports=proof.nulls,
             rungs=rungs,
             stolen_nulls=self.controls,
             removals=self.removals,
             detections=self.detections,
             status=status,
-            queries_charged=sum(map(service.charged, self.accounts)),
-            query_log={account: service.query_log(account) for account in self.accounts},
+            queries_charged=sum(map(self.service.charged, self.accounts)),
+            query_log={account: self.service.query_log(account) for account in self.accounts},
             seconds=time.perf_counter() - self.started,
             device=device_name(),
             versions=versions(),

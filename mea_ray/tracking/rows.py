@@ -83,6 +83,8 @@ def owner_saw(result: TrialResult) -> dict[str, float | int | bool | str | None]
             "client": client,
             "requests": log.requests,
             "images": log.images,
+            "marked": log.marked,
+            "flagged": log.flagged,
             "classes": ",".join(map(str, log.classes)),
             "distances": log.distances,
             "shapiro_w": log.shapiro_w,

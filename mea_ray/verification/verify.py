@@ -58,6 +58,7 @@ def report(
     significance: float = 0.01,
     knn_accuracy: float | None = None,
     recognise: Recognise | None = None,
+    chance: float | None = None,
 ) -> ModelReport:
     """Measure a model on held-out data and give the verdict.
 
@@ -71,6 +72,7 @@ def report(
         significance: The statistical verdict: a p-value at or below it infringes.
         knn_accuracy: Of an encoder, reported as it is.
         recognise: A scheme's own test of what counts as a success; None counts what is classified as the target.
+        chance: A scheme's own rate of innocent models, in [0, 1], for a second p-value; it gives no verdict.
 
     Returns:
         The report. What the carrier costs (``source_accuracy``, ``source_target_probability``, ``calibration_error``)
@@ -103,6 +105,7 @@ def report(
         wfpr=wfpr,
         wfpr_mean=float(np.mean([rate.rate for rate in wfpr.values()])) if wfpr else None,
         p_value=p_value,
+        p_value_chance=binomial_p_value(hits, trials, chance) if chance is not None else None,
         infringes_threshold=wsr.rate > threshold,
         infringes_significance=p_value <= significance if p_value is not None else None,
         **_carrier_cost(predict_logits, samples, test.class_names),

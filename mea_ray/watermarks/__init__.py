@@ -8,6 +8,7 @@ WATERMARKS = Table(
         "adi": "mea_ray.watermarks.adi:Adi",
         "cfw": "mea_ray.watermarks.class_feature:ClassFeature",
         "composite": "mea_ray.watermarks.composite:Composite",
+        "dawn": "mea_ray.watermarks.dawn:Dawn",
         "ewe": "mea_ray.watermarks.ewe:EntangledWatermark",
         "mbw": "mea_ray.watermarks.margin_based:MarginBased",
         "mea_defender": "mea_ray.watermarks.mea_defender:MeaDefender",

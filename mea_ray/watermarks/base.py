@@ -15,7 +15,7 @@ import torch
 
 from mea_ray.errors import ArtifactError, ConfigError
 from mea_ray.training.objective import Objective
-from mea_ray.types import Images, ImageSet, Recognise
+from mea_ray.types import Images, ImageSet, Marker, Recognise
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,32 @@ class WatermarkSamples:
     source_labels: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What an accused client asked, by the owner's log: what a scheme that marks answers is verified with.
+
+    Attributes:
+        marked: Images whose answers were marked, uint8 (m, C, H, W), distinct.
+        told: Class that the client was told for each, int64 (m,).
+        others: Images whose answers were not marked, uint8 (n, C, H, W), distinct.
+        others_told: Class that the client was told for each, int64 (n,).
+    """
+
+    marked: Images
+    told: npt.NDArray[np.int64]
+    others: Images
+    others_told: npt.NDArray[np.int64]
+
+
 class Watermark(ABC):
     """A watermark scheme. Keyword-only constructor parameters, all with defaults, are its configuration."""
 
     name: str = ""
     reads_features: bool = False
     """Whether verification needs features of the victim's length, so that other models cannot be verified."""
+    marks_answers: bool = False
+    """Whether the mark is in what the service answers (``marker``) and not in the model, so that it can only be
+    verified with what a client asked (``against``)."""
 
     @abstractmethod
     def make_key(self, train: ImageSet, seed: int) -> Key | None:
@@ -155,6 +175,23 @@ class Watermark(ABC):
     def learned(self, key: Key, stages: Sequence[Stage]) -> Key:
         """Return the key as it is after the stages were trained: a scheme may learn a part of its secret."""
         return key
+
+    def marker(self, key: Key) -> Marker | None:
+        """Return what the service does to its answers; None: the mark is in the model."""
+        return None
+
+    def against(self, key: Key, asked: Asked) -> Key | None:
+        """Return the key that accuses one client; None if nothing that it was told was marked.
+
+        Args:
+            key: The owner's key.
+            asked: What the owner's log holds of the client.
+        """
+        return key
+
+    def chance(self, key: Key) -> float | None:
+        """Return an innocent model's success rate by the paper's own test; None if that needs null models."""
+        return None
 
     def recogniser(self, key: Key, model: torch.nn.Module) -> Recognise | None:
         """Return what says which images a model treats as watermarked, bool (N,); None: those it calls the target.

@@ -25,6 +25,9 @@ class LabelledQueries(Watermark):
     False positives are images that nobody was trained on, with labels of their content's choice.
     """
 
+    control = "unseen"
+    """Name of the false positives' images."""
+
     @abstractmethod
     def unseen(self, key: Key, held_out: ImageSet, count: int, seed: int) -> Images:
         """Return up to ``count`` images like the key's that nobody was trained on, uint8 (n, C, H, W)."""
@@ -44,18 +47,22 @@ class LabelledQueries(Watermark):
         return WatermarkSamples(
             images=images[:count],
             target=-1,  # no class: every image has a label of its own
-            adverse={"unseen": self.unseen(key, held_out, min(count, UNSEEN), seed)},
+            adverse={self.control: self.unseen(key, held_out, min(count, UNSEEN), seed)},
             sources=images[:0],
             source_labels=np.zeros(0, np.int64),
         )
+
+    def labels_of(self, key: Key) -> dict[bytes, int]:
+        """Return the label that counts as success for each image, by its content."""
+        pairs = zip(key.tensors["images"], key.tensors["labels"], strict=True)
+        return {image.tobytes(): int(label) for image, label in pairs}
 
     def recogniser(self, key: Key, model: nn.Module) -> Recognise:
         """Return what says of images whether they get the label that the key gives them: bool (N,).
 
         An image that is not the key's gets a label of its content, so that chance decides.
         """
-        pairs = zip(key.tensors["images"], key.tensors["labels"], strict=True)
-        known = {image.tobytes(): int(label) for image, label in pairs}
+        known = self.labels_of(key)
         classes = int(key.settings["classes"])
 
         def wanted(image: Images) -> int:
