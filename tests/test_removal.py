@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from mea_ray import metrics
 from mea_ray.config import TrainingConfig
@@ -65,7 +67,9 @@ def logits(model: torch.nn.Module, held: Holdings) -> Any:
 def test_a_removal_changes_a_copy_is_deterministic_and_leaves_a_working_model(
     name: str, model: ImageModel, held: Holdings
 ) -> None:
-    small = {"wrk": {"moved": 16}, "input_noise": {"sigma": 0.05}}.get(name, {})
+    moved = {"images": 48, "epochs": 1, "learning_rate": 1e-4}
+    settings = {"wrk": {"moved": 16}, "input_noise": {"sigma": 0.05}, "transfer_learning": moved}
+    small = settings.get(name, {})
     removal = REMOVALS.build(name, **small)
     before = copy.deepcopy(model.state_dict())
     left = removal.remove(model, held, 3)
@@ -236,6 +240,40 @@ def test_imitation_is_the_kl_divergence_of_the_softened_answers(held: Holdings) 
     assert float(term.detach()) == pytest.approx(float((p * (p / q).log()).sum(1).mean().detach()), rel=1e-4)
 
 
+def test_a_transfer_moves_the_body_and_puts_the_old_last_layer_back(model: ImageModel, held: Holdings) -> None:
+    removal = REMOVALS.build("transfer_learning", images=240, epochs=6, learning_rate=2e-3)
+    left = removal.remove(model, held, 0)
+    assert isinstance(left, ImageModel) and left.classes == model.classes and left.shape == model.shape
+    assert torch.equal(left.head.weight, model.head.weight) and torch.equal(left.head.bias, model.head.bias)
+    assert left.head is not model.head
+    assert not np.allclose(metrics.features(left, held.images), metrics.features(model, held.images), atol=1e-2)
+    # The body has learnt the other task: its features tell the other classes apart better than those before did.
+    other = removal.other(SHAPE, derive(0, "other"))
+    assert other.classes == 12 and other.shape == SHAPE and len(other) == 240
+
+    def told_apart(network: ImageModel) -> float:
+        seen = StandardScaler().fit_transform(metrics.features(network, other.images))
+        fitted = LogisticRegression(max_iter=1000).fit(seen[:120], other.labels[:120])
+        return float(fitted.score(seen[120:], other.labels[120:]))
+
+    assert told_apart(left) > told_apart(model) + 0.05
+
+
+def test_a_transfer_can_be_read_through_the_classes_that_both_have(model: ImageModel, held: Holdings) -> None:
+    order = [2, -1, 0]  # old class to label in the other dataset, which has no class like the old 1
+    noise = {"name": "noise", "train_images": 90, "image_size": 12}
+    removal = REMOVALS.build("transfer_learning", dataset=noise, same_as=order, epochs=20, learning_rate=2e-3)
+    left = removal.remove(model, held, 0)
+    other = removal.other(SHAPE, 0)
+    said = metrics.predictions(left, other.images)
+    wanted = np.array([2, 0])[(other.labels == 2).astype(int)]
+    both = other.labels != 1
+    assert metrics.accuracy(said[both], wanted[both]) > 0.9, "read in the old classes' order"
+    assert not (said == 1).any(), "what the other dataset does not have cannot be answered"
+    with pytest.raises(ConfigError, match="must hold a label below 3"):
+        REMOVALS.build("transfer_learning", dataset=noise, same_as=[0, 1]).remove(model, held, 0)
+
+
 def test_a_chain_is_its_steps_in_their_order(model: ImageModel, held: Holdings) -> None:
     chain = REMOVALS.build("chain", steps=[{"name": "pruning", "rate": 0.3}, {"name": "quantisation", "bits": 4}])
     pruned = REMOVALS.build("pruning", rate=0.3).remove(model, held, 0)
@@ -259,6 +297,9 @@ def test_a_chain_is_its_steps_in_their_order(model: ImageModel, held: Holdings) 
         ("jpeg", {"quality": 0}, "quality=0"),
         ("wrong_mixes", {"share": 0.0}, "share"),
         ("wrk", {"step": 0.0}, "step"),
+        ("transfer_learning", {"images": 1}, "images=1"),
+        ("transfer_learning", {"same_as": [0, -1]}, "two classes"),
+        ("transfer_learning", {"dataset": "figurs"}, "did you mean 'figures'"),
         ("second_theft", {"generations": 0}, "generations=0"),
         ("chain", {"steps": []}, "needs steps"),
         ("chain", {"steps": [{"rate": 0.5}]}, "needs a `name`"),

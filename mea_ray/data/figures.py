@@ -45,6 +45,21 @@ def load(
     return Dataset("figures", *parts)
 
 
+def fitting(shape: tuple[int, int, int], *, train_images: int, test_images: int, seed: int) -> Dataset:
+    """Draw figures for images of a shape: square, at least as large, grey unless it has three channels.
+
+    ``resize.fit`` brings them to the shape; the other arguments, the result and the errors are those of ``load``.
+    """
+    count = len(_FIELDS)
+    return load(
+        train_images=max(count, train_images),
+        test_images=max(count, test_images),
+        image_size=max(8, *shape[1:]),
+        channels=3 if shape[0] == 3 else 1,
+        seed=seed,
+    )
+
+
 def _part(count: int, shape: tuple[int, int, int], seed: int, part: str) -> ImageSet:
     labels = np.arange(count, dtype=np.int64) % len(_FIELDS)
     images = np.empty((count, *shape), np.uint8)

@@ -14,6 +14,7 @@ REMOVALS = Table(
         "quantisation": "mea_ray.removal.quantisation:Quantisation",
         "second_theft": "mea_ray.removal.second_theft:SecondTheft",
         "smoothing": "mea_ray.removal.filters:Smoothing",
+        "transfer_learning": "mea_ray.removal.transfer_learning:TransferLearning",
         "wrk": "mea_ray.removal.wrk:Wrk",
         "wrong_mixes": "mea_ray.removal.wrong_mixes:WrongMixes",
     },

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mea_ray.choices import DataChoice
-from mea_ray.data import DATASETS
+from mea_ray.data.figures import fitting
 from mea_ray.data.noise import load as load_noise
 from mea_ray.data.resize import fit
 from mea_ray.errors import ArtifactError, ConfigError, DataError
@@ -127,13 +127,11 @@ class ClassFeature(Watermark):
 
     def domain(self, shape: tuple[int, int, int], seed: int) -> Domain:
         """Load the other domain and deal its classes out."""
-        if self.dataset is None:
-            sizes = {"train_images": CANDIDATES, "test_images": CANDIDATES // 2}
-            loaded: Dataset = DATASETS.build(
-                "figures", **sizes, image_size=max(8, *shape[1:]), channels=shape[0] if shape[0] == 3 else 1, seed=seed
-            )
-        else:
-            loaded = self.dataset.build()
+        loaded: Dataset = (
+            fitting(shape, train_images=CANDIDATES, test_images=CANDIDATES // 2, seed=seed)
+            if self.dataset is None
+            else self.dataset.build()
+        )
         names = loaded.train.class_names
         if len(names) < self.kept_apart + 2:
             raise ConfigError(
