@@ -307,6 +307,7 @@ class ExperimentConfig(Config):
 
 
 SpaceEntry = Mapping[str, Any]
+Mode = Literal["max", "min"]
 
 
 class SearchConfig(Config):
@@ -314,9 +315,31 @@ class SearchConfig(Config):
 
     name: Literal["grid", "random", "optuna"] = Field("grid", description="grid: every combination.")
     samples: int = Field(1, ge=1, description="random, optuna: points drawn (times the grid, for random).")
-    metric: str = Field("wsr", description="Metric of the last rung that optuna and asha look at.")
-    mode: Literal["max", "min"] = Field("max", description="Direction of `metric`.")
+    metric: str | tuple[str, ...] = Field(
+        "wsr",
+        description="Metric of the last rung that optuna and asha look at; several: optuna seeks their front.",
+    )
+    mode: Mode | tuple[Mode, ...] = Field("max", description="Direction of `metric`; a list if that is one.")
+    constraints: dict[str, float] = Field(
+        default_factory=dict,
+        description="{metric: largest value allowed}, e.g. {victim_gap: 0.02}: a victim at most 2 points less accurate "
+        "than an innocent model. A trial beyond is infeasible.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the draw.")
+
+    @property
+    def objectives(self) -> tuple[tuple[str, Mode], ...]:
+        """Metrics with their directions; the first is the one that asha looks at."""
+        if isinstance(self.metric, tuple):
+            return tuple(zip(self.metric, self.mode, strict=True))  # type: ignore[arg-type]
+        return ((self.metric, self.mode),)  # type: ignore[return-value]
+
+    @model_validator(mode="after")
+    def _one_mode_for_each_metric(self) -> SearchConfig:
+        metrics, modes = (1 if isinstance(v, str) else len(v) for v in (self.metric, self.mode))
+        if isinstance(self.metric, str) != isinstance(self.mode, str) or metrics != modes or not metrics:
+            raise ValueError(f"metric={self.metric!r} and mode={self.mode!r}: give one mode for each metric")
+        return self
 
 
 class SchedulerConfig(Config):
@@ -338,10 +361,34 @@ class SweepConfig(Config):
         description="{config path: {grid: [...]} | {choice: [...]} | {uniform: [low, high]} | "
         "{loguniform: [low, high]}}",
     )
+    seeds: int | tuple[int, ...] | None = Field(
+        None,
+        description="Repeats every point with so many seeds from 0 on, or with these; null leaves the base's seed.",
+    )
+    seeds_of: Literal["thief", "victim", "both"] = Field(
+        "thief",
+        description="What `seeds` vary: `seed` (thief, verification), `victim.seed` (key, victim: one is trained for "
+        "each), or both together.",
+    )
     search: SearchConfig = Field(default_factory=SearchConfig, description="Which points are tried.")
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="Which trials are stopped early.")
     max_services: int = Field(1, ge=1, description="Victim services up at once; their resources are set aside.")
     max_failures: int = Field(3, ge=0, description="Times a trial is started again after its process died.")
+
+    @field_validator("seeds")
+    @classmethod
+    def _some_seeds(cls, value: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+        listed = range(value) if isinstance(value, int) else value
+        if listed is not None and (not listed or min(listed) < 0 or len(set(listed)) < len(listed)):
+            raise ValueError("seeds must be 1 or more, or a list of different whole numbers from 0 on")
+        return value
+
+    @property
+    def seed_points(self) -> list[dict[str, int]]:
+        """Config paths and values of each seed that every point is repeated with."""
+        paths = {"thief": ["seed"], "victim": ["victim.seed"], "both": ["seed", "victim.seed"]}[self.seeds_of]
+        listed = range(self.seeds) if isinstance(self.seeds, int) else self.seeds
+        return [{}] if listed is None else [dict.fromkeys(paths, seed) for seed in listed]
 
 
 def _fields(model: type[BaseModel], location: Sequence[Any]) -> list[str]:

@@ -153,7 +153,13 @@ def test_an_impossible_trial_is_refused_before_anything_is_trained(tmp_path: Pat
 def test_optuna_and_asha_run_and_resume_to_the_number_of_samples(tmp_path: Path, ray_session: None) -> None:
     more: dict[str, Any] = {
         "space": {"thief.training.learning_rate": {"loguniform": [1e-4, 1e-2]}},
-        "search": {"name": "optuna", "samples": 1, "metric": "accuracy"},
+        "search": {
+            "name": "optuna",
+            "samples": 1,
+            "metric": ["accuracy", "victim_gap"],
+            "mode": ["max", "min"],
+            "constraints": {"victim_gap": 0.5},
+        },
         "scheduler": {"name": "asha", "grace_rungs": 1, "reduction_factor": 2},
     }
     sweep = tiny_sweep(tmp_path, **more)

@@ -44,7 +44,7 @@ def stand_in(
     done = tools.folder.result(trial.name)
     if done is not None:
         for rung in done.rungs:
-            tools.report(metrics_of(rung))
+            tools.report(metrics_of(rung, done.victim_report, done.null_reports))
         return done
     with open(tools.folder.path / BEGUN, "a", encoding="utf-8") as begun:
         begun.write(f"{trial.name}\n")
@@ -84,7 +84,7 @@ def stand_in(
         )
         if result.status == "finished":
             result.save(tools.folder.result_path(trial.name))
-        tools.report(metrics_of(rung))
+        tools.report(metrics_of(rung, result.victim_report, result.null_reports))
     return result
 
 

@@ -23,6 +23,7 @@ from mea_ray.config import (
     parse_override,
 )
 from mea_ray.errors import ConfigError
+from mea_ray.report.best import search_of
 from mea_ray.report.tables import RESULTS, load_results
 from mea_ray.report.terminal import make_console, pairs_table, print_results
 
@@ -114,7 +115,7 @@ def finish(console: Console, folder: Path, failed: Mapping[str, str]) -> bool:
     from mea_ray.report import html
 
     if any((folder / RESULTS).glob("*.json")):
-        print_results(console, load_results(folder))
+        print_results(console, load_results(folder), search_of(folder))
         page = html.write(folder)
         console.print(f"\nresults  {folder / RESULTS}", soft_wrap=True)
         if (folder / "wandb").is_dir():
@@ -155,7 +156,7 @@ def render_report(location: str, storage: str | None, png: Path | None, every_s:
             page = status.watch(sweep, render, lambda text: console.print(text, soft_wrap=True), every_s=every_s)
     if page is None:
         return
-    print_results(console, load_results(folder))
+    print_results(console, load_results(folder), search_of(folder))
     console.print(f"\nreport   {page}", soft_wrap=True)
     if png:
         console.print(f"picture  {png}", soft_wrap=True)

@@ -46,6 +46,7 @@ class Point:
     """One point of a curve: the trials of one group at one budget.
 
     Attributes:
+        budget: The budget.
         queries: Mean of the images charged.
         mean: Mean over the trials, in [0, 1].
         low: Lower end of the interval; equals ``mean`` where there is none.
@@ -53,6 +54,7 @@ class Point:
         values: The single trials' values.
     """
 
+    budget: int
     queries: float
     mean: float
     low: float
@@ -77,8 +79,10 @@ def spread(values: Sequence[float], report: ModelReport, metric: str) -> tuple[f
     if len(values) >= 3:
         from scipy.stats import t
 
-        half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        if len(set(values)) == 1:
+            return centre, centre
+        low, high = t.interval(0.95, len(values) - 1, loc=centre, scale=stdev(values) / sqrt(len(values)))
+        return max(0.0, float(low)), min(1.0, float(high))
     if len(values) == 2:
         return min(values), max(values)
     if metric == "wsr" and report.wsr is not None:
@@ -95,7 +99,7 @@ def series(trials: Sequence[TrialResult], metric: str) -> list[Point]:
         if known:
             values = tuple(value for _, value in known)
             low, high = spread(values, known[0][0].report, metric)
-            points.append(Point(fmean(rung.queries for rung, _ in known), fmean(values), low, high, values))
+            points.append(Point(budget, fmean(rung.queries for rung, _ in known), fmean(values), low, high, values))
     return points
 
 

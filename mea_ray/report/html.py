@@ -5,17 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mea_ray.report import curves, detected, plane, samples, settings, tables, thief, verdict
+from mea_ray.report import best, curves, detected, means, plane, samples, settings, tables, thief, verdict
 from mea_ray.results import TrialResult
+
+if TYPE_CHECKING:
+    from mea_ray.config import SearchConfig
 
 GALLERIES = 4
 """Victims whose samples are shown; a sweep may have hundreds."""
 
 
 def render(
-    results: Sequence[TrialResult], *, name: str, description: str = "", storage: str | Path | None = None
+    results: Sequence[TrialResult],
+    *,
+    name: str,
+    description: str = "",
+    storage: str | Path | None = None,
+    search: SearchConfig | None = None,
 ) -> str:
     """Return the report as HTML.
 
@@ -24,6 +32,7 @@ def render(
         name: Name of the sweep or experiment.
         description: One paragraph for the reader.
         storage: Where victims are kept; the trials' own ``storage`` when None.
+        search: What the sweep sought, if it sought something.
     """
     import jinja2
     from markupsafe import Markup
@@ -49,6 +58,10 @@ def render(
         "seeds": max(len(trials) for trials in tables.grouped(results).values()),
         "headings": tables.HEADINGS,
         "rows": tables.rows(results),
+        "means": means.lines(results),
+        "means_headings": means.HEADINGS,
+        "means_caption": means.CAPTION,
+        "found": best.found(search, results) if search is not None else None,
         "costs": tables.costs(results),
         "removal_headings": plane.HEADINGS,
         "removals": plane.lines(results),
@@ -115,6 +128,7 @@ def write(folder: Path, *, storage: str | Path | None = None, png: Path | None =
         name=str(about.get("name") or folder.resolve().name),
         description=str(about.get("description") or ""),
         storage=storage,
+        search=best.search_of(folder),
     )
     path = folder / "report.html"
     aside = folder / f".report.html.{os.getpid()}"

@@ -26,6 +26,7 @@ def print_plan(console: Console, sweep: SweepConfig, plan: Plan) -> None:
     gpus = min(sweep.max_services, plan.victim_count) * service.replicas * service.gpus_per_replica
     totals = {
         "trials": f"{plan.trial_count:,}",
+        **({"seeds": f"{len(sweep.seed_points)} for each point"} if sweep.seeds is not None else {}),
         "distinct victims": f"{most}{plan.victim_count:,}",
         "null models": f"{most}{plan.null_count:,}",
         "substitutes": f"{most}{substitutes:,}",

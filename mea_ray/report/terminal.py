@@ -14,13 +14,16 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mea_ray.report import detected, plane, tables, verdict
+from mea_ray.report import best, detected, means, plane, tables, verdict
 from mea_ray.results import TrialResult
 
 if TYPE_CHECKING:
+    from mea_ray.config import SearchConfig
     from mea_ray.registry import Table
 
 PIPE_WIDTH = 160
+ROWS = 200
+"""Trials listed in a terminal; a sweep may have thousands."""
 TONES = {"good": "green", "mixed": "yellow", "bad": "red"}
 
 
@@ -73,9 +76,44 @@ def detections_table(lines: Sequence[detected.Line]) -> RichTable:
     return table
 
 
-def print_results(console: Console, results: Sequence[TrialResult]) -> None:
-    """Print the table and, in plain words, what it says."""
-    console.print(results_table(results))
+def means_table(lines: Sequence[means.Line]) -> RichTable:
+    """Return the table of means over seeds."""
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, caption=means.CAPTION, caption_justify="left")
+    for column, heading in means.HEADINGS.items():
+        left = column == "point"
+        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    for line in lines:
+        table.add_row(*(escape(str(getattr(line, column))) for column in means.HEADINGS))
+    return table
+
+
+def found_table(found: best.Found) -> RichTable:
+    """Return the table of the best trials of a search."""
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, title=escape(found.title), title_justify="left")
+    for place, heading in enumerate(found.headings):
+        table.add_column(heading, justify="right" if place else "left", overflow="fold", no_wrap=place > 0)
+    for line in found.lines:
+        table.add_row(*map(escape, line))
+    return table
+
+
+def print_results(console: Console, results: Sequence[TrialResult], search: SearchConfig | None = None) -> None:
+    """Print the tables and, in plain words, what they say.
+
+    Args:
+        console: Where to.
+        results: The trials.
+        search: What the sweep sought, if it sought something.
+    """
+    console.print(results_table(results[:ROWS] if len(results) > ROWS else results))
+    if len(results) > ROWS:
+        console.print(f"... and {len(results) - ROWS:,} more trials; all are in the report and in summary.csv")
+    over_seeds = means.lines(results)
+    if over_seeds:
+        console.print(means_table(over_seeds[:ROWS]))
+    sought = best.found(search, results) if search is not None else None
+    if sought is not None:
+        console.print(found_table(sought))
     removals = plane.lines(results)
     if removals:
         console.print(removals_table(removals))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,21 +11,24 @@ from mea_ray.errors import ConfigError
 from mea_ray.registry import nearest
 from mea_ray.results import TrialResult
 from mea_ray.seeding import derive
+from mea_ray.sweep.objective import JUDGED, searcher_class
 from mea_ray.sweep.space import Axis, Point, axes
 from mea_ray.sweep.trial import METRICS, metrics_of
 
 
 def check_metric(sweep: SweepConfig) -> None:
-    """Refuse a metric that no trial reports.
+    """Refuse metrics that no trial reports.
 
     Raises:
-        ConfigError: It is unknown.
+        ConfigError: One is unknown.
     """
-    metric = sweep.search.metric
-    if metric not in METRICS:
-        raise ConfigError(
-            f"search.metric={metric!r} is no metric{nearest(metric, list(METRICS))} Known: {', '.join(METRICS)}"
-        )
+    search = sweep.search
+    named = [("search.metric", name) for name, _ in search.objectives]
+    for where, metric in [*named, *(("search.constraints", name) for name in search.constraints)]:
+        if metric not in METRICS:
+            raise ConfigError(
+                f"{where}={metric!r} is no metric{nearest(metric, list(METRICS))} Known: {', '.join(METRICS)}"
+            )
 
 
 def scheduler(sweep: SweepConfig) -> Any:
@@ -37,8 +39,9 @@ def scheduler(sweep: SweepConfig) -> Any:
         return FIFOScheduler()
     return ASHAScheduler(
         time_attr="training_iteration",
-        metric=sweep.search.metric,
-        mode=sweep.search.mode,
+        # The first objective, and infeasible trials below all others: they are stopped at the first rung.
+        metric=JUDGED,
+        mode=sweep.search.objectives[0][1],
         # Trials with more rungs than the base have their last ones judged no further.
         max_t=max(len(sweep.base.thief.budgets), sweep.scheduler.grace_rungs),
         grace_period=sweep.scheduler.grace_rungs,
@@ -87,7 +90,6 @@ def optuna_search(sweep: SweepConfig, finished: Iterable[TrialResult], begun: It
     """
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-    from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it writes to the terminal past Python's own settings
     all_axes = axes(sweep)
@@ -104,16 +106,17 @@ def optuna_search(sweep: SweepConfig, finished: Iterable[TrialResult], begun: It
         raise ConfigError("search.name=optuna needs a space; add config paths under `space`, or use search.name=grid")
     known = [(suggestion_of(all_axes, result.point), result) for result in finished]
     told = [(point, result) for point, result in known if point is not None]
-    searcher = OptunaSearch(
+    objectives = sweep.search.objectives
+    searcher = searcher_class()(
         space=space,
-        metric=sweep.search.metric,
-        mode=sweep.search.mode,
+        metric=[name for name, _ in objectives],
+        mode=[mode for _, mode in objectives],
         # Another seed after an interruption: the same would suggest what has been tried already.
         seed=derive(sweep.search.seed, "optuna", len(told)) % 2**32,
         points_to_evaluate=[s for p in begun if (s := suggestion_of(all_axes, p)) is not None] or None,
+        constraints=sweep.search.constraints,
     )
     for point, result in told:
         if result.rungs:
-            value = metrics_of(result.rungs[-1])[sweep.search.metric]
-            searcher.add_evaluated_point(point, value, error=math.isnan(value))
+            searcher.add_finished(point, metrics_of(result.rungs[-1], result.victim_report, result.null_reports))
     return searcher

@@ -69,6 +69,14 @@ def axes(sweep: SweepConfig) -> list[Axis]:
     """
     found, problems = [], []
     base = sweep.base.resolved()
+    for path in sweep.seed_points[0]:
+        if path in sweep.space:
+            problems.append(f"space.{path}: `seeds` sets it, too; take it out of the space, or drop `seeds`")
+    if sweep.seeds is not None and sweep.search.name == "optuna":
+        problems.append(
+            "seeds: search.name=optuna tries every point once; drop `seeds`, and repeat the best points in a sweep of "
+            "their own: search.name=grid with `seeds`"
+        )
     for path, entry in sweep.space.items():
         try:
             axis = _axis(path, entry, base)
@@ -141,7 +149,8 @@ def experiment_at(sweep: SweepConfig, point: Mapping[str, Any]) -> ExperimentCon
 def points(sweep: SweepConfig) -> list[Point]:
     """Resolve a grid or random search into its points, in a fixed order; the same on every call and machine.
 
-    ``random`` crosses the grid entries and draws all others ``search.samples`` times for each combination.
+    ``random`` crosses the grid entries and draws all others ``search.samples`` times for each combination. What came
+    out, draws included, is repeated with every seed of ``seeds``.
 
     Raises:
         ConfigError: The space is not valid (see ``axes``), is too large, or the search is ``optuna``.
@@ -152,7 +161,8 @@ def points(sweep: SweepConfig) -> list[Point]:
     grid = [axis for axis in all_axes if axis.kind == "grid"]
     drawn = [axis for axis in all_axes if axis.kind != "grid"]
     samples = sweep.search.samples if sweep.search.name == "random" and drawn else 1
-    size = samples * math.prod(len(axis.values) for axis in grid)
+    seeds = sweep.seed_points
+    size = samples * len(seeds) * math.prod(len(axis.values) for axis in grid)
     if size > _MAX_POINTS:
         raise ConfigError(
             f"space holds {size} points, at most {_MAX_POINTS} can be run; shorten a grid, or draw at random"
@@ -164,7 +174,7 @@ def points(sweep: SweepConfig) -> list[Point]:
         fixed = dict(zip((axis.path for axis in grid), combination, strict=True))
         for _ in range(samples):
             point = fixed | {axis.path: axis.draw(generators[axis.path]) for axis in drawn}
-            found.append({path: point[path] for path in order})
+            found += [{path: point[path] for path in order} | seed for seed in seeds]
     return found
 
 

@@ -13,6 +13,7 @@ from mea_ray.config import ExperimentConfig, SweepConfig
 from mea_ray.errors import ServiceUnavailable
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
+from mea_ray.sweep.objective import JUDGED, judged
 from mea_ray.sweep.plan import PlannedTrial
 from mea_ray.sweep.search import point_of
 from mea_ray.sweep.space import Point, experiment_at
@@ -89,7 +90,10 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
         loaded: Prepared = ray.get(data[trial.data]) if trial.data in data else prepare(trial.config)
         return loaded
 
-    tools = Tools(context.folder, context.broker, context.tell, tune.report)
+    def report(numbers: dict[str, float]) -> None:
+        tune.report({**numbers, JUDGED: judged(context.sweep.search, numbers)})
+
+    tools = Tools(context.folder, context.broker, context.tell, report)
     try:
         context.work(trial, prepared, tools, os.getpid(), ray.get_runtime_context().get_node_id())
     except (ServiceUnavailable, RayError):
@@ -97,7 +101,7 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         context.folder.trial(trial.name).save_error(reason, traceback.format_exc())
-        tune.report(dict.fromkeys(METRICS, float("nan")))
+        report(dict.fromkeys(METRICS, float("nan")))
 
 
 def load_data(config: ExperimentConfig) -> Prepared:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mea_ray.proving import Proof, Proofs
     from mea_ray.watermarks.base import Key
 
-METRICS = ("wsr", "wfpr", "accuracy", "fidelity", "p_value", "queries")
+METRICS = ("wsr", "wfpr", "accuracy", "fidelity", "p_value", "queries", "victim_gap")
 Report = Callable[[dict[str, float]], None]
 
 
@@ -62,9 +63,20 @@ Work = Callable[[PlannedTrial, Callable[[], "Prepared"], Tools, int, str], Trial
 """What a trial does, called with a trial, its data, its tools, its process and its node: ``run_trial``."""
 
 
-def metrics_of(rung: RungResult) -> dict[str, float]:
-    """Return what schedulers and searchers see of a rung; NaN where a number does not exist (no key, say)."""
+def metrics_of(rung: RungResult, victim: ModelReport, nulls: Sequence[ModelReport]) -> dict[str, float]:
+    """Return what schedulers and searchers see of a rung.
+
+    Args:
+        rung: The rung.
+        victim: What verification says of the victim.
+        nulls: Of its null models.
+
+    Returns:
+        The numbers of the stolen model's report; ``victim_gap``, the null models' mean accuracy less the victim's:
+        what the watermark costs an honest customer, a fraction. NaN where a number does not exist (no key, say).
+    """
     report = rung.report
+    innocent = [null.accuracy for null in nulls]
     numbers = {
         "wsr": report.wsr.rate if report.wsr else None,
         "wfpr": report.wfpr_mean,
@@ -72,6 +84,7 @@ def metrics_of(rung: RungResult) -> dict[str, float]:
         "fidelity": report.fidelity,
         "p_value": report.p_value,
         "queries": rung.queries,
+        "victim_gap": fmean(innocent) - victim.accuracy if innocent else None,
     }
     return {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
 
@@ -93,7 +106,7 @@ def run_trial(trial: PlannedTrial, prepared: Callable[[], Prepared], tools: Tool
     done = tools.folder.result(trial.name)
     if done is not None:
         for rung in done.rungs:
-            tools.report(metrics_of(rung))
+            tools.report(metrics_of(rung, done.victim_report, done.null_reports))
         return done
     work = tools.folder.trial(trial.name)
     work.pull()
@@ -311,7 +324,7 @@ class _Run:
                 numbers.p_value,
             )
         )
-        self.tools.report(metrics_of(rung))
+        self.tools.report(metrics_of(rung, assessment.victim, assessment.nulls))
 
     def _result(self, rungs: list[RungResult], status: Any) -> TrialResult:
         from mea_ray.training.device import device_name

@@ -1,0 +1,77 @@
+"""What a search found: the best feasible trial, or the front of several objectives, and what was out of bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mea_ray.config import SearchConfig, build, load_tree
+from mea_ray.errors import ConfigError
+from mea_ray.report import tables
+from mea_ray.report.verdict import last_rung
+from mea_ray.results import TrialResult
+from mea_ray.sweep.objective import best, violation
+from mea_ray.sweep.trial import metrics_of
+
+SHOWN = 20
+_WHOLE = {"queries"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found. Texts are ready to be shown.
+
+    Attributes:
+        title: What was sought, and of how many trials.
+        headings: Columns: setting, objectives, constraints.
+        lines: The best trials, best first.
+    """
+
+    title: str
+    headings: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+def search_of(folder: Path) -> SearchConfig | None:
+    """Return the search of a sweep's folder; None if it sought nothing (grid, random), or its file is missing."""
+    try:
+        search = build(SearchConfig, load_tree(folder / "sweep.yaml").get("search") or {})
+    except ConfigError:
+        return None
+    return search if search.name == "optuna" or search.constraints else None
+
+
+def found(search: SearchConfig, results: Sequence[TrialResult]) -> Found | None:
+    """Return the best trials by their last rung; None before a trial has one."""
+    ended = [(result, rung) for result in results if (rung := last_rung(result)) is not None]
+    if not ended:
+        return None
+    # A trial that the scheduler stopped was stopped because it lagged; its last rung is of a smaller budget.
+    full = [(result, rung) for result, rung in ended if result.status == "finished"] or ended
+    numbers = [metrics_of(rung, result.victim_report, result.null_reports) for result, rung in full]
+    infeasible = sum(violation(search, each) != 0 for each in numbers)
+    places = best(search, numbers)
+    names = list(dict.fromkeys([*(name for name, _ in search.objectives), *search.constraints]))
+    goal = " and ".join(f"{name} ({mode})" for name, mode in search.objectives)
+    limits = ", ".join(f"{name} <= {limit:g}" for name, limit in search.constraints.items())
+    title = f"Best by {goal}{f' with {limits}' if limits else ''}: {len(places)} of {len(full)} trials"
+    if search.constraints:
+        title += f"; {infeasible} out of bounds"
+    return Found(
+        title=title,
+        headings=("Setting", *names),
+        lines=tuple(
+            (tables.label(full[place][0].point, seeds=True), *(_text(name, numbers[place][name]) for name in names))
+            for place in places[:SHOWN]
+        ),
+    )
+
+
+def _text(name: str, value: float) -> str:
+    if math.isnan(value):
+        return tables.DASH
+    if name == "p_value":
+        return tables.p_text(value)
+    return f"{value:,.0f}" if name in _WHOLE else tables.percent(value)

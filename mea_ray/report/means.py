@@ -1,0 +1,74 @@
+"""Points of a sweep over their seeds: mean and 95 % interval, for the terminal and the HTML report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mea_ray.report import curves, tables
+from mea_ray.results import TrialResult
+
+HEADINGS = {
+    "point": "Setting",
+    "queries": "Queries",
+    "seeds": "Seeds",
+    "wsr": "WSR",
+    "wfpr": "WFPR",
+    "accuracy": "Substitute accuracy",
+    "fidelity": "Fidelity",
+    "proved": "Proved",
+}
+"""Column of ``Line`` to its heading, in the order in which they are shown."""
+CAPTION = (
+    "Means over seeds with their 95% Student interval, cut to 0 to 100%; of two seeds, from the one to the other. "
+    "It is about other seeds of what was varied, and about nothing that all trials share."
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: the trials of one point at one budget. Texts are ready to be shown."""
+
+    point: str
+    queries: str
+    seeds: str
+    wsr: str
+    wfpr: str
+    accuracy: str
+    fidelity: str
+    proved: str
+
+
+def lines(results: Sequence[TrialResult]) -> list[Line]:
+    """Return one line per point and budget, for points with two seeds or more."""
+    table = []
+    for name, trials in tables.grouped(results).items():
+        if len(trials) < 2:
+            continue
+        columns = {
+            metric: {point.budget: point for point in curves.series(trials, metric)} for metric in curves.METRICS
+        }
+        for budget, at in columns["accuracy"].items():
+            reports = [rung.report for trial in trials for rung in trial.rungs if rung.budget == budget]
+            texts = {metric: _interval(points.get(budget)) for metric, points in columns.items()}
+            proved = sum(map(tables.proved, reports))
+            marked = any(report.wsr is not None for report in reports)
+            table.append(
+                Line(
+                    point=name,
+                    queries=f"{at.queries:,.0f}",
+                    seeds=str(len(reports)),
+                    proved=f"{proved} of {len(reports)}" if marked else tables.DASH,
+                    **texts,
+                )
+            )
+    return table
+
+
+def _interval(point: curves.Point | None) -> str:
+    """Return mean and interval; where fewer seeds have the number than the line says, with how many."""
+    if point is None:
+        return tables.DASH
+    if len(point.values) < 2:
+        return f"{tables.percent(point.mean)} (1 seed)"
+    return f"{tables.percent(point.mean)} [{100 * point.low:.1f}, {100 * point.high:.1f}]"
