@@ -56,11 +56,6 @@ def test_the_licence_is_apache_2() -> None:
     assert 'license = "Apache-2.0"' in read("pyproject.toml")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "cluster").glob("*.yaml")), ids=lambda path: path.name)
-def test_cluster_files_are_yaml(path: Path) -> None:
-    assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
-
-
 def test_no_module_leaves_unfinished_business() -> None:
     for path in (ROOT / "mea_ray").rglob("*.py"):
         text = path.read_text(encoding="utf-8")

@@ -1,0 +1,185 @@
+#!/usr/bin/env bash
+# One sweep in one Slurm allocation: a Ray head on the first node, a Ray worker on each other, the sweep beside the head.
+#
+#   sbatch cluster/slurm.sh                                              # sweeps/quickstart.yaml
+#   sbatch --nodes=4 --gpus-per-node=4 cluster/slurm.sh sweeps/budgets.yaml data.name=parquet data.path=/shared/cifar10
+#
+# Submit it from the checkout. The same command goes on where an earlier job stopped. Settings are variables:
+#   MEA_RAY_VENV        virtual environment with mea_ray in it, on the shared disk (default: what is on PATH)
+#   MEA_RAY_STORAGE     folder on the shared disk (default: mea_ray_results in the folder of submission)
+#   MEA_RAY_TMP         short path on each node's own disk, for Ray's sockets and logs (default: /tmp/mea-ray-JOB)
+#   MEA_RAY_JOIN_S      seconds within which all nodes must have joined (default: 300)
+#   MEA_RAY_RESTARTS    times that the job puts itself back into the queue at its time limit (default: 20)
+#   MEA_RAY_WANDB_SYNC  1 uploads the offline W&B runs at the end; otherwise the command for it is printed
+#
+#SBATCH --job-name=mea-ray
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=32G
+#SBATCH --time=04:00:00
+#SBATCH --output=mea-ray-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --no-kill
+#SBATCH --signal=B:USR1@300
+# GPUs are asked for on the command line (--gpus-per-node=1), so that the script runs in partitions without them, too.
+set -euo pipefail
+
+sweep=${1:-sweeps/quickstart.yaml}
+shift || true
+storage=${MEA_RAY_STORAGE:-$SLURM_SUBMIT_DIR/mea_ray_results}
+for setting in "$@"; do
+  case $setting in storage=*) storage=${setting#storage=} ;; esac
+done
+if [[ -n ${MEA_RAY_VENV:-} ]]; then
+  # shellcheck source=/dev/null
+  . "$MEA_RAY_VENV/bin/activate"
+fi
+if [[ ! -f $sweep ]]; then
+  echo "no file $sweep in $PWD; submit from the checkout, or name the sweep by its full path" >&2
+  exit 2
+fi
+
+export tmp=${MEA_RAY_TMP:-/tmp/mea-ray-$SLURM_JOB_ID}
+export RAY_USAGE_STATS_ENABLED=0 WANDB_MODE=offline PYTHONUNBUFFERED=1
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # at the end there is nothing to move elsewhere
+unset RAY_ADDRESS # another cluster of this user is not meant
+# A secret of this job: who else is on these nodes must not be able to run code in it.
+RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
+export RAY_AUTH_MODE RAY_AUTH_TOKEN
+
+say() { printf '%(%H:%M:%S)T %s\n' -1 "$*"; }
+
+# Runs on every node, inside its job step; what Slurm gave to that step is all that Ray is told of.
+# shellcheck disable=SC2329 # its text is handed to bash on the nodes
+ray_node() {
+  local gpus=${SLURM_GPUS_ON_NODE:-0} seen memory=() pid status=0
+  if [[ -n ${CUDA_VISIBLE_DEVICES:-} && $CUDA_VISIBLE_DEVICES != NoDevFiles ]]; then
+    IFS=, read -ra seen <<< "$CUDA_VISIBLE_DEVICES" # numbers, UUIDs or MIG slices
+    gpus=${#seen[@]}
+  fi
+  if (( ${SLURM_MEM_PER_NODE:-0} > 0 )); then # Ray would count all of a shared node's memory
+    memory=("--object-store-memory=$(( SLURM_MEM_PER_NODE * 1024 * 1024 * 3 / 10 ))")
+  fi
+  ulimit -n "$(ulimit -Hn)"
+  # Ports of the system's choice: nodes may be shared, with other people's Ray, too.
+  ray start "$@" --block --disable-usage-stats --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="$gpus" \
+    --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0 "${memory[@]}" &
+  pid=$!
+  trap 'kill -TERM "$pid" 2> /dev/null' TERM
+  wait "$pid" || status=$?
+  wait "$pid" 2> /dev/null || true # the first wait ends with the signal, this one with Ray
+  rm -rf -- "$tmp"
+  return "$status"
+}
+
+# Ray in the background of srun. Not `ray stop`: it would end other people's Ray on a shared node as well.
+step() {
+  local nodes=$1
+  shift
+  srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --overlap \
+    --no-kill --kill-on-bad-exit=0 "$@" &
+}
+
+steps=()
+stop_ray() {
+  trap '' TERM USR1
+  (( ${#steps[@]} )) || return 0
+  # To the processes of the steps. (A TERM to srun would make it kill them, before they have cleaned up.)
+  scancel --signal=TERM "$SLURM_JOB_ID" 2> /dev/null || kill -TERM "${steps[@]}" 2> /dev/null || true
+  wait "${steps[@]}" 2> /dev/null || true
+  steps=()
+}
+trap stop_ray EXIT
+
+# This script runs on the first node. Its address as Ray sees it, and ports that nobody uses now.
+read -r ip port client_port < <(python -c '
+import importlib.util, socket, ray
+with socket.socket() as a, socket.socket() as b:
+    a.bind(("", 0)); b.bind(("", 0))
+    client = b.getsockname()[1] if importlib.util.find_spec("grpc") else ""  # what Ray needs for ray://
+    print(ray.util.get_node_ip_address(), a.getsockname()[1], client)')
+address=$ip:$port
+nodes=$SLURM_JOB_NUM_NODES
+node=$(declare -f ray_node)
+
+step 1 --nodelist="$SLURMD_NODENAME" bash -c "$node; ray_node \"\$@\"" ray-head --head \
+  --node-ip-address="$ip" --port="$port" ${client_port:+"--ray-client-server-port=$client_port"} \
+  --include-dashboard=false --temp-dir="$tmp"
+steps+=("$!")
+if (( nodes > 1 )); then
+  # Each worker tries until the head answers.
+  step $(( nodes - 1 )) --exclude="$SLURMD_NODENAME" bash -c "$node; ray_node \"\$@\"" ray-worker --address="$address"
+  steps+=("$!")
+fi
+
+timeout "${MEA_RAY_JOIN_S:-300}" python - "$address" "$nodes" << 'PY' &
+import logging
+import sys
+import time
+
+import ray
+
+address, wanted = sys.argv[1], int(sys.argv[2])
+while True:
+    try:
+        ray.init(address, logging_level=logging.CRITICAL, log_to_driver=False)
+        break
+    except (ConnectionError, RuntimeError):  # the head is not there yet
+        time.sleep(1)
+while sum(node["Alive"] for node in ray.nodes()) < wanted:
+    time.sleep(1)
+has = ray.cluster_resources()
+print(f"Ray at {address}: {wanted} nodes, {has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs", flush=True)
+PY
+joined=$!
+wait -n "$joined" "${steps[@]}" || true # a step that ends now has failed, there is nothing to wait for
+if kill "$joined" 2> /dev/null || ! wait "$joined"; then
+  say "not all of $nodes nodes joined: a step failed, or MEA_RAY_JOIN_S=${MEA_RAY_JOIN_S:-300} was too short"
+  exit 1
+fi
+
+# With job control the sweep is not deaf to SIGINT, as background processes of a script are.
+set -m
+mea-ray sweep "$sweep" "storage=$storage" tracking.wandb=offline "$@" --resume --address "$address" &
+driver=$!
+set +m
+
+# Ctrl-C for the sweep: it keeps what is finished. USR1 comes before the time limit, TERM from scancel or preemption.
+signal=
+# shellcheck disable=SC2329 # called by the traps
+pass_on() {
+  signal=$1
+  say "SIG$1: the sweep is asked to stop"
+  kill -INT "$driver" 2> /dev/null || true
+}
+trap 'pass_on USR1' USR1
+trap 'pass_on TERM' TERM
+status=0
+wait "$driver" || status=$?
+if [[ -n $signal ]]; then # that was the signal; this is the sweep
+  status=0
+  wait "$driver" || status=$?
+fi
+stop_ray
+trap - EXIT
+
+if [[ $signal == USR1 && $status != 0 ]]; then
+  if (( ${SLURM_RESTART_COUNT:-0} < ${MEA_RAY_RESTARTS:-20} )); then
+    say "time is up: back into the queue, to go on from $storage"
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+  fi
+  say "time is up, and this was the last restart; the same sbatch command goes on from $storage"
+fi
+say "the sweep ended with exit code $status; results are in $storage"
+sync=(wandb sync "$storage"/*/wandb/offline-run-*)
+if [[ -d ${sync[2]} ]]; then
+  if [[ ${MEA_RAY_WANDB_SYNC:-0} == 1 ]] && env -u WANDB_MODE "${sync[@]}"; then
+    say "the W&B runs are uploaded"
+  else
+    say "to upload the W&B runs, on a node that has the Internet: ${sync[*]:0:2} $storage/*/wandb/offline-run-*"
+  fi
+fi
+exit "$status"
