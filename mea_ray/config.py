@@ -374,6 +374,9 @@ class SweepConfig(Config):
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="Which trials are stopped early.")
     max_services: int = Field(1, ge=1, description="Victim services up at once; their resources are set aside.")
     max_failures: int = Field(3, ge=0, description="Times a trial is started again after its process died.")
+    cluster_wait_s: float = Field(
+        0.0, ge=0, description="Longest wait for a cluster with an autoscaler to grow; 0 takes it as it is."
+    )
 
     @field_validator("seeds")
     @classmethod

@@ -8,7 +8,8 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -117,6 +118,12 @@ class Demand:
         """Bundles of the placement group of the services: one per replica."""
         return [dict(self.replica) for _ in range(self.services * self.replicas)] if self.replica else []
 
+    @property
+    def first(self) -> list[dict[str, float]]:
+        """Bundles without which nothing can begin: those of the services, one trial, one training of a victim."""
+        roles = [{"CPU": role.cpus, "GPU": role.gpus} for role in (self.trial, self.victim)]
+        return [{kind: n for kind, n in bundle.items() if n} for bundle in [*self.bundles, *roles]]
+
     def set_aside(self, kind: str) -> float:
         """Return how much of ``CPU`` or ``GPU`` the services hold."""
         return sum(bundle.get(kind, 0.0) for bundle in self.bundles)
@@ -156,6 +163,41 @@ def check(demand: Demand, total: Mapping[str, float]) -> int:
         if trial > 0:
             at_once.append(math.floor((has - held) / trial + 1e-9))
     return max(1, min(at_once, default=1))
+
+
+def wait_for_room(demand: Demand, ray: Any, wait_s: float, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Compare as ``check`` does; while it is too small, ask the cluster's autoscaler to grow, and wait.
+
+    Args:
+        demand: What the sweep needs.
+        ray: The module, connected to the cluster.
+        wait_s: Longest wait. A cluster without an autoscaler does not grow in it.
+        sleep: Called with seconds between two looks.
+
+    Returns:
+        Trials that can run at once on what is there now, at least 1.
+
+    Raises:
+        ConfigError: There was still no room after ``wait_s``.
+    """
+    from ray.autoscaler import sdk
+
+    end = time.monotonic() + wait_s
+    asked = False
+    try:
+        while True:
+            try:
+                return check(demand, ray.cluster_resources())
+            except ConfigError:
+                if time.monotonic() >= end:
+                    raise
+            if not asked:
+                sdk.request_resources(bundles=demand.first)
+                asked = True
+            sleep(2.0)
+    finally:
+        if asked:  # it would keep its machines for ever; from here on, waiting trials ask for them
+            sdk.request_resources(bundles=[])
 
 
 @contextlib.contextmanager

@@ -154,7 +154,9 @@ class _Driver:
             services = self.sweep.max_services
         reserved = base.resources
         demand = cluster.Demand(services, replica, replicas, reserved.trial, reserved.victim, reserved.placement)
-        at_once = cluster.check(demand, ray.cluster_resources())
+        at_once = cluster.wait_for_room(demand, ray, self.sweep.cluster_wait_s)
+        if self.sweep.cluster_wait_s:
+            at_once = samples  # trials that find no room yet are what makes the cluster grow further
         with self._events() as tell:
             data = self._load(planned)
             if not self.plan.adaptive:
