@@ -1,21 +1,15 @@
-"""The files of cluster/, held against the schemas and linters of the tools that read them, without a network."""
+"""The Slurm script and the image under their linters, and every `mea-ray` command in cluster/ under its own parser."""
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
 import shlex
 import subprocess
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jsonschema
-import kuberay_schema
-import kubernetes_validate
 import pytest
 import typer
 import yaml
@@ -25,9 +19,7 @@ from mea_ray.config import load_sweep
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
-CLOUDS = ("aws", "gcp")
-IMAGE_HOME = "/home/ray/mea_ray/"
-Tree = dict[str, Any]
+IMAGE_HOME, JOB_FILE = "/home/ray/mea_ray/", "kuberay-job.yaml"
 
 
 def read(name: str) -> str:
@@ -38,200 +30,6 @@ def tool(name: str) -> str:
     """A program that pip installed beside this interpreter."""
     path = Path(sysconfig.get_path("scripts")) / name
     return str(path) if path.exists() else name
-
-
-# --- ray up -----------------------------------------------------------------------------------------------------------
-
-
-def launch(tree: Tree) -> Tree:
-    """What `ray up` makes of a file before it talks to the cloud; it is validated on the way."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config: Tree = prepare_config(copy.deepcopy(tree))
-    validate_config(config)
-    return config
-
-
-@pytest.fixture(params=CLOUDS)
-def cloud(request: pytest.FixtureRequest) -> Tree:
-    tree: Tree = yaml.safe_load(read(f"{request.param}.yaml"))
-    return tree
-
-
-def test_ray_up_takes_the_file(cloud: Tree) -> None:
-    config = launch(cloud)
-    assert config["head_node_type"] == "head"
-    head, worker = (config["available_node_types"][name] for name in ("head", "spot_gpu"))
-    assert "GPU" not in head["resources"] and worker["resources"]["GPU"] == 1
-    assert (worker["min_workers"], worker["max_workers"]) == (0, config["max_workers"])
-    # Ray's own defaults would install a development version of Ray.
-    assert not any("ray-wheels" in command for command in config["worker_setup_commands"])
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("idle_timeout_minuts",), 5),
-        (("max_workers",), "four"),
-        (("available_node_types", "spot_gpu", "min_worker"), 0),
-        (("available_node_types", "spot_gpu", "resources", "GPU"), -1),
-        (("head_node_type",), "hed"),
-        (("docker", "imagee"), "x"),
-    ],
-    ids=lambda value: ".".join(value) if isinstance(value, tuple) else None,
-)
-def test_ray_up_refuses_a_mistake(cloud: Tree, path: tuple[str, ...], value: object) -> None:
-    place = cloud
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    with pytest.raises((jsonschema.ValidationError, ValueError)):
-        launch(cloud)
-
-
-def test_workers_are_spot_machines() -> None:
-    worker = {name: yaml.safe_load(read(f"{name}.yaml"))["available_node_types"]["spot_gpu"] for name in CLOUDS}
-    assert worker["aws"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    assert worker["gcp"]["node_config"]["scheduling"]["provisioningModel"] == "SPOT"
-
-
-@pytest.mark.parametrize(
-    ("demand", "expected"),
-    [
-        ([{"CPU": 1.0, "GPU": 0.5}] * 3, {"spot_gpu": 2}),
-        ([{"CPU": 1.0, "GPU": 1.0}] * 9, {"spot_gpu": 4}),
-        ([{"CPU": 1.0, "GPU": 2.0}], {}),
-    ],
-)
-def test_gpus_that_trials_ask_for_bring_spot_machines(
-    cloud: Tree, demand: list[dict[str, float]], expected: dict[str, int]
-) -> None:
-    """Ray's own bin packing, with the head already up: as many workers as are needed, never more than the limit."""
-    from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
-
-    config = launch(cloud)
-
-    def score(node: Any, wanted: Any, name: str) -> Any:
-        return _default_utilization_scorer(node, wanted, name, node_availability_summary=None)
-
-    added, _ = get_nodes_for(
-        config["available_node_types"], {"head": 1}, "head", config["max_workers"], list(demand), score
-    )
-    assert dict(added) == expected
-
-
-def test_what_is_copied_to_the_machines_exists(cloud: Tree) -> None:
-    assert cloud["file_mounts"]["/home/ray/mea_ray"] == "."
-    assert (ROOT / ".gitignore").exists() and cloud["rsync_filter"] == [".gitignore"]
-    assert "pip install" in " ".join(cloud["setup_commands"])
-
-
-def ray_start_commands() -> Iterator[tuple[str, list[str]]]:
-    for name in CLOUDS:
-        tree = yaml.safe_load(read(f"{name}.yaml"))
-        for command in tree["head_start_ray_commands"] + tree["worker_start_ray_commands"]:
-            if "ray start" in command:
-                yield name, shlex.split(command.partition("ray start")[2])
-
-
-@pytest.mark.parametrize(("name", "arguments"), ray_start_commands())
-def test_ray_start_knows_the_flags(name: str, arguments: list[str]) -> None:
-    from ray.scripts.scripts import start
-
-    start.make_context("start", list(arguments))
-
-
-# --- KubeRay ----------------------------------------------------------------------------------------------------------
-
-
-def manifests(name: str) -> list[Tree]:
-    return [tree for tree in yaml.safe_load_all(read(name)) if tree]
-
-
-def pod_templates(tree: Any) -> Iterator[Tree]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            if key in {"template", "submitterPodTemplate"}:
-                yield value
-            else:
-                yield from pod_templates(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from pod_templates(value)
-
-
-def check_manifest(tree: Tree) -> None:
-    """KubeRay's part against KubeRay's fields, pods and everything else against Kubernetes' own schemas."""
-    version = kubernetes_validate.latest_version()
-    if tree["kind"] not in kuberay_schema.SCHEMAS:
-        kubernetes_validate.validate(tree, version, strict=True)
-        return
-    jsonschema.validate(tree, kuberay_schema.SCHEMAS[tree["kind"]])
-    for template in pod_templates(tree["spec"]):
-        assert template["spec"]["containers"][0]["image"]
-        whole = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": template}
-        kubernetes_validate.validate(whole, version, strict=True)
-
-
-CLUSTER_FILE, JOB_FILE = "kuberay-cluster.yaml", "kuberay-job.yaml"
-
-
-@pytest.mark.parametrize("name", [CLUSTER_FILE, JOB_FILE])
-def test_kubernetes_takes_the_manifests(name: str) -> None:
-    for tree in manifests(name):
-        check_manifest(tree)
-
-
-def test_what_the_manifests_promise() -> None:
-    claim, cluster = manifests(CLUSTER_FILE)
-    (job,) = manifests(JOB_FILE)
-    assert (claim["kind"], cluster["kind"], job["kind"]) == ("PersistentVolumeClaim", "RayCluster", "RayJob")
-    (workers,) = cluster["spec"]["workerGroupSpecs"]
-    assert cluster["spec"]["enableInTreeAutoscaling"] and workers["minReplicas"] == 0
-    assert job["spec"]["shutdownAfterJobFinishes"]
-    for template in pod_templates([cluster, job]):
-        claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in template["spec"]["volumes"]]
-        assert claim["metadata"]["name"] in claims, "every pod sees the storage"
-        assert template["spec"]["securityContext"]["runAsNonRoot"]
-
-
-def test_rays_autoscaler_reads_the_cluster() -> None:
-    """The code that runs in KubeRay's autoscaler container; it validates what it makes of the manifest."""
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
-
-    cluster = manifests(CLUSTER_FILE)[1]
-    cluster["metadata"]["namespace"] = "default"
-    config = _derive_autoscaling_config_from_ray_cr(cluster)
-    worker = config["available_node_types"]["gpu"]
-    assert (worker["min_workers"], worker["max_workers"]) == (0, 4)
-    assert (worker["resources"]["CPU"], worker["resources"]["GPU"]) == (8, 1)
-    assert config["idle_timeout_minutes"] == 5
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new"),
-    [
-        (CLUSTER_FILE, "minReplicas", "minReplica"),
-        (CLUSTER_FILE, "enableInTreeAutoscaling: true", "enableInTreeAutoscaling: 'yes please'"),
-        (CLUSTER_FILE, "upscalingMode: Default", "upscalingMode: Fast"),
-        (CLUSTER_FILE, "accessModes", "accesModes"),
-        (CLUSTER_FILE, "imagePullPolicy", "imagePullPolice"),
-        (CLUSTER_FILE, "volumeMounts", "volumeMount"),
-        (CLUSTER_FILE, "runAsUser: 1000", "runAsUser: ray"),
-        (JOB_FILE, "shutdownAfterJobFinishes", "shutDownAfterJobFinishes"),
-        (JOB_FILE, "submissionMode: K8sJobMode", "submissionMode: Job"),
-        (JOB_FILE, "persistentVolumeClaim", "persistentVolumeClaims"),
-    ],
-)
-def test_a_mistyped_manifest_is_refused(name: str, old: str, new: str) -> None:
-    text = read(name)
-    assert old in text
-    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
-        for tree in yaml.safe_load_all(text.replace(old, new)):
-            check_manifest(tree)
-
-
-# --- Slurm ------------------------------------------------------------------------------------------------------------
 
 
 def test_shellcheck_has_nothing_to_say() -> None:
@@ -284,9 +82,6 @@ def test_ray_is_told_what_slurm_gave(tmp_path: Path, given: dict[str, str], gpus
     start.make_context("start", called[1:])
 
 
-# --- Docker -----------------------------------------------------------------------------------------------------------
-
-
 def test_hadolint_has_nothing_to_say() -> None:
     said = subprocess.run(
         [tool("hadolint"), "--no-color", str(CLUSTER / "Dockerfile")], capture_output=True, text=True, check=False
@@ -311,13 +106,11 @@ def test_the_image_is_built_from_what_exists_and_does_not_run_as_root() -> None:
 def test_all_files_take_one_version_of_ray() -> None:
     version = re.search(r"ARG RAY_VERSION=(\S+)", read("Dockerfile"))
     assert version
-    for name in CLOUDS:
+    for name in ("aws", "gcp"):
         assert yaml.safe_load(read(f"{name}.yaml"))["docker"]["image"].startswith(f"rayproject/ray:{version[1]}-py3")
-    assert manifests(CLUSTER_FILE)[1]["spec"]["rayVersion"] == version[1]
-    assert manifests(JOB_FILE)[0]["spec"]["rayClusterSpec"]["rayVersion"] == version[1]
+    assert list(yaml.safe_load_all(read("kuberay-cluster.yaml")))[1]["spec"]["rayVersion"] == version[1]
+    assert yaml.safe_load(read(JOB_FILE))["spec"]["rayClusterSpec"]["rayVersion"] == version[1]
 
-
-# --- mea-ray ----------------------------------------------------------------------------------------------------------
 
 NAMES = sorted(path.name for path in CLUSTER.iterdir())
 VARIABLES = {'"$sweep"': "sweeps/quickstart.yaml", '"$@"': "", '"$address"': "auto", "$storage": "/shared/results"}
