@@ -324,7 +324,7 @@ class _Run:
                 numbers.p_value,
             )
         )
-        self.tools.report(metrics_of(rung, assessment.victim, assessment.nulls))
+        self.tools.report(metrics_of(rung, partial_result.victim_report, partial_result.null_reports))
 
     def _result(self, rungs: list[RungResult], status: Any) -> TrialResult:
         from mea_ray.training.device import device_name
