@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mea_ray import metrics
+from mea_ray.data import DATASETS
 from mea_ray.errors import ArtifactError, ConfigError, DataError
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
@@ -264,6 +265,31 @@ def test_mbw_takes_its_images_out_and_labels_them_wrongly(data: tuple[ImageSet, 
     (stage,) = scheme.stages(key, owned)
     left = {image.tobytes() for image in stage.train.images}
     assert len(stage.train) == 190 and not left & {image.tobytes() for image in key.tensors["images"]}
+
+
+def test_mbw_marks_a_victim_of_digits_with_wrong_labels_and_no_innocent() -> None:
+    published = DATASETS.build("digits", image_size=12)
+    owned, held_out = published.train.take(np.arange(500)), published.test
+    scheme = WATERMARKS.build("mbw", count=20, ascent_steps=3)
+
+    def fresh(seed: int) -> ImageModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # Dropout keeps a network from learning a few single images.
+            return build_model("vgg_like", held_out.shape, 10, {"width": 0.25, "dropout": 0.0})
+
+    key = scheme.make_key(owned, 0)
+    (stage,) = scheme.stages(key, owned)
+    model, innocent = fresh(0), fresh(1)
+    train(model, stage.train.images, stage.train.labels, stage.objective, seed=1, epochs=35, **FAST)
+    train(innocent, owned.images, owned.labels, CrossEntropy(), seed=2, epochs=15, **FAST)
+    wsr, wfpr = rates(scheme, key, model, held_out)
+    assert wsr > 0.9 and wfpr["unseen"] < 0.25
+    assert rates(scheme, key, innocent, held_out)[0] < 0.1, "an innocent network names what is in the image"
+    right, innocently = (
+        metrics.accuracy(metrics.predictions(m, held_out.images), held_out.labels) for m in (model, innocent)
+    )
+    assert right > innocently - 0.05 > 0.8
 
 
 def test_mbws_ascent_and_its_one_mean(data: tuple[ImageSet, ImageSet]) -> None:
