@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mea_ray.config import ExperimentConfig, Tree, digest, write_yaml
 from mea_ray.errors import ArtifactError
+from mea_ray.files import patiently, write_whole
 from mea_ray.lease import Lease
 from mea_ray.storage import Storage
 
@@ -65,11 +66,19 @@ class Store:
         storage: Folder or URI, or a ``Storage``.
         beat_s: Seconds between heartbeats of a process that trains.
         expiry_s: Seconds of silence after which a training process counts as dead and another one takes over.
+        tell: Told a sentence when a damaged artifact is made again.
     """
 
-    def __init__(self, storage: str | Storage, *, beat_s: float = 3.0, expiry_s: float = 45.0) -> None:
+    def __init__(
+        self,
+        storage: str | Storage,
+        *,
+        beat_s: float = 3.0,
+        expiry_s: float = 45.0,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.storage = storage if isinstance(storage, Storage) else Storage(storage)
-        self.beat_s, self.expiry_s = beat_s, expiry_s
+        self.beat_s, self.expiry_s, self.tell = beat_s, expiry_s, tell
 
     def get_or_train_victim(
         self, config: ExperimentConfig, prepared: PreparedSource | None = None, on_epoch: OnEpoch | None = None
@@ -131,6 +140,7 @@ class Store:
         """
         relative = f"artifacts/{kind}/{name}"
         folder = self.storage.root / relative
+        patiently(lambda: None, folder)  # what is away is not missing
         if not (folder / "info.json").exists() and not self.storage.pull(relative, last="info.json"):
             return None
         check(folder)
@@ -165,16 +175,17 @@ class Store:
         relative = f"artifacts/{kind}/{name}"
         folder = self.storage.path(relative)
         if folder.exists():
+            self.tell(f"{folder} is damaged; it is made again")
             self.storage.delete(relative)
         for left in folder.parent.glob(f".{name}.*"):
             shutil.rmtree(left, ignore_errors=True)  # of a trainer that was killed: this process holds the lease
         aside = folder.with_name(f".{name}.{uuid.uuid4().hex[:8]}")
-        aside.mkdir()
+        patiently(lambda: aside.mkdir(parents=True, exist_ok=True), aside)
         try:
             info = write(aside)
             write_yaml(config, aside / "config.yaml")
             _write_info(aside, {"name": name, "kind": kind, "seed": config.victim.seed, **info})
-            aside.rename(folder)
+            patiently(lambda: aside.rename(folder), folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self.storage.push(relative, last="info.json")
@@ -186,15 +197,18 @@ def _write_info(folder: Path, info: Mapping[str, Any]) -> None:
 
     files = {path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.is_file()}
     body = {"schema_version": SCHEMA, **info, "versions": versions(), "sha256": files}
-    (folder / "info.json").write_text(json.dumps(body, indent=1, default=str), encoding="utf-8")
+    write_whole(folder / "info.json", json.dumps(body, indent=1, default=str))
 
 
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        hasher = hashlib.sha256()
-        while block := file.read(1 << 20):
-            hasher.update(block)
-    return hasher.hexdigest()
+    def read() -> str:
+        with path.open("rb") as file:
+            hasher = hashlib.sha256()
+            while block := file.read(1 << 20):
+                hasher.update(block)
+        return hasher.hexdigest()
+
+    return patiently(read, path)
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -204,7 +218,7 @@ def read_info(folder: Path) -> dict[str, Any]:
         ArtifactError: It is missing, damaged, or of another schema.
     """
     try:
-        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        info = json.loads(patiently((folder / "info.json").read_bytes, folder))
     except (OSError, ValueError) as error:
         raise ArtifactError(
             f"{folder}/info.json is not readable: {error}; delete the folder to train it again"

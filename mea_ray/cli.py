@@ -304,6 +304,21 @@ def bench_sweep(options: Options = None, output: Json = None, debug: Debug = Fal
     measure("sweep", options or [], output)
 
 
+@bench.command("efficiency", epilog=EPILOG)
+def bench_efficiency(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """Parallel efficiency of real trials: the same thefts with one worker and with several, in turns.
+
+    For example:
+
+      mea-ray bench efficiency
+
+      mea-ray bench efficiency workers=4 trials=16 budget=500
+    """
+    from mea_ray.report.commands import measure
+
+    measure("efficiency", options or [], output)
+
+
 @bench.command("train", epilog=EPILOG)
 def bench_train(options: Options = None, output: Json = None, debug: Debug = False) -> None:
     """Images per second of a victim's training with all its losses, against the plain supervised loop.

@@ -25,6 +25,7 @@ from mea_ray.choices import (
     WatermarkChoice,
 )
 from mea_ray.errors import ConfigError
+from mea_ray.files import write_whole
 from mea_ray.registry import nearest
 from mea_ray.trees import Tree, digest, load_tree, merge, parse_override, set_path
 
@@ -277,6 +278,9 @@ class ResourcesConfig(Config):
         default_factory=RoleResources, description="One training of a victim or a null model."
     )
     trial: RoleResources = Field(default_factory=RoleResources, description="One trial: a thief and its verification.")
+    storage_patience_s: float = Field(
+        300.0, ge=0, description="Seconds to wait for a storage that is full or away before a trial is given up."
+    )
     placement: Literal["pack", "spread"] = Field(
         "pack",
         description="Replicas of the services: packed on as few nodes as hold them, where Ray puts trials first, too; "
@@ -441,4 +445,4 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
 
 def write_yaml(config: Config, path: str | Path) -> None:
     """Write the resolved config, defaults filled in."""
-    Path(path).write_text(yaml.safe_dump(config.resolved(), sort_keys=False), encoding="utf-8")
+    write_whole(Path(path), yaml.safe_dump(config.resolved(), sort_keys=False))

@@ -98,5 +98,27 @@ class ServiceUnavailable(MeaRayError):
     """The victim service did not answer although the query was asked again; answers already received are kept."""
 
 
+class StorageUnavailable(MeaRayError):
+    """The storage is full or away, and was not back in time; what is finished is kept.
+
+    Args:
+        place: The folder.
+        why: ``full`` or ``away``.
+        waited_s: Seconds that it was waited for.
+        reason: What the operating system said.
+    """
+
+    def __init__(self, place: str, why: str, waited_s: float, reason: str) -> None:
+        super().__init__(place, why, waited_s, reason)
+        self.place, self.why, self.waited_s, self.reason = place, why, waited_s, reason
+
+    def __str__(self) -> str:
+        remedy = "free some space" if self.why == "full" else "make it reachable again"
+        return (
+            f"storage {self.place} is {self.why} and was not back within {self.waited_s:.0f} s ({self.reason}); "
+            f"{remedy}, then go on with --resume"
+        )
+
+
 class RequestConflict(QueryError):
     """A request id was used again for other images than the first time."""

@@ -20,6 +20,8 @@ from types import TracebackType
 
 import psutil
 
+from mea_ray.files import patiently
+
 
 def _machine() -> str:
     """Name where process numbers mean the same: a boot of a machine and, in it, one space of process numbers."""
@@ -60,7 +62,6 @@ class Lease:
         Returns:
             True when the lease is held, False when waiting was given up.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         while not give_up():
             if self.try_acquire():
                 return True
@@ -68,7 +69,10 @@ class Lease:
         return False
 
     def try_acquire(self) -> bool:
-        """Take the lease if it is free or its holder is dead; never waits."""
+        """Take the lease if it is free or its holder is dead; waits for nothing but a storage that is away."""
+        return patiently(self._try, self.folder / self.name)
+
+    def _try(self) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
         newest = self._newest()
         if newest is not None and not self._is_dead(self._file(newest)):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mea_ray.errors import ArtifactError
+from mea_ray.files import patiently, write_whole
 
 SCHEMA_VERSION = 1
 
@@ -201,10 +201,7 @@ class TrialResult(_Record):
 
     def save(self, path: Path) -> None:
         """Write aside, then rename: a reader never sees half a result."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(self.model_dump_json(indent=1), encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, self.model_dump_json(indent=1))
 
     @classmethod
     def load(cls, path: Path) -> TrialResult:
@@ -214,7 +211,7 @@ class TrialResult(_Record):
             ArtifactError: The file is missing, damaged, or of another schema.
         """
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(patiently(path.read_bytes, path))
         except (OSError, ValidationError) as error:
             raise ArtifactError(
                 f"{path} is no readable trial result: {error}; delete it and run with --resume"

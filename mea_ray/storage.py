@@ -10,10 +10,12 @@ import hashlib
 import os
 import shutil
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mea_ray.errors import ConfigError
+from mea_ray.files import patiently
 
 
 def _cache_root() -> Path:
@@ -61,7 +63,7 @@ class Storage:
         local = self.root / relative
         files = [local] if local.is_file() else [p for p in sorted(local.rglob("*")) if p.is_file() and _is_whole(p)]
         for file in sorted(files, key=lambda p: p.name == last):
-            self._upload(file, file.relative_to(self.root).as_posix())
+            patiently(partial(self._upload, file, file.relative_to(self.root).as_posix()), file)
 
     def pull(self, relative: str, *, last: str | None = None) -> bool:
         """Copy a remote file or folder here unless the files are here already; nothing to do for a path.
@@ -76,6 +78,10 @@ class Storage:
         if self.remote is None:
             path = self.root / relative
             return (path / last).exists() if last else path.exists()
+        return patiently(lambda: self._pull(relative, last), self.root / relative)
+
+    def _pull(self, relative: str, last: str | None) -> bool:
+        assert self.remote is not None
         from pyarrow import fs
 
         system, root = self.remote

@@ -90,3 +90,18 @@ def test_a_bad_chunk_keeps_nothing(tmp_path: Path, indices: np.ndarray, words: n
 def test_a_prefix_that_is_not_there_is_refused() -> None:
     with pytest.raises(DataError, match="holds 0"):
         TransferSet().prefix(1)
+
+
+def test_a_damaged_chunk_is_set_aside_where_somebody_listens(tmp_path: Path) -> None:
+    transfer = TransferSet(tmp_path)
+    for start in (0, 4, 8):
+        transfer.append(np.arange(start, start + 4), np.full((4, 3), start, np.float32))
+    (tmp_path / "chunk-000000000004.npz").write_bytes(b"damaged")
+    said: list[str] = []
+    again = TransferSet(tmp_path, on_damage=said.append)
+    assert again.indices.tolist() == [0, 1, 2, 3]
+    assert len(said) == 1 and "000000000004" in said[0] and "after 4 answers" in said[0]
+    again.append(np.arange(4, 8), np.full((4, 3), 4, np.float32))
+    assert TransferSet(tmp_path).indices.tolist() == list(range(8))
+    kept = sorted(path.name for path in tmp_path.glob("damaged-*"))
+    assert kept == ["damaged-chunk-000000000004.npz", "damaged-chunk-000000000008.npz"]

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.config import SweepConfig, build, write_yaml
 from mea_ray.errors import ConfigError
@@ -57,7 +59,9 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
     *good, bad = [trial.name for trial in plan(sweep).trials]
     transfer = tmp_path / "s" / "trials" / bad / "transfer"
     transfer.mkdir(parents=True)
-    (transfer / "chunk-000000000000.npz").write_bytes(b"damaged")
+    # Answers of another thief: asking them again would not be the same experiment.
+    answers = np.full((4, 10), 0.1, np.float32)
+    TransferSet(transfer).append(np.array([9, 9, 9, 9]), answers)
     heard: list[events.Event] = []
     pids: dict[str, int] = {}
     killed: list[str] = []
@@ -78,7 +82,7 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
     # Its process died, so it was started again; an error that would come again is not tried again.
     assert len(killed) == 1
     assert [event.trial for event in heard if isinstance(event, events.TrialRestarted)] == killed
-    assert list(outcome.failed) == [bad] and "damaged" in outcome.failed[bad]
+    assert list(outcome.failed) == [bad] and "asked in another order" in outcome.failed[bad]
     assert charged(outcome.folder) == dict.fromkeys(good, 96)
     for result in outcome.results:
         assert result.queries_charged == 96 and result.status == "finished"

@@ -98,7 +98,7 @@ class Active(TransferAttack):
         if self.selection == "random":
             return np.arange(min(self.round_images, len(unasked)))
         images, answers = thief.learnt()
-        overrides = {} if self.round_epochs is None else {"epochs": self.round_epochs}
+        overrides: dict[str, Any] = {} if self.round_epochs is None else {"epochs": self.round_epochs}
         # Shuffled, for ties are given to the first.
         shown = numpy_generator(thief.seed, "candidates", number).permutation(len(unasked))[: self.candidates]
         model = thief.new_model("round", number)

@@ -29,6 +29,7 @@ from mea_ray.errors import ConfigError, DataError
 from mea_ray.models.base import ImageModel
 from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.engine import TrainReport, train
+from mea_ray.training.keep import Keep
 from mea_ray.training.objective import Objective
 from mea_ray.types import Answers, BlackBox, FloatImages, Images, Labels
 
@@ -151,6 +152,7 @@ class Thief:
         answers: Answers,
         *names: str | int,
         validate: Any = None,
+        keep: Keep | None = None,
         **overrides: Any,
     ) -> TrainReport:
         """Train a model on answered images, in place; it ends on the CPU, in eval mode.
@@ -161,11 +163,14 @@ class Thief:
             answers: float32 (N, classes).
             *names: Name of the random stream.
             validate: See the engine; None trains to the end.
+            keep: See the engine.
             **overrides: Settings of the training engine in place of the thief's own.
         """
         settings = {**self.training, **({} if validate is not None else {"early_stop_patience": None}), **overrides}
         objective = self.objective(answers) if self.objective is not None else Distil(self.learning, answers)
-        return train(model, images, None, objective, seed=derive(self.seed, *names), validate=validate, **settings)
+        return train(
+            model, images, None, objective, seed=derive(self.seed, *names), validate=validate, keep=keep, **settings
+        )
 
 
 class TransferAttack(Attack):
@@ -310,8 +315,10 @@ class TransferAttack(Attack):
         kept = len(images) - held_out
         model = thief.new_model("substitute", budget)
         validate = partial(agreement, images=images[kept:], said=answers[kept:].argmax(1)) if held_out else None
+        path = thief.transfer.path
+        keep = Keep(path.with_name(f"substitute-{budget}.state")) if path is not None else None
         report = thief.fit(
-            model, images[:kept], answers[:kept], "training", budget, validate=validate, **self.overrides
+            model, images[:kept], answers[:kept], "training", budget, validate=validate, keep=keep, **self.overrides
         )
         return Rung(budget, thief.asked, model, report.epochs, report.seconds, thief.curves_within(thief.asked))
 

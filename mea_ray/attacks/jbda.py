@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -114,7 +114,7 @@ class Jbda(TransferAttack):
     def _round(self, thief: Thief, asked: set[int], number: int) -> Generator[Ask, Answers, int]:
         """Ask the new points of a round, and return how many there were."""
         images, answers = thief.learnt()
-        overrides = {} if self.rounds_epochs is None else {"epochs": self.rounds_epochs}
+        overrides: dict[str, Any] = {} if self.rounds_epochs is None else {"epochs": self.rounds_epochs}
         model = thief.new_model("round", number)
         with devices.exact():
             thief.fit(model, images, answers, "round", number, **overrides)

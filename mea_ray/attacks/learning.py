@@ -153,6 +153,8 @@ class Distil(Objective):
         answers: float32, (N, classes), of the images that are trained on, in their order.
     """
 
+    resumable = True
+
     def __init__(self, learning: Learning, answers: Answers) -> None:
         super().__init__()
         self.learning = learning

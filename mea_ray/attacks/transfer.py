@@ -6,8 +6,9 @@ its content. Made images that a substitute will be trained on are kept beside th
 
 from __future__ import annotations
 
-import os
+import io
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mea_ray.errors import ArtifactError, DataError
+from mea_ray.files import patiently, write_whole
 from mea_ray.types import Answers, Images
 
 Indices = npt.NDArray[np.int64]
@@ -39,19 +41,30 @@ class TransferSet:
 
     Args:
         path: Folder of the chunks, made if it is missing; in memory only when None.
+        on_damage: Told a sentence when a chunk cannot be used. It is then set aside with all that follow, and their
+            images are asked again: a ledger that knows the requests charges nothing for that.
 
     Raises:
-        ArtifactError: A chunk is damaged, missing in the sequence, or does not fit the others.
+        ArtifactError: A chunk is damaged, missing in the sequence, or does not fit the others, and there is no
+            ``on_damage``.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, on_damage: Callable[[str], None] | None = None) -> None:
         self.path = Path(path) if path is not None else None
         self._chunks: list[_Chunk] = []
         self._unwritten: list[_Chunk] = []
         self._length = 0
         if self.path is not None:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._read(self.path)
+            folder = self.path
+            patiently(lambda: folder.mkdir(parents=True, exist_ok=True), folder)
+            try:
+                self._read(folder)
+            except ArtifactError as error:
+                if on_damage is None:
+                    raise
+                self._set_aside(folder)
+                found, _, _ = str(error).partition("; delete")
+                on_damage(f"{found}; what comes after {self._length} answers is asked again and not charged again")
 
     def __len__(self) -> int:
         return self._length
@@ -173,13 +186,16 @@ class TransferSet:
 
     @staticmethod
     def _write(path: Path, chunk: _Chunk) -> None:
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
         parts = {"indices": chunk.indices, "answers": chunk.answers, "probe": chunk.probe}
-        with aside.open("wb") as file:
-            np.savez(file, **parts, **({"made": chunk.made} if chunk.made is not None else {}))  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        content = io.BytesIO()
+        np.savez(content, **parts, **({"made": chunk.made} if chunk.made is not None else {}))  # type: ignore[arg-type]
+        write_whole(path, content.getvalue())
+
+    def _set_aside(self, folder: Path) -> None:
+        """Rename the chunks that were not read, so that they are found by a person and by nobody else."""
+        for path in sorted(folder.glob("chunk-*.npz")):
+            if path.name >= f"chunk-{self._length:012d}.npz":
+                path.rename(path.with_name(f"damaged-{path.name}"))
 
     def _read(self, folder: Path) -> None:
         # Only renamed chunks count: what a killed writer left aside starts with a dot and is not matched.
@@ -188,7 +204,7 @@ class TransferSet:
             if path.name != f"chunk-{self._length:012d}.npz":
                 raise ArtifactError(f"{folder} lacks the chunk at {self._length}: next is {path.name}; {remedy}")
             try:
-                with np.load(path, allow_pickle=False) as file:
+                with np.load(io.BytesIO(patiently(path.read_bytes, path)), allow_pickle=False) as file:
                     made = file.get("made")
                     chunk = _Chunk(file["indices"], file["answers"], file["probe"], made)
                 types = [str(part.dtype) for part in (chunk.indices, chunk.answers, chunk.probe)]

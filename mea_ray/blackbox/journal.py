@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mea_ray.errors import ArtifactError
+from mea_ray.errors import ArtifactError, StorageUnavailable
 
 _SCHEMA_VERSION = 1
 _TABLES = """
@@ -74,17 +75,29 @@ class Journal:
         yield from self._database.execute("SELECT client, request_id, images, digest FROM requests")
 
     def write(self, clients: Sequence[tuple[Any, ...]], requests: Sequence[tuple[Any, ...]]) -> None:
-        """Commit changed clients and new requests in one transaction: all of it or nothing is on disk afterwards."""
+        """Commit changed clients and new requests in one transaction: all of it or nothing is on disk afterwards.
+
+        Raises:
+            StorageUnavailable: The disk is full or away; nothing was written, and it may be tried again.
+        """
         database = self._database
-        database.execute("BEGIN IMMEDIATE")
         try:
+            database.execute("BEGIN IMMEDIATE")
             database.executemany("INSERT OR REPLACE INTO clients VALUES (?, ?, ?, ?, ?, ?)", clients)
             database.executemany("INSERT INTO requests VALUES (?, ?, ?, ?)", requests)
             database.execute("COMMIT")
-        except BaseException:
-            database.execute("ROLLBACK")
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):  # a full disk has rolled it back already
+                database.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise passing(self.path, error) from error
             raise
 
     def close(self) -> None:
         """Close the file and give up its lock."""
         self._database.close()
+
+
+def passing(path: Path, error: sqlite3.OperationalError) -> StorageUnavailable:
+    """Return SQLite's complaint about its disk as what it is: a state that passes."""
+    return StorageUnavailable(str(path), "full" if "full" in str(error) else "away", 0.0, str(error))

@@ -12,6 +12,7 @@ answer was marked is kept, with the class that the client was told for it, whate
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sqlite3
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mea_ray.blackbox.journal import passing
 from mea_ray.blackbox.policies import Source, Told, eight_bits
 from mea_ray.results import QueryLogRecord
 from mea_ray.types import Answers, FloatImages, Images
@@ -158,7 +160,7 @@ def note(client: str, request_id: str, images: Images | FloatImages, told: Told,
 class QueryLog:
     """Notes of all clients. Not thread-safe: one owner calls it, one call at a time.
 
-    A log that cannot be written does no harm: it says so once, and forgets.
+    A log that cannot be opened or read does no harm: it says so once, and forgets.
 
     Args:
         path: SQLite file, continued if it is there; in memory when None. It survives the death of its process (not that
@@ -167,6 +169,7 @@ class QueryLog:
 
     def __init__(self, path: Path | str | None = None) -> None:
         self._database: sqlite3.Connection | None = None
+        self._path = Path(path or ":memory:")
         try:
             if path is not None:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +184,11 @@ class QueryLog:
             self._give_up(error)
 
     def add(self, notes: Sequence[Note]) -> None:
-        """Keep notes; one whose request was noted before is ignored."""
+        """Keep notes; one whose request was noted before is ignored.
+
+        Raises:
+            StorageUnavailable: The disk is full or away; nothing was kept, and it may be tried again.
+        """
         if self._database is None:
             return
         made = [Note._make(each) for each in notes]
@@ -198,6 +205,10 @@ class QueryLog:
             self._database.executemany("INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?)", rows)
             self._database.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?, ?, ?, ?)", marks)
             self._database.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.execute("ROLLBACK")
+            raise passing(self._path, error) from error
         except sqlite3.Error as error:
             self._give_up(error)
 

@@ -13,6 +13,7 @@ from mea_ray.report.terminal import component_table, config_table, names_table
 BENCHMARKS = Table(
     "benchmark",
     {
+        "efficiency": "mea_ray.bench.efficiency:bench_efficiency",
         "service": "mea_ray.bench.service:bench_service",
         "sweep": "mea_ray.bench.sweep:bench_sweep",
         "train": "mea_ray.bench.train:bench_train",

@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from mea_ray.errors import QueryError, RateLimited, ServiceUnavailable
+from mea_ray.files import PATIENCE
 from mea_ray.service.naming import find
 from mea_ray.types import Answers
 
@@ -98,7 +99,7 @@ class _Flights:
         self.later: list[tuple[float, int]] = []
         self.outcomes: dict[int, Answers | Exception] = {}
         self.launched = 0
-        self.refused = False
+        self.refused = self.told = False
 
     def _find(self, name: str) -> None:
         try:
@@ -207,6 +208,9 @@ class _Flights:
             self._give_up(flight.index, f"it failed {request.failures} times on one request, last: {reason}")
         else:
             request.avoid = flight.replica
+            if request.failures == 2 and not self.told:
+                self.told = True
+                PATIENCE.tell(f"service {self.service}: {reason.splitlines()[0][:200]}; asking again, charged once")
             # What fails may need a while: a ledger whose disk is full or away, say.
             pause = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * _RETRY_FACTOR ** (request.failures - 1))
             self._again(flight.index, pause)

@@ -22,9 +22,9 @@ from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.ledger import Charge
 from mea_ray.blackbox.passes import FixedShapePasses, answer_size, default_pass_images
 from mea_ray.blackbox.policies import Told
-from mea_ray.blackbox.query_log import note, sample_size
+from mea_ray.blackbox.query_log import Note, note, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
-from mea_ray.errors import ServiceUnavailable
+from mea_ray.errors import ServiceUnavailable, StorageUnavailable
 from mea_ray.service.naming import find, ledger_name
 from mea_ray.service.watch import incarnation
 from mea_ray.serving import answer_policy, stored_key, stored_owners_images
@@ -33,6 +33,7 @@ from mea_ray.training.device import device, use_gpus, use_threads
 from mea_ray.types import Answers, FloatImages, Images
 
 logger = logging.getLogger(__name__)
+_NOTE_PAUSES_S = (0.25, 1.0, 4.0, 16.0, 60.0)
 
 
 @dataclass
@@ -223,10 +224,23 @@ class Replica:
             )
             for request, each in zip(batch, told, strict=True)
         ]
-        await _quietly(self._ledger.note.remote(notes))
+        await self._noted(notes)
         for request, each in zip(batch, told, strict=True):
             if not request.answered.done():
                 request.answered.set_result(each.answers)
+
+    async def _noted(self, notes: list[Note]) -> None:
+        """Have notes kept; a full disk is waited for. Whatever else the log complains about must not reach a client."""
+        for pause in (*_NOTE_PAUSES_S, None):
+            try:
+                await self._ledger.note.remote(notes)
+                return
+            except Exception as error:  # the ledger's actor is gone for good, say, which the next charge will say
+                passes = isinstance(getattr(error, "cause", None), StorageUnavailable)
+                if pause is None or not passes:
+                    logger.warning("answers were not noted in the query log: %s", error)
+                    return
+            await asyncio.sleep(pause)
 
     async def settle(self) -> None:
         """Wait until the log holds all that was answered."""
@@ -262,14 +276,6 @@ class Replica:
         batch = [self._paid.popleft() for _ in range(best)]
         self._paid_images -= sum(len(request.images) for request in batch)
         return batch
-
-
-async def _quietly(told: Any) -> None:
-    """Wait for the log; what it has to complain about must not reach a client."""
-    try:
-        await told
-    except Exception as error:  # the ledger's actor is gone for good, which the next charge will say
-        logger.warning("answers were not noted in the query log: %s", error)
 
 
 def _fail(request: _Request, error: Exception) -> None:

@@ -70,6 +70,7 @@ class Broker:
         placement_group: Where they run; anywhere when None.
         start: ``VictimService.start``, or what stands for it in a test.
         on_event: Told when a service is started, and when one of its actors died.
+        be_patient: Called first, in the process of the broker: it says how long to wait for the storage.
     """
 
     def __init__(
@@ -80,7 +81,9 @@ class Broker:
         placement_group: Any = None,
         start: Callable[..., Any] | None = None,
         on_event: Callable[[Any], None] | None = None,
+        be_patient: Callable[[], None] = lambda: None,
     ) -> None:
+        be_patient()
         self.prefix, self.ledgers, self.max_services = prefix, ledgers, max_services
         self._group, self._start, self._on_event = placement_group, start, on_event
         self._slots: dict[str, _Slot] = {}

@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict
 from mea_ray.artifacts import Store
 from mea_ray.config import ExperimentConfig, digest
 from mea_ray.errors import ConfigError
+from mea_ray.files import write_whole
 from mea_ray.proving import marks_answers
 from mea_ray.results import ModelReport
 from mea_ray.storage import Storage
 from mea_ray.sweep import cluster
-from mea_ray.sweep.folder import read_model, write_text
+from mea_ray.sweep.folder import read_model
 from mea_ray.sweep.trainable import use_resources
 from mea_ray.verification.calibration import Threshold, thresholds
 
@@ -137,7 +138,7 @@ def calibrate(
         with cluster.quiet(), cluster.ray_cluster(address) as ray:
             for pair in _run(ray, config, left):
                 for found in pair:
-                    write_text(_file(folder, found.role, found.index), found.model_dump_json(indent=1))
+                    write_whole(_file(folder, found.role, found.index), found.model_dump_json(indent=1))
                     tell(found)
     found_models = [done[role, index] for index in range(models) for role in ROLES]
     innocent, marked = ([m for m in found_models if m.role == role] for role in ("null", "victim"))
@@ -153,7 +154,7 @@ def calibrate(
             [m.best_forgery for m in innocent], [m.wsr for m in marked], paper=paper, significance=significance
         ),
     )
-    write_text(folder / "calibration.json", calibration.model_dump_json(indent=1))
+    write_whole(folder / "calibration.json", calibration.model_dump_json(indent=1))
     return calibration, folder
 
 

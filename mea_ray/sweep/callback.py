@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from ray import tune
 
+from mea_ray.errors import MeaRayError
 from mea_ray.results import TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder, read_model
@@ -71,6 +73,7 @@ class Finisher:
         """Take the result of a trial that ended by itself or by the scheduler."""
         self.ended.add(trial)
         self.release(trial)
+        self.folder.wait()
         work = self.folder.trial(trial)
         path = self.folder.result_path(trial)
         reason = work.failure()
@@ -161,8 +164,13 @@ class TuneCallback(tune.Callback):
 
 
 def _reason(trial: Any) -> str:
-    """Return the last line of a trial's error, which says what happened."""
+    """Return what happened to a trial, in one line: an error of ours as it is, of Ray's the sentence that says why."""
     with contextlib.suppress(Exception):
-        lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
-        return next((line for line in lines if "died" in line or "Error" in line), lines[-1])[:300]
+        # Where Tune writes it first; it reaches Tune's storage later than this is called.
+        error = pickle.loads(Path(trial.local_path, trial.run_metadata.pickled_error_filename).read_bytes())
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, MeaRayError):
+            return f"{type(cause).__name__}: {cause}"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return next((line for line in lines if "because" in line or "node" in line), lines[-1])[:300]
     return "unknown"

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,25 +16,19 @@ from pydantic import BaseModel, ValidationError
 
 from mea_ray.config import SweepConfig, write_yaml
 from mea_ray.errors import ArtifactError, ConfigError
+from mea_ray.files import PATIENCE, patiently, write_whole
 from mea_ray.results import DetectionResult, RemovalResult, RungResult, TrialResult
 from mea_ray.storage import Storage
+from mea_ray.sweep.events import OnEvent, Warned
 from mea_ray.sweep.plan import Plan, check_same
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write aside, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-
-
 def read_model(model: type[ModelT], path: Path) -> ModelT | None:
     """Read a record; None if it is missing or damaged, so that it is made again."""
     try:
-        return model.model_validate_json(path.read_text(encoding="utf-8"))
+        return model.model_validate_json(patiently(path.read_bytes, path))
     except (OSError, ValidationError):
         return None
 
@@ -79,14 +72,34 @@ class TrialFolder:
         """Folder of the substitute of one rung."""
         return self.path / "substitutes" / str(budget)
 
-    def rungs(self, budgets: Iterable[int]) -> dict[int, RungResult]:
-        """Return the finished rungs; a damaged record counts as not finished."""
-        read = {budget: read_model(RungResult, self._rung(budget)) for budget in budgets}
-        return {budget: rung for budget, rung in read.items() if rung is not None}
+    def rungs(self, budgets: Iterable[int], warn: Callable[[str], None]) -> dict[int, RungResult]:
+        """Return the finished rungs whose record and substitute are as they were written.
+
+        Args:
+            budgets: Which rungs.
+            warn: Told a sentence for each that was finished and has to be done again.
+        """
+        from mea_ray.training.checkpoint import check_model
+
+        sound = {}
+        for budget in budgets:
+            path = self._rung(budget)
+            if not path.exists():
+                continue
+            rung = read_model(RungResult, path)
+            try:
+                if rung is None:
+                    raise ArtifactError(f"{path} is damaged")
+                check_model(self.substitute(budget))
+            except ArtifactError as error:
+                warn(f"{error}; the rung of {budget} queries is done again from the answers that are kept")
+            else:
+                sound[budget] = rung
+        return sound
 
     def save_rung(self, rung: RungResult) -> None:
         """Keep a finished rung."""
-        write_text(self._rung(rung.budget), rung.model_dump_json(indent=1))
+        write_whole(self._rung(rung.budget), rung.model_dump_json(indent=1))
 
     def control(self, index: int) -> RungResult | None:
         """Return the theft of the ``index``-th null model; None if it is not done."""
@@ -94,7 +107,7 @@ class TrialFolder:
 
     def save_control(self, index: int, rung: RungResult) -> None:
         """Keep the theft of the ``index``-th null model."""
-        write_text(self._control(index), rung.model_dump_json(indent=1))
+        write_whole(self._control(index), rung.model_dump_json(indent=1))
 
     def removal(self, name: str) -> RemovalResult | None:
         """Return a finished removal; None if it is not done."""
@@ -102,7 +115,7 @@ class TrialFolder:
 
     def save_removal(self, name: str, result: RemovalResult) -> None:
         """Keep a finished removal."""
-        write_text(self._removal(name), result.model_dump_json(indent=1))
+        write_whole(self._removal(name), result.model_dump_json(indent=1))
 
     def detection(self, name: str) -> DetectionResult | None:
         """Return a finished detection; None if it is not done."""
@@ -110,11 +123,11 @@ class TrialFolder:
 
     def save_detection(self, name: str, result: DetectionResult) -> None:
         """Keep a finished detection."""
-        write_text(self._detection(name), result.model_dump_json(indent=1))
+        write_whole(self._detection(name), result.model_dump_json(indent=1))
 
     def save_point(self, point: Mapping[str, Any]) -> None:
         """Keep what the sweep set, for a search that has to suggest it again."""
-        write_text(self.path / "point.json", json.dumps(dict(point), indent=1))
+        write_whole(self.path / "point.json", json.dumps(dict(point), indent=1))
 
     def point(self) -> dict[str, Any] | None:
         """Return what the sweep set; None if the trial was never begun."""
@@ -125,7 +138,7 @@ class TrialFolder:
 
     def save_error(self, reason: str, trace: str) -> None:
         """Keep why the trial was given up."""
-        write_text(self.error, json.dumps({"reason": reason, "traceback": trace}, indent=1))
+        write_whole(self.error, json.dumps({"reason": reason, "traceback": trace}, indent=1))
 
     def failure(self) -> str | None:
         """Return why the trial was given up in this run; None if it was not."""
@@ -193,6 +206,23 @@ class SweepFolder:
         self.push("sweep.yaml")
         self.push("plan.json")
 
+    @property
+    def marker(self) -> Path:
+        """A file that is there as long as the storage is."""
+        return self.path / "plan.json"
+
+    def be_patient(self, seconds: float, on_event: OnEvent) -> None:
+        """Have this process wait for the storage while it is full or away, and tell it."""
+        PATIENCE.begin(seconds, self.marker, lambda text: on_event(Warned(text)))
+
+    def wait(self) -> None:
+        """Wait until the storage is there.
+
+        Raises:
+            StorageUnavailable: It did not come in time.
+        """
+        patiently(lambda: None, self.marker)
+
     def discard_if_unused(self) -> None:
         """Remove the folder of a sweep that was refused before its first trial, so that its name is free again."""
         if not any((self.path / "trials").iterdir()) and not any((self.path / "results").iterdir()):
@@ -220,6 +250,10 @@ class SweepFolder:
     def results(self) -> Results:
         """Return all readable results, in the order of their names."""
         return Results(self.path / "results")
+
+    def damaged_results(self) -> list[Path]:
+        """Return the files of results that cannot be read."""
+        return [path for path in sorted((self.path / "results").glob("*.json")) if self.result(path.stem) is None]
 
     def push(self, relative: str) -> None:
         """Copy one file or folder of the sweep to a remote storage."""

@@ -12,6 +12,7 @@ from typing import Any
 from mea_ray.artifacts import null_id, prepared_id, victim_id
 from mea_ray.config import ExperimentConfig, SweepConfig, digest
 from mea_ray.errors import ArtifactError, ConfigError
+from mea_ray.files import write_whole
 from mea_ray.sweep.space import Point, axes, experiment_at, points, probes
 
 PLAN_SCHEMA = 1
@@ -116,9 +117,7 @@ class Plan:
                 for t in self.trials
             ],
         }
-        aside = path.with_name(f".{path.name}")
-        aside.write_text(json.dumps(body, indent=1), encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, json.dumps(body, indent=1))
 
 
 def plan(sweep: SweepConfig) -> Plan:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from mea_ray.artifacts import Store
 from mea_ray.config import SweepConfig
 from mea_ray.errors import ConfigError, MeaRayError
+from mea_ray.files import PATIENCE
 from mea_ray.service.naming import NAMESPACE
 from mea_ray.sweep import cluster, events, search
 from mea_ray.sweep.broker import Broker, ServiceSpec, needs
@@ -27,6 +31,8 @@ from mea_ray.sweep.trial import Work, run_trial
 from mea_ray.tracking import trackers
 
 logger = logging.getLogger(__name__)
+
+SAID_ONCE_IN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ def run_sweep(
             sum(trial.queries for trial in left) if not the_plan.adaptive else the_plan.queries,
         )
     )
+    for path in folder.damaged_results():
+        tell(events.Warned(f"{path} is damaged; the trial is run again from its finished rungs"))
     shown = trackers(sweep.base.tracking, folder.path, sweep.name, warn=lambda text: tell(events.Warned(text)))
     shown.log_config(sweep.resolved())
     finisher = Finisher(folder, shown, tell)
@@ -94,8 +102,11 @@ def run_sweep(
     try:
         for trial in sorted(done):  # a driver that was killed may have shown none of them
             finisher.show(trial)
+        patience = PATIENCE.during(
+            sweep.base.resources.storage_patience_s, folder.marker, lambda text: tell(events.Warned(text))
+        )
         if samples > 0:
-            with cluster.quiet(), cluster.ray_cluster(address) as ray:
+            with patience, cluster.quiet(), cluster.ray_cluster(address) as ray:
                 _Driver(sweep, the_plan, folder, finisher, tell, ray, work).run(left, samples)
         results = folder.results()
         finisher.drain()
@@ -119,14 +130,23 @@ class _Teller:
 
     def __init__(self, on_event: events.OnEvent, log: EventLog) -> None:
         self._on_event, self.log, self._lock = on_event, log, threading.Lock()
+        self._warned: dict[str, float] = {}
 
     def __call__(self, event: events.Event) -> None:
         with self._lock:
+            if isinstance(event, events.Warned) and self._just_said(event.message):
+                return
             self.log(event)
             try:
                 self._on_event(event)
             except Exception:
                 logger.exception("the listener of the sweep's events failed on %r; the sweep goes on", event)
+
+    def _just_said(self, message: str) -> bool:
+        """Every process notices when the storage is away; it is said once."""
+        now = time.monotonic()
+        before, self._warned[message] = self._warned.get(message), now
+        return before is not None and now - before < SAID_ONCE_IN_S
 
 
 class _Driver:
@@ -284,6 +304,7 @@ class _Driver:
     @contextlib.contextmanager
     def _broker(self, demand: cluster.Demand, group: Any, tell: SinkSender) -> Iterator[Any]:
         ray, prefix = self.ray, f"{self.sweep.name}-{uuid.uuid4().hex[:8]}"
+        be_patient = partial(self.folder.be_patient, self.sweep.base.resources.storage_patience_s, tell)
         broker = (
             ray.remote(Broker)
             .options(
@@ -296,7 +317,7 @@ class _Driver:
                 max_restarts=-1,
                 max_task_retries=-1,
             )
-            .remote(prefix, str(self.folder.path / "ledgers"), demand.services, group, None, tell)
+            .remote(prefix, str(self.folder.path / "ledgers"), demand.services, group, None, tell, be_patient)
         )
         try:
             yield broker
@@ -306,6 +327,10 @@ class _Driver:
             ray.kill(broker)
 
     def _tune(self, context: TrialContext, data: Mapping[str, Any], samples: int, at_once: int) -> None:
+        with tempfile.TemporaryDirectory(prefix="mea_ray_tune_", ignore_cleanup_errors=True) as notes:
+            self._fit(context, data, samples, at_once, notes)
+
+    def _fit(self, context: TrialContext, data: Mapping[str, Any], samples: int, at_once: int, notes: str) -> None:
         from ray import tune
 
         role = self.sweep.base.resources.trial
@@ -333,7 +358,8 @@ class _Driver:
             ),
             run_config=tune.RunConfig(
                 name=f"run-{uuid.uuid4().hex[:8]}",
-                storage_path=str(self.folder.path / "tune"),
+                # Its own notes, which nobody reads: not where a storage that is away would hold up all trials.
+                storage_path=notes,
                 verbose=0,
                 callbacks=[self.finisher.callback()],
                 failure_config=tune.FailureConfig(max_failures=self.sweep.max_failures),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mea_ray.artifacts import Store
 from mea_ray.config import ExperimentConfig, SweepConfig
-from mea_ray.errors import ServiceUnavailable
+from mea_ray.errors import ServiceUnavailable, StorageUnavailable
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.objective import JUDGED, judged
@@ -90,13 +90,15 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
         loaded: Prepared = ray.get(data[trial.data]) if trial.data in data else prepare(trial.config)
         return loaded
 
+    context.folder.be_patient(context.sweep.base.resources.storage_patience_s, context.tell)
+
     def report(numbers: dict[str, float]) -> None:
         tune.report({**numbers, JUDGED: judged(context.sweep.search, numbers)})
 
     tools = Tools(context.folder, context.broker, context.tell, report)
     try:
         context.work(trial, prepared, tools, os.getpid(), ray.get_runtime_context().get_node_id())
-    except (ServiceUnavailable, RayError):
+    except (ServiceUnavailable, StorageUnavailable, RayError):
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -133,7 +135,8 @@ def train_model(
     """
     reserved = config.resources.victim
     use_resources(reserved.cpus, reserved.gpus)
-    store = Store(folder.storage)
+    folder.be_patient(config.resources.storage_patience_s, tell)
+    store = Store(folder.storage, tell=lambda text: tell(events.Warned(text)))
     on_epoch = epoch_events(role, name, config.victim.training.epochs, tell)
     if role == "victim":
         path = store.get_or_train_victim(config, lambda: prepared, on_epoch)

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from mea_ray.artifacts import Store
 from mea_ray.config import digest, write_yaml
 from mea_ray.errors import ServiceUnavailable
+from mea_ray.files import write_whole
 from mea_ray.results import DetectionResult, ModelReport, RemovalResult, RungResult, TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.broker import CLIENT_FIELDS, Hold, ServiceSpec
-from mea_ray.sweep.folder import SweepFolder, TrialFolder, read_model, write_text
+from mea_ray.sweep.folder import SweepFolder, TrialFolder, read_model
 from mea_ray.sweep.plan import PlannedTrial
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def run_trial(trial: PlannedTrial, prepared: Callable[[], Prepared], tools: Tool
         The result; it is on disk already.
     """
     started = time.perf_counter()
+    tools.folder.wait()
     done = tools.folder.result(trial.name)
     if done is not None:
         for rung in done.rungs:
@@ -115,10 +117,15 @@ def run_trial(trial: PlannedTrial, prepared: Callable[[], Prepared], tools: Tool
     write_yaml(trial.config, work.path / "config.yaml")
     work.save_point(trial.point)
     before = read_model(TrialResult, work.partial)
-    finished = work.rungs(trial.config.thief.budgets)
+    warn = partial(_warn, tools, trial.name)
+    finished = work.rungs(trial.config.thief.budgets, warn)
     told = events.TrialStarted(trial.name, trial.point, pid, node, trial.config.thief.budgets, len(finished))
     tools.on_event(told)
     return _Run(trial, prepared(), tools, work, started - (before.seconds if before else 0.0)).run(finished)
+
+
+def _warn(tools: Tools, trial: str, text: str) -> None:
+    tools.on_event(events.Warned(f"trial {trial}: {text}"))
 
 
 class _Run:
@@ -131,7 +138,8 @@ class _Run:
 
         self.trial, self.config, self.prepared = trial, trial.config, prepared
         self.tools, self.work, self.started = tools, work, started
-        self.store = Store(tools.folder.storage)
+        self.warn = partial(_warn, tools, trial.name)
+        self.store = Store(tools.folder.storage, tell=self.warn)
         self.accounts = accounts_to_register(trial.config, trial.name)
         self.controls: list[RungResult] = []
         self.removals: list[RemovalResult] = []
@@ -192,13 +200,13 @@ class _Run:
         if found is None:
             proof = make().at(config.thief.budgets[-1])
             found = Assessment(victim=proof.victim, nulls=proof.nulls)
-            write_text(path, found.model_dump_json(indent=1))
+            write_whole(path, found.model_dump_json(indent=1))
         return make(Proof(key, found.victim, found.nulls))
 
     def _transfer(self) -> Any:
         from mea_ray.attacks.transfer import TransferSet
 
-        return TransferSet(self.work.transfer)
+        return TransferSet(self.work.transfer, on_damage=self.warn)
 
     def _rungs(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from mea_ray.errors import ArtifactError, ConfigError
+from mea_ray.files import patiently, write_whole
 
 if TYPE_CHECKING:
     from mea_ray.models.base import ImageModel
@@ -44,9 +44,23 @@ def save_model(folder: Path, model: ImageModel, info: Mapping[str, Any]) -> None
     weights = save_tensors(state)
     body = {"schema_version": SCHEMA_VERSION, "sha256": hashlib.sha256(weights).hexdigest(), "spec": spec}
     description = json.dumps({**body, "info": dict(info)}, indent=2, sort_keys=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS, weights)
-    _write(folder / DESCRIPTION, description.encode())
+    write_whole(folder / WEIGHTS, weights)
+    write_whole(folder / DESCRIPTION, description)
+
+
+def check_model(folder: Path) -> None:
+    """Compare a folder's weights with their checksum, without building the network.
+
+    Raises:
+        ArtifactError: A file is missing or damaged.
+    """
+    try:
+        weights = patiently((folder / WEIGHTS).read_bytes, folder / WEIGHTS)
+        digest = json.loads(patiently((folder / DESCRIPTION).read_bytes, folder / DESCRIPTION))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder} holds no readable model: {error}") from error
+    if hashlib.sha256(weights).hexdigest() != digest:
+        raise ArtifactError(f"{folder / WEIGHTS} is not what {DESCRIPTION} describes")
 
 
 def load_model(folder: Path) -> tuple[ImageModel, dict[str, Any]]:
@@ -63,8 +77,8 @@ def load_model(folder: Path) -> tuple[ImageModel, dict[str, Any]]:
     folder = Path(folder)
     remedy = "train the model again, or restore the folder from a copy"
     try:
-        weights = (folder / WEIGHTS).read_bytes()
-        body = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        weights = patiently((folder / WEIGHTS).read_bytes, folder / WEIGHTS)
+        body = json.loads(patiently((folder / DESCRIPTION).read_bytes, folder / DESCRIPTION))
         version, digest, spec, info = (body[key] for key in ("schema_version", "sha256", "spec", "info"))
         if version != SCHEMA_VERSION:
             raise ArtifactError(f"{folder / DESCRIPTION} has schema version {version}, not {SCHEMA_VERSION}; {remedy}")
@@ -77,15 +91,3 @@ def load_model(folder: Path) -> tuple[ImageModel, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, ConfigError, RuntimeError) as error:
         raise ArtifactError(f"{folder} holds no readable model: {type(error).__name__}: {error}; {remedy}") from error
     return model.eval(), info
-
-
-def _write(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from mea_ray import seeding
 from mea_ray.errors import ConfigError
 from mea_ray.training import device as devices
 from mea_ray.training.augment import Augment, to_float
+from mea_ray.training.keep import Keep, Running
 from mea_ray.training.loader import Loader, check_data, normalises_batches
 from mea_ray.training.objective import Batch, Objective, StepContext
 from mea_ray.training.progress import Best, Losses, check_weights
@@ -57,6 +58,7 @@ def train(
     device: torch.device | None = None,
     validate: Callable[[nn.Module], float] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    keep: Keep | None = None,
     epochs: int = 20,
     batch_size: int = 128,
     optimizer: Literal["adam", "adamw", "sgd"] = "adam",
@@ -89,6 +91,8 @@ def train(
         validate: Rates the model after each epoch, higher is better; gets it in eval mode on ``device``.
         on_epoch: Called after each epoch with ``epoch`` (from 1), ``epochs``, ``loss``, the mean of each loss term
             under its name, ``validation`` (None without ``validate``), ``seconds`` and ``learning_rate`` (the last).
+        keep: Where the state is kept after an epoch, and taken up by the next process that trains the same; ignored for
+            an objective that is not ``resumable``.
         epochs: See ``TrainingConfig``, as for all that follow.
         batch_size: A last, smaller batch is used too, unless it is one image and the model normalises batches.
         optimizer: Fused where torch has it.
@@ -157,7 +161,11 @@ def train(
             network = torch.compile(model) if compile else model
             losses, best = Losses(1 if where.type == "cpu" else STEPS_BETWEEN_CHECKS), Best(model)
             objective.start(StepContext(where, own, lambda x: to_float(augment_lent(x), nhwc), epochs, data.steps))
-            for epoch in range(epochs):
+            name = f"{seed}/{epochs}/{len(images)}/{batch_size}/{optimizer}/{learning_rate}"
+            kept = keep if objective.resumable else None
+            running = Running(kept, name, model, beside, optimiser, (order, drawn, lent, own), best)
+            history, seen = running.begin()
+            for epoch in range(len(history), epochs):
                 epoch_started = time.perf_counter()
                 model.train()
                 objective.start_epoch(epoch)
@@ -182,11 +190,16 @@ def train(
                 summary = {"epoch": epoch + 1, "epochs": epochs, **means, "validation": validation}
                 seconds = time.perf_counter() - epoch_started
                 history.append({**summary, "seconds": seconds, "learning_rate": optimiser.param_groups[0]["lr"]})
+                stop = bool(
+                    validation is not None and early_stop_patience and best.update(validation) >= early_stop_patience
+                )
+                running.epoch_done(history, seen, last=stop)
                 if on_epoch is not None:
                     on_epoch(dict(history[-1]))
-                if validation is not None and early_stop_patience and best.update(validation) >= early_stop_patience:
+                if stop:
                     break
             best.restore()
+            running.done()
     finally:
         # The weights' layout changes roundings: a model fresh from training must answer as one from its checkpoint.
         model.to("cpu", memory_format=torch.contiguous_format).eval()

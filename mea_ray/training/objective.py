@@ -67,6 +67,8 @@ class Objective(ABC):
 
     weights: dict[str, float]
     """Weight of each term in the default ``backward``; a term that is missing here has weight 1."""
+    resumable: bool = False
+    """Nothing but the weights and ``context.generator`` changes from epoch to epoch: a training can be gone on with."""
 
     def __init__(self) -> None:
         self.weights = {}
@@ -102,6 +104,8 @@ class Objective(ABC):
 
 class CrossEntropy(Objective):
     """Mean cross-entropy with the labels: the main task alone."""
+
+    resumable = True
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"utility": mean cross-entropy}``."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from mea_ray.errors import ArtifactError, ConfigError
+from mea_ray.files import write_whole
 from mea_ray.training.objective import Objective
 from mea_ray.types import Images, ImageSet, Marker, Recognise
 
@@ -40,14 +41,13 @@ class Key:
 
     def save(self, folder: Path) -> None:
         """Write ``key.json`` and, if there are tensors, ``key.safetensors`` into an existing folder."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         body = {name: value for name, value in asdict(self).items() if name != "tensors"}
         if self.tensors:
-            save_file(
-                {name: np.ascontiguousarray(value) for name, value in self.tensors.items()}, folder / "key.safetensors"
-            )
-        (folder / "key.json").write_text(json.dumps(body, indent=2, sort_keys=True), encoding="utf-8")
+            tensors = {name: np.ascontiguousarray(value) for name, value in self.tensors.items()}
+            write_whole(folder / "key.safetensors", save(tensors))
+        write_whole(folder / "key.json", json.dumps(body, indent=2, sort_keys=True))
 
     @classmethod
     def load(cls, folder: Path) -> Key:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ OBJECT_STORE = 80 * 1024**2
 Told = dict[str, Any]
 
 
-def sweep(storage: Path, *, seeds: int = 3, per_second: float = 48, name: str = "s", **more: Any) -> SweepConfig:
+def sweep(storage: Path, *, seeds: int = 3, per_second: float = 16, name: str = "s", **more: Any) -> SweepConfig:
     """Two budgets on digits, networks that train in a second, and a rate that makes the questions take a while."""
     base: dict[str, Any] = {
         "storage": str(storage),
@@ -36,7 +37,7 @@ def sweep(storage: Path, *, seeds: int = 3, per_second: float = 48, name: str = 
         "service": {
             "cpus_per_replica": 0.5,
             "request_images": 16,
-            "request_timeout_s": 60,
+            "request_timeout_s": 20,
             "rate": {"images_per_second": per_second, "burst": 16},
         },
         "tracking": {"wandb": "disabled"},
@@ -179,7 +180,7 @@ class Nodes:
     They live under a folder of their own, so that no other ``ray.init()`` on the machine finds them.
     """
 
-    def __init__(self, workers: int = 2, cpus: float = 2) -> None:
+    def __init__(self, workers: int = 2, cpus: float = 2, **head: Any) -> None:
         from ray.cluster_utils import Cluster
 
         self.temporary = tempfile.mkdtemp(prefix="mr", dir="/tmp")  # short: sockets lie in it
@@ -188,7 +189,7 @@ class Nodes:
         self.cpus = cpus
         self.cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE},
+            head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE, **head},
             shutdown_at_exit=True,
         )
         self.workers: list[Any] = []
@@ -232,6 +233,7 @@ class Nodes:
     def close(self) -> None:
         """Stop everything."""
         self.cluster.shutdown()
+        shutil.rmtree(self.temporary, ignore_errors=True)
         if self._before is None:
             os.environ.pop("RAY_TMPDIR", None)
         else:

@@ -70,7 +70,7 @@ def _said(run: harness.Driver) -> list[str]:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_nothing_is_lost(fault: str, nodes: harness.Nodes, undisturbed: dict[str, str], tmp_path: Path) -> None:
     inject, line = FAULTS[fault]
-    config = harness.sweep(tmp_path, per_second=16)
+    config = harness.sweep(tmp_path)
     with harness.driver(config, "--address", nodes.cluster.address, env=nodes.env) as run:
         run.until(harness.kind("Queried"))
         inject(nodes, run)
@@ -98,7 +98,7 @@ def test_a_sweep_ends_when_one_node_alone_is_left_for_services_and_trials(
     """The service's room dies with its node, and trials hold all of the other one: they must make way for it."""
     nodes = harness.Nodes(cpus=1.5)
     try:
-        config = harness.sweep(tmp_path, per_second=8, base__service__request_timeout_s=10)
+        config = harness.sweep(tmp_path)
         with harness.driver(config, "--address", nodes.cluster.address, env=nodes.env) as run:
             run.until(harness.kind("Queried"))
             _lose_a_node(nodes, run)
@@ -113,7 +113,7 @@ def test_a_sweep_ends_when_one_node_alone_is_left_for_services_and_trials(
 def test_the_driver_goes_and_resume_goes_on(
     number: signal.Signals, nodes: harness.Nodes, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
-    config = harness.sweep(tmp_path, per_second=16, base__resources__trial__cpus=2)
+    config = harness.sweep(tmp_path, base__resources__trial__cpus=2)
     address = ("--address", nodes.cluster.address)
     with harness.driver(config, *address, env=nodes.env) as first:
         first.until(harness.kind("TrialFinished"))

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mea_ray.attacks.learning import Distil, Learning
+from mea_ray.models.build import build_model
+from mea_ray.training.engine import TrainReport, train
+from mea_ray.training.keep import Keep
+from mea_ray.training.objective import CrossEntropy, Objective
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (40, 1, 16, 16), dtype=np.uint8)
+LABELS = RANDOM.integers(0, 4, 40)
+SETTINGS: dict[str, Any] = {"epochs": 5, "batch_size": 16, "optimizer": "adam", "seed": 3}
+
+
+class Killed(Exception):
+    """Stands for the death of the process."""
+
+
+def cross_entropy() -> Objective:
+    return CrossEntropy()
+
+
+def mixed_distillation() -> Objective:
+    answers = np.eye(4, dtype=np.float32)[LABELS]
+    return Distil(Learning(mixing="mixup"), answers)
+
+
+def run(objective: Objective, keep: Keep | None, die_after: int | None = None, **more: Any) -> tuple[Any, TrainReport]:
+    torch.manual_seed(1)
+    model = build_model("vgg_like", (1, 16, 16), 4, {"width": 0.0625})
+
+    def on_epoch(record: dict[str, Any]) -> None:
+        if record["epoch"] == die_after:
+            raise Killed
+
+    report = train(model, IMAGES, LABELS, objective, keep=keep, on_epoch=on_epoch, **{**SETTINGS, **more})
+    return model.state_dict(), report
+
+
+@pytest.mark.parametrize("make", [cross_entropy, mixed_distillation])
+@pytest.mark.parametrize("more", [{}, {"early_stop_patience": 2, "validate": lambda model: 1.0}], ids=["all", "early"])
+def test_a_killed_training_goes_on_bit_for_bit(make: Any, more: dict[str, Any], tmp_path: Path) -> None:
+    expected, whole = run(make(), None, **more)
+    path = tmp_path / "state"
+    with pytest.raises(Killed):
+        run(make(), Keep(path, every_s=0), die_after=2, **more)
+    assert path.exists()
+    torch.rand(7)  # another process has another global stream
+    found, report = run(make(), Keep(path, every_s=0), **more)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert [(r["epoch"], r["loss"]) for r in report.history] == [(r["epoch"], r["loss"]) for r in whole.history]
+    assert report.images == whole.images and not path.exists()
+
+
+def test_what_is_damaged_or_of_another_training_is_not_taken_up(tmp_path: Path) -> None:
+    expected, _ = run(cross_entropy(), None)
+    path = tmp_path / "state"
+    for spoil in (lambda data: data[:-5] + b"wrong", lambda data: b"", None):
+        with pytest.raises(Killed):
+            run(cross_entropy(), Keep(path, every_s=0), die_after=2, seed=3 if spoil else 4)
+        if spoil is not None:
+            path.write_bytes(spoil(path.read_bytes()))
+        found, report = run(cross_entropy(), Keep(path, every_s=0))
+        assert all(torch.equal(found[name], value) for name, value in expected.items()) and report.epochs == 5
+
+
+def test_a_short_training_writes_nothing_and_neither_does_an_objective_with_a_memory(tmp_path: Path) -> None:
+    class Remembers(CrossEntropy):
+        resumable = False
+
+    for keep, objective in ((Keep(tmp_path / "a"), CrossEntropy()), (Keep(tmp_path / "b", every_s=0), Remembers())):
+        with pytest.raises(Killed):
+            run(objective, keep, die_after=4)
+    assert not list(tmp_path.iterdir())
