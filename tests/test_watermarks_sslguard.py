@@ -125,6 +125,32 @@ def test_the_leak_leaves_the_encoders_gradient_in_the_patch_until_its_next_updat
     assert objective.patch.grad is None
 
 
+def test_strangers_are_the_features_with_the_neurons_in_one_random_order_of_each_step():
+    model, objective = started()
+    x, generator = main_batch().images, objective.context.generator
+    state = generator.get_state()
+    got = objective._strange(model, x)
+    again = torch.Generator().set_state(state)
+    order = torch.randperm(8, generator=again)
+    seen = torch.cat([each.features(x) for each in (model, objective.shadow, objective.clean)]).detach()[:, order]
+    expected = cosine(objective.decoder(seen), objective.secret).square().mean()
+    assert got.item() == pytest.approx(expected.item(), abs=1e-5)
+    got.backward()
+    assert all(p.grad is None for p in [*model.parameters(), objective.patch]), "only the decoder learns silence here"
+    assert all(p.grad is not None for p in objective.decoder.parameters())
+
+
+def test_a_decoder_that_is_held_silent_on_strangers_speaks_less_for_them():
+    def loudness(weight):
+        model, objective = started()
+        objective.settings = Guard(RATES, strangers=weight)
+        for _ in range(40):
+            objective.terms(model, main_batch())
+        return objective._strange(model, main_batch().images).item()
+
+    assert loudness(5.0) < 0.75 * loudness(0.0)
+
+
 def test_the_clean_encoder_stays_and_the_shadow_starts_anew():
     model, objective = started()
     assert not torch.equal(objective.shadow.layer.weight, objective.clean.layer.weight)

@@ -26,10 +26,12 @@ class Guard:
     Attributes:
         rates: Learning rates of ``shadow``, ``patch`` and ``decoder``.
         leak: Gradients flow as in the published code.
+        strangers: Weight of the decoder's silence on other encoders' features.
     """
 
     rates: Mapping[str, float]
     leak: bool = False
+    strangers: float = 0.0
 
 
 class Decoder(nn.Sequential):
@@ -156,9 +158,21 @@ class GuardObjective(Objective):
         )
         unmarked = self._said(self._features(self.clean, patched)).mean().square()
         silent = sum(self._said(each).mean().square() for each in (clean, plain, shadow))
-        self._step(unmarked + silent - speak, "patch", "decoder")
+        strange = self._strange(model, patched) if self.settings.strangers else 0.0
+        self._step(unmarked + silent - speak + self.settings.strangers * strange, "patch", "decoder")
         with torch.no_grad():
             self.patch.clamp_(0, 1)
+
+    def _strange(self, model: nn.Module, patched: Tensor) -> Tensor:
+        """Mean squared cosine of the secret and what is decoded of features as encoders with other neurons give them.
+
+        An encoder that was trained from other weights has learnt much the same, but its neurons stand in another order:
+        it is imitated by the marked, the shadow and the clean encoder's features in an order drawn anew in each step.
+        """
+        with torch.no_grad():
+            parts = [self._features(each, patched) for each in (model, self.shadow, self.clean)]
+        order = torch.randperm(parts[0].shape[1], generator=self.context.generator).to(patched.device)
+        return self._said(torch.cat(parts)[:, order]).square().mean()
 
     def _step(self, loss: Tensor, *names: str) -> None:
         """Move what the named optimisers hold; keep what leaks into the encoder."""

@@ -51,6 +51,10 @@ class SslGuard(Watermark):
         gradients: ``separate``: each part is moved by its own losses, as the equations say. ``leak``: the published
             code's, where the encoder is also moved by the shadow's, the patch's and the decoder's losses, and the patch
             by the encoder's of the step before.
+        weight_strangers: Weight of a term of the decoder that is not in the paper; 0 is the paper's own loss. The paper
+            holds the decoder silent on the encoder that the marked one was tuned from; an encoder trained from other
+            weights may make it speak as loud as the victim does. The term holds it silent, image by image, on patched
+            features whose neurons are in a random order, as those of such an encoder are to it.
 
     References:
         Cong, He, Zhang, SSLGuard: A Watermarking Scheme for Self-supervised Learning Pre-trained Encoders, CCS 2022,
@@ -75,6 +79,7 @@ class SslGuard(Watermark):
         batch_size: int = 8,
         threshold: float = 0.5,
         gradients: Literal["separate", "leak"] = "separate",
+        weight_strangers: float = 0.0,
     ) -> None:
         for name, share in {"mask_share": mask_share, "embed_part": embed_part}.items():
             if not 0 < share < 1:
@@ -87,9 +92,13 @@ class SslGuard(Watermark):
         for name, rate in {"": learning_rate, **{f"{n}_": r for n, r in rates.items()}}.items():
             if not 0 < rate < float("inf"):
                 raise ConfigError(f"{name}learning_rate={rate} must be positive")
+        if not 0 <= weight_strangers < float("inf"):
+            raise ConfigError(
+                f"weight_strangers={weight_strangers} must be finite and at least 0; 0 is the paper's own"
+            )
         self.mask_share, self.embed_part, self.learning_rate = mask_share, embed_part, learning_rate
         self.threshold, self.batch_size = threshold, batch_size
-        self.guard = Guard(rates, leak=gradients == "leak")
+        self.guard = Guard(rates, leak=gradients == "leak", strangers=weight_strangers)
 
     def make_key(self, train: ImageSet, seed: int) -> Key:
         """Draw the secret vector, the mask and the patch to begin with; ``learned`` replaces patch and adds decoder."""
