@@ -24,7 +24,7 @@ SMALL = (
     "thief.training.epochs=1",
     "thief.budgets=[20]",
     "verification.samples=20",
-    "space={thief.attack.name: {grid: [distillation, active]}}",
+    "space={}",  # one trial
 )
 pytestmark = [
     pytest.mark.slow,
@@ -96,7 +96,7 @@ def test_a_job_is_stopped_before_its_limit_and_finishes_when_it_is_started_again
     text = log.read_text(encoding="utf-8")
     assert text.count(f"2 nodes, {2 * CPUS} CPUs, {2 * GPUS} GPUs") == 2, "each start has both nodes, and their GPUs"
     results = [TrialResult.load(path) for path in storage.glob("quickstart/results/*.json")]
-    assert len(results) == 2
+    assert len(results) == 1
     assert len(list(storage.glob("artifacts/victims/*"))) == 1, "the second start took the first one's victim"
     assert not left and not scratch.exists(), "Ray and its files are gone from the nodes"
     mode, verb, *runs = uploads.read_text(encoding="utf-8").splitlines()
