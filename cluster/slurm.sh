@@ -104,17 +104,9 @@ address=$ip:$port
 nodes=$SLURM_JOB_NUM_NODES
 node=$(declare -f ray_node)
 
-step 1 --nodelist="$SLURMD_NODENAME" bash -c "$node; ray_node \"\$@\"" ray-head --head \
-  --node-ip-address="$ip" --port="$port" ${client_port:+"--ray-client-server-port=$client_port"} \
-  --include-dashboard=false --temp-dir="$tmp"
-steps+=("$!")
-if (( nodes > 1 )); then
-  # Each worker tries until the head answers.
-  step $(( nodes - 1 )) --exclude="$SLURMD_NODENAME" bash -c "$node; ray_node \"\$@\"" ray-worker --address="$address"
-  steps+=("$!")
-fi
-
-timeout "${MEA_RAY_JOIN_S:-300}" python - "$address" "$nodes" << 'PY' &
+# Waits until so many nodes are in the cluster, or a step has ended, which is a failure.
+await_nodes() {
+  timeout "${MEA_RAY_JOIN_S:-300}" python - "$address" "$1" << 'PY' &
 import logging
 import sys
 import time
@@ -133,11 +125,23 @@ while sum(node["Alive"] for node in ray.nodes()) < wanted:
 has = ray.cluster_resources()
 print(f"Ray at {address}: {wanted} nodes, {has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs", flush=True)
 PY
-joined=$!
-wait -n "$joined" "${steps[@]}" || true # a step that ends now has failed, there is nothing to wait for
-if kill "$joined" 2> /dev/null || ! wait "$joined"; then
-  say "not all of $nodes nodes joined: a step failed, or MEA_RAY_JOIN_S=${MEA_RAY_JOIN_S:-300} was too short"
-  exit 1
+  local joined=$!
+  wait -n "$joined" "${steps[@]}" || true
+  if kill "$joined" 2> /dev/null || ! wait "$joined"; then
+    say "$1 of $nodes nodes: not joined; a step failed, or MEA_RAY_JOIN_S=${MEA_RAY_JOIN_S:-300} was too short"
+    exit 1
+  fi
+}
+
+step 1 --nodelist="$SLURMD_NODENAME" bash -c "$node; ray_node \"\$@\"" ray-head --head \
+  --node-ip-address="$ip" --port="$port" ${client_port:+"--ray-client-server-port=$client_port"} \
+  --include-dashboard=false --temp-dir="$tmp"
+steps+=("$!")
+await_nodes 1 # a worker that comes before the head has registered itself gives up
+if (( nodes > 1 )); then
+  step $(( nodes - 1 )) --exclude="$SLURMD_NODENAME" bash -c "$node; ray_node \"\$@\"" ray-worker --address="$address"
+  steps+=("$!")
+  await_nodes "$nodes"
 fi
 
 # With job control the sweep is not deaf to SIGINT, as background processes of a script are.
