@@ -252,7 +252,7 @@ def test_a_thief_who_gets_labels_only_is_convicted_and_innocent_models_are_not(t
     assert small.report.wsr.trials < 0.6 * large.report.wsr.trials, "a rung is held against what was asked by then"
     assert large.report.p_value is not None and large.report.p_value < 1e-6
     assert large.report.p_value_chance is not None and large.report.p_value_chance < 1e-6
-    assert large.report.infringes_significance and large.report.accuracy > 0.9
+    assert large.report.infringes_significance and large.report.accuracy > 0.8
     assert large.report.wfpr["another_key"].rate < 0.05 and large.report.wfpr["another_key"].trials > 400
     for innocent in (result.null_reports[0], result.stolen_nulls[0].report):
         assert innocent.wsr is not None and innocent.wsr.trials == large.report.wsr.trials
