@@ -301,3 +301,10 @@ def test_what_could_not_convict_is_refused_before_training(changes: dict[str, An
     bad = config(**changes)
     with pytest.raises(ConfigError, match=message):
         pipeline.check(bad, pipeline.prepare(bad))
+
+
+def test_there_is_nothing_to_calibrate_without_a_client() -> None:
+    from mea_ray.sweep.calibrate import calibrate
+
+    with pytest.raises(ConfigError, match="asks none"):
+        calibrate(config(), 2)

@@ -72,7 +72,8 @@ class VictimService:
         """Start a service and wait until every replica can answer.
 
         Args:
-            folder: Artifact folder of the victim; every node that may hold a replica must see it.
+            folder: Artifact folder of the victim; every node that may hold a replica must see it. If its key
+                marks answers (``dawn``), those of this service are marked.
             name: Unique in the Ray cluster.
             replicas: Replica actors.
             cpus_per_replica: CPUs of one replica, may be a fraction.
