@@ -180,7 +180,7 @@ class Nodes:
     They live under a folder of their own, so that no other ``ray.init()`` on the machine finds them.
     """
 
-    def __init__(self, workers: int = 2, cpus: float = 2, **head: Any) -> None:
+    def __init__(self, workers: int = 2, cpus: int = 2, **head: Any) -> None:
         from ray.cluster_utils import Cluster
 
         self.temporary = tempfile.mkdtemp(prefix="mr", dir="/tmp")  # short: sockets lie in it

@@ -69,8 +69,7 @@ def test_a_node_that_is_cut_off_costs_what_it_had_under_way(undisturbed: dict[st
     with _namespace(f"mr{os.getpid() % 100000}") as cable:
         nodes = harness.Nodes(workers=0, node_ip_address=HERE, _system_config=PATIENCE)
         try:
-            nodes.cpus = 1.5
-            near = nodes.cluster.add_node(num_cpus=1.5, object_store_memory=harness.OBJECT_STORE, node_ip_address=HERE)
+            near = nodes.cluster.add_node(num_cpus=2, object_store_memory=harness.OBJECT_STORE, node_ip_address=HERE)
             nodes.workers.append(near)
             with _node_in(cable, nodes, tmp_path / "node.log"):
                 config = harness.sweep(tmp_path)

@@ -41,6 +41,7 @@ def _terminate_trial(nodes: harness.Nodes, run: harness.Driver) -> None:
 
 
 def _lose_a_node(nodes: harness.Nodes, run: harness.Driver) -> None:
+    """Kill the node of the service. Trials hold all of the other one, and have to make way for the service there."""
     (node, _), *_ = _on_workers(nodes, "Replica")
     nodes.remove(node)
 
@@ -90,23 +91,6 @@ def test_nothing_is_lost(fault: str, nodes: harness.Nodes, undisturbed: dict[str
     print(fault, *told, sep="\n  ")
     assert sum(line in each for each in told) >= 1, run.story()
     assert len(told) == len(set(told)) <= 4, "no line twice"
-
-
-def test_a_sweep_ends_when_one_node_alone_is_left_for_services_and_trials(
-    undisturbed: dict[str, str], tmp_path: Path
-) -> None:
-    """The service's room dies with its node, and trials hold all of the other one: they must make way for it."""
-    nodes = harness.Nodes(cpus=1.5)
-    try:
-        config = harness.sweep(tmp_path)
-        with harness.driver(config, "--address", nodes.cluster.address, env=nodes.env) as run:
-            run.until(harness.kind("Queried"))
-            _lose_a_node(nodes, run)
-            assert run.ends() == 0, run.story()
-    finally:
-        nodes.close()
-    assert harness.metrics(tmp_path / "s") == undisturbed, run.story()
-    assert harness.charged(tmp_path / "s") == dict.fromkeys(undisturbed, 96)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
