@@ -1,4 +1,4 @@
-"""The command line: ``mea-ray run | sweep | plan | status | report | calibrate | list | bench``.
+"""The command line: ``mea-ray run | sweep | plan | status | sync | report | calibrate | list | bench``.
 
 Nothing heavy is imported before a command needs it, so that ``--help`` is instant.
 """
@@ -167,6 +167,26 @@ def status(
     from mea_ray.sweep.status import open_folder, read_status
 
     print_status(make_console(), read_status(open_folder(folder)), lines=lines)
+
+
+@app.command(epilog=EPILOG)
+def sync(
+    folder: Annotated[str, typer.Argument(help="Folder of a sweep: its path, or URI (s3://bucket/storage/sweep).")],
+    per_minute: Annotated[float, typer.Option(help="Runs sent in a minute, at most.", min=1.0)] = 60.0,
+    debug: Debug = False,
+) -> None:
+    """Send the W&B runs that a sweep kept offline, of all nodes, to the account of `wandb login`; none twice.
+
+    For example:
+
+      mea-ray sync mea_ray_results/quickstart
+    """
+    from mea_ray.report.sync import send
+    from mea_ray.report.terminal import make_console
+    from mea_ray.sweep.status import open_folder
+
+    console = make_console()
+    _exit(send(open_folder(folder), lambda text: console.print(text, soft_wrap=True), per_minute=per_minute))
 
 
 @app.command(epilog=EPILOG)

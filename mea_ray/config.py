@@ -262,6 +262,12 @@ class TrackingConfig(Config):
     project: str = Field("mea_ray", description="W&B project.")
     entity: str | None = Field(None, description="W&B entity; null is the account's default.")
     log_models: bool = Field(True, description="Log the victim and the substitutes as linked artifacts.")
+    group: Literal["victim", "seed", "setting"] = Field(
+        "victim", description="What groups runs in W&B; `group.*` in their config has all three."
+    )
+    runs_per_minute: float = Field(
+        60.0, gt=0, description="online: runs that one node starts in a minute, at most; W&B limits an account's rate."
+    )
 
 
 class RoleResources(Config):

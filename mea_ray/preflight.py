@@ -13,7 +13,7 @@ from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.base import Attack
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.policies import Policy
-from mea_ray.config import ExperimentConfig, ModelChoice, TrainingConfig, build
+from mea_ray.config import ExperimentConfig, ModelChoice, TrainingConfig, build, digest
 from mea_ray.errors import ConfigError
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
@@ -25,6 +25,10 @@ from mea_ray.watermarks.dawn import Dawn
 
 MIN_SAMPLES = 30
 """Fewest distinct watermark samples that a proof may rest on."""
+
+
+_TRIED: dict[str, int] = {}
+"""Length of the features of networks that were found to fit some data."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,14 @@ def build_network(choice: ModelChoice, prepared: Prepared) -> ImageModel:
     return build_model(choice.name, prepared.shape, prepared.classes, choice.params)
 
 
-def _check_model(section: str, choice: ModelChoice, prepared: Prepared) -> ImageModel:
-    """Build the network without memory or weights, pass one image through it, and return it."""
+def _check_model(section: str, choice: ModelChoice, prepared: Prepared) -> int:
+    """Build the network without memory or weights, pass one image through it, and return its features' length.
+
+    The trials of a sweep name few different networks, and a thousand times.
+    """
+    key = digest([choice.resolved(), prepared.shape, prepared.classes])
+    if key in _TRIED:
+        return _TRIED[key]
     try:
         with torch.device("meta"), torch.no_grad():
             network = build_network(choice, prepared).eval()
@@ -99,7 +109,8 @@ def _check_model(section: str, choice: ModelChoice, prepared: Prepared) -> Image
         ) from error
     if tuple(said.shape) != (1, prepared.classes):
         raise ConfigError(f"{section}={choice.name} gives {tuple(said.shape)} logits for {prepared.classes} classes")
-    return network
+    _TRIED[key] = network.feature_size
+    return network.feature_size
 
 
 def _check_answers(config: ExperimentConfig, attack: Attack) -> None:
@@ -163,17 +174,17 @@ def _check_marks(config: ExperimentConfig, attack: Attack) -> None:
         )
 
 
-def _check_watermark(config: ExperimentConfig, prepared: Prepared, victim: ImageModel, thief: ImageModel) -> None:
+def _check_watermark(config: ExperimentConfig, prepared: Prepared, victim: int, thief: int) -> None:
     """Check the classes of a watermark that mixes two of them, and that a stolen model could be verified.
 
-    All else the schemes check themselves in ``make_key``.
+    All else the schemes check themselves in ``make_key``. ``victim`` and ``thief`` are the lengths of their features.
     """
     watermark: Watermark = config.victim.watermark.build()
-    if watermark.reads_features and victim.feature_size != thief.feature_size:
+    if watermark.reads_features and victim != thief:
         raise ConfigError(
             f"victim.watermark={config.victim.watermark.name} is verified on features of the victim's length, "
-            f"{victim.feature_size}; those of thief.model={config.thief.model.name} have {thief.feature_size}, so that "
-            "nothing could be said of a theft: take the victim's network, or mea_defender_encoder"
+            f"{victim}; those of thief.model={config.thief.model.name} have {thief}, so that nothing "
+            "could be said of a theft: take the victim's network, or mea_defender_encoder"
         )
     sources: tuple[int, ...] | None = getattr(watermark, "source_classes", None)
     target: int | None = getattr(watermark, "target_class", None)

@@ -129,7 +129,8 @@ def test_a_trial_is_one_run_with_its_curve_over_queries(
     victim, trial = wandb.runs
     assert victim.arguments["group"] == trial.arguments["group"] == "victim-v0"
     assert (trial.arguments["name"], trial.arguments["mode"]) == ("t0", "offline")
-    assert trial.arguments["config"] == {"seed": 1, "thief.budgets": "100,200", "thief.model.name": "cnn9"}
+    config = {name: value for name, value in trial.arguments["config"].items() if not name.startswith("group.")}
+    assert config == {"seed": 1, "thief.budgets": "100,200", "thief.model.name": "cnn9"}
     for name in ("wsr", "wfpr", "accuracy", "fidelity", "p_value", "null_wsr"):
         assert trial.metrics[name] == "queries"
     assert [(line["queries"], line["wsr"]) for line in trial.logged] == [(100, 0.5), (200, 0.75)]
@@ -221,7 +222,7 @@ def test_online_without_a_network_becomes_offline_with_one_warning(wandb: FakeWa
     tracker.log(result("t0"), {})
     tracker.log(result("t1"), {})
     assert [run.arguments["mode"] for run in wandb.runs] == ["offline", "offline"]
-    assert len(warnings) == 1 and "wandb sync" in warnings[0]
+    assert len(warnings) == 1 and "mea-ray sync" in warnings[0]
     assert wandb.runs[0].arguments["settings"]["init_timeout"] <= 30
 
 

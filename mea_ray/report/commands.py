@@ -78,7 +78,9 @@ def run_sweep(config: SweepConfig, resume: bool, address: str | None) -> bool:
 
     with SweepProgress(make_console(stderr=True)) as progress:
         outcome = runner.run_sweep(config, resume=resume, address=address, on_event=progress)
-    return finish(make_console(), Path(outcome.folder), outcome.failed)
+    storage = config.base.storage
+    location = f"{storage.rstrip('/')}/{config.name}" if "://" in storage else None
+    return finish(make_console(), Path(outcome.folder), outcome.failed, location)
 
 
 def run_local(config: ExperimentConfig, name: str) -> bool:
@@ -101,13 +103,14 @@ def run_local(config: ExperimentConfig, name: str) -> bool:
     return finish(make_console(), folder, {})
 
 
-def finish(console: Console, folder: Path, failed: Mapping[str, str]) -> bool:
+def finish(console: Console, folder: Path, failed: Mapping[str, str], location: str | None = None) -> bool:
     """Show the table of a sweep's folder, render its report, and say where everything is.
 
     Args:
         console: Where to.
         folder: The sweep's folder.
         failed: Trials that were given up, with the reason.
+        location: URI of the sweep's folder, if it is a remote one.
 
     Returns:
         Whether there are any of these.
@@ -119,7 +122,8 @@ def finish(console: Console, folder: Path, failed: Mapping[str, str]) -> bool:
         page = html.write(folder)
         console.print(f"\nresults  {folder / RESULTS}", soft_wrap=True)
         if (folder / "wandb").is_dir():
-            console.print(f"W&B      {folder / 'wandb'}", soft_wrap=True)
+            where = location or folder
+            console.print(f"W&B      {where}/wandb; offline runs are sent with: mea-ray sync {where}", soft_wrap=True)
         console.print(f"report   {page}", soft_wrap=True)
     for trial, reason in failed.items():
         console.print(f"[red]failed[/]   {trial}: {escape(reason)}", soft_wrap=True)

@@ -124,15 +124,9 @@ class Finisher:
                     return
                 result = self.folder.result(trial)
                 if result is not None:
-                    self.shown.log(result, self._models(result))
+                    self.shown.log(result, self.folder.models(result))
             finally:
                 self._queue.task_done()
-
-    def _models(self, result: TrialResult) -> dict[str, Path]:
-        work = self.folder.trial(result.trial)
-        folders = {f"substitute-{rung.budget}": work.substitute(rung.budget) for rung in result.rungs}
-        folders["victim"] = self.folder.storage.root / "artifacts" / "victims" / result.victim
-        return {name: path for name, path in folders.items() if path.is_dir()}
 
 
 class TuneCallback(tune.Callback):

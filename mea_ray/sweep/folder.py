@@ -255,6 +255,13 @@ class SweepFolder:
         """Return the files of results that cannot be read."""
         return [path for path in sorted((self.path / "results").glob("*.json")) if self.result(path.stem) is None]
 
+    def models(self, result: TrialResult) -> dict[str, Path]:
+        """Return the folders of a trial's models that are on this node: ``victim``, ``substitute-<budget>``."""
+        work = self.trial(result.trial)
+        folders = {f"substitute-{rung.budget}": work.substitute(rung.budget) for rung in result.rungs}
+        folders["victim"] = self.storage.root / "artifacts" / "victims" / result.victim
+        return {name: path for name, path in folders.items() if path.is_dir()}
+
     def push(self, relative: str) -> None:
         """Copy one file or folder of the sweep to a remote storage."""
         self.storage.push(f"{self.name}/{relative}")

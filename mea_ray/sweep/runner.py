@@ -28,6 +28,7 @@ from mea_ray.sweep.plan import Plan, PlannedTrial, plan
 from mea_ray.sweep.sink import EventSink, SinkSender
 from mea_ray.sweep.trainable import TrialContext, load_data, train_model, tune_trial
 from mea_ray.sweep.trial import Work, run_trial
+from mea_ray.sweep.wandb_nodes import NodeWandb
 from mea_ray.tracking import trackers
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ def run_sweep(
     samples = the_plan.trial_count - len(done) if the_plan.adaptive else len(left)
     log = EventLog(folder)
     tell = _Teller(on_event or (lambda event: None), log)
+    wandb = NodeWandb(folder, sweep.base.tracking, lambda text: tell(events.Warned(text)))
+    tell.hear = wandb.hear
     tell(
         events.SweepStarted(
             str(folder.path),
@@ -95,22 +98,28 @@ def run_sweep(
     )
     for path in folder.damaged_results():
         tell(events.Warned(f"{path} is damaged; the trial is run again from its finished rungs"))
-    shown = trackers(sweep.base.tracking, folder.path, sweep.name, warn=lambda text: tell(events.Warned(text)))
+    shown = trackers(sweep.base.tracking, folder.path, sweep.name, wandb.warn, wandb)
     shown.log_config(sweep.resolved())
     finisher = Finisher(folder, shown, tell)
     how = "failed"
     try:
-        for trial in sorted(done):  # a driver that was killed may have shown none of them
-            finisher.show(trial)
         patience = PATIENCE.during(
             sweep.base.resources.storage_patience_s, folder.marker, lambda text: tell(events.Warned(text))
         )
-        if samples > 0:
-            with patience, cluster.quiet(), cluster.ray_cluster(address) as ray:
+        with contextlib.ExitStack() as stack:
+            if samples > 0:
+                stack.enter_context(patience)
+                stack.enter_context(cluster.quiet())
+                ray = stack.enter_context(cluster.ray_cluster(address))
+                wandb.attach(ray)
+                stack.callback(wandb.detach)
+            for trial in sorted(done):  # a driver that was killed may have shown none of them
+                finisher.show(trial)
+            if samples > 0:
                 _Driver(sweep, the_plan, folder, finisher, tell, ray, work).run(left, samples)
-        results = folder.results()
-        finisher.drain()
-        shown.summarize(results)
+            results = folder.results()
+            finisher.drain()
+            shown.summarize(results)
         how = "done"
     except ConfigError:
         if not resume:
@@ -131,12 +140,14 @@ class _Teller:
     def __init__(self, on_event: events.OnEvent, log: EventLog) -> None:
         self._on_event, self.log, self._lock = on_event, log, threading.Lock()
         self._warned: dict[str, float] = {}
+        self.hear: events.OnEvent = lambda event: None
 
     def __call__(self, event: events.Event) -> None:
         with self._lock:
             if isinstance(event, events.Warned) and self._just_said(event.message):
                 return
             self.log(event)
+            self.hear(event)
             try:
                 self._on_event(event)
             except Exception:

@@ -74,8 +74,30 @@ class TrackerSet:
                 self.warn(f"{name} failed ({type(error).__name__}: {reason}); results are on disk and complete")
 
 
+def wandb_tracker(config: TrackingConfig, folder: Path, name: str, **more: Any) -> Tracker:
+    """Return the tracker for W&B that a ``tracking`` section asks for; ``more``: its other parameters."""
+    from mea_ray.tracking.wandb_tracker import WandbTracker
+
+    assert config.wandb != "disabled"
+    return WandbTracker(
+        folder,
+        name,
+        mode=config.wandb,
+        project=config.project,
+        entity=config.entity,
+        log_models=config.log_models,
+        group=config.group,
+        runs_per_minute=config.runs_per_minute,
+        **more,
+    )
+
+
 def trackers(
-    config: TrackingConfig, folder: Path, name: str, warn: Callable[[str], None] = logger.warning
+    config: TrackingConfig,
+    folder: Path,
+    name: str,
+    warn: Callable[[str], None] = logger.warning,
+    wandb: Tracker | None = None,
 ) -> TrackerSet:
     """Return the trackers of a sweep.
 
@@ -84,21 +106,11 @@ def trackers(
         folder: The sweep's folder; files and offline runs go there.
         name: The sweep's name.
         warn: Told about every failure.
+        wandb: Who keeps W&B, if it is wanted; this process when None.
     """
     from mea_ray.tracking.files import FilesTracker
-    from mea_ray.tracking.wandb_tracker import WandbTracker
 
     members: list[Tracker] = [FilesTracker(folder)]
     if config.wandb != "disabled":
-        members.append(
-            WandbTracker(
-                folder,
-                name,
-                mode=config.wandb,
-                project=config.project,
-                entity=config.entity,
-                log_models=config.log_models,
-                warn=warn,
-            )
-        )
+        members.append(wandb or wandb_tracker(config, folder, name, warn=warn))
     return TrackerSet(members, warn)

@@ -24,6 +24,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def groups_of(result: TrialResult) -> dict[str, str]:
+    """Return what a trial can be grouped by: its ``victim``, its ``seed``, and its ``setting`` without the seed."""
+    seeds = {path: value for path, value in result.point.items() if path.rpartition(".")[2] == "seed"}
+    rest = flatten({path: value for path, value in result.point.items() if path not in seeds})
+    setting = ", ".join(f"{path}={value}" for path, value in rest.items())
+    return {
+        "victim": f"victim-{result.victim}",
+        "seed": f"seed-{result.config.get('seed', 0)}",
+        "setting": setting[:120] or "all trials",
+    }
+
+
 def null_wsr(result: TrialResult) -> float | None:
     """Return the mean WSR of the null models, in [0, 1]; None without a key."""
     rates = [report.wsr.rate for report in result.null_reports if report.wsr is not None]

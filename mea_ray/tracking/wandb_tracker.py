@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import netrc
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 from mea_ray.results import TrialResult
-from mea_ray.tracking.rows import aftermath, attack_curves, flatten, owner_saw, rows, rung_metrics
+from mea_ray.storage import Storage
+from mea_ray.tracking.rows import aftermath, attack_curves, flatten, groups_of, owner_saw, rows, rung_metrics
 
 _CURVES = ("wsr", "wsr_low", "wsr_high", "wfpr", "accuracy", "fidelity", "p_value", "null_wsr", "stolen_null_wsr")
 _INIT_TIMEOUT_S = 20.0
@@ -19,8 +21,8 @@ _INIT_TIMEOUT_S = 20.0
 class WandbTracker:
     """Logs to W&B, offline unless told otherwise. Files go below ``<folder>/wandb``; nothing is written elsewhere.
 
-    Offline runs reach an account later with ``wandb sync <folder>/wandb/offline-run-*``. If an online run cannot be
-    started, this and all later runs are kept offline instead.
+    Offline runs reach an account later with ``mea-ray sync``. If an online run cannot be started, this and all later
+    runs are kept offline instead.
 
     Args:
         folder: The sweep's folder.
@@ -29,6 +31,9 @@ class WandbTracker:
         project: W&B project.
         entity: W&B entity; None for the account's default.
         log_models: Log victims and substitutes as artifacts.
+        group: What groups runs; the other two are in each run's config and, the seed, in its tags.
+        runs_per_minute: Online: runs started in a minute, at most.
+        storage: Storage that the folder lies in; finished offline runs are copied to it if it is a remote one.
         warn: Told, once, that online has become offline.
     """
 
@@ -41,10 +46,15 @@ class WandbTracker:
         project: str = "mea_ray",
         entity: str | None = None,
         log_models: bool = True,
+        group: Literal["victim", "seed", "setting"] = "victim",
+        runs_per_minute: float = 60.0,
+        storage: Storage | None = None,
         warn: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.folder, self.sweep, self.mode = folder, sweep, mode
         self.project, self.entity, self.log_models, self.warn = project, entity, log_models, warn
+        self.group, self.storage = group, storage
+        self._pause_s, self._next = 60.0 / runs_per_minute, float("-inf")
         self._config: dict[str, Any] = {}
 
     def log_config(self, config: Mapping[str, Any]) -> None:
@@ -76,7 +86,7 @@ class WandbTracker:
             run.log({"trials": wandb.Table(columns=columns, data=data, allow_mixed_types=True)})
             run.summary.update({"trials": trials, "queries_charged": charged})
         finally:
-            run.finish()
+            self._finish(run)
 
     def close(self) -> None:
         """Do nothing: every run is finished where it was started."""
@@ -84,14 +94,33 @@ class WandbTracker:
     def _once(self, name: str, do: Callable[[], None]) -> None:
         """Do what was not done before, also by a sweep that was interrupted."""
         done = self.folder / "wandb" / "logged" / name
-        if done.exists():
+        # Another node may have logged it into a remote storage.
+        if done.exists() or (self.storage is not None and self.storage.pull(self._relative(done))):
             return
         do()
         done.parent.mkdir(parents=True, exist_ok=True)
-        done.touch()
+        done.write_text("done\n", encoding="utf-8")
+        self._collect(done)
+
+    def _relative(self, path: Path) -> str:
+        assert self.storage is not None
+        return path.relative_to(self.storage.root).as_posix()
+
+    def _collect(self, path: Path) -> None:
+        """Copy a file or an offline run to a remote storage, where runs of all nodes meet."""
+        if self.storage is not None and path.exists():
+            self.storage.push(self._relative(path))
+
+    def _finish(self, run: Any) -> None:
+        place = Path(str(getattr(run, "dir", ""))).parent  # it is <offline run>/files
+        run.finish()
+        if place.name.startswith("offline-run-"):
+            self._collect(place)
 
     def _log_trial(self, result: TrialResult, models: Mapping[str, Path]) -> None:
-        run = self._start(result.trial, "trial", flatten(result.config), group=f"victim-{result.victim}")
+        groups = groups_of(result)
+        config = {**flatten(result.config), **{f"group.{name}": value for name, value in groups.items()}}
+        run = self._start(result.trial, "trial", config, group=groups[self.group], tags=[groups["seed"]])
         try:
             run.define_metric("queries")
             for name in _CURVES:
@@ -106,7 +135,7 @@ class WandbTracker:
             if self.log_models:
                 self._link_models(run, result, models)
         finally:
-            run.finish()
+            self._finish(run)
 
     @staticmethod
     def _summary(result: TrialResult) -> dict[str, Any]:
@@ -129,7 +158,7 @@ class WandbTracker:
         try:
             run.log_artifact(self._victim_artifact(result, folder))
         finally:
-            run.finish()
+            self._finish(run)
 
     @staticmethod
     def _victim_artifact(result: TrialResult, folder: Path) -> Any:
@@ -174,7 +203,9 @@ class WandbTracker:
                     artifact.add_file(str(file), policy="immutable")
             run.log_artifact(artifact)
 
-    def _start(self, name: str, job_type: str, config: Mapping[str, Any], group: str | None) -> Any:
+    def _start(
+        self, name: str, job_type: str, config: Mapping[str, Any], group: str | None, tags: Iterable[str] = ()
+    ) -> Any:
         """Start a run: quiet, within a time limit, and offline if online fails."""
         import wandb
 
@@ -205,12 +236,14 @@ class WandbTracker:
             "group": group,
             "job_type": job_type,
             "config": dict(config),
-            "tags": [self.sweep],
+            "tags": [self.sweep[:64], *(tag[:64] for tag in tags)],
             "dir": str(self.folder),
             "reinit": "create_new",
             "settings": settings,
         }
         if self.mode == "online":
+            time.sleep(max(0.0, self._next - time.monotonic()))
+            self._next = time.monotonic() + self._pause_s
             try:
                 _require_key()
                 return wandb.init(mode="online", **arguments)
@@ -219,7 +252,7 @@ class WandbTracker:
                 self.mode = "offline"
                 self.warn(
                     f"W&B cannot be reached ({type(error).__name__}: {reason}); runs are kept offline in {home}, "
-                    "send them later with `wandb sync`"
+                    f"send them later with `mea-ray sync {self.folder}`"
                 )
         return wandb.init(mode="offline", **arguments)
 

@@ -1,0 +1,162 @@
+"""W&B in a sweep: one process on each node owns it, however many trials run there; trials know nothing of it.
+
+A run costs seconds of CPU and memory for a thousand of them that would not go away with a trial. The driver hands the
+name of each finished trial to the owner on the node where the trial ran: what it stole lies there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mea_ray.config import TrackingConfig
+from mea_ray.results import TrialResult
+from mea_ray.sweep import events
+from mea_ray.sweep.folder import SweepFolder
+from mea_ray.tracking import TrackerSet
+from mea_ray.tracking.base import Tracker, wandb_tracker
+
+_TELL_S = 30.0
+
+
+class WandbOwner:
+    """Logs finished trials, one after the other. A plain class; ``NodeWandb`` runs one as an actor on each node.
+
+    Args:
+        folder: The sweep's folder.
+        config: The ``tracking`` section.
+        sweep: The sweep's resolved config.
+    """
+
+    def __init__(self, folder: SweepFolder, config: TrackingConfig, sweep: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._warnings: list[str] = []
+        tracker = wandb_tracker(config, folder.path, folder.name, warn=self._warnings.append, storage=folder.storage)
+        self.shown = TrackerSet([tracker], self._warnings.append)
+        self.shown.log_config(sweep)
+
+    def log(self, trial: str) -> list[str]:
+        """Log a finished trial, unless that is done; return what went wrong, as sentences. Never raises."""
+        self.folder.storage.pull(f"{self.folder.name}/results/{trial}.json")
+        result = self.folder.result(trial)
+        if result is not None:
+            self.shown.log(result, self.folder.models(result))
+        return self._told()
+
+    def summarize(self) -> list[str]:
+        """Log the table of all trials; return what went wrong."""
+        self.folder.storage.pull(f"{self.folder.name}/results")
+        self.shown.summarize(self.folder.results())
+        return self._told()
+
+    def _told(self) -> list[str]:
+        told, self._warnings[:] = list(self._warnings), []
+        return told
+
+
+class NodeWandb:
+    """The driver's side: a ``Tracker`` that hands trials to the owners. Without Ray it owns W&B itself.
+
+    What an owner could not do is a warning, and is done by the next ``--resume``.
+
+    Args:
+        folder: The sweep's folder.
+        config: The ``tracking`` section.
+        warn: Told what went wrong, a sentence for each.
+    """
+
+    def __init__(self, folder: SweepFolder, config: TrackingConfig, warn: Callable[[str], None]) -> None:
+        self.folder, self.config, self.warn = folder, config, warn
+        self._sweep: Mapping[str, Any] = {}
+        self._ray: Any = None
+        self._here = ""
+        self._nodes: dict[str, str] = {}
+        self._owners: dict[str, Any] = {}
+        self._waiting: dict[Any, str] = {}
+        self._own: Tracker | None = None
+        self._gone = False
+
+    def attach(self, ray: Any) -> None:
+        """Use a Ray that is up."""
+        self._ray, self._here = ray, ray.get_runtime_context().get_node_id()
+
+    def detach(self) -> None:
+        """Ray is about to go: end the owners. What they have not done is left to the next ``--resume``."""
+        self._gone = True
+        for owner in self._owners.values():
+            self._ray.kill(owner)
+        self._owners.clear()
+        self._waiting.clear()
+        self._ray = None
+
+    def hear(self, event: events.Event) -> None:
+        """Learn where a trial runs."""
+        if isinstance(event, events.TrialStarted):
+            self._nodes[event.trial] = event.node
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Keep the sweep's config for the owners."""
+        self._sweep = config
+
+    def log(self, result: TrialResult, models: Mapping[str, Path]) -> None:
+        """Hand a trial to the owner on its node."""
+        if self._gone:
+            return
+        if self._ray is None:
+            self._itself().log(result, models)
+            return
+        node = self._nodes.pop(result.trial, self._here)
+        self._waiting[self._owner(node).log.remote(result.trial)] = node
+        self._hear_of(timeout_s=0.0)
+
+    def summarize(self, results: Iterable[TrialResult]) -> None:
+        """Wait for the owners, then have the table of all trials logged by the one on the driver's node."""
+        if self._ray is None:
+            self._itself().summarize(results)
+            return
+        told = time.monotonic()
+        while self._waiting:
+            self._hear_of(timeout_s=1.0)
+            if time.monotonic() - told > _TELL_S:
+                told = time.monotonic()
+                self.warn(f"W&B is {len(self._waiting)} runs behind; Ctrl-C leaves them to the next --resume")
+        self._waiting[self._owner(self._here).summarize.remote()] = self._here
+        while self._waiting:
+            self._hear_of(timeout_s=1.0)
+
+    def close(self) -> None:
+        """Do nothing: every run is finished where it was started."""
+
+    def _itself(self) -> Tracker:
+        if self._own is None:
+            place, storage = self.folder, self.folder.storage
+            self._own = wandb_tracker(self.config, place.path, place.name, warn=self.warn, storage=storage)
+            self._own.log_config(self._sweep)
+        return self._own
+
+    def _owner(self, node: str) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        if node not in self._owners:
+            # Soft: of a node that is gone, an owner elsewhere logs the numbers; its models are gone with it.
+            place = NodeAffinitySchedulingStrategy(node, soft=True)
+            actor = self._ray.remote(WandbOwner).options(
+                num_cpus=0, max_restarts=3, max_task_retries=3, scheduling_strategy=place
+            )
+            self._owners[node] = actor.remote(self.folder, self.config, self._sweep)
+        return self._owners[node]
+
+    def _hear_of(self, timeout_s: float) -> None:
+        """Take what owners have done; several at a time, for there may be a thousand."""
+        waiting = list(self._waiting)
+        ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=timeout_s)
+        for reference in ready:
+            node = self._waiting.pop(reference)
+            try:
+                for text in self._ray.get(reference):
+                    self.warn(text)
+            except self._ray.exceptions.RayError as error:
+                reason = " ".join(str(error).split())[:200]
+                self.warn(f"W&B's process on node {node[:8]} failed ({reason}); the next --resume logs what is missing")
