@@ -133,9 +133,7 @@ class SweepProgress:
 
     @_show.register
     def _(self, event: e.TrialRestarted) -> None:
-        self.line(
-            f"[yellow]{self._name(event.trial)}: its process died, going on in another one[/] ({escape(event.reason)})"
-        )
+        self.line(f"[yellow]{self._name(event.trial)}: going on in another process[/] ({escape(event.reason)})")
 
     @_show.register
     def _(self, event: e.TrialFailed) -> None:

@@ -191,7 +191,7 @@ class _Flights:
         request.down_since = now if request.down_since is None else request.down_since
         if now - request.down_since > self.timeout_s:
             # Not asked again: a trial that gives up frees the very room that the replica may be waiting for.
-            self._give_up(flight.index, f"its replicas have been away for {self.timeout_s:g} s, last: {reason}")
+            self._give_up(flight.index, f"its replicas have been away for {self.timeout_s:g} s")
         elif request.pauses == 0 and len(self.replicas) > 1:
             request.pauses = 1
             request.avoid = flight.replica

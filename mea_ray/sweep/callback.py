@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from mea_ray.errors import MeaRayError
@@ -158,13 +159,14 @@ class TuneCallback(tune.Callback):
 
 
 def _reason(trial: Any) -> str:
-    """Return what happened to a trial, in one line: an error of ours as it is, of Ray's the sentence that says why."""
+    """Return what happened to a trial, in one line: an error of ours as it is, and of Ray's what it means."""
     with contextlib.suppress(Exception):
         # Where Tune writes it first; it reaches Tune's storage later than this is called.
         error = pickle.loads(Path(trial.local_path, trial.run_metadata.pickled_error_filename).read_bytes())
         cause = getattr(error, "cause", None)
         if isinstance(cause, MeaRayError):
             return f"{type(cause).__name__}: {cause}"
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return next((line for line in lines if "because" in line or "node" in line), lines[-1])[:300]
+        if isinstance(error, ray.exceptions.RayActorError):
+            return "its node is gone" if "its node" in str(error) else "its process died"
+        return [line.strip() for line in str(error).splitlines() if line.strip()][-1][:300]
     return "unknown"
