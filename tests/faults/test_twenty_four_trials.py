@@ -55,7 +55,8 @@ def compare(one: Path, three: Path, run: harness.Driver) -> None:
     expected = harness.metrics(one / "s")
     started = [(event["trial"], event["rungs_done"]) for event in run.of("TrialStarted")]
     told = [event["reason"] for event in run.of("TrialRestarted")] + [e["message"] for e in run.of("Warned")]
-    print(f"{len(started)} starts; the last ones with rungs kept {started[24:]}; said:", *told, sep="\n  ")
+    again = [start for place, start in enumerate(started) if start[0] in [trial for trial, _ in started[:place]]]
+    print(f"started again, with rungs kept: {again}; said:", *told, sep="\n  ")
     assert len(expected) == 24
     assert harness.metrics(three / "s") == expected, run.story()
     assert harness.charged(three / "s") == harness.charged(one / "s") == dict.fromkeys(expected, 96)
