@@ -97,7 +97,7 @@ def test_nothing_is_lost(fault: str, nodes: harness.Nodes, undisturbed: dict[str
 def test_the_driver_goes_and_resume_goes_on(
     number: signal.Signals, nodes: harness.Nodes, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
-    config = harness.sweep(tmp_path, base__resources__trial__cpus=2)
+    config = harness.sweep(tmp_path, base__resources__trial__cpus=1.25)
     address = ("--address", nodes.cluster.address)
     with harness.driver(config, *address, env=nodes.env) as first:
         first.until(harness.kind("TrialFinished"))
