@@ -2,6 +2,11 @@
 
 Everything is real (plan, Ray Tune, the trials' processes, events, results, resume), but a trial sleeps instead of
 stealing. Each sweep is driven by a process of its own, with a Ray of its own.
+
+Measured on two cores that other work kept busy (load 27: times are upper limits), trials of 0.1 s, 4 at once: 0.25 s of
+wall time per trial, and 7.5 s before processes were reused; the driver's peak 924 MiB at 100 trials and 1,010 MiB at
+1,000 (x 1.09, 43 KiB per trial; most of it are torch and Ray); killed at 501 of 1,000 and resumed: none of the 501
+repeated, one that was under way begun again.
 """
 
 from __future__ import annotations
