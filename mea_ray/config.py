@@ -442,10 +442,19 @@ def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> E
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
-    """Read a sweep file and apply overrides: of the sweep's own keys, else of its base experiment."""
+    """Read a sweep file and apply overrides: of the sweep's own keys, else of its base experiment.
+
+    ``space.thief.model.name={grid: [...]}`` sets one axis: config paths are keys of the space, dots and all.
+    """
     settings = dict(map(parse_override, overrides))
+    axes = {key.removeprefix("space."): settings.pop(key) for key in list(settings) if key.startswith("space.")}
     own = set(SweepConfig.model_fields)
     tree = merge(load_tree(path), {k if k.split(".")[0] in own else f"base.{k}": v for k, v in settings.items()})
+    if axes:
+        space = tree.get("space") or {}
+        if not isinstance(space, dict):
+            raise ConfigError(f"space of {str(path)!r} holds {space!r}; it must map config paths to what is tried")
+        tree["space"] = {**space, **axes}
     return build(SweepConfig, tree)
 
 

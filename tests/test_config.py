@@ -153,6 +153,17 @@ def test_overrides_of_a_sweep_go_to_its_base_or_to_itself(tmp_path: Path) -> Non
     assert (sweep.base.data.params["image_size"], sweep.search.name) == (24, "random")
 
 
+def test_an_override_sets_one_axis_of_the_space(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("name: a\nspace: {seed: {grid: [1]}, thief.budgets: {grid: [[10]]}}\n")
+    sweep = load_sweep(path, ["space.thief.model.name={grid: [cnn9]}", "space.seed={grid: [2, 3]}"])
+    assert list(sweep.space) == ["seed", "thief.budgets", "thief.model.name"]
+    assert (sweep.space["seed"], sweep.space["thief.model.name"]) == ({"grid": [2, 3]}, {"grid": ["cnn9"]})
+    path.write_text("name: a\nspace: 3\n")
+    with pytest.raises(ConfigError, match="space"):
+        load_sweep(path, ["space.seed={grid: [2]}"])
+
+
 @pytest.mark.parametrize(("text", "words"), [("[1, 2]", "mapping"), ("a: [", "YAML")])
 def test_files_that_are_no_config_are_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "c.yaml"
