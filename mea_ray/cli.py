@@ -14,12 +14,8 @@ from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-
-EPILOG = (
-    "Exit codes: 0 all is well; 1 a trial or a running part failed; 2 the command, the config or the data cannot be "
-    "used, nothing was started; 130 interrupted (Ctrl-C, SIGTERM), finished work is kept."
-)
+from mea_ray.cli_bench import bench
+from mea_ray.cli_options import EPILOG, FAILED, INTERRUPTED, OK, USAGE, Debug
 
 app = typer.Typer(
     name="mea-ray",
@@ -32,14 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench = typer.Typer(no_args_is_help=True, help="Measure this machine: the service, a victim's training, a sweep.")
 app.add_typer(bench, name="bench")
-
-
-def _set_debug(context: typer.Context, value: bool) -> bool:
-    if value:
-        context.find_root().ensure_object(dict)["debug"] = True
-    return value
 
 
 def _show_version(value: bool) -> None:
@@ -50,9 +39,6 @@ def _show_version(value: bool) -> None:
         raise typer.Exit(OK)
 
 
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug, is_eager=True)
-]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads it at run time, on Python 3.10 too
     typer.Argument(help="Config paths to override, key.path=value (the value is YAML).", metavar="KEY.PATH=VALUE"),
@@ -282,91 +268,6 @@ def list_(
     from mea_ray.report.terminal import make_console
 
     catalogue.show(make_console(), kind.value if kind else None, name)
-
-
-Options = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Argument(help="Settings of the benchmark, name=value; `mea-ray list benchmarks`.", metavar="NAME=VALUE"),
-]
-Json = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--json", help="Write all that was measured to this file, too."),
-]
-
-
-@bench.command("service", epilog=EPILOG)
-def bench_service(options: Options = None, output: Json = None, debug: Debug = False) -> None:
-    """Images per second through the service, against the bare forward pass and with merging switched off.
-
-    For example:
-
-      mea-ray bench service
-
-      mea-ray bench service model=resnet18 --json service.json
-    """
-    from mea_ray.report.commands import measure
-
-    measure("service", options or [], output)
-
-
-@bench.command("sweep", epilog=EPILOG)
-def bench_sweep(options: Options = None, output: Json = None, debug: Debug = False) -> None:
-    """What the machinery of a sweep costs: a thousand trials that only sleep, driver memory, a kill half way.
-
-    For example:
-
-      mea-ray bench sweep
-
-      mea-ray bench sweep trials=200 few=20 kill=false
-    """
-    from mea_ray.report.commands import measure
-
-    measure("sweep", options or [], output)
-
-
-@bench.command("efficiency", epilog=EPILOG)
-def bench_efficiency(options: Options = None, output: Json = None, debug: Debug = False) -> None:
-    """Parallel efficiency of real trials: the same thefts with one worker and with several, in turns.
-
-    For example:
-
-      mea-ray bench efficiency
-
-      mea-ray bench efficiency workers=4 trials=16 budget=500
-    """
-    from mea_ray.report.commands import measure
-
-    measure("efficiency", options or [], output)
-
-
-@bench.command("train", epilog=EPILOG)
-def bench_train(options: Options = None, output: Json = None, debug: Debug = False) -> None:
-    """Images per second of a victim's training with all its losses, against the plain supervised loop.
-
-    For example:
-
-      mea-ray bench train
-
-      mea-ray bench train model=resnet18 steps=10
-    """
-    from mea_ray.report.commands import measure
-
-    measure("train", options or [], output)
-
-
-@bench.command("views", epilog=EPILOG)
-def bench_views(options: Options = None, output: Json = None, debug: Debug = False) -> None:
-    """Views per second of self-supervised training, against the pass they are made for and torchvision's, one by one.
-
-    For example:
-
-      mea-ray bench views
-
-      mea-ray bench views model=cnn9 batch_size=256
-    """
-    from mea_ray.report.commands import measure
-
-    measure("views", options or [], output)
 
 
 def _exit(failed: bool) -> NoReturn:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,20 @@ from mea_ray.config import RoleResources
 from mea_ray.sweep import cluster
 
 
-def test_sigterm_is_heard_as_ctrl_c_and_only_as_long_as_a_sweep_runs() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("interrupt", [signal.default_int_handler, signal.SIG_IGN], ids=["shell", "script with &"])
+def test_sigterm_is_heard_as_ctrl_c_and_only_as_long_as_a_sweep_runs(interrupt: Any) -> None:
+    own, before = signal.signal(signal.SIGINT, interrupt), signal.getsignal(signal.SIGTERM)
+    try:
+        _heard()
+    finally:
+        signal.signal(signal.SIGINT, own)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def _heard() -> None:
     with pytest.raises(KeyboardInterrupt), cluster._sigterm_as_ctrl_c():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_sweep_in_a_thread_leaves_the_signals_alone() -> None:

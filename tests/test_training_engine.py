@@ -71,7 +71,7 @@ class Loss(Objective):
 
 def test_settings_are_those_of_the_config() -> None:
     keywords = inspect.signature(train).parameters
-    own = {"seed", "device", "validate", "on_epoch"}
+    own = {"seed", "device", "validate", "on_epoch", "keep"}
     settings = {name: p.default for name, p in keywords.items() if p.kind is p.KEYWORD_ONLY and name not in own}
     assert settings == {name: field.default for name, field in TrainingConfig.model_fields.items()}
 

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from mea_ray.attacks.transfer import Indices, TransferSet
-from mea_ray.errors import ArtifactError, DataError
+from mea_ray.errors import ArtifactError, ConfigError, DataError
 from mea_ray.types import Answers, BlackBox, FloatImages, Images
 
 
@@ -23,6 +23,20 @@ def query(blackbox: BlackBox, images: Images | FloatImages) -> Answers:
             f"asked {len(images)} images of {blackbox.classes} classes, got answers of shape {answers.shape}"
         )
     return answers
+
+
+def check_remaining(blackbox: BlackBox, needed: int, lost: int) -> None:
+    """Refuse a budget that the black box will not answer.
+
+    Raises:
+        ConfigError: It answers fewer images than ``needed``.
+    """
+    remaining = blackbox.remaining
+    if remaining is not None and remaining + lost < needed:
+        raise ConfigError(
+            f"the black box answers {remaining} more images, thief.budgets needs {needed}; raise the client's budget "
+            "or lower thief.budgets"
+        )
 
 
 class Asker:

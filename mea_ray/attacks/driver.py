@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from mea_ray import metrics
-from mea_ray.attacks.asking import content_names, foreign, query
+from mea_ray.attacks.asking import check_remaining, content_names, foreign, query
 from mea_ray.attacks.base import Attack, Curves, MakeModel, Rung
 from mea_ray.attacks.learning import Distil, Learning
 from mea_ray.attacks.transfer import Indices, TransferSet
@@ -391,17 +391,3 @@ class _Purse:
 def agreement(model: nn.Module, *, images: Images, said: npt.NDArray[np.int64]) -> float:
     """Part of the images on which a model agrees with what the victim said."""
     return metrics.fidelity(metrics.predictions(model, images), said)
-
-
-def check_remaining(blackbox: BlackBox, needed: int, lost: int) -> None:
-    """Refuse a budget that the black box will not answer.
-
-    Raises:
-        ConfigError: It answers fewer images than ``needed``.
-    """
-    remaining = blackbox.remaining
-    if remaining is not None and remaining + lost < needed:
-        raise ConfigError(
-            f"the black box answers {remaining} more images, thief.budgets needs {needed}; raise the client's budget "
-            "or lower thief.budgets"
-        )

@@ -78,7 +78,13 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+
+    def heard(number: int, frame: Any) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of what a script started with &
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # Tune has a handler of its own
+
+    before = signal.signal(signal.SIGTERM, heard)
     try:
         yield
     finally:
