@@ -31,6 +31,7 @@ class Watch:
         self._silent: dict[str, float] = {}
         self._told_away: set[str] = set()
         self._stop = threading.Event()
+        self._try_to_look()  # before anybody is served, so that no death goes unnoticed
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
@@ -41,8 +42,11 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(self.every_s):
-            with contextlib.suppress(Exception):  # to watch is no reason to fail
-                self.look()
+            self._try_to_look()
+
+    def _try_to_look(self) -> None:
+        with contextlib.suppress(Exception):  # to watch is no reason to fail
+            self.look()
 
     def look(self) -> None:
         """Ask once."""

@@ -38,6 +38,9 @@ class Results:
 
     Args:
         folder: The folder ``results``.
+
+    Attributes:
+        paths: All files, damaged ones too; a sound one is named after its trial.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -250,10 +253,6 @@ class SweepFolder:
     def results(self) -> Results:
         """Return all readable results, in the order of their names."""
         return Results(self.path / "results")
-
-    def damaged_results(self) -> list[Path]:
-        """Return the files of results that cannot be read."""
-        return [path for path in sorted((self.path / "results").glob("*.json")) if self.result(path.stem) is None]
 
     def models(self, result: TrialResult) -> dict[str, Path]:
         """Return the folders of a trial's models that are on this node: ``victim``, ``substitute-<budget>``."""

@@ -79,7 +79,8 @@ def run_sweep(
     the_plan = plan(sweep)
     folder = SweepFolder(sweep.base.storage, sweep.name)
     folder.open(sweep, the_plan, resume=resume)
-    done = {result.trial for result in folder.results()}
+    found = folder.results()
+    done = {result.trial for result in found}
     left = [] if the_plan.adaptive else [trial for trial in the_plan.trials if trial.name not in done]
     samples = the_plan.trial_count - len(done) if the_plan.adaptive else len(left)
     log = EventLog(folder)
@@ -96,8 +97,9 @@ def run_sweep(
             sum(trial.queries for trial in left) if not the_plan.adaptive else the_plan.queries,
         )
     )
-    for path in folder.damaged_results():
-        tell(events.Warned(f"{path} is damaged; the trial is run again from its finished rungs"))
+    for path in found.paths:
+        if path.stem not in done:
+            tell(events.Warned(f"{path} is damaged; the trial is run again from its finished rungs"))
     shown = trackers(sweep.base.tracking, folder.path, sweep.name, wandb.warn, wandb)
     shown.log_config(sweep.resolved())
     finisher = Finisher(folder, shown, tell)
