@@ -88,8 +88,8 @@ def _unspecific(results: Sequence[TrialResult]) -> list[Finding]:
     where = f" for {', '.join(bad)}" if len(groups) > 1 else ""
     return [
         Finding(
-            f"The mark is not specific{where}: stolen models answer {percent(max(bad.values()))} of differently mixed "
-            "samples with the target class too, so the secret way of mixing adds little to the proof.",
+            f"The mark is not specific{where}: stolen models answer {percent(max(bad.values()))} of what only looks "
+            "like the owner's samples as the key says, too, so the secret adds little to the proof.",
             "bad",
         )
     ]
@@ -107,7 +107,7 @@ def _victim(results: Sequence[TrialResult]) -> Finding:
         return Finding(text + "; it carries no watermark.", "mixed")
     good = wsr >= 0.9 and (null is None or accuracy is None or accuracy >= null - 0.02)
     return Finding(
-        f"{text}; it answers {percent(wsr)} of held-out watermark samples with the target class.",
+        f"{text}; it answers {percent(wsr)} of the owner's watermark samples as the key says.",
         "good" if good else "mixed",
     )
 
