@@ -298,7 +298,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
         if code == INTERRUPTED:  # typer turns Ctrl-C into this exit
-            typer.echo("\ninterrupted; finished work is kept; calibrate goes on by itself, run and sweep with --resume", err=True)
+            typer.echo(
+                "\ninterrupted; finished work is kept; calibrate goes on by itself, run and sweep with --resume",
+                err=True,
+            )
         return code
     except Exception as raised:
         error = _cause(raised)

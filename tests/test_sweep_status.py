@@ -109,6 +109,20 @@ def test_running_trials_are_shown_while_the_driver_lives(folder: SweepFolder) ->
     )
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+def test_a_full_disk_does_not_end_a_sweep_through_its_log_and_is_told_once(
+    folder: SweepFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = EventLog(folder)
+    log._file.close()
+    log._file = open("/dev/full", "a", encoding="utf-8")
+    log(started("t3"))
+    log(rung("t3", 100))
+    log.close("failed")
+    (told,) = caplog.records
+    assert "No space left" in told.getMessage()
+
+
 def test_the_log_is_appended_to_and_epochs_are_thinned(folder: SweepFolder) -> None:
     clock = Clock()
     log = EventLog(folder, clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -38,6 +39,7 @@ class EventLog:
         self.folder, self.clock = folder, clock
         self._lock = threading.Lock()
         self._often: dict[str, float] = {}
+        self._fails = False
         self._last = self._pushed = clock()
         folder.storage.pull(f"{folder.name}/{EVENTS}")
         path = folder.path / EVENTS
@@ -70,7 +72,8 @@ class EventLog:
     def close(self, how: str) -> None:
         """Write how the sweep ended."""
         self._write(ENDED, {"how": how})
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk, of which was told already
+            self._file.close()
         self._push()
 
     def _too_often(self, key: str, is_last: bool) -> bool:
@@ -87,8 +90,11 @@ class EventLog:
             try:
                 self._file.write(line + "\n")
                 self._file.flush()
+                self._fails = False
             except (OSError, ValueError) as error:
-                logger.warning("%s cannot be written: %s; the sweep goes on", EVENTS, error)
+                if not self._fails:
+                    logger.warning("%s cannot be written: %s; the sweep goes on", EVENTS, error)
+                self._fails = True
 
     def _push(self) -> None:
         try:
