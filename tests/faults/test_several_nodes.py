@@ -91,7 +91,7 @@ def test_nothing_is_lost(fault: str, nodes: harness.Nodes, undisturbed: dict[str
     print(fault, *told, sep="\n  ")
     assert sum(line in each for each in told) >= 1, run.story()
     assert len(told) == len(set(told)), "no line twice"
-    # A lost node takes a trial and the service along, and the other trials may wait for the service until they start anew.
+    # A lost node takes a trial and the service along, and the other trials may wait until they start anew.
     about = [each.partition(" going on")[0].partition(" has been")[0].partition(" died")[0] for each in told]
     assert all(about.count(each) <= (1 if each in undisturbed else 2) for each in about), told
 
