@@ -115,7 +115,7 @@ def test_a_full_disk_does_not_end_a_sweep_through_its_log_and_is_told_once(
 ) -> None:
     log = EventLog(folder)
     log._file.close()
-    log._file = Path("/dev/full").open("a", encoding="utf-8")
+    log._file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
     log(started("t3"))
     log(rung("t3", 100))
     log.close("failed")
