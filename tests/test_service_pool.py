@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.errors import (
@@ -25,6 +26,7 @@ from mea_ray.errors import (
     UnknownClient,
 )
 from mea_ray.models.build import build_model
+from mea_ray.service.naming import cause_of
 from mea_ray.service.pool import VictimService
 from mea_ray.training.checkpoint import load_model, save_model
 from mea_ray.types import BlackBox
@@ -329,3 +331,9 @@ def test_second_service_in_a_placement_group_with_rate_policy_and_journal(
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] >= free + 0.25 - 1e-6
     assert service.client("second look").classes == 10
+
+
+def test_what_went_wrong_in_an_actor_is_said_in_a_line() -> None:
+    wrapped = RayTaskError("charge_many", "File ...\nTraceback ...", OSError(28, "No space left on device"))
+    assert cause_of(wrapped) == "[Errno 28] No space left on device"
+    assert cause_of(ValueError("one\ntwo")) == "one" and cause_of(ValueError()) == "ValueError"

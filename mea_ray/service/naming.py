@@ -62,3 +62,9 @@ def answer_of(actor: str, reference: Any, timeout_s: float | None = None) -> Any
         raise
     except RayError as error:
         raise ServiceUnavailable(f"{actor} does not answer: {error}; start it again") from error
+
+
+def cause_of(error: Exception) -> str:
+    """Say in one line what went wrong in an actor, without Ray's account of where."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

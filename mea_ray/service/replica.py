@@ -25,7 +25,7 @@ from mea_ray.blackbox.policies import Told
 from mea_ray.blackbox.query_log import Note, note, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
 from mea_ray.errors import ServiceUnavailable, StorageUnavailable
-from mea_ray.service.naming import find, ledger_name
+from mea_ray.service.naming import cause_of, find, ledger_name
 from mea_ray.service.watch import incarnation
 from mea_ray.serving import answer_policy, stored_key, stored_owners_images
 from mea_ray.training.checkpoint import load_model
@@ -173,7 +173,7 @@ class Replica:
                     outcomes = await self._ledger.charge_many.remote([request.charge for request in requests])
                 except Exception as error:
                     # Ray asks a dead ledger again by itself; here it is gone for good, or its disk is full.
-                    gone = ServiceUnavailable(f"the ledger cannot charge: {error}; look at its actor's log")
+                    gone = ServiceUnavailable(f"the ledger cannot charge: {cause_of(error)}")
                     outcomes = [gone] * len(requests)
                 for request, refusal in zip(requests, outcomes, strict=True):
                     if refusal is not None:
