@@ -328,6 +328,8 @@ EVENTS: list[events.Event] = [
     events.Queried("t1", 50, 100),
     events.Queried("t1", 100, 100),
     events.RungFinished("t1", 100, 100, 0.9, 0.8, 0.7, 0.1, 0.0),
+    events.Tried("t1", "wrk", "null_model", 0.8, 0.015),
+    events.Tried("t1", "neural_cleanse", "substitute", flagged=("deer", "dog")),
     events.TrialRestarted("t1", "killed"),
     events.TrialFinished("t1", "out/results/t1.json"),
     events.TrialFailed("t2", "no [memory]"),
@@ -347,6 +349,8 @@ def test_progress_tells_everything_with_and_without_a_terminal(terminal: bool) -
     told = stream.getvalue()
     for word in ("1 finished before", "victim 01234567 is ready", "thief.model=[bold]odd", "WSR 70.0%", "no [memory]"):
         assert word in told
+    assert "wrk on the null model: accuracy 80.0%, WSR 1.5%" in told
+    assert "neural_cleanse on the substitute: flags deer, dog" in told
     assert "100 queries answered" in told and "W&B is away" in told
     assert ("\x1b[" in told) is terminal
 

@@ -100,6 +100,8 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
     for name in good:
         told = [type(event).__name__ for event in heard if getattr(event, "trial", None) == name]
         assert told[0] == "TrialStarted" and told[-1] == "TrialFinished" and told.count("RungFinished") == 2
+        after = [(e.what, e.tried_on) for e in heard if isinstance(e, events.Tried) and e.trial == name]
+        assert after[0] == ("theft", "null_model") and after[1:5] == tried and len(after) == 7
     with pytest.raises(ConfigError, match="--resume"):
         run_sweep(sweep)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mea_ray.results import DetectionResult, RemovalResult, RungResult
 from mea_ray.sweep.space import Point
 
 
@@ -107,6 +108,27 @@ class RungFinished(Event):
 
 
 @dataclass(frozen=True)
+class Tried(Event):
+    """Something of what follows a trial's last rung is done.
+
+    Attributes:
+        trial: Name of the trial.
+        what: Name of the removal or the detection; ``theft`` of a null model.
+        tried_on: ``substitute``, ``victim`` or ``null_model``.
+        accuracy: Of what is left; None after a detection, which changes nothing.
+        wsr: Of what is left.
+        flagged: Names of the classes that a detection flags.
+    """
+
+    trial: str
+    what: str
+    tried_on: str
+    accuracy: float | None = None
+    wsr: float | None = None
+    flagged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TrialRestarted(Event):
     """A trial's process died; the trial goes on in another process from what is on disk."""
 
@@ -136,6 +158,17 @@ class Warned(Event):
     """Something is not as it should be, and the work goes on."""
 
     message: str
+
+
+def tried(trial: str, result: RemovalResult | DetectionResult | RungResult) -> Tried:
+    """Return the event of a removal, a detection, or the theft of a null model."""
+    if isinstance(result, DetectionResult):
+        return Tried(trial, str(result.detection["name"]), result.tried_on, flagged=tuple(result.flagged))
+    if isinstance(result, RungResult):
+        what, on, report = "theft", "null_model", result.report
+    else:
+        what, on, report = str(result.removal["name"]), result.tried_on, result.after
+    return Tried(trial, what, on, report.accuracy, report.wsr.rate if report.wsr else None)
 
 
 OnEvent = Callable[[Event], None]

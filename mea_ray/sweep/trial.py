@@ -285,6 +285,7 @@ class _Run:
             else:
                 self.work.save_detection(name, result)
             self.work.push()
+            self.tools.on_event(events.tried(self.trial.name, result))
 
         self.removals = removals(
             config,
@@ -310,6 +311,7 @@ class _Run:
                 control = steal_null(self.config, self.prepared, model, proof.key, null_rate=proof.null_rate)
                 self.work.save_control(index, control)
                 self.work.push()
+                self.tools.on_event(events.tried(self.trial.name, control))
             stolen.append(control)
         return stolen
 
