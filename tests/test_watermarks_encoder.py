@@ -20,6 +20,7 @@ from mea_ray.watermarks.encoder_objective import (
     EncoderObjective,
     carrier,
     combination,
+    contrast,
     evasion,
     mean_direction,
     squared,
@@ -80,6 +81,36 @@ def test_the_carrier_asks_for_no_more_than_its_cosines() -> None:
     assert float(carrier(near[None], [near], [-near], 0.7, 0.1)) == 0
 
 
+def test_the_contrast_is_the_cross_entropy_of_cosines_with_means_that_stay() -> None:
+    features, means = unit(6, 5, 1).requires_grad_(), unit(3, 5, 2)
+    expected = 0.0
+    for row in features.detach().double().numpy():
+        scores = np.exp(means.double().numpy() @ row / 0.2)
+        expected -= float(np.log(scores[2] / scores.sum())) / 6
+    loss = contrast(features, means, 2, 0.2)
+    assert float(loss.detach()) == pytest.approx(expected, abs=1e-4)
+    loss.backward()
+    assert features.grad is not None and features.grad.abs().sum() > 0
+
+
+def test_l_ver_as_contrast_holds_the_mixes_and_own_the_clean_samples_against_the_three_means() -> None:
+    _, _, stage = stage_of(ver_loss="contrast", contrast_temperature=0.3, weight_own=1.0)
+    names = ("mixes", "first", "second", "target")
+    said = {name: unit(5, 4, seed) for seed, name in enumerate(names)}
+    means = torch.stack([mean_direction(said[name]) for name in names[1:]])
+    terms = stage.objective._watermark(said)
+
+    def expected(name: str, own: int) -> float:
+        chances = F.softmax(said[name] @ means.T / 0.3, dim=1)
+        return -float(chances[:, own].log().mean())
+
+    assert float(terms["ver"]) == pytest.approx(expected("mixes", 2), abs=1e-5)
+    owns = [expected(name, own) for own, name in enumerate(names[1:])]
+    assert float(terms["own"]) == pytest.approx(float(np.mean(owns)), abs=1e-5)
+    _, _, plain = stage_of()
+    assert float(plain.objective._watermark(said)["ver"]) == pytest.approx(float(squared(said["mixes"], means[2])))
+
+
 def stage_of(**params: Any) -> tuple[Any, Any, Any]:
     scheme = WATERMARKS.build("mea_defender_encoder", **params)
     images = coloured()
@@ -102,17 +133,18 @@ def test_the_owner_uses_the_labels_of_a_few_samples_only() -> None:
     assert not np.array_equal(drawn[0], other)
 
 
-@pytest.mark.parametrize("off", ["com", "ver", "eva", "carrier", "utility"])
+TERMS = ("com", "ver", "eva", "carrier", "own", "utility")
+
+
+@pytest.mark.parametrize("off", TERMS)
 def test_a_loss_of_weight_0_is_not_computed(off: str) -> None:
-    weights = {f"weight_{name}": 1.0 for name in ("com", "ver", "eva", "carrier", "utility")} | {f"weight_{off}": 0.0}
+    weights = {f"weight_{name}": 1.0 for name in TERMS} | {f"weight_{off}": 0.0}
     _, _, stage = stage_of(warmup=0.0, watermark_batch=4, adverse_batch=4, **weights)
     assert isinstance(stage.objective, EncoderObjective)
     report = train(
         encoder(), stage.train.images[:32], None, stage.objective, seed=0, epochs=1, batch_size=16, augment=()
     )
-    assert set(report.history[0]) & {"com", "ver", "eva", "carrier", "utility"} == {
-        "com", "ver", "eva", "carrier", "utility"
-    } - {off}  # fmt: skip
+    assert set(report.history[0]) & set(TERMS) == set(TERMS) - {off}
 
 
 def test_l_eva_pulls_each_sample_to_the_source_that_it_is_nearer_to() -> None:
@@ -160,7 +192,16 @@ def test_it_marks_encoders_and_mea_defender_marks_classifiers() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("weight_com", -1.0), ("owner_samples", 0), ("carrier_cosine", 1.0), ("com_temperature", 0.0), ("warmup", 1.0)],
+    [
+        ("weight_com", -1.0),
+        ("owner_samples", 0),
+        ("carrier_cosine", 1.0),
+        ("com_temperature", 0.0),
+        ("warmup", 1.0),
+        ("weight_own", -1.0),
+        ("contrast_temperature", 0.0),
+        ("ver_loss", "cosine"),
+    ],
 )
 def test_a_parameter_out_of_range_is_refused(setting: str, value: float) -> None:
     with pytest.raises(ConfigError, match=setting):

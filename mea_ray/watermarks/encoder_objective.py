@@ -17,6 +17,7 @@ from mea_ray.watermarks.combiners.base import Combiner
 from mea_ray.watermarks.embedding import Geometries, SourcePool, warmth
 
 Distribution = Literal["softmax", "cosine"]
+VerLoss = Literal["distance", "contrast"]
 SHIFTED = Views(crop_scale=(0.7, 1.0), flip=0.0, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0)
 """How the owner's few samples are varied before they are mixed, so that they are not learnt by heart."""
 
@@ -44,6 +45,8 @@ class EncoderEmbedding:
     adverse_batch: int = 16
     carrier_cosine: float = 0.5
     carrier_apart: float = -0.2
+    ver_loss: VerLoss = "distance"
+    contrast_temperature: float = 0.1
     com_distribution: Distribution = "softmax"
     com_temperature: float = 0.1
     warmup: float = 0.0
@@ -132,12 +135,20 @@ class EncoderObjective(Objective):
         """Return the losses of features that were centred and brought to length 1."""
         settings = self.settings
         first, second, target = (mean_direction(said[name]) for name in ("first", "second", "target"))
+        means, heat = torch.stack([first, second, target]), settings.contrast_temperature
         terms = {
             "com": (
                 combination(said["mixes"], said["first"], settings.com_distribution, settings.com_temperature)
                 + combination(said["mixes"], said["second"], settings.com_distribution, settings.com_temperature)
             ),
-            "ver": squared(said["mixes"], target),
+            "ver": (
+                squared(said["mixes"], target)
+                if settings.ver_loss == "distance"
+                else contrast(said["mixes"], means, 2, heat)
+            ),
+            "own": torch.stack(
+                [contrast(said[name], means, own, heat) for own, name in enumerate(("first", "second", "target"))]
+            ).mean(),
             "carrier": (
                 carrier(said["first"], [target], [second], settings.carrier_cosine, settings.carrier_apart)
                 + carrier(said["second"], [target], [first], settings.carrier_cosine, settings.carrier_apart)
@@ -157,6 +168,19 @@ def mean_direction(features: Tensor) -> Tensor:
 def squared(features: Tensor, goal: Tensor) -> Tensor:
     """Mean squared distance of features (N, D) to a goal, (D,) or (N, D): 2 - 2 cosine for rows of length 1."""
     return (features - goal).square().sum(1).mean()
+
+
+def contrast(features: Tensor, means: Tensor, own: int, temperature: float) -> Tensor:
+    """Mean cross-entropy of a softmax over cosines with some means, divided by a temperature.
+
+    Args:
+        features: Rows of length 1, (N, D).
+        means: Directions, (M, D), held fixed.
+        own: Which of them is the right one.
+        temperature: Of the softmax.
+    """
+    wanted = torch.full((len(features),), own, device=features.device)
+    return F.cross_entropy(features @ means.T / temperature, wanted)
 
 
 def evasion(features: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.objective import Objective
 from mea_ray.types import Images, ImageSet
 from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage
-from mea_ray.watermarks.encoder_objective import Distribution, EncoderEmbedding, EncoderObjective
+from mea_ray.watermarks.encoder_objective import Distribution, EncoderEmbedding, EncoderObjective, VerLoss
 from mea_ray.watermarks.mea_defender import combine_options, require_key
 from mea_ray.watermarks.mixed import MixedClasses
 
@@ -47,6 +47,13 @@ class MeaDefenderEncoder(MixedClasses):
         carrier_cosine: Least cosine of a clean source sample and the target class's mean, and the other way round, in
             (-1, 1).
         carrier_apart: Largest cosine of a clean source sample and the other source's mean, in (-1, 1).
+        weight_own: Weight of a term that keeps the three classes apart (not in the paper): the cross-entropy of clean
+            samples' own class in a softmax over their cosines with the three means, divided by
+            ``contrast_temperature``.
+        ver_loss: L_ver as ``distance`` to the target's mean (the paper), or as ``contrast``: the same cross-entropy of
+            the mixes and the target. Where the three means are close to each other, a mix may be near the target's and
+            nearer still to a source's.
+        contrast_temperature: Of both.
         com_distribution: ``softmax``: KL of the softmax of features divided by ``com_temperature``; ``cosine``: 1 -
             cosine of the features. Only the mixes move.
         com_temperature: Of ``softmax``.
@@ -82,6 +89,9 @@ class MeaDefenderEncoder(MixedClasses):
         weight_carrier: float = 0.0,
         carrier_cosine: float = 0.5,
         carrier_apart: float = -0.2,
+        weight_own: float = 0.0,
+        ver_loss: VerLoss = "distance",
+        contrast_temperature: float = 0.1,
         com_distribution: Distribution = "softmax",
         com_temperature: float = 0.1,
         warmup: float = 0.3,
@@ -97,6 +107,7 @@ class MeaDefenderEncoder(MixedClasses):
             "ver": weight_ver,
             "eva": weight_eva,
             "carrier": weight_carrier,
+            "own": weight_own,
         }
         for term, weight in weights.items():
             if not 0 <= weight < float("inf"):
@@ -110,8 +121,9 @@ class MeaDefenderEncoder(MixedClasses):
         for name, cosine in {"carrier_cosine": carrier_cosine, "carrier_apart": carrier_apart}.items():
             if not -1 < cosine < 1:
                 raise ConfigError(f"{name}={cosine} is a cosine strictly between -1 and 1")
-        if com_temperature <= 0:
-            raise ConfigError(f"com_temperature={com_temperature} must be positive")
+        for name, heat in {"com_temperature": com_temperature, "contrast_temperature": contrast_temperature}.items():
+            if heat <= 0:
+                raise ConfigError(f"{name}={heat} must be positive")
         if not 0 <= warmup < 1:
             raise ConfigError(f"warmup={warmup} must lie in [0, 1); 0 embeds the watermark from the first step")
         self.owner_samples = owner_samples
@@ -121,6 +133,8 @@ class MeaDefenderEncoder(MixedClasses):
             adverse_batch=adverse_batch,
             carrier_cosine=carrier_cosine,
             carrier_apart=carrier_apart,
+            ver_loss=ver_loss,
+            contrast_temperature=contrast_temperature,
             com_distribution=com_distribution,
             com_temperature=com_temperature,
             warmup=warmup,
