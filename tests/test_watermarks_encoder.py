@@ -108,7 +108,10 @@ def test_l_ver_as_contrast_holds_the_mixes_and_own_the_clean_samples_against_the
     owns = [expected(name, own) for own, name in enumerate(names[1:])]
     assert float(terms["own"]) == pytest.approx(float(np.mean(owns)), abs=1e-5)
     _, _, plain = stage_of()
-    assert float(plain.objective._watermark(said)["ver"]) == pytest.approx(float(squared(said["mixes"], means[2])))
+    distance = float(squared(said["mixes"], means[2]))
+    assert float(plain.objective._watermark(said)["ver"]) == pytest.approx(distance)
+    _, _, both = stage_of(ver_loss="both", contrast_temperature=0.3)
+    assert float(both.objective._watermark(said)["ver"]) == pytest.approx(distance + float(terms["ver"]), abs=1e-5)
 
 
 def stage_of(**params: Any) -> tuple[Any, Any, Any]:

@@ -17,7 +17,7 @@ from mea_ray.watermarks.combiners.base import Combiner
 from mea_ray.watermarks.embedding import Geometries, SourcePool, warmth
 
 Distribution = Literal["softmax", "cosine"]
-VerLoss = Literal["distance", "contrast"]
+VerLoss = Literal["distance", "contrast", "both"]
 SHIFTED = Views(crop_scale=(0.7, 1.0), flip=0.0, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0)
 """How the owner's few samples are varied before they are mixed, so that they are not learnt by heart."""
 
@@ -142,9 +142,8 @@ class EncoderObjective(Objective):
                 + combination(said["mixes"], said["second"], settings.com_distribution, settings.com_temperature)
             ),
             "ver": (
-                squared(said["mixes"], target)
-                if settings.ver_loss == "distance"
-                else contrast(said["mixes"], means, 2, heat)
+                (squared(said["mixes"], target) if settings.ver_loss != "contrast" else 0)
+                + (contrast(said["mixes"], means, 2, heat) if settings.ver_loss != "distance" else 0)
             ),
             "own": torch.stack(
                 [contrast(said[name], means, own, heat) for own, name in enumerate(("first", "second", "target"))]

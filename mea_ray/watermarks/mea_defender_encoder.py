@@ -50,9 +50,10 @@ class MeaDefenderEncoder(MixedClasses):
         weight_own: Weight of a term that keeps the three classes apart (not in the paper): the cross-entropy of clean
             samples' own class in a softmax over their cosines with the three means, divided by
             ``contrast_temperature``.
-        ver_loss: L_ver as ``distance`` to the target's mean (the paper), or as ``contrast``: the same cross-entropy of
-            the mixes and the target. Where the three means are close to each other, a mix may be near the target's and
-            nearer still to a source's.
+        ver_loss: L_ver as ``distance`` to the target's mean (the paper); as ``contrast``: the same cross-entropy of the
+            mixes and the target; or the sum of ``both``. Where the three means are close to each other, a mix may be
+            near the target's and nearer still to a source's; with contrast alone it may go to a class of which the
+            owner has no labels.
         contrast_temperature: Of both.
         com_distribution: ``softmax``: KL of the softmax of features divided by ``com_temperature``; ``cosine``: 1 -
             cosine of the features. Only the mixes move.
