@@ -90,8 +90,8 @@ def test_nothing_is_lost(fault: str, nodes: harness.Nodes, undisturbed: dict[str
     told = _said(run)
     print(fault, *told, sep="\n  ")
     assert sum(line in each for each in told) >= 1, run.story()
-    assert len(told) == len(set(told)), "no line twice"
-    # A lost node takes a trial and the service along, and the other trials may wait until they start anew.
+    assert len(told) == len(set(told)) <= 4, "no line twice"
+    # Of what died or waits there is one line; of a service's actor one that it is away and one that it is back.
     about = [each.partition(" going on")[0].partition(" has been")[0].partition(" died")[0] for each in told]
     assert all(about.count(each) <= (1 if each in undisturbed else 2) for each in about), told
 
