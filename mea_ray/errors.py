@@ -98,6 +98,13 @@ class ServiceUnavailable(MeaRayError):
     """The victim service did not answer although the query was asked again; answers already received are kept."""
 
 
+class ReplicasAway(ServiceUnavailable):
+    """All replicas of a service are being restarted, for longer than was to be waited.
+
+    Whoever asked should make way: the very room that it holds may be what they are waiting for.
+    """
+
+
 class StorageUnavailable(MeaRayError):
     """The storage is full or away, and was not back in time; what is finished is kept.
 

@@ -61,6 +61,18 @@ class Patience:
         """Whether the storage is not there."""
         return self.marker is not None and not self.marker.exists()
 
+    def place(self, path: Path) -> Path:
+        """Return what a message names: the storage's folder, or the file's own where there is no marker."""
+        return self.marker.parent if self.marker is not None else path.parent
+
+    def tell_waiting(self, path: Path, why: str) -> None:
+        """Tell that a wait for the storage begins; in the same words whoever waits, so that they can be said once."""
+        self.tell(f"storage {self.place(path)} is {why}; waiting for it up to {self.seconds:g} s")
+
+    def tell_back(self, path: Path) -> None:
+        """Tell that it is over."""
+        self.tell(f"storage {self.place(path)} takes files again; going on")
+
     def why(self, error: OSError | StorageUnavailable) -> str | None:
         """Return what a wait would be for: ``full`` or ``away``; None for an error that will not pass."""
         if isinstance(error, StorageUnavailable):
@@ -86,7 +98,7 @@ def patiently(work: Callable[[], T], path: Path) -> T:
         StorageUnavailable: The storage did not come back in time.
         OSError: Another error, or any error where nobody is to wait.
     """
-    place = PATIENCE.marker.parent if PATIENCE.marker is not None else path.parent
+    place = PATIENCE.place(path)
     began: float | None = None
     pause = _FIRST_PAUSE_S
     while True:
@@ -101,14 +113,14 @@ def patiently(work: Callable[[], T], path: Path) -> T:
             now = time.monotonic()
             if began is None:
                 began = now
-                PATIENCE.tell(f"storage {place} is {why}; waiting for it up to {PATIENCE.seconds:g} s")
+                PATIENCE.tell_waiting(path, why)
             if now - began >= PATIENCE.seconds:
                 raise StorageUnavailable(str(place), why, now - began, str(error)) from error
             time.sleep(pause)
             pause = min(_LONGEST_PAUSE_S, 2 * pause)
         else:
             if began is not None:
-                PATIENCE.tell(f"storage {place} takes files again; going on")
+                PATIENCE.tell_back(path)
             return result
 
 

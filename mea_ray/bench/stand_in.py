@@ -77,11 +77,7 @@ def stand_in(
             versions={},
         )
         result.save(work.partial)
-        numbers = rung.report
-        rate = numbers.wsr.rate if numbers.wsr else None
-        tools.on_event(
-            events.RungFinished(trial.name, budget, budget, numbers.accuracy, numbers.fidelity, rate, None, None)
-        )
+        tools.on_event(events.rung_finished(trial.name, rung))
         if result.status == "finished":
             result.save(tools.folder.result_path(trial.name))
         tools.report(metrics_of(rung, result.victim_report, result.null_reports))

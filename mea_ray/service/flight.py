@@ -7,18 +7,20 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from mea_ray.errors import QueryError, RateLimited, ServiceUnavailable
+from mea_ray.errors import QueryError, RateLimited, ReplicasAway, ServiceUnavailable, StorageUnavailable
 from mea_ray.files import PATIENCE
 from mea_ray.service.naming import find
 from mea_ray.types import Answers
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 _FIRST_RETRY_S, _RETRY_FACTOR, _LONGEST_RETRY_S = 0.25, 4.0, 60.0
+_STORAGE_PAUSE_S = 2.0
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Request:
     Attributes:
         failures: Answers that failed or were late.
         down_since: When replicas began to be unreachable for it; None while they are not.
+        stored_since: When the ledger began to find no room, or no storage, to charge it; None while it does.
         pauses: Pauses made for unreachable replicas.
         avoid: Replica that failed it last; another one is asked if there is one.
     """
@@ -36,6 +39,7 @@ class Request:
     images: Any
     failures: int = 0
     down_since: float | None = None
+    stored_since: float | None = None
     pauses: int = 0
     avoid: str | None = None
 
@@ -70,7 +74,9 @@ def fly(
 
     Raises:
         QueryError: The service refuses the next request in order; those before it have been yielded.
-        ServiceUnavailable: A request failed more often, or its replicas were away longer, than is borne.
+        ServiceUnavailable: A request failed more often than is borne.
+        ReplicasAway: Its replicas were away longer.
+        StorageUnavailable: The ledger's storage was full or away longer than this process waits for storage.
     """
     return _Flights(requests, replicas, handles, client, max_in_flight, timeout_s, retries).run()
 
@@ -99,7 +105,8 @@ class _Flights:
         self.later: list[tuple[float, int]] = []
         self.outcomes: dict[int, Answers | Exception] = {}
         self.launched = 0
-        self.refused = self.told = False
+        self.refused = self.told = self.told_storage = False
+        self.ledger = ""
 
     def _find(self, name: str) -> None:
         try:
@@ -172,6 +179,9 @@ class _Flights:
         request = self.requests[flight.index]
         try:
             self.outcomes[flight.index] = ray.get(reference)
+            if self.told_storage and request.stored_since is not None:
+                self.told_storage = False
+                PATIENCE.tell_back(Path(self.ledger))
         except RayTaskError as error:
             if isinstance(error.cause, RateLimited):
                 self._again(flight.index, error.cause.retry_after_s)
@@ -179,6 +189,8 @@ class _Flights:
                 self.outcomes[flight.index] = error.cause
                 # What follows would be asked in vain, or charged although the caller has to change something first.
                 self.refused = True
+            elif isinstance(error.cause, StorageUnavailable) and PATIENCE.seconds:
+                self._no_storage(flight.index, error.cause)
             else:
                 self._failed(flight, str(error.cause or error))
         except RayError as error:
@@ -191,7 +203,7 @@ class _Flights:
         request.down_since = now if request.down_since is None else request.down_since
         if now - request.down_since > self.timeout_s:
             # Not asked again: a trial that gives up frees the very room that the replica may be waiting for.
-            self._give_up(flight.index, f"its replicas have been away for {self.timeout_s:g} s")
+            self._give_up(flight.index, f"its replicas have been away for {self.timeout_s:g} s", ReplicasAway)
         elif request.pauses == 0 and len(self.replicas) > 1:
             request.pauses = 1
             request.avoid = flight.replica
@@ -215,8 +227,24 @@ class _Flights:
             pause = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * _RETRY_FACTOR ** (request.failures - 1))
             self._again(flight.index, pause)
 
-    def _give_up(self, index: int, why: str) -> None:
-        self.outcomes[index] = ServiceUnavailable(
+    def _no_storage(self, index: int, error: StorageUnavailable) -> None:
+        """The ledger cannot write: no failure of the service, and waited for as for any file of the storage."""
+        request, now = self.requests[index], time.monotonic()
+        if request.stored_since is None:
+            request.stored_since = now
+        if not self.told_storage:
+            self.told_storage, self.ledger = True, error.place
+            PATIENCE.tell_waiting(Path(error.place), error.why)
+        waited = now - request.stored_since
+        if waited >= PATIENCE.seconds:
+            place = str(PATIENCE.place(Path(error.place)))
+            self.outcomes[index] = StorageUnavailable(place, error.why, waited, error.reason)
+            self.refused = True
+        else:
+            self._again(index, min(_STORAGE_PAUSE_S, PATIENCE.seconds))
+
+    def _give_up(self, index: int, why: str, kind: type[ServiceUnavailable] = ServiceUnavailable) -> None:
+        self.outcomes[index] = kind(
             f"service {self.service!r}: {why}; answers received before are kept, and repeating the query is not "
             "charged twice"
         )

@@ -24,7 +24,7 @@ from mea_ray.blackbox.passes import FixedShapePasses, answer_size, default_pass_
 from mea_ray.blackbox.policies import Told
 from mea_ray.blackbox.query_log import Note, note, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
-from mea_ray.errors import ServiceUnavailable, StorageUnavailable
+from mea_ray.errors import MeaRayError, ServiceUnavailable, StorageUnavailable
 from mea_ray.service.naming import cause_of, find, ledger_name
 from mea_ray.service.watch import incarnation
 from mea_ray.serving import answer_policy, stored_key, stored_owners_images
@@ -172,8 +172,10 @@ class Replica:
                 try:
                     outcomes = await self._ledger.charge_many.remote([request.charge for request in requests])
                 except Exception as error:
-                    # Ray asks a dead ledger again by itself; here it is gone for good, or its disk is full.
-                    gone = ServiceUnavailable(f"the ledger cannot charge: {cause_of(error)}")
+                    # Ray asks a dead ledger again by itself; here its disk is full or away, or it is gone for good.
+                    gone: MeaRayError = ServiceUnavailable(f"the ledger cannot charge: {cause_of(error)}")
+                    if isinstance(cause := getattr(error, "cause", None), StorageUnavailable):
+                        gone = cause
                     outcomes = [gone] * len(requests)
                 for request, refusal in zip(requests, outcomes, strict=True):
                     if refusal is not None:

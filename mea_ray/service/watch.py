@@ -66,7 +66,7 @@ class Watch:
             since = self._silent.setdefault(name, now)
             if now - since > AWAY_S and name not in self._told_away:
                 self._told_away.add(name)
-                self.tell(f"{name} has been away for {now - since:.0f} s; who asks it waits")
+                self.tell(f"{name} has been away for {now - since:.0f} s; who asks it waits, or makes way for it")
             return
         self._silent.pop(name, None)
         self._told_away.discard(name)

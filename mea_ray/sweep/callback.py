@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from mea_ray.errors import MeaRayError
+from mea_ray.errors import MeaRayError, ReplicasAway
 from mea_ray.results import TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder, read_model
@@ -146,27 +146,36 @@ class TuneCallback(tune.Callback):
             self.finisher.finish(self.finisher.name_of(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tell that a killed trial goes on."""
+        """Tell that a killed trial goes on, or one that made way for its service."""
         if self.finisher is not None:
-            self.finisher.tell(events.TrialRestarted(self.finisher.name_of(trial), _reason(trial)))
+            error = _error(trial)
+            kind = events.TrialMadeWay if isinstance(error, ReplicasAway) else events.TrialRestarted
+            self.finisher.tell(kind(self.finisher.name_of(trial), _reason(error)))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Give the trial up."""
         if self.finisher is not None:
             name = self.finisher.name_of(trial)
             self.finisher.release(name)
-            self.finisher.fail(name, _reason(trial))
+            self.finisher.fail(name, _reason(_error(trial)))
 
 
-def _reason(trial: Any) -> str:
-    """Return what happened to a trial, in one line: an error of ours as it is, and of Ray's what it means."""
+def _error(trial: Any) -> Exception | None:
+    """Return what a trial of Tune ended with, of our own errors without Ray's around them; None if that is lost."""
     with contextlib.suppress(Exception):
         # Where Tune writes it first; it reaches Tune's storage later than this is called.
         error = pickle.loads(Path(trial.local_path, trial.run_metadata.pickled_error_filename).read_bytes())
         cause = getattr(error, "cause", None)
-        if isinstance(cause, MeaRayError):
-            return f"{type(cause).__name__}: {cause}"
-        if isinstance(error, ray.exceptions.RayActorError):
-            return "its node is gone" if "its node" in str(error) else "its process died"
-        return [line.strip() for line in str(error).splitlines() if line.strip()][-1][:300]
-    return "unknown"
+        found: Exception = cause if isinstance(cause, MeaRayError) else error
+        return found
+    return None
+
+
+def _reason(error: Exception | None) -> str:
+    """Say in one line what happened to a trial: an error of ours as it is, and of Ray's what it means."""
+    if isinstance(error, MeaRayError):
+        return f"{type(error).__name__}: {error}"
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "its node is gone" if "its node" in str(error) else "its process died"
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "unknown"

@@ -137,6 +137,17 @@ class TrialRestarted(Event):
 
 
 @dataclass(frozen=True)
+class TrialMadeWay(Event):
+    """A trial ended its process, since the replicas of its service are away; it goes on from what is on disk.
+
+    What it held may be the room that they wait for. That they are away is told of the service, once for all trials.
+    """
+
+    trial: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class TrialFailed(Event):
     """A trial is given up; the others go on."""
 
@@ -169,6 +180,14 @@ def tried(trial: str, result: RemovalResult | DetectionResult | RungResult) -> T
     else:
         what, on, report = str(result.removal["name"]), result.tried_on, result.after
     return Tried(trial, what, on, report.accuracy, report.wsr.rate if report.wsr else None)
+
+
+def rung_finished(trial: str, rung: RungResult) -> RungFinished:
+    """Return the event of a rung."""
+    report = rung.report
+    wsr = report.wsr.rate if report.wsr else None
+    numbers = (report.accuracy, report.fidelity, wsr, report.wfpr_mean, report.p_value)
+    return RungFinished(trial, rung.budget, rung.queries, *numbers)
 
 
 OnEvent = Callable[[Event], None]

@@ -217,8 +217,9 @@ class _Fold:
         if event.trial in self.status.running:
             self.status.running[event.trial].rungs += 1
 
-    @_take.register
-    def _(self, event: events.TrialRestarted) -> None:
+    @_take.register(events.TrialRestarted)
+    @_take.register(events.TrialMadeWay)
+    def _(self, event: events.TrialRestarted | events.TrialMadeWay) -> None:
         if event.trial in self.status.running:
             self.status.running[event.trial].restarts += 1
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from mea_ray.artifacts import Store
 from mea_ray.config import digest, write_yaml
 from mea_ray.errors import ServiceUnavailable
-from mea_ray.files import write_whole
+from mea_ray.files import patiently, write_whole
 from mea_ray.results import DetectionResult, ModelReport, RemovalResult, RungResult, TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.broker import CLIENT_FIELDS, Hold, ServiceSpec
@@ -121,7 +121,9 @@ def run_trial(trial: PlannedTrial, prepared: Callable[[], Prepared], tools: Tool
     finished = work.rungs(trial.config.thief.budgets, warn)
     told = events.TrialStarted(trial.name, trial.point, pid, node, trial.config.thief.budgets, len(finished))
     tools.on_event(told)
-    return _Run(trial, prepared(), tools, work, started - (before.seconds if before else 0.0)).run(finished)
+    run = _Run(trial, prepared(), tools, work, started - (before.seconds if before else 0.0))
+    run.told = {rung.budget for rung in before.rungs} if before else set()
+    return run.run(finished)
 
 
 def _warn(tools: Tools, trial: str, text: str) -> None:
@@ -141,6 +143,7 @@ class _Run:
         self.warn = partial(_warn, tools, trial.name)
         self.store = Store(tools.folder.storage, tell=self.warn)
         self.accounts = accounts_to_register(trial.config, trial.name)
+        self.told: set[int] = set()
         self.controls: list[RungResult] = []
         self.removals: list[RemovalResult] = []
         self.detections: list[DetectionResult] = []
@@ -219,7 +222,7 @@ class _Run:
 
         config, name = self.config, self.trial.name
         for account, allowed in self.accounts.items():
-            self.service.register(account, allowed)
+            patiently(partial(self.service.register, account, allowed), self.work.path)
         done: list[RungResult] = []
         if len(finished) == len(config.thief.budgets):
             self.aftermath(transfer, done=[finished[budget] for budget in config.thief.budgets])
@@ -316,24 +319,16 @@ class _Run:
         return stolen
 
     def _tell(self, done: list[RungResult]) -> None:
-        """Report the newest rung. The scheduler may end this process here, so what there is becomes a result before."""
+        """Report the newest rung. The scheduler may end this process here, so what there is becomes a result before.
+
+        A rung that an earlier process told is reported to the scheduler, which counts them, and to nobody else.
+        """
         rung = done[-1]
         status = "finished" if len(done) == len(self.config.thief.budgets) else "stopped"
         partial_result = self._result(done, status)
         partial_result.save(self.work.partial)
-        numbers = rung.report
-        self.tools.on_event(
-            events.RungFinished(
-                self.trial.name,
-                rung.budget,
-                rung.queries,
-                numbers.accuracy,
-                numbers.fidelity,
-                numbers.wsr.rate if numbers.wsr else None,
-                numbers.wfpr_mean,
-                numbers.p_value,
-            )
-        )
+        if rung.budget not in self.told:
+            self.tools.on_event(events.rung_finished(self.trial.name, rung))
         self.tools.report(metrics_of(rung, partial_result.victim_report, partial_result.null_reports))
 
     def _result(self, rungs: list[RungResult], status: Any) -> TrialResult:
