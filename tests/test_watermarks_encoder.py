@@ -183,6 +183,25 @@ def test_l_ver_brings_the_mixes_to_the_target() -> None:
     assert with_it > without + 0.4, (without, with_it)
 
 
+@pytest.mark.parametrize("name", ["simclr", "moco", "byol"])
+def test_the_pretext_task_comes_first_and_goes_on_with_its_heads(name: str) -> None:
+    scheme = WATERMARKS.build("mea_defender_encoder", pretext_part=0.4, watermark_batch=4, weight_eva=0.0)
+    images, pretext = coloured(), PRETEXTS.build(name)
+    first, second = scheme.encoder_stages(scheme.make_key(images, 3), images, pretext)
+    assert [first.changes(10)["epochs"], second.changes(10)["epochs"]] == [4, 6]
+    assert first.objective is pretext and second.objective.pretext is pretext
+    model, settings = encoder(), {"seed": 0, "epochs": 1, "batch_size": 16, "augment": ()}
+    plain = train(model, images.images[:32], None, first.objective, **settings)
+    assert set(plain.history[0]) & set(TERMS) == {"utility"}
+    head = pretext.head
+    before = [parameter.detach().clone() for parameter in head.parameters()]
+    marked = train(model, images.images[:32], None, second.objective, **settings)
+    assert {"utility", "ver"} <= set(marked.history[0])
+    assert pretext.head is head and any(not torch.equal(a, b) for a, b in zip(before, head.parameters(), strict=True))
+    train(encoder(), images.images[:32], None, pretext, **settings)
+    assert pretext.head is not head, "another model's training begins anew"
+
+
 def test_it_marks_encoders_and_mea_defender_marks_classifiers() -> None:
     images = coloured()
     scheme = WATERMARKS.build("mea_defender_encoder")
@@ -198,6 +217,7 @@ def test_it_marks_encoders_and_mea_defender_marks_classifiers() -> None:
     [
         ("weight_com", -1.0),
         ("owner_samples", 0),
+        ("pretext_part", 1.0),
         ("carrier_cosine", 1.0),
         ("com_temperature", 0.0),
         ("warmup", 1.0),

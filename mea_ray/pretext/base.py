@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
 
+import torch
 from torch import Tensor, nn
 
 from mea_ray.errors import ConfigError
@@ -16,7 +17,7 @@ Jitter = tuple[float, float, float, float]
 
 
 class Pretext(Objective):
-    """The utility loss of an encoder. A subclass writes ``loss``, and ``attach`` if it trains heads of its own.
+    """The utility loss of an encoder. A subclass writes ``loss``, and ``build_heads`` if it trains heads of its own.
 
     Views are made of images that were not augmented before. A watermark that adds losses of its own encodes its images
     in the same pass as ``views`` gives, and hands the features of these back to ``loss``.
@@ -31,6 +32,17 @@ class Pretext(Objective):
     def __init__(self, views: Views) -> None:
         super().__init__()
         self.make_view = views
+        self._attached: tuple[nn.Module, list[nn.Parameter]] | None = None
+
+    def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
+        """Build the heads; a later stage of the same model's training goes on with those that it has."""
+        if self._attached is None or self._attached[0] is not model:
+            self._attached = (model, self.build_heads(model, device))
+        return self._attached[1]
+
+    def build_heads(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
+        """Build what is trained beside the model, on the device; none unless a subclass says otherwise."""
+        return []
 
     def views(self, batch: Batch) -> list[Tensor]:
         """Draw two views of each image: float32 in [0, 1], each (N, C, H, W)."""

@@ -46,7 +46,7 @@ class Byol(Pretext):
         check_momentum(momentum)
         self.projection, self.hidden, self.momentum = projection, hidden, momentum
 
-    def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
+    def build_heads(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
         """Build both heads, and the target network with a projection head of its own."""
         from lightly.loss import NegativeCosineSimilarity
         from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead

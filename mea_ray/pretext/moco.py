@@ -53,7 +53,7 @@ class Moco(Pretext):
         check_momentum(momentum)
         self.temperature, self.projection, self.queue, self.momentum = temperature, projection, queue, momentum
 
-    def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
+    def build_heads(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
         """Build the projection head, the queue, and the momentum encoder with a head of its own."""
         from lightly.loss import NTXentLoss
         from lightly.models.modules.heads import MoCoProjectionHead

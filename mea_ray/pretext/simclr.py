@@ -43,7 +43,7 @@ class SimClr(Pretext):
         check_positive(temperature=temperature, projection=projection)
         self.temperature, self.projection = temperature, projection
 
-    def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
+    def build_heads(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
         """Build the projection head."""
         from lightly.loss import NTXentLoss
         from lightly.models.modules.heads import SimCLRProjectionHead

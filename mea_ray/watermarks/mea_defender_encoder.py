@@ -58,7 +58,10 @@ class MeaDefenderEncoder(MixedClasses):
         com_distribution: ``softmax``: KL of the softmax of features divided by ``com_temperature``; ``cosine``: 1 -
             cosine of the features. Only the mixes move.
         com_temperature: Of ``softmax``.
-        warmup: Part of the epochs, in [0, 1), over which the watermark's weights grow, as in ``mea_defender``.
+        pretext_part: Part of the epochs, in [0, 1), in which the pretext task alone is learnt, as a stage of its own
+            with a learning rate that rises and falls: the watermark then finds an encoder that tells images apart.
+        warmup: Part of the epochs of the stage that embeds, in [0, 1), over which the watermark's weights grow, as in
+            ``mea_defender``.
         watermark_batch: Mixes per step, with as many clean samples of each of the three classes.
         adverse_batch: Differently mixed samples per step.
 
@@ -95,6 +98,7 @@ class MeaDefenderEncoder(MixedClasses):
         contrast_temperature: float = 0.1,
         com_distribution: Distribution = "softmax",
         com_temperature: float = 0.1,
+        pretext_part: float = 0.0,
         warmup: float = 0.3,
         watermark_batch: int = 32,
         adverse_batch: int = 16,
@@ -127,7 +131,9 @@ class MeaDefenderEncoder(MixedClasses):
                 raise ConfigError(f"{name}={heat} must be positive")
         if not 0 <= warmup < 1:
             raise ConfigError(f"warmup={warmup} must lie in [0, 1); 0 embeds the watermark from the first step")
-        self.owner_samples = owner_samples
+        if not 0 <= pretext_part < 1:
+            raise ConfigError(f"pretext_part={pretext_part} must lie in [0, 1); 0 embeds from the first epoch")
+        self.owner_samples, self.pretext_part = owner_samples, pretext_part
         self.embedding = EncoderEmbedding(
             weights=weights,
             watermark_batch=watermark_batch,
@@ -152,7 +158,7 @@ class MeaDefenderEncoder(MixedClasses):
         )
 
     def encoder_stages(self, key: Key | None, train: ImageSet, pretext: Objective) -> list[Stage]:
-        """Return one stage that embeds the key while the pretext task is learnt."""
+        """Return the stage that embeds the key while the pretext task is learnt, after one without the key if asked."""
         key = require_key(key, self.name)
         combiner, others = self.combiners(key)
         objective = EncoderObjective(
@@ -162,7 +168,10 @@ class MeaDefenderEncoder(MixedClasses):
             list(others.values()),
             self.embedding,
         )
-        return [Stage("embed", objective, train, UNAUGMENTED)]
+        embed = Stage("embed", objective, train, UNAUGMENTED, (self.pretext_part, 1.0))
+        if not self.pretext_part:
+            return [embed]
+        return [Stage("pretext", pretext, train, UNAUGMENTED, (0.0, self.pretext_part)), embed]
 
     def owned(self, key: Key, train: ImageSet, label: int) -> Images:
         """Return the images whose label the owner uses: uint8 (n, C, H, W), drawn by the key's seed."""
