@@ -331,6 +331,8 @@ EVENTS: list[events.Event] = [
     events.Tried("t1", "wrk", "null_model", 0.8, 0.015),
     events.Tried("t1", "neural_cleanse", "substitute", flagged=("deer", "dog")),
     events.TrialRestarted("t1", "killed"),
+    events.TrialMadeWay("t1", "ReplicasAway: for 20 s"),
+    events.TrialStarted("t1", {"thief.model.name": "[bold]odd"}, 2, "n", (50, 100), 1),
     events.TrialFinished("t1", "out/results/t1.json"),
     events.TrialFailed("t2", "no [memory]"),
     events.Warned("W&B is away"),
@@ -351,6 +353,7 @@ def test_progress_tells_everything_with_and_without_a_terminal(terminal: bool) -
         assert word in told
     assert "wrk on the null model: accuracy 80.0%, WSR 1.5%" in told
     assert "neural_cleanse on the substitute: flags deer, dog" in told
+    assert "started\n" in told and "goes on, 1 of 2 rungs done before" in told and "ReplicasAway" not in told
     assert "100 queries answered" in told and "W&B is away" in told
     assert ("\x1b[" in told) is terminal
 

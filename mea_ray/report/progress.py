@@ -111,10 +111,11 @@ class SweepProgress:
 
     @_show.register
     def _(self, event: e.TrialStarted) -> None:
+        how = "goes on" if event.trial in self.names else "started"
         self.names[event.trial] = label(event.point, seeds=True) if event.point else event.trial
         self._bar(event.trial, self.names[event.trial], max(event.budgets), 0, "queries")
         done = f", {event.rungs_done} of {len(event.budgets)} rungs done before" if event.rungs_done else ""
-        self.line(f"{self._name(event.trial)}: started{done}")
+        self.line(f"{self._name(event.trial)}: {how}{done}")
 
     @_show.register
     def _(self, event: e.Queried) -> None:
@@ -142,6 +143,11 @@ class SweepProgress:
     @_show.register
     def _(self, event: e.TrialRestarted) -> None:
         self.line(f"[yellow]{self._name(event.trial)}: going on in another process[/] ({escape(event.reason)})")
+
+    @_show.register
+    def _(self, event: e.TrialMadeWay) -> None:
+        if event.trial in self.tasks:  # no line: that its service is away is told of the service
+            self.bars.update(self.tasks[event.trial], note="waits for its service")
 
     @_show.register
     def _(self, event: e.TrialFailed) -> None:
