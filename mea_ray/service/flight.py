@@ -30,7 +30,7 @@ class Request:
     Attributes:
         failures: Answers that failed or were late.
         down_since: When replicas began to be unreachable for it; None while they are not.
-        stored_since: When the ledger began to find no room, or no storage, to charge it; None while it does.
+        stored_since: When the ledger began to find no room, or no storage, to charge it; None if it never did.
         pauses: Pauses made for unreachable replicas.
         avoid: Replica that failed it last; another one is asked if there is one.
     """
