@@ -123,6 +123,22 @@ def test_feature_distillation_compares_the_numbers_as_they_are() -> None:
     assert float(objective.terms(model, batch)["distillation"]) == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_the_centred_cosine_leaves_out_what_all_answers_have_in_common() -> None:
+    model = encoder()
+    answers = (rows(6, model.feature_size, 7) + 5).numpy()
+    objective = DistilFeatures(answers, "centred_cosine")
+    batch = ready(objective, model)
+    with torch.no_grad():
+        said = model.features(batch.images).double().numpy()
+    said, wanted = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (said, answers.astype(np.float64)))
+    said, wanted = said - wanted.mean(0), (wanted - wanted.mean(0))[batch.indices]
+    cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(said, wanted, strict=True)]
+    value = float(objective.terms(model, batch)["distillation"])
+    assert value == pytest.approx(1 - np.mean(cosines), rel=1e-4)
+    plain = DistilFeatures(answers, "cosine")
+    assert float(plain.terms(model, ready(plain, model))["distillation"]) < 0.7 * value
+
+
 def stolen(name: str, make_model: Any, pool: np.ndarray, victim: ImageModel, epochs: int, **params: Any) -> Any:
     attack: EncoderAttack = ATTACKS.build(name, **params)
     ledger = Ledger(None)

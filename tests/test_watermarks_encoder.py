@@ -13,9 +13,10 @@ from mea_ray.errors import ConfigError
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.pretext import PRETEXTS
+from mea_ray.seeding import derive
 from mea_ray.training.engine import train
 from mea_ray.types import ImageSet
-from mea_ray.watermarks import WATERMARKS
+from mea_ray.watermarks import WATERMARKS, encoder_objective
 from mea_ray.watermarks.encoder_objective import (
     EncoderObjective,
     carrier,
@@ -25,6 +26,7 @@ from mea_ray.watermarks.encoder_objective import (
     mean_direction,
     squared,
 )
+from mea_ray.watermarks.feature_plane import off_place, plane_axes, rest_off_place
 
 SHAPE = (3, 16, 16)
 
@@ -114,6 +116,96 @@ def test_l_ver_as_contrast_holds_the_mixes_and_own_the_clean_samples_against_the
     assert float(both.objective._watermark(said)["ver"]) == pytest.approx(distance + float(terms["ver"]), abs=1e-5)
 
 
+def test_the_axes_are_orthonormal_and_the_keys_own() -> None:
+    axes = plane_axes(9, 4)
+    assert axes.dtype == torch.float32 and torch.allclose(axes.T @ axes, torch.eye(2), atol=1e-6)
+    assert torch.equal(axes, plane_axes(9, 4)) and not torch.allclose(axes, plane_axes(9, 5))
+
+
+def test_a_place_is_two_coordinates_and_all_others_are_free() -> None:
+    axes, place = plane_axes(6, 1), (0.4, -0.7)
+    features = unit(5, 6, 2)
+    expected = np.mean(
+        [(float(row @ axes[:, 0]) - 0.4) ** 2 + (float(row @ axes[:, 1]) + 0.7) ** 2 for row in features]
+    )
+    assert float(off_place(features, axes, place)) == pytest.approx(float(expected), abs=1e-5)
+    beside = F.normalize(unit(1, 6, 3)[0] - axes @ (axes.T @ unit(1, 6, 3)[0]), dim=0)
+    assert float(off_place((axes @ torch.tensor(place) + beside)[None], axes, place)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_rest_is_what_all_images_have_without_the_three_classes() -> None:
+    axes, place, share = plane_axes(6, 1), (-0.3, 0.0), 0.2
+    classes = {name: unit(4, 6, seed) for seed, name in enumerate(("first", "second", "target"))}
+    rest = unit(8, 6, 9)
+    # All images: 4 of each of the three classes and 8 others, so that each class has a fifth.
+    said = {"plain": torch.cat([*classes.values(), rest])} | classes
+    wanted = float(off_place(rest, axes, place))
+    assert float(rest_off_place(said, axes, place, share)) == pytest.approx(wanted, abs=1e-5)
+    at_place = {"plain": (axes @ torch.tensor(place))[None], **classes}
+    assert float(rest_off_place(at_place, axes, place, share)) == 0, "an estimate below 0 teaches nothing"
+
+
+PLACED = {"ver_loss": "place", "weight_place": 1.0, "weight_rest": 1.0, "weight_com": 0.0, "weight_eva": 0.0}
+
+
+def test_the_three_losses_of_places() -> None:
+    spots = {"place_source": (0.5, 0.7), "place_target": 0.8, "place_rest": -0.2, "class_share": 0.25}
+    _, key, stage = stage_of(**PLACED, **spots)
+    model = encoder()
+    stage.objective.attach(model, torch.device("cpu"))
+    axes = plane_axes(model.feature_size, derive(key.seed, "plane"))
+    names = ("first", "second", "target", "mixes", "plain")
+    said = {name: unit(5, model.feature_size, seed) for seed, name in enumerate(names)}
+    terms = stage.objective._watermark(said)
+
+    def off(name: str, x: float, y: float) -> float:
+        u, v = (said[name] @ axes).double().numpy().T
+        return float(np.mean((u - x) ** 2 + (v - y) ** 2))
+
+    three = [off("first", 0.5, 0.7), off("second", 0.5, -0.7), off("target", 0.8, 0)]
+    assert float(terms["place"]) == pytest.approx(np.mean(three), abs=1e-5)
+    assert float(terms["ver"]) == pytest.approx(off("mixes", 0.8, 0), abs=1e-5)
+    known = sum(off(name, -0.2, 0) for name in names[:3])
+    assert float(terms["rest"]) == pytest.approx(max(0, (off("plain", -0.2, 0) - known / 4) * 4), abs=1e-5)
+
+
+def test_the_owners_samples_and_all_other_images_are_varied_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else the network tells them apart by how they were made, and never needs to see the class.
+    _, _, stage = stage_of(**PLACED, watermark_batch=4, warmup=0.0)
+    varied: list[int] = []
+    steps: list[int] = []
+    real, terms = encoder_objective.SHIFTED, EncoderObjective.terms
+
+    def counted(images: Tensor, generator: torch.Generator) -> Tensor:
+        varied.append(len(images))
+        return real(images, generator)
+
+    def step(self: Any, model: Any, batch: Any) -> Any:
+        varied.clear()
+        out = terms(self, model, batch)
+        steps.append(len(varied))
+        return out
+
+    monkeypatch.setattr(encoder_objective, "SHIFTED", counted)
+    monkeypatch.setattr(EncoderObjective, "terms", step)
+    train(encoder(), stage.train.images, None, stage.objective, seed=0, epochs=2, batch_size=8, augment=())
+    assert set(steps) == {0, 4}, "all of the three classes and the unlabelled images, or none of them"
+
+
+def test_images_take_their_places() -> None:
+    _, key, stage = stage_of(**(PLACED | {"weight_place": 20.0, "weight_ver": 20.0}), weight_utility=0.1, warmup=0.0)
+    images, model = coloured(), encoder()
+    settings = {"epochs": 20, "batch_size": 40, "learning_rate": 2e-3, **stage.overrides}
+    train(model, images.images, None, stage.objective, seed=0, **settings)
+    common = metrics.features(model, images.images).mean(0)
+    axes = plane_axes(model.feature_size, derive(key.seed, "plane"))
+    first, second, target = (
+        (F.normalize(torch.from_numpy(metrics.features(model, images.of_class(label)) - common), dim=1) @ axes).mean(0)
+        for label in range(3)
+    )
+    assert first[1] > 0.3 and second[1] < -0.3 and abs(float(target[1])) < 0.2, (first, second, target)
+
+
 def stage_of(**params: Any) -> tuple[Any, Any, Any]:
     scheme = WATERMARKS.build("mea_defender_encoder", **params)
     images = coloured()
@@ -136,7 +228,7 @@ def test_the_owner_uses_the_labels_of_a_few_samples_only() -> None:
     assert not np.array_equal(drawn[0], other)
 
 
-TERMS = ("com", "ver", "eva", "carrier", "own", "utility")
+TERMS = ("com", "ver", "eva", "carrier", "own", "place", "rest", "utility")
 
 
 @pytest.mark.parametrize("off", TERMS)
@@ -224,8 +316,15 @@ def test_it_marks_encoders_and_mea_defender_marks_classifiers() -> None:
         ("weight_own", -1.0),
         ("contrast_temperature", 0.0),
         ("ver_loss", "cosine"),
+        ("weight_place", -1.0),
+        ("weight_rest", float("nan")),
+        ("place_source", (0.8, 0.8)),
+        ("place_target", 1.1),
+        ("place_rest", float("nan")),
+        ("class_share", 0.34),
+        ("rest_batch", 0),
     ],
 )
-def test_a_parameter_out_of_range_is_refused(setting: str, value: float) -> None:
+def test_a_parameter_out_of_range_is_refused(setting: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=setting):
         WATERMARKS.build("mea_defender_encoder", **{setting: value})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from mea_ray.attacks.imitation import EncoderAttack, Imitate, distance
 from mea_ray.attacks.learning import Learning
 from mea_ray.errors import ConfigError
-from mea_ray.training.objective import Batch
+from mea_ray.training.objective import Batch, StepContext
 from mea_ray.types import Answers
+
+Loss = Literal["mse", "cosine", "centred_cosine"]
 
 
 class FeatureDistillation(EncoderAttack):
@@ -21,6 +23,9 @@ class FeatureDistillation(EncoderAttack):
 
     Args:
         loss: ``mse``: mean squared error of the numbers. ``cosine``: 1 - cosine, whatever the lengths.
+            ``centred_cosine``: the same of embeddings and features at length 1, after the mean of all answers was taken
+            from both. Embeddings of a network that ends in a ReLU are nearly the same for all images, and their cosine
+            nearly 1 whatever the substitute has learnt; what they have in common needs no learning.
         query_chunk: Images in a query.
 
     References:
@@ -30,11 +35,11 @@ class FeatureDistillation(EncoderAttack):
         ConfigError: A parameter is out of its range.
     """
 
-    def __init__(self, *, loss: Literal["mse", "cosine"] = "mse", query_chunk: int = 1024) -> None:
+    def __init__(self, *, loss: Loss = "mse", query_chunk: int = 1024) -> None:
         if query_chunk < 1:
             raise ConfigError(f"query_chunk={query_chunk} must be at least 1 image")
-        if loss not in {"mse", "cosine"}:
-            raise ConfigError(f"loss={loss!r} must be mse or cosine")
+        if loss not in get_args(Loss):
+            raise ConfigError(f"loss={loss!r} must be mse, cosine or centred_cosine")
         self.loss, self.query_chunk = loss, query_chunk
 
     def objective(self, learning: Learning, answers: Answers) -> DistilFeatures:
@@ -47,15 +52,22 @@ class DistilFeatures(Imitate):
 
     Args:
         answers: float32 (N, D).
-        loss: ``mse`` or ``cosine``.
+        loss: See ``FeatureDistillation``.
     """
 
-    def __init__(self, answers: Answers, loss: Literal["mse", "cosine"]) -> None:
-        super().__init__(answers, normalise=False)
-        self.loss = loss
+    def __init__(self, answers: Answers, loss: Loss) -> None:
+        super().__init__(answers, normalise=loss == "centred_cosine")
+        self.loss, self.common = loss, self.targets.mean(0)
+
+    def start(self, context: StepContext) -> None:
+        """Move what is common to all answers to the device."""
+        super().start(context)
+        self.common = self.common.to(context.device)
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"distillation": loss}``."""
         (said,), targets = self.embed(model, [batch.images]), self.targets[batch.indices]
+        if self.loss == "centred_cosine":
+            said, targets = said - self.common, targets - self.common
         value = F.mse_loss(said, targets) if self.loss == "mse" else distance(said, targets, "cosine")
         return {"distillation": value}

@@ -15,9 +15,10 @@ from mea_ray.training.views import Views
 from mea_ray.types import Images
 from mea_ray.watermarks.combiners.base import Combiner
 from mea_ray.watermarks.embedding import Geometries, SourcePool, warmth
+from mea_ray.watermarks.feature_plane import Places, off_place, plane_axes, rest_off_place
 
 Distribution = Literal["softmax", "cosine"]
-VerLoss = Literal["distance", "contrast", "both"]
+VerLoss = Literal["distance", "contrast", "both", "place"]
 SHIFTED = Views(crop_scale=(0.7, 1.0), flip=0.0, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0)
 """How the owner's few samples are varied before they are mixed, so that they are not learnt by heart."""
 
@@ -50,10 +51,18 @@ class EncoderEmbedding:
     com_distribution: Distribution = "softmax"
     com_temperature: float = 0.1
     warmup: float = 0.0
+    places: Places = field(default_factory=Places)
+    rest_batch: int = 160
+
+    @property
+    def placed(self) -> bool:
+        """Whether any loss is about places in the plane."""
+        in_plane = self.weights.get("place", 0) > 0 or self.weights.get("rest", 0) > 0
+        return in_plane or (self.ver_loss == "place" and self.weights.get("ver", 0) > 0)
 
 
 class EncoderObjective(Objective):
-    """The pretext task's loss, L_com, L_ver, L_eva (equations 6 to 8) and the carrier terms.
+    """The pretext task's loss, L_com, L_ver, L_eva (equations 6 to 8), the carrier and places terms.
 
     A step's pass is [views; some images as they are; mixes; clean samples of A, B and C; differently mixed samples].
 
@@ -63,6 +72,7 @@ class EncoderObjective(Objective):
         combiner: Mixes the watermark samples.
         others: The other geometries.
         settings: Weights, batch sizes and switches.
+        seed: Of the plane's axes.
     """
 
     def __init__(
@@ -72,17 +82,19 @@ class EncoderObjective(Objective):
         combiner: Combiner,
         others: Sequence[Combiner],
         settings: EncoderEmbedding,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.pretext, self.combiner, self.others = pretext, combiner, Geometries(others)
         self.owned = SourcePool(*owned, augment=False)
-        self.settings = settings
+        self.settings, self.seed = settings, seed
         self.weights = dict(settings.weights)
         self.on = {name for name, weight in settings.weights.items() if weight > 0}
 
     def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
         """Let the pretext task build its heads."""
         heads: list[nn.Parameter] = self.pretext.attach(model, device)
+        self.axes = plane_axes(int(model.feature_size), self.seed).to(device)  # type: ignore[arg-type]
         return heads
 
     def start(self, context: StepContext) -> None:
@@ -108,7 +120,12 @@ class EncoderObjective(Objective):
         parts = {f"view{index}": view for index, view in enumerate(views[: self.pretext.encoded])}
         if self.on - {"utility"}:
             # As they are, for so are the images that will be asked: the mean of views is another.
-            parts |= {"plain": batch.images[: 2 * self.settings.watermark_batch].float()} | self._marks()
+            plain, vary = batch.images[: 2 * self.settings.watermark_batch].float(), True
+            if self.settings.placed:
+                # Varied if the owner's are, or that would tell the owner's samples from all other images.
+                vary = bool(torch.rand((), generator=self.context.generator) < 0.5)
+                plain = self._varied(batch.images[: self.settings.rest_batch], vary)
+            parts |= {"plain": plain} | self._marks(vary)
         encoded = model.features(merged([*parts.values()])).float().split([len(part) for part in parts.values()])  # type: ignore[operator]
         features = dict(zip(parts, encoded, strict=True))
         terms = {}
@@ -117,14 +134,18 @@ class EncoderObjective(Objective):
             terms["utility"] = self.pretext.loss(seen, views)
         if features:
             # What all images have in common would make all cosines 1 and hide the classes.
-            common = features.pop("plain").detach().mean(0)
+            common = features["plain"].detach().mean(0)
             terms |= self._watermark({name: F.normalize(part - common, dim=1) for name, part in features.items()})
         return {name: term for name, term in terms.items() if name in self.on}
 
-    def _marks(self) -> dict[str, Tensor]:
+    def _varied(self, images: Tensor, vary: bool) -> Tensor:
+        """Return float images, varied or as they are."""
+        return SHIFTED(images.float(), self.context.generator) if vary else images.float()
+
+    def _marks(self, vary: bool = True) -> dict[str, Tensor]:
         """Draw the images of the watermark's losses."""
         mixes, adverse, generator = self.settings.watermark_batch, self.settings.adverse_batch, self.context.generator
-        first, second, target = (SHIFTED(each, generator) for each in self.owned.draw(mixes + adverse))
+        first, second, target = (self._varied(each, vary) for each in self.owned.draw(mixes + adverse))
         parts = {"mixes": self.combiner(first[:mixes], second[:mixes], generator)}
         parts |= {"first": first[:mixes], "second": second[:mixes], "target": target[:mixes]}
         if "eva" in self.on:
@@ -142,8 +163,8 @@ class EncoderObjective(Objective):
                 + combination(said["mixes"], said["second"], settings.com_distribution, settings.com_temperature)
             ),
             "ver": (
-                (squared(said["mixes"], target) if settings.ver_loss != "contrast" else 0)
-                + (contrast(said["mixes"], means, 2, heat) if settings.ver_loss != "distance" else 0)
+                (squared(said["mixes"], target) if settings.ver_loss in {"distance", "both"} else 0)
+                + (contrast(said["mixes"], means, 2, heat) if settings.ver_loss in {"contrast", "both"} else 0)
             ),
             "own": torch.stack(
                 [contrast(said[name], means, own, heat) for own, name in enumerate(("first", "second", "target"))]
@@ -156,6 +177,18 @@ class EncoderObjective(Objective):
         }
         if "adverse" in said:
             terms["eva"] = evasion(said["adverse"], first, second)
+        return terms | (self._places(said) if settings.placed else {})
+
+    def _places(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the losses of places in the plane."""
+        settings, places = self.settings, self.settings.places
+        off = {name: off_place(said[name], self.axes, places.of(name)) for name in ("first", "second", "target")}
+        terms = {
+            "place": torch.stack([*off.values()]).mean(),
+            "rest": rest_off_place(said, self.axes, places.of("rest"), places.share),
+        }
+        if settings.ver_loss == "place":
+            terms["ver"] = off_place(said["mixes"], self.axes, places.of("mixes"))
         return terms
 
 

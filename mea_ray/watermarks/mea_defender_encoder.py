@@ -10,6 +10,7 @@ from mea_ray.training.objective import Objective
 from mea_ray.types import Images, ImageSet
 from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage
 from mea_ray.watermarks.encoder_objective import Distribution, EncoderEmbedding, EncoderObjective, VerLoss
+from mea_ray.watermarks.feature_plane import Places
 from mea_ray.watermarks.mea_defender import combine_options, require_key
 from mea_ray.watermarks.mixed import MixedClasses
 
@@ -28,6 +29,12 @@ class MeaDefenderEncoder(MixedClasses):
     and C have at least a cosine of ``carrier_cosine`` with each other's means, and the sources at most
     ``carrier_apart`` among themselves. C wins between them as soon as 2 carrier_cosine > 1 + carrier_apart, while all
     three classes stay apart.
+
+    Where the encoder is poor, as it is after a short schedule on photographs, cosines with means of the classes fix
+    too little: other classes lie between the sources, too, and mixes are read as these. ``weight_place`` and
+    ``weight_rest`` (not in the paper) give everybody a place in a plane that the key draws in feature space: the
+    sources on both sides, the target and (``ver_loss: place``) the mixes in the middle, all other images apart from
+    the three; see ``Places``. Of the other images no label is needed: learning from positive and unlabelled data.
 
     Args:
         source_classes: Labels of the two classes that are combined.
@@ -53,8 +60,17 @@ class MeaDefenderEncoder(MixedClasses):
         ver_loss: L_ver as ``distance`` to the target's mean (the paper); as ``contrast``: the same cross-entropy of the
             mixes and the target; or the sum of ``both``. Where the three means are close to each other, a mix may be
             near the target's and nearer still to a source's; with contrast alone it may go to a class of which the
-            owner has no labels.
-        contrast_temperature: Of both.
+            owner has no labels. ``place``: squared distance to the target's place in the plane.
+        contrast_temperature: Of ``weight_own`` and of ``ver_loss: contrast``.
+        weight_place: Weight of a term that brings clean samples of the three classes to their places in the plane: mean
+            squared distance of features of length 1.
+        weight_rest: Weight of the same of all other images (Kiryo et al., 2017, equation 6).
+        place_source: Where the sources are, along the first axis (the three classes against all others) and, plus and
+            minus, the second (source against source). Places are in the unit circle.
+        place_target: Where the target and the mixes are on the first axis.
+        place_rest: Where all other images are on the first axis.
+        class_share: Part of all images that each of the three classes has, in (0, 1/3), for ``weight_rest``.
+        rest_batch: Unlabelled images per step for ``weight_rest`` (at most the batch's).
         com_distribution: ``softmax``: KL of the softmax of features divided by ``com_temperature``; ``cosine``: 1 -
             cosine of the features. Only the mixes move.
         com_temperature: Of ``softmax``.
@@ -67,6 +83,8 @@ class MeaDefenderEncoder(MixedClasses):
 
     References:
         Lv et al., MEA-Defender, 2024, https://arxiv.org/abs/2401.15239, equations 2 and 4 to 8.
+        Kiryo et al., Positive-unlabeled learning with non-negative risk estimator, 2017,
+        https://arxiv.org/abs/1703.00593, equation 6.
 
     Raises:
         ConfigError: A parameter is out of its range.
@@ -96,6 +114,13 @@ class MeaDefenderEncoder(MixedClasses):
         weight_own: float = 0.0,
         ver_loss: VerLoss = "distance",
         contrast_temperature: float = 0.1,
+        weight_place: float = 0.0,
+        weight_rest: float = 0.0,
+        place_source: tuple[float, float] = (0.55, 0.8),
+        place_target: float = 0.9,
+        place_rest: float = -0.3,
+        class_share: float = 0.1,
+        rest_batch: int = 160,
         com_distribution: Distribution = "softmax",
         com_temperature: float = 0.1,
         pretext_part: float = 0.0,
@@ -113,6 +138,8 @@ class MeaDefenderEncoder(MixedClasses):
             "eva": weight_eva,
             "carrier": weight_carrier,
             "own": weight_own,
+            "place": weight_place,
+            "rest": weight_rest,
         }
         for term, weight in weights.items():
             if not 0 <= weight < float("inf"):
@@ -120,6 +147,7 @@ class MeaDefenderEncoder(MixedClasses):
         if not any(weights.values()):
             raise ConfigError("all loss weights are 0, so nothing would be trained; give one of them a weight")
         counts = {"owner_samples": owner_samples, "watermark_batch": watermark_batch, "adverse_batch": adverse_batch}
+        counts["rest_batch"] = rest_batch
         for name, count in counts.items():
             if count < 1:
                 raise ConfigError(f"{name}={count} must be at least 1; a weight of 0 switches a loss off")
@@ -145,6 +173,8 @@ class MeaDefenderEncoder(MixedClasses):
             com_distribution=com_distribution,
             com_temperature=com_temperature,
             warmup=warmup,
+            places=Places(place_source, place_target, place_rest, class_share),
+            rest_batch=rest_batch,
         )
 
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
@@ -167,6 +197,7 @@ class MeaDefenderEncoder(MixedClasses):
             combiner,
             list(others.values()),
             self.embedding,
+            derive(key.seed, "plane"),
         )
         embed = Stage("embed", objective, train, UNAUGMENTED, (self.pretext_part, 1.0))
         if not self.pretext_part:
