@@ -199,9 +199,10 @@ class VerificationConfig(Config):
     samples: int = Field(1000, ge=1, description="Held-out watermark samples (fewer if fewer distinct ones exist).")
     threshold: Fraction = Field(0.3, gt=0, lt=1, description="The paper's threshold on WSR.")
     significance: float = Field(0.01, gt=0, lt=1, description="Largest p-value at which theft is claimed.")
-    reading: Literal["linear_probe", "prototype"] = Field(
+    reading: Literal["linear_probe", "linear_probe_cv", "prototype"] = Field(
         "linear_probe",
-        description="How an encoder's features are read as classes: logistic regression, or the nearest class mean.",
+        description="How an encoder's features are read as classes: logistic regression with scikit-learn's penalty, "
+        "with one that cross-validation on the labelled images chooses, or the nearest class mean.",
     )
     probe_images: int = Field(
         5000, ge=1, description="Labelled training images that the reading of an encoder is fitted on, at most."

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from mea_ray import metrics, probes
@@ -38,6 +39,45 @@ def test_a_linear_probe_is_logistic_regression_on_standardised_features(classes:
     )
     expected = fitted.predict_proba(scaler.transform(metrics.features(model, test.images)))
     np.testing.assert_allclose(metrics.probabilities(model, test.images), expected, atol=2e-3)
+
+
+def noisy(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    features = rng.normal(0, 1, (count, 40))
+    features[np.arange(count), labels] += 1.0
+    return features.astype(np.float32), labels.astype(np.int64)
+
+
+def test_cross_validation_chooses_the_penalty_of_the_least_log_loss_on_held_out_folds() -> None:
+    features, labels = noisy(150, 0)
+    scaled = StandardScaler().fit_transform(features.astype(np.float64))
+    lost: dict[float, float] = {}
+    for strength in probes.STRENGTHS:
+        parts = []
+        for train, held in StratifiedKFold(3, shuffle=True, random_state=0).split(scaled, labels):
+            fitted = LogisticRegression(C=strength, max_iter=500).fit(scaled[train], labels[train])
+            parts.append(-np.log(fitted.predict_proba(scaled[held])[np.arange(len(held)), labels[held]]).mean())
+        lost[strength] = float(np.mean(parts))
+    best = min(lost, key=lambda strength: lost[strength])
+    assert best < probes.STRENGTH, "few samples of many dimensions want a strong penalty"
+    assert probes.best_strength(scaled, labels) == best
+    weights, bias = probes.linear_probe(features, labels, cross_validate=True)
+    fitted = LogisticRegression(C=best, max_iter=500).fit(scaled, labels)
+    asked = noisy(60, 1)[0]
+    scaler = StandardScaler().fit(features.astype(np.float64))
+    expected = fitted.predict_proba(scaler.transform(asked.astype(np.float64)))
+    said = torch.softmax(torch.from_numpy(asked @ weights.T + bias), 1).numpy()
+    np.testing.assert_allclose(said, expected, atol=2e-3)
+    plain = probes.linear_probe(features, labels)[0]
+    assert np.abs(weights).sum() < np.abs(plain).sum()
+
+
+def test_a_model_is_read_with_the_penalty_of_cross_validation_if_asked() -> None:
+    first, second, labelled = encoder(), encoder(), data()
+    probes.read(first, labelled, "linear_probe_cv")
+    weights, _ = probes.linear_probe(metrics.features(second, labelled.images), labelled.labels, cross_validate=True)
+    np.testing.assert_allclose(first.head.weight.detach().numpy(), weights, rtol=1e-5)  # type: ignore[union-attr]
 
 
 def test_prototypes_name_the_class_of_the_largest_cosine() -> None:
@@ -77,7 +117,12 @@ def test_what_cannot_be_read_is_refused() -> None:
     labelled = data()
     with pytest.raises(DataError, match="class 2 has none of the 80"):
         probes.read(encoder(), labelled.take(np.flatnonzero(labelled.labels != 2)))
-    with pytest.raises(ConfigError, match="linear_probe or prototype"):
+    few = labelled.take(
+        np.concatenate([np.flatnonzero(labelled.labels != 2), np.flatnonzero(labelled.labels == 2)[:2]])
+    )
+    with pytest.raises(DataError, match="class 2 has 2 labelled images, fewer than the 3 folds"):
+        probes.read(encoder(), few, "linear_probe_cv")
+    with pytest.raises(ConfigError, match="linear_probe, linear_probe_cv or prototype"):
         probes.read(encoder(), labelled, "oracle")  # type: ignore[arg-type]
     model = encoder()
     model.head = torch.nn.Sequential(model.head)  # type: ignore[assignment]

@@ -21,6 +21,7 @@ Distribution = Literal["softmax", "cosine"]
 VerLoss = Literal["distance", "contrast", "both", "place"]
 SHIFTED = Views(crop_scale=(0.7, 1.0), flip=0.0, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0)
 """How the owner's few samples are varied before they are mixed, so that they are not learnt by heart."""
+MIRRORED = Views(crop_scale=(1.0, 1.0), flip=0.5, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0)
 
 
 class Pretext(Protocol):
@@ -53,6 +54,7 @@ class EncoderEmbedding:
     warmup: float = 0.0
     places: Places = field(default_factory=Places)
     rest_batch: int = 160
+    mirror: bool = False
 
     @property
     def placed(self) -> bool:
@@ -139,8 +141,9 @@ class EncoderObjective(Objective):
         return {name: term for name, term in terms.items() if name in self.on}
 
     def _varied(self, images: Tensor, vary: bool) -> Tensor:
-        """Return float images, varied or as they are."""
-        return SHIFTED(images.float(), self.context.generator) if vary else images.float()
+        """Return float images, varied or as they are, half of them mirrored if asked."""
+        images = SHIFTED(images.float(), self.context.generator) if vary else images.float()
+        return MIRRORED(images, self.context.generator) if self.settings.mirror else images
 
     def _marks(self, vary: bool = True) -> dict[str, Tensor]:
         """Draw the images of the watermark's losses."""

@@ -46,6 +46,7 @@ class MeaDefenderEncoder(MixedClasses):
         combiner_options: Further options of the combiner, by name.
         adverse_geometries: The other mixes of L_eva and of WFPR; null takes the authors' without the combiner's own.
         owner_samples: Labelled images of each of the three classes that the owner uses; all if there are fewer.
+        mirror: Mirror half of them when they are drawn; not where left and right matter (digits).
         weight_utility: Weight of the pretext task's loss.
         weight_com: Weight of L_com (equation 6). 0 switches a loss off, here and below.
         weight_ver: Weight of L_ver (equation 7).
@@ -104,6 +105,7 @@ class MeaDefenderEncoder(MixedClasses):
         combiner_options: dict[str, Any] | None = None,
         adverse_geometries: tuple[str, ...] | None = None,
         owner_samples: int = 500,
+        mirror: bool = False,
         weight_utility: float = 1.0,
         weight_com: float = 0.1,
         weight_ver: float = 1.0,
@@ -175,6 +177,7 @@ class MeaDefenderEncoder(MixedClasses):
             warmup=warmup,
             places=Places(place_source, place_target, place_rest, class_share),
             rest_batch=rest_batch,
+            mirror=mirror,
         )
 
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
