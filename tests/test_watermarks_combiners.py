@@ -146,6 +146,13 @@ def test_masks_against_a_loop(name, shape):
         np.testing.assert_allclose(z, loop(name, x, y, FILL), atol=1e-7)
 
 
+def test_a_faded_blend_keeps_its_mean_and_a_part_of_its_contrast():
+    a, b, mixed = mix("pixel_merge", (3, 9, 9), count=3, order="fixed", alpha=0.4, contrast=0.7)
+    for x, y, z in zip(a, b, mixed, strict=True):
+        blend = 0.4 * x + 0.6 * y
+        np.testing.assert_allclose(z, blend.mean() + 0.7 * (blend - blend.mean()), atol=1e-6)
+
+
 def test_published_bounds_at_32_pixels():
     a, b, donut = mix("donut", (1, 32, 32), count=1, order="fixed")
     inside = donut[0, 0] < 0.5
@@ -207,6 +214,8 @@ def test_moved_pixels_survive_the_way_through_floats():
         ("stripes", {"columns": 99}),
         ("stripes", {"first_columns": 5}),
         ("pixel_merge", {"alpha": 0.0}),
+        ("pixel_merge", {"contrast": 0.0}),
+        ("pixel_merge", {"contrast": 1.1}),
         ("autoencoder", {"alpha": 1.0}),
         ("autoencoder", {"steps": 0}),
         ("ratio", {"share": 1.0}),

@@ -21,10 +21,11 @@ def check_alpha(alpha: float) -> float:
 
 
 class PixelMerge(Combiner):
-    """alpha times the first image plus (1 - alpha) times the second.
+    """alpha times the first image plus (1 - alpha) times the second, faded if asked.
 
     Args:
         alpha: Share of the first image.
+        contrast: What the deviation of each value of the blend from the blend's mean is multiplied by, in (0, 1].
         order: ``fixed`` gives ``alpha`` to the first source class, ``random`` to either.
     """
 
@@ -35,11 +36,18 @@ class PixelMerge(Combiner):
         seed: int,
         *,
         alpha: float = 0.5,
+        contrast: float = 1.0,
         order: Order = "fixed",
     ) -> None:
         super().__init__(shape, fill, seed, order=order)
         self.alpha = check_alpha(alpha)
+        if not 0 < contrast <= 1:
+            raise ConfigError(f"contrast={contrast} must lie in (0, 1]; 1 leaves the blend as it is")
+        self.contrast = contrast
 
     def mix(self, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
-        """Blend the pixels."""
-        return torch.lerp(second, first, self.alpha)
+        """Blend the pixels, then fade the blend."""
+        blend = torch.lerp(second, first, self.alpha)
+        if self.contrast == 1:
+            return blend
+        return torch.lerp(blend.mean((1, 2, 3), keepdim=True), blend, self.contrast)
