@@ -37,6 +37,8 @@ class ModelReport(_Record):
         wsr: Watermark success rate; None without a key.
         wfpr: False positives per other geometry.
         wfpr_mean: Mean of ``wfpr`` over the geometries.
+        wfpr_classes: False positives of the watermark's own mixes, of classes that the key does not name; None for a
+            scheme that mixes no classes.
         p_value: Exact binomial, against the null models' rate; None for null models.
         p_value_chance: The same against chance, for a scheme whose paper tests so; None for others.
         infringes_threshold: ``wsr`` is above the paper's threshold.
@@ -52,6 +54,7 @@ class ModelReport(_Record):
     wsr: Rate | None = None
     wfpr: dict[str, Rate] = Field(default_factory=dict)
     wfpr_mean: float | None = None
+    wfpr_classes: Rate | None = None
     p_value: float | None = None
     p_value_chance: float | None = None
     infringes_threshold: bool | None = None

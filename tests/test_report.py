@@ -7,11 +7,12 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from report_results import model_report, trial, write_sweep
+from report_results import model_report, rate, trial, write_sweep
 from scipy import stats
 
 from mea_ray.errors import ArtifactError
@@ -216,9 +217,10 @@ def test_a_thief_of_an_innocent_model_has_a_row_of_its_own_and_voids_the_proof_i
         assert row.point.endswith("null model stolen") and row.verdict == words and not row.proved
 
 
-def test_an_unspecific_mark_is_said_to_be_one() -> None:
+@pytest.mark.parametrize("found", [{"wfpr_mean": 0.6}, {"wfpr_classes": rate(0.6)}])
+def test_an_unspecific_mark_is_said_to_be_one(found: dict[str, Any]) -> None:
     good = trial("a", end=0.8)
-    rungs = [r.model_copy(update={"report": r.report.model_copy(update={"wfpr_mean": 0.6})}) for r in good.rungs]
+    rungs = [r.model_copy(update={"report": r.report.model_copy(update=found)}) for r in good.rungs]
     texts = [f.text for f in verdict.findings([good.model_copy(update={"rungs": rungs})])]
     assert any("not specific" in text for text in texts)
     assert not any("not specific" in f.text for f in verdict.findings([good]))

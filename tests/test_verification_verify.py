@@ -28,6 +28,7 @@ SAMPLES = SimpleNamespace(
     images=labelled([2] * 31 + [0] * 69),
     target=TARGET,
     adverse={"donut": labelled([2] * 5 + [1] * 15), "hotdog": labelled([1] * 10)},
+    other_classes=labelled([2] * 3 + [3] * 9),
     sources=labelled([0, 0, 2, 1]),
     source_labels=np.array([0, 0, 0, 1]),
 )
@@ -41,6 +42,7 @@ def test_everything_is_counted() -> None:
     assert (found.wsr.low, found.wsr.high) == pytest.approx((expected.low, expected.high))
     assert {name: rate.rate for name, rate in found.wfpr.items()} == {"donut": 0.25, "hotdog": 0.0}
     assert found.wfpr_mean == pytest.approx(0.125)
+    assert found.wfpr_classes is not None and (found.wfpr_classes.successes, found.wfpr_classes.trials) == (3, 12)
     assert found.p_value == pytest.approx(binomtest(31, 100, 0.1, alternative="greater").pvalue)
     assert found.infringes_threshold and found.infringes_significance
 

@@ -153,6 +153,13 @@ def test_a_faded_blend_keeps_its_mean_and_a_part_of_its_contrast():
         np.testing.assert_allclose(z, blend.mean() + 0.7 * (blend - blend.mean()), atol=1e-6)
 
 
+def test_a_contrast_between_two_numbers_is_drawn_for_each_blend():
+    a, b, mixed = mix("pixel_merge", (1, 9, 9), count=300, order="fixed", contrast=[0.4, 0.8])
+    blend = 0.5 * a + 0.5 * b
+    drawn = [float(np.std(z) / np.std(x)) for x, z in zip(np.asarray(blend), np.asarray(mixed), strict=True)]
+    assert 0.4 < min(drawn) < 0.45 and 0.75 < max(drawn) < 0.8 and np.mean(drawn) == pytest.approx(0.6, abs=0.03)
+
+
 def test_published_bounds_at_32_pixels():
     a, b, donut = mix("donut", (1, 32, 32), count=1, order="fixed")
     inside = donut[0, 0] < 0.5
@@ -216,6 +223,7 @@ def test_moved_pixels_survive_the_way_through_floats():
         ("pixel_merge", {"alpha": 0.0}),
         ("pixel_merge", {"contrast": 0.0}),
         ("pixel_merge", {"contrast": 1.1}),
+        ("pixel_merge", {"contrast": [0.7, 0.3]}),
         ("autoencoder", {"alpha": 1.0}),
         ("autoencoder", {"steps": 0}),
         ("ratio", {"share": 1.0}),

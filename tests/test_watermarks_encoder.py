@@ -26,7 +26,7 @@ from mea_ray.watermarks.encoder_objective import (
     mean_direction,
     squared,
 )
-from mea_ray.watermarks.feature_plane import off_place, plane_axes, rest_off_place
+from mea_ray.watermarks.feature_plane import decoys_off_place, off_place, plane_axes, rest_off_place
 
 SHAPE = (3, 16, 16)
 
@@ -145,6 +145,18 @@ def test_the_rest_is_what_all_images_have_without_the_three_classes() -> None:
     assert float(rest_off_place(at_place, axes, place, share)) == 0, "an estimate below 0 teaches nothing"
 
 
+def test_decoys_are_mixes_of_all_pairs_without_those_of_both_sources() -> None:
+    axes, place, share = plane_axes(6, 1), (-0.3, 0.0), 0.25
+    mixes, rest = unit(4, 6, 1), unit(28, 6, 9)
+    # Of pairs of four equal classes, an eighth is of the first with the second or the other way round.
+    said = {"mixes": mixes, "decoys": torch.cat([mixes, rest])}
+    assert float(decoys_off_place(said, axes, place, share)) == pytest.approx(
+        float(off_place(rest, axes, place)), abs=1e-5
+    )
+    at_place = {"decoys": (axes @ torch.tensor(place))[None], "mixes": mixes}
+    assert float(decoys_off_place(at_place, axes, place, share)) == 0
+
+
 PLACED = {"ver_loss": "place", "weight_place": 1.0, "weight_rest": 1.0, "weight_com": 0.0, "weight_eva": 0.0}
 
 
@@ -190,6 +202,32 @@ def test_the_owners_samples_and_all_other_images_are_varied_alike(monkeypatch: p
     monkeypatch.setattr(EncoderObjective, "terms", step)
     train(encoder(), stage.train.images, None, stage.objective, seed=0, epochs=2, batch_size=8, augment=())
     assert set(steps) == {0, 4}, "all of the three classes and the unlabelled images, or none of them"
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_decoys_are_mixed_from_unlabelled_pairs_as_the_watermark_is(weight: float) -> None:
+    _, _, stage = stage_of(**PLACED, weight_decoy=weight, watermark_batch=4, warmup=0.0)
+    combiner, pairs = stage.objective.combiner, []
+
+    def recorded(first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
+        pairs.append((first, second))
+        return combiner(first, second, generator)
+
+    stage.objective.combiner = recorded
+    train(encoder(), stage.train.images, None, stage.objective, seed=0, epochs=1, batch_size=40, augment=())
+    decoys = [(first, second) for first, second in pairs if torch.equal(first.roll(1, 0), second)]
+    assert len(decoys) == (len(pairs) / 2 if weight else 0)
+    assert all(len(first) == 4 for first, _ in decoys)
+
+
+def test_mixes_may_be_made_otherwise_while_the_mark_is_embedded() -> None:
+    faded = {"combiner": "pixel_merge", "alpha": 0.3, "combiner_options": {"contrast": 0.35}}
+    _, key, stage = stage_of(**faded, embed_options={"contrast": [0.5, 0.9], "alpha": 0.45})
+    assert (stage.objective.combiner.least, stage.objective.combiner.most) == (0.5, 0.9)
+    assert stage.objective.combiner.alpha == 0.45
+    assert key.settings["combiner_options"] == {"alpha": 0.3, "contrast": 0.35, "order": "fixed"}, "what is asked"
+    _, _, same = stage_of(**faded)
+    assert (same.objective.combiner.least, same.objective.combiner.alpha) == (0.35, 0.3)
 
 
 def test_images_take_their_places() -> None:
@@ -323,6 +361,9 @@ def test_it_marks_encoders_and_mea_defender_marks_classifiers() -> None:
         ("place_rest", float("nan")),
         ("class_share", 0.34),
         ("rest_batch", 0),
+        ("weight_decoy", -1.0),
+        ("embed_options", {"jitter": 99}),
+        ("embed_options", {"contrast": 0.5}),
     ],
 )
 def test_a_parameter_out_of_range_is_refused(setting: str, value: Any) -> None:

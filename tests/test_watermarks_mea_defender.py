@@ -85,6 +85,23 @@ def test_samples_are_distinct_pairs_of_held_out_images_only():
     assert np.array_equal(samples.sources[:10], held_out.of_class(4))
 
 
+def test_other_classes_are_mixed_as_the_watermark_is_by_pairs_that_the_key_does_not_name():
+    scheme = WATERMARKS.build("mea_defender", source_classes=(4, 1), target_class=0)
+    key, held_out = scheme.make_key(image_set(), 0), coded_set()
+    mixes = scheme.samples(key, held_out, 80, 0).other_classes
+    assert mixes.dtype == np.uint8 and 70 < len(mixes) <= 80, "a pair and its reverse may give the same mix"
+    label_of = {int(image[0, 0, 0]): int(label) for image, label in zip(held_out.images, held_out.labels, strict=True)}
+    seen = set()
+    for image in mixes:
+        # Cut at the middle, give or take the jitter: the first row and the last are of one image each.
+        labels = label_of[int(image[0, 0, 0])], label_of[int(image[0, -1, 0])]
+        assert labels[0] != labels[1] and not {0, 1, 4} & set(labels)
+        seen.add(labels)
+    assert len(seen) > 2
+    named = held_out.take(np.flatnonzero(np.isin(held_out.labels, [0, 1, 4, 5])))
+    assert scheme.samples(key, named, 80, 0).other_classes is None, "one other class has nothing to be mixed with"
+
+
 def test_there_are_no_more_samples_than_pairs_and_equal_mixes_count_once():
     scheme = WATERMARKS.build("mea_defender")
     key = scheme.make_key(image_set(), 0)

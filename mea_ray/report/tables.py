@@ -181,7 +181,7 @@ HEADINGS = {
     "accuracy": "Substitute accuracy",
     "fidelity": "Fidelity",
     "wsr": "WSR [95% interval]",
-    "wfpr": "WFPR",
+    "wfpr": "WFPR (other classes)",
     "p_value": "p-value",
     "verdict": "Verdict",
 }
@@ -201,7 +201,7 @@ def rows(results: Sequence[TrialResult]) -> list[Row]:
 
 
 def _row(result: TrialResult, rung: RungResult, point: str, judgement: str, is_proved: bool) -> Row:
-    report = rung.report
+    report, other = rung.report, rung.report.wfpr_classes
     return Row(
         trial=result.trial,
         point=point,
@@ -211,7 +211,7 @@ def _row(result: TrialResult, rung: RungResult, point: str, judgement: str, is_p
         accuracy=percent(report.accuracy),
         fidelity=percent(report.fidelity),
         wsr=interval(report.wsr),
-        wfpr=percent(report.wfpr_mean),
+        wfpr=percent(report.wfpr_mean) + (f" ({percent(other.rate)})" if other is not None else ""),
         p_value=p_text(report.p_value),
         verdict=judgement,
         proved=is_proved,

@@ -76,13 +76,16 @@ def findings(results: Sequence[TrialResult]) -> list[Finding]:
 
 
 def _unspecific(results: Sequence[TrialResult]) -> list[Finding]:
-    """Say for which groups the watermark succeeds on the wrong mixes, too."""
+    """Say for which groups the watermark succeeds on the wrong mixes, too: mixed otherwise, or of other classes."""
     groups = grouped(results)
-    rates = {
-        name: mean([rung.report.wfpr_mean for trial in trials if (rung := last_rung(trial)) is not None])
-        for name, trials in groups.items()
-    }
-    bad = {name: rate for name, rate in rates.items() if rate is not None and rate >= threshold(results)}
+    bad: dict[str, float] = {}
+    for name, trials in groups.items():
+        ends = [rung.report for trial in trials if (rung := last_rung(trial)) is not None]
+        geometries = mean([report.wfpr_mean for report in ends])
+        classes = mean([report.wfpr_classes.rate if report.wfpr_classes else None for report in ends])
+        rate = max(geometries or 0.0, classes or 0.0)
+        if rate >= threshold(results):
+            bad[name] = rate
     if not bad:
         return []
     where = f" for {', '.join(bad)}" if len(groups) > 1 else ""

@@ -58,6 +58,7 @@ def rung_metrics(result: TrialResult, rung: RungResult) -> dict[str, float | int
         "wsr_low": report.wsr.low if report.wsr else None,
         "wsr_high": report.wsr.high if report.wsr else None,
         "wfpr": report.wfpr_mean,
+        "wfpr_classes": report.wfpr_classes.rate if report.wfpr_classes else None,
         "accuracy": report.accuracy,
         "knn_accuracy": report.knn_accuracy,
         "fidelity": report.fidelity,

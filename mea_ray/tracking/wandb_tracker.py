@@ -14,7 +14,18 @@ from mea_ray.results import TrialResult
 from mea_ray.storage import Storage
 from mea_ray.tracking.rows import aftermath, attack_curves, flatten, groups_of, owner_saw, rows, rung_metrics
 
-_CURVES = ("wsr", "wsr_low", "wsr_high", "wfpr", "accuracy", "fidelity", "p_value", "null_wsr", "stolen_null_wsr")
+_CURVES = (
+    "wsr",
+    "wsr_low",
+    "wsr_high",
+    "wfpr",
+    "wfpr_classes",
+    "accuracy",
+    "fidelity",
+    "p_value",
+    "null_wsr",
+    "stolen_null_wsr",
+)
 _INIT_TIMEOUT_S = 20.0
 
 
@@ -147,6 +158,7 @@ class WandbTracker:
             "victim_accuracy": report.accuracy,
             "victim_wsr": report.wsr.rate if report.wsr else None,
             "victim_wfpr": report.wfpr_mean,
+            "victim_wfpr_classes": report.wfpr_classes.rate if report.wfpr_classes else None,
             **{f"set.{path}": value for path, value in flatten(result.point).items()},
             **owner_saw(result),
             **aftermath(result),

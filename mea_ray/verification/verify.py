@@ -37,6 +37,11 @@ class Samples(Protocol):
         ...
 
     @property
+    def other_classes(self) -> Images | None:
+        """The watermark's mixes, but of classes that the key does not name; None where there are none."""
+        ...
+
+    @property
     def sources(self) -> Images:
         """The clean samples that were mixed, uint8 (s, C, H, W)."""
         ...
@@ -96,6 +101,7 @@ def report(
     hits, trials = successes(samples.images)
     wsr = proportion(hits, trials)
     wfpr = {name: proportion(*successes(images)) for name, images in samples.adverse.items() if len(images)}
+    others = samples.other_classes
     p_value = binomial_p_value(hits, trials, null_rate) if null_rate is not None else None
     return ModelReport(
         accuracy=accuracy,
@@ -104,6 +110,7 @@ def report(
         wsr=wsr,
         wfpr=wfpr,
         wfpr_mean=float(np.mean([rate.rate for rate in wfpr.values()])) if wfpr else None,
+        wfpr_classes=proportion(*successes(others)) if others is not None and len(others) else None,
         p_value=p_value,
         p_value_chance=binomial_p_value(hits, trials, chance) if chance is not None else None,
         infringes_threshold=wsr.rate > threshold,

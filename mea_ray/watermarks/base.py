@@ -108,6 +108,8 @@ class WatermarkSamples:
             ``target`` they are false positives (WFPR).
         sources: uint8 (s, C, H, W): the clean held-out source samples.
         source_labels: int64 (s,).
+        other_classes: Mixed as ``images`` are, but of two classes that the key does not name, uint8 (m, C, H, W); None
+            for a scheme that mixes no classes, or where there are no two others. As ``target``: false positives.
     """
 
     images: Images
@@ -115,6 +117,7 @@ class WatermarkSamples:
     adverse: Mapping[str, Images]
     sources: Images
     source_labels: npt.NDArray[np.int64]
+    other_classes: Images | None = None
 
 
 @dataclass(frozen=True)

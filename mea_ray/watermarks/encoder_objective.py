@@ -15,7 +15,7 @@ from mea_ray.training.views import Views
 from mea_ray.types import Images
 from mea_ray.watermarks.combiners.base import Combiner
 from mea_ray.watermarks.embedding import Geometries, SourcePool, warmth
-from mea_ray.watermarks.feature_plane import Places, off_place, plane_axes, rest_off_place
+from mea_ray.watermarks.feature_plane import Places, decoys_off_place, off_place, plane_axes, rest_off_place
 
 Distribution = Literal["softmax", "cosine"]
 VerLoss = Literal["distance", "contrast", "both", "place"]
@@ -59,7 +59,7 @@ class EncoderEmbedding:
     @property
     def placed(self) -> bool:
         """Whether any loss is about places in the plane."""
-        in_plane = self.weights.get("place", 0) > 0 or self.weights.get("rest", 0) > 0
+        in_plane = any(self.weights.get(term, 0) > 0 for term in ("place", "rest", "decoy"))
         return in_plane or (self.ver_loss == "place" and self.weights.get("ver", 0) > 0)
 
 
@@ -128,6 +128,9 @@ class EncoderObjective(Objective):
                 vary = bool(torch.rand((), generator=self.context.generator) < 0.5)
                 plain = self._varied(batch.images[: self.settings.rest_batch], vary)
             parts |= {"plain": plain} | self._marks(vary)
+            if "decoy" in self.on:
+                pairs = plain[: self.settings.watermark_batch]
+                parts["decoys"] = self.combiner(pairs, pairs.roll(1, 0), self.context.generator)
         encoded = model.features(merged([*parts.values()])).float().split([len(part) for part in parts.values()])  # type: ignore[operator]
         features = dict(zip(parts, encoded, strict=True))
         terms = {}
@@ -190,6 +193,8 @@ class EncoderObjective(Objective):
             "place": torch.stack([*off.values()]).mean(),
             "rest": rest_off_place(said, self.axes, places.of("rest"), places.share),
         }
+        if "decoys" in said:
+            terms["decoy"] = decoys_off_place(said, self.axes, places.of("rest"), places.share)
         if settings.ver_loss == "place":
             terms["ver"] = off_place(said["mixes"], self.axes, places.of("mixes"))
         return terms

@@ -84,3 +84,20 @@ def rest_off_place(said: Mapping[str, Tensor], axes: Tensor, place: tuple[float,
     """
     known = sum(off_place(said[name], axes, place) for name in ("first", "second", "target"))
     return F.relu((off_place(said["plain"], axes, place) - share * known) / (1 - 3 * share))
+
+
+def decoys_off_place(said: Mapping[str, Tensor], axes: Tensor, place: tuple[float, float], share: float) -> Tensor:
+    """The same of mixes of other classes than the two sources, from mixes of unlabelled pairs.
+
+    Two of them are a source each, either way round, in 2 share^2 of all pairs: what those have is taken from the mean
+    as in ``rest_off_place``, estimated by the watermark's own mixes.
+
+    Args:
+        said: Features of length 1, (N, D): ``decoys``, the mixes of unlabelled pairs, and ``mixes``.
+        axes: The plane, (D, 2).
+        place: Of the rest.
+        share: Part of all images that each of the three classes has, in (0, 1/3).
+    """
+    marked = 2 * share**2
+    gap = off_place(said["decoys"], axes, place) - marked * off_place(said["mixes"], axes, place)
+    return F.relu(gap / (1 - marked))

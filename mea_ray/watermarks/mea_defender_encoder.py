@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from mea_ray.errors import ConfigError
@@ -9,10 +10,12 @@ from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.objective import Objective
 from mea_ray.types import Images, ImageSet
 from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage
+from mea_ray.watermarks.combiners import COMBINERS
+from mea_ray.watermarks.combiners.base import Combiner
 from mea_ray.watermarks.encoder_objective import Distribution, EncoderEmbedding, EncoderObjective, VerLoss
 from mea_ray.watermarks.feature_plane import Places
 from mea_ray.watermarks.mea_defender import combine_options, require_key
-from mea_ray.watermarks.mixed import MixedClasses
+from mea_ray.watermarks.mixed import NOMINAL_SHAPE, MixedClasses
 
 
 class MeaDefenderEncoder(MixedClasses):
@@ -44,6 +47,8 @@ class MeaDefenderEncoder(MixedClasses):
         jitter: crop_paste and the halves: largest shift of the cut, in pixels of a 32-pixel image.
         alpha: autoencoder, pixel_merge: share of the first image.
         combiner_options: Further options of the combiner, by name.
+        embed_options: Options of the combiner that are others while the mark is embedded, by name: harder mixes than
+            those that are asked later leave something for the thief to lose.
         adverse_geometries: The other mixes of L_eva and of WFPR; null takes the authors' without the combiner's own.
         owner_samples: Labelled images of each of the three classes that the owner uses; all if there are fewer.
         mirror: Mirror half of them when they are drawn; not where left and right matter (digits).
@@ -66,6 +71,8 @@ class MeaDefenderEncoder(MixedClasses):
         weight_place: Weight of a term that brings clean samples of the three classes to their places in the plane: mean
             squared distance of features of length 1.
         weight_rest: Weight of the same of all other images (Kiryo et al., 2017, equation 6).
+        weight_decoy: Weight of the same of mixes of unlabelled pairs, ``watermark_batch`` per step: a mix is not to
+            look like the mark whatever it is made of.
         place_source: Where the sources are, along the first axis (the three classes against all others) and, plus and
             minus, the second (source against source). Places are in the unit circle.
         place_target: Where the target and the mixes are on the first axis.
@@ -103,6 +110,7 @@ class MeaDefenderEncoder(MixedClasses):
         jitter: int = 3,
         alpha: float = 0.5,
         combiner_options: dict[str, Any] | None = None,
+        embed_options: dict[str, Any] | None = None,
         adverse_geometries: tuple[str, ...] | None = None,
         owner_samples: int = 500,
         mirror: bool = False,
@@ -118,6 +126,7 @@ class MeaDefenderEncoder(MixedClasses):
         contrast_temperature: float = 0.1,
         weight_place: float = 0.0,
         weight_rest: float = 0.0,
+        weight_decoy: float = 0.0,
         place_source: tuple[float, float] = (0.55, 0.8),
         place_target: float = 0.9,
         place_rest: float = -0.3,
@@ -133,6 +142,8 @@ class MeaDefenderEncoder(MixedClasses):
         shared = {"orientation": orientation, "jitter": jitter, "alpha": alpha}
         options = combine_options(combiner, combiner_options, **shared)
         super().__init__(source_classes, target_class, combiner, options, adverse_geometries, "pixel", jitter)
+        self.embed_options = dict(embed_options or {})
+        self.harder(self.combiner, self.combiner_options, NOMINAL_SHAPE, (0.0,) * 3, 0)
         weights = {
             "utility": weight_utility,
             "com": weight_com,
@@ -142,6 +153,7 @@ class MeaDefenderEncoder(MixedClasses):
             "own": weight_own,
             "place": weight_place,
             "rest": weight_rest,
+            "decoy": weight_decoy,
         }
         for term, weight in weights.items():
             if not 0 <= weight < float("inf"):
@@ -194,6 +206,12 @@ class MeaDefenderEncoder(MixedClasses):
         """Return the stage that embeds the key while the pretext task is learnt, after one without the key if asked."""
         key = require_key(key, self.name)
         combiner, others = self.combiners(key)
+        if self.embed_options:
+            made = key.settings
+            combiner = self.harder(
+                made["combiner"], made["combiner_options"], tuple(made["shape"]), tuple(made["fill"]), key.seed
+            )
+            combiner.load(key.tensors)
         objective = EncoderObjective(
             pretext,
             [self.owned(key, train, label) for label in (*key.source_classes, key.target_class)],
@@ -206,6 +224,19 @@ class MeaDefenderEncoder(MixedClasses):
         if not self.pretext_part:
             return [embed]
         return [Stage("pretext", pretext, train, UNAUGMENTED, (0.0, self.pretext_part)), embed]
+
+    def harder(
+        self, name: str, options: Mapping[str, Any], shape: tuple[int, int, int], fill: tuple[float, ...], seed: int
+    ) -> Combiner:
+        """Build the combiner with ``embed_options``.
+
+        Raises:
+            ConfigError: The combiner has no such option, or not with such a value.
+        """
+        try:
+            return self._build(name, COMBINERS.check(name, {**options, **self.embed_options}), shape, fill, seed)
+        except ConfigError as error:
+            raise ConfigError(f"embed_options: {error}") from None
 
     def owned(self, key: Key, train: ImageSet, label: int) -> Images:
         """Return the images whose label the owner uses: uint8 (n, C, H, W), drawn by the key's seed."""

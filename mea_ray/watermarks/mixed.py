@@ -181,16 +181,33 @@ class MixedClasses(Watermark):
             adverse={n: self._mixes(c, first, second, count, derive(seed, n)) for n, c in others.items()},
             sources=np.concatenate([first, second]),
             source_labels=np.repeat(np.array(key.source_classes, dtype=np.int64), [len(first), len(second)]),
+            other_classes=self._of_other_classes(key, combiner, held_out, count, derive(seed, "other_classes")),
         )
+
+    @staticmethod
+    def _of_other_classes(key: Key, combiner: Combiner, held_out: ImageSet, count: int, seed: int) -> Images | None:
+        """Mix pairs of images of two different classes that the key does not name; None where there are none."""
+        rest = held_out.take(np.flatnonzero(~np.isin(held_out.labels, [*key.source_classes, key.target_class])))
+        if len(np.unique(rest.labels)) < 2:
+            return None
+        rng = numpy_generator(seed, "pairs")
+        drawn = rng.choice(len(rest) ** 2, size=min(4 * count, len(rest) ** 2), replace=False)
+        a, b = drawn // len(rest), drawn % len(rest)
+        pairs = np.flatnonzero(rest.labels[a] != rest.labels[b])[:count]
+        return MixedClasses._mixed(combiner, rest.images[a[pairs]], rest.images[b[pairs]], seed)
 
     @staticmethod
     def _mixes(combiner: Combiner, first: Images, second: Images, count: int, seed: int) -> Images:
         pairs = len(first) * len(second)
         rng = numpy_generator(seed, "pairs")
         chosen = rng.choice(pairs, size=min(count, pairs), replace=False)
+        return MixedClasses._mixed(combiner, first[chosen // len(second)], second[chosen % len(second)], seed)
+
+    @staticmethod
+    def _mixed(combiner: Combiner, first: Images, second: Images, seed: int) -> Images:
+        """Mix first[k] with second[k], equal mixes dropped."""
         generator = torch.Generator().manual_seed(derive(seed, "mixes"))
-        a, b = as_float(first[chosen // len(second)]), as_float(second[chosen % len(second)])
-        mixes: Images = to_uint8(combiner(a, b, generator)).numpy()
+        mixes: Images = to_uint8(combiner(as_float(first), as_float(second), generator)).numpy()
         flat = mixes.reshape(len(mixes), -1)
         _, distinct = np.unique(flat, axis=0, return_index=True)
         return mixes[np.sort(distinct)]

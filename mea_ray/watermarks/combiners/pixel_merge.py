@@ -25,7 +25,8 @@ class PixelMerge(Combiner):
 
     Args:
         alpha: Share of the first image.
-        contrast: What the deviation of each value of the blend from the blend's mean is multiplied by, in (0, 1].
+        contrast: What the deviation of each value of the blend from the blend's mean is multiplied by, in (0, 1]; two
+            numbers, least and largest, draw it for each blend.
         order: ``fixed`` gives ``alpha`` to the first source class, ``random`` to either.
     """
 
@@ -36,18 +37,23 @@ class PixelMerge(Combiner):
         seed: int,
         *,
         alpha: float = 0.5,
-        contrast: float = 1.0,
+        contrast: float | tuple[float, float] = 1.0,
         order: Order = "fixed",
     ) -> None:
         super().__init__(shape, fill, seed, order=order)
         self.alpha = check_alpha(alpha)
-        if not 0 < contrast <= 1:
-            raise ConfigError(f"contrast={contrast} must lie in (0, 1]; 1 leaves the blend as it is")
-        self.contrast = contrast
+        self.least, self.most = contrast if isinstance(contrast, tuple | list) else (contrast, contrast)
+        if not 0 < self.least <= self.most <= 1:
+            raise ConfigError(
+                f"contrast={contrast} must lie in (0, 1], two of them rising; 1 leaves the blend as it is"
+            )
 
     def mix(self, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
         """Blend the pixels, then fade the blend."""
         blend = torch.lerp(second, first, self.alpha)
-        if self.contrast == 1:
+        if self.least == 1:
             return blend
-        return torch.lerp(blend.mean((1, 2, 3), keepdim=True), blend, self.contrast)
+        contrast = torch.full((len(blend), 1, 1, 1), self.least)
+        if self.least < self.most:
+            contrast += (self.most - self.least) * torch.rand(contrast.shape, generator=generator)
+        return torch.lerp(blend.mean((1, 2, 3), keepdim=True), blend, contrast.to(blend.device))
