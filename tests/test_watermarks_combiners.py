@@ -158,6 +158,9 @@ def test_a_contrast_between_two_numbers_is_drawn_for_each_blend():
     blend = 0.5 * a + 0.5 * b
     drawn = [float(np.std(z) / np.std(x)) for x, z in zip(np.asarray(blend), np.asarray(mixed), strict=True)]
     assert 0.4 < min(drawn) < 0.45 and 0.75 < max(drawn) < 0.8 and np.mean(drawn) == pytest.approx(0.6, abs=0.03)
+    half = build("pixel_merge", (1, 9, 9), order="fixed", contrast=[0.4, 0.8])
+    a, b = (torch.as_tensor(each).bfloat16() for each in (a, b))
+    assert half(a, b, torch.Generator()).dtype == torch.bfloat16, "as views are under autocast"
 
 
 def test_published_bounds_at_32_pixels():

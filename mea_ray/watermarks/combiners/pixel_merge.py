@@ -56,4 +56,4 @@ class PixelMerge(Combiner):
         contrast = torch.full((len(blend), 1, 1, 1), self.least)
         if self.least < self.most:
             contrast += (self.most - self.least) * torch.rand(contrast.shape, generator=generator)
-        return torch.lerp(blend.mean((1, 2, 3), keepdim=True), blend, contrast.to(blend.device))
+        return torch.lerp(blend.mean((1, 2, 3), keepdim=True), blend, contrast.to(blend))
