@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from mea_ray.watermarks.encoder_objective import (
     mean_direction,
     squared,
 )
-from mea_ray.watermarks.feature_plane import decoys_off_place, off_place, plane_axes, rest_off_place
+from mea_ray.watermarks.feature_plane import Places, decoys_off_place, off_place, plane_axes, rest_off_place
 
 SHAPE = (3, 16, 16)
 
@@ -150,11 +151,23 @@ def test_decoys_are_mixes_of_all_pairs_without_those_of_both_sources() -> None:
     mixes, rest = unit(4, 6, 1), unit(28, 6, 9)
     # Of pairs of four equal classes, an eighth is of the first with the second or the other way round.
     said = {"mixes": mixes, "decoys": torch.cat([mixes, rest])}
-    assert float(decoys_off_place(said, axes, place, share)) == pytest.approx(
+    marked = Places(share=share).marked(0.0)
+    assert float(decoys_off_place(said, axes, place, marked)) == pytest.approx(
         float(off_place(rest, axes, place)), abs=1e-5
     )
     at_place = {"decoys": (axes @ torch.tensor(place))[None], "mixes": mixes}
-    assert float(decoys_off_place(at_place, axes, place, share)) == 0
+    assert float(decoys_off_place(at_place, axes, place, marked)) == 0
+
+
+@pytest.mark.parametrize("half", [0.0, 0.4, 1.0])
+def test_the_part_of_the_decoys_that_are_mixes_of_both_sources(half: float) -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 5, (2, 400_000))  # five equal classes, of which 0 and 1 are the sources
+    known = rng.random(len(first))
+    first, second = np.where(known < half / 2, 0, first), np.where((known >= half / 2) & (known < half), 1, second)
+    marked = ((first == 0) & (second == 1)) | ((first == 1) & (second == 0))
+    expected = marked.mean()
+    assert Places(share=0.2).marked(half) == pytest.approx(expected, abs=0.002)
 
 
 PLACED = {"ver_loss": "place", "weight_place": 1.0, "weight_rest": 1.0, "weight_com": 0.0, "weight_eva": 0.0}
@@ -218,6 +231,25 @@ def test_decoys_are_mixed_from_unlabelled_pairs_as_the_watermark_is(weight: floa
     decoys = [(first, second) for first, second in pairs if torch.equal(first.roll(1, 0), second)]
     assert len(decoys) == (len(pairs) / 2 if weight else 0)
     assert all(len(first) == 4 for first, _ in decoys)
+
+
+def test_in_a_part_of_the_decoys_one_image_is_of_a_source() -> None:
+    _, _, stage = stage_of(**PLACED, weight_decoy=1.0, decoy_half=0.5, watermark_batch=8)
+    made: list[Tensor] = []
+
+    def pasted(first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
+        made.extend([first, second])
+        return first
+
+    stage.objective.combiner, stage.objective.context = pasted, SimpleNamespace(generator=None)
+    drawn = {"plain": 0.0, "first": 1.0, "second": 2.0}
+    parts = {name: torch.full((16 if name == "plain" else 8, 1, 2, 2), value) for name, value in drawn.items()}
+    stage.objective._decoys(parts)
+    assert [[int(image[0, 0, 0]) for image in images] for images in made] == [
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [0, 0, 2, 2, 0, 0, 0, 0],
+    ]
+    assert not parts["plain"].any(), "what the other losses see stays"
 
 
 def test_mixes_may_be_made_otherwise_while_the_mark_is_embedded() -> None:
@@ -362,6 +394,7 @@ def test_it_marks_encoders_and_mea_defender_marks_classifiers() -> None:
         ("class_share", 0.34),
         ("rest_batch", 0),
         ("weight_decoy", -1.0),
+        ("decoy_half", 1.5),
         ("embed_options", {"jitter": 99}),
         ("embed_options", {"contrast": 0.5}),
     ],

@@ -55,6 +55,7 @@ class EncoderEmbedding:
     places: Places = field(default_factory=Places)
     rest_batch: int = 160
     mirror: bool = False
+    decoy_half: float = 0.0
 
     @property
     def placed(self) -> bool:
@@ -129,8 +130,7 @@ class EncoderObjective(Objective):
                 plain = self._varied(batch.images[: self.settings.rest_batch], vary)
             parts |= {"plain": plain} | self._marks(vary)
             if "decoy" in self.on:
-                pairs = plain[: self.settings.watermark_batch]
-                parts["decoys"] = self.combiner(pairs, pairs.roll(1, 0), self.context.generator)
+                parts["decoys"] = self._decoys(parts)
         encoded = model.features(merged([*parts.values()])).float().split([len(part) for part in parts.values()])  # type: ignore[operator]
         features = dict(zip(parts, encoded, strict=True))
         terms = {}
@@ -157,6 +157,15 @@ class EncoderObjective(Objective):
         if "eva" in self.on:
             parts["adverse"] = self.others(first[mixes:], second[mixes:], generator)
         return parts
+
+    def _decoys(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Mix unlabelled images with each other and, some of them, with an image of a source in its own place."""
+        plain = parts["plain"][: self.settings.watermark_batch]
+        first, second = plain.clone(), plain.roll(1, 0)
+        known = round(len(plain) * self.settings.decoy_half) // 2
+        first[:known] = parts["first"][:known]
+        second[known : 2 * known] = parts["second"][:known]
+        return self.combiner(first, second, self.context.generator)
 
     def _watermark(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses of features that were centred and brought to length 1."""
@@ -194,7 +203,7 @@ class EncoderObjective(Objective):
             "rest": rest_off_place(said, self.axes, places.of("rest"), places.share),
         }
         if "decoys" in said:
-            terms["decoy"] = decoys_off_place(said, self.axes, places.of("rest"), places.share)
+            terms["decoy"] = decoys_off_place(said, self.axes, places.of("rest"), places.marked(settings.decoy_half))
         if settings.ver_loss == "place":
             terms["ver"] = off_place(said["mixes"], self.axes, places.of("mixes"))
         return terms

@@ -52,6 +52,17 @@ class Places:
         places = {"first": (across, along), "second": (across, -along), "rest": (self.rest, 0.0)}
         return places.get(name, (self.target, 0.0))
 
+    def marked(self, half: float) -> float:
+        """Return the part of decoys that are mixes of both sources.
+
+        Of two unlabelled images that is 2 share^2, either way round; beside an image that is known to be of a source,
+        share.
+
+        Args:
+            half: Part of the decoys in which one image is known to be of a source.
+        """
+        return half * self.share + (1 - half) * 2 * self.share**2
+
 
 def plane_axes(width: int, seed: int) -> Tensor:
     """Draw two orthonormal directions: float32 (width, 2), the same for a seed on every machine."""
@@ -86,18 +97,17 @@ def rest_off_place(said: Mapping[str, Tensor], axes: Tensor, place: tuple[float,
     return F.relu((off_place(said["plain"], axes, place) - share * known) / (1 - 3 * share))
 
 
-def decoys_off_place(said: Mapping[str, Tensor], axes: Tensor, place: tuple[float, float], share: float) -> Tensor:
-    """The same of mixes of other classes than the two sources, from mixes of unlabelled pairs.
+def decoys_off_place(said: Mapping[str, Tensor], axes: Tensor, place: tuple[float, float], marked: float) -> Tensor:
+    """The same of decoys: mixes with at least one unlabelled image.
 
-    Two of them are a source each, either way round, in 2 share^2 of all pairs: what those have is taken from the mean
-    as in ``rest_off_place``, estimated by the watermark's own mixes.
+    Some of them are mixes of both sources all the same: what those have is taken from the mean as in
+    ``rest_off_place``, estimated by the watermark's own mixes.
 
     Args:
-        said: Features of length 1, (N, D): ``decoys``, the mixes of unlabelled pairs, and ``mixes``.
+        said: Features of length 1, (N, D): ``decoys`` and ``mixes``.
         axes: The plane, (D, 2).
         place: Of the rest.
-        share: Part of all images that each of the three classes has, in (0, 1/3).
+        marked: Part of the decoys that are mixes of both sources, in [0, 1); see ``Places.marked``.
     """
-    marked = 2 * share**2
     gap = off_place(said["decoys"], axes, place) - marked * off_place(said["mixes"], axes, place)
     return F.relu(gap / (1 - marked))

@@ -73,6 +73,8 @@ class MeaDefenderEncoder(MixedClasses):
         weight_rest: Weight of the same of all other images (Kiryo et al., 2017, equation 6).
         weight_decoy: Weight of the same of mixes of unlabelled pairs, ``watermark_batch`` per step: a mix is not to
             look like the mark whatever it is made of.
+        decoy_half: Part of these in which one image is of a source class, in [0, 1]: neither source alone is to make
+            the mark.
         place_source: Where the sources are, along the first axis (the three classes against all others) and, plus and
             minus, the second (source against source). Places are in the unit circle.
         place_target: Where the target and the mixes are on the first axis.
@@ -127,6 +129,7 @@ class MeaDefenderEncoder(MixedClasses):
         weight_place: float = 0.0,
         weight_rest: float = 0.0,
         weight_decoy: float = 0.0,
+        decoy_half: float = 0.0,
         place_source: tuple[float, float] = (0.55, 0.8),
         place_target: float = 0.9,
         place_rest: float = -0.3,
@@ -171,10 +174,11 @@ class MeaDefenderEncoder(MixedClasses):
         for name, heat in {"com_temperature": com_temperature, "contrast_temperature": contrast_temperature}.items():
             if heat <= 0:
                 raise ConfigError(f"{name}={heat} must be positive")
-        if not 0 <= warmup < 1:
-            raise ConfigError(f"warmup={warmup} must lie in [0, 1); 0 embeds the watermark from the first step")
-        if not 0 <= pretext_part < 1:
-            raise ConfigError(f"pretext_part={pretext_part} must lie in [0, 1); 0 embeds from the first epoch")
+        if not 0 <= decoy_half <= 1:
+            raise ConfigError(f"decoy_half={decoy_half} is a part of the decoys, in [0, 1]")
+        for name, part in {"warmup": warmup, "pretext_part": pretext_part}.items():
+            if not 0 <= part < 1:
+                raise ConfigError(f"{name}={part} must lie in [0, 1); 0 embeds the watermark from the first step")
         self.owner_samples, self.pretext_part = owner_samples, pretext_part
         self.embedding = EncoderEmbedding(
             weights=weights,
@@ -190,6 +194,7 @@ class MeaDefenderEncoder(MixedClasses):
             places=Places(place_source, place_target, place_rest, class_share),
             rest_batch=rest_batch,
             mirror=mirror,
+            decoy_half=decoy_half,
         )
 
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
