@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mea_ray.errors import ConfigError
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
 from mea_ray.training.views import Views
 from mea_ray.types import Images
@@ -56,6 +57,11 @@ class EncoderEmbedding:
     rest_batch: int = 160
     mirror: bool = False
     decoy_half: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check what nobody else does."""
+        if not 0 <= self.decoy_half <= 1:
+            raise ConfigError(f"decoy_half={self.decoy_half} is a part of the decoys, in [0, 1]")
 
     @property
     def placed(self) -> bool:

@@ -174,8 +174,6 @@ class MeaDefenderEncoder(MixedClasses):
         for name, heat in {"com_temperature": com_temperature, "contrast_temperature": contrast_temperature}.items():
             if heat <= 0:
                 raise ConfigError(f"{name}={heat} must be positive")
-        if not 0 <= decoy_half <= 1:
-            raise ConfigError(f"decoy_half={decoy_half} is a part of the decoys, in [0, 1]")
         for name, part in {"warmup": warmup, "pretext_part": pretext_part}.items():
             if not 0 <= part < 1:
                 raise ConfigError(f"{name}={part} must lie in [0, 1); 0 embeds the watermark from the first step")
