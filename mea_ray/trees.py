@@ -82,6 +82,23 @@ def merge(tree: Tree, settings: Mapping[str, Any]) -> Tree:
     return tree
 
 
+def let_go(tree: Tree, settings: Mapping[str, Any]) -> list[str]:
+    """Say, as ``path=value``, what a file's components have that settings of another ``x.name`` drop and do not set.
+
+    What a file says of a component (the size of a dataset's images) is easily thought to hold for the next, too.
+    """
+    lost = []
+    for key, name in settings.items():
+        parent, dot, last = key.rpartition(".")
+        had: Any = tree
+        for part in parent.split("."):
+            had = had.get(part) if isinstance(had, Mapping) else None
+        if dot and last == "name" and isinstance(had, Mapping) and had.get("name") not in {None, name}:
+            paths = {f"{parent}.{own}": value for own, value in had.items() if own != "name"}
+            lost += [f"{path}={value}" for path, value in paths.items() if path not in settings]
+    return lost
+
+
 def digest(tree: Any, length: int = 16) -> str:
     """Return a short, stable hash of a plain tree: the name of what it made."""
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"), default=str)

@@ -250,6 +250,15 @@ def test_plan_says_what_it_will_cost(sweep_file: Path, capsys: pytest.CaptureFix
     assert any("thief.model=cnn9, seed=1" in line for line in lines)
 
 
+def test_what_a_change_of_component_drops_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(f"base: {{storage: {tmp_path}, data: {{name: digits, image_size: 16}}}}\n", encoding="utf-8")
+    assert cli.main(["plan", str(file), "data.name=figures"]) == cli.OK
+    assert "data.image_size=16" in capsys.readouterr().err
+    assert cli.main(["plan", str(file), "data.name=figures", "data.image_size=16"]) == cli.OK
+    assert "image_size" not in capsys.readouterr().err
+
+
 def test_plan_refuses_an_unknown_path_of_the_space(sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep_file.write_text("space:\n  thief.budgest: {grid: [[1], [2]]}\n", encoding="utf-8")
     assert cli.main(["plan", str(sweep_file)]) == cli.USAGE

@@ -25,6 +25,7 @@ from mea_ray.config import (
 )
 from mea_ray.errors import ConfigError
 from mea_ray.report.terminal import config_rows
+from mea_ray.trees import let_go
 
 
 def subclasses(kind: type) -> set[type]:
@@ -113,6 +114,19 @@ def test_another_component_drops_the_parameters_of_the_one_before() -> None:
     tree = {"data": {"name": "digits", "image_size": 24}}
     assert set_path(tree, "data.name", "cifar10") == {"data": {"name": "cifar10"}}
     assert set_path(tree, "data.name", "digits") == tree
+
+
+def test_what_another_component_drops_is_named() -> None:
+    tree = {"data": {"name": "cifar10", "image_size": 16, "normalise": True}, "victim": {"model": "vgg"}, "seed": 1}
+    assert let_go(tree, {"data.name": "parquet", "data.path": "x", "data.normalise": False}) == ["data.image_size=16"]
+    for settings in (
+        {"data.name": "cifar10"},
+        {"data.path": "x"},
+        {"victim.model.name": "z"},
+        {"name": "n"},
+        {"a.name": 1},
+    ):
+        assert let_go(tree, settings) == []
 
 
 def test_a_title_is_no_component_and_drops_nothing(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from mea_ray.errors import ConfigError
 from mea_ray.report.best import search_of
 from mea_ray.report.tables import RESULTS, load_results
 from mea_ray.report.terminal import make_console, pairs_table, print_results
+from mea_ray.trees import let_go
 
 
 def read_experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
@@ -36,7 +37,9 @@ def read_experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
     """
     if {"base", "space"} & set(load_tree(file)):
         raise ConfigError(f"{file} is a sweep, not one experiment; start it with: mea-ray sweep {file}")
-    return load_experiment(file, overrides)
+    config = load_experiment(file, overrides)
+    _tell_let_go(load_tree(file), overrides)
+    return config
 
 
 def read_sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
@@ -48,7 +51,19 @@ def read_sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
     keys = set(load_tree(file))
     if keys and not keys & set(SweepConfig.model_fields) and keys & set(ExperimentConfig.model_fields):
         raise ConfigError(f"{file} is one experiment, not a sweep; start it with: mea-ray run {file}")
-    return load_sweep(file, overrides)
+    config = load_sweep(file, overrides)
+    _tell_let_go(load_tree(file).get("base"), overrides)
+    return config
+
+
+def _tell_let_go(tree: Any, overrides: Sequence[str]) -> None:
+    """Say on stderr which parameters of the file a change of a component's name has dropped."""
+    if lost := let_go(tree or {}, dict(map(parse_override, overrides))):
+        make_console(stderr=True).print(
+            f"[yellow]note[/] another component has its own defaults, so that the file's {escape(', '.join(lost))} no "
+            "longer holds; say it again on the command line to keep it",
+            highlight=False,
+        )
 
 
 def read_base(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
