@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from mea_ray.errors import ConfigError
@@ -10,8 +9,6 @@ from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.objective import Objective
 from mea_ray.types import Images, ImageSet
 from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage
-from mea_ray.watermarks.combiners import COMBINERS
-from mea_ray.watermarks.combiners.base import Combiner
 from mea_ray.watermarks.encoder_objective import Distribution, EncoderEmbedding, EncoderObjective, VerLoss
 from mea_ray.watermarks.feature_plane import Places
 from mea_ray.watermarks.mea_defender import combine_options, require_key
@@ -146,7 +143,7 @@ class MeaDefenderEncoder(MixedClasses):
         options = combine_options(combiner, combiner_options, **shared)
         super().__init__(source_classes, target_class, combiner, options, adverse_geometries, "pixel", jitter)
         self.embed_options = dict(embed_options or {})
-        self.harder(self.combiner, self.combiner_options, NOMINAL_SHAPE, (0.0,) * 3, 0)
+        self._check_embed_options()
         weights = {
             "utility": weight_utility,
             "com": weight_com,
@@ -195,6 +192,12 @@ class MeaDefenderEncoder(MixedClasses):
             decoy_half=decoy_half,
         )
 
+    def _check_embed_options(self) -> None:
+        try:
+            self._build(self.combiner, {**self.combiner_options, **self.embed_options}, NOMINAL_SHAPE, (0.0,) * 3, 0)
+        except ConfigError as error:
+            raise ConfigError(f"embed_options: {error}") from None
+
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
         """Refuse a classifier.
 
@@ -208,13 +211,7 @@ class MeaDefenderEncoder(MixedClasses):
     def encoder_stages(self, key: Key | None, train: ImageSet, pretext: Objective) -> list[Stage]:
         """Return the stage that embeds the key while the pretext task is learnt, after one without the key if asked."""
         key = require_key(key, self.name)
-        combiner, others = self.combiners(key)
-        if self.embed_options:
-            made = key.settings
-            combiner = self.harder(
-                made["combiner"], made["combiner_options"], tuple(made["shape"]), tuple(made["fill"]), key.seed
-            )
-            combiner.load(key.tensors)
+        combiner, others = self.combiners(key, self.embed_options)
         objective = EncoderObjective(
             pretext,
             [self.owned(key, train, label) for label in (*key.source_classes, key.target_class)],
@@ -227,19 +224,6 @@ class MeaDefenderEncoder(MixedClasses):
         if not self.pretext_part:
             return [embed]
         return [Stage("pretext", pretext, train, UNAUGMENTED, (0.0, self.pretext_part)), embed]
-
-    def harder(
-        self, name: str, options: Mapping[str, Any], shape: tuple[int, int, int], fill: tuple[float, ...], seed: int
-    ) -> Combiner:
-        """Build the combiner with ``embed_options``.
-
-        Raises:
-            ConfigError: The combiner has no such option, or not with such a value.
-        """
-        try:
-            return self._build(name, COMBINERS.check(name, {**options, **self.embed_options}), shape, fill, seed)
-        except ConfigError as error:
-            raise ConfigError(f"embed_options: {error}") from None
 
     def owned(self, key: Key, train: ImageSet, label: int) -> Images:
         """Return the images whose label the owner uses: uint8 (n, C, H, W), drawn by the key's seed."""

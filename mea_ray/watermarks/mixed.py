@@ -133,11 +133,16 @@ class MixedClasses(Watermark):
         return (*self.source_classes, self.target_class)
 
     @staticmethod
-    def combiners(key: Key) -> tuple[Combiner, dict[str, Combiner]]:
+    def combiners(key: Key, changed: Mapping[str, Any] | None = None) -> tuple[Combiner, dict[str, Combiner]]:
         """Build the watermark's combiner and the other geometries from the key alone.
+
+        Args:
+            key: The owner's key.
+            changed: Options that the watermark's combiner is to have in place of the key's, by name.
 
         Raises:
             ArtifactError: The key was not made by this scheme.
+            ConfigError: The combiner has no such option as ``changed`` names.
         """
         try:
             fill, shape = tuple(key.settings["fill"]), tuple(key.settings["shape"])
@@ -145,7 +150,7 @@ class MixedClasses(Watermark):
             geometries = key.settings["geometries"]
         except KeyError as error:
             raise ArtifactError(f"the key of scheme {key.scheme!r} lacks {error}; it is no MEA-Defender key") from None
-        combiner = MixedClasses._build(name, options, shape, fill, key.seed)
+        combiner = MixedClasses._build(name, {**options, **(changed or {})}, shape, fill, key.seed)
         combiner.load(key.tensors)
         # Sorted, as a key's file is: a key that was read back trains and verifies as the one that was written.
         others = {n: MixedClasses._build(n, geometries[n], shape, fill, key.seed) for n in sorted(geometries)}
