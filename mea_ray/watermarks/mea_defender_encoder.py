@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 from mea_ray.errors import ConfigError
@@ -83,6 +84,8 @@ class MeaDefenderEncoder(MixedClasses):
         com_temperature: Of ``softmax``.
         pretext_part: Part of the epochs, in [0, 1), in which the pretext task alone is learnt, as a stage of its own
             with a learning rate that rises and falls: the watermark then finds an encoder that tells images apart.
+        new_heads: After such a stage, begin the one that embeds with new heads of the pretext task, not with those that
+            have been learnt: the encoder moves further from what it was.
         warmup: Part of the epochs of the stage that embeds, in [0, 1), over which the watermark's weights grow, as in
             ``mea_defender``.
         watermark_batch: Mixes per step, with as many clean samples of each of the three classes.
@@ -135,6 +138,7 @@ class MeaDefenderEncoder(MixedClasses):
         com_distribution: Distribution = "softmax",
         com_temperature: float = 0.1,
         pretext_part: float = 0.0,
+        new_heads: bool = False,
         warmup: float = 0.3,
         watermark_batch: int = 32,
         adverse_batch: int = 16,
@@ -174,7 +178,7 @@ class MeaDefenderEncoder(MixedClasses):
         for name, part in {"warmup": warmup, "pretext_part": pretext_part}.items():
             if not 0 <= part < 1:
                 raise ConfigError(f"{name}={part} must lie in [0, 1); 0 embeds the watermark from the first step")
-        self.owner_samples, self.pretext_part = owner_samples, pretext_part
+        self.owner_samples, self.pretext_part, self.new_heads = owner_samples, pretext_part, new_heads
         self.embedding = EncoderEmbedding(
             weights=weights,
             watermark_batch=watermark_batch,
@@ -213,7 +217,7 @@ class MeaDefenderEncoder(MixedClasses):
         key = require_key(key, self.name)
         combiner, others = self.combiners(key, self.embed_options)
         objective = EncoderObjective(
-            pretext,
+            copy.deepcopy(pretext) if self.new_heads else pretext,
             [self.owned(key, train, label) for label in (*key.source_classes, key.target_class)],
             combiner,
             list(others.values()),
