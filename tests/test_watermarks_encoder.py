@@ -364,6 +364,23 @@ def test_the_pretext_task_comes_first_and_goes_on_with_its_heads(name: str) -> N
     assert pretext.head is not head, "another model's training begins anew"
 
 
+@pytest.mark.parametrize("name", ["simclr", "moco", "byol"])
+def test_the_stage_that_embeds_may_begin_with_new_heads(name: str) -> None:
+    images, settings = coloured(), {"seed": 0, "epochs": 1, "batch_size": 16, "augment": ()}
+    heads = {}
+    for new in (False, True):
+        scheme = WATERMARKS.build("mea_defender_encoder", pretext_part=0.4, watermark_batch=4, new_heads=new)
+        pretext = PRETEXTS.build(name)
+        first, second = scheme.encoder_stages(scheme.make_key(images, 3), images, pretext)
+        model = encoder()
+        train(model, images.images[:32], None, first.objective, **settings)
+        learnt = pretext.head
+        train(model, images.images[:32], None, second.objective, **settings)
+        assert pretext.head is learnt, "what the first stage has learnt stays as it is"
+        heads[new] = second.objective.pretext.head is learnt
+    assert heads == {False: True, True: False}
+
+
 def test_it_marks_encoders_and_mea_defender_marks_classifiers() -> None:
     images = coloured()
     scheme = WATERMARKS.build("mea_defender_encoder")
