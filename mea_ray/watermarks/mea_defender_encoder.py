@@ -85,7 +85,7 @@ class MeaDefenderEncoder(MixedClasses):
         pretext_part: Part of the epochs, in [0, 1), in which the pretext task alone is learnt, as a stage of its own
             with a learning rate that rises and falls: the watermark then finds an encoder that tells images apart.
         new_heads: After such a stage, begin the one that embeds with new heads of the pretext task, not with those that
-            have been learnt: the encoder moves further from what it was.
+            have been learnt.
         warmup: Part of the epochs of the stage that embeds, in [0, 1), over which the watermark's weights grow, as in
             ``mea_defender``.
         watermark_batch: Mixes per step, with as many clean samples of each of the three classes.
