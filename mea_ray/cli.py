@@ -69,6 +69,10 @@ def run(
     local: Annotated[
         bool, typer.Option("--local", help="In this one process, without Ray and without the service: for debugging.")
     ] = False,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Name of the results' folder in the storage; the file's name when omitted."),
+    ] = None,
     resume: Resume = False,
     address: Address = None,
     debug: Debug = False,
@@ -84,7 +88,7 @@ def run(
     from mea_ray.report import commands
 
     config = commands.read_experiment(file, overrides or [])
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem) or "experiment"
+    name = name if name is not None else re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip(".-_") or "experiment"
     if local:
         _exit(commands.run_local(config, name))
     _exit(commands.run_sweep(commands.sweep_of_one(config, name), resume, address))

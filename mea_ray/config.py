@@ -246,6 +246,8 @@ class ExperimentConfig(Config):
         return self.victim.pretext.name != "none"
 
 
+RESERVED_NAMES = frozenset({"artifacts", "calibration", "local"})
+"""Folders of a storage that belong to no sweep."""
 SpaceEntry = Mapping[str, Any]
 Mode = Literal["max", "min"]
 
@@ -293,7 +295,12 @@ class SchedulerConfig(Config):
 class SweepConfig(Config):
     """A sweep: a base experiment and a space over its config paths."""
 
-    name: str = Field("sweep", pattern=r"^[A-Za-z0-9._-]+$", description="Names the results' folder.")
+    name: str = Field(
+        "sweep",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="Names the results' folder; begins with a letter or digit.",
+    )
     description: str = Field("", description="One paragraph for the report.")
     base: ExperimentConfig = Field(default_factory=ExperimentConfig, description="What all trials share.")
     space: dict[str, SpaceEntry] = Field(
@@ -317,6 +324,13 @@ class SweepConfig(Config):
     cluster_wait_s: float = Field(
         0.0, ge=0, description="Longest wait for a cluster with an autoscaler to grow; 0 takes it as it is."
     )
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value.lower() in RESERVED_NAMES:
+            raise ValueError(f"the storage keeps other things under this name ({', '.join(sorted(RESERVED_NAMES))})")
+        return value
 
     @field_validator("seeds")
     @classmethod

@@ -117,6 +117,13 @@ class Storage:
         infos = system.get_file_info(fs.FileSelector(f"{root}/{relative}", allow_not_found=True))
         return sorted(i.base_name for i in infos if i.type == fs.FileType.File and not i.base_name.endswith(".part"))
 
+    def delete_file(self, relative: str) -> None:
+        """Remove one file here and in the remote storage; a missing one is no error."""
+        (self.root / relative).unlink(missing_ok=True)
+        if self.remote is not None and self._exists(relative):
+            system, root = self.remote
+            system.delete_file(f"{root}/{relative}")
+
     def delete(self, relative: str) -> None:
         """Remove a file or folder here and in the remote storage; missing ones are no error."""
         local = self.root / relative

@@ -107,6 +107,7 @@ def run_local(config: ExperimentConfig, name: str) -> bool:
     from mea_ray import pipeline
 
     # One folder per config: answers that lie in it are the ones that this very experiment has paid for.
+    name = sweep_of_one(config, name).name  # refuses what would lead out of the folder
     folder = Path(config.storage) / "local" / f"{name}-{digest(config.resolved(), 8)}"
     with make_console(stderr=True).status("loading the data") as status:
 

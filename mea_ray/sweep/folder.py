@@ -23,6 +23,11 @@ from mea_ray.sweep.events import OnEvent, Warned
 from mea_ray.sweep.plan import Plan, check_same
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+PARTS = ("results", "trials", "ledgers", "assessments")
+STARTED = ("events.jsonl", "summary.csv")
+"""Files that every start of a sweep writes beside ``sweep.yaml`` and ``plan.json``."""
+ENTRIES = {*PARTS, *STARTED, "sweep.yaml", "plan.json", "wandb", "report.html"}
+"""All that a sweep writes into its folder."""
 
 
 def read_model(model: type[ModelT], path: Path) -> ModelT | None:
@@ -183,6 +188,7 @@ class SweepFolder:
         self.storage = Storage(storage)
         self.location, self.name = self.storage.location, name
         self.path = self.storage.root / name
+        self._made: list[Path] = []  # what this process created in `open`, the outermost first
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SweepFolder, (self.location, self.name)
@@ -193,6 +199,7 @@ class SweepFolder:
         Raises:
             ConfigError: There is one and ``resume`` is not set, or it belongs to another sweep.
         """
+        self._made.clear()
         there = self.storage.pull(f"{self.name}/plan.json")
         if there and not resume:
             raise ConfigError(
@@ -202,12 +209,33 @@ class SweepFolder:
         if there:
             check_same(self.path / "plan.json", plan)
             self.storage.pull(f"{self.name}/results")
-        for part in ("results", "trials", "ledgers", "assessments"):
-            (self.path / part).mkdir(parents=True, exist_ok=True)
+        else:
+            self._refuse_what_is_not_a_sweep()
+        for folder in (*reversed(self.path.parents), self.path, *(self.path / part for part in PARTS)):
+            if not folder.exists():
+                folder.mkdir()
+                self._made.append(folder)
+        for file in (self.path / "sweep.yaml", self.path / "plan.json"):
+            if not file.exists():
+                self._made.append(file)
         write_yaml(sweep, self.path / "sweep.yaml")
         plan.save(self.path / "plan.json")
         self.push("sweep.yaml")
         self.push("plan.json")
+
+    def _refuse_what_is_not_a_sweep(self) -> None:
+        """Refuse a folder that holds anything that a sweep does not write."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file; choose another name for the sweep (name=..., or run --name)")
+        foreign = sorted(path.name for path in self.path.iterdir() if path.name not in ENTRIES)
+        if foreign:
+            shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+            raise ConfigError(
+                f"{self.path} exists and is not the folder of a sweep (it holds {shown}); choose another name for the "
+                "sweep (name=..., or run --name) or another storage (storage=...)"
+            )
 
     @property
     def marker(self) -> Path:
@@ -227,9 +255,22 @@ class SweepFolder:
         patiently(lambda: None, self.marker)
 
     def discard_if_unused(self) -> None:
-        """Remove the folder of a sweep that was refused before its first trial, so that its name is free again."""
-        if not any((self.path / "trials").iterdir()) and not any((self.path / "results").iterdir()):
-            self.storage.delete(self.name)
+        """Free the name of a sweep that was refused before its first trial.
+
+        Only what the last ``open`` of this object created is removed: its two files and its event log, and of its
+        folders those that are empty. Whatever lies beside them, files of the user's above all, stays.
+        """
+        if any((self.path / part).is_dir() and any((self.path / part).iterdir()) for part in ("trials", "results")):
+            return
+        if self.path in self._made:  # the log of a start that made the folder is of this start, too
+            self._made += [self.path / name for name in STARTED]
+        for path in sorted(self._made, reverse=True):  # what lies in a folder before the folder
+            if path.is_dir():
+                with contextlib.suppress(OSError):  # not empty: somebody else's files are in it
+                    path.rmdir()
+            else:
+                self.storage.delete_file(path.relative_to(self.storage.root).as_posix())
+        self._made.clear()
 
     def trial(self, name: str) -> TrialFolder:
         """Folder of a trial's work."""

@@ -123,16 +123,14 @@ def run_sweep(
             finisher.drain()
             shown.summarize(results)
         how = "done"
-    except ConfigError:
-        if not resume:
-            folder.discard_if_unused()
-        raise
     except KeyboardInterrupt:
         how = "interrupted"
         raise
     finally:
         finisher.close()
         log.close(how)
+        if how == "failed" and not resume:
+            folder.discard_if_unused()
     return SweepOutcome(folder.path, results, dict(finisher.failed))
 
 
