@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mea_ray.cli import main
+from mea_ray.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
+from fake_wandb import FakeWandb
 
 # Ray runs its workers at nice 15: on a machine that is busy with something else they would hardly run at all.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -25,3 +27,13 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_SILENT"):
+        monkeypatch.setenv(name, "")  # restored afterwards, whatever the tracker sets
+    return fake

@@ -32,7 +32,7 @@ def test_ci_runs_exactly_the_readmes_test_command() -> None:
 
 
 def test_every_command_in_the_readme_exists() -> None:
-    from mea_ray.cli import main
+    from mea_ray.cli.main import main
 
     for verb in set(re.findall(r"mea-ray (\w+)", read("README.md"))):
         assert main([verb, "--help"]) == 0, verb

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
-from mea_ray import metrics
 from mea_ray.attacks.driver import Queries, Thief, TransferAttack
-from mea_ray.errors import ConfigError
-from mea_ray.seeding import numpy_generator
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.evaluation import metrics
 from mea_ray.training import device as devices
 
 Selection = Literal["random", "uncertainty", "k_center", "uncertainty_k_center"]

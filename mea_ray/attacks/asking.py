@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 
 from mea_ray.attacks.transfer import Indices, TransferSet
-from mea_ray.errors import ArtifactError, ConfigError, DataError
-from mea_ray.types import Answers, BlackBox, FloatImages, Images
+from mea_ray.core.errors import ArtifactError, ConfigError, DataError
+from mea_ray.core.types import Answers, BlackBox, FloatImages, Images
 
 
 def query(blackbox: BlackBox, images: Images | FloatImages) -> Answers:

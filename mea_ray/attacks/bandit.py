@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mea_ray.types import Images, Labels
+from mea_ray.core.types import Images, Labels
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from torch import nn
 
 from mea_ray.attacks.transfer import TransferSet
-from mea_ray.errors import ConfigError
-from mea_ray.types import BlackBox, Images, Labels
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.types import BlackBox, Images, Labels
 
 MakeModel = Callable[[], nn.Module]
 """Builds an untrained substitute; the attack seeds torch before it calls this."""

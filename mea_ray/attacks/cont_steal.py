@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from mea_ray.attacks.imitation import EncoderAttack, Imitate
 from mea_ray.attacks.learning import Learning
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.types import Answers
 from mea_ray.training.objective import Batch
 from mea_ray.training.views import Views
-from mea_ray.types import Answers
 
 
 class ContSteal(EncoderAttack):

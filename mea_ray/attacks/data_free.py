@@ -15,10 +15,10 @@ from mea_ray.attacks.base import Rung
 from mea_ray.attacks.driver import Queries, Thief, TransferAttack
 from mea_ray.attacks.duel import Duel, Game, OnlineDiverged, Optimizer
 from mea_ray.attacks.generator import pixels
-from mea_ray.errors import ConfigError, TrainingDiverged
+from mea_ray.core.errors import ConfigError, TrainingDiverged
+from mea_ray.core.types import Answers
 from mea_ray.training import device as devices
 from mea_ray.training.progress import check_weights
-from mea_ray.types import Answers
 
 
 class DataFree(TransferAttack):

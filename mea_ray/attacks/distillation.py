@@ -16,11 +16,11 @@ from mea_ray.attacks.base import Rung
 from mea_ray.attacks.driver import Queries, Thief, TransferAttack, agreement
 from mea_ray.attacks.learning import Learning
 from mea_ray.attacks.transfer import Indices, TransferSet
-from mea_ray.errors import ConfigError
-from mea_ray.seeding import derive
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive
+from mea_ray.core.types import Answers, BlackBox
 from mea_ray.training.engine import train
 from mea_ray.training.objective import Batch, Objective
-from mea_ray.types import Answers, BlackBox
 
 
 class Distillation(TransferAttack):

@@ -19,19 +19,19 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mea_ray import metrics
 from mea_ray.attacks.asking import check_remaining, content_names, foreign, query
 from mea_ray.attacks.base import Attack, Curves, MakeModel, Rung
 from mea_ray.attacks.learning import Distil, Learning
 from mea_ray.attacks.transfer import Indices, TransferSet
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.seeding import derive, numpy_generator
+from mea_ray.core.types import Answers, BlackBox, FloatImages, Images, Labels
 from mea_ray.data.statistics import channel_statistics
-from mea_ray.errors import ConfigError, DataError
+from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
-from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.engine import TrainReport, train
 from mea_ray.training.keep import Keep
 from mea_ray.training.objective import Objective
-from mea_ray.types import Answers, BlackBox, FloatImages, Images, Labels
 
 QUERIES_PER_FILE = 16
 """Queries so much smaller than a chunk share a file of the transfer set; what waits is less than a chunk / this."""

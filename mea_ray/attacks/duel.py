@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from mea_ray.attacks.driver import Ask, Thief
 from mea_ray.attacks.generator import Generator, pixels
-from mea_ray.errors import ConfigError, TrainingDiverged
-from mea_ray.seeding import derive
+from mea_ray.core.errors import ConfigError, TrainingDiverged
+from mea_ray.core.seeding import derive
+from mea_ray.core.types import Answers
 from mea_ray.training import device as devices
 from mea_ray.training.schedule import make_optimizer
-from mea_ray.types import Answers
 
 Optimizer = Literal["sgd", "adam"]
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mea_ray.attacks.imitation import EncoderAttack, Imitate, distance
 from mea_ray.attacks.learning import Learning
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.types import Answers
 from mea_ray.training.objective import Batch, StepContext
-from mea_ray.types import Answers
 
 Loss = Literal["mse", "cosine", "centred_cosine"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
 
 
 class Generator(nn.Module):

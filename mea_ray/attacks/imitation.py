@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mea_ray.attacks.driver import Queries, Thief, TransferAttack
 from mea_ray.attacks.learning import Learning
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.types import Answers
 from mea_ray.training.objective import Objective, StepContext, merged
-from mea_ray.types import Answers
 
 Distance = Literal["l2", "l1", "cosine"]
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from mea_ray.attacks.driver import Ask, Queries, Thief, TransferAttack, content_names
-from mea_ray.errors import ConfigError
-from mea_ray.seeding import numpy_generator
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.types import Answers, Images, Labels
 from mea_ray.training import device as devices
 from mea_ray.training.augment import to_float
-from mea_ray.types import Answers, Images, Labels
 
 Output = Literal["probability", "logit"]
 

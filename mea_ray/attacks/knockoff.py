@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from mea_ray import metrics
 from mea_ray.attacks.bandit import Draw, Indices, Policy, group_classes, members_of
 from mea_ray.attacks.driver import Queries, Thief, TransferAttack
 from mea_ray.attacks.rewards import KINDS, Kind, Rewards
-from mea_ray.errors import ConfigError
-from mea_ray.seeding import numpy_generator
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.types import Answers
+from mea_ray.evaluation import metrics
 from mea_ray.training.device import device
-from mea_ray.types import Answers
 
 Choice = Literal["random", "adaptive"]
 Reward = Literal["all", "certainty", "diversity", "loss"]

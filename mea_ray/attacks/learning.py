@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.types import Answers
 from mea_ray.training.objective import Batch, Objective, StepContext
-from mea_ray.types import Answers
 
 Loss = Literal["kl", "soft_ce", "l1"]
 Mixing = Literal["none", "mixup", "cutmix"]

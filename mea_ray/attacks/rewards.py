@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mea_ray.types import Answers
+from mea_ray.core.types import Answers
 
 Kind = Literal["certainty", "diversity", "loss"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

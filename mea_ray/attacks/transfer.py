@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mea_ray.errors import ArtifactError, DataError
-from mea_ray.files import patiently, write_whole
-from mea_ray.types import Answers, Images
+from mea_ray.core.errors import ArtifactError, DataError
+from mea_ray.core.types import Answers, Images
+from mea_ray.storage.files import patiently, write_whole
 
 Indices = npt.NDArray[np.int64]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mea_ray.config import SweepConfig, build
-from mea_ray.errors import ConfigError, MeaRayError
+from mea_ray.core.errors import ConfigError, MeaRayError
 from mea_ray.sweep import cluster, events
 from mea_ray.sweep.runner import run_sweep
 

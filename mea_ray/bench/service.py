@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from mea_ray.blackbox.passes import default_pass_images
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.types import Images
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.service.client import ServiceClient
@@ -27,7 +28,6 @@ from mea_ray.service.pool import VictimService
 from mea_ray.sweep import cluster
 from mea_ray.training.checkpoint import load_model, save_model
 from mea_ray.training.device import device, use_gpus, use_threads
-from mea_ray.types import Images
 
 
 def bench_service(

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mea_ray.config import SweepConfig, build
-from mea_ray.results import ModelReport, QueryLogRecord, Rate, RungResult, TrialResult
-from mea_ray.seeding import numpy_generator
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.results.records import ModelReport, QueryLogRecord, Rate, RungResult, TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.plan import PlannedTrial, plan
 from mea_ray.sweep.trial import Tools, metrics_of
 
 if TYPE_CHECKING:
-    from mea_ray.preflight import Prepared
+    from mea_ray.experiment.checks import Prepared
 
 BEGUN = "begun.log"
 """File in the sweep's folder: a line with its name for every time that a trial's work began."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mea_ray.bench.stand_in import BEGUN
-from mea_ray.errors import ConfigError, MeaRayError
+from mea_ray.core.errors import ConfigError, MeaRayError
 
 _TINY = {"name": "vgg_like", "width": 0.0625}
 _SEEDS = 10

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mea_ray import seeding
+from mea_ray.core import seeding
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.types import ImageSet
 from mea_ray.data import DATASETS
-from mea_ray.errors import ConfigError, DataError
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.training import device as devices
 from mea_ray.training.augment import Augment, to_float
 from mea_ray.training.engine import train, use_bfloat16
 from mea_ray.training.objective import CrossEntropy
-from mea_ray.types import ImageSet
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mea_ray import seeding
-from mea_ray.errors import ConfigError
+from mea_ray.core import seeding
+from mea_ray.core.errors import ConfigError
 from mea_ray.models.build import build_model
 from mea_ray.training import device as devices
 from mea_ray.training.augment import to_float

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from mea_ray.errors import ConfigError, OverBudget
-from mea_ray.types import Answers, BlackBox, FloatImages, Images
+from mea_ray.core.errors import ConfigError, OverBudget
+from mea_ray.core.types import Answers, BlackBox, FloatImages, Images
 
 
 class Account(BlackBox, Protocol):

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mea_ray.blackbox.policies import Source
-from mea_ray.errors import ConfigError
-from mea_ray.types import Answers, FloatImages, Images
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.types import Answers, FloatImages, Images
 
 Features = npt.NDArray[np.float32]
 TINY = np.float32(1e-12)

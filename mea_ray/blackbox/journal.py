@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mea_ray.errors import ArtifactError, StorageUnavailable
+from mea_ray.core.errors import ArtifactError, StorageUnavailable
 
 _SCHEMA_VERSION = 1
 _TABLES = """

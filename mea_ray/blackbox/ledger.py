@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mea_ray.blackbox.journal import Journal
-from mea_ray.errors import ConfigError, OverBudget, QueryError, RateLimited, RequestConflict, UnknownClient
+from mea_ray.core.errors import ConfigError, OverBudget, QueryError, RateLimited, RequestConflict, UnknownClient
 
 
 class Rate(NamedTuple):

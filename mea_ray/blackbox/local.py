@@ -10,9 +10,9 @@ from mea_ray.blackbox.passes import FixedShapePasses, answer_size
 from mea_ray.blackbox.policies import Policy, Probabilities
 from mea_ray.blackbox.query_log import SAMPLE_IMAGES, QueryLog, note, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
-from mea_ray.errors import RateLimited
+from mea_ray.core.errors import RateLimited
+from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.models.base import ImageModel
-from mea_ray.types import Answers, FloatImages, Images
 
 
 class LocalBlackBox:

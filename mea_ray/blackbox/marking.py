@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mea_ray.blackbox.policies import Policy, Source, Told, eight_bits, reads_features, tell
-from mea_ray.types import Answers, FloatImages, Images, Marker
+from mea_ray.core.types import Answers, FloatImages, Images, Marker
 
 
 class MarkedAnswers:

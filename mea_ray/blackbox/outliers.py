@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mea_ray.blackbox.policies import Policy, Source, Told, eight_bits, image_generator, tell
-from mea_ray.errors import ConfigError, DataError
-from mea_ray.outliers import check_outliers, fit_outliers, outside
-from mea_ray.seeding import numpy_generator
-from mea_ray.types import Answers, FloatImages, Images
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.types import Answers, FloatImages, Images
+from mea_ray.evaluation.local_outlier_factor import check_outliers, fit_outliers, outside
 
 
 class OutlierFilter:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from mea_ray.blackbox.policies import Policy, Told, reads_features, tell
+from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.models.base import ImageModel
 from mea_ray.training.device import device as default_device
 from mea_ray.training.device import one_thread
-from mea_ray.types import Answers, FloatImages, Images
 
 # On a CPU passes of 16 and 32 are equally fast per image for a VGG-like CNN (1634 and 1615 images/s at 3 x 32 x 32, one
 # thread), 32 is 18% to 22% faster for small images and for AlexNet, and larger passes fall out of the cache.

@@ -12,8 +12,8 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from mea_ray.errors import ConfigError
-from mea_ray.types import Answers, FloatImages, Images
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.types import Answers, FloatImages, Images
 
 Source = Literal["probabilities", "features"]
 """What a policy is given of the victim: a classifier's probabilities, or an encoder's features."""

@@ -26,8 +26,8 @@ import numpy.typing as npt
 
 from mea_ray.blackbox.journal import passing
 from mea_ray.blackbox.policies import Source, Told, eight_bits
-from mea_ray.results import QueryLogRecord
-from mea_ray.types import Answers, FloatImages, Images
+from mea_ray.core.types import Answers, FloatImages, Images
+from mea_ray.results.records import QueryLogRecord
 
 logger = logging.getLogger(__name__)
 

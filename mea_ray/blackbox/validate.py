@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mea_ray.errors import BadQuery
+from mea_ray.core.errors import BadQuery
 
 
 def check_images(images: Any, shape: tuple[int, int, int], max_images: int | None = None) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import psutil
 from PIL import Image, UnidentifiedImageError
 
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.types import Dataset, Images, ImageSet, Labels
 from mea_ray.data.resize import fit
-from mea_ray.errors import ConfigError, DataError
-from mea_ray.types import Dataset, Images, ImageSet, Labels
 
 _CHUNK = 256
 _GREY_MODES = frozenset({"1", "L", "LA"})

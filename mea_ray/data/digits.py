@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.resize import fit
 from mea_ray.data.splits import stratified
-from mea_ray.errors import ConfigError
-from mea_ray.types import Dataset, ImageSet
 
 _SPLIT_SEED = 0
 

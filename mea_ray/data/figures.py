@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mea_ray.errors import ConfigError
-from mea_ray.seeding import numpy_generator
-from mea_ray.types import Dataset, Images, ImageSet
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.types import Dataset, Images, ImageSet
 
 _CHUNK = 32
 Field = npt.NDArray[np.floating[Any]]

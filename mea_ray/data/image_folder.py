@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.types import Dataset, Images, ImageSet, Labels
 from mea_ray.data.decode import Encoded, assemble, check_fraction, check_image_size, decode
 from mea_ray.data.splits import stratified
-from mea_ray.errors import ConfigError, DataError
-from mea_ray.types import Dataset, Images, ImageSet, Labels
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _TEST_NAMES = ("test", "val", "valid", "validation")

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from mea_ray.choices import DataChoice
+from mea_ray.config.components import DataChoice
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.registry import nearest
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.resize import fit
-from mea_ray.errors import ConfigError
-from mea_ray.registry import nearest
-from mea_ray.seeding import numpy_generator
-from mea_ray.types import Dataset, ImageSet
 
 _LIMIT_SEED = 0
 

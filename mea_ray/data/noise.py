@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mea_ray.errors import ConfigError
-from mea_ray.seeding import numpy_generator
-from mea_ray.types import Dataset, Images, ImageSet
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.types import Dataset, Images, ImageSet
 
 Kind = Literal["uniform", "gaussian", "blobs"]
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.types import Dataset, Images, ImageSet, Labels
 from mea_ray.data.decode import Encoded, assemble, check_fraction, check_image_size, decode
 from mea_ray.data.splits import stratified
-from mea_ray.errors import ConfigError, DataError
-from mea_ray.types import Dataset, Images, ImageSet, Labels
 
 _IMAGE_COLUMNS = ("img", "image")
 _TEST_NAMES = ("test", "validation", "valid", "val")

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from mea_ray.errors import DataError
-from mea_ray.types import Images
+from mea_ray.core.errors import DataError
+from mea_ray.core.types import Images
 
 _CHUNK = 4096
 _LUMA = (0.299, 0.587, 0.114)

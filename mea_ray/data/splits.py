@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.types import Dataset, ImageSet, Splits
 from mea_ray.data.resize import fit
-from mea_ray.errors import ConfigError, DataError
-from mea_ray.seeding import numpy_generator
-from mea_ray.types import Dataset, ImageSet, Splits
 
 Indices = npt.NDArray[np.int64]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mea_ray.errors import DataError
-from mea_ray.types import Images
+from mea_ray.core.errors import DataError
+from mea_ray.core.types import Images
 
 CHUNK = 4096
 """Images counted at once; bounds the memory to a few hundred megabytes whatever the data's size."""

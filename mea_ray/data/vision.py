@@ -13,10 +13,10 @@ import numpy as np
 import torchvision.datasets as published
 from filelock import FileLock
 
+from mea_ray.core.errors import DataError
+from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.decode import check_image_size
 from mea_ray.data.resize import fit
-from mea_ray.errors import DataError
-from mea_ray.types import Dataset, ImageSet
 
 _ROOT = "~/.cache/mea_ray/datasets"
 _STALLED_S = 30.0

@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.types import Dataset, Images, Labels
 from mea_ray.data.decode import Encoded, assemble, check_fraction, check_image_size, decode
-from mea_ray.errors import ConfigError, DataError
-from mea_ray.seeding import numpy_generator
-from mea_ray.types import Dataset, Images, Labels
 
 _FOLDER = "aligned_images_DB"
 _COLUMNS = ("Filename", "X1", "Y1", "X2", "Y2")

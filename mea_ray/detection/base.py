@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from mea_ray.core.types import Images
 from mea_ray.models.base import ImageModel
-from mea_ray.types import Images
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mea_ray import metrics
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive
+from mea_ray.core.types import Images
 from mea_ray.detection.base import Detection, Evidence, Trigger
-from mea_ray.errors import ConfigError
+from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
-from mea_ray.seeding import derive
 from mea_ray.training import device as devices
-from mea_ray.types import Images
 
 PASS_IMAGES = 512
 """Images in a forward pass of the stimulation."""

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive
+from mea_ray.core.types import Images
 from mea_ray.detection.base import Detection, Evidence, Trigger
-from mea_ray.errors import ConfigError
 from mea_ray.models.base import ImageModel
-from mea_ray.seeding import derive
 from mea_ray.training import device as devices
-from mea_ray.types import Images
 
 TO_DEVIATION = 1.4826
 """The median absolute deviation of a normal variable times this is its standard deviation."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mea_ray import metrics
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.types import Images
 from mea_ray.detection.base import Detection, Evidence
-from mea_ray.errors import ConfigError
+from mea_ray.evaluation import metrics
+from mea_ray.evaluation.local_outlier_factor import check_outliers, fit_outliers, outside
 from mea_ray.models.base import ImageModel
-from mea_ray.outliers import check_outliers, fit_outliers, outside
-from mea_ray.seeding import numpy_generator
-from mea_ray.types import Images
 
 Scores = npt.NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """Table of what a victim learns its main task from: its labels, or views of its images without any."""
 
-from mea_ray.registry import Table
+from mea_ray.core.registry import Table
 
 PRETEXTS = Table(
     "pretext",

@@ -9,7 +9,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
 from mea_ray.training.objective import Batch, Objective, merged
 from mea_ray.training.views import Views
 

@@ -1,6 +1,6 @@
 """Table of removals: one line each."""
 
-from mea_ray.registry import Table
+from mea_ray.core.registry import Table
 
 REMOVALS = Table(
     "removal",

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mea_ray import metrics
-from mea_ray.errors import DataError
+from mea_ray.core.errors import DataError
+from mea_ray.core.seeding import derive, numpy_generator
+from mea_ray.core.types import Answers, Images, ImageSet, Labels
+from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
-from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy, Objective
-from mea_ray.types import Answers, Images, ImageSet, Labels
 
 
 @dataclass(frozen=True)

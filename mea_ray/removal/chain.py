@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Holdings, Removal
-from mea_ray.seeding import derive
 
 
 class Chain(Removal):

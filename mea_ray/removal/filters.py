@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Filtered, Holdings, Removal, agreement, copied
 

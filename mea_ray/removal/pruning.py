@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from mea_ray import metrics
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
+from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Holdings, Removal, copied, labelled, last_layer, tune
 from mea_ray.removal.fine_tuning import check_tuning

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Holdings, Removal, copied
 

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray import metrics
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive
+from mea_ray.core.types import Answers
+from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Holdings, Removal, labelled, tune
-from mea_ray.seeding import derive
 from mea_ray.training.device import seeded
 from mea_ray.training.objective import Batch, Objective, StepContext
-from mea_ray.types import Answers
 
 
 class SecondTheft(Removal):

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from mea_ray.choices import DataChoice
+from mea_ray.config.components import DataChoice
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive, numpy_generator
+from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.figures import fitting
 from mea_ray.data.resize import fit
-from mea_ray.errors import ConfigError
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Holdings, Removal, copied, last_layer, tune
 from mea_ray.removal.fine_tuning import check_tuning
-from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.device import seeded
-from mea_ray.types import Dataset, ImageSet
 
 DRAWN = 5000
 """Figures that are drawn where all are wanted."""

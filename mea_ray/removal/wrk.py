@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive, numpy_generator
+from mea_ray.core.types import Images, ImageSet, Labels
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Holdings, Removal, copied, labelled, last_layer, tune
 from mea_ray.removal.fine_tuning import check_tuning
-from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.device import seeded
 from mea_ray.training.objective import Batch, CrossEntropy, StepContext
-from mea_ray.types import Images, ImageSet, Labels
 
 
 class Wrk(Removal):

@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive, numpy_generator
+from mea_ray.core.types import Images, ImageSet, Labels
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Holdings, Removal, copied, labelled, tune
 from mea_ray.removal.fine_tuning import check_tuning
-from mea_ray.seeding import derive, numpy_generator
-from mea_ray.types import Images, ImageSet, Labels
 
 GEOMETRIES = ("top_bottom", "left_right", "diagonal", "blend")
 

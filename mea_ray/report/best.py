@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mea_ray.config import SearchConfig, build, load_tree
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
 from mea_ray.report import tables
 from mea_ray.report.verdict import last_rung
-from mea_ray.results import TrialResult
+from mea_ray.results.records import TrialResult
 from mea_ray.sweep.objective import best, violation
 from mea_ray.sweep.trial import metrics_of
 

@@ -18,8 +18,8 @@ from mea_ray.report.terminal import make_console
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from mea_ray.sweep.calibrate import Calibrated, Calibration
-    from mea_ray.verification.calibration import Threshold
+    from mea_ray.calibration.run import Calibrated, Calibration
+    from mea_ray.calibration.thresholds import Threshold
 
 NAMES = {
     "paper": "the configured one",
@@ -31,7 +31,7 @@ NAMES = {
 
 def run(config: ExperimentConfig, models: int, address: str | None) -> None:
     """Calibrate with progress, then show the thresholds and say where everything is."""
-    from mea_ray.sweep.calibrate import calibrate
+    from mea_ray.calibration.run import calibrate
 
     said = make_console(stderr=True)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mea_ray.report.tables import percent
 from mea_ray.report.verdict import threshold
-from mea_ray.results import ModelReport, TrialResult
+from mea_ray.results.records import ModelReport, TrialResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from typing import Any
 
 from mea_ray.report import tables
 from mea_ray.report.plane import ON
-from mea_ray.results import DetectionResult, TrialResult
+from mea_ray.results.records import DetectionResult, TrialResult
 
 STRIPS = 6
 """Detections whose triggers are shown; a sweep may have hundreds."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mea_ray.report import best, curves, detected, means, plane, samples, settings, tables, thief, verdict
-from mea_ray.results import TrialResult
+from mea_ray.results.records import TrialResult
 
 if TYPE_CHECKING:
     from mea_ray.config import SearchConfig
@@ -141,7 +141,7 @@ def write(folder: Path, *, storage: str | Path | None = None, png: Path | None =
 
 def _about(folder: Path) -> dict[str, Any]:
     from mea_ray.config import load_tree
-    from mea_ray.errors import ConfigError
+    from mea_ray.core.errors import ConfigError
 
     try:
         return load_tree(folder / "sweep.yaml")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mea_ray.report import curves, tables
-from mea_ray.results import TrialResult
+from mea_ray.results.records import TrialResult
 
 HEADINGS = {
     "point": "Setting",

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from mea_ray.report import curves, tables
-from mea_ray.results import RemovalResult, TrialResult
+from mea_ray.results.records import RemovalResult, TrialResult
 
 ON = {"substitute": "stolen model", "victim": "victim", "null_model": "null model"}
 """Model that a removal was tried on, as in the config, to how the report calls it."""

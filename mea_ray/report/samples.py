@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mea_ray.errors import ArtifactError, MeaRayError
-from mea_ray.results import TrialResult
-from mea_ray.types import Images
+from mea_ray.core.errors import ArtifactError, MeaRayError
+from mea_ray.core.types import Images
+from mea_ray.results.records import TrialResult
 
 if TYPE_CHECKING:
     from mea_ray.watermarks.base import WatermarkSamples
@@ -138,9 +138,9 @@ def gallery(result: TrialResult, storage: str | Path | None = None) -> Gallery:
 
 
 def _from_artifact(result: TrialResult, storage: str | Path | None) -> list[Strip]:
-    from mea_ray.artifacts import Store
     from mea_ray.config import ExperimentConfig, build
-    from mea_ray.pipeline import prepare
+    from mea_ray.experiment.artifacts import Store
+    from mea_ray.experiment.run import prepare
     from mea_ray.watermarks.base import Key
 
     config = build(ExperimentConfig, result.config)

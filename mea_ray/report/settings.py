@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mea_ray.config import ExperimentConfig, Tree, build
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
 from mea_ray.report.tables import DASH, setting
-from mea_ray.results import TrialResult
+from mea_ray.results.records import TrialResult
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

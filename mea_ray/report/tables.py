@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mea_ray.errors import ArtifactError
-from mea_ray.results import ModelReport, Rate, RungResult, TrialResult
+from mea_ray.core.errors import ArtifactError
+from mea_ray.results.records import ModelReport, Rate, RungResult, TrialResult
 
 RESULTS = "results"
 DASH = "–"

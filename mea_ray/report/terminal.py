@@ -15,11 +15,11 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mea_ray.report import best, detected, means, plane, tables, verdict
-from mea_ray.results import TrialResult
+from mea_ray.results.records import TrialResult
 
 if TYPE_CHECKING:
     from mea_ray.config import SearchConfig
-    from mea_ray.registry import Table
+    from mea_ray.core.registry import Table
 
 PIPE_WIDTH = 160
 ROWS = 200

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from mea_ray.report import curves, tables
-from mea_ray.results import TrialResult
+from mea_ray.results.records import TrialResult
 from mea_ray.tracking.rows import thinned
 
 Line = list[tuple[int, float]]

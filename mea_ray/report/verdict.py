@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mea_ray.report.tables import grouped, mean, percent, proved
-from mea_ray.results import ModelReport, RungResult, TrialResult
+from mea_ray.results.records import ModelReport, RungResult, TrialResult
 
 Tone = Literal["good", "mixed", "bad"]
 

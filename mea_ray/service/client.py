@@ -16,10 +16,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from mea_ray.blackbox.validate import check_images, image_digest
-from mea_ray.errors import ConfigError, MeaRayError, OverBudget, ServiceUnavailable
+from mea_ray.core.errors import ConfigError, MeaRayError, OverBudget, ServiceUnavailable
+from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.service.flight import Request, fly
 from mea_ray.service.naming import find, ledger_name
-from mea_ray.types import Answers, FloatImages, Images
 
 
 class ServiceClient:

@@ -13,10 +13,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from mea_ray.errors import QueryError, RateLimited, ReplicasAway, ServiceUnavailable, StorageUnavailable
-from mea_ray.files import PATIENCE
+from mea_ray.core.errors import QueryError, RateLimited, ReplicasAway, ServiceUnavailable, StorageUnavailable
+from mea_ray.core.types import Answers
 from mea_ray.service.naming import find
-from mea_ray.types import Answers
+from mea_ray.storage.files import PATIENCE
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 _FIRST_RETRY_S, _RETRY_FACTOR, _LONGEST_RETRY_S = 0.25, 4.0, 60.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from mea_ray.blackbox.ledger import Charge, Ledger, Rate
 from mea_ray.blackbox.query_log import Note, QueryLog, Seen
-from mea_ray.errors import QueryError
+from mea_ray.core.errors import QueryError
 from mea_ray.service.watch import incarnation
 
 

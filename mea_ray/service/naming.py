@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from mea_ray.errors import MeaRayError, ServiceUnavailable
+from mea_ray.core.errors import MeaRayError, ServiceUnavailable
 
 NAMESPACE = "mea_ray"
 

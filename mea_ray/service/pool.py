@@ -16,8 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.passes import answer_size
 from mea_ray.blackbox.query_log import SAMPLE_IMAGES, Seen, record
-from mea_ray.errors import ConfigError, ServiceUnavailable
-from mea_ray.results import QueryLogRecord
+from mea_ray.core.errors import ConfigError, ServiceUnavailable
+from mea_ray.results.records import QueryLogRecord
 from mea_ray.service.client import ServiceClient
 from mea_ray.service.ledger_actor import LedgerActor, log_path
 from mea_ray.service.naming import NAMESPACE, answer_of, exists, find, ledger_name, replica_name

@@ -24,13 +24,13 @@ from mea_ray.blackbox.passes import FixedShapePasses, answer_size, default_pass_
 from mea_ray.blackbox.policies import Told
 from mea_ray.blackbox.query_log import Note, note, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
-from mea_ray.errors import MeaRayError, ServiceUnavailable, StorageUnavailable
+from mea_ray.core.errors import MeaRayError, ServiceUnavailable, StorageUnavailable
+from mea_ray.core.types import Answers, FloatImages, Images
+from mea_ray.experiment.serving import answer_policy, stored_key, stored_owners_images
 from mea_ray.service.naming import cause_of, find, ledger_name
 from mea_ray.service.watch import incarnation
-from mea_ray.serving import answer_policy, stored_key, stored_owners_images
 from mea_ray.training.checkpoint import load_model
 from mea_ray.training.device import device, use_gpus, use_threads
-from mea_ray.types import Answers, FloatImages, Images
 
 logger = logging.getLogger(__name__)
 _NOTE_PAUSES_S = (0.25, 1.0, 4.0, 16.0, 60.0)

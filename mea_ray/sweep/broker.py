@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from mea_ray.config import ExperimentConfig, Tree, digest
-from mea_ray.errors import ServiceUnavailable
+from mea_ray.core.errors import ServiceUnavailable
 from mea_ray.sweep.events import ServiceStarted, Warned
 
 HOLDER_EXPIRY_S = 90.0

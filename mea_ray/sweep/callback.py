@@ -13,8 +13,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from mea_ray.errors import MeaRayError, ReplicasAway
-from mea_ray.results import TrialResult
+from mea_ray.core.errors import MeaRayError, ReplicasAway
+from mea_ray.results.records import TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder, read_model
 from mea_ray.sweep.trainable import TrialContext

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mea_ray.config import RoleResources
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
 
 # Ray and Tune read these in the driver. Most keep their own reports and notes out of the terminal.
 _QUIET = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mea_ray.results import DetectionResult, RemovalResult, RungResult
+from mea_ray.results.records import DetectionResult, RemovalResult, RungResult
 from mea_ray.sweep.space import Point
 
 

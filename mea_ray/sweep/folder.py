@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mea_ray.config import SweepConfig, write_yaml
-from mea_ray.errors import ArtifactError, ConfigError
-from mea_ray.files import PATIENCE, patiently, write_whole
-from mea_ray.results import DetectionResult, RemovalResult, RungResult, TrialResult
-from mea_ray.storage import Storage
+from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.results.records import DetectionResult, RemovalResult, RungResult, TrialResult
+from mea_ray.storage.files import PATIENCE, patiently, write_whole
+from mea_ray.storage.remote import Storage
 from mea_ray.sweep.events import OnEvent, Warned
 from mea_ray.sweep.plan import Plan, check_same
 

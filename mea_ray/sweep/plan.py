@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mea_ray.artifacts import null_id, prepared_id, victim_id
 from mea_ray.config import ExperimentConfig, SweepConfig, digest
-from mea_ray.errors import ArtifactError, ConfigError
-from mea_ray.files import write_whole
+from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.experiment.artifacts import null_id, prepared_id, victim_id
+from mea_ray.storage.files import write_whole
 from mea_ray.sweep.space import Point, axes, experiment_at, points, probes
 
 PLAN_SCHEMA = 1
@@ -49,7 +49,7 @@ class PlannedTrial:
     @classmethod
     def of(cls, config: ExperimentConfig, point: Mapping[str, Any]) -> PlannedTrial:
         """Plan one experiment."""
-        from mea_ray.pipeline import budget_to_register
+        from mea_ray.experiment.run import budget_to_register
 
         return cls(
             name=trial_name(config),

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mea_ray.artifacts import Store
 from mea_ray.config import SweepConfig
-from mea_ray.errors import ConfigError, MeaRayError
-from mea_ray.files import PATIENCE
+from mea_ray.core.errors import ConfigError, MeaRayError
+from mea_ray.experiment.artifacts import Store
 from mea_ray.service.naming import NAMESPACE
+from mea_ray.storage.files import PATIENCE
 from mea_ray.sweep import cluster, events, search
 from mea_ray.sweep.broker import Broker, ServiceSpec, needs
 from mea_ray.sweep.callback import Finisher
@@ -238,7 +238,7 @@ class _Driver:
 
     def _load(self, planned: list[PlannedTrial]) -> dict[str, Any]:
         """Load each distinct data once into the object store, and hold every experiment against its data."""
-        from mea_ray.preflight import check
+        from mea_ray.experiment.checks import check
 
         ray = self.ray
         first = {trial.data: trial for trial in reversed(planned)}

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mea_ray.config import SweepConfig
-from mea_ray.errors import ConfigError
-from mea_ray.registry import nearest
-from mea_ray.results import TrialResult
-from mea_ray.seeding import derive
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.registry import nearest
+from mea_ray.core.seeding import derive
+from mea_ray.results.records import TrialResult
 from mea_ray.sweep.objective import JUDGED, searcher_class
 from mea_ray.sweep.space import Axis, Point, axes
 from mea_ray.sweep.trial import METRICS, metrics_of

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mea_ray.config import ExperimentConfig, SweepConfig, Tree, build, merge
-from mea_ray.errors import ConfigError
-from mea_ray.registry import nearest
-from mea_ray.seeding import numpy_generator
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.registry import nearest
+from mea_ray.core.seeding import numpy_generator
 
 Point = dict[str, Any]
 """Config paths that the sweep sets, and their values."""

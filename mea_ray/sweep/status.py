@@ -10,7 +10,7 @@ from functools import singledispatchmethod
 from pathlib import Path
 from typing import Any, Literal
 
-from mea_ray.errors import ArtifactError
+from mea_ray.core.errors import ArtifactError
 from mea_ray.sweep import event_log, events
 from mea_ray.sweep.folder import SweepFolder
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mea_ray.artifacts import Store
 from mea_ray.config import ExperimentConfig, SweepConfig
-from mea_ray.errors import ServiceUnavailable, StorageUnavailable
+from mea_ray.core.errors import ServiceUnavailable, StorageUnavailable
+from mea_ray.experiment.artifacts import Store
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.objective import JUDGED, judged
@@ -20,7 +20,7 @@ from mea_ray.sweep.space import Point, experiment_at
 from mea_ray.sweep.trial import METRICS, Tools, Work, epoch_events, run_trial
 
 if TYPE_CHECKING:
-    from mea_ray.preflight import Prepared
+    from mea_ray.experiment.checks import Prepared
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
     trial = context.planned(config)
 
     def prepared() -> Prepared:
-        from mea_ray.pipeline import prepare
+        from mea_ray.experiment.run import prepare
 
         # Mapped from the object store, not copied; only a search that varies the data itself has to load here.
         loaded: Prepared = ray.get(data[trial.data]) if trial.data in data else prepare(trial.config)
@@ -108,7 +108,7 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
 
 def load_data(config: ExperimentConfig) -> Prepared:
     """Load and split data; as a task, its result is in the object store once for all."""
-    from mea_ray.pipeline import prepare
+    from mea_ray.experiment.run import prepare
 
     return prepare(config)
 

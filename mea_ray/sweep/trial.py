@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mea_ray.artifacts import Store
 from mea_ray.config import digest, write_yaml
-from mea_ray.errors import ServiceUnavailable
-from mea_ray.files import patiently, write_whole
-from mea_ray.results import DetectionResult, ModelReport, RemovalResult, RungResult, TrialResult
+from mea_ray.core.errors import ServiceUnavailable
+from mea_ray.experiment.artifacts import Store
+from mea_ray.results.records import DetectionResult, ModelReport, RemovalResult, RungResult, TrialResult
+from mea_ray.storage.files import patiently, write_whole
 from mea_ray.sweep import events
 from mea_ray.sweep.broker import CLIENT_FIELDS, Hold, ServiceSpec
 from mea_ray.sweep.folder import SweepFolder, TrialFolder, read_model
 from mea_ray.sweep.plan import PlannedTrial
 
 if TYPE_CHECKING:
+    from mea_ray.experiment.checks import Prepared
+    from mea_ray.experiment.proof import Proof, Proofs
     from mea_ray.models.base import ImageModel
-    from mea_ray.preflight import Prepared
-    from mea_ray.proving import Proof, Proofs
     from mea_ray.watermarks.base import Key
 
 METRICS = ("wsr", "wfpr", "accuracy", "fidelity", "p_value", "queries", "victim_gap")
@@ -136,7 +136,7 @@ class _Run:
     def __init__(
         self, trial: PlannedTrial, prepared: Prepared, tools: Tools, work: TrialFolder, started: float
     ) -> None:
-        from mea_ray.pipeline import accounts_to_register
+        from mea_ray.experiment.run import accounts_to_register
 
         self.trial, self.config, self.prepared = trial, trial.config, prepared
         self.tools, self.work, self.started = tools, work, started
@@ -182,7 +182,7 @@ class _Run:
 
     def _proofs(self, model: ImageModel, key: Key | None, null_folders: list[Path]) -> Proofs:
         """Return what the thief is held against; assessed once for all trials that share it, if they can."""
-        from mea_ray.proving import Proof, Proofs, marks_answers
+        from mea_ray.experiment.proof import Proof, Proofs, marks_answers
         from mea_ray.training.checkpoint import load_model
 
         config = self.config
@@ -217,7 +217,7 @@ class _Run:
         model: ImageModel,
         finished: dict[int, RungResult],
     ) -> list[RungResult]:
-        from mea_ray import pipeline
+        from mea_ray.experiment import run as pipeline
         from mea_ray.training.checkpoint import save_model
 
         config, name = self.config, self.trial.name
@@ -263,9 +263,9 @@ class _Run:
         done: list[RungResult],
     ) -> None:
         """Do what follows the last rung: thefts of null models, removals, detections."""
-        from mea_ray import pipeline
-        from mea_ray.detecting import detections
-        from mea_ray.removing import Suspect, removals
+        from mea_ray.experiment import run as pipeline
+        from mea_ray.experiment.detecting import detections
+        from mea_ray.experiment.removing import Suspect, removals
         from mea_ray.training.checkpoint import load_model
 
         config, largest = self.config, max(done, key=lambda rung: rung.budget)
@@ -303,7 +303,7 @@ class _Run:
 
     def _steal_nulls(self, null_folders: list[Path], proof: Proof) -> list[RungResult]:
         """Steal null models in the same way, in this process: their owner's service is no part of the experiment."""
-        from mea_ray.pipeline import steal_null
+        from mea_ray.experiment.run import steal_null
         from mea_ray.training.checkpoint import load_model
 
         stolen = []
@@ -332,8 +332,8 @@ class _Run:
         self.tools.report(metrics_of(rung, partial_result.victim_report, partial_result.null_reports))
 
     def _result(self, rungs: list[RungResult], status: Any) -> TrialResult:
+        from mea_ray.core.versions import versions
         from mea_ray.training.device import device_name
-        from mea_ray.versions import versions
 
         proof = self.proofs.at(max(rung.budget for rung in rungs))
         return TrialResult(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mea_ray.config import TrackingConfig
-from mea_ray.results import TrialResult
+from mea_ray.results.records import TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.tracking import TrackerSet

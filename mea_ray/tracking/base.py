@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mea_ray.config import TrackingConfig
-from mea_ray.results import TrialResult
+from mea_ray.results.records import TrialResult
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mea_ray.results import TrialResult
+from mea_ray.results.records import TrialResult
 from mea_ray.tracking.rows import rows
 
 

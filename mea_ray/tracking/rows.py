@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from mea_ray.results import RungResult, TrialResult
+from mea_ray.results.records import RungResult, TrialResult
 
 CURVE_POINTS = 500
 """Points of an attack's own curve that a tracker is sent."""

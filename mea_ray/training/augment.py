@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
 
 AUGMENTATIONS = ("flip", "crop")
 

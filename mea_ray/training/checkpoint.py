@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from mea_ray.errors import ArtifactError, ConfigError
-from mea_ray.files import patiently, write_whole
+from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.storage.files import patiently, write_whole
 
 if TYPE_CHECKING:
     from mea_ray.models.base import ImageModel

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mea_ray import seeding
-from mea_ray.errors import ConfigError
+from mea_ray.core import seeding
+from mea_ray.core.errors import ConfigError
 from mea_ray.training import device as devices
 from mea_ray.training.augment import Augment, to_float
 from mea_ray.training.keep import Keep, Running

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mea_ray.files import patiently, write_whole
+from mea_ray.storage.files import patiently, write_whole
 from mea_ray.training.progress import Best
 
 

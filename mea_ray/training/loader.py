@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mea_ray.errors import DataError
+from mea_ray.core.errors import DataError
 
 
 class Loader:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mea_ray.errors import TrainingDiverged
+from mea_ray.core.errors import TrainingDiverged
 
 
 class Losses:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
 from mea_ray.training.device import fused_optimizers
 
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")

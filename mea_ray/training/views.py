@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in an image's lightness (ITU-R BT.601), as torchvision has them."""

@@ -8,8 +8,8 @@ from statistics import NormalDist
 
 from scipy.stats import binomtest
 
-from mea_ray.errors import DataError
-from mea_ray.results import Rate
+from mea_ray.core.errors import DataError
+from mea_ray.results.records import Rate
 
 NULL_RATE_FLOOR = 0.01
 """Smallest rate at which an innocent model is assumed to succeed, whatever the null models did (see ``null_rate``)."""

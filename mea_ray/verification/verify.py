@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mea_ray import metrics
-from mea_ray.errors import DataError
-from mea_ray.results import ModelReport
-from mea_ray.types import Images, ImageSet, Labels, Recognise
+from mea_ray.core.errors import DataError
+from mea_ray.core.types import Images, ImageSet, Labels, Recognise
+from mea_ray.evaluation import metrics
+from mea_ray.results.records import ModelReport
 from mea_ray.verification.statistics import binomial_p_value, proportion
 
 PredictLogits = Callable[[Images], npt.NDArray[np.float32]]

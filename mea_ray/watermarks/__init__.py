@@ -1,19 +1,19 @@
 """Table of watermark schemes: one line each."""
 
-from mea_ray.registry import Table
+from mea_ray.core.registry import Table
 
 WATERMARKS = Table(
     "watermark",
     {
         "adi": "mea_ray.watermarks.adi:Adi",
-        "cfw": "mea_ray.watermarks.class_feature:ClassFeature",
+        "cfw": "mea_ray.watermarks.cfw:ClassFeature",
         "composite": "mea_ray.watermarks.composite:Composite",
         "dawn": "mea_ray.watermarks.dawn:Dawn",
         "ewe": "mea_ray.watermarks.ewe:EntangledWatermark",
         "mbw": "mea_ray.watermarks.margin_based:MarginBased",
-        "mea_defender": "mea_ray.watermarks.mea_defender:MeaDefender",
-        "mea_defender_encoder": "mea_ray.watermarks.mea_defender_encoder:MeaDefenderEncoder",
-        "mea_defender_two_stage": "mea_ray.watermarks.two_stage:MeaDefenderTwoStage",
+        "mea_defender": "mea_ray.watermarks.mea_defender.scheme:MeaDefender",
+        "mea_defender_encoder": "mea_ray.watermarks.mea_defender.encoder:MeaDefenderEncoder",
+        "mea_defender_two_stage": "mea_ray.watermarks.mea_defender.two_stage:MeaDefenderTwoStage",
         "pattern": "mea_ray.watermarks.pattern:PatternTrigger",
         "sslguard": "mea_ray.watermarks.sslguard:SslGuard",
         "none": "mea_ray.watermarks.none:NoWatermark",

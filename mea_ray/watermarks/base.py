@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mea_ray.errors import ArtifactError, ConfigError
-from mea_ray.files import write_whole
+from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.core.types import Images, ImageSet, Marker, Recognise
+from mea_ray.storage.files import write_whole
 from mea_ray.training.objective import Objective
-from mea_ray.types import Images, ImageSet, Marker, Recognise
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.types import ImageSet
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
-from mea_ray.types import ImageSet
-from mea_ray.watermarks.authors import contrastive
 from mea_ray.watermarks.base import Key, Stage
 from mea_ray.watermarks.combiners.base import Combiner
-from mea_ray.watermarks.embedding import SourcePool
-from mea_ray.watermarks.mea_defender import combine_options, require_key
-from mea_ray.watermarks.mixed import MixedClasses
+from mea_ray.watermarks.mea_defender.objective import SourcePool
+from mea_ray.watermarks.mea_defender.scheme import combine_options, require_key
+from mea_ray.watermarks.mea_defender.two_stage_objective import contrastive
+from mea_ray.watermarks.mixed_classes import MixedClasses
 
 
 class Composite(MixedClasses):

@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from mea_ray.errors import ConfigError, DataError
-from mea_ray.seeding import numpy_generator
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.types import Images, ImageSet
 from mea_ray.training.objective import CrossEntropy
-from mea_ray.types import Images, ImageSet
 from mea_ray.watermarks.base import Asked, Key, Stage, WatermarkSamples
 from mea_ray.watermarks.labelled_queries import UNSEEN, LabelledQueries
-from mea_ray.watermarks.mea_defender import require_key
+from mea_ray.watermarks.mea_defender.scheme import require_key
 
 Row = npt.NDArray[np.float32]
 SECRET_BYTES = 32

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray.errors import ArtifactError, ConfigError
-from mea_ray.seeding import derive
+from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.core.seeding import derive
+from mea_ray.core.types import ImageSet
 from mea_ray.training.objective import Batch, CrossEntropy, Objective
-from mea_ray.types import ImageSet
 from mea_ray.watermarks.base import Key, Stage, Watermark, WatermarkSamples
-from mea_ray.watermarks.mea_defender import require_key
+from mea_ray.watermarks.mea_defender.scheme import require_key
 from mea_ray.watermarks.patches import check_label, check_patch, patch_samples
 
 TINY = 1e-5

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from mea_ray import metrics
-from mea_ray.errors import DataError
-from mea_ray.seeding import derive
-from mea_ray.types import Images, ImageSet, Labels, Recognise
+from mea_ray.core.errors import DataError
+from mea_ray.core.seeding import derive
+from mea_ray.core.types import Images, ImageSet, Labels, Recognise
+from mea_ray.evaluation import metrics
 from mea_ray.watermarks.base import Key, Watermark, WatermarkSamples
 
 UNSEEN = 1000

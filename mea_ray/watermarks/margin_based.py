@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray.errors import ConfigError
-from mea_ray.seeding import derive, numpy_generator
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive, numpy_generator
+from mea_ray.core.types import Images, ImageSet
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
-from mea_ray.types import Images, ImageSet
 from mea_ray.watermarks.base import Key, Stage
 from mea_ray.watermarks.labelled_queries import LabelledQueries
-from mea_ray.watermarks.mea_defender import require_key
+from mea_ray.watermarks.mea_defender.scheme import require_key
 
 
 class MarginBased(LabelledQueries):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mea_ray.core.types import ImageSet
 from mea_ray.training.objective import CrossEntropy, Objective
-from mea_ray.types import ImageSet
 from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage, Watermark
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mea_ray.errors import ConfigError, DataError
-from mea_ray.seeding import numpy_generator
-from mea_ray.types import Images, ImageSet
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.types import Images, ImageSet
 from mea_ray.watermarks.base import Key, WatermarkSamples
 
 Pattern = npt.NDArray[np.float32]

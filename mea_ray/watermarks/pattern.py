@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray.errors import ConfigError
-from mea_ray.seeding import derive
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive
+from mea_ray.core.types import ImageSet
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
-from mea_ray.types import ImageSet
 from mea_ray.watermarks.base import Key, Stage, Watermark, WatermarkSamples
-from mea_ray.watermarks.mea_defender import require_key
+from mea_ray.watermarks.mea_defender.scheme import require_key
 from mea_ray.watermarks.patches import check_label, check_patch, drawn_pattern, patch_samples
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mea_ray import metrics
-from mea_ray.errors import ArtifactError, ConfigError, DataError
+from mea_ray.core.errors import ArtifactError, ConfigError, DataError
+from mea_ray.core.seeding import derive, numpy_generator
+from mea_ray.core.types import Images, ImageSet, Recognise
+from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
-from mea_ray.seeding import derive, numpy_generator
 from mea_ray.training.objective import Objective
-from mea_ray.types import Images, ImageSet, Recognise
 from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage, Watermark, WatermarkSamples
 from mea_ray.watermarks.combiners.base import to_uint8
-from mea_ray.watermarks.guard_objective import Decoder, Guard, GuardObjective, under
-from mea_ray.watermarks.mea_defender import require_key
+from mea_ray.watermarks.mea_defender.scheme import require_key
+from mea_ray.watermarks.sslguard_objective import Decoder, Guard, GuardObjective, under
 
 SECRET = 256
 """Length of the secret vector."""

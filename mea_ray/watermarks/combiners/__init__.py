@@ -1,6 +1,6 @@
 """Table of the ways to mix two images into one: combiners of the watermark and geometries of the other mixes."""
 
-from mea_ray.registry import Table
+from mea_ray.core.registry import Table
 
 COMBINERS = Table(
     "combiner",

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray.errors import ArtifactError, ConfigError
-from mea_ray.seeding import derive
+from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.core.seeding import derive
+from mea_ray.core.types import Images
 from mea_ray.training.objective import Batch, Objective
-from mea_ray.types import Images
 from mea_ray.watermarks.combiners.base import Combiner, Order, Tensors
 from mea_ray.watermarks.combiners.pixel_merge import check_alpha
 

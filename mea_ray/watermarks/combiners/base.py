@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mea_ray.types import Images
+from mea_ray.core.types import Images
 
 Order = Literal["random", "fixed"]
 Tensors = Mapping[str, npt.NDArray[Any]]

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mea_ray.errors import ConfigError
+from mea_ray.core.errors import ConfigError
 from mea_ray.watermarks.combiners.base import REFERENCE_SIZE, Combiner, Order
 
 Offsets = Literal["random", "fixed"]

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mea_ray.errors import ConfigError
-from mea_ray.seeding import derive
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive
 from mea_ray.watermarks.combiners.base import Combiner, Order
 
 

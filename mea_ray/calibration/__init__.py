@@ -1,0 +1,1 @@
+"""Thresholds of a proof from many innocent and watermarked models."""

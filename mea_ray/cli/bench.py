@@ -1,0 +1,96 @@
+"""``mea-ray bench``: measurements of speed. Nothing heavy is imported before one is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from mea_ray.cli.options import EPILOG, Debug
+
+bench = typer.Typer(no_args_is_help=True, help="Measure this machine: the service, a victim's training, a sweep.")
+
+Options = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(help="Settings of the benchmark, name=value; `mea-ray list benchmarks`.", metavar="NAME=VALUE"),
+]
+Json = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--json", help="Write all that was measured to this file, too."),
+]
+
+
+@bench.command("service", epilog=EPILOG)
+def bench_service(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """Images per second through the service, against the bare forward pass and with merging switched off.
+
+    For example:
+
+      mea-ray bench service
+
+      mea-ray bench service model=resnet18 --json service.json
+    """
+    from mea_ray.cli.commands import measure
+
+    measure("service", options or [], output)
+
+
+@bench.command("sweep", epilog=EPILOG)
+def bench_sweep(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """What the machinery of a sweep costs: a thousand trials that only sleep, driver memory, a kill half way.
+
+    For example:
+
+      mea-ray bench sweep
+
+      mea-ray bench sweep trials=200 few=20 kill=false
+    """
+    from mea_ray.cli.commands import measure
+
+    measure("sweep", options or [], output)
+
+
+@bench.command("efficiency", epilog=EPILOG)
+def bench_efficiency(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """Parallel efficiency of real trials: the same thefts with one worker and with several, in turns.
+
+    For example:
+
+      mea-ray bench efficiency
+
+      mea-ray bench efficiency workers=4 trials=16 budget=500
+    """
+    from mea_ray.cli.commands import measure
+
+    measure("efficiency", options or [], output)
+
+
+@bench.command("train", epilog=EPILOG)
+def bench_train(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """Images per second of a victim's training with all its losses, against the plain supervised loop.
+
+    For example:
+
+      mea-ray bench train
+
+      mea-ray bench train model=resnet18 steps=10
+    """
+    from mea_ray.cli.commands import measure
+
+    measure("train", options or [], output)
+
+
+@bench.command("views", epilog=EPILOG)
+def bench_views(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """Views per second of self-supervised training, against the pass they are made for and torchvision's, one by one.
+
+    For example:
+
+      mea-ray bench views
+
+      mea-ray bench views model=cnn9 batch_size=256
+    """
+    from mea_ray.cli.commands import measure
+
+    measure("views", options or [], output)

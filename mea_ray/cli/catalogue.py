@@ -1,0 +1,82 @@
+"""``mea-ray list``: every component and every config path, with types, defaults and meanings."""
+
+from __future__ import annotations
+
+import importlib
+
+from rich.console import Console
+
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.registry import Table, nearest
+from mea_ray.report.terminal import component_table, config_table, names_table
+
+BENCHMARKS = Table(
+    "benchmark",
+    {
+        "efficiency": "mea_ray.bench.efficiency:bench_efficiency",
+        "service": "mea_ray.bench.service:bench_service",
+        "sweep": "mea_ray.bench.sweep:bench_sweep",
+        "train": "mea_ray.bench.train:bench_train",
+        "views": "mea_ray.bench.views:bench_views",
+    },
+)
+TABLES = {
+    "watermarks": "mea_ray.watermarks:WATERMARKS",
+    "pretexts": "mea_ray.pretext:PRETEXTS",
+    "combiners": "mea_ray.watermarks.combiners:COMBINERS",
+    "attacks": "mea_ray.attacks:ATTACKS",
+    "removals": "mea_ray.removal:REMOVALS",
+    "detections": "mea_ray.detection:DETECTIONS",
+    "models": "mea_ray.models:MODELS",
+    "datasets": "mea_ray.data:DATASETS",
+    "policies": "mea_ray.blackbox:POLICIES",
+    "benchmarks": "mea_ray.cli.catalogue:BENCHMARKS",
+}
+"""Kind, as a user names it, to its table."""
+
+
+def table(kind: str) -> Table:
+    """Return the table of a kind."""
+    module, _, attribute = TABLES[kind].partition(":")
+    found: Table = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def show(console: Console, kind: str | None = None, name: str | None = None) -> None:
+    """Print what there is.
+
+    Args:
+        console: Where to.
+        kind: One of ``TABLES`` or ``config``; the names of everything when None.
+        name: One component, or a section of the config.
+
+    Raises:
+        ConfigError: There is no such component or section; the message gives the nearest one.
+    """
+    if kind is None:
+        for each in [kind for kind in TABLES if kind != "benchmarks"]:
+            console.print(names_table(f"[bold underline]{each}[/]", table(each)))
+        console.print("mea-ray list KIND [NAME] shows the parameters; mea-ray list config all config paths.")
+    elif kind == "config":
+        _show_config(console, name)
+    else:
+        found = table(kind)
+        for each in [name] if name else found.names():
+            console.print(component_table(each, found))
+
+
+def _show_config(console: Console, section: str | None) -> None:
+    from mea_ray.config import ExperimentConfig, SweepConfig
+
+    fields = {**SweepConfig.model_fields, **ExperimentConfig.model_fields}
+    if section is None:
+        console.print(config_table("[bold]experiment[/]  one experiment, or `base` of a sweep", ExperimentConfig))
+        console.print(config_table("[bold]sweep[/]", SweepConfig, skip=("base",)))
+        return
+    if section not in fields:
+        raise ConfigError(
+            f"the config has no section {section!r}{nearest(section, sorted(fields))} Known: {', '.join(fields)}"
+        )
+    owner = ExperimentConfig if section in ExperimentConfig.model_fields else SweepConfig
+    others = tuple(field for field in owner.model_fields if field != section)
+    console.print(config_table(f"[bold]{section}[/]  {fields[section].description or ''}", owner, skip=others))

@@ -1,0 +1,203 @@
+"""What the verbs of the command line do, once their arguments are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from mea_ray.config import (
+    ExperimentConfig,
+    SweepConfig,
+    build,
+    digest,
+    load_experiment,
+    load_sweep,
+    load_tree,
+    merge,
+    parse_override,
+)
+from mea_ray.config.overrides import let_go
+from mea_ray.core.errors import ConfigError
+from mea_ray.report.best import search_of
+from mea_ray.report.tables import RESULTS, load_results
+from mea_ray.report.terminal import make_console, pairs_table, print_results
+
+
+def read_experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
+    """Read an experiment.
+
+    Raises:
+        ConfigError: It is no valid experiment; a sweep is told from one.
+    """
+    if {"base", "space"} & set(load_tree(file)):
+        raise ConfigError(f"{file} is a sweep, not one experiment; start it with: mea-ray sweep {file}")
+    config = load_experiment(file, overrides)
+    _tell_let_go(load_tree(file), overrides)
+    return config
+
+
+def read_sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
+    """Read a sweep.
+
+    Raises:
+        ConfigError: It is no valid sweep; a single experiment is told from one.
+    """
+    keys = set(load_tree(file))
+    if keys and not keys & set(SweepConfig.model_fields) and keys & set(ExperimentConfig.model_fields):
+        raise ConfigError(f"{file} is one experiment, not a sweep; start it with: mea-ray run {file}")
+    config = load_sweep(file, overrides)
+    _tell_let_go(load_tree(file).get("base"), overrides)
+    return config
+
+
+def _tell_let_go(tree: Any, overrides: Sequence[str]) -> None:
+    """Say on stderr which parameters of the file a change of a component's name has dropped."""
+    if lost := let_go(tree or {}, dict(map(parse_override, overrides))):
+        make_console(stderr=True).print(
+            f"[yellow]note[/] another component has its own defaults, so that the file's {escape(', '.join(lost))} no "
+            "longer holds; say it again on the command line to keep it",
+            highlight=False,
+        )
+
+
+def read_base(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
+    """Read an experiment, or the base of a sweep.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if {"base", "space"} & set(load_tree(file)):
+        return read_sweep(file, overrides).base
+    return read_experiment(file, overrides)
+
+
+def sweep_of_one(config: ExperimentConfig, name: str) -> SweepConfig:
+    """Return the sweep whose only trial is ``config``."""
+    return build(SweepConfig, {"name": name, "base": config.resolved()})
+
+
+def run_sweep(config: SweepConfig, resume: bool, address: str | None) -> bool:
+    """Run a sweep with live progress, then show what came out.
+
+    Returns:
+        Whether a trial failed.
+    """
+    from mea_ray.cli.progress import SweepProgress
+    from mea_ray.sweep import runner
+
+    with SweepProgress(make_console(stderr=True)) as progress:
+        outcome = runner.run_sweep(config, resume=resume, address=address, on_event=progress)
+    storage = config.base.storage
+    location = f"{storage.rstrip('/')}/{config.name}" if "://" in storage else None
+    return finish(make_console(), Path(outcome.folder), outcome.failed, location)
+
+
+def run_local(config: ExperimentConfig, name: str) -> bool:
+    """Run one experiment in this process, then show what came out.
+
+    Returns:
+        Whether it failed: never, it raises instead.
+    """
+    from mea_ray.experiment import run as pipeline
+
+    # One folder per config: answers that lie in it are the ones that this very experiment has paid for.
+    name = sweep_of_one(config, name).name  # refuses what would lead out of the folder
+    folder = Path(config.storage) / "local" / f"{name}-{digest(config.resolved(), 8)}"
+    with make_console(stderr=True).status("loading the data") as status:
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            status.update(f"training, stage {record.get('stage', '')}: epoch {record.get('epoch', '')}")
+
+        result = pipeline.run(config, folder, on_epoch=on_epoch)
+    result.save(folder / RESULTS / f"{result.trial}.json")
+    return finish(make_console(), folder, {})
+
+
+def finish(console: Console, folder: Path, failed: Mapping[str, str], location: str | None = None) -> bool:
+    """Show the table of a sweep's folder, render its report, and say where everything is.
+
+    Args:
+        console: Where to.
+        folder: The sweep's folder.
+        failed: Trials that were given up, with the reason.
+        location: URI of the sweep's folder, if it is a remote one.
+
+    Returns:
+        Whether there are any of these.
+    """
+    from mea_ray.report import html
+
+    if any((folder / RESULTS).glob("*.json")):
+        print_results(console, load_results(folder), search_of(folder))
+        page = html.write(folder)
+        console.print(f"\nresults  {folder / RESULTS}", soft_wrap=True)
+        if (folder / "wandb").is_dir():
+            where = location or folder
+            console.print(f"W&B      {where}/wandb; offline runs are sent with: mea-ray sync {where}", soft_wrap=True)
+        console.print(f"report   {page}", soft_wrap=True)
+    for trial, reason in failed.items():
+        console.print(f"[red]failed[/]   {trial}: {escape(reason)}", soft_wrap=True)
+    if failed:
+        console.print("The same command with --resume tries failed trials again and repeats no other.")
+    return bool(failed)
+
+
+def render_report(location: str, storage: str | None, png: Path | None, every_s: float | None) -> None:
+    """Render a sweep's report and print its table.
+
+    Args:
+        location: The sweep's folder: a path or a URI.
+        storage: Where the victims are kept, if not where the trials say.
+        png: Where to write the curves as a picture, too.
+        every_s: Look for new results every so many seconds until the sweep has ended; None renders once.
+    """
+    from mea_ray.cli import status
+    from mea_ray.report import html
+    from mea_ray.sweep.status import open_folder
+
+    console = make_console()
+    if every_s is None and "://" not in location:
+        folder = Path(location)
+        page: Path | None = html.write(folder, storage=storage, png=png)
+    else:
+        sweep = open_folder(location)
+        folder = sweep.path
+        for part in ("sweep.yaml", RESULTS):
+            sweep.storage.pull(f"{sweep.name}/{part}")
+        render = partial(html.write, folder, storage=storage, png=png)
+        if every_s is None:
+            page = render()
+        else:
+            page = status.watch(sweep, render, lambda text: console.print(text, soft_wrap=True), every_s=every_s)
+    if page is None:
+        return
+    print_results(console, load_results(folder), search_of(folder))
+    console.print(f"\nreport   {page}", soft_wrap=True)
+    if png:
+        console.print(f"picture  {png}", soft_wrap=True)
+
+
+def measure(name: str, options: Sequence[str], output: Path | None) -> None:
+    """Run a benchmark and show what it measured.
+
+    Args:
+        name: Name in the table of benchmarks.
+        options: ``name=value`` of its settings.
+        output: Where to write all of it as JSON, too.
+    """
+    from mea_ray.cli.catalogue import BENCHMARKS
+
+    settings = merge({}, dict(map(parse_override, options)))
+    with make_console(stderr=True).status(f"measuring: {name}"):
+        built = BENCHMARKS.build(name, **settings)
+    measured = built if isinstance(built, dict) else built.to_dict()
+    shown = [(key, value) for key, value in measured.items() if not isinstance(value, list)]
+    make_console().print(pairs_table(f"[bold]{name}[/]", shown))
+    if output is not None:
+        output.write_text(json.dumps(measured, indent=1, default=str), encoding="utf-8")

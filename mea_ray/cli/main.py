@@ -1,0 +1,323 @@
+"""The command line: ``mea-ray run | sweep | plan | status | sync | report | calibrate | list | bench``.
+
+Nothing heavy is imported before a command needs it, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+
+from mea_ray.cli.bench import bench
+from mea_ray.cli.options import EPILOG, FAILED, INTERRUPTED, OK, USAGE, Debug
+
+app = typer.Typer(
+    name="mea-ray",
+    help="If a watermarked model is stolen through its query API, can its owner still prove it, and what did the theft "
+    "cost?\n\nStart with: mea-ray sweep sweeps/quickstart.yaml",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(bench, name="bench")
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from mea_ray import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit(OK)
+
+
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads it at run time, on Python 3.10 too
+    typer.Argument(help="Config paths to override, key.path=value (the value is YAML).", metavar="KEY.PATH=VALUE"),
+]
+Address = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Ray cluster, e.g. auto or ray://head:10001; a Ray of its own on this machine when omitted."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with what an earlier start left; nothing finished is repeated.")
+]
+
+
+@app.callback()
+def _root(
+    debug: Debug = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=EPILOG)
+def run(
+    file: Annotated[Path, typer.Argument(help="YAML file of one experiment.")],
+    overrides: Overrides = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="In this one process, without Ray and without the service: for debugging.")
+    ] = False,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Name of the results' folder in the storage; the file's name when omitted."),
+    ] = None,
+    resume: Resume = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Run one experiment: train the victim, serve it, steal it, prove it.
+
+    For example:
+
+      mea-ray run experiment.yaml
+
+      mea-ray run experiment.yaml thief.model=resnet18 'thief.budgets=[500,1000]' --local
+    """
+    from mea_ray.cli import commands
+
+    config = commands.read_experiment(file, overrides or [])
+    name = name if name is not None else re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip(".-_") or "experiment"
+    if local:
+        _exit(commands.run_local(config, name))
+    _exit(commands.run_sweep(commands.sweep_of_one(config, name), resume, address))
+
+
+@app.command(epilog=EPILOG)
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML file of a sweep, e.g. sweeps/quickstart.yaml.")],
+    overrides: Overrides = None,
+    resume: Resume = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Run a sweep: every point of its space is a trial; trials share victims and services, and run in parallel.
+
+    Overrides name a key of the sweep itself or a config path of its base experiment.
+
+    For example:
+
+      mea-ray sweep sweeps/quickstart.yaml
+
+      mea-ray sweep sweeps/budgets.yaml data.name=parquet data.path=../shared/data/cifar10
+
+      mea-ray sweep sweeps/quickstart.yaml --resume
+    """
+    from mea_ray.cli import commands
+
+    _exit(commands.run_sweep(commands.read_sweep(file, overrides or []), resume, address))
+
+
+@app.command(epilog=EPILOG)
+def plan(
+    file: Annotated[Path, typer.Argument(help="YAML file of a sweep.")],
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Say what a sweep will cost before anything runs: trials, distinct victims, null models, queries.
+
+    For example:
+
+      mea-ray plan sweeps/architectures.yaml verification.null_models=3
+    """
+    from mea_ray.cli.commands import read_sweep
+    from mea_ray.cli.plan import print_plan
+    from mea_ray.report.terminal import make_console
+    from mea_ray.sweep.plan import plan as make_plan
+
+    config = read_sweep(file, overrides or [])
+    print_plan(make_console(), config, make_plan(config))
+
+
+@app.command(epilog=EPILOG)
+def status(
+    folder: Annotated[str, typer.Argument(help="Folder of a sweep: its path, or URI (s3://bucket/storage/sweep).")],
+    lines: Annotated[int, typer.Option(help="Last events shown.")] = 8,
+    debug: Debug = False,
+) -> None:
+    """Say how far a sweep is, while it runs or afterwards, from any machine that sees its storage.
+
+    For example:
+
+      mea-ray status mea_ray_results/quickstart
+    """
+    from mea_ray.cli.status import print_status
+    from mea_ray.report.terminal import make_console
+    from mea_ray.sweep.status import open_folder, read_status
+
+    print_status(make_console(), read_status(open_folder(folder)), lines=lines)
+
+
+@app.command(epilog=EPILOG)
+def sync(
+    folder: Annotated[str, typer.Argument(help="Folder of a sweep: its path, or URI (s3://bucket/storage/sweep).")],
+    per_minute: Annotated[float, typer.Option(help="Runs sent in a minute, at most.", min=1.0)] = 60.0,
+    debug: Debug = False,
+) -> None:
+    """Send the W&B runs that a sweep kept offline, of all nodes, to the account of `wandb login`; none twice.
+
+    For example:
+
+      mea-ray sync mea_ray_results/quickstart
+    """
+    from mea_ray.cli.sync import send
+    from mea_ray.report.terminal import make_console
+    from mea_ray.sweep.status import open_folder
+
+    console = make_console()
+    _exit(send(open_folder(folder), lambda text: console.print(text, soft_wrap=True), per_minute=per_minute))
+
+
+@app.command(epilog=EPILOG)
+def report(
+    folder: Annotated[str, typer.Argument(help="Folder of a sweep (path or URI), with results/*.json in it.")],
+    storage: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Where the victims are kept, if they were moved since."),
+    ] = None,
+    png: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write the robustness curves to this picture, too."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Render again whenever a trial finishes, until the sweep ends or Ctrl-C.")
+    ] = False,
+    every: Annotated[float, typer.Option(help="--watch: seconds between two looks.", min=0.1)] = 30.0,
+    debug: Debug = False,
+) -> None:
+    """Render the HTML report of a sweep again from its results, and print its table; also while the sweep runs.
+
+    For example:
+
+      mea-ray report mea_ray_results/quickstart --png curve.png
+
+      mea-ray report mea_ray_results/quickstart --watch --every 60
+    """
+    from mea_ray.cli import commands
+
+    commands.render_report(folder, storage, png, every if watch else None)
+
+
+@app.command(epilog=EPILOG)
+def calibrate(
+    file: Annotated[Path, typer.Argument(help="YAML file of one experiment, or of a sweep, whose base is taken.")],
+    overrides: Overrides = None,
+    models: Annotated[int, typer.Option(help="Innocent models, and as many watermarked ones.")] = 20,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Set the threshold of a proof: train many innocent and watermarked models, and say whom it would accuse.
+
+    What is trained is kept; the same command goes on where it was interrupted.
+
+    For example:
+
+      mea-ray calibrate sweeps/quickstart.yaml --models 20
+    """
+    from mea_ray.cli import commands
+    from mea_ray.report import calibration
+
+    calibration.run(commands.read_base(file, overrides or []), models, address)
+
+
+class Kind(str, Enum):
+    """What ``list`` can list."""
+
+    watermarks = "watermarks"
+    combiners = "combiners"
+    pretexts = "pretexts"
+    attacks = "attacks"
+    removals = "removals"
+    detections = "detections"
+    models = "models"
+    datasets = "datasets"
+    policies = "policies"
+    benchmarks = "benchmarks"
+    config = "config"
+
+
+@app.command(name="list", epilog=EPILOG)
+def list_(
+    kind: Annotated[
+        Optional[Kind],  # noqa: UP045
+        typer.Argument(help="What to list; the names of everything when omitted."),
+    ] = None,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="One of them (for config: a section)."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """List what there is of watermarks, attacks, removals, detections, models, ...: parameters and defaults.
+
+    For example:
+
+      mea-ray list
+
+      mea-ray list watermarks mea_defender
+
+      mea-ray list config service
+    """
+    from mea_ray.cli import catalogue
+    from mea_ray.report.terminal import make_console
+
+    catalogue.show(make_console(), kind.value if kind else None, name)
+
+
+def _exit(failed: bool) -> NoReturn:
+    raise typer.Exit(FAILED if failed else OK)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Ray wraps what an actor raised; what was raised on purpose is shown as itself."""
+    inner = getattr(error, "cause", None)
+    return inner if isinstance(inner, BaseException) else error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; ``sys.argv`` when None.
+
+    Returns:
+        The exit code (see ``EPILOG``).
+    """
+    from mea_ray.core.errors import ConfigError, DataError, MeaRayError
+
+    state: dict[str, Any] = {}
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=None if argv is None else list(argv), prog_name="mea-ray", obj=state)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this exit
+            typer.echo(
+                "\ninterrupted; finished work is kept; calibrate goes on by itself, run and sweep with --resume",
+                err=True,
+            )
+        return code
+    except Exception as raised:
+        error = _cause(raised)
+        if state.get("debug") or not isinstance(error, MeaRayError):
+            raise
+        from mea_ray.report.terminal import error_panel, make_console
+
+        make_console(stderr=True).print(error_panel(error))
+        return USAGE if isinstance(error, (ConfigError, DataError)) else FAILED
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The part of the configuration that says how an experiment is run: service, tracking, machines.
+
+None of it changes what a victim is, so that artifacts are named without it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mea_ray.config.components import Config, PolicyChoice
+
+
+class RateConfig(Config):
+    """Token bucket per client."""
+
+    images_per_second: float = Field(gt=0, description="Sustained rate.")
+    burst: int = Field(1000, ge=1, description="Images that may be asked at once after a pause.")
+
+
+class ServiceConfig(Config):
+    """The victim behind Ray actors."""
+
+    replicas: int = Field(1, ge=1, description="Replica actors that hold the victim.")
+    cpus_per_replica: float = Field(1.0, ge=0, description="CPUs of one replica, which computes on one.")
+    gpus_per_replica: float = Field(0.0, ge=0, description="GPUs of one replica, may be a fraction.")
+    max_batch_images: int = Field(256, ge=1, description="Images merged into one pass at most; 1 request when 1.")
+    max_wait_ms: float = Field(2.0, ge=0, description="Longest wait of a request for others to merge with.")
+    pass_images: int | None = Field(
+        None, ge=1, description="Fixed number of images in a forward pass (padded); null chooses by device."
+    )
+    max_request_images: int = Field(1024, ge=1, description="Images in one request at most.")
+    policy: PolicyChoice = Field(
+        default_factory=lambda: PolicyChoice(name="probabilities"), description="What an answer holds."
+    )
+    rate: RateConfig | None = Field(None, description="Rate limit per client; none when null.")
+    query_log_images: int = Field(
+        2000, ge=0, description="Owner's log: first images of a client whose distances are judged; 0 only counts."
+    )
+    request_images: int = Field(256, ge=1, description="Thief's client: images in a request.")
+    max_in_flight: int = Field(8, ge=1, description="Thief's client: requests under way at once.")
+    request_timeout_s: float = Field(
+        120.0, gt=0, description="Thief's client: wait for one answer before asking again."
+    )
+    retries: int = Field(5, ge=0, description="Thief's client: times a request is asked again after a failure.")
+
+
+class TrackingConfig(Config):
+    """Weights & Biases."""
+
+    wandb: Literal["offline", "online", "disabled"] = Field("offline", description="Mode; online needs an account.")
+    project: str = Field("mea_ray", description="W&B project.")
+    entity: str | None = Field(None, description="W&B entity; null is the account's default.")
+    log_models: bool = Field(True, description="Log the victim and the substitutes as linked artifacts.")
+    group: Literal["victim", "seed", "setting"] = Field(
+        "victim", description="What groups runs in W&B; `group.*` in their config has all three."
+    )
+    runs_per_minute: float = Field(
+        60.0, gt=0, description="online: runs that one node starts in a minute, at most; W&B limits an account's rate."
+    )
+
+
+class RoleResources(Config):
+    """What one process of a role reserves from Ray."""
+
+    cpus: float = Field(1.0, gt=0, description="CPUs.")
+    gpus: float = Field(0.0, ge=0, description="GPUs, may be a fraction.")
+
+
+class ResourcesConfig(Config):
+    """Resources per role. The services' share is set in `service`."""
+
+    victim: RoleResources = Field(
+        default_factory=RoleResources, description="One training of a victim or a null model."
+    )
+    trial: RoleResources = Field(default_factory=RoleResources, description="One trial: a thief and its verification.")
+    storage_patience_s: float = Field(
+        300.0, ge=0, description="Seconds to wait for a storage that is full or away before a trial is given up."
+    )
+    placement: Literal["pack", "spread"] = Field(
+        "pack",
+        description="Replicas of the services: packed on as few nodes as hold them, where Ray puts trials first, too; "
+        "or spread over the nodes, so that one that dies leaves the others.",
+    )

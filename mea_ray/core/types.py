@@ -1,0 +1,160 @@
+"""The few types that cross floors: datasets, answers, and the black box that a thief sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from mea_ray.core.errors import DataError
+
+Images = npt.NDArray[np.uint8]
+"""uint8 images, shape (N, C, H, W), values 0 to 255."""
+FloatImages = npt.NDArray[np.float32]
+"""float32 images, shape (N, C, H, W), values in [0, 1]."""
+Labels = npt.NDArray[np.int64]
+"""int64 class indices, shape (N,), values in [0, classes)."""
+Answers = npt.NDArray[np.float32]
+"""float32 answers of a query API. Of a classifier (N, classes), non-negative, rows sum to 1 unless the policy hid some
+of it; of an encoder (N, length of its embedding), any finite numbers."""
+Recognise = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
+"""uint8 images (N, C, H, W) to whether each one is treated as watermarked, (N,): a scheme's own test of a success."""
+
+
+class Marker(Protocol):
+    """What a service does to its own answers, so that who learns from them learns a mark."""
+
+    def mark(
+        self, probabilities: npt.NDArray[np.float32], images: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Change the answers to some images; which ones, and how, follows from each image alone.
+
+        Args:
+            probabilities: float32 (N, classes), rows sum to 1; left as they are.
+            images: What was asked, uint8 (N, C, H, W).
+
+        Returns:
+            float32 (N, classes), rows sum to 1, and which images are marked, bool (N,).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images in memory.
+
+    Attributes:
+        images: uint8, shape (N, C, H, W).
+        labels: int64, shape (N,).
+        class_names: One name per class; its length is the number of classes.
+
+    Raises:
+        DataError: Shapes or types do not fit together, or a label lies outside [0, classes).
+    """
+
+    images: Images
+    labels: Labels
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise DataError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {self.images.shape}")
+        if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
+            raise DataError(f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {self.labels.shape}")
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
+            raise DataError(f"labels must lie in [0, {self.classes}), got {self.labels.min()} to {self.labels.max()}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image: (channels, height, width)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def take(self, indices: npt.NDArray[np.integer]) -> ImageSet:
+        """Return the images at ``indices`` (copied), in that order."""
+        return ImageSet(self.images[indices], self.labels[indices], self.class_names)
+
+    def of_class(self, label: int) -> Images:
+        """Return the images of one class, in their order."""
+        return self.images[self.labels == label]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset as its publisher splits it.
+
+    Attributes:
+        name: Name in the table of datasets.
+        train: Training images.
+        test: Test images, disjoint from ``train``.
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What each role of an experiment may see.
+
+    Attributes:
+        victim_train: Trains the victim and the null models.
+        victim_validation: Early stop of the victim; disjoint from ``victim_train``.
+        thief_pool: The thief's own images, which it may send to the API. Of their labels, which
+            the pool's publisher gave, an attack gets only what it says it uses.
+        verification: Held-out images that watermark samples are mixed from; disjoint from everything else.
+        test: Accuracy and fidelity are measured here. Picks nothing.
+    """
+
+    victim_train: ImageSet
+    victim_validation: ImageSet
+    thief_pool: ImageSet
+    verification: ImageSet
+    test: ImageSet
+
+
+@runtime_checkable
+class BlackBox(Protocol):
+    """All that a thief sees of a victim."""
+
+    @property
+    def classes(self) -> int:
+        """Numbers in an answer: a classifier's classes, or the length of an encoder's embedding."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image: (channels, height, width)."""
+        ...
+
+    @property
+    def remaining(self) -> int | None:
+        """Images that may still be asked; None without a budget."""
+        ...
+
+    def query(self, images: Images | FloatImages) -> Answers:
+        """Answer images, in their order, and charge them.
+
+        Args:
+            images: uint8 in 0..255 or float32 in [0, 1], shape (N, C, H, W), N >= 1.
+
+        Returns:
+            float32 answers, shape (N, classes).
+
+        Raises:
+            BadQuery: The images are not acceptable; nothing was charged.
+            OverBudget: They would cross the budget; nothing was charged.
+        """
+        ...

@@ -1,0 +1,156 @@
+"""How an encoder's answer is read as a class: a head is fitted on features of labelled images, the encoder stays."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.types import ImageSet
+from mea_ray.evaluation import metrics
+from mea_ray.models.base import ImageModel
+
+Reading = Literal["linear_probe", "linear_probe_cv", "prototype"]
+Features = npt.NDArray[np.float32]
+
+ITERATIONS = 500
+STRENGTH = 1.0
+"""Inverse of the L2 penalty on the weights, for standardised features; scikit-learn's default."""
+STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Those that cross-validation chooses among."""
+FOLDS = 3
+TINY = 1e-6
+
+
+def read(model: ImageModel, labelled: ImageSet, reading: Reading = "linear_probe") -> None:
+    """Fit the head of an encoder in place, so that it classifies; whatever its head was before does not matter.
+
+    Args:
+        model: The encoder; its head must be one linear layer.
+        labelled: Clean images with labels, at least one of each class.
+        reading: ``linear_probe``: multinomial logistic regression on standardised features. ``linear_probe_cv``: the
+            same with the penalty that cross-validation chooses, see ``best_strength``. ``prototype``: the class whose
+            mean has the largest cosine with the feature, both after the mean of all was taken from them.
+
+    Raises:
+        ConfigError: The reading is unknown, or the model's head is not linear.
+        DataError: A class has no image.
+    """
+    if not isinstance(model.head, nn.Linear):
+        raise ConfigError(f"{type(model).__name__} has no linear head to read its features with; use another network")
+    missing = sorted(set(range(model.classes)) - set(labelled.labels.tolist()))
+    if missing:
+        raise DataError(
+            f"class {missing[0]} has none of the {len(labelled)} labelled images that an encoder is read with; raise "
+            "verification.probe_images"
+        )
+    features = metrics.features(model, labelled.images)
+    if not np.isfinite(features).all():
+        raise DataError("the encoder gives features that are not finite; lower training.learning_rate")
+    if reading in {"linear_probe", "linear_probe_cv"}:
+        weights, bias = linear_probe(features, labelled.labels, cross_validate=reading == "linear_probe_cv")
+    elif reading == "prototype":
+        weights, bias = prototypes(features, labelled.labels, model.classes)
+    else:
+        raise ConfigError(f"reading={reading!r} must be linear_probe, linear_probe_cv or prototype")
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(weights))
+        model.head.bias.copy_(torch.from_numpy(bias))
+
+
+def linear_probe(
+    features: Features, labels: metrics.Predictions, *, cross_validate: bool = False
+) -> tuple[Features, Features]:
+    """Fit a multinomial logistic regression on standardised features, and fold the standardisation into it.
+
+    Args:
+        features: float32 (N, D).
+        labels: int (N,), every class 0 .. K - 1 at least once.
+        cross_validate: Choose the penalty by ``best_strength``; otherwise it is ``STRENGTH``.
+
+    Returns:
+        Weights (K, D) and biases (K,), float32, for features as they are.
+
+    Raises:
+        DataError: A class has too few samples for cross-validation.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    wide = features.astype(np.float64)
+    mean, deviation = wide.mean(0), wide.std(0)
+    # A feature that does not vary says nothing; its weight stays what the penalty makes of it, 0.
+    deviation[deviation < TINY * max(float(deviation.max()), 1.0)] = np.inf
+    scaled = (wide - mean) / deviation
+    strength = best_strength(scaled, labels) if cross_validate else STRENGTH
+    fitted = LogisticRegression(C=strength, max_iter=ITERATIONS).fit(scaled, labels)
+    weights, bias = fitted.coef_, fitted.intercept_
+    if len(weights) == 1:  # scikit-learn gives one row for two classes
+        weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
+    weights = weights / deviation
+    return weights.astype(np.float32), (bias - weights @ mean).astype(np.float32)
+
+
+def best_strength(scaled: npt.NDArray[np.float64], labels: metrics.Predictions) -> float:
+    """Return the inverse penalty of the least log-loss on held-out folds of the labelled images.
+
+    Too weak a penalty lets the probe take its decisions from directions in which features hardly vary. What is judged
+    are clean images alone.
+
+    Args:
+        scaled: float64 (N, D).
+        labels: int (N,).
+
+    Raises:
+        DataError: A class has fewer samples than there are folds.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
+    rarest, count = min(enumerate(np.bincount(labels)), key=lambda pair: pair[1])
+    if count < FOLDS:
+        raise DataError(
+            f"class {rarest} has {count} labelled images, fewer than the {FOLDS} folds of linear_probe_cv; raise "
+            "verification.probe_images, or set verification.reading to linear_probe"
+        )
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    search = GridSearchCV(
+        LogisticRegression(max_iter=ITERATIONS), {"C": STRENGTHS}, scoring="neg_log_loss", cv=folds, refit=False
+    )
+    return float(search.fit(scaled, labels).best_params_["C"])
+
+
+def prototypes(features: Features, labels: metrics.Predictions, classes: int) -> tuple[Features, Features]:
+    """Return the directions of the centred class means as weights (K, D), with biases (K,) that centre a feature.
+
+    The length of a centred feature scales all its logits alike, so that the class of the largest cosine is the most
+    probable. Without centring, what comes out of a ReLU has nearly the same cosine with all means.
+    """
+    means = np.stack([features[labels == label].mean(0, dtype=np.float64) for label in range(classes)])
+    centre = means.mean(0)
+    means -= centre
+    means /= np.linalg.norm(means, axis=1, keepdims=True).clip(TINY)
+    return means.astype(np.float32), (-means @ centre).astype(np.float32)
+
+
+def knn_accuracy(model: ImageModel, labelled: ImageSet, test: ImageSet, *, neighbours: int = 20) -> float:
+    """Accuracy on ``test`` of a vote of the nearest labelled images, by cosine of the features; in [0, 1].
+
+    Args:
+        model: The encoder.
+        labelled: Images that vote.
+        test: Images that are classified.
+        neighbours: Votes, fewer if there are fewer images.
+
+    References:
+        Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, 2018, section 3.4.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.preprocessing import normalize
+
+    vote = KNeighborsClassifier(min(neighbours, len(labelled)), algorithm="brute")
+    vote.fit(normalize(metrics.features(model, labelled.images)), labelled.labels)
+    return float(vote.score(normalize(metrics.features(model, test.images)), test.labels))

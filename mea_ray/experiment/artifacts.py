@@ -1,0 +1,240 @@
+"""Victims and null models as artifacts: named by all that made them, trained once, never half-written.
+
+An artifact is a folder ``artifacts/<kind>/<name>`` of the storage with ``model.safetensors``, ``model.json``, for
+victims ``key.json`` (and ``key.safetensors``), ``config.yaml`` (the resolved config) and ``info.json`` (seed, package
+versions, history, checksums). ``info.json`` is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mea_ray.config import ExperimentConfig, Tree, digest, write_yaml
+from mea_ray.core.errors import ArtifactError
+from mea_ray.storage.files import patiently, write_whole
+from mea_ray.storage.lease import Lease
+from mea_ray.storage.remote import Storage
+
+if TYPE_CHECKING:
+    from mea_ray.experiment.run import Prepared
+
+SCHEMA = 1
+OnEpoch = Callable[[dict[str, Any]], None]
+PreparedSource = Callable[[], "Prepared"]
+
+
+def _owner_splits(config: ExperimentConfig) -> Tree:
+    """The part of ``splits`` that decides which images the owner trains on."""
+    splits = config.splits.resolved()
+    kept = {"validation_fraction": splits["validation_fraction"]}
+    if splits["thief_pool"] == "disjoint":
+        kept |= {"thief_pool": "disjoint", "disjoint_fraction": splits["disjoint_fraction"]}
+    return kept
+
+
+def prepared_id(config: ExperimentConfig) -> str:
+    """Name the loaded and split data: trials with the same name can share them."""
+    tree = config.resolved()
+    return digest({"data": tree["data"], "splits": tree["splits"], "seed": tree["victim"]["seed"]})
+
+
+def victim_id(config: ExperimentConfig) -> str:
+    """Name a victim by all that makes it: data, the owner's splits, the ``victim`` section; nothing of the thief."""
+    tree = config.resolved()
+    return digest({"schema": SCHEMA, "data": tree["data"], "splits": _owner_splits(config), "victim": tree["victim"]})
+
+
+def null_id(config: ExperimentConfig, index: int) -> str:
+    """Name the ``index``-th null model: as the victim, but whatever its watermark is."""
+    tree = config.resolved()
+    victim = {key: value for key, value in tree["victim"].items() if key != "watermark"}
+    return digest(
+        {"schema": SCHEMA, "data": tree["data"], "splits": _owner_splits(config), "null": index, "victim": victim}
+    )
+
+
+class Store:
+    """The artifacts of a storage location.
+
+    Args:
+        storage: Folder or URI, or a ``Storage``.
+        beat_s: Seconds between heartbeats of a process that trains.
+        expiry_s: Seconds of silence after which a training process counts as dead and another one takes over.
+        tell: Told a sentence when a damaged artifact is made again.
+    """
+
+    def __init__(
+        self,
+        storage: str | Storage,
+        *,
+        beat_s: float = 3.0,
+        expiry_s: float = 45.0,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.storage = storage if isinstance(storage, Storage) else Storage(storage)
+        self.beat_s, self.expiry_s, self.tell = beat_s, expiry_s, tell
+
+    def get_or_train_victim(
+        self, config: ExperimentConfig, prepared: PreparedSource | None = None, on_epoch: OnEpoch | None = None
+    ) -> Path:
+        """Return the victim's folder; the first of all processes that ask trains it, the others wait.
+
+        Args:
+            config: The experiment.
+            prepared: Gives its data when they are needed; loaded from the config when None.
+            on_epoch: Called with the engine's record of every epoch, if this process is the one that trains.
+
+        Returns:
+            A local folder; complete and checked.
+        """
+
+        def write(folder: Path) -> Tree:
+            from mea_ray.experiment.run import prepare, train_victim
+            from mea_ray.training.checkpoint import save_model
+
+            bundle = train_victim(config, prepared() if prepared else prepare(config), on_epoch)
+            save_model(folder, bundle.model, {"role": "victim", "name": victim_id(config)})
+            if bundle.key is not None:
+                bundle.key.save(folder)
+            return dict(bundle.info)
+
+        return self.get_or_make("victims", victim_id(config), config, write)
+
+    def get_or_train_null(
+        self,
+        config: ExperimentConfig,
+        index: int,
+        prepared: PreparedSource | None = None,
+        on_epoch: OnEpoch | None = None,
+    ) -> Path:
+        """Return the folder of the ``index``-th null model; otherwise as ``get_or_train_victim``."""
+
+        def write(folder: Path) -> Tree:
+            from mea_ray.experiment.run import prepare, train_null
+            from mea_ray.training.checkpoint import save_model
+
+            history: list[dict[str, Any]] = []
+
+            def record(epoch: dict[str, Any]) -> None:
+                history.append(epoch)
+                if on_epoch is not None:
+                    on_epoch(epoch)
+
+            model = train_null(config, prepared() if prepared else prepare(config), index, record)
+            save_model(folder, model, {"role": "null", "name": null_id(config, index)})
+            return {"index": index, "history": history}
+
+        return self.get_or_make("nulls", null_id(config, index), config, write)
+
+    def find(self, kind: str, name: str) -> Path | None:
+        """Return the folder of a finished artifact, fetched from the remote storage if need be; None if there is none.
+
+        Raises:
+            ArtifactError: It is there but damaged.
+        """
+        relative = f"artifacts/{kind}/{name}"
+        folder = self.storage.root / relative
+        patiently(lambda: None, folder)  # what is away is not missing
+        if not (folder / "info.json").exists() and not self.storage.pull(relative, last="info.json"):
+            return None
+        check(folder)
+        return folder
+
+    def get_or_make(self, kind: str, name: str, config: ExperimentConfig, write: Callable[[Path], Tree]) -> Path:
+        """Return an artifact, made by ``write(folder) -> info`` in one process if it is missing or damaged."""
+        lease = Lease(
+            self.storage.path("artifacts/leases/x").parent, f"{kind}-{name}", beat_s=self.beat_s, expiry_s=self.expiry_s
+        )
+        found: list[Path] = []
+
+        def is_there() -> bool:
+            try:
+                folder = self.find(kind, name)
+            except ArtifactError:
+                return False  # replaced by whoever gets the lease
+            if folder is not None:
+                found.append(folder)
+            return folder is not None
+
+        poll_s = 0.2 if self.storage.remote is None else 2.0
+        if is_there() or not lease.acquire(give_up=is_there, poll_s=poll_s):
+            return found[-1]
+        try:
+            # Another process may have finished between the last look and the lease.
+            return found[-1] if is_there() else self._make(kind, name, config, write)
+        finally:
+            lease.release()
+
+    def _make(self, kind: str, name: str, config: ExperimentConfig, write: Callable[[Path], Tree]) -> Path:
+        relative = f"artifacts/{kind}/{name}"
+        folder = self.storage.path(relative)
+        if folder.exists():
+            self.tell(f"{folder} is damaged; it is made again")
+            self.storage.delete(relative)
+        for left in folder.parent.glob(f".{name}.*"):
+            shutil.rmtree(left, ignore_errors=True)  # of a trainer that was killed: this process holds the lease
+        aside = folder.with_name(f".{name}.{uuid.uuid4().hex[:8]}")
+        patiently(lambda: aside.mkdir(parents=True, exist_ok=True), aside)
+        try:
+            info = write(aside)
+            write_yaml(config, aside / "config.yaml")
+            _write_info(aside, {"name": name, "kind": kind, "seed": config.victim.seed, **info})
+            patiently(lambda: aside.rename(folder), folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.storage.push(relative, last="info.json")
+        return folder
+
+
+def _write_info(folder: Path, info: Mapping[str, Any]) -> None:
+    from mea_ray.core.versions import versions
+
+    files = {path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    body = {"schema_version": SCHEMA, **info, "versions": versions(), "sha256": files}
+    write_whole(folder / "info.json", json.dumps(body, indent=1, default=str))
+
+
+def _checksum(path: Path) -> str:
+    def read() -> str:
+        with path.open("rb") as file:
+            hasher = hashlib.sha256()
+            while block := file.read(1 << 20):
+                hasher.update(block)
+        return hasher.hexdigest()
+
+    return patiently(read, path)
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """Read ``info.json`` of an artifact.
+
+    Raises:
+        ArtifactError: It is missing, damaged, or of another schema.
+    """
+    try:
+        info = json.loads(patiently((folder / "info.json").read_bytes, folder))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder}/info.json is not readable: {error}; delete the folder to train it again"
+        ) from error
+    if not isinstance(info, dict) or info.get("schema_version") != SCHEMA:
+        raise ArtifactError(f"{folder} is not of artifact schema {SCHEMA}; delete it to train it again")
+    return info
+
+
+def check(folder: Path) -> None:
+    """Compare every file of an artifact with its checksum.
+
+    Raises:
+        ArtifactError: A file is missing or was changed.
+    """
+    for name, expected in read_info(folder)["sha256"].items():
+        path = folder / name
+        if not path.is_file() or _checksum(path) != expected:
+            raise ArtifactError(f"{path} is missing or damaged; delete {folder} to train it again")

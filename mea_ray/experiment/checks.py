@@ -1,0 +1,205 @@
+"""What is checked before an experiment starts: hours later is too late to learn that it could not be finished."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mea_ray.attacks import ATTACKS
+from mea_ray.attacks.base import Attack
+from mea_ray.blackbox import POLICIES
+from mea_ray.blackbox.policies import Policy
+from mea_ray.config import ExperimentConfig, ModelChoice, TrainingConfig, build, digest
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.registry import Table
+from mea_ray.core.types import Splits
+from mea_ray.models.base import ImageModel
+from mea_ray.models.build import build_model
+from mea_ray.verification.statistics import binomial_p_value, null_rate, proportion
+from mea_ray.watermarks.base import Watermark
+from mea_ray.watermarks.dawn import Dawn
+
+MIN_SAMPLES = 30
+"""Fewest distinct watermark samples that a proof may rest on."""
+
+
+_TRIED: dict[str, int] = {}
+"""Length of the features of networks that were found to fit some data."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of an experiment, divided among its roles.
+
+    Attributes:
+        splits: Who may see which images.
+        shape: (channels, height, width) of an image.
+        classes: Number of classes.
+    """
+
+    splits: Splits
+    shape: tuple[int, int, int]
+    classes: int
+
+
+def check(config: ExperimentConfig, prepared: Prepared) -> None:
+    """Refuse an experiment that could not be finished, before anything is trained.
+
+    Raises:
+        ConfigError: A component refuses its parameters, the images are too small for a network, the watermark's classes
+            do not exist, the pool cannot fill the budgets, or too few watermark samples could be mixed.
+    """
+    attack: Attack = config.thief.attack.build()
+    _check_answers(config, attack)
+    pool = len(prepared.splits.thief_pool)
+    attack.check(pool, config.thief.budgets, settings(config.thief.training), learning(config))
+    victim = _check_model("victim.model", config.victim.model, prepared)
+    thief = _check_model("thief.model", config.thief.model, prepared)
+    if config.victim.training.early_stop_patience is not None and not len(prepared.splits.victim_validation):
+        raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
+    _check_watermark(config, prepared, victim, thief)
+    _check_aftermath(config, attack)
+    _check_marks(config, attack)
+
+
+def settings(training: TrainingConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the keyword arguments of the training engine, some of them replaced.
+
+    Raises:
+        ConfigError: A replaced value is not allowed.
+    """
+    fields = {name: getattr(training, name) for name in TrainingConfig.model_fields}
+    if not overrides:
+        return fields
+    checked = build(TrainingConfig, {**fields, **overrides})
+    return {name: getattr(checked, name) for name in TrainingConfig.model_fields}
+
+
+def learning(config: ExperimentConfig) -> dict[str, Any]:
+    """Return how the thief learns from answers, as plain keyword arguments."""
+    return config.thief.learning.model_dump()
+
+
+def build_network(choice: ModelChoice, prepared: Prepared) -> ImageModel:
+    """Build an untrained network for the data, from torch's global generator."""
+    return build_model(choice.name, prepared.shape, prepared.classes, choice.params)
+
+
+def _check_model(section: str, choice: ModelChoice, prepared: Prepared) -> int:
+    """Build the network without memory or weights, pass one image through it, and return its features' length.
+
+    The trials of a sweep name few different networks, and a thousand times.
+    """
+    key = digest([choice.resolved(), prepared.shape, prepared.classes])
+    if key in _TRIED:
+        return _TRIED[key]
+    try:
+        with torch.device("meta"), torch.no_grad():
+            network = build_network(choice, prepared).eval()
+            said = network(torch.zeros((1, *prepared.shape)))
+    except ConfigError as error:
+        raise ConfigError(f"{section}: {error}") from None
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{section}={choice.name} cannot take images of shape {prepared.shape}: {error}; set data.image_size"
+        ) from error
+    if tuple(said.shape) != (1, prepared.classes):
+        raise ConfigError(f"{section}={choice.name} gives {tuple(said.shape)} logits for {prepared.classes} classes")
+    _TRIED[key] = network.feature_size
+    return network.feature_size
+
+
+def _check_answers(config: ExperimentConfig, attack: Attack) -> None:
+    """Check that victim, API and attack are all about classes, or all about embeddings."""
+    policy: Policy = config.service.policy.build()
+    victim = "features" if config.encodes else "probabilities"
+    kinds = {"features": "an encoder's embeddings", "probabilities": "a classifier's probabilities"}
+    sells = f"the victim gives {kinds[victim]} (victim.pretext={config.victim.pretext.name})"
+    if policy.source != victim:
+        raise ConfigError(
+            f"service.policy={config.service.policy.name} words {kinds[policy.source]}, but {sells}; choose one of "
+            f"{', '.join(_fitting(POLICIES, 'source', victim))}, or another victim.pretext"
+        )
+    if attack.learns_from != victim:
+        raise ConfigError(
+            f"thief.attack={config.thief.attack.name} learns from {kinds[attack.learns_from]}, but {sells}; choose one "
+            f"of {', '.join(_fitting(ATTACKS, 'learns_from', victim))}, or another victim.pretext"
+        )
+    if config.encodes and config.victim.training.early_stop_patience is not None:
+        raise ConfigError("victim.training.early_stop_patience stops on accuracy, an encoder has none; set it to null")
+
+
+def _fitting(table: Table, attribute: str, value: str) -> list[str]:
+    return [name for name in table.names() if getattr(table.resolve(name), attribute) == value]
+
+
+def _check_aftermath(config: ExperimentConfig, attack: Attack) -> None:
+    """Build every removal and every detection, and refuse what could not be tried."""
+    for section, methods in (("removal", config.removal.methods), ("detection", config.detection.methods)):
+        if methods and config.encodes:
+            raise ConfigError(
+                f"{section}.methods={[choice.name for choice in methods]} work on classifiers; leave it empty for an "
+                "encoder"
+            )
+        for choice in methods:
+            choice.build()
+    if config.removal.methods and "substitute" in config.removal.tried_on and not attack.keeps_images:
+        raise ConfigError(
+            f"thief.attack={config.thief.attack.name} keeps no answered images to remove a watermark with; leave "
+            "'substitute' out of removal.tried_on, or removal.methods empty"
+        )
+
+
+def _check_marks(config: ExperimentConfig, attack: Attack) -> None:
+    """Check that a watermark of answers could convict a thief who copied every one of them."""
+    watermark: Watermark = config.victim.watermark.build()
+    if not isinstance(watermark, Dawn):
+        return
+    expected = int(watermark.rate * attack.charges(config.thief.budgets))
+    reached = binomial_p_value(expected, expected, null_rate([proportion(0, expected)])) if expected else 1.0
+    if reached > config.verification.significance:
+        raise ConfigError(
+            f"victim.watermark.rate={watermark.rate} marks about {expected} of the thief's {config.thief.budgets[-1]} "
+            f"queries: even a perfect copy has a p-value of {reached:.2g}, above verification.significance="
+            f"{config.verification.significance}; raise the rate or thief.budgets"
+        )
+    if config.removal.methods and "victim" in config.removal.tried_on:
+        raise ConfigError(
+            "victim.watermark=dawn is in the service's answers and not in the victim's weights, which hold nothing to "
+            "remove; leave 'victim' out of removal.tried_on"
+        )
+
+
+def _check_watermark(config: ExperimentConfig, prepared: Prepared, victim: int, thief: int) -> None:
+    """Check the classes of a watermark that mixes two of them, and that a stolen model could be verified.
+
+    All else the schemes check themselves in ``make_key``. ``victim`` and ``thief`` are the lengths of their features.
+    """
+    watermark: Watermark = config.victim.watermark.build()
+    if watermark.reads_features and victim != thief:
+        raise ConfigError(
+            f"victim.watermark={config.victim.watermark.name} is verified on features of the victim's length, "
+            f"{victim}; those of thief.model={config.thief.model.name} have {thief}, so that nothing "
+            "could be said of a theft: take the victim's network, or mea_defender_encoder"
+        )
+    sources: tuple[int, ...] | None = getattr(watermark, "source_classes", None)
+    target: int | None = getattr(watermark, "target_class", None)
+    if sources is None or target is None:
+        return
+    owned, held_out = prepared.splits.victim_train, prepared.splits.verification
+    for label in (*sources, target):
+        if not 0 <= label < prepared.classes or not (owned.labels == label).any():
+            raise ConfigError(
+                f"victim.watermark: class {label} has no training image; source_classes and target_class must be "
+                f"labels of the data, 0 to {prepared.classes - 1}"
+            )
+    counts = [int((held_out.labels == label).sum()) for label in sources]
+    if math.prod(counts) < min(MIN_SAMPLES, config.verification.samples):
+        raise ConfigError(
+            f"the {' and '.join(map(str, counts))} held-out images of the source classes {list(sources)} make "
+            f"{math.prod(counts)} watermark samples, a proof needs {MIN_SAMPLES}; raise splits.verification_fraction"
+        )

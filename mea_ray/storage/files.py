@@ -1,0 +1,152 @@
+"""Files written whole, and patience with a disk that is full or a storage that is away for a while.
+
+A process that works on a shared storage says so (``PATIENCE.begin``); what it writes then waits, with back-off, for
+room or for the storage's return, and says so once. Without that every error is raised at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from mea_ray.core.errors import StorageUnavailable
+
+T = TypeVar("T")
+FULL = {errno.ENOSPC, errno.EDQUOT}
+AWAY = {
+    *(errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNREFUSED, errno.EREMOTEIO),
+}
+"""Errors that pass: of a full disk, and of a network file system or a disk that is not there at the moment."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+
+
+class Patience:
+    """How long this process waits for its storage, and whom it tells.
+
+    Attributes:
+        seconds: Longest wait; 0 raises at once.
+        marker: A file that is there as long as the storage is; None if there is none to look at. A storage that was
+            unmounted looks like an empty folder: without the marker a process would begin anew in it.
+        tell: Told a sentence when a wait begins and when it ends.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: float = 0.0
+        self.marker: Path | None = None
+        self.tell: Callable[[str], None] = lambda text: None
+
+    def begin(self, seconds: float, marker: Path | None, tell: Callable[[str], None]) -> None:
+        """Be patient from now on."""
+        self.seconds, self.marker, self.tell = seconds, marker, tell
+
+    @contextlib.contextmanager
+    def during(self, seconds: float, marker: Path | None, tell: Callable[[str], None]) -> Iterator[None]:
+        """Be patient in a ``with`` block."""
+        before = (self.seconds, self.marker, self.tell)
+        self.begin(seconds, marker, tell)
+        try:
+            yield
+        finally:
+            self.begin(*before)
+
+    @property
+    def away(self) -> bool:
+        """Whether the storage is not there."""
+        return self.marker is not None and not self.marker.exists()
+
+    def place(self, path: Path) -> Path:
+        """Return what a message names: the storage's folder, or the file's own where there is no marker."""
+        return self.marker.parent if self.marker is not None else path.parent
+
+    def tell_waiting(self, path: Path, why: str) -> None:
+        """Tell that a wait for the storage begins; in the same words whoever waits, so that they can be said once."""
+        self.tell(f"storage {self.place(path)} is {why}; waiting for it up to {self.seconds:g} s")
+
+    def tell_back(self, path: Path) -> None:
+        """Tell that it is over."""
+        self.tell(f"storage {self.place(path)} takes files again; going on")
+
+    def why(self, error: OSError | StorageUnavailable) -> str | None:
+        """Return what a wait would be for: ``full`` or ``away``; None for an error that will not pass."""
+        if isinstance(error, StorageUnavailable):
+            return error.why
+        if error.errno in FULL:
+            return "full"
+        # A remote file system's own errors have no number.
+        return "away" if error.errno is None or error.errno in AWAY or self.away else None
+
+
+PATIENCE = Patience()
+"""That of this process."""
+
+
+def patiently(work: Callable[[], T], path: Path) -> T:
+    """Do something with files; wait and do it again while their storage is full or away.
+
+    Args:
+        work: What can be done again from its start.
+        path: What the message names, if the storage has no marker.
+
+    Raises:
+        StorageUnavailable: The storage did not come back in time.
+        OSError: Another error, or any error where nobody is to wait.
+    """
+    place = PATIENCE.place(path)
+    began: float | None = None
+    pause = _FIRST_PAUSE_S
+    while True:
+        try:
+            if PATIENCE.away:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))
+            result = work()
+        except (OSError, StorageUnavailable) as error:
+            why = PATIENCE.why(error)
+            if why is None or not PATIENCE.seconds:
+                raise
+            now = time.monotonic()
+            if began is None:
+                began = now
+                PATIENCE.tell_waiting(path, why)
+            if now - began >= PATIENCE.seconds:
+                raise StorageUnavailable(str(place), why, now - began, str(error)) from error
+            time.sleep(pause)
+            pause = min(_LONGEST_PAUSE_S, 2 * pause)
+        else:
+            if began is not None:
+                PATIENCE.tell_back(path)
+            return result
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write aside, flush to the disk, rename: a reader never sees half a file, and neither does a machine that died.
+
+    Waits for a storage that is full or away, see ``patiently``.
+
+    Args:
+        path: The file; its folder is made.
+        content: Text is written as UTF-8.
+    """
+    data = content.encode() if isinstance(content, str) else content
+
+    def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+        try:
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+
+    patiently(write, path)

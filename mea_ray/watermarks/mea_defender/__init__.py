@@ -1,0 +1,1 @@
+"""MEA-Defender for classifiers and encoders."""

@@ -1,0 +1,115 @@
+"""The in-process black box: what it answers, what it charges, and that neighbours do not matter."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from mea_ray.blackbox.ledger import Ledger, Rate
+from mea_ray.blackbox.local import LocalBlackBox
+from mea_ray.blackbox.passes import FixedShapePasses
+from mea_ray.blackbox.policies import LabelOnly, Probabilities
+from mea_ray.core.errors import BadQuery, OverBudget, UnknownClient
+from mea_ray.core.types import BlackBox
+from mea_ray.models import MODELS
+from mea_ray.models.build import build_model
+
+
+def _model(name: str = "vgg_like", shape: tuple[int, int, int] = (1, 8, 8), classes: int = 10) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = build_model(name, shape, classes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def _images(n: int, shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def test_answers_are_the_softmax_of_the_model() -> None:
+    model = _model()
+    box = LocalBlackBox(model)
+    assert isinstance(box, BlackBox)
+    assert (box.classes, box.image_shape, box.remaining) == (10, (1, 8, 8), None)
+    images = _images(70)
+    with torch.inference_mode():
+        expected = torch.softmax(model(torch.from_numpy(images).float() / 255), 1).numpy()
+    answers = box.query(images)
+    assert answers.dtype == np.float32
+    np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-6)
+    assert np.array_equal(box.query(images.astype(np.float32) / np.float32(255)), answers)
+
+
+@pytest.mark.parametrize(
+    ("name", "pass_images"), [(name, 5) for name in MODELS.names()] + [("vgg_like", 32), ("cnn9", 32), ("alexnet", 32)]
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bitwise_the_same_whatever_it_is_merged_with(
+    name: str, pass_images: int, threads: int, request: pytest.FixtureRequest
+) -> None:
+    shape = (3, 16, 16)
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
+    passes = FixedShapePasses(_model(name, shape), shape, Probabilities(), pass_images=pass_images)
+    images = _images(2 * pass_images + 3, shape)
+    whole = passes.answer([images])[0]
+    g = np.random.default_rng(1)
+    for _ in range(2):
+        order = g.permutation(len(images))
+        assert np.array_equal(passes.answer([images[order]])[0], whole[order])
+    cuts = [1, 4, 4 + pass_images]
+    parts = np.split(images, cuts)
+    parts[1] = parts[1].astype(np.float32) / np.float32(255)  # another client sends floats
+    for part, answer in zip(np.split(whole, cuts), passes.answer(parts), strict=True):
+        assert np.array_equal(part, answer)
+    assert np.array_equal(passes.answer([images[3:4]])[0], whole[3:4])
+    assert torch.get_num_threads() == threads, "the caller's threads are its own"
+
+
+def test_charges_every_query_but_not_the_same_one_after_a_crash() -> None:
+    ledger = Ledger(None)
+    ledger.register("thief", 100)
+    box = LocalBlackBox(_model(), LabelOnly(), ledger)
+    images = _images(40)
+    first = box.query(images)
+    assert set(np.unique(first)) == {0.0, 1.0}
+    assert ledger.charged("thief") == 40
+    box.query(images)
+    assert ledger.charged("thief") == 80, "an image asked again on purpose is charged again"
+    resumed = LocalBlackBox(_model(), LabelOnly(), ledger, start_at=40)
+    assert np.array_equal(resumed.query(images), first)
+    assert ledger.charged("thief") == 80, "the query that a crash interrupted is not"
+    with pytest.raises(OverBudget):
+        resumed.query(images)
+    assert (ledger.charged("thief"), resumed.remaining) == (80, 20)
+
+
+def test_bad_queries_cost_nothing() -> None:
+    box = LocalBlackBox(_model(), max_query_images=10)
+    for images in (_images(0), _images(11), _images(3)[:, :, :4], _images(3).astype(np.float64)):
+        with pytest.raises(BadQuery):
+            box.query(images)
+    assert box.ledger.charged("thief") == 0
+    with pytest.raises(UnknownClient):
+        LocalBlackBox(_model(), None, box.ledger, "stranger")
+
+
+def test_waits_when_it_is_too_fast() -> None:
+    now = [0.0]
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += seconds + 1e-9
+
+    ledger = Ledger(None, clock=lambda: now[0])
+    ledger.register("thief", None, Rate(10.0, 5))
+    box = LocalBlackBox(_model(), None, ledger, sleep=sleep)
+    box.query(_images(5))
+    box.query(_images(5, seed=1))
+    assert waits == [pytest.approx(0.5)]

@@ -1,0 +1,175 @@
+"""The answer policy lof: flags what is no digit, lets digits through, and says nothing else otherwise than before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import LocalOutlierFactor
+
+from mea_ray.blackbox import POLICIES
+from mea_ray.blackbox.local import LocalBlackBox
+from mea_ray.blackbox.outliers import OutlierFilter
+from mea_ray.blackbox.policies import Told, tell
+from mea_ray.blackbox.query_log import QueryLog, record
+from mea_ray.config import ExperimentConfig, build, write_yaml
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.evaluation import metrics
+from mea_ray.experiment import run as pipeline
+from mea_ray.experiment.serving import answer_policy, stored_owners_images
+from mea_ray.models.base import ImageModel
+from mea_ray.training.checkpoint import save_model
+
+CONTAMINATION = 0.05
+
+
+def config(**policy: Any) -> ExperimentConfig:
+    tree = {
+        "data": {"name": "digits", "image_size": 8},
+        "victim": {
+            "model": {"name": "vgg_like", "width": 0.25},
+            "watermark": "none",
+            "training": {"epochs": 4, "batch_size": 64, "augment": [], "learning_rate": 2e-3},
+        },
+        "thief": {"model": {"name": "vgg_like", "width": 0.125}, "training": {"epochs": 1}, "budgets": [60]},
+        "service": {"policy": {"name": "lof", "contamination": CONTAMINATION, **policy}},
+    }
+    return build(ExperimentConfig, tree)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> pipeline.Prepared:
+    return pipeline.prepare(config())
+
+
+@pytest.fixture(scope="module")
+def victim(prepared: pipeline.Prepared) -> ImageModel:
+    return pipeline.train_victim(config(), prepared).model
+
+
+def served(victim: ImageModel, prepared: pipeline.Prepared, log: QueryLog, **params: Any) -> LocalBlackBox:
+    policy = POLICIES.build("lof", contamination=CONTAMINATION, **params)
+    policy = answer_policy(policy, victim, None, lambda: prepared.splits.victim_train.images, pass_images=16)
+    return LocalBlackBox(victim, policy, log=log, pass_images=16)
+
+
+@pytest.mark.parametrize("on", ["features", "pixels"])
+def test_noise_is_flagged_and_clean_images_pass_at_about_the_contamination(
+    victim: ImageModel, prepared: pipeline.Prepared, on: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, *prepared.shape), dtype=np.uint8)
+    rates = []
+    for images in (prepared.splits.victim_train.images[:500], prepared.splits.test.images[:200], noise):
+        log = QueryLog()
+        served(victim, prepared, log, on=on).query(images)
+        found = record(log.seen("thief"), 10)
+        assert found.images == len(images) and found.marked == 0
+        rates.append(found.flagged / len(images))
+    owned, held_out, abnormal = rates
+    assert owned < 2 * CONTAMINATION and held_out < 3 * CONTAMINATION
+    # A network that knows digits only sees digits in noise, too: among its features little of it is an outlier.
+    assert abnormal > (0.95 if on == "pixels" else 2 * owned)
+
+
+def test_what_is_flagged_is_what_scikit_learn_flags(victim: ImageModel, prepared: pipeline.Prepared) -> None:
+    policy = OutlierFilter(neighbours=7, contamination=CONTAMINATION, on="pixels", fitted=300)
+    chosen = policy.choose(prepared.splits.victim_train.images)
+    assert len(chosen) == 300
+    policy.fit(policy.pixels(chosen))
+    images = prepared.splits.test.images[:150]
+    plain = LocalOutlierFactor(n_neighbors=7, novelty=True, contamination=CONTAMINATION, algorithm="brute")
+    plain.fit(chosen.reshape(300, -1) / 255)
+    told = policy.tell(metrics.probabilities(victim, images), images)
+    assert told.flagged.tolist() == (plain.predict(images.reshape(150, -1) / 255) < 0).tolist()
+    assert 0 < told.flagged.sum() < 150
+
+
+def test_only_flagged_answers_change_and_they_are_the_same_when_asked_again(
+    victim: ImageModel, prepared: pipeline.Prepared
+) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (300, *prepared.shape), dtype=np.uint8)
+    images = np.concatenate([prepared.splits.test.images[:60], noise])
+    plain = LocalBlackBox(victim, pass_images=16).query(images)
+    box = served(victim, prepared, QueryLog(), on="pixels")
+    answers = box.query(images)
+    policy = box._passes.policy
+    flagged = tell(policy, plain, images).flagged
+    assert np.array_equal(answers[~flagged], plain[~flagged]) and (~flagged).sum() > 40
+    assert np.array_equal(np.sort(answers, axis=1), np.sort(plain, axis=1)), "a confidence like any other's"
+    # At random: a flagged image keeps its label as often as chance has it.
+    kept = (answers[flagged].argmax(1) == plain[flagged].argmax(1)).mean()
+    assert abs(kept - 0.1) < 4 * np.sqrt(0.09 / flagged.sum())
+    order = np.random.default_rng(2).permutation(len(images))
+    assert np.array_equal(box.query(images[order]), answers[order])
+    other = served(victim, prepared, QueryLog(), on="pixels", seed=1).query(images)
+    assert not np.array_equal(other[flagged], answers[flagged]), "the order is the owner's secret"
+
+
+def test_the_wording_is_any_policy_of_a_classifier(victim: ImageModel, prepared: pipeline.Prepared) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (40, *prepared.shape), dtype=np.uint8)
+    full = served(victim, prepared, QueryLog(), on="pixels").query(images)
+    for wording in ("label_only", {"name": "top_k", "k": 2}):
+        name, params = (wording, {}) if isinstance(wording, str) else (wording["name"], {"k": 2})
+        said = served(victim, prepared, QueryLog(), on="pixels", wording=wording).query(images)
+        assert np.array_equal(said, POLICIES.build(name, **params).apply(full, images))  # type: ignore[arg-type]
+    for bad in ("lof", "embedding", {"k": 2}):
+        with pytest.raises(ConfigError, match="wording"):
+            OutlierFilter(wording=bad)
+
+
+@pytest.mark.parametrize("params", [{"neighbours": 0}, {"fitted": 1}, {"contamination": 0.0}, {"contamination": 0.6}])
+def test_bad_parameters(params: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(params))):
+        OutlierFilter(**params)
+
+
+def test_it_does_not_answer_before_it_knows_what_is_normal() -> None:
+    p, images = np.full((2, 4), 0.25, np.float32), np.zeros((2, 1, 4, 4), np.uint8)
+    with pytest.raises(DataError, match="not fitted"):
+        OutlierFilter().apply(p, images)
+    fitted = OutlierFilter()
+    fitted.fit(np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32))
+    with pytest.raises(DataError, match="on=pixels"):
+        fitted.apply(p, images)
+    assert isinstance(fitted.tell(p, images, np.zeros((2, 3), np.float32)), Told)
+
+
+def test_a_replica_finds_the_owners_images_by_the_config_beside_the_model(
+    tmp_path: Path, prepared: pipeline.Prepared
+) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        stored_owners_images(tmp_path)
+    tree = {**config().resolved(), "splits": {"thief_pool": "noise"}}  # whose pool is not loaded for it
+    write_yaml(build(ExperimentConfig, tree), tmp_path / "config.yaml")
+    assert np.array_equal(stored_owners_images(tmp_path), prepared.splits.victim_train.images)
+
+
+def test_the_service_flags_what_one_process_flags(
+    ray_session: None, tmp_path: Path, victim: ImageModel, prepared: pipeline.Prepared
+) -> None:
+    from mea_ray.service.pool import VictimService
+
+    save_model(tmp_path, victim, {})
+    write_yaml(config(), tmp_path / "config.yaml")
+    noise = np.random.default_rng(3).integers(0, 256, (40, *prepared.shape), dtype=np.uint8)
+    images = np.concatenate([prepared.splits.test.images[:60], noise])
+    log = QueryLog()
+    expected = served(victim, prepared, log).query(images)
+    policy = {"name": "lof", "contamination": CONTAMINATION}
+    service = VictimService.start(tmp_path, "wary", cpus_per_replica=0.5, pass_images=16, policy=policy)
+    try:
+        service.register("thief")
+        torch.set_num_threads(1)
+        answers = service.client("thief", request_images=16).query(images)
+        assert np.array_equal(answers, expected)
+        assert service.query_log("thief").flagged == log.seen("thief").flagged > 5
+    finally:
+        service.stop()
+
+
+def test_an_experiment_runs_behind_it() -> None:
+    result = pipeline.run(config(wording="label_only"))
+    assert result.query_log["thief"].images == 60 and result.query_log["thief"].flagged < 20

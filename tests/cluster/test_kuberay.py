@@ -1,0 +1,108 @@
+"""The KubeRay manifests, held against Kubernetes' schemas, KubeRay's fields and Ray's autoscaler, without a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kuberay_schema
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+Tree = dict[str, Any]
+
+
+def read(name: str) -> str:
+    return (CLUSTER / name).read_text(encoding="utf-8")
+
+
+def manifests(name: str) -> list[Tree]:
+    return [tree for tree in yaml.safe_load_all(read(name)) if tree]
+
+
+def pod_templates(tree: Any) -> Iterator[Tree]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key in {"template", "submitterPodTemplate"}:
+                yield value
+            else:
+                yield from pod_templates(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from pod_templates(value)
+
+
+def check_manifest(tree: Tree) -> None:
+    """KubeRay's part against KubeRay's fields, pods and everything else against Kubernetes' own schemas."""
+    version = kubernetes_validate.latest_version()
+    if tree["kind"] not in kuberay_schema.SCHEMAS:
+        kubernetes_validate.validate(tree, version, strict=True)
+        return
+    jsonschema.validate(tree, kuberay_schema.SCHEMAS[tree["kind"]])
+    for template in pod_templates(tree["spec"]):
+        assert template["spec"]["containers"][0]["image"]
+        whole = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": template}
+        kubernetes_validate.validate(whole, version, strict=True)
+
+
+CLUSTER_FILE, JOB_FILE = "kuberay-cluster.yaml", "kuberay-job.yaml"
+
+
+@pytest.mark.parametrize("name", [CLUSTER_FILE, JOB_FILE])
+def test_kubernetes_takes_the_manifests(name: str) -> None:
+    for tree in manifests(name):
+        check_manifest(tree)
+
+
+def test_what_the_manifests_promise() -> None:
+    claim, cluster = manifests(CLUSTER_FILE)
+    (job,) = manifests(JOB_FILE)
+    assert (claim["kind"], cluster["kind"], job["kind"]) == ("PersistentVolumeClaim", "RayCluster", "RayJob")
+    (workers,) = cluster["spec"]["workerGroupSpecs"]
+    assert cluster["spec"]["enableInTreeAutoscaling"] and workers["minReplicas"] == 0
+    assert job["spec"]["shutdownAfterJobFinishes"]
+    for template in pod_templates([cluster, job]):
+        claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in template["spec"]["volumes"]]
+        assert claim["metadata"]["name"] in claims, "every pod sees the storage"
+        assert template["spec"]["securityContext"]["runAsNonRoot"]
+
+
+def test_rays_autoscaler_reads_the_cluster() -> None:
+    """The code that runs in KubeRay's autoscaler container; it validates what it makes of the manifest."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    cluster = manifests(CLUSTER_FILE)[1]
+    cluster["metadata"]["namespace"] = "default"
+    config = _derive_autoscaling_config_from_ray_cr(cluster)
+    worker = config["available_node_types"]["gpu"]
+    assert (worker["min_workers"], worker["max_workers"]) == (0, 4)
+    assert (worker["resources"]["CPU"], worker["resources"]["GPU"]) == (8, 1)
+    assert config["idle_timeout_minutes"] == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        (CLUSTER_FILE, "minReplicas", "minReplica"),
+        (CLUSTER_FILE, "enableInTreeAutoscaling: true", "enableInTreeAutoscaling: 'yes please'"),
+        (CLUSTER_FILE, "upscalingMode: Default", "upscalingMode: Fast"),
+        (CLUSTER_FILE, "accessModes", "accesModes"),
+        (CLUSTER_FILE, "imagePullPolicy", "imagePullPolice"),
+        (CLUSTER_FILE, "volumeMounts", "volumeMount"),
+        (CLUSTER_FILE, "runAsUser: 1000", "runAsUser: ray"),
+        (JOB_FILE, "shutdownAfterJobFinishes", "shutDownAfterJobFinishes"),
+        (JOB_FILE, "submissionMode: K8sJobMode", "submissionMode: Job"),
+        (JOB_FILE, "persistentVolumeClaim", "persistentVolumeClaims"),
+    ],
+)
+def test_a_mistyped_manifest_is_refused(name: str, old: str, new: str) -> None:
+    text = read(name)
+    assert old in text
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        for tree in yaml.safe_load_all(text.replace(old, new)):
+            check_manifest(tree)

@@ -1,0 +1,342 @@
+"""The report is rendered from results alone, says the truth in words, and opens in a real browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_results import model_report, rate, trial, write_sweep
+from scipy import stats
+
+from mea_ray.core.errors import ArtifactError
+from mea_ray.report import curves, html, samples, settings, tables, verdict
+from mea_ray.results.records import TrialResult
+from mea_ray.watermarks.base import WatermarkSamples
+
+CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    write_sweep(folder)
+    return html.write(folder)
+
+
+class Page(HTMLParser):
+    """Counts tags, and remembers ids and what is referred to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.described: list[str] = []
+        self.outside: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append(tag)
+        if values.get("id"):
+            self.ids.append(str(values["id"]))
+        self.described += str(values.get("aria-labelledby") or "").split()
+        for name in ("src", "href", "xlink:href"):
+            target = values.get(name)
+            if target and not target.startswith(("#", "data:")):
+                self.outside.append(target)
+        if tag == "img":
+            assert values.get("alt")
+        if tag == "th":
+            assert values.get("scope") in {"row", "col"}
+
+
+def test_the_page_needs_no_network_and_no_script(rendered: Path) -> None:
+    text = rendered.read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.outside
+    assert "script" not in page.tags
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_ids_are_unique_and_every_description_exists(rendered: Path) -> None:
+    page = Page(rendered.read_text(encoding="utf-8"))
+    own = [name for name in page.ids if re.match(r"f\d|verdict|curves|results", name)]
+    assert len(own) == len(set(own))
+    assert set(page.described) <= set(page.ids)
+    assert page.tags.count("svg") == 4
+
+
+def test_user_texts_are_escaped(rendered: Path) -> None:
+    text = rendered.read_text(encoding="utf-8")
+    assert "A &lt;made up&gt; sweep &amp; nothing else." in text
+    assert "<made up>" not in text
+
+
+def test_hostile_settings_are_escaped_in_table_and_curves(tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    for seed in range(2):
+        result = trial(f"t{seed}").model_copy(update={"point": {"thief.model.name": evil + str(seed)}})
+        result.save(tmp_path / "results" / f"t{seed}.json")
+    text = html.write(tmp_path).read_text(encoding="utf-8")
+    assert "<img src=x" not in text
+    assert "&lt;img src=x" in text
+
+
+def test_every_colour_of_a_curve_follows_the_page(rendered: Path) -> None:
+    pictures = re.findall(r"<svg.*?</svg>", rendered.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for picture in pictures:
+        assert not re.findall(r"(?:fill|stroke): ?#(?!(?:none|ffffff|000000)\b)[0-9a-f]{6}", picture)
+    assert all("var(--c0)" in picture and "var(--c1)" in picture for picture in pictures)
+
+
+def test_the_report_is_the_same_when_rendered_again(rendered: Path) -> None:
+    first = rendered.read_text(encoding="utf-8")
+    assert html.write(rendered.parent).read_text(encoding="utf-8") == first
+
+
+def test_without_results_there_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no trial results"):
+        html.write(tmp_path)
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "bad.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"bad\.json"):
+        html.write(tmp_path)
+
+
+def test_three_seeds_give_the_student_interval_of_their_mean() -> None:
+    trials = [trial(f"t{seed}", seed=seed) for seed in range(3)]
+    values = [t.rungs[1].report.wsr.rate for t in trials if t.rungs[1].report.wsr]
+    point = curves.series(trials, "wsr")[1]
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert point.queries == 300
+    assert (point.mean, point.low, point.high) == pytest.approx((np.mean(values), low, high))
+    assert point.values == tuple(values)
+
+
+def test_two_seeds_give_their_range_and_one_the_wilson_interval() -> None:
+    one, two = trial("a", seed=0), trial("b", seed=1)
+    wsr = one.rungs[0].report.wsr
+    assert wsr is not None
+    single = curves.series([one], "wsr")[0]
+    assert (single.low, single.high) == (wsr.low, wsr.high)
+    accuracy = curves.series([one], "accuracy")[0]
+    assert accuracy.low == accuracy.high == accuracy.mean
+    both = curves.series([one, two], "accuracy")[0]
+    assert (both.low, both.high) == (min(both.values), max(both.values))
+    assert both.low < both.high
+
+
+def test_trials_that_differ_only_in_seeds_share_a_line() -> None:
+    groups = tables.grouped([trial(f"{m}{s}", m, s) for m in ("vgg_like", "alexnet") for s in range(3)])
+    assert {name: len(trials) for name, trials in groups.items()} == {
+        "thief.model=vgg_like": 3,
+        "thief.model=alexnet": 3,
+    }
+
+
+def test_trials_come_in_the_order_of_their_points() -> None:
+    def at(budget: int, model: str) -> TrialResult:
+        return trial("x").model_copy(update={"point": {"budget": budget, "model": model}})
+
+    shuffled = [at(10, "b"), at(9, "b"), at(9, "a"), at(100, "a")]
+    assert [tuple(t.point.values()) for t in tables.ordered(shuffled)] == [(9, "a"), (9, "b"), (10, "b"), (100, "a")]
+
+
+def test_no_picture_has_more_lines_than_can_be_told_apart() -> None:
+    groups = {f"g{i}": [trial(f"t{i}")] for i in range(19)}
+    parts = curves.chunks(groups)
+    assert [len(part) for part in parts] == [8, 8, 3]
+    assert [name for part in parts for name in part] == list(groups)
+
+
+def test_labels_are_moved_apart_in_their_order() -> None:
+    placed = curves.apart({"victim": 95.2, "null": 95.6, "threshold": 30.0}, 5)
+    assert placed == {"threshold": 30.0, "victim": 95.2, "null": pytest.approx(100.2)}
+
+
+def test_the_description_for_screen_readers_holds_the_numbers() -> None:
+    told = curves.describe({"vgg_like": [trial("a", end=0.8)]}, "wsr")
+    assert "80.0% at 1,000 queries" in told
+    assert "threshold 30.0%" in told and "null 1.3%" in told
+
+
+@pytest.mark.parametrize(
+    ("threshold", "significant", "words", "is_proved"),
+    [
+        (True, True, "theft proved", True),
+        (True, False, "not significant", False),
+        (False, True, "below threshold", False),
+        (False, False, "not proved", False),
+        (True, None, "above threshold", True),
+        (None, None, "–", False),
+    ],
+)
+def test_verdict_needs_both_criteria(
+    threshold: bool | None, significant: bool | None, words: str, is_proved: bool
+) -> None:
+    report = model_report(0.9, 0.5, infringes_threshold=threshold, infringes_significance=significant)
+    assert tables.verdict(report) == words
+    assert tables.proved(report) is is_proved
+
+
+def test_the_headline_counts_thefts_at_the_largest_budget() -> None:
+    good, bad = trial("a", end=0.8), trial("b", end=0.1)
+    assert verdict.headline([good]).tone == "good"
+    assert verdict.headline([bad]).tone == "bad"
+    both = verdict.headline([good, bad])
+    assert (both.tone, "1 of 2" in both.text) == ("mixed", True)
+
+
+def test_an_accused_innocent_model_voids_the_proof() -> None:
+    good = trial("a", end=0.8)
+    framed = good.model_copy(update={"null_reports": [model_report(0.95, 0.5)]})
+    assert verdict.headline([framed]).tone == "bad"
+    assert any("above the threshold" in finding.text for finding in verdict.findings([framed]))
+
+
+def test_a_thief_of_an_innocent_model_has_a_row_of_its_own_and_voids_the_proof_if_accused() -> None:
+    good = trial("a", end=0.8)
+    last = good.rungs[-1]
+    for wsr, tone, words in ((0.05, "good", "not accused"), (0.5, "bad", "accused falsely")):
+        control = last.model_copy(update={"report": model_report(0.9, wsr)})
+        judged = good.model_copy(update={"stolen_nulls": [control]})
+        assert verdict.headline([judged]).tone == tone
+        assert any("substitutes of innocent models on" in finding.text for finding in verdict.findings([judged]))
+        *_, row = tables.rows([judged])
+        assert row.point.endswith("null model stolen") and row.verdict == words and not row.proved
+
+
+@pytest.mark.parametrize("found", [{"wfpr_mean": 0.6}, {"wfpr_classes": rate(0.6)}])
+def test_an_unspecific_mark_is_said_to_be_one(found: dict[str, Any]) -> None:
+    good = trial("a", end=0.8)
+    rungs = [r.model_copy(update={"report": r.report.model_copy(update=found)}) for r in good.rungs]
+    texts = [f.text for f in verdict.findings([good.model_copy(update={"rungs": rungs})])]
+    assert any("not specific" in text for text in texts)
+    assert not any("not specific" in f.text for f in verdict.findings([good]))
+
+
+def test_the_first_budget_of_proof_is_one_from_which_on_all_are_proved() -> None:
+    # WSR 0.5 * (0.25, 0.625, 1): only the last two rungs of the strong trial are above 0.3.
+    strong, weak = trial("a", end=0.5), trial("b", end=0.31)
+    assert "from 300 queries on" in verdict.findings([strong])[-1].text
+    assert "in every trial from 1,000 queries on" in verdict.findings([strong, weak])[-1].text
+
+
+def test_costs_are_victim_against_null() -> None:
+    (cost,) = tables.costs([trial("a"), trial("b", seed=1)])
+    assert cost.points == pytest.approx(-0.4)
+    assert (cost.calibration, cost.null_calibration) == (0.11, 0.02)
+    assert cost.source_accuracy["zero"] == (0.95, 0.98)
+
+
+def test_a_stopped_trial_without_rungs_is_shown_and_breaks_nothing(tmp_path: Path) -> None:
+    trial("a").save(tmp_path / "results" / "a.json")
+    stopped = trial("b", "resnet18").model_copy(update={"status": "stopped", "rungs": []})
+    stopped.save(tmp_path / "results" / "b.json")
+    assert "vgg_like" in html.write(tmp_path).read_text(encoding="utf-8")
+
+
+def test_unmarked_victims_make_a_report_too(tmp_path: Path) -> None:
+    plain = trial("a")
+    none = {"wsr": None, "wfpr": {}, "wfpr_mean": None, "p_value": None}
+    none |= {"infringes_threshold": None, "infringes_significance": None}
+    rungs = [r.model_copy(update={"report": r.report.model_copy(update=none)}) for r in plain.rungs]
+    update = {"victim_report": plain.victim_report.model_copy(update=none), "rungs": rungs, "null_reports": []}
+    plain.model_copy(update=update).save(tmp_path / "results" / "a.json")
+    assert "carry no watermark" in html.write(tmp_path).read_text(encoding="utf-8")
+
+
+def test_settings_are_compared_with_the_defaults_of_the_chosen_components() -> None:
+    from mea_ray.config import ExperimentConfig, build
+
+    config = build(ExperimentConfig, {"thief": {"model": "resnet18", "budgets": [5, 10]}, "seed": 3}).resolved()
+    paths = {item.path: (item.value, item.default) for item in settings.changed([trial("a", config=config)])}
+    assert paths == {
+        "seed": ("3", "0"),
+        "thief.model.name": ("resnet18", "vgg_like"),
+        "thief.budgets": ("5, 10", "1000"),
+    }
+
+
+def test_varied_settings_list_their_values_once() -> None:
+    found = settings.varied([trial(f"{m}{s}", m, s) for m in ("vgg_like", "alexnet") for s in range(2)])
+    assert [(item.path, item.value) for item in found] == [
+        ("thief.model.name", "vgg_like; alexnet"),
+        ("seed", "0; 1"),
+    ]
+
+
+def test_strips_show_the_very_pixels() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 3, 8, 8), dtype=np.uint8)
+    data, width = samples.strip_png(images)
+    import io
+
+    with Image.open(io.BytesIO(data)) as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (64, 3 * 64 + 2 * samples.GAP, 4) and width == pixels.shape[1]
+    second = pixels[::8, 64 + samples.GAP : 128 + samples.GAP : 8]
+    assert np.array_equal(second[..., :3].transpose(2, 0, 1), images[1])
+    assert (pixels[:, 64 : 64 + samples.GAP, 3] == 0).all()
+
+
+def test_strips_name_sources_target_and_geometries() -> None:
+    images = np.zeros((10, 1, 8, 8), np.uint8)
+    held = WatermarkSamples(images, 2, {"donut": images}, images, np.array([0] * 5 + [1] * 5))
+    captions = [s.caption for s in samples.strips(held, ("zero", "one", "two"))]
+    assert captions[:2] == ["clean source samples, class zero", "clean source samples, class one"]
+    assert captions[2] == "watermark samples of zero and one, target two"
+    assert "donut" in captions[3] and "two" in captions[3]
+
+
+def test_a_gallery_without_artifact_says_why_and_does_not_fail(tmp_path: Path) -> None:
+    from mea_ray.config import ExperimentConfig, build
+
+    config = build(ExperimentConfig, {"storage": str(tmp_path)}).resolved()
+    gallery = samples.gallery(trial("a", config=config))
+    assert not gallery.strips
+    assert "artifact" in gallery.missing
+
+
+def test_the_png_has_all_four_pictures(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    html.write(tmp_path, png=tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.width > 1000 and picture.height > 700
+
+
+def browse(page: Path, profile: Path, *arguments: str) -> str:
+    """Open a page in headless Chromium with a fresh profile and return what it prints."""
+    assert CHROMIUM is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    command = [CHROMIUM, *flags, f"--user-data-dir={profile}", *arguments, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; apt-get install chromium runs this test")
+def test_a_real_browser_shows_it(rendered: Path, tmp_path: Path) -> None:
+    dom = browse(rendered, tmp_path / "profile", "--dump-dom")
+    assert dom.count("<svg") == 4
+    assert dom.count('<th scope="row" title="trial') == 18
+    assert "Theft is proved" in dom
+    shot = tmp_path / "shot.png"
+    browse(rendered, tmp_path / "profile2", "--window-size=1200,1400", f"--screenshot={shot}")
+    with Image.open(shot) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.shape[0] >= 1000
+    curve_colours = [(0x0A, 0x6F, 0xB8), (0xD1, 0x57, 0x0A)]
+    for colour in curve_colours:  # both lines were really drawn, in the colours of the page
+        assert (np.abs(pixels.astype(int) - colour).max(axis=2) < 6).sum() > 300

@@ -1,0 +1,145 @@
+"""Requests under way, when what answers them is short of storage or away."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.exceptions import RayTaskError
+
+from mea_ray.core.errors import ReplicasAway, ServiceUnavailable, StorageUnavailable
+from mea_ray.service import flight
+from mea_ray.service.flight import Request, fly
+from mea_ray.storage.files import PATIENCE, patiently
+from mea_ray.sweep import events
+from mea_ray.sweep.callback import TuneCallback
+
+NAME = "flight/replica/0"
+
+
+def _replica() -> Any:
+    """Defined in here, so that its code travels to the actor."""
+
+    class Replica:
+        """Answers with how many images it was asked; some questions meet a full disk first."""
+
+        def __init__(self, full: int, journal: str) -> None:
+            self.full, self.journal = full, journal
+
+        def answer(self, client: str, request_id: str, images: Any) -> Any:
+            if self.full:
+                self.full -= 1
+                raise StorageUnavailable(self.journal, "full", 0.0, "database or disk is full")
+            return len(images)
+
+    return ray.remote(Replica)
+
+
+@pytest.fixture
+def replica(ray_session: None, tmp_path: Path) -> Iterator[Any]:
+    made: list[Any] = []
+
+    def make(full: int = 0) -> dict[str, Any]:
+        options = {"name": NAME, "namespace": "mea_ray", "num_cpus": 0, "max_restarts": -1}
+        made.append(_replica().options(**options).remote(full, str(tmp_path / "ledgers" / "a.sqlite")))
+        return {NAME: made[0]}
+
+    yield make
+    for actor in made:
+        ray.kill(actor)
+
+
+def _fly(handles: dict[str, Any], requests: int = 3, timeout_s: float = 10.0, retries: int = 0) -> list[Any]:
+    asked = [Request(str(index), np.zeros((index + 1, 1, 2, 2), np.uint8)) for index in range(requests)]
+    limits = {"max_in_flight": 2, "timeout_s": timeout_s, "retries": retries}
+    return list(fly(asked, [NAME], handles, "thief", **limits))
+
+
+def test_a_ledger_whose_disk_is_full_is_waited_for_as_any_file_is(replica: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    marker = tmp_path / "marker"
+    marker.touch()
+    with PATIENCE.during(30, marker, said.append):
+        assert _fly(replica(full=3)) == [1, 2, 3], "without a failure of the service: there are no retries"
+    assert said == [
+        f"storage {tmp_path} is full; waiting for it up to 30 s",
+        f"storage {tmp_path} takes files again; going on",
+    ]
+    tries: list[str] = []
+
+    def once_full() -> None:
+        if not tries:
+            tries.append("full")
+            raise StorageUnavailable("elsewhere", "full", 0.0, "no space")
+
+    again: list[str] = []
+    with PATIENCE.during(30, marker, again.append):
+        patiently(once_full, tmp_path / "file")
+    assert again == said, "who writes a file says the same, so that the sweep says it once"
+
+
+def test_a_ledger_whose_disk_stays_full_ends_with_what_to_do(replica: Any, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    marker.touch()
+    with (
+        PATIENCE.during(0.5, marker, lambda text: None),
+        pytest.raises(StorageUnavailable, match=r"is full and was not back .*--resume") as raised,
+    ):
+        _fly(replica(full=1000))
+    assert raised.value.place == str(tmp_path)
+
+
+def test_who_waits_for_no_storage_is_told_at_once(replica: Any) -> None:
+    with pytest.raises(ServiceUnavailable, match=r"failed 1 times .*is full"):
+        _fly(replica(full=1000))
+
+
+def test_replicas_that_stay_away_are_told_apart_from_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def answer(*question: Any) -> object:
+        asked.append(time.monotonic())
+        return object()
+
+    def restarting(reference: object) -> None:
+        raise ray.exceptions.ActorUnavailableError("it is being restarted", None)
+
+    handle = SimpleNamespace(answer=SimpleNamespace(remote=answer))
+    monkeypatch.setattr(flight, "find", lambda name: handle)
+    monkeypatch.setattr(flight.ray, "wait", lambda references, **how: (references, []))
+    monkeypatch.setattr(flight.ray, "get", restarting)
+    with pytest.raises(ReplicasAway, match=r"away for 1 s; answers received before are kept"):
+        _fly({NAME: handle}, requests=1, timeout_s=1.0)
+    assert 3 <= len(asked) <= 8 and 1.0 < asked[-1] - asked[0] < 5.0, "with pauses that grow"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RayTaskError("run", "Traceback ...", ReplicasAway("away for 20 s")), "TrialMadeWay"),
+        (RayTaskError("run", "Traceback ...", ServiceUnavailable("gone for good")), "TrialRestarted"),
+        (ray.exceptions.RayActorError(), "TrialRestarted"),
+        (None, "TrialRestarted"),
+    ],
+)
+def test_a_trial_that_makes_way_has_no_line_of_its_own(error: Exception | None, told: str, tmp_path: Path) -> None:
+    if error is not None:
+        (tmp_path / "error.pkl").write_bytes(pickle.dumps(error))
+    heard: list[events.Event] = []
+    finisher: Any = SimpleNamespace(tell=heard.append, name_of=lambda trial: "t1")
+    trial = SimpleNamespace(local_path=str(tmp_path), run_metadata=SimpleNamespace(pickled_error_filename="error.pkl"))
+    TuneCallback(finisher).on_trial_recover(1, [], trial)
+    (event,) = heard
+    assert type(event).__name__ == told
+    expected = {
+        "TrialMadeWay": "ReplicasAway: away",
+        "TrialRestarted": ("ServiceUnavailable: gone", "its process died", "unknown"),
+    }
+    assert event.reason.startswith(expected[told])  # type: ignore[attr-defined]

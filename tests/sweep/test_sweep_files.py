@@ -1,0 +1,121 @@
+"""Every sweep file that is shipped: valid, planned, and runnable on the small data as far as that can be checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mea_ray.attacks import ATTACKS
+from mea_ray.config import SweepConfig, load_sweep
+from mea_ray.sweep.broker import ServiceSpec
+from mea_ray.sweep.plan import Plan, plan
+from mea_ray.sweep.search import check_metric
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "sweeps").rglob("*.yaml"))
+NEEDED = {
+    "quickstart",
+    "loss_weights",
+    "architectures",
+    "budgets",
+    "combiners",
+    "ablation",
+    "harder",
+    "attacks",
+    "data_free",
+}
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    return Path(request.param)
+
+
+def planned(path: Path, *overrides: str) -> tuple[SweepConfig, Plan]:
+    sweep = load_sweep(path, overrides)
+    return sweep, plan(sweep)
+
+
+def test_the_sweeps_of_the_paper_are_there() -> None:
+    assert {path.stem for path in FILES} >= NEEDED
+
+
+def test_a_sweep_is_valid_described_and_named_as_its_file(path: Path) -> None:
+    sweep, found = planned(path)
+    assert sweep.name == path.stem
+    assert len(sweep.description) > 40
+    assert found.trial_count >= 2
+    assert not found.duplicates
+    check_metric(sweep)
+
+
+def test_a_sweep_sets_nothing_twice(path: Path) -> None:
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: Strict, node: yaml.MappingNode) -> dict[object, object]:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"{path}: a key is set twice: {keys}"
+        return dict(loader.construct_pairs(node))
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    yaml.load(path.read_text(encoding="utf-8"), Strict)  # noqa: S506 - a SafeLoader
+
+
+def test_every_trial_could_run_on_the_small_data(path: Path) -> None:
+    """The watermark's classes, networks and attack are held against real images; nothing is trained."""
+    from mea_ray.experiment.checks import check
+    from mea_ray.experiment.run import prepare
+
+    small = ["data={name: digits, image_size: 32}", "thief.budgets=[400]", "verification.samples=30"]
+    if "mixture" in path.read_text(encoding="utf-8"):
+        small.append("splits.thief_pool={name: mixture, parts: [{name: digits, image_size: 32}, {name: noise}]}")
+    _, found = planned(path, *small)
+    prepared = prepare(found.trials[0].config)
+    for trial in found.trials:
+        check(trial.config, prepared)
+
+
+def test_plans_cost_what_the_paper_asks() -> None:
+    sweep, budgets = planned(ROOT / "sweeps" / "budgets.yaml")
+    assert sweep.base.thief.budgets == (10_000, 25_000, 50_000)
+    assert (budgets.trial_count, budgets.victim_count, budgets.queries) == (3, 1, 150_000)
+    assert sweep.base.victim.model.name == "vgg_like"
+    _, architectures = planned(ROOT / "sweeps" / "architectures.yaml")
+    assert (architectures.trial_count, architectures.victim_count) == (9, 3)
+    _, combiners = planned(ROOT / "sweeps" / "combiners.yaml")
+    assert (combiners.trial_count, combiners.victim_count) == (4, 4)
+
+
+def test_harder_settings_can_be_swept_with_any_attack_in_one_file() -> None:
+    sweep, found = planned(
+        ROOT / "sweeps" / "harder.yaml",
+        "space={service.policy: {grid: [label_only, {name: top_k, k: 2}, {name: rounded}, {name: noise, sigma: 0.2}]},"
+        " service.rate: {grid: [null, {images_per_second: 50, burst: 10}]}, thief.accounts: {grid: [1, 2]},"
+        f" thief.attack.name: {{grid: [{', '.join(ATTACKS.names())}]}}}}",
+    )
+    assert found.trial_count == 4 * 2 * 2 * len(ATTACKS.names()) and found.victim_count == 1
+    served = {ServiceSpec.of(trial.config, "v", "").key for trial in found.trials}
+    assert len(served) == 4 * 2, "trials share the services of their settings, whatever attacks"
+    _, shipped = planned(ROOT / "sweeps" / "harder.yaml")
+    assert (shipped.trial_count, shipped.victim_count) == (15, 1)
+    assert len({ServiceSpec.of(trial.config, "v", "").key for trial in shipped.trials}) == 5
+
+
+def test_the_budgets_sweep_takes_parquet_data_from_the_command_line() -> None:
+    sweep, _ = planned(ROOT / "sweeps" / "budgets.yaml", "data.name=parquet", "data.path=some/folder")
+    assert sweep.base.data.params["path"] == "some/folder"
+
+
+def test_the_quickstart_is_what_it_promises() -> None:
+    sweep, found = planned(ROOT / "sweeps" / "quickstart.yaml")
+    assert sweep.base.data.name == "digits"
+    assert sweep.base.tracking.wandb == "offline"
+    assert found.victim_count == found.null_count == 1
+    assert len({trial.config.thief.model.name for trial in found.trials}) == 2
+    assert len(sweep.base.thief.budgets) >= 3
+    # It must fit a laptop with two cores: one service, one trial at a time at least.
+    service = sweep.base.service
+    assert service.replicas * service.cpus_per_replica + sweep.base.resources.trial.cpus <= 2
