@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +24,10 @@ Answers = npt.NDArray[np.float32]
 of it; of an encoder (N, length of its embedding), any finite numbers."""
 Recognise = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
 """uint8 images (N, C, H, W) to whether each one is treated as watermarked, (N,): a scheme's own test of a success."""
+
+
+_HASHED_AT_ONCE = 4096
+"""Images copied at once, at most, when a fingerprint is taken of images that are not contiguous."""
 
 
 class Marker(Protocol):
@@ -104,6 +110,22 @@ class Dataset:
     train: ImageSet
     test: ImageSet
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the content: images, labels and class names of both parts in their order; not of name or origin.
+
+        Computed at the first access (about 1 s per GB) and kept. 32 hexadecimal digits (BLAKE2b), the same on every
+        machine for the same pixels.
+        """
+        hasher = hashlib.blake2b(digest_size=16)
+        for part in (self.train, self.test):
+            hasher.update(repr((part.images.shape, part.class_names)).encode("utf-8", "surrogatepass"))
+            # Little-endian on every machine.
+            hasher.update(np.ascontiguousarray(part.labels.astype("<i8", copy=False)).data)
+            for start in range(0, len(part), _HASHED_AT_ONCE):
+                hasher.update(np.ascontiguousarray(part.images[start : start + _HASHED_AT_ONCE]).data)
+        return hasher.hexdigest()
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -116,6 +138,8 @@ class Splits:
             the pool's publisher gave, an attack gets only what it says it uses.
         verification: Held-out images that watermark samples are mixed from; disjoint from everything else.
         test: Accuracy and fidelity are measured here. Picks nothing.
+        fingerprint: Hash of the dataset that the parts were cut from, see ``Dataset.fingerprint``.
+        pool_fingerprint: The same of the pool's own dataset; None when the pool is cut from the victim's.
     """
 
     victim_train: ImageSet
@@ -123,6 +147,8 @@ class Splits:
     thief_pool: ImageSet
     verification: ImageSet
     test: ImageSet
+    fingerprint: str
+    pool_fingerprint: str | None
 
 
 @runtime_checkable

@@ -43,7 +43,7 @@ def make_splits(
         seed: Seed of all cuts.
 
     Returns:
-        The five parts.
+        The five parts, and the fingerprints of the datasets that they come from.
 
     Raises:
         ConfigError: A fraction lies outside (0, 1).
@@ -79,6 +79,8 @@ def make_splits(
         thief_pool=pool,
         verification=dataset.test.take(verification),
         test=dataset.test.take(test),
+        fingerprint=dataset.fingerprint,
+        pool_fingerprint=thief_pool.fingerprint if isinstance(thief_pool, Dataset) else None,
     )
 
 
