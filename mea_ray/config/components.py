@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from mea_ray.config.overrides import Tree
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import Table
+from mea_ray.core.settings import Parameter, Settings, Tree
 
 
-class Config(BaseModel):
-    """Base of every section: frozen, unknown keys refused, defaults checked too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_components(cls, value: Any) -> Any:
-        """Parameters of a component without a ``name`` belong to the default component."""
-        if not isinstance(value, Mapping):
-            return value
-        filled = dict(value)
-        for field, item in value.items():
-            info = cls.model_fields.get(field)
-            kind = info.annotation if info is not None and info.default_factory else None
-            if isinstance(item, Mapping) and "name" not in item and isinstance(kind, type) and issubclass(kind, Choice):
-                filled[field] = {"name": cls.model_fields[field].get_default(call_default_factory=True).name, **item}
-        return filled
-
-    def resolved(self) -> Tree:
-        """Return the whole tree as plain JSON types, defaults filled in."""
-        return self.model_dump(mode="json")
+class Config(Settings):
+    """Base of every section of a config."""
 
 
 class Choice(Config):
@@ -44,7 +24,7 @@ class Choice(Config):
     and its defaults filled in, so that a resolved config says everything.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow")
     table: ClassVar[str] = ""
     name: str = Field(description="Name in the table; `mea-ray list` shows all.")
 
@@ -68,6 +48,15 @@ class Choice(Config):
             params = {key: item for key, item in value.items() if key != "name"}
             return {"name": value["name"], **cls.components().check(str(value["name"]), params)}
         return value
+
+    def over(self, given: Mapping[str, Any]) -> Tree:
+        """Return ``given``, completed with this choice if it names no component itself."""
+        return dict(given) if "name" in given else {"name": self.name, **self.params, **given}
+
+    @classmethod
+    def parameters(cls, prefix: str = "", default: Settings | None = None, doc: str = "") -> Iterator[Parameter]:
+        """List the name alone: which other settings there are depends on it."""
+        yield Parameter(f"{prefix}name", cls.components().kind, getattr(default, "name", None), doc)
 
     @property
     def params(self) -> Tree:

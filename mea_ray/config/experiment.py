@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mea_ray.config.components import (
     AttackChoice,
@@ -25,7 +25,7 @@ from mea_ray.config.components import (
 from mea_ray.config.overrides import load_tree, merge, parse_override
 from mea_ray.config.running import ResourcesConfig, ServiceConfig, TrackingConfig
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.registry import nearest
+from mea_ray.core.settings import problems
 from mea_ray.storage.files import write_whole
 
 Fraction = float
@@ -340,16 +340,6 @@ class SweepConfig(Config):
         return [{}] if listed is None else [dict.fromkeys(paths, seed) for seed in listed]
 
 
-def _fields(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    current: Any = model
-    for part in location:
-        info = current.model_fields.get(part) if hasattr(current, "model_fields") else None
-        current = info.annotation if info is not None else None
-        if current is None:
-            return []
-    return list(current.model_fields) if hasattr(current, "model_fields") else []
-
-
 def build(model: type[ModelT], tree: Mapping[str, Any]) -> ModelT:
     """Check a tree against a config model.
 
@@ -359,16 +349,7 @@ def build(model: type[ModelT], tree: Mapping[str, Any]) -> ModelT:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            path = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
-                known = _fields(model, problem["loc"][:-1])
-                hint = nearest(str(problem["loc"][-1]), known)
-                lines.append(f"{path}: unknown key{hint} Known: {', '.join(known)}")
-            else:
-                lines.append(f"{path}={problem['input']!r}: {problem['msg']}")
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(problems(error, model))) from None
 
 
 def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -11,8 +11,7 @@ from typing import Any
 import yaml
 
 from mea_ray.core.errors import ConfigError
-
-Tree = dict[str, Any]
+from mea_ray.core.settings import Tree
 
 
 def load_tree(path: str | Path) -> Tree:

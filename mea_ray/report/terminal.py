@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from pydantic_core import PydanticUndefined
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +21,7 @@ from mea_ray.results.records import TrialResult
 if TYPE_CHECKING:
     from mea_ray.config import SearchConfig
     from mea_ray.core.registry import Table
+    from mea_ray.core.settings import Parameter, Settings
 
 PIPE_WIDTH = 160
 ROWS = 200
@@ -156,7 +158,7 @@ def component_table(name: str, table: Table) -> RichTable:
     parameters = table.parameters(name)
     return _parameters_table(
         f"[bold]{name}[/]  {escape(summary_of(table.resolve(name)))}",
-        [(p.name, p.type, tables.setting(p.default), p.doc) for p in parameters if not p.name.startswith("on_")],
+        [_row(parameter) for parameter in parameters if not parameter.name.startswith("on_")],
     )
 
 
@@ -165,42 +167,14 @@ def config_table(title: str, model: Any, skip: Sequence[str] = ()) -> RichTable:
     return _parameters_table(title, [row for row in config_rows(model) if row[0].split(".")[0] not in skip])
 
 
-def config_rows(model: Any, prefix: str = "") -> Iterable[tuple[str, str, str, str]]:
-    """Yield ``(path, type, default, meaning)`` of every leaf below a config model."""
-    from mea_ray.config import Choice, Config
-
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        inner = next((k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, Config)), None)
-        meaning = field.description or ""
-        if inner is not None and issubclass(inner, Choice) and inner is kind:
-            default = field.get_default(call_default_factory=True)
-            yield f"{prefix}{name}.name", inner.components().kind, default.name, meaning
-        elif inner is not None and not issubclass(inner, Choice):
-            if inner is not kind:
-                yield f"{prefix}{name}", "null or section", "none", meaning
-            yield from config_rows(inner, f"{prefix}{name}.")
-        else:
-            default = (
-                "required" if field.is_required() else tables.setting(field.get_default(call_default_factory=True))
-            )
-            yield f"{prefix}{name}", type_text(kind), default, meaning
+def config_rows(model: type[Settings]) -> list[tuple[str, str, str, str]]:
+    """Return ``(path, type, default, meaning)`` of every setting below a config model."""
+    return [_row(parameter) for parameter in model.parameters()]
 
 
-def type_text(kind: Any) -> str:
-    """Return an annotation as a user would write it."""
-    if kind is type(None):
-        return "null"
-    if get_origin(kind) is None:
-        return getattr(kind, "__name__", str(kind))
-    if (
-        get_origin(kind) in {tuple, list, dict}
-        or isinstance(get_origin(kind), type)
-        and issubclass(get_origin(kind), Mapping)
-    ):
-        inside = [type_text(k) for k in get_args(kind) if k is not Ellipsis]
-        return f"{get_origin(kind).__name__.lower()} of {', '.join(inside)}"
-    return " | ".join(str(k) if isinstance(k, str) else type_text(k) for k in get_args(kind))
+def _row(parameter: Parameter) -> tuple[str, str, str, str]:
+    default = "required" if parameter.default is PydanticUndefined else tables.setting(parameter.default)
+    return parameter.name, f"{parameter.type} {parameter.range}".strip(), default, parameter.doc
 
 
 def _parameters_table(title: str, rows: Sequence[tuple[str, str, str, str]]) -> RichTable:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from mea_ray.config import (
     Choice,
@@ -25,7 +27,9 @@ from mea_ray.config import (
 )
 from mea_ray.config.overrides import let_go
 from mea_ray.core.errors import ConfigError
+from mea_ray.core.settings import Settings
 from mea_ray.report.terminal import config_rows
+from mea_ray.watermarks import WATERMARKS
 
 
 def subclasses(kind: type) -> set[type]:
@@ -145,6 +149,60 @@ def test_parameters_without_a_name_belong_to_the_default_component() -> None:
     config = build(ExperimentConfig, merge({}, {"thief.attack.query_chunk": 2, "data.image_size": 24}))
     assert (config.thief.attack.name, config.thief.attack.params["query_chunk"]) == ("distillation", 2)
     assert (config.data.name, config.data.params["image_size"]) == ("digits", 24)
+
+
+class Spring(Settings):
+    """A part of ``Clock``."""
+
+    turns: int = Field(3, ge=1, description="Turns.")
+    wire: float = Field(0.5, gt=0, description="Thickness in mm.")
+
+
+class Clock:
+    """A component with a group of settings.
+
+    Args:
+        spring: Its spring.
+    """
+
+    renamed: ClassVar[dict[str, str]] = {"spring_turns": "spring.turns"}
+
+    def __init__(self, *, spring: Spring = Spring(turns=9)) -> None:
+        self.spring = spring
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watermark ``clock`` with a group of settings."""
+    module = ModuleType("clockwork")
+    module.Clock = Clock  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "clockwork", module)
+    monkeypatch.setitem(WATERMARKS.entries, "clock", "clockwork:Clock")
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_group_of_settings_is_overridden_by_path_and_survives_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("victim: {watermark: {name: clock, spring: {turns: 5}}}\n")
+    config = load_experiment(file, ["victim.watermark.spring.wire=.25"])
+    assert config.victim.watermark.build().spring == Spring(turns=5, wire=0.25)
+    assert config.resolved()["victim"]["watermark"] == {"name": "clock", "spring": {"turns": 5, "wire": 0.25}}
+    write_yaml(config, file)
+    assert load_experiment(file) == config
+    again = load_experiment(file, ["victim.watermark.spring.turns=6"])
+    assert again.victim.watermark.build().spring == Spring(turns=6, wire=0.25)
+    assert load_experiment(file, ["victim.watermark={name: clock}"]).victim.watermark.build().spring.turns == 9
+    with pytest.raises(ConfigError, match="spring.turns=0"):
+        load_experiment(file, ["victim.watermark.spring.turns=0"])
+
+
+@pytest.mark.usefixtures("clock")
+def test_an_old_name_in_a_file_or_an_override_sets_the_new_path(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("victim: {watermark: {name: clock, spring_turns: 5}}\n")
+    with pytest.warns(FutureWarning, match="'spring_turns' is now 'spring.turns'"):
+        config = load_experiment(file, ["victim.watermark.spring.wire=2"])
+    assert config.resolved()["victim"]["watermark"]["spring"] == {"turns": 5, "wire": 2.0}
 
 
 def test_a_path_below_a_number_is_refused() -> None:

@@ -1,0 +1,12 @@
+"""Words for messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest of ``words``, or an empty string."""
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
