@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import norm
 
 from mea_ray.core.errors import DataError
-from mea_ray.verification.statistics import wilson
+from mea_ray.verification.proportions import wilson
 
 Known = npt.NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from mea_ray.core.registry import Table
 from mea_ray.core.types import Splits
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
-from mea_ray.verification.statistics import binomial_p_value, null_rate, proportion
+from mea_ray.verification.proportions import binomial_p_value, null_rate, proportion
 from mea_ray.watermarks.base import Watermark
 from mea_ray.watermarks.dawn import Dawn
 

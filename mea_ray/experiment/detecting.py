@@ -17,7 +17,7 @@ from mea_ray.evaluation import metrics
 from mea_ray.experiment.checks import Prepared
 from mea_ray.experiment.removing import Suspect
 from mea_ray.results.records import DetectionResult, ReversedTrigger
-from mea_ray.verification.statistics import proportion
+from mea_ray.verification.proportions import proportion
 from mea_ray.watermarks.base import Key, Watermark
 
 

@@ -23,7 +23,7 @@ from mea_ray.experiment.reading import as_classifier, labelled
 from mea_ray.experiment.serving import Served, marker_of
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport
-from mea_ray.verification import statistics, verify
+from mea_ray.verification import proportions, verify
 from mea_ray.watermarks.base import Asked, Key, Watermark
 
 
@@ -222,4 +222,4 @@ def predictions(config: ExperimentConfig, prepared: Prepared, model: torch.nn.Mo
 def null_rate(reports: list[ModelReport]) -> float | None:
     """Return the rate to hold against a suspect, from the null models' reports; None if they have no WSR."""
     rates = [report.wsr for report in reports if report.wsr is not None]
-    return statistics.null_rate(rates) if rates else None
+    return proportions.null_rate(rates) if rates else None

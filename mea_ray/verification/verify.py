@@ -12,7 +12,7 @@ from mea_ray.core.errors import DataError
 from mea_ray.core.types import Images, ImageSet, Labels, Recognise
 from mea_ray.evaluation import metrics
 from mea_ray.results.records import ModelReport
-from mea_ray.verification.statistics import binomial_p_value, proportion
+from mea_ray.verification.proportions import binomial_p_value, proportion
 
 PredictLogits = Callable[[Images], npt.NDArray[np.float32]]
 """uint8 images (N, C, H, W) to logits (N, classes)."""
@@ -72,7 +72,7 @@ def report(
         test: Where accuracy and fidelity are measured.
         samples: Held-out watermark samples; None without a key, and nothing of the watermark is reported.
         victim: The victim's predictions on ``test``, int64 (N,); None leaves the fidelity out.
-        null_rate: An innocent model's success rate (``statistics.null_rate``), in [0, 1]; None leaves the p-value out.
+        null_rate: An innocent model's success rate (``proportions.null_rate``), in [0, 1]; None leaves the p-value out.
         threshold: The paper's verdict: WSR strictly above it infringes.
         significance: The statistical verdict: a p-value at or below it infringes.
         knn_accuracy: Of an encoder, reported as it is.

@@ -18,7 +18,7 @@ from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import ImageSet
 from mea_ray.report import calibration as shown
 from mea_ray.report.terminal import make_console
-from mea_ray.verification.statistics import wilson
+from mea_ray.verification.proportions import wilson
 
 TINY = {"name": "vgg_like", "width": 0.0625}
 

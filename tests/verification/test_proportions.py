@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binomtest
 
 from mea_ray.core.errors import DataError
-from mea_ray.verification.statistics import binomial_p_value, null_rate, proportion, wilson
+from mea_ray.verification.proportions import binomial_p_value, null_rate, proportion, wilson
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 1000), (1, 3), (17, 40), (999, 1000), (1000, 1000)])

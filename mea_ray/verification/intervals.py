@@ -1,0 +1,92 @@
+"""Confidence intervals for means over mixes: two mixes that share a source image are not independent.
+
+A thousand mixes of 36 images of one class with 36 of another hold about as much as 76 independent samples. The
+bootstrap here draws the source images again, not the mixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mea_ray.core.errors import DataError
+from mea_ray.core.seeding import numpy_generator
+from mea_ray.verification.proportions import wilson
+
+Clusters = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval.
+
+    Attributes:
+        mean: The mean over all values.
+        low: Lower end.
+        high: Upper end.
+        p_not_positive: Bootstrap probability that the mean is at most zero, with one draw added against the owner.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_not_positive: float
+
+
+def clustered_interval(
+    values: npt.NDArray[np.floating[Any]],
+    clusters: Sequence[Clusters],
+    *,
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap a mean whose values share images, and models where there are several.
+
+    Each way of clustering is drawn again by itself, and a value counts as often as the product of the times that its
+    clusters were drawn. For two ways of clustering this is a little conservative.
+
+    Args:
+        values: One value per mix, (n,), n >= 1.
+        clusters: For each way of clustering (first source image, second source image, model), the cluster of each
+            value, (n,).
+        confidence: Coverage, in (0, 1).
+        draws: Bootstrap draws, at least 100.
+        seed: Seed of the draws.
+
+    Returns:
+        Mean and percentile interval. Of values in [0, 1] that are all 0 or all 1 no bootstrap can tell a spread: the
+        interval is Wilson's with as many trials as the fewest clusters.
+
+    Raises:
+        DataError: There are no values, lengths do not fit, or a setting is out of range.
+
+    References:
+        A. B. Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1 (2007), https://arxiv.org/abs/0712.1111.
+    """
+    if not len(values) or not clusters or any(each.shape != values.shape for each in clusters):
+        raise DataError(
+            f"a clustered interval needs one cluster for each of at least one value; got values {values.shape} and "
+            f"clusters {[each.shape for each in clusters]}"
+        )
+    if not 0 < confidence < 1 or draws < 100:
+        raise DataError(f"confidence={confidence} must lie in (0, 1) and draws={draws} must be at least 100")
+    rng = numpy_generator(seed, "clustered interval")
+    weights = np.ones((draws, len(values)))
+    fewest = len(values)
+    for each in clusters:
+        labels, place = np.unique(each, return_inverse=True)
+        fewest = min(fewest, len(labels))
+        weights *= rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=draws)[:, place]
+    mean = float(values.mean())
+    if np.ptp(values) == 0 and mean in {0.0, 1.0}:
+        low, high = wilson(round(mean * fewest), fewest, confidence)
+        return Interval(mean, low, high, 1.0 if mean == 0 else 1 / (draws + 1))
+    totals = weights.sum(1)
+    means = (weights @ values)[totals > 0] / totals[totals > 0]  # a draw may leave out every mix
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(mean, float(low), float(high), (1 + int((means <= 0).sum())) / (len(means) + 1))

@@ -1,0 +1,98 @@
+"""Success rates with their Wilson intervals, and exact binomial tails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scipy.stats import binomtest
+
+from mea_ray.core.errors import DataError
+from mea_ray.results.records import Rate
+
+NULL_RATE_FLOOR = 0.01
+"""Smallest success rate that an innocent model is assumed to have (see ``null_rate``)."""
+
+
+def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's two-sided score interval of a proportion, without continuity correction.
+
+    Args:
+        k: Successes, 0 <= k <= n.
+        n: Trials. With none the interval is (0, 1).
+        confidence: Coverage, in (0, 1).
+
+    Returns:
+        (low, high), both in [0, 1].
+
+    Raises:
+        DataError: The counts or the confidence are impossible.
+
+    References:
+        E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+    """
+    _check_counts(k, n)
+    if not 0 < confidence < 1:
+        raise DataError(f"confidence must lie in (0, 1), got {confidence}; 0.95 is usual")
+    if n == 0:
+        return 0.0, 1.0
+    found = binomtest(k, n).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def proportion(k: int, n: int) -> Rate:
+    """Return a success count with its rate (0 without trials) and its 95 % Wilson interval."""
+    low, high = wilson(k, n)
+    return Rate(successes=k, trials=n, rate=k / n if n else 0.0, low=low, high=high)
+
+
+def binomial_p_value(k: int, n: int, rate: float) -> float:
+    """Return the exact probability of ``k`` or more successes in ``n`` independent trials.
+
+    Args:
+        k: Successes, 0 <= k <= n.
+        n: Trials. With none the probability is 1.
+        rate: Success probability of one trial, in [0, 1].
+
+    Returns:
+        P(X >= k) for X ~ Binomial(n, rate), in [0, 1].
+
+    Raises:
+        DataError: The counts or the rate are impossible.
+    """
+    _check_counts(k, n)
+    if not 0 <= rate <= 1:
+        raise DataError(f"the rate of a binomial must lie in [0, 1], got {rate}")
+    return float(binomtest(k, n, rate, alternative="greater").pvalue) if n else 1.0
+
+
+def null_rate(rates: Sequence[Rate], *, confidence: float = 0.95, floor: float = NULL_RATE_FLOOR) -> float:
+    """Return a conservative success rate of innocent models, from what the null models did on the same samples.
+
+    It is the largest of three rates:
+
+    - the upper Wilson bound of the counts pooled over all null models;
+    - the rate of the null model that succeeded most: null models differ by more than the binomial spread, which
+      pooling hides;
+    - ``floor``.
+
+    Args:
+        rates: Watermark success of each null model.
+        confidence: Coverage of the pooled interval.
+        floor: Smallest rate returned, in (0, 1).
+
+    Returns:
+        A rate in [floor, 1].
+
+    Raises:
+        DataError: There is no null model.
+    """
+    trials = sum(rate.trials for rate in rates)
+    if not trials:
+        raise DataError("the null rate needs at least one null model with samples; set verification.null_models >= 1")
+    pooled = wilson(sum(rate.successes for rate in rates), trials, confidence)[1]
+    return max(pooled, floor, *(rate.rate for rate in rates))
+
+
+def _check_counts(k: int, n: int) -> None:
+    if not 0 <= k <= n:
+        raise DataError(f"successes must lie between 0 and the {n} trials, got {k}")
