@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from mea_ray.calibration.thresholds import Threshold, thresholds
-from mea_ray.config import ExperimentConfig, digest
+from mea_ray.config import ExperimentConfig, digest, identity
 from mea_ray.core.errors import ConfigError
 from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.proof import marks_answers
@@ -120,7 +120,7 @@ def calibrate(
 
     prepared = pipeline.prepare(config)
     pipeline.check(config, prepared)
-    made_by = {name: config.resolved()[name] for name in ("data", "splits", "victim", "verification")}
+    made_by = {name: identity(config).get(name) for name in ("data", "splits", "victim", "verification")}
     folder = Storage(config.storage).root / "calibration" / digest(made_by)
     done: dict[tuple[Role, int], Calibrated] = {}
 

@@ -3,6 +3,7 @@
 from mea_ray.config.components import (
     AttackChoice,
     Choice,
+    CombinerChoice,
     Config,
     DataChoice,
     DetectionChoice,
@@ -31,13 +32,16 @@ from mea_ray.config.experiment import (
     load_sweep,
     write_yaml,
 )
-from mea_ray.config.overrides import Tree, digest, load_tree, merge, parse_override, set_path
+from mea_ray.config.identity import digest, identity
+from mea_ray.config.overrides import load_tree, merge, parse_override, set_path
 from mea_ray.config.running import RateConfig, ResourcesConfig, RoleResources, ServiceConfig, TrackingConfig
+from mea_ray.core.settings import Tree
 
 __all__ = [
     "RESERVED_NAMES",
     "AttackChoice",
     "Choice",
+    "CombinerChoice",
     "Config",
     "DataChoice",
     "DetectionChoice",
@@ -66,6 +70,7 @@ __all__ = [
     "WatermarkChoice",
     "build",
     "digest",
+    "identity",
     "load_experiment",
     "load_sweep",
     "load_tree",

@@ -59,6 +59,11 @@ class Choice(Config):
         yield Parameter(f"{prefix}name", cls.components().kind, getattr(default, "name", None), doc)
 
     @property
+    def label(self) -> str:
+        """Short name, for files: that in the table, or the attribute of ``package.module:Attribute``."""
+        return self.name.rpartition(":")[2]
+
+    @property
     def params(self) -> Tree:
         """The component's parameters, without its name."""
         return dict(self.__pydantic_extra__ or {})
@@ -108,6 +113,12 @@ class PolicyChoice(Choice):
     """How the victim's API words its answers."""
 
     table: ClassVar[str] = "mea_ray.blackbox:POLICIES"
+
+
+class CombinerChoice(Choice):
+    """A way to mix two images into one."""
+
+    table: ClassVar[str] = "mea_ray.watermarks.combiners:COMBINERS"
 
 
 class PretextChoice(Choice):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,9 +94,3 @@ def let_go(tree: Tree, settings: Mapping[str, Any]) -> list[str]:
             paths = {f"{parent}.{own}": value for own, value in had.items() if own != "name"}
             lost += [f"{path}={value}" for path, value in paths.items() if path not in settings]
     return lost
-
-
-def digest(tree: Any, length: int = 16) -> str:
-    """Return a short, stable hash of a plain tree: the name of what it made."""
-    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]

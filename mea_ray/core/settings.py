@@ -50,6 +50,8 @@ class Settings(BaseModel):
     A mapping given for a group that has a default changes that default: keys that are left out keep its values.
 
     Attributes:
+        version: Part of the names of all that was made with these settings when it is not 1. Raise it when the same
+            settings give other results, for instance when a default changes.
         renamed: Old option names to the paths that replace them, both relative to this group. An old name is accepted
             with a warning for one version.
     """
@@ -57,6 +59,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
     )
+    version: ClassVar[int] = 1
     renamed: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
@@ -103,10 +106,9 @@ def default_of(field: FieldInfo) -> Any:
 def group_of(annotation: Any) -> type[Settings] | None:
     """Return the group of settings that an annotation holds: ``Carrier``, ``Carrier | None``; None if there is none."""
     union = get_origin(annotation) in {Union, UnionType}
-    for kind in get_args(annotation) if union else (annotation,):
-        if isinstance(kind, type) and issubclass(kind, Settings):
-            return kind
-    return None
+    kinds: tuple[Any, ...] = get_args(annotation) if union else (annotation,)
+    groups: list[type[Settings]] = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
+    return groups[0] if groups else None
 
 
 def parameters_of(path: str, field: FieldInfo, default: Any, doc: str) -> Iterator[Parameter]:
@@ -115,7 +117,8 @@ def parameters_of(path: str, field: FieldInfo, default: Any, doc: str) -> Iterat
     if group is None:
         yield Parameter(path, type_text(field.annotation), default, doc, range_text(field))
         return
-    if group is not field.annotation:
+    whole = field.annotation is group
+    if not whole:
         others = [kind for kind in get_args(field.annotation) if kind is not group]
         text = " | ".join([*map(type_text, others), "group"])
         yield Parameter(path, text, None if isinstance(default, Settings) else default, doc)

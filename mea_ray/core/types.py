@@ -93,7 +93,8 @@ class ImageSet:
 
     def of_class(self, label: int) -> Images:
         """Return the images of one class, in their order."""
-        return self.images[self.labels == label]
+        images: Images = self.images[self.labels == label]
+        return images
 
 
 @dataclass(frozen=True)

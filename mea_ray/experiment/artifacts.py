@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mea_ray.config import ExperimentConfig, Tree, digest, write_yaml
+from mea_ray.config import ExperimentConfig, Tree, digest, identity, write_yaml
 from mea_ray.core.errors import ArtifactError
 from mea_ray.storage.files import patiently, write_whole
 from mea_ray.storage.lease import Lease
@@ -31,32 +31,31 @@ PreparedSource = Callable[[], "Prepared"]
 
 def _owner_splits(config: ExperimentConfig) -> Tree:
     """The part of ``splits`` that decides which images the owner trains on."""
-    splits = config.splits.resolved()
-    kept = {"validation_fraction": splits["validation_fraction"]}
-    if splits["thief_pool"] == "disjoint":
-        kept |= {"thief_pool": "disjoint", "disjoint_fraction": splits["disjoint_fraction"]}
-    return kept
+    kept = {"validation_fraction"}
+    if config.splits.thief_pool == "disjoint":
+        kept |= {"thief_pool", "disjoint_fraction"}
+    return {key: value for key, value in identity(config.splits).items() if key in kept}
 
 
 def prepared_id(config: ExperimentConfig) -> str:
     """Name the loaded and split data: trials with the same name can share them."""
-    tree = config.resolved()
-    return digest({"data": tree["data"], "splits": tree["splits"], "seed": tree["victim"]["seed"]})
+    tree = identity(config)
+    return digest({"data": tree.get("data"), "splits": tree.get("splits"), "seed": config.victim.seed})
 
 
 def victim_id(config: ExperimentConfig) -> str:
     """Name a victim by all that makes it: data, the owner's splits, the ``victim`` section; nothing of the thief."""
-    tree = config.resolved()
-    return digest({"schema": SCHEMA, "data": tree["data"], "splits": _owner_splits(config), "victim": tree["victim"]})
+    tree = identity(config)
+    made_by = {"data": tree.get("data"), "splits": _owner_splits(config), "victim": tree.get("victim")}
+    return digest({"schema": SCHEMA, **made_by})
 
 
 def null_id(config: ExperimentConfig, index: int) -> str:
     """Name the ``index``-th null model: as the victim, but whatever its watermark is."""
-    tree = config.resolved()
-    victim = {key: value for key, value in tree["victim"].items() if key != "watermark"}
-    return digest(
-        {"schema": SCHEMA, "data": tree["data"], "splits": _owner_splits(config), "null": index, "victim": victim}
-    )
+    tree = identity(config)
+    victim = {key: value for key, value in tree.get("victim", {}).items() if key != "watermark"}
+    made_by = {"data": tree.get("data"), "splits": _owner_splits(config), "victim": victim}
+    return digest({"schema": SCHEMA, "null": index, **made_by})
 
 
 class Store:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from torch import nn
 
-from mea_ray.config import ExperimentConfig, digest
+from mea_ray.config import ExperimentConfig, digest, identity
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet
 from mea_ray.detection.base import Detection, Trigger
@@ -49,7 +49,7 @@ def detections(
     results = []
     for choice in config.detection.methods:
         for on in config.detection.tried_on:
-            name = f"{choice.name}-{digest(choice.resolved())}-{on}"
+            name = f"{choice.label}-{digest(identity(choice))}-{on}"
             result = find(name)
             if result is None:
                 result = _detect(config, prepared, choice.build(), choice.resolved(), on, suspects, key)

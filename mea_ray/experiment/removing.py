@@ -10,7 +10,7 @@ from functools import partial
 from torch import nn
 
 from mea_ray.attacks.transfer import TransferSet
-from mea_ray.config import ExperimentConfig, digest
+from mea_ray.config import ExperimentConfig, digest, identity
 from mea_ray.core.seeding import derive
 from mea_ray.evaluation import metrics
 from mea_ray.experiment.checks import Prepared, build_network, settings
@@ -62,7 +62,7 @@ def removals(
     held: dict[str, tuple[ImageModel, Holdings]] = {}  # asking a model about all of the thief's images is done once
     for choice in config.removal.methods:
         for on in config.removal.tried_on:
-            name = f"{choice.name}-{digest(choice.resolved())}-{on}"
+            name = f"{choice.label}-{digest(identity(choice))}-{on}"
             result = find(name)
             if result is None:
                 suspect = suspects[on]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
+from mea_ray.config.components import RemovalChoice
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.models.base import ImageModel
@@ -16,7 +15,7 @@ class Chain(Removal):
     """Removals one after the other, each on what the one before it left.
 
     Args:
-        steps: Removals in their order, each as in a config: a name, or a mapping with ``name`` and parameters.
+        steps: Removals in their order, each a name, or a mapping with ``name`` and parameters.
 
     Raises:
         ConfigError: There are no steps, or one of them cannot be built.
@@ -24,17 +23,14 @@ class Chain(Removal):
 
     name = "chain"
 
-    def __init__(self, *, steps: tuple[dict[str, Any] | str, ...] = ("fine_tuning", "pruning")) -> None:
-        from mea_ray.removal import REMOVALS
-
+    def __init__(
+        self,
+        *,
+        steps: tuple[RemovalChoice, ...] = (RemovalChoice(name="fine_tuning"), RemovalChoice(name="pruning")),
+    ) -> None:
         if not steps:
             raise ConfigError("a chain of removals needs steps, e.g. steps=[fine_tuning, {name: pruning, rate: 0.5}]")
-        self.removals: list[Removal] = []
-        for step in steps:
-            parameters = {"name": step} if isinstance(step, str) else dict(step)
-            if "name" not in parameters:
-                raise ConfigError(f"a step of a chain needs a `name`, got {step}; known: {', '.join(REMOVALS.names())}")
-            self.removals.append(REMOVALS.build(parameters.pop("name"), **parameters))
+        self.removals: list[Removal] = [step.build() for step in steps]
 
     @property
     def strength(self) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mea_ray.config import ExperimentConfig, SweepConfig, digest
+from mea_ray.config import ExperimentConfig, SweepConfig, digest, identity
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.experiment.artifacts import null_id, prepared_id, victim_id
 from mea_ray.storage.files import write_whole
@@ -20,8 +20,8 @@ _NOT_IN_NAME = ("storage", "tracking", "resources")
 
 
 def trial_name(config: ExperimentConfig) -> str:
-    """Name a trial by its resolved config, without where it runs and where its results go."""
-    return digest({key: value for key, value in config.resolved().items() if key not in _NOT_IN_NAME})
+    """Name a trial by its config, without where it runs and where its results go."""
+    return digest({key: value for key, value in identity(config).items() if key not in _NOT_IN_NAME})
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PlannedTrial:
     """One trial before it runs.
 
     Attributes:
-        name: Digest of its resolved config.
+        name: Digest of its config.
         point: Config paths that the sweep sets, and their values.
         config: Its experiment.
         victim: Name of the victim artifact that it attacks.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mea_ray.config import digest, write_yaml
+from mea_ray.config import digest, identity, write_yaml
 from mea_ray.core.errors import ServiceUnavailable
 from mea_ray.experiment.artifacts import Store
 from mea_ray.results.records import DetectionResult, ModelReport, RemovalResult, RungResult, TrialResult
@@ -197,7 +197,7 @@ class _Run:
         )
         if marks_answers(config):
             return make()  # once there are queries
-        made_by = [self.trial.victim, *self.trial.nulls, self.trial.data, config.seed, config.verification.resolved()]
+        made_by = [self.trial.victim, *self.trial.nulls, self.trial.data, config.seed, identity(config.verification)]
         path = self.tools.folder.path / "assessments" / f"{digest(made_by)}.json"
         found = read_model(Assessment, path)
         if found is None:

@@ -17,7 +17,6 @@ from mea_ray.config import (
     ExperimentConfig,
     SweepConfig,
     build,
-    digest,
     load_experiment,
     load_sweep,
     merge,
@@ -32,11 +31,14 @@ from mea_ray.report.terminal import config_rows
 from mea_ray.watermarks import WATERMARKS
 
 
-def subclasses(kind: type) -> set[type]:
-    return {kind, *(s for direct in kind.__subclasses__() for s in subclasses(direct))}
+def subclasses(kind: type[BaseModel]) -> set[type[BaseModel]]:
+    found = {kind}
+    for direct in kind.__subclasses__():
+        found |= subclasses(direct)
+    return found
 
 
-@pytest.mark.parametrize("model", sorted(subclasses(Config), key=lambda m: m.__name__), ids=lambda m: m.__name__)
+@pytest.mark.parametrize("model", sorted(subclasses(Config), key=str))
 def test_every_field_is_documented_and_every_model_is_frozen_and_strict(model: type[BaseModel]) -> None:
     assert all((field.description or "").strip().endswith((".", "}")) for field in model.model_fields.values())
     assert model.model_config["frozen"]
@@ -249,12 +251,6 @@ def test_reading_yaml_runs_no_code(tmp_path: Path) -> None:
     path.write_text("seed: !!python/object/apply:os.system ['true']\n")
     with pytest.raises(ConfigError):
         load_experiment(path)
-
-
-def test_digest_is_stable_and_depends_on_the_values_only() -> None:
-    assert digest({"a": 1, "b": [2.5, None]}) == digest({"b": [2.5, None], "a": 1})
-    assert digest({"a": 1}) != digest({"a": 2})
-    assert digest({"a": 1}) == "015abd7f5cc57a2d"  # the same on every machine: artifacts are named by it
 
 
 def test_the_list_of_config_paths_is_complete() -> None:

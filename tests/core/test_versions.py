@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 from mea_ray.core import versions
 
 
-def test_results_name_the_commit_of_a_checkout_and_none_of_a_stranger(tmp_path):
-    def git(*arguments):
+def test_results_name_the_commit_of_a_checkout_and_none_of_a_stranger(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
         subprocess.run(
             ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True
         )
