@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mea_ray.models.base import ImageModel, halvings, initialise, scaled
+from mea_ray.models.base import Dropout, ImageModel, Width, halvings, initialise, scaled
 
 
 class AlexNet(ImageModel):
@@ -25,7 +25,9 @@ class AlexNet(ImageModel):
     LARGE_FROM = 96
     MAP = 6
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: float = 1.0, dropout: float = 0.5) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, *, width: Width = 1.0, dropout: Dropout = 0.5
+    ) -> None:
         super().__init__(shape, classes)
         large = min(self.shape[1:]) >= self.LARGE_FROM
         c1, c2, c3, c4 = (scaled(channels, width) for channels in (64, 192, 384, 256))
@@ -82,4 +84,5 @@ class AlexNet(ImageModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """See the base class."""
-        return self.hidden(self.convolutions(x))
+        features: Tensor = self.hidden(self.convolutions(x))
+        return features

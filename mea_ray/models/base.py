@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from mea_ray.core.errors import ConfigError
+
+Width = Annotated[float, Field(gt=0, le=16)]
+"""Factor on the width of every layer; 1 is the published size."""
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+"""Probability of dropping a number; 1 would drop everything."""
 
 
 class ImageModel(nn.Module):
     """Base of all networks.
 
     A subclass builds its layers in ``__init__`` (ending with :func:`initialise`), sets ``feature_size`` and ``head``,
-    and writes :meth:`encode`. Normalisation lies inside the network, in saved buffers, so that whoever holds a
-    checkpoint feeds it plain images and can never use another dataset's statistics.
+    and defines :meth:`encode`. Normalisation is part of the network, in saved buffers: a checkpoint takes plain images
+    and cannot be used with the statistics of another dataset.
 
     Attributes:
         shape: (channels, height, width) of one image.
@@ -32,11 +39,11 @@ class ImageModel(nn.Module):
         classes: Number of classes, at least 2.
 
     Raises:
-        ConfigError: The shape or the number of classes makes no sense, or the image is smaller than 8 x 8.
+        ConfigError: A side of the shape is below 1, there are fewer than 2 classes, or the image is below 8 x 8.
     """
 
     SMALLEST = 8
-    """Smallest height and width, in pixels, that every network takes."""
+    """Smallest height and width that every network takes, in pixels."""
 
     shape: tuple[int, int, int]
     classes: int
@@ -72,11 +79,13 @@ class ImageModel(nn.Module):
             std: One positive value per channel.
 
         Raises:
-            ConfigError: Not one value per channel, or a standard deviation is not positive.
+            ConfigError: There is not one value per channel, a value is not finite, or a deviation is not positive.
         """
         channels = self.shape[0]
         if len(mean) != channels or len(std) != channels:
             raise ConfigError(f"normalisation needs {channels} means and deviations, got {len(mean)} and {len(std)}")
+        if not all(map(math.isfinite, (*mean, *std))):
+            raise ConfigError(f"means {list(mean)} and standard deviations {list(std)} must be finite")
         if not all(value > 0 for value in std):
             raise ConfigError(f"standard deviations must be positive, got {list(std)}; use 1 for a constant channel")
         for buffer, values in ((self.mean, mean), (self.std, std)):
@@ -95,7 +104,8 @@ class ImageModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, shape (N, classes), of float32 images in [0, 1], shape (N, C, H, W)."""
-        return self.head(self.features(x))
+        logits: Tensor = self.head(self.features(x))
+        return logits
 
     def encode(self, x: Tensor) -> Tensor:
         """Return features, shape (N, feature_size), of *normalised* images, shape (N, C, H, W)."""
@@ -103,20 +113,14 @@ class ImageModel(nn.Module):
 
 
 def scaled(channels: int, width: float) -> int:
-    """Return a layer's width times the factor ``width``, at least 1.
-
-    Raises:
-        ConfigError: ``width`` is not positive.
-    """
-    if width <= 0:
-        raise ConfigError(f"width={width} must be positive; 1.0 is the published size")
+    """Return a layer's width times the factor ``width``, at least 1."""
     return max(1, round(channels * width))
 
 
 def initialise(model: ImageModel) -> None:
-    """Set initial weights: He et al. 2015 for layers before a ReLU; a last layer whose first answers are near uniform.
+    """Set initial weights: He et al. 2015; small ones in the last layer, so that first predictions are near uniform.
 
-    Draws from torch's global generator: seed it before a network is built.
+    Draws from torch's global generator; seed it before building a network.
 
     References:
         He et al., Delving Deep into Rectifiers, ICCV 2015, eq. 10 (fan-in).

@@ -1,4 +1,4 @@
-"""Build a network by name; the network remembers how, so that a checkpoint can rebuild it."""
+"""Build a network by name. The network keeps its arguments, so that a checkpoint can rebuild it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def build_model(name: str, shape: Sequence[int], classes: int, params: Mapping[s
         ``build_model(**model.spec)`` builds the same architecture.
 
     Raises:
-        ConfigError: Unknown name or parameter, a value of the wrong type, or an image too small for the network.
+        ConfigError: Unknown name or parameter, a value of the wrong type or out of its range, or an image too small
+            for the network.
     """
     checked = MODELS.check(name, params or {})
     channels, height, width = (int(value) for value in shape)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mea_ray.models.base import ImageModel, initialise, scaled
+from mea_ray.models.base import Dropout, ImageModel, Width, initialise, scaled
 
 
 class Cnn9(ImageModel):
     """Nine convolutions with BatchNorm and leaky ReLUs in three blocks, global average, one linear layer.
 
-    Every answer is a sum of what is seen anywhere in the image: the network adds up evidence.
+    A logit is a sum over all positions of the image.
 
     Args:
         width: Factor on every layer's width.
@@ -22,7 +22,9 @@ class Cnn9(ImageModel):
 
     PADDED_BELOW = 16
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: float = 1.0, dropout: float = 0.25) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, *, width: Width = 1.0, dropout: Dropout = 0.25
+    ) -> None:
         super().__init__(shape, classes)
         a, b, c = scaled(128, width), scaled(256, width), scaled(512, width)
         # Two pools leave a quarter of the side; an unpadded 3 x 3 layer then needs 3 pixels.
@@ -58,4 +60,5 @@ class Cnn9(ImageModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """See the base class."""
-        return self.body(x)
+        features: Tensor = self.body(x)
+        return features

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
-from mea_ray.models.base import ImageModel, initialise, scaled
+from mea_ray.models.base import ImageModel, Width, initialise, scaled
 
 
 class ResNet(ImageModel):
@@ -62,7 +62,8 @@ class ResNet(ImageModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """See the base class."""
-        return self.body(x)
+        features: Tensor = self.body(x)
+        return features
 
 
 class ResNet18(ResNet):
@@ -72,7 +73,7 @@ class ResNet18(ResNet):
         width: Factor on every layer's width.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: float = 1.0) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: Width = 1.0) -> None:
         super().__init__(shape, classes, BasicBlock, (2, 2, 2, 2), width)
 
 
@@ -83,5 +84,5 @@ class ResNet50(ResNet):
         width: Factor on every layer's width.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: float = 1.0) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: Width = 1.0) -> None:
         super().__init__(shape, classes, Bottleneck, (3, 4, 6, 3), width)

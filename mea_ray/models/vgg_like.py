@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mea_ray.models.base import ImageModel, initialise, scaled
+from mea_ray.models.base import Dropout, ImageModel, Width, initialise, scaled
 
 
 class VggLike(ImageModel):
@@ -25,7 +25,9 @@ class VggLike(ImageModel):
     PADDED_BELOW = 24
     LARGEST_MAP = 8
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: float = 1.0, dropout: float = 0.5) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, *, width: Width = 1.0, dropout: Dropout = 0.5
+    ) -> None:
         super().__init__(shape, classes)
         narrow, wide, hidden = scaled(64, width), scaled(128, width), scaled(256, width)
         padding = 1 if min(self.shape[1:]) < self.PADDED_BELOW else 0
@@ -61,4 +63,5 @@ class VggLike(ImageModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """See the base class."""
-        return self.hidden(self.shrink(self.convolutions(x)))
+        features: Tensor = self.hidden(self.shrink(self.convolutions(x)))
+        return features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mea_ray.models.base import ImageModel, halvings, initialise, scaled
+from mea_ray.models.base import Dropout, ImageModel, Width, halvings, initialise, scaled
 
 
 class VggFace(ImageModel):
@@ -30,8 +30,8 @@ class VggFace(ImageModel):
         shape: tuple[int, int, int],
         classes: int,
         *,
-        width: float = 1.0,
-        dropout: float = 0.5,
+        width: Width = 1.0,
+        dropout: Dropout = 0.5,
         batch_norm: bool = False,
     ) -> None:
         super().__init__(shape, classes)
@@ -63,4 +63,5 @@ class VggFace(ImageModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """See the base class."""
-        return self.hidden(self.convolutions(x))
+        features: Tensor = self.hidden(self.convolutions(x))
+        return features

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from mea_ray.config import ExperimentConfig, build
 from mea_ray.core.errors import ConfigError
 from mea_ray.models import MODELS
 from mea_ray.models.base import ImageModel
@@ -39,7 +40,8 @@ def test_logits_come_from_the_head_on_the_features(name: str, shape: tuple[int, 
 def test_gradient_reaches_every_parameter(name: str, shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     model = build_model(name, shape, 5, {"width": 0.25}).train()
-    nn.functional.cross_entropy(model(images(shape, 8)), torch.arange(8) % 5).backward()
+    loss = nn.functional.cross_entropy(model(images(shape, 8)), torch.arange(8) % 5)
+    loss.backward()  # type: ignore[no-untyped-call]
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
 
@@ -150,10 +152,25 @@ def test_bad_arguments_are_refused() -> None:
         build_model("vgg_like", (3, 32, 32), 1)
     with pytest.raises(ConfigError, match="width"):
         build_model("vgg_like", (3, 32, 32), 10, {"widht": 0.5})
-    with pytest.raises(ConfigError, match="must be positive"):
-        build_model("vgg_like", (3, 32, 32), 10, {"width": 0})
     model = build_model("vgg_like", (3, 16, 16), 10, SMALL)
     with pytest.raises(ConfigError, match="3 means"):
         model.set_normalisation([0.5], [0.5])
     with pytest.raises(ConfigError, match="positive"):
         model.set_normalisation([0.5] * 3, [0.5, 0, 0.5])
+    for mean, std in (([0.5, float("nan"), 0.5], [0.5] * 3), ([0.5] * 3, [0.5, float("inf"), 0.5])):
+        with pytest.raises(ConfigError, match="must be finite"):
+            model.set_normalisation(mean, std)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, 16.5, float("nan"), float("inf"), 10**400, "wide", None])
+@pytest.mark.parametrize("name", MODELS.names())
+def test_a_width_out_of_range_is_refused_when_the_config_is_read(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match="width="):
+        build(ExperimentConfig, {"victim": {"model": {"name": name, "width": value}}})
+
+
+@pytest.mark.parametrize("value", [1.5, 1, -0.1, float("nan"), True])
+@pytest.mark.parametrize("name", [name for name in MODELS.names() if "dropout" in MODELS.check(name, {})])
+def test_a_dropout_out_of_range_is_refused_when_the_config_is_read(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match="dropout="):
+        build(ExperimentConfig, {"thief": {"model": {"name": name, "dropout": value}}})
