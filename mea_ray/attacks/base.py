@@ -53,14 +53,14 @@ class Attack(ABC):
     keeps_images: bool = True
     """Whether images and their answers are kept when it is done, so that the substitute can be trained on later."""
 
-    def charges(self, budgets: Sequence[int]) -> int:
+    def query_cost(self, budgets: Sequence[int]) -> int:
         """Return the images that a run over ``budgets`` is charged at most: what its client must be registered with.
 
         The rungs share one transfer set, so this is the largest budget; an attack whose rungs share nothing overrides.
         """
         return max(budgets)
 
-    def held(self, transfer: TransferSet, budgets: Sequence[int]) -> int:
+    def answered_images(self, transfer: TransferSet, budgets: Sequence[int]) -> int:
         """Return how many answers a run over ``budgets`` finds in ``transfer``: what it was charged for already."""
         return len(transfer)
 

@@ -53,11 +53,11 @@ class Distillation(TransferAttack):
         self.requery = requery
         self.query_chunk = query_chunk
 
-    def charges(self, budgets: Sequence[int]) -> int:
+    def query_cost(self, budgets: Sequence[int]) -> int:
         """Return the largest budget; with `requery` the sum of all, whose rungs share no answer."""
         return sum(budgets) if self.requery else max(budgets)
 
-    def held(self, transfer: TransferSet, budgets: Sequence[int]) -> int:
+    def answered_images(self, transfer: TransferSet, budgets: Sequence[int]) -> int:
         """Return the answers kept so far; with `requery` those of the transfer sets of the rungs."""
         return sum(len(self._own(transfer, b)) for b in budgets) if self.requery else len(transfer)
 

@@ -269,7 +269,7 @@ class TransferAttack(Attack):
             # What was answered but not kept before a kill is charged already, and asking it again is free: one query,
             # and the answers that waited for a file to be full.
             lost = 2 * self.query_chunk if transfer.path is not None else 0
-            check_remaining(blackbox, self.charges(wanted) - self.held(transfer, wanted), lost)
+            check_remaining(blackbox, self.query_cost(wanted) - self.answered_images(transfer, wanted), lost)
         chosen = self.learning(learning)
         thief = Thief(
             pool,

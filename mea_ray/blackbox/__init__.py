@@ -5,7 +5,7 @@ from mea_ray.core.registry import Table
 POLICIES = Table(
     "answer policy",
     {
-        "embedding": "mea_ray.blackbox.embeddings:Embedding",
+        "embedding": "mea_ray.blackbox.embeddings:PlainEmbedding",
         "embedding_normalised": "mea_ray.blackbox.embeddings:NormalisedEmbedding",
         "embedding_rounded": "mea_ray.blackbox.embeddings:RoundedEmbedding",
         "label_only": "mea_ray.blackbox.policies:LabelOnly",

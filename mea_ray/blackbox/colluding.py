@@ -2,63 +2,69 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 
+from mea_ray.blackbox.validate import check_images
 from mea_ray.core.errors import ConfigError, OverBudget
 from mea_ray.core.types import Answers, BlackBox, FloatImages, Images
 
 
-class Account(BlackBox, Protocol):
-    """A black box that numbers the images it asked, as `LocalBlackBox` and `ServiceClient` do."""
+class CountingClient(BlackBox, Protocol):
+    """A black box that counts the images it queried, as `LocalBlackBox` and `ServiceClient` do."""
 
     asked: int
 
 
-def share(account: int, accounts: int, images: int) -> int:
-    """Return how many of the first ``images`` images go to an account: image i is account i modulo ``accounts``'s."""
+def account_share(account: int, accounts: int, images: int) -> int:
+    """Return how many of the first ``images`` images an account queries: image i belongs to i modulo ``accounts``."""
     return (images - account + accounts - 1) // accounts
 
 
 def account_names(client: str, accounts: int) -> list[str]:
-    """Return the names of a thief's clients: its own if it has one, else ``<client>-1`` and so on."""
+    """Return the names of a thief's clients: ``client`` if there is one, else ``<client>-1`` and so on."""
     return [client] if accounts == 1 else [f"{client}-{number}" for number in range(1, accounts + 1)]
 
 
 class Colluding:
     """Deals the images of every query out over accounts, one each in turn; implements `types.BlackBox`.
 
-    Whose turn it is follows from the number of images asked before, so a thief who resumes (``start_at``) sends every
-    image to the account that it was sent to before, under the same request ids: nothing is charged twice.
+    Which account queries an image follows from the number of images queried before. So a resumed thief (``start_at``)
+    sends every image to the same account as before, under the same request id, and nothing is charged twice.
 
     Args:
-        accounts: The accounts, each of which has asked its ``share`` of ``start_at`` images.
-        budget: Images that all of them may ask; None for no limit. A query that would cross it is refused as a whole.
-        start_at: Images asked before, over all accounts.
-        at_once: Ask the accounts at the same time, each in a thread; otherwise one after the other.
+        accounts: The accounts, each of which has queried its `account_share` of ``start_at`` images.
+        budget: Images that all of them may query; None for no limit. A query that would cross it is refused as a whole.
+        start_at: Images queried before, over all accounts.
+        at_once: Query the accounts at the same time, each in a thread; otherwise one after the other.
+
+    Attributes:
+        asked: Images queried so far over all accounts, ``start_at`` included.
 
     Raises:
-        ConfigError: There are no accounts, or one has not asked its share.
+        ConfigError: There are no accounts, or one has not queried its share.
     """
 
     def __init__(
-        self, accounts: Sequence[Account], *, budget: int | None = None, start_at: int = 0, at_once: bool = False
+        self, accounts: Sequence[CountingClient], *, budget: int | None = None, start_at: int = 0, at_once: bool = False
     ) -> None:
-        shares = [share(index, len(accounts), start_at) for index in range(len(accounts))]
+        shares = [account_share(index, len(accounts), start_at) for index in range(len(accounts))]
         if not accounts or [account.asked for account in accounts] != shares:
             raise ConfigError(
-                f"{len(accounts)} accounts have asked {[account.asked for account in accounts]} images; give at least "
-                f"one account, and open them at their shares of start_at={start_at}: {shares}"
+                f"{len(accounts)} accounts have queried {[account.asked for account in accounts]} images; give at "
+                f"least one account, and open them at their shares of start_at={start_at}: {shares}"
             )
         self.accounts, self.asked = list(accounts), start_at
         self._budget, self._at_once = budget, at_once
+        self._turn = threading.Lock()
 
     @property
     def classes(self) -> int:
-        """Numbers in an answer: classes, or the length of an embedding."""
+        """Length of an answer: the number of classes, or of an encoder's features."""
         return self.accounts[0].classes
 
     @property
@@ -68,7 +74,7 @@ class Colluding:
 
     @property
     def remaining(self) -> int | None:
-        """Images that may still be asked, over all accounts; None if one has no budget."""
+        """Images that may still be queried, over all accounts; None if one has no budget."""
         left = [account.remaining for account in self.accounts]
         known = [images for images in left if images is not None]
         return sum(known) if len(known) == len(left) else None
@@ -76,18 +82,33 @@ class Colluding:
     def query(self, images: Images | FloatImages) -> Answers:
         """Answer images in their order, see `types.BlackBox.query`.
 
-        After an error the same query may be asked again: what an account was charged of it is not charged twice.
+        After an error the same query may be sent again: what an account was charged of it is not charged twice.
+
+        Raises:
+            BadQuery: The images are not acceptable. No account was charged for any of them.
+            OverBudget: They do not fit in the budget. No account was charged for any of them.
         """
+        check_images(images, self.image_shape)
+        with self._turn:
+            return self._query(images)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_turn"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _turn=threading.Lock())
+
+    def _query(self, images: Images | FloatImages) -> Answers:
         if self._budget is not None and self.asked + len(images) > self._budget:
             raise OverBudget("all accounts", len(images), self._budget - self.asked, self._budget)
-        turn, count = self.asked, len(self.accounts)
-        owners = (turn + np.arange(len(images))) % count
+        start, count = self.asked, len(self.accounts)
+        owners = (start + np.arange(len(images))) % count
         places = {index: np.flatnonzero(owners == index) for index in range(count) if (owners == index).any()}
         try:
-            parts = self._ask([(self.accounts[index], images[own]) for index, own in places.items()])
+            parts = self._query_accounts([(self.accounts[index], images[own]) for index, own in places.items()])
         except BaseException:
             for index, account in enumerate(self.accounts):
-                account.asked = share(index, count, turn)
+                account.asked = account_share(index, count, start)
             raise
         answers = np.empty((len(images), self.classes), np.float32)
         for own, part in zip(places.values(), parts, strict=True):
@@ -95,9 +116,9 @@ class Colluding:
         self.asked += len(images)
         return answers
 
-    def _ask(self, asks: list[tuple[Account, Images | FloatImages]]) -> list[Answers]:
-        if not self._at_once or len(asks) == 1:
-            return [account.query(images) for account, images in asks]
-        with ThreadPoolExecutor(len(asks)) as threads:
-            under_way = [threads.submit(account.query, images) for account, images in asks]
-        return [answers.result() for answers in under_way]
+    def _query_accounts(self, parts: list[tuple[CountingClient, Images | FloatImages]]) -> list[Answers]:
+        if not self._at_once or len(parts) == 1:
+            return [account.query(images) for account, images in parts]
+        with ThreadPoolExecutor(len(parts)) as threads:
+            running = [threads.submit(account.query, images) for account, images in parts]
+        return [answers.result() for answers in running]

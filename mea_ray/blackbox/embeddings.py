@@ -1,4 +1,4 @@
-"""Answer policies of a feature API: what it lets out of an encoder's features. Row by row, as all policies."""
+"""Answer policies of a feature API: how much of an encoder's features it reveals, row by row."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ Features = npt.NDArray[np.float32]
 TINY = np.float32(1e-12)
 
 
-class Embedding:
+class PlainEmbedding:
     """The features, as the encoder computes them."""
 
     source: Source = "features"
 
     def apply(self, features: Features, images: Images | FloatImages) -> Answers:
-        """Return float32 features (N, feature_size), see `policies.Policy.apply`."""
+        """Return float32 features (N, feature_size), see `policies.AnswerPolicy.apply`."""
         return np.array(features, dtype=np.float32)
 
 
 class NormalisedEmbedding:
-    """The features scaled to length 1; a row of zeros stays one."""
+    """The features scaled to L2 norm 1. A row of zeros is unchanged."""
 
     source: Source = "features"
 
     def apply(self, features: Features, images: Images | FloatImages) -> Answers:
-        """Divide each row by its L2 norm, see `policies.Policy.apply`."""
-        lengths = np.sqrt(np.square(features.astype(np.float64)).sum(axis=1, keepdims=True))
-        answers: Answers = (features / np.maximum(lengths, TINY)).astype(np.float32)
+        """Divide each row by its L2 norm, see `policies.AnswerPolicy.apply`."""
+        norms = np.sqrt(np.square(features.astype(np.float64)).sum(axis=1, keepdims=True))
+        answers: Answers = (features / np.maximum(norms, TINY)).astype(np.float32)
         return answers
 
 
 class RoundedEmbedding:
-    """Features scaled to length 1 and rounded, so that they say less.
+    """Features scaled to L2 norm 1 and rounded.
 
     Args:
-        decimals: Decimals kept.
+        decimals: Number of decimals.
 
     Raises:
         ConfigError: ``decimals`` is negative.
@@ -53,6 +53,6 @@ class RoundedEmbedding:
         self.decimals = decimals
 
     def apply(self, features: Features, images: Images | FloatImages) -> Answers:
-        """Normalise and round each row, see `policies.Policy.apply`."""
+        """Normalise and round each row, see `policies.AnswerPolicy.apply`."""
         unit = NormalisedEmbedding().apply(features, images).astype(np.float64)
         return np.round(unit, self.decimals).astype(np.float32)

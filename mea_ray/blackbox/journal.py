@@ -23,18 +23,18 @@ CREATE TABLE IF NOT EXISTS requests (
 """
 
 
-class Journal:
+class LedgerJournal:
     """Durable rows of clients and charged requests.
 
-    The file is locked for as long as it is open: two ledgers on one journal would each let the whole budget through.
-    A killed process loses its lock, so its successor can open the file at once.
+    The file is locked while it is open: two ledgers on one journal would each grant the whole budget. The lock ends
+    with its process, so the next one can open the file at once.
 
     Args:
         path: The file; its folder is made.
-        timeout_s: Seconds to wait for a predecessor to let go of the file.
+        timeout_s: Seconds to wait for another process to release the file.
 
     Raises:
-        ArtifactError: The file is damaged, of another schema, or held by a living ledger.
+        ArtifactError: The file is damaged, of another schema, or held by a running ledger.
     """
 
     def __init__(self, path: Path, *, timeout_s: float = 10.0) -> None:
@@ -90,7 +90,7 @@ class Journal:
             with contextlib.suppress(sqlite3.Error):  # a full disk has rolled it back already
                 database.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
-                raise passing(self.path, error) from error
+                raise storage_error(self.path, error) from error
             raise
 
     def close(self) -> None:
@@ -98,6 +98,6 @@ class Journal:
         self._database.close()
 
 
-def passing(path: Path, error: sqlite3.OperationalError) -> StorageUnavailable:
-    """Return SQLite's complaint about its disk as what it is: a state that passes."""
+def storage_error(path: Path, error: sqlite3.OperationalError) -> StorageUnavailable:
+    """Return the typed, retryable error for a disk that SQLite found full or unreachable."""
     return StorageUnavailable(str(path), "full" if "full" in str(error) else "away", 0.0, str(error))

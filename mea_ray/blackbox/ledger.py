@@ -1,21 +1,35 @@
-"""The ledger of a query API: who may still ask how many images, and what each has been charged for.
+"""The ledger of a query API: each client's budget and rate limit, and what it has been charged.
 
-A request is charged once however often it is asked: its id is remembered, with the number and the hash of its images.
+A request is charged once, however often it is sent. The ledger remembers each request's id with the number and the
+hash of its images.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mea_ray.blackbox.journal import Journal
-from mea_ray.core.errors import ConfigError, OverBudget, QueryError, RateLimited, RequestConflict, UnknownClient
+from mea_ray.blackbox.journal import LedgerJournal
+from mea_ray.blackbox.validate import check_name
+from mea_ray.core.errors import (
+    BadQuery,
+    ConfigError,
+    OverBudget,
+    QueryError,
+    RateLimited,
+    RequestConflict,
+    UnknownClient,
+)
+
+MOST_IMAGES = 2**53
+"""Largest budget and largest charge, in images: what the journal and JSON hold exactly."""
 
 
-class Rate(NamedTuple):
+class RateLimit(NamedTuple):
     """Token bucket: `images_per_second` in the long run, `burst` images at once after a pause."""
 
     images_per_second: float
@@ -34,7 +48,7 @@ class Charge(NamedTuple):
 @dataclass
 class _Account:
     budget: int | None
-    rate: Rate | None
+    rate: RateLimit | None
     tokens: float = 0.0
     stamp: float = 0.0
     charged: int = 0
@@ -42,17 +56,17 @@ class _Account:
 
     def refill(self, now: float) -> None:
         if self.rate is not None:
-            # A clock set back gives nothing and takes nothing.
+            # A clock that was set back neither adds nor removes tokens.
             gained = max(0.0, now - self.stamp) * self.rate.images_per_second
             self.tokens = min(float(self.rate.burst), self.tokens + gained)
         self.stamp = now
 
 
 class Ledger:
-    """Budgets, rates and charges of all clients. Not thread-safe: one owner calls it, one call at a time.
+    """Budgets, rate limits and charges of all clients. Not thread-safe: the caller serialises all calls.
 
-    With a path every change is committed to a journal on disk before the call returns; opening the same path again
-    recovers the ledger as it was, whatever killed its process.
+    With a path every change is committed to a journal on disk before the call returns. Opening the same path again
+    restores the ledger, even after its process was killed.
 
     Args:
         path: Journal file; None keeps the ledger in memory only.
@@ -65,44 +79,45 @@ class Ledger:
     def __init__(self, path: Path | str | None = None, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
-        self._journal = Journal(Path(path)) if path is not None else None
+        self._journal = LedgerJournal(Path(path)) if path is not None else None
         if self._journal is not None:
             for name, budget, images_per_second, burst, tokens, stamp in self._journal.clients():
-                rate = Rate(images_per_second, burst) if images_per_second is not None else None
+                rate = RateLimit(images_per_second, burst) if images_per_second is not None else None
                 self._accounts[name] = _Account(budget, rate, tokens, stamp)
             for name, request_id, images, digest in self._journal.requests():
                 account = self._accounts[name]
                 account.requests[request_id] = (images, digest)
                 account.charged += images
 
-    def register(self, client: str, budget: int | None = None, rate: Rate | None = None) -> None:
-        """Open an account, or change the terms of one; what was charged stays charged.
+    def register(self, client: str, budget: int | None = None, rate: RateLimit | None = None) -> None:
+        """Open an account, or change the budget and rate limit of one. Past charges are kept.
 
         Args:
-            client: Name of the client, not empty.
+            client: Name of the client, see `validate.check_name`.
             budget: Images that may be charged in all; None for no limit.
             rate: Token bucket; None for no limit.
 
         Raises:
-            ConfigError: The budget is negative or below what the client has been charged, or the rate is not positive.
+            ConfigError: The name is not acceptable, the budget is negative or below what the client has been charged,
+                or the rate limit is not positive and finite.
+            StorageUnavailable: The journal could not be written. Nothing was changed.
         """
-        if not client:
-            raise ConfigError("a client needs a name, got ''")
-        if rate is not None and (rate.images_per_second <= 0 or rate.burst < 1):
-            raise ConfigError(f"client {client!r}: {rate} must have a positive rate and a burst of at least 1")
-        account = self._accounts.get(client)
-        charged = account.charged if account else 0
+        _check_terms(client, budget, rate)
+        before = self._accounts.get(client)
+        charged = before.charged if before else 0
         if budget is not None and budget < charged:
             raise ConfigError(
                 f"client {client!r}: a budget of {budget} images is below the {charged} charged; give at least that"
             )
         now = self._clock()
-        if account is None:
+        if before is None:
             account = _Account(budget, rate, float(rate.burst) if rate else 0.0, now)
         else:
+            # A copy: if the journal cannot be written, the account in memory must stay as it is on disk.
+            account = replace(before)
             account.refill(now)
             if rate is not None:
-                # Registering again must not refill the bucket, or it would be a way around the rate.
+                # Registering again does not refill the bucket, or it would be a way around the rate limit.
                 account.tokens = min(account.tokens, float(rate.burst)) if account.rate else float(rate.burst)
             account.budget, account.rate = budget, rate
         if self._journal is not None:
@@ -110,9 +125,10 @@ class Ledger:
         self._accounts[client] = account
 
     def charge(self, client: str, request_id: str, images_count: int, digest: str) -> None:
-        """Charge one request, or find that it was charged before.
+        """Charge one request; a request that was charged before costs nothing.
 
         Raises:
+            BadQuery: The name, the request id or the hash is malformed, or the number of images is below 1.
             UnknownClient: The client was never registered.
             RequestConflict: The id was charged for other images.
             OverBudget: The request does not fit in the budget. Nothing is charged.
@@ -123,7 +139,7 @@ class Ledger:
             raise refusal
 
     def charge_many(self, charges: Sequence[Charge]) -> list[QueryError | None]:
-        """Charge several requests, each on its own, in their order, with one write to the journal.
+        """Charge several requests independently, in their order, with one write to the journal.
 
         Returns:
             For each request None if it is paid for, else the error that `charge` would raise; that one cost nothing.
@@ -154,7 +170,7 @@ class Ledger:
         return sum(images for request_id, images in requests if request_id not in known)
 
     def remaining(self, client: str) -> int | None:
-        """Return how many images the client may still ask; None without a budget."""
+        """Return the number of images that the client may still query; None without a budget."""
         account = self._account(client)
         return None if account.budget is None else account.budget - account.charged
 
@@ -163,7 +179,7 @@ class Ledger:
         return self._account(client).budget
 
     def charged(self, client: str) -> int:
-        """Return how many images the client has been charged."""
+        """Return the number of images that the client has been charged."""
         return self._account(client).charged
 
     def clients(self) -> list[str]:
@@ -176,28 +192,30 @@ class Ledger:
             self._journal.close()
 
     def _account(self, client: str) -> _Account:
-        try:
-            return self._accounts[client]
-        except KeyError:
-            raise UnknownClient(f"client {client!r} is not registered; register it with the service first") from None
+        account = self._accounts.get(client) if isinstance(client, str) else None
+        if account is None:
+            raise _unknown(client)
+        return account
 
     def _refusal(self, charge: Charge, now: float) -> QueryError | None:
+        if (malformed := _malformed(charge)) is not None:
+            return malformed
         account = self._accounts.get(charge.client)
         if account is None:
-            return UnknownClient(f"client {charge.client!r} is not registered; register it with the service first")
+            return _unknown(charge.client)
         before = account.requests.get(charge.request_id)
         if before is not None:
             if before == (charge.images, charge.digest):
                 return None
             return RequestConflict(
-                f"request id {charge.request_id!r} of client {charge.client!r} was charged for {before[0]} others; "
-                "use a new one"
+                f"request id {charge.request_id!r} of client {charge.client!r} was charged for {before[0]} other "
+                "images; use a new one"
             )
         if account.budget is not None and account.charged + charge.images > account.budget:
             return OverBudget(charge.client, charge.images, account.budget - account.charged, account.budget)
         if account.rate is not None:
             account.refill(now)
-            # A request larger than the burst goes through a full bucket and leaves it in debt, else it never could.
+            # A request larger than the burst passes a full bucket and leaves it in debt; else it could never pass.
             needed = min(charge.images, account.rate.burst)
             if account.tokens < needed:
                 return RateLimited(charge.client, (needed - account.tokens) / account.rate.images_per_second)
@@ -223,3 +241,37 @@ class Ledger:
             account.tokens,
             account.stamp,
         )
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST_IMAGES
+
+
+def _check_terms(client: str, budget: int | None, rate: RateLimit | None) -> None:
+    try:
+        check_name("a client's name", client)
+    except BadQuery as error:
+        raise ConfigError(str(error)) from None
+    if budget is not None and not _is_count(budget, 0):
+        raise ConfigError(f"client {client!r}: a budget must be a whole number of images from 0 on, got {budget!r}")
+    if rate is not None and not (
+        0 < rate.images_per_second < math.inf and _is_count(rate.burst, 1)  # NaN fails the comparison
+    ):
+        raise ConfigError(f"client {client!r}: {rate} must have a positive, finite rate and a burst of at least 1")
+
+
+def _malformed(charge: Charge) -> BadQuery | None:
+    """Return the error of a charge that must not reach the journal, where it would stop the whole batch."""
+    try:
+        check_name("a client's name", charge.client)
+        check_name("a request id", charge.request_id)
+        check_name("a request's hash", charge.digest)
+    except BadQuery as error:
+        return error
+    if not _is_count(charge.images, 1):
+        return BadQuery(f"a request must be charged for at least 1 image, a whole number, got {charge.images!r}")
+    return None
+
+
+def _unknown(client: object) -> UnknownClient:
+    return UnknownClient(f"client {str(client)[:200]!r} is not registered; register it with the service first")

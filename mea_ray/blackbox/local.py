@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.passes import FixedShapePasses, answer_size
-from mea_ray.blackbox.policies import Policy, Probabilities
-from mea_ray.blackbox.query_log import SAMPLE_IMAGES, QueryLog, note, sample_size
+from mea_ray.blackbox.policies import AnswerPolicy, Probabilities
+from mea_ray.blackbox.query_log import SAMPLE_IMAGES, QueryLog, log_entry, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
-from mea_ray.core.errors import RateLimited
+from mea_ray.core.errors import ConfigError, RateLimited
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.models.base import ImageModel
 
@@ -18,29 +19,34 @@ from mea_ray.models.base import ImageModel
 class LocalBlackBox:
     """A victim behind a query API in this process; implements `types.BlackBox`.
 
-    Every query is charged, also for images asked before: request ids count the images that this client asked. To ask
-    a query again that a crash interrupted, begin at the count it began at (``start_at``); it is then charged once.
+    Every query is charged, even for images queried before: a request id contains the number of images that this client
+    queried before it. To repeat a query that a crash interrupted, begin at the same number (``start_at``); it is then
+    charged once. Threads may share a client: their queries are answered one after the other.
 
     Args:
         model: The victim.
-        policy: What an answer holds; all probabilities when None.
-        ledger: Where charges go; a fresh one without a budget when None, in which the client is registered.
-        client: Name of the client in the ledger; must be registered there.
+        policy: What an answer reveals; all probabilities when None.
+        ledger: Where queries are charged; a new one without a budget when None, in which the client is registered.
+        client: Name of the client; must be registered in the given ledger.
         pass_images: Images in every forward pass; None chooses by device.
         max_query_images: Images in one query at most; None for no limit.
-        start_at: Images that this client has asked before.
-        log: The owner's query log; a fresh one in memory when None.
-        query_log_images: First images of a client whose distances the log keeps.
-        sleep: How to wait, in seconds, when the client is over its rate.
+        start_at: Images that this client has queried before.
+        log: The owner's query log; a new one in memory when None.
+        query_log_images: First images of a client whose distances the log measures.
+        sleep: How to wait, in seconds, when the client exceeds its rate limit.
+
+    Attributes:
+        asked: Images queried so far, ``start_at`` included.
 
     Raises:
+        ConfigError: ``start_at`` is negative.
         UnknownClient: The client is not registered in the given ledger.
     """
 
     def __init__(
         self,
         model: ImageModel,
-        policy: Policy | None = None,
+        policy: AnswerPolicy | None = None,
         ledger: Ledger | None = None,
         client: str = "thief",
         *,
@@ -51,6 +57,8 @@ class LocalBlackBox:
         query_log_images: int = SAMPLE_IMAGES,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        if start_at < 0:
+            raise ConfigError(f"start_at={start_at} must be at least 0: it counts images queried before")
         policy = policy if policy is not None else Probabilities()
         self._classes, self._shape = answer_size(model, policy), model.shape
         self._source = policy.source
@@ -62,10 +70,11 @@ class LocalBlackBox:
         self._passes = FixedShapePasses(model, self._shape, policy, pass_images=pass_images)
         self.log, self._sample = log if log is not None else QueryLog(), sample_size(self._shape, query_log_images)
         self._max_query_images, self._sleep = max_query_images, sleep
+        self._turn = threading.Lock()
 
     @property
     def classes(self) -> int:
-        """Numbers in an answer: classes, or the length of an embedding."""
+        """Length of an answer: the number of classes, or of an encoder's features."""
         return self._classes
 
     @property
@@ -75,21 +84,24 @@ class LocalBlackBox:
 
     @property
     def remaining(self) -> int | None:
-        """Images that may still be asked; None without a budget."""
+        """Images that may still be queried; None without a budget."""
         return self.ledger.remaining(self.client)
 
     def query(self, images: Images | FloatImages) -> Answers:
-        """Answer images and charge them, see `types.BlackBox.query`. Waits when the client is over its rate."""
+        """Answer images and charge them, see `types.BlackBox.query`. Waits when the client exceeds its rate limit."""
         check_images(images, self._shape, self._max_query_images)
         digest = image_digest(images)
-        request_id = f"{self.asked}-{digest}"
+        with self._turn:
+            request_id = f"{self.asked}-{digest}"
+            self._charge(request_id, len(images), digest)
+            response = self._passes.respond([images])[0]
+            self.log.add([log_entry(self.client, request_id, images, response, self._source, self._sample)])
+            self.asked += len(images)
+        return response.answers
+
+    def _charge(self, request_id: str, images: int, digest: str) -> None:
         while True:
             try:
-                self.ledger.charge(self.client, request_id, len(images), digest)
-                break
+                return self.ledger.charge(self.client, request_id, images, digest)
             except RateLimited as limited:
                 self._sleep(limited.retry_after_s)
-        told = self._passes.tell([images])[0]
-        self.log.add([note(self.client, request_id, images, told, self._source, self._sample)])
-        self.asked += len(images)
-        return told.answers

@@ -1,42 +1,42 @@
-"""A service that marks its own answers, whatever it then lets out of them."""
+"""A service that watermarks its own answers, whatever its answer policy then reveals of them."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from mea_ray.blackbox.policies import Policy, Source, Told, eight_bits, reads_features, tell
+from mea_ray.blackbox.policies import AnswerPolicy, Response, Source, reads_features, respond, to_uint8
 from mea_ray.core.types import Answers, FloatImages, Images, Marker
 
 
-class MarkedAnswers:
-    """Changes the victim's probabilities first and words them then, so that a marked answer looks like any other.
+class MarkingPolicy:
+    """Marks the victim's probabilities, then applies a policy, so that marked answers look like all others.
 
-    The decision is about images of 8 bits: an image that was changed by less than half a step, or sent as floats, is
-    the same image.
+    Images are rounded to 8 bits before it is decided whether to mark their answers. So an image changed by less than
+    half a level, or sent as floats, is treated as the same image.
 
     Args:
-        marker: The owner's, from the key.
-        policy: What an answer holds.
+        marker: Chooses and changes the answers; made from the owner's key.
+        policy: What an answer reveals.
     """
 
     source: Source = "probabilities"
 
-    def __init__(self, marker: Marker, policy: Policy) -> None:
+    def __init__(self, marker: Marker, policy: AnswerPolicy) -> None:
         self.marker, self.policy = marker, policy
         self.reads_features = reads_features(policy)
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
-        """Mark, then word, see `policies.Policy.apply`."""
-        return self.tell(probabilities, images).answers
+        """Mark, then apply the policy, see `policies.AnswerPolicy.apply`."""
+        return self.respond(probabilities, images).answers
 
-    def tell(
+    def respond(
         self,
         probabilities: npt.NDArray[np.float32],
         images: Images | FloatImages,
         features: npt.NDArray[np.float32] | None = None,
-    ) -> Told:
-        """Mark, then word, see `policies.Telling.tell`."""
-        changed, marked = self.marker.mark(probabilities, eight_bits(images))
-        told = tell(self.policy, changed, images, features)
-        return Told(told.answers, marked | told.marked, told.flagged)
+    ) -> Response:
+        """Mark, then apply the policy, see `policies.AnnotatingPolicy.respond`."""
+        changed, marked = self.marker.mark(probabilities, to_uint8(images))
+        response = respond(self.policy, changed, images, features)
+        return Response(response.answers, marked | response.marked, response.flagged)

@@ -1,10 +1,10 @@
-"""Forward passes of one fixed shape, so that an answer never depends on what an image was merged with.
+"""Forward passes of one fixed size, so that an answer never depends on the requests an image was merged with.
 
-Matrix libraries choose their algorithm, and so their order of summation, by the shape of the whole batch: the same
-image alone and in a batch of 256 gets logits that differ in the last bits. Here every pass holds exactly the same
-number of images, padded with black ones, and rows of a pass do not influence each other. On a CPU a pass is computed on
-one thread, for the place of a row decides which thread computes it and how; more replicas, not more threads, make a
-service faster there.
+Matrix libraries choose their algorithm, and with it the order of summation, by the size of the whole batch. The same
+image alone and in a batch of 256 gets logits that differ in their last bits. Here every pass holds the same number of
+images, padded with black ones, and the rows of a pass do not influence each other. On a CPU a pass is computed by one
+thread, because with several the position of a row decides which thread computes it and how. Add replicas, not threads,
+to make a service faster there.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from copy import deepcopy
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mea_ray.blackbox.policies import Policy, Told, reads_features, tell
+from mea_ray.blackbox.policies import AnswerPolicy, Response, reads_features, respond
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.models.base import ImageModel
 from mea_ray.training.device import device as default_device
@@ -34,37 +35,41 @@ def default_pass_images(where: torch.device, max_batch_images: int | None = None
     return images if max_batch_images is None else min(images, max_batch_images)
 
 
-def answer_size(model: ImageModel, policy: Policy) -> int:
-    """Return the numbers in an answer: a classifier's classes, or the length of an encoder's features."""
+def answer_size(model: ImageModel, policy: AnswerPolicy) -> int:
+    """Return the length of an answer: the number of classes, or of an encoder's features."""
     return model.feature_size if policy.source == "features" else model.classes
 
 
 class FixedShapePasses:
-    """A victim that answers any number of images in passes of one shape, in float32.
+    """A victim that answers any number of images in passes of one size, in float32.
 
     Args:
         model: The victim; a copy is put in eval mode and moved to the device.
         shape: (channels, height, width) of one image.
-        policy: What an answer holds.
+        policy: What an answer reveals.
         pass_images: Images in every forward pass; None chooses by device.
         device: Where to compute; None for the device of this process.
+
+    Attributes:
+        passes: Forward passes computed so far.
     """
 
     def __init__(
         self,
         model: ImageModel,
         shape: tuple[int, int, int],
-        policy: Policy,
+        policy: AnswerPolicy,
         *,
         pass_images: int | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.device = default_device() if device is None else device
-        # Picking the fastest algorithm by a race could give two replicas, or two starts of one, different bits.
+        # Benchmarking algorithms could give two replicas, or two starts of one, different bits.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        # A copy, for the caller's model stays where and as it is. Channels last: 1.5 times the images/s on a CPU.
-        self.model = deepcopy(model).to(self.device, torch.float32, memory_format=torch.channels_last).eval()
+        # The caller's model stays where and as it is. Channels last: 1.5 times the images/s on a CPU.
+        copy = deepcopy(model).to(self.device, torch.float32).eval()
+        self.model: ImageModel = copy.to(memory_format=torch.channels_last)
         self.policy = policy
         self._both = reads_features(policy)
         self._compute = self.model.features if policy.source == "features" else self._probabilities
@@ -72,7 +77,7 @@ class FixedShapePasses:
         self.passes = 0
         self._pixels = np.zeros((self.pass_images, *shape), dtype=np.uint8)
         self._values = np.zeros((self.pass_images, *shape), dtype=np.float32)
-        # A tensor and not a number: dividing by a number may become multiplying by its inverse, which rounds otherwise.
+        # A tensor, not a number: dividing by a number may become multiplying by its inverse, which rounds differently.
         self._white = torch.tensor(255.0, device=self.device)
 
     def answer(self, parts: Sequence[Images | FloatImages]) -> list[Answers]:
@@ -82,31 +87,31 @@ class FixedShapePasses:
             parts: Images of each request, uint8 or float32 in [0, 1], (N_i, C, H, W), already checked.
 
         Returns:
-            For each request float32 answers (N_i, K), K as ``answer_size`` gives it.
+            For each request float32 answers (N_i, K), K as given by ``answer_size``.
         """
-        return [told.answers for told in self.tell(parts)]
+        return [response.answers for response in self.respond(parts)]
 
-    def tell(self, parts: Sequence[Images | FloatImages]) -> list[Told]:
-        """Answer as ``answer`` does, and say what only the owner may know of the answers."""
+    def respond(self, parts: Sequence[Images | FloatImages]) -> list[Response]:
+        """Answer as ``answer`` does, with the annotations for the owner."""
         total = sum(map(len, parts))
         rows = [
             self._pass(parts, start, min(start + self.pass_images, total))
             for start in range(0, total, self.pass_images)
         ]
-        computed = np.concatenate(rows)
+        outputs = np.concatenate(rows)
         features = None
         if self._both:
-            computed, features = np.split(computed, [self.model.classes], axis=1)
-        told, start = [], 0
+            outputs, features = np.split(outputs, [self.model.classes], axis=1)
+        responses, start = [], 0
         for part in parts:
             stop = start + len(part)
-            beside = None if features is None else features[start:stop]
-            told.append(tell(self.policy, computed[start:stop], part, beside))
+            own_features = None if features is None else features[start:stop]
+            responses.append(respond(self.policy, outputs[start:stop], part, own_features))
             start = stop
-        return told
+        return responses
 
-    def _pass(self, parts: Sequence[Images | FloatImages], start: int, stop: int) -> np.ndarray:
-        """Compute the probabilities or features of images ``start`` to ``stop``, counted over all parts."""
+    def _pass(self, parts: Sequence[Images | FloatImages], start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Compute probabilities or features of images ``start`` to ``stop``, counted over all parts."""
         pieces = []
         offset = 0
         for part in parts:
@@ -130,9 +135,9 @@ class FixedShapePasses:
             x = torch.from_numpy(buffer).to(self.device)
             if buffer is self._pixels:
                 x = x.float().div_(self._white)
-            answers = self._compute(x)[:count].cpu().numpy()
+            outputs = self._compute(x)[:count].cpu().numpy()
         self.passes += 1
-        return np.asarray(answers, dtype=np.float32)
+        return np.asarray(outputs, dtype=np.float32)
 
     def _probabilities(self, x: Tensor) -> Tensor:
         if not self._both:

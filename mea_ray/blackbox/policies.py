@@ -1,6 +1,6 @@
-"""Answer policies: what a query API lets out of a classifier's probabilities.
+"""Answer policies: how much of a classifier's probabilities a query API reveals.
 
-Every policy works row by row, so that an answer depends on its own image only and never on what it was merged with.
+Every policy works row by row. The answer to an image never depends on the other images in its batch.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Answers, FloatImages, Images
 
 Source = Literal["probabilities", "features"]
-"""What a policy is given of the victim: a classifier's probabilities, or an encoder's features."""
+"""The victim's output that a policy works on: a classifier's probabilities, or an encoder's features."""
 
 
-class Policy(Protocol):
-    """How an API words its answers."""
+class AnswerPolicy(Protocol):
+    """Turns the victim's outputs into the answers that clients receive."""
 
     source: Source
-    """What ``apply`` is given."""
+    """The victim's output that ``apply`` takes."""
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
-        """Turn probabilities into answers.
+        """Turn the victim's outputs into answers.
 
         Args:
-            probabilities: float32 (N, K), rows sum to 1.
-            images: What was asked, uint8 or float32 in [0, 1], (N, C, H, W).
+            probabilities: float32 (N, K), rows sum to 1; for a policy on features, float32 (N, feature_size).
+            images: The queried images, uint8 or float32 in [0, 1], (N, C, H, W).
 
         Returns:
             float32 (N, K), a new array.
@@ -39,12 +39,12 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class Told:
-    """Answers as they leave, and what only the owner knows of them.
+class Response:
+    """Answers to one request, with what only the API's owner knows about them.
 
     Attributes:
         answers: float32 (N, K).
-        marked: Images whose answer carries a mark, bool (N,).
+        marked: Images whose answer carries a watermark, bool (N,).
         flagged: Images that look abnormal to the service, bool (N,).
     """
 
@@ -53,51 +53,51 @@ class Told:
     flagged: npt.NDArray[np.bool_]
 
     @classmethod
-    def plain(cls, answers: Answers) -> Told:
-        """Return answers that are all treated alike."""
+    def plain(cls, answers: Answers) -> Response:
+        """Wrap answers of which none is marked or flagged."""
         none = np.zeros(len(answers), bool)
         return cls(answers, none, none)
 
 
 @runtime_checkable
-class Telling(Protocol):
-    """A policy that treats some images otherwise than others, and tells its owner which."""
+class AnnotatingPolicy(Protocol):
+    """A policy that treats some images differently, and reports to the owner which ones."""
 
     source: Source
     reads_features: bool
-    """Whether ``tell`` needs the victim's features beside its probabilities."""
+    """Whether ``respond`` needs the victim's features besides its probabilities."""
 
-    def tell(
+    def respond(
         self,
         probabilities: npt.NDArray[np.float32],
         images: Images | FloatImages,
         features: npt.NDArray[np.float32] | None = None,
-    ) -> Told:
-        """Turn probabilities into answers, as `Policy.apply`.
+    ) -> Response:
+        """Turn probabilities into annotated answers.
 
         Args:
             probabilities: float32 (N, K), rows sum to 1.
-            images: What was asked, uint8 or float32 in [0, 1], (N, C, H, W).
-            features: float32 (N, F) of the victim, if the policy ``reads_features``.
+            images: The queried images, uint8 or float32 in [0, 1], (N, C, H, W).
+            features: The victim's features, float32 (N, F), if the policy ``reads_features``.
         """
         ...
 
 
-def reads_features(policy: Policy) -> bool:
-    """Return whether a policy must be given the victim's features beside its probabilities."""
-    return isinstance(policy, Telling) and policy.reads_features
+def reads_features(policy: AnswerPolicy) -> bool:
+    """Return whether a policy needs the victim's features besides its probabilities."""
+    return isinstance(policy, AnnotatingPolicy) and policy.reads_features
 
 
-def tell(
-    policy: Policy,
+def respond(
+    policy: AnswerPolicy,
     probabilities: npt.NDArray[np.float32],
     images: Images | FloatImages,
     features: npt.NDArray[np.float32] | None = None,
-) -> Told:
-    """Answer by any policy; one that treats all images alike marks and flags none. See `Telling.tell`."""
-    if isinstance(policy, Telling):
-        return policy.tell(probabilities, images, features)
-    return Told.plain(policy.apply(probabilities, images))
+) -> Response:
+    """Apply any policy; a plain one marks and flags nothing. See `AnnotatingPolicy.respond`."""
+    if isinstance(policy, AnnotatingPolicy):
+        return policy.respond(probabilities, images, features)
+    return Response.plain(policy.apply(probabilities, images))
 
 
 class Probabilities:
@@ -106,7 +106,7 @@ class Probabilities:
     source: Source = "probabilities"
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
-        """Return the probabilities, see `Policy.apply`."""
+        """Return the probabilities, see `AnswerPolicy.apply`."""
         return np.array(probabilities, dtype=np.float32)
 
 
@@ -114,8 +114,8 @@ class TopK:
     """Only the largest probabilities; the others are zero.
 
     Args:
-        k: Probabilities shown; all of them if there are fewer classes. Ties go to the lower class index.
-        renormalise: Scale the shown ones to sum to 1.
+        k: Number of probabilities revealed; all of them if there are fewer classes. Ties go to the lower class index.
+        renormalise: Scale the revealed probabilities to sum to 1.
 
     Raises:
         ConfigError: ``k`` is below 1.
@@ -129,7 +129,7 @@ class TopK:
         self.k, self.renormalise = k, renormalise
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
-        """Keep the ``k`` largest per row, see `Policy.apply`."""
+        """Keep the ``k`` largest probabilities of each row, see `AnswerPolicy.apply`."""
         hidden = np.argsort(-probabilities, axis=1, kind="stable")[:, self.k :]
         answers = np.array(probabilities, dtype=np.float32)
         np.put_along_axis(answers, hidden, np.float32(0), axis=1)
@@ -140,10 +140,10 @@ class TopK:
 
 
 class Rounded:
-    """Probabilities rounded to a few decimals; rows need not sum to 1 any more.
+    """Probabilities rounded to a few decimals; rows may no longer sum to 1.
 
     Args:
-        decimals: Decimals kept.
+        decimals: Number of decimals.
 
     Raises:
         ConfigError: ``decimals`` is negative.
@@ -153,21 +153,21 @@ class Rounded:
 
     def __init__(self, *, decimals: int = 2) -> None:
         if decimals < 0:
-            raise ConfigError(f"decimals={decimals} must be at least 0; use `label_only` to say even less")
+            raise ConfigError(f"decimals={decimals} must be at least 0; use `label_only` to reveal even less")
         self.decimals = decimals
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
-        """Round each probability, see `Policy.apply`."""
+        """Round each probability, see `AnswerPolicy.apply`."""
         return np.round(probabilities.astype(np.float64), self.decimals).astype(np.float32)
 
 
 class LabelOnly:
-    """The most probable class and nothing else, as a one-hot row. Ties go to the lower class index."""
+    """The most probable class only, as a one-hot row. Ties go to the lower class index."""
 
     source: Source = "probabilities"
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
-        """Return one-hot rows, see `Policy.apply`."""
+        """Return one-hot rows, see `AnswerPolicy.apply`."""
         answers = np.zeros(probabilities.shape, dtype=np.float32)
         answers[np.arange(len(answers)), probabilities.argmax(axis=1)] = 1
         return answers
@@ -176,12 +176,12 @@ class LabelOnly:
 class AdditiveNoise:
     """Gaussian noise on each probability, clipped at zero and renormalised.
 
-    The noise is a function of the image and of the owner's secret seed, so it cannot be averaged away by asking again.
-    Images that agree after rounding to 8 bits share their noise: neither can it be averaged over invisible changes.
+    The noise is a function of the image and of a secret seed, so asking again does not average it out. Images that are
+    equal after rounding to 8 bits share their noise, so invisible changes do not average it out either.
 
     Args:
         sigma: Standard deviation of the noise, in units of probability.
-        seed: The owner's secret; who knows it can subtract the noise.
+        seed: The owner's secret. Anyone who knows it can subtract the noise.
 
     Raises:
         ConfigError: ``sigma`` is negative.
@@ -195,11 +195,11 @@ class AdditiveNoise:
         self.sigma, self.seed = sigma, seed
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
-        """Add noise to each row, see `Policy.apply`."""
-        noise = np.stack([self._noise(image, probabilities.shape[1]) for image in eight_bits(images)])
+        """Add noise to each row, see `AnswerPolicy.apply`."""
+        noise = np.stack([self._noise(image, probabilities.shape[1]) for image in to_uint8(images)])
         noisy = np.clip(probabilities + noise, 0, None)
         total = noisy.sum(axis=1, keepdims=True)
-        # Noise may take every probability of a row below zero; such a row is answered as it was.
+        # The noise may push a whole row below zero; such a row is answered without noise.
         answers = np.where(total > 0, noisy / np.where(total > 0, total, 1), probabilities)
         return answers.astype(np.float32)
 
@@ -208,14 +208,14 @@ class AdditiveNoise:
 
 
 def image_generator(seed: int, image: npt.NDArray[np.uint8]) -> np.random.Generator:
-    """Return the generator that belongs to a secret seed and an image, uint8 (C, H, W)."""
+    """Return the random generator of a secret seed and an image, uint8 (C, H, W)."""
     key = hashlib.sha256(f"{seed}/{image.shape}/".encode())
     key.update(np.ascontiguousarray(image).data)
     return np.random.default_rng(int.from_bytes(key.digest()[:16], "big"))
 
 
-def eight_bits(images: Images | FloatImages) -> Images:
-    """Return images as uint8: what differs by less than half a step is the same image."""
+def to_uint8(images: Images | FloatImages) -> Images:
+    """Return images as uint8. Float images that differ by less than half a level become equal."""
     if images.dtype == np.uint8:
-        return images  # type: ignore[return-value]
+        return images.astype(np.uint8, copy=False)
     return np.rint(images * np.float32(255)).astype(np.uint8)

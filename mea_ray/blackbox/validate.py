@@ -1,13 +1,19 @@
-"""What a query API checks before it charges anything."""
+"""Checks of a query API, made before anything is charged or logged."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mea_ray.core.errors import BadQuery
+
+LONGEST_NAME = 128
+"""Characters that a client's name or a request id may have at most."""
+_NAME = re.compile(rf"[A-Za-z0-9_.:/+@=-]{{1,{LONGEST_NAME}}}", re.ASCII)
 
 
 def check_images(images: Any, shape: tuple[int, int, int], max_images: int | None = None) -> None:
@@ -19,7 +25,7 @@ def check_images(images: Any, shape: tuple[int, int, int], max_images: int | Non
         max_images: Largest N; None for no limit.
 
     Raises:
-        BadQuery: Anything is wrong with them; the message says what was got and what is accepted.
+        BadQuery: The images are not acceptable. The message says what was sent and what is accepted.
     """
     if not isinstance(images, np.ndarray):
         raise BadQuery(f"images must be a numpy array, got {type(images).__name__}; convert them with numpy.asarray")
@@ -41,7 +47,30 @@ def check_images(images: Any, shape: tuple[int, int, int], max_images: int | Non
             raise BadQuery(f"float32 images must lie in [0, 1] without NaN, got {low} to {high}; scale them first")
 
 
-def image_digest(images: np.ndarray) -> str:
+def check_name(what: str, name: Any) -> None:
+    """Refuse a client's name or a request id that the ledger and the query log do not take.
+
+    Accepted are 1 to ``LONGEST_NAME`` ASCII letters, digits and ``_ . : / + @ = -``. Anything else could be stored
+    under another name than it is read by, or fail in the middle of a transaction that holds others' requests.
+
+    Args:
+        what: What the name belongs to, for the message.
+        name: What was sent.
+
+    Raises:
+        BadQuery: It is not a string of that form.
+    """
+    if not isinstance(name, str):
+        raise BadQuery(f"{what} must be a string, got {type(name).__name__}")
+    if not _NAME.fullmatch(name):
+        shown = repr(name[:40]) + ("..." if len(name) > 40 else "")
+        raise BadQuery(
+            f"{what} must have 1 to {LONGEST_NAME} letters, digits or any of _.:/+@=-, got {shown} ({len(name)} "
+            "characters)"
+        )
+
+
+def image_digest(images: npt.NDArray[np.generic]) -> str:
     """Return a hash of type, shape and content: 32 hexadecimal digits."""
     state = hashlib.sha256(f"{images.dtype}{images.shape}".encode())
     state.update(np.ascontiguousarray(images).data)

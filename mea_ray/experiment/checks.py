@@ -12,7 +12,7 @@ import torch
 from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.base import Attack
 from mea_ray.blackbox import POLICIES
-from mea_ray.blackbox.policies import Policy
+from mea_ray.blackbox.policies import AnswerPolicy
 from mea_ray.config import ExperimentConfig, ModelChoice, TrainingConfig, build, digest
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import Table
@@ -115,7 +115,7 @@ def _check_model(section: str, choice: ModelChoice, prepared: Prepared) -> int:
 
 def _check_answers(config: ExperimentConfig, attack: Attack) -> None:
     """Check that victim, API and attack are all about classes, or all about embeddings."""
-    policy: Policy = config.service.policy.build()
+    policy: AnswerPolicy = config.service.policy.build()
     victim = "features" if config.encodes else "probabilities"
     kinds = {"features": "an encoder's embeddings", "probabilities": "a classifier's probabilities"}
     sells = f"the victim gives {kinds[victim]} (victim.pretext={config.victim.pretext.name})"
@@ -159,7 +159,7 @@ def _check_marks(config: ExperimentConfig, attack: Attack) -> None:
     watermark: Watermark = config.victim.watermark.build()
     if not isinstance(watermark, Dawn):
         return
-    expected = int(watermark.rate * attack.charges(config.thief.budgets))
+    expected = int(watermark.rate * attack.query_cost(config.thief.budgets))
     reached = binomial_p_value(expected, expected, null_rate([proportion(0, expected)])) if expected else 1.0
     if reached > config.verification.significance:
         raise ConfigError(

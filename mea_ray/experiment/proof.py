@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from mea_ray.attacks.base import Attack
-from mea_ray.blackbox.colluding import share
-from mea_ray.blackbox.policies import eight_bits
-from mea_ray.blackbox.query_log import Seen
+from mea_ray.blackbox.colluding import account_share
+from mea_ray.blackbox.policies import to_uint8
+from mea_ray.blackbox.query_log import ClientLog
 from mea_ray.config import ExperimentConfig
 from mea_ray.core.errors import ArtifactError
 from mea_ray.core.seeding import derive
@@ -71,7 +71,7 @@ class Proofs:
         key: Key | None,
         model: ImageModel,
         nulls: Callable[[], Sequence[ImageModel]],
-        seen: Callable[[], Sequence[Seen]],
+        seen: Callable[[], Sequence[ClientLog]],
         same: Proof | None = None,
     ) -> None:
         self._config, self._prepared, self._key, self._model = config, prepared, key, model
@@ -124,7 +124,7 @@ def prove(
     return Proof(key, assess(config, prepared, served, key, null_rate=null_rate(reports)), reports)
 
 
-def accusing(config: ExperimentConfig, key: Key, seen: Sequence[Seen], budget: int) -> Key | None:
+def accusing(config: ExperimentConfig, key: Key, seen: Sequence[ClientLog], budget: int) -> Key | None:
     """Return the key that accuses the thief's clients together, with what each had asked within ``budget`` by then.
 
     Args:
@@ -145,16 +145,16 @@ def accusing(config: ExperimentConfig, key: Key, seen: Sequence[Seen], budget: i
             "folder of its own, whose disk can be written"
         )
     attack: Attack = config.thief.attack.build()
-    asked = attack.charges(tuple(each for each in config.thief.budgets if each <= budget))
+    asked = attack.query_cost(tuple(each for each in config.thief.budgets if each <= budget))
     marked: dict[bytes, tuple[Images, int]] = {}
     others: dict[bytes, tuple[Images, int]] = {}
     for index, each in enumerate(seen):
-        by_then = each.marks.positions < share(index, len(seen), asked)
-        for image, told in zip(each.marks.images[by_then], each.marks.told[by_then], strict=True):
+        by_then = each.marks.positions < account_share(index, len(seen), asked)
+        for image, told in zip(each.marks.images[by_then], each.marks.labels[by_then], strict=True):
             marked.setdefault(image.tobytes(), (image, int(told)))
         hidden = {image.tobytes() for image in each.marks.images}
         for images, classes in each.sample:
-            for image, told in zip(eight_bits(images), classes, strict=True):
+            for image, told in zip(to_uint8(images), classes, strict=True):
                 if (content := image.tobytes()) not in hidden:
                     others.setdefault(content, (image, int(told)))
     shape = (0, *key.settings["shape"]) if "shape" in key.settings else (0, 0, 0, 0)

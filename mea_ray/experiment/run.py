@@ -18,11 +18,12 @@ import torch
 
 from mea_ray.attacks.base import Attack, Rung
 from mea_ray.attacks.transfer import TransferSet
-from mea_ray.blackbox.colluding import Account, Colluding, account_names, share
-from mea_ray.blackbox.ledger import Ledger, Rate
+from mea_ray.blackbox.colluding import Colluding, CountingClient, account_names, account_share
+from mea_ray.blackbox.ledger import Ledger, RateLimit
 from mea_ray.blackbox.local import LocalBlackBox
-from mea_ray.blackbox.policies import Policy
-from mea_ray.blackbox.query_log import QueryLog, record
+from mea_ray.blackbox.policies import AnswerPolicy
+from mea_ray.blackbox.prada import query_log_record
+from mea_ray.blackbox.query_log import QueryLog
 from mea_ray.config import ExperimentConfig, digest, write_yaml
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import BlackBox, ImageSet
@@ -84,26 +85,26 @@ def train_null(config: ExperimentConfig, prepared: Prepared, index: int, on_epoc
 def budget_to_register(config: ExperimentConfig) -> int:
     """Return the images that the thief must be allowed in all: the largest budget, unless the attack asks anew."""
     attack: Attack = config.thief.attack.build()
-    return attack.charges(config.thief.budgets)
+    return attack.query_cost(config.thief.budgets)
 
 
 def already_asked(config: ExperimentConfig, transfer: TransferSet) -> int:
     """Return the images that the thief has asked before, by what its transfer set holds."""
     attack: Attack = config.thief.attack.build()
-    return attack.held(transfer, config.thief.budgets)
+    return attack.answered_images(transfer, config.thief.budgets)
 
 
 def accounts_to_register(config: ExperimentConfig, client: str) -> dict[str, int]:
     """Return the thief's clients, named after ``client``, with the images that each must be allowed."""
     names, budget = account_names(client, config.thief.accounts), budget_to_register(config)
-    return {name: share(index, len(names), budget) for index, name in enumerate(names)}
+    return {name: account_share(index, len(names), budget) for index, name in enumerate(names)}
 
 
 def open_blackbox(
     config: ExperimentConfig,
     client: str,
     transfer: TransferSet,
-    account: Callable[[str, int], Account],
+    account: Callable[[str, int], CountingClient],
     *,
     at_once: bool = False,
 ) -> BlackBox:
@@ -117,7 +118,7 @@ def open_blackbox(
         at_once: The accounts may be asked at the same time.
     """
     names, asked = account_names(client, config.thief.accounts), already_asked(config, transfer)
-    opened = [account(name, share(index, len(names), asked)) for index, name in enumerate(names)]
+    opened = [account(name, account_share(index, len(names), asked)) for index, name in enumerate(names)]
     if len(opened) == 1:
         return opened[0]
     return Colluding(opened, budget=budget_to_register(config), start_at=asked, at_once=at_once)
@@ -206,7 +207,7 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
     log = QueryLog(folder / "queries" if folder is not None else None)
     accounts = accounts_to_register(config, "thief")
     proofs = Proofs(
-        config, prepared, victim.key, victim.model, lambda: nulls, lambda: [log.seen(client) for client in accounts]
+        config, prepared, victim.key, victim.model, lambda: nulls, lambda: [log.of(client) for client in accounts]
     )
     said = predictions(config, prepared, victim.model)
 
@@ -218,7 +219,7 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
         rate = config.service.rate
         policy = _policy(config, prepared, victim.model, victim.key)
         for client, budget in accounts.items():
-            ledger.register(client, budget, Rate(rate.images_per_second, rate.burst) if rate is not None else None)
+            ledger.register(client, budget, RateLimit(rate.images_per_second, rate.burst) if rate is not None else None)
 
         def open_account(client: str, start_at: int) -> LocalBlackBox:
             return LocalBlackBox(
@@ -237,7 +238,7 @@ def run(config: ExperimentConfig, storage: str | Path | None = None, on_epoch: O
         rungs = [rung_result(rung, judge(rung.model, rung.budget)) for rung in stolen]
         charged = sum(map(ledger.charged, accounts))
         named = 1 if config.encodes else prepared.classes
-        query_log = {client: record(log.seen(client), named) for client in accounts}
+        query_log = {client: query_log_record(log.of(client), named) for client in accounts}
         proof = proofs.at(config.thief.budgets[-1])
         controls = [
             steal_null(config, prepared, model, proof.key, null_rate=proof.null_rate)
@@ -289,7 +290,7 @@ def rung_result(rung: Rung, report: ModelReport) -> RungResult:
     )
 
 
-def _policy(config: ExperimentConfig, prepared: Prepared, model: ImageModel, key: Key | None) -> Policy:
+def _policy(config: ExperimentConfig, prepared: Prepared, model: ImageModel, key: Key | None) -> AnswerPolicy:
     """Return what the service of a model answers by, whose owner has this key."""
     return answer_policy(
         config.service.policy.build(),

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mea_ray.blackbox.embeddings import Embedding
-from mea_ray.blackbox.marking import MarkedAnswers
+from mea_ray.blackbox.embeddings import PlainEmbedding
+from mea_ray.blackbox.marking import MarkingPolicy
 from mea_ray.blackbox.outliers import OutlierFilter
 from mea_ray.blackbox.passes import FixedShapePasses
-from mea_ray.blackbox.policies import Policy
+from mea_ray.blackbox.policies import AnswerPolicy
 from mea_ray.config import ExperimentConfig, load_experiment
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
@@ -25,13 +25,13 @@ from mea_ray.watermarks.base import Key, Watermark
 
 
 def answer_policy(
-    policy: Policy,
+    policy: AnswerPolicy,
     model: ImageModel,
     key: Key | None,
     clean: Callable[[], Images],
     *,
     pass_images: int | None = None,
-) -> Policy:
+) -> AnswerPolicy:
     """Return the policy that a service answers by.
 
     Args:
@@ -45,12 +45,12 @@ def answer_policy(
         chosen = policy.choose(clean())
         if policy.reads_features:
             # In passes as those of the service: an image has the same features, bit for bit, here and when it is asked.
-            passes = FixedShapePasses(model, model.shape, Embedding(), pass_images=pass_images)
+            passes = FixedShapePasses(model, model.shape, PlainEmbedding(), pass_images=pass_images)
             policy.fit(passes.answer([chosen])[0])
         else:
             policy.fit(policy.pixels(chosen))
     marker = marker_of(key)
-    return policy if marker is None else MarkedAnswers(marker, policy)
+    return policy if marker is None else MarkingPolicy(marker, policy)
 
 
 def marker_of(key: Key | None) -> Marker | None:

@@ -8,6 +8,7 @@ charged but never persisted is then answered for nothing.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,8 @@ from mea_ray.service.naming import find, ledger_name
 class ServiceClient:
     """A victim behind its service; implements `types.BlackBox`. Picklable: it finds its actors again by name.
 
-    Two copies of a client count on their own; give them other clients' names, or other prefixes.
+    Threads may share a client: their queries are answered one after the other. Two copies of a client count
+    independently; give them other clients' names, or other prefixes.
 
     Args:
         service: Name of the service.
@@ -62,6 +64,7 @@ class ServiceClient:
         self.service, self.client, self.asked, self.request_prefix = service, client, start_at, request_prefix
         self.request_images, self.max_in_flight = request_images, max_in_flight
         self.request_timeout_s, self.retries = request_timeout_s, retries
+        self._turn = threading.RLock()
         self._ledger: Any = None
         self._handles: dict[str, Any] = {}
         description = self._ask_ledger("describe")
@@ -103,17 +106,19 @@ class ServiceClient:
             OverBudget: They do not fit in what is left of the budget; nothing was charged.
             ServiceUnavailable: No replica answered, although asked again ``retries`` times.
         """
-        before = self.asked
-        try:
-            return np.concatenate(list(self.query_iter(images)))
-        except BaseException:
-            self.asked = before
-            raise
+        with self._turn:
+            before = self.asked
+            try:
+                return np.concatenate(list(self.query_iter(images)))
+            except BaseException:
+                self.asked = before
+                raise
 
     def query_iter(self, images: Images | FloatImages) -> Iterator[Answers]:
         """Like `query`, but yields the answers of one request after the other, so that each can be kept at once.
 
-        ``asked`` counts the images whose answers were yielded: after an error, go on with the rest.
+        ``asked`` counts the images whose answers were yielded: after an error, go on with the rest. Exhaust the
+        iterator before this client's next query; other threads may not use the client meanwhile.
         """
         check_images(images, self._shape)
         requests = self._split(images)
@@ -164,4 +169,8 @@ class ServiceClient:
             raise ServiceUnavailable(f"the ledger of service {self.service!r} does not answer: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ledger": None, "_handles": {}}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_turn"}
+        return {**kept, "_ledger": None, "_handles": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _turn=threading.RLock())

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mea_ray.blackbox.ledger import Charge, Ledger, Rate
-from mea_ray.blackbox.query_log import Note, QueryLog, Seen
+from mea_ray.blackbox.ledger import Charge, Ledger, RateLimit
+from mea_ray.blackbox.query_log import ClientLog, LogEntry, QueryLog
 from mea_ray.core.errors import QueryError
 from mea_ray.service.watch import incarnation
 
@@ -29,7 +29,7 @@ class LedgerActor:
         self._ledger = Ledger(Path(path))
         # After the ledger: who holds its journal alone holds the log alone, too.
         self._log = QueryLog(log_path(path))
-        self._rate = Rate(float(rate["images_per_second"]), int(rate["burst"])) if rate else None
+        self._rate = RateLimit(float(rate["images_per_second"]), int(rate["burst"])) if rate else None
         self._description = dict(description)
 
     def describe(self) -> dict[str, Any]:
@@ -48,13 +48,13 @@ class LedgerActor:
         """Charge merged requests, see `Ledger.charge_many`."""
         return self._ledger.charge_many(charges)
 
-    def note(self, notes: Sequence[Note]) -> None:
+    def note(self, notes: Sequence[LogEntry]) -> None:
         """Keep what a replica answered, see `QueryLog.add`."""
         self._log.add(notes)
 
-    def seen(self, client: str) -> Seen:
+    def seen(self, client: str) -> ClientLog:
         """Return what was answered to a client; it is judged by who asks, for charges wait while this actor works."""
-        return self._log.seen(client)
+        return self._log.of(client)
 
     def remaining(self, client: str) -> int | None:
         """Return the images that the client may still ask; None without a budget."""

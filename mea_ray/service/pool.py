@@ -15,7 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.passes import answer_size
-from mea_ray.blackbox.query_log import SAMPLE_IMAGES, Seen, record
+from mea_ray.blackbox.prada import query_log_record
+from mea_ray.blackbox.query_log import SAMPLE_IMAGES, ClientLog
 from mea_ray.core.errors import ConfigError, ServiceUnavailable
 from mea_ray.results.records import QueryLogRecord
 from mea_ray.service.client import ServiceClient
@@ -227,18 +228,18 @@ class VictimService:
         return images
 
     def query_log(self, client: str) -> QueryLogRecord:
-        """Return what the owner could have seen of a client, see `blackbox.query_log.record`."""
+        """Return what the owner could have seen of a client, see `blackbox.prada.query_log_record`."""
         named = self._description["classes"] if self._description["source"] == "probabilities" else 1
-        return record(self.seen(client), named)
+        return query_log_record(self.seen(client), named)
 
-    def seen(self, client: str) -> Seen:
+    def seen(self, client: str) -> ClientLog:
         """Return what the owner's log holds of a client: its first images, and all whose answers were marked."""
         for handle in self.replicas:
             try:
                 ray.get(handle.settle.remote())
             except RayError:  # what it answered was noted, or it is asked again
                 continue
-        found: Seen = answer_of("the ledger", self.ledger.seen.remote(client))
+        found: ClientLog = answer_of("the ledger", self.ledger.seen.remote(client))
         return found
 
     def watch(self, tell: Callable[[str], None]) -> Watch:

@@ -21,9 +21,9 @@ import numpy as np
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.ledger import Charge
 from mea_ray.blackbox.passes import FixedShapePasses, answer_size, default_pass_images
-from mea_ray.blackbox.policies import Told
-from mea_ray.blackbox.query_log import Note, note, sample_size
-from mea_ray.blackbox.validate import check_images, image_digest
+from mea_ray.blackbox.policies import Response
+from mea_ray.blackbox.query_log import LogEntry, log_entry, sample_size
+from mea_ray.blackbox.validate import check_images, check_name, image_digest
 from mea_ray.core.errors import MeaRayError, ServiceUnavailable, StorageUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.experiment.serving import answer_policy, stored_key, stored_owners_images
@@ -142,7 +142,7 @@ class Replica:
             float32 answers (N, classes).
 
         Raises:
-            BadQuery: The images are not acceptable.
+            BadQuery: The images or the request id are not acceptable.
             UnknownClient: The client is not registered.
             OverBudget: The request does not fit in the client's budget.
             RateLimited: The client is too fast.
@@ -150,7 +150,9 @@ class Replica:
         """
         try:
             check_images(images, self._shape, self._max_request_images)
-            charge = Charge(str(client), str(request_id), len(images), image_digest(images))
+            check_name("a client's name", client)
+            check_name("a request id", request_id)
+            charge = Charge(client, request_id, len(images), image_digest(images))
             request = _Request(charge, images, asyncio.get_running_loop().create_future())
             self._arrived.append(request)
             if self._charging is None:
@@ -198,7 +200,7 @@ class Replica:
                 batch = self._next_batch()
                 try:
                     parts = [request.images for request in batch]
-                    told = await loop.run_in_executor(self._worker, self._passes.tell, parts)
+                    told = await loop.run_in_executor(self._worker, self._passes.respond, parts)
                 except Exception as error:
                     for request in batch:
                         _fail(request, error)
@@ -209,14 +211,14 @@ class Replica:
         finally:
             self._computing = None
 
-    async def _release(self, batch: list[_Request], told: list[Told]) -> None:
+    async def _release(self, batch: list[_Request], told: list[Response]) -> None:
         """Tell the owner's log what is answered, then let the answers go; the next batch is computed meanwhile.
 
         If a replica dies in between, the request is asked again, and is noted once. A ledger that dies is told again by
         Ray. A message that was only handed to Ray could die with the replica, so its arrival is waited for.
         """
         notes = [
-            note(
+            log_entry(
                 request.charge.client,
                 request.charge.request_id,
                 request.images,
@@ -231,7 +233,7 @@ class Replica:
             if not request.answered.done():
                 request.answered.set_result(each.answers)
 
-    async def _noted(self, notes: list[Note]) -> None:
+    async def _noted(self, notes: list[LogEntry]) -> None:
         """Have notes kept; a full disk is waited for. Whatever else the log complains about must not reach a client."""
         for pause in (*_NOTE_PAUSES_S, None):
             try:

@@ -227,7 +227,7 @@ def test_requery_asks_every_batch_of_every_epoch_and_stops_at_the_budget(budget:
 
 def test_requery_charges_each_rung_for_itself() -> None:
     attack = Distillation(requery=True)
-    assert attack.charges([100, 200]) == 300 and Distillation().charges([100, 200]) == 200
+    assert attack.query_cost([100, 200]) == 300 and Distillation().query_cost([100, 200]) == 200
     blackbox = FakeBlackBox(budget=300)
     rungs = steal(blackbox, [100, 200], attack)
     assert [rung.queries for rung in rungs] == [100, 200] and blackbox.asked == 300
@@ -255,7 +255,7 @@ def test_an_interrupted_requery_replays_its_answers(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError):
         steal(dying, [100, 400], attack, training=training, transfer=TransferSet(tmp_path))
     assert dying.asked == 275
-    assert attack.held(TransferSet(tmp_path), [100, 400]) == 275
+    assert attack.answered_images(TransferSet(tmp_path), [100, 400]) == 275
     rest = FakeBlackBox(budget=500 - 275)
     resumed = steal(rest, [100, 400], attack, training=training, transfer=TransferSet(tmp_path), skip={100})
     assert rest.asked == 225

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 import torch
 from tiny import config
 
-from mea_ray.blackbox.colluding import Colluding, account_names, share
+from mea_ray.blackbox.colluding import Colluding, account_names, account_share
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
-from mea_ray.core.errors import ConfigError, OverBudget
+from mea_ray.core.errors import BadQuery, ConfigError, OverBudget
 from mea_ray.core.types import BlackBox
 from mea_ray.experiment import run as pipeline
 from mea_ray.models.build import build_model
@@ -34,7 +35,7 @@ def model() -> Any:
 def _accounts(model: Any, ledger: Ledger, count: int, start_at: int = 0) -> list[LocalBlackBox]:
     names = account_names("t", count)
     return [
-        LocalBlackBox(model, None, ledger, name, start_at=share(index, count, start_at))
+        LocalBlackBox(model, None, ledger, name, start_at=account_share(index, count, start_at))
         for index, name in enumerate(names)
     ]
 
@@ -43,7 +44,7 @@ def test_shares_are_those_of_dealing_cards() -> None:
     for accounts in (1, 2, 3, 7):
         for images in range(30):
             dealt = np.bincount(np.arange(images) % accounts, minlength=accounts).tolist()
-            assert [share(index, accounts, images) for index in range(accounts)] == dealt
+            assert [account_share(index, accounts, images) for index in range(accounts)] == dealt
     assert account_names("t", 1) == ["t"] and account_names("t", 3) == ["t-1", "t-2", "t-3"]
 
 
@@ -51,7 +52,7 @@ def test_shares_are_those_of_dealing_cards() -> None:
 def test_answers_in_order_and_an_even_charge(model: Any, at_once: bool) -> None:
     ledger = Ledger()
     for index, name in enumerate(account_names("t", 3)):
-        ledger.register(name, share(index, 3, 50))
+        ledger.register(name, account_share(index, 3, 50))
     box = Colluding(_accounts(model, ledger, 3), budget=50, at_once=at_once)
     assert isinstance(box, BlackBox) and (box.classes, box.image_shape, box.remaining) == (4, SHAPE, 50)
     images = _images(50)
@@ -87,6 +88,43 @@ def test_after_an_error_the_same_query_costs_what_it_cost(model: Any) -> None:
     answers = box.query(_images(9, seed=1))
     assert np.array_equal(answers, LocalBlackBox(model).query(_images(9, seed=1)))
     assert sum(map(ledger.charged, ledger.clients())) == 16 == box.asked
+
+
+@pytest.mark.parametrize(
+    "images",
+    [_images(0), _images(9)[:, :, :4], _images(9).astype(np.float64), np.full((9, *SHAPE), np.nan, np.float32), "none"],
+    ids=["none", "shape", "type", "nan", "no array"],
+)
+def test_images_are_checked_before_they_are_dealt_out(model: Any, images: Any) -> None:
+    """Of nine images one is bad; the account that gets the others must not be charged for them."""
+    ledger = Ledger()
+    for name in account_names("t", 3):
+        ledger.register(name)
+    box = Colluding(_accounts(model, ledger, 3))
+    if isinstance(images, np.ndarray) and images.dtype == np.float32:
+        images[:-1] = 0.5
+    with pytest.raises(BadQuery):
+        box.query(images)
+    assert [ledger.charged(name) for name in account_names("t", 3)] == [0, 0, 0] and box.asked == 0
+    assert box.query(_images(9)).shape == (9, 4)
+
+
+def test_colluding_accounts_travel_to_another_process() -> None:
+    box = pickle.loads(pickle.dumps(Colluding([_Remote(), _Remote()])))
+    assert box.query(_images(3)).shape == (3, 4) and box.asked == 3
+
+
+class _Remote:
+    """An account that can be pickled, as the client of a service can."""
+
+    classes, image_shape, remaining = 4, SHAPE, None
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def query(self, images: Any) -> Any:
+        self.asked += len(images)
+        return np.zeros((len(images), 4), np.float32)
 
 
 def test_accounts_must_stand_where_the_thief_stands(model: Any) -> None:

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mea_ray.blackbox.ledger import Charge, Ledger, Rate
+from mea_ray.blackbox.ledger import Charge, Ledger, RateLimit
 from mea_ray.core.errors import (
     ArtifactError,
+    BadQuery,
     ConfigError,
     OverBudget,
     RateLimited,
@@ -83,14 +85,14 @@ def test_a_budget_may_grow_but_never_below_what_is_charged() -> None:
 def test_token_bucket() -> None:
     clock = Clock()
     ledger = Ledger(None, clock=clock)
-    ledger.register("a", None, Rate(10.0, 20))
+    ledger.register("a", None, RateLimit(10.0, 20))
     ledger.charge("a", "1", 20, "x")
     with pytest.raises(RateLimited) as caught:
         ledger.charge("a", "2", 5, "x")
     assert caught.value.retry_after_s == pytest.approx(0.5)
     assert ledger.charged("a") == 20
     ledger.charge("a", "1", 20, "x")  # a retry is not slowed down
-    ledger.register("a", None, Rate(10.0, 20))  # nor does registering again refill the bucket
+    ledger.register("a", None, RateLimit(10.0, 20))  # nor does registering again refill the bucket
     with pytest.raises(RateLimited):
         ledger.charge("a", "2", 5, "x")
     clock.now += 0.5 + 1e-9
@@ -104,7 +106,7 @@ def test_token_bucket() -> None:
 def test_a_request_larger_than_the_burst_goes_through_at_the_sustained_rate() -> None:
     clock = Clock()
     ledger = Ledger(None, clock=clock)
-    ledger.register("a", None, Rate(10.0, 20))
+    ledger.register("a", None, RateLimit(10.0, 20))
     start = clock.now
     for index in range(10):
         while True:
@@ -171,7 +173,7 @@ def test_against_a_plain_model(tmp_path: Path, durable: bool, seed: int) -> None
 def test_rate_survives_reopening(tmp_path: Path) -> None:
     clock = Clock()
     ledger = Ledger(tmp_path / "l", clock=clock)
-    ledger.register("a", None, Rate(1.0, 10))
+    ledger.register("a", None, RateLimit(1.0, 10))
     ledger.charge("a", "1", 10, "x")
     ledger.close()
     again = Ledger(tmp_path / "l", clock=clock)
@@ -219,9 +221,9 @@ def test_kill_9_loses_no_acknowledged_charge(tmp_path: Path) -> None:
 
 
 def _open_soon(path: Path) -> None:
-    from mea_ray.blackbox.journal import Journal
+    from mea_ray.blackbox.journal import LedgerJournal
 
-    Journal(path, timeout_s=0.05)
+    LedgerJournal(path, timeout_s=0.05)
 
 
 def test_a_successor_waits_for_a_dying_predecessor(tmp_path: Path) -> None:
@@ -250,15 +252,95 @@ def test_a_damaged_or_foreign_journal_is_refused(tmp_path: Path) -> None:
 
 def test_what_the_disk_refused_was_not_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(tmp_path / "l")
-    ledger.register("a", 10, Rate(1.0, 10))
+    ledger.register("a", 10, RateLimit(1.0, 10))
 
-    def full(*_: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(ledger._journal, "write", full)
+    monkeypatch.setattr(ledger._journal, "write", _full)
     with pytest.raises(sqlite3.OperationalError):
         ledger.charge_many([Charge("a", "1", 4, "x"), Charge("a", "2", 4, "y")])
     assert ledger.charged("a") == 0
     monkeypatch.undo()
-    ledger.charge("a", "1", 8, "other images now")
+    ledger.charge("a", "1", 8, "other-images")
     assert ledger.charged("a") == 8
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_what_the_disk_refused_was_not_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    clock = Clock()
+    ledger = Ledger(tmp_path / "l", clock=clock)
+    if known:
+        ledger.register("a", 10, RateLimit(1.0, 10))
+        ledger.charge("a", "1", 10, "x")
+    monkeypatch.setattr(ledger._journal, "write", _full)
+    clock.now += 5
+    with pytest.raises(sqlite3.OperationalError):
+        ledger.register("a", 99, None)
+    monkeypatch.undo()
+    if not known:
+        assert ledger.clients() == []
+        return
+    assert (ledger.budget("a"), ledger.charged("a")) == (10, 10)
+    ledger.register("a", 30, RateLimit(1.0, 10))
+    with pytest.raises(RateLimited) as caught:
+        ledger.charge("a", "2", 6, "y")
+    assert caught.value.retry_after_s == pytest.approx(1.0), "the failed call removed the rate limit or its tokens"
+
+
+def _full(*_: object) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+MALFORMED: dict[str, tuple[Any, Any, Any, Any]] = {
+    "no image": ("a", "9", 0, "x"),
+    "fewer than none": ("a", "9", -5, "x"),
+    "half an image": ("a", "9", 1.5, "x"),
+    "a boolean": ("a", "9", True, "x"),
+    "more than fit in a row": ("a", "9", 2**63, "x"),
+    "empty id": ("a", "", 1, "x"),
+    "long id": ("a", "1" * 129, 1, "x"),
+    "a surrogate": ("a", "\ud800", 1, "x"),
+    "a zero byte": ("a", "1\x002", 1, "x"),
+    "a line break": ("a", "1\n", 1, "x"),
+    "bytes": ("a", b"9", 1, "x"),
+    "no string": ("a", ["9"], 1, "x"),
+    "an id in other digits": ("a", "\u0661-" + "0" * 32, 1, "x"),
+    "a name with a blank": ("a b", "9", 1, "x"),
+    "no name": (None, "9", 1, "x"),
+    "a hash that is none": ("a", "9", 1, None),
+}
+
+
+@pytest.mark.parametrize("charge", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_charge_is_refused_and_stops_no_other(tmp_path: Path, charge: tuple[Any, Any, Any, Any]) -> None:
+    ledger = Ledger(tmp_path / "l")
+    ledger.register("a", 10)
+    outcomes = ledger.charge_many([Charge("a", "1", 3, "x"), Charge(*charge), Charge("a", "2", 4, "y")])
+    assert [type(outcome) for outcome in outcomes] == [type(None), BadQuery, type(None)]
+    assert pickle.loads(pickle.dumps(outcomes[1])).args == outcomes[1].args  # type: ignore[union-attr]
+    with pytest.raises(BadQuery):
+        ledger.charge(*charge)
+    assert ledger.charged("a") == 7
+    ledger.close()
+    assert Ledger(tmp_path / "l").charged("a") == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "rate"),
+    [
+        ("", None, None),
+        ("a\x00", None, None),
+        ("b" * 129, None, None),
+        (7, None, None),
+        ("a", -1, None),
+        ("a", 1.5, None),
+        ("a", True, None),
+        ("a", None, RateLimit(0.0, 1)),
+        ("a", None, RateLimit(float("nan"), 1)),
+        ("a", None, RateLimit(float("inf"), 1)),
+        ("a", None, RateLimit(1.0, 0)),
+    ],
+)
+def test_an_account_that_could_not_be_kept_is_refused(name: Any, budget: Any, rate: RateLimit | None) -> None:
+    ledger = Ledger(None)
+    with pytest.raises(ConfigError):
+        ledger.register(name, budget, rate)
+    assert ledger.clients() == []

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from mea_ray.blackbox.ledger import Ledger, Rate
+from mea_ray.blackbox.ledger import Ledger, RateLimit
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.blackbox.passes import FixedShapePasses
 from mea_ray.blackbox.policies import LabelOnly, Probabilities
-from mea_ray.core.errors import BadQuery, OverBudget, UnknownClient
+from mea_ray.core.errors import BadQuery, ConfigError, OverBudget, UnknownClient
 from mea_ray.core.types import BlackBox
 from mea_ray.models import MODELS
 from mea_ray.models.build import build_model
@@ -108,8 +109,29 @@ def test_waits_when_it_is_too_fast() -> None:
         now[0] += seconds + 1e-9
 
     ledger = Ledger(None, clock=lambda: now[0])
-    ledger.register("thief", None, Rate(10.0, 5))
+    ledger.register("thief", None, RateLimit(10.0, 5))
     box = LocalBlackBox(_model(), None, ledger, sleep=sleep)
     box.query(_images(5))
     box.query(_images(5, seed=1))
     assert waits == [pytest.approx(0.5)]
+
+
+def test_four_threads_on_one_client_are_charged_and_counted_exactly() -> None:
+    ledger = Ledger(None)
+    ledger.register("thief", 4 * 25 * 3)
+    box = LocalBlackBox(_model(), None, ledger, pass_images=4)
+    queries = [[_images(3, seed=25 * thread + number) for number in range(25)] for thread in range(4)]
+    queries[1] = queries[0]  # the same images in two threads are two queries
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda mine: [box.query(images) for images in mine], queries))
+    assert box.asked == ledger.charged("thief") == 300 and box.remaining == 0
+    assert box.log.of("thief").requests == 100
+    alone = LocalBlackBox(_model(), pass_images=4)
+    for mine, got in zip(queries, answers, strict=True):
+        for images, answer in zip(mine, got, strict=True):
+            assert np.array_equal(alone.query(images), answer)
+
+
+def test_a_client_cannot_begin_before_its_first_image() -> None:
+    with pytest.raises(ConfigError, match="start_at=-1"):
+        LocalBlackBox(_model(), start_at=-1)

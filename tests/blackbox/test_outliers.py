@@ -13,8 +13,9 @@ from sklearn.neighbors import LocalOutlierFactor
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.blackbox.outliers import OutlierFilter
-from mea_ray.blackbox.policies import Told, tell
-from mea_ray.blackbox.query_log import QueryLog, record
+from mea_ray.blackbox.policies import Response, respond
+from mea_ray.blackbox.prada import query_log_record
+from mea_ray.blackbox.query_log import QueryLog
 from mea_ray.config import ExperimentConfig, build, write_yaml
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.evaluation import metrics
@@ -65,7 +66,7 @@ def test_noise_is_flagged_and_clean_images_pass_at_about_the_contamination(
     for images in (prepared.splits.victim_train.images[:500], prepared.splits.test.images[:200], noise):
         log = QueryLog()
         served(victim, prepared, log, on=on).query(images)
-        found = record(log.seen("thief"), 10)
+        found = query_log_record(log.of("thief"), 10)
         assert found.images == len(images) and found.marked == 0
         rates.append(found.flagged / len(images))
     owned, held_out, abnormal = rates
@@ -82,9 +83,9 @@ def test_what_is_flagged_is_what_scikit_learn_flags(victim: ImageModel, prepared
     images = prepared.splits.test.images[:150]
     plain = LocalOutlierFactor(n_neighbors=7, novelty=True, contamination=CONTAMINATION, algorithm="brute")
     plain.fit(chosen.reshape(300, -1) / 255)
-    told = policy.tell(metrics.probabilities(victim, images), images)
-    assert told.flagged.tolist() == (plain.predict(images.reshape(150, -1) / 255) < 0).tolist()
-    assert 0 < told.flagged.sum() < 150
+    response = policy.respond(metrics.probabilities(victim, images), images)
+    assert response.flagged.tolist() == (plain.predict(images.reshape(150, -1) / 255) < 0).tolist()
+    assert 0 < response.flagged.sum() < 150
 
 
 def test_only_flagged_answers_change_and_they_are_the_same_when_asked_again(
@@ -96,7 +97,7 @@ def test_only_flagged_answers_change_and_they_are_the_same_when_asked_again(
     box = served(victim, prepared, QueryLog(), on="pixels")
     answers = box.query(images)
     policy = box._passes.policy
-    flagged = tell(policy, plain, images).flagged
+    flagged = respond(policy, plain, images).flagged
     assert np.array_equal(answers[~flagged], plain[~flagged]) and (~flagged).sum() > 40
     assert np.array_equal(np.sort(answers, axis=1), np.sort(plain, axis=1)), "a confidence like any other's"
     # At random: a flagged image keeps its label as often as chance has it.
@@ -134,7 +135,7 @@ def test_it_does_not_answer_before_it_knows_what_is_normal() -> None:
     fitted.fit(np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32))
     with pytest.raises(DataError, match="on=pixels"):
         fitted.apply(p, images)
-    assert isinstance(fitted.tell(p, images, np.zeros((2, 3), np.float32)), Told)
+    assert isinstance(fitted.respond(p, images, np.zeros((2, 3), np.float32)), Response)
 
 
 def test_a_replica_finds_the_owners_images_by_the_config_beside_the_model(
@@ -165,7 +166,7 @@ def test_the_service_flags_what_one_process_flags(
         torch.set_num_threads(1)
         answers = service.client("thief", request_images=16).query(images)
         assert np.array_equal(answers, expected)
-        assert service.query_log("thief").flagged == log.seen("thief").flagged > 5
+        assert service.query_log("thief").flagged == log.of("thief").flagged > 5
     finally:
         service.stop()
 

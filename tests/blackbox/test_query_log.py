@@ -11,18 +11,11 @@ from scipy import stats
 
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
-from mea_ray.blackbox.policies import Told
-from mea_ray.blackbox.query_log import (
-    QueryLog,
-    Seen,
-    minimal_distances,
-    note,
-    record,
-    sample_size,
-    shapiro_w,
-    trimmed,
-)
+from mea_ray.blackbox.policies import Response
+from mea_ray.blackbox.prada import minimal_distances, query_log_record, shapiro_w, trimmed
+from mea_ray.blackbox.query_log import ClientLog, LogEntry, QueryLog, log_entry, sample_size
 from mea_ray.blackbox.validate import image_digest
+from mea_ray.core.errors import BadQuery
 from mea_ray.models.build import build_model
 
 SHAPE = (1, 8, 8)
@@ -37,8 +30,10 @@ def _answers(n: int, seed: int = 1, classes: int = 3) -> np.ndarray:
     return RNG(seed).dirichlet(np.ones(classes), n).astype(np.float32)
 
 
-def _note(start: int, images: np.ndarray, answers: np.ndarray, client: str = "c", sample: int = 2000) -> object:
-    return note(client, f"{start}-{image_digest(images)}", images, Told.plain(answers), "probabilities", sample)
+def _note(start: int, images: np.ndarray, answers: np.ndarray, client: str = "c", sample: int = 2000) -> LogEntry:
+    return log_entry(
+        client, f"{start}-{image_digest(images)}", images, Response.plain(answers), "probabilities", sample
+    )
 
 
 def _plain_prada(images: np.ndarray, said: np.ndarray) -> list[float]:
@@ -70,10 +65,10 @@ def test_the_distances_are_those_of_a_plain_loop() -> None:
     log.add([_note(100, floats, answers[100:])])
     expected = _plain_prada((images / 255.0).reshape(150, -1), answers.argmax(1))
     assert len(set(np.round(expected, 3))) > 100
-    by_class = minimal_distances(log.seen("c"))
+    by_class = minimal_distances(log.of("c"))
     np.testing.assert_allclose(np.sort(by_class), np.sort(expected), atol=1e-5)
     np.testing.assert_allclose(by_class, expected, atol=1e-5)
-    found = record(log.seen("c"), 3)
+    found = query_log_record(log.of("c"), 3)
     kept = [d for d in expected if abs(d - np.mean(expected)) <= 3 * np.std(expected)]
     assert found.shapiro_w == pytest.approx(stats.shapiro(kept).statistic, abs=1e-4)
     assert found.distances == 147 and sum(found.distance_counts) == len(kept)
@@ -93,18 +88,18 @@ def test_customers_pass_and_signed_steps_alarm() -> None:
     for name, images in {"customer": customer, "thief": stepped}.items():
         log = QueryLog()
         log.add([_note(0, images, answers)])
-        verdicts[name] = record(log.seen("c"), 2)
+        verdicts[name] = query_log_record(log.of("c"), 2)
     assert verdicts["customer"].alarm is False and verdicts["customer"].shapiro_w > 0.95
     assert verdicts["thief"].alarm is True and verdicts["thief"].shapiro_w < 0.9
-    assert record(log.seen("c"), 2, delta=0.01).alarm is False
+    assert query_log_record(log.of("c"), 2, delta=0.01).alarm is False
 
 
 def test_too_little_or_too_equal_is_not_judged() -> None:
     assert shapiro_w(np.zeros(500)) is None and shapiro_w(RNG(0).random(99)) is None
     assert len(trimmed(np.zeros(0))) == 0 and len(trimmed(np.array([0.0] * 50 + [9.0]))) == 50
-    nothing = record(QueryLog().seen("never asked"), 4)
+    nothing = query_log_record(QueryLog().of("never asked"), 4)
     assert (nothing.requests, nothing.images, nothing.classes, nothing.alarm) == (0, 0, [0, 0, 0, 0], None)
-    assert len(minimal_distances(Seen(0, np.zeros(0, np.int64), []))) == 0
+    assert len(minimal_distances(ClientLog(0, np.zeros(0, np.int64), []))) == 0
 
 
 def test_order_of_arrival_and_repeated_requests_change_nothing(tmp_path: Path) -> None:
@@ -115,27 +110,27 @@ def test_order_of_arrival_and_repeated_requests_change_nothing(tmp_path: Path) -
     for place in RNG(5).permutation(len(notes)):
         shuffled.add([notes[place]])
         shuffled.add([notes[0], notes[place]])
-    assert record(shuffled.seen("c"), 3) == record(straight.seen("c"), 3)
+    assert query_log_record(shuffled.of("c"), 3) == query_log_record(straight.of("c"), 3)
     shuffled.close()
     again = QueryLog(tmp_path / "log")
     again.add(notes[:4])
-    assert record(again.seen("c"), 3) == record(straight.seen("c"), 3)
-    assert again.seen("other").requests == 0
+    assert query_log_record(again.of("c"), 3) == query_log_record(straight.of("c"), 3)
+    assert again.of("other").requests == 0
 
 
 def test_only_the_first_images_are_kept_and_the_counts_go_on() -> None:
     log = QueryLog()
     images, answers = _images(40), _answers(40)
     log.add([_note(20, images[20:], answers[20:], sample=25), _note(0, images[:20], answers[:20], sample=25)])
-    seen = log.seen("c")
+    seen = log.of("c")
     np.testing.assert_array_equal(np.concatenate([kept for kept, _ in seen.sample]), images[:25])
-    assert record(seen, 3).images == 40 and record(seen, 3).sampled == 25
+    assert query_log_record(seen, 3).images == 40 and query_log_record(seen, 3).sampled == 25
     # A name that this program's clients do not give: counted, and not placed among the others.
-    log.add([note("c", "some id", images, Told.plain(answers), "probabilities", 25)])
-    assert record(log.seen("c"), 3).images == 80 and record(log.seen("c"), 3).sampled == 25
+    log.add([log_entry("c", "another-id", images, Response.plain(answers), "probabilities", 25)])
+    assert query_log_record(log.of("c"), 3).images == 80 and query_log_record(log.of("c"), 3).sampled == 25
     assert sample_size((3, 32, 32)) == 2000 and sample_size((3, 256, 256)) == 42 and sample_size(SHAPE, 0) == 0
     log.add([_note(0, images, answers, client="counted", sample=0)])
-    counted = record(log.seen("counted"), 3)
+    counted = query_log_record(log.of("counted"), 3)
     assert (counted.images, counted.sampled, counted.shapiro_w) == (40, 0, None)
 
 
@@ -143,7 +138,7 @@ def test_a_log_that_cannot_be_written_does_no_harm(tmp_path: Path, caplog: pytes
     (tmp_path / "log").write_bytes(b"this is no database, and it is long enough to be looked at" * 9)
     log = QueryLog(tmp_path / "log")
     log.add([_note(0, _images(3), _answers(3))])
-    assert log.seen("c").requests == 0
+    assert log.of("c").requests == 0
     assert caplog.text.count("query log is lost") == 1
 
 
@@ -160,7 +155,29 @@ def test_the_black_box_in_this_process_notes_what_it_answered() -> None:
     # The thief's process died before it kept the second answer, and asks it again.
     LocalBlackBox(model, None, ledger, "a", log=log, start_at=20).query(_images(20))
     assert ledger.charged("a") == 40
-    found = record(log.seen("a"), 4)
-    assert (found.requests, found.images, record(log.seen("b"), 4).images) == (2, 40, 5)
+    found = query_log_record(log.of("a"), 4)
+    assert (found.requests, found.images, query_log_record(log.of("b"), 4).images) == (2, 40, 5)
     assert found.classes == np.bincount(answers.argmax(1), minlength=4).tolist()
-    np.testing.assert_allclose(minimal_distances(log.seen("a"))[-20:].min(), 0, atol=1e-6)
+    np.testing.assert_allclose(minimal_distances(log.of("a"))[-20:].min(), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("client", "name"), [("c", "1\x00"), ("c", "\ud800"), ("c", "1" * 129), ("c", ""), ("", "1")])
+def test_a_malformed_id_is_refused_before_anything_is_stored(client: str, name: str) -> None:
+    log, images, answers = QueryLog(), _images(4), _answers(4)
+    bad = log_entry(client, name, images, Response.plain(answers), "probabilities", 9)
+    with pytest.raises(BadQuery, match="must have 1 to 128"):
+        log.add([_note(0, images, answers), bad])
+    assert log.of("c").requests == 0
+    log.add([_note(0, images, answers)])
+    assert log.of("c").requests == 1
+
+
+@pytest.mark.parametrize(("number", "start"), [("12", 12), ("second-12", 12), ("9" * 16, -1), ("", -1), ("x", -1)])
+def test_a_request_counts_whatever_number_its_id_claims(number: str, start: int) -> None:
+    """A number beyond the database's integers stopped the whole batch that the entry was in."""
+    name = f"{number}-{image_digest(_images(4))}"
+    entry = log_entry("c", name, _images(4), Response.plain(_answers(4)), "probabilities", 9)
+    assert entry.start == start
+    log = QueryLog()
+    log.add([entry])
+    assert query_log_record(log.of("c"), 3).images == 4

@@ -256,7 +256,7 @@ def stolen(name: str, images: ImageSet, seed: int) -> tuple[list[Any], int, int]
         victim.head.bias.zero_()
     attack = table("attacks").build(name, **SMALLER.get(name, {}))
     budgets = (16, 40)
-    allowed = attack.charges(budgets)
+    allowed = attack.query_cost(budgets)
     ledger = Ledger(None)
     ledger.register("thief", allowed, None)
     policy = "embedding" if attack.learns_from == "features" else "probabilities"

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from mea_ray.blackbox import POLICIES
-from mea_ray.blackbox.policies import Policy, tell
+from mea_ray.blackbox.policies import AnswerPolicy, respond
 
 FEATURES = 6
 
 
-def ready(name: str, **params: Any) -> Policy:
+def ready(name: str, **params: Any) -> AnswerPolicy:
     """Build a policy, fitted where it has to be, on normal features around zero."""
-    policy: Policy = POLICIES.build(name, **params)
+    policy: AnswerPolicy = POLICIES.build(name, **params)
     if hasattr(policy, "fit"):
         policy.fit(np.random.default_rng(9).normal(size=(200, FEATURES)).astype(np.float32))
     return policy
@@ -30,6 +30,6 @@ def features(images: np.ndarray) -> np.ndarray:
     ).astype(np.float32)
 
 
-def answers(policy: Policy, probabilities: np.ndarray, images: np.ndarray) -> np.ndarray:
+def answers(policy: AnswerPolicy, probabilities: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Return what a client is answered."""
-    return tell(policy, probabilities, images, features(images)).answers
+    return respond(policy, probabilities, images, features(images)).answers

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,6 +203,23 @@ def test_over_budget_charges_nothing_and_keeps_what_it_has(service: VictimServic
         service.register("poor", 49)
     service.register("poor", 60)
     assert len(client.query(_images(10, seed=2))) == 10
+
+
+def test_four_threads_on_one_client_are_charged_and_counted_exactly(service: VictimService) -> None:
+    service.register("threads", 4 * 10 * 6)
+    client = service.client("threads", request_images=4, max_in_flight=2)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda seed: [client.query(_images(6, seed=seed)) for _ in range(10)], [0, 0, 1, 2]))
+    assert client.asked == service.charged("threads") == 240 and client.remaining == 0
+    assert service.query_log("threads").images == 240
+
+
+@pytest.mark.parametrize("name", ["", "1" * 129, "a\x00b", "\ud800", 7])
+def test_a_malformed_request_id_is_refused_and_stops_no_other(service: VictimService, name: Any) -> None:
+    service.register("malformed", 10)
+    with pytest.raises(BadQuery, match="a request id must"):
+        service.client("malformed").request(name, _images(1))
+    assert service.charged("malformed") == 0
 
 
 def test_query_iter_yields_before_the_budget_ends(service: VictimService) -> None:

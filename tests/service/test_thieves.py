@@ -21,10 +21,10 @@ from torch import nn
 from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.base import Attack
 from mea_ray.attacks.driver import Thief, TransferAttack
-from mea_ray.blackbox.colluding import Colluding, account_names, share
+from mea_ray.blackbox.colluding import Colluding, account_names, account_share
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
-from mea_ray.blackbox.query_log import record
+from mea_ray.blackbox.prada import query_log_record
 from mea_ray.core.types import BlackBox
 from mea_ray.models.build import build_model
 from mea_ray.results.records import QueryLogRecord
@@ -84,7 +84,9 @@ def burglars(service: VictimService) -> list[Any]:
             transfer = TransferSet(Path(keep) if keep else None)
             told = len(transfer)
             opened = [
-                ServiceClient("robbed", name, request_images=8, max_in_flight=1, start_at=share(index, accounts, told))
+                ServiceClient(
+                    "robbed", name, request_images=8, max_in_flight=1, start_at=account_share(index, accounts, told)
+                )
                 for index, name in enumerate(account_names(client, accounts))
             ]
             box: Any = opened[0]
@@ -125,7 +127,7 @@ def burglars(service: VictimService) -> list[Any]:
 def _register(service: VictimService, client: str, budget: int, accounts: int) -> list[str]:
     names = account_names(client, accounts)
     for index, name in enumerate(names):
-        service.register(name, share(index, accounts, budget))
+        service.register(name, account_share(index, accounts, budget))
     return names
 
 
@@ -159,7 +161,7 @@ def test_four_thieves_at_once_get_what_they_get_one_after_another(service: Victi
         assert _same(together[name], alone[name]), name
         assert together[name]["queries"] == len(together[name]["answers"]) == budget
         names = account_names(name, accounts)
-        assert [service.charged(n) for n in names] == [share(i, accounts, budget) for i in range(accounts)]
+        assert [service.charged(n) for n in names] == [account_share(i, accounts, budget) for i in range(accounts)]
         for account in names:
             assert service.query_log(account) == service.query_log(f"alone-{account}")
     assert not _same(together["ann"], together["ben"])
@@ -206,7 +208,7 @@ def test_the_log_survives_deaths_and_equals_that_of_one_process(service: VictimS
     for start in range(0, 200, 5):
         box.query(images[start : start + 5])
     found = service.query_log("watched")
-    assert found == record(box.log.seen("watched"), 10)
+    assert found == query_log_record(box.log.of("watched"), 10)
     assert (found.requests, found.images, found.sampled) == (40, 200, 200)
     assert service.query_log("quiet") == QueryLogRecord(requests=0, images=0, classes=[0] * 10)
 

@@ -14,8 +14,8 @@ import torch
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.local import LocalBlackBox
-from mea_ray.blackbox.marking import MarkedAnswers
-from mea_ray.blackbox.query_log import QueryLog, Seen
+from mea_ray.blackbox.marking import MarkingPolicy
+from mea_ray.blackbox.query_log import ClientLog, QueryLog
 from mea_ray.config import ExperimentConfig, build, merge
 from mea_ray.core.errors import ArtifactError, ConfigError, DataError
 from mea_ray.core.types import ImageSet
@@ -140,7 +140,7 @@ def test_the_service_words_marked_answers_as_all_others(model: Any, policy: Any)
     name, params = (policy, {}) if isinstance(policy, str) else (policy["name"], {"k": 3} if "k" in policy else {})
     images, secret = pixels(200), key(rate=0.2)
     worded = answer_policy(POLICIES.build(name, **params), model, secret, lambda: pixels(0))
-    assert isinstance(worded, MarkedAnswers)
+    assert isinstance(worded, MarkingPolicy)
     log = QueryLog()
     box = LocalBlackBox(model, worded, log=log, pass_images=16)
     clean = LocalBlackBox(model, pass_images=16).query(images)
@@ -150,11 +150,11 @@ def test_the_service_words_marked_answers_as_all_others(model: Any, policy: Any)
     # The same image, as floats and asked again in another order, is answered as before.
     floats = images[::-1].astype(np.float32) / np.float32(255)
     np.testing.assert_allclose(box.query(floats)[::-1], got, atol=1e-6)
-    seen = log.seen("thief")
+    seen = log.of("thief")
     assert np.array_equal(seen.marks.images[: marked.sum()], images[marked])
-    assert np.array_equal(seen.marks.told[: marked.sum()], got[marked].argmax(1))
+    assert np.array_equal(seen.marks.labels[: marked.sum()], got[marked].argmax(1))
     assert seen.marks.positions[: marked.sum()].tolist() == np.flatnonzero(marked).tolist()
-    assert len(seen.marks.told) == 2 * marked.sum() and seen.flagged == 0
+    assert len(seen.marks.labels) == 2 * marked.sum() and seen.flagged == 0
 
 
 def test_the_victim_is_judged_as_it_is_served(model: Any) -> None:
@@ -185,7 +185,7 @@ def config(**changes: Any) -> ExperimentConfig:
     return build(ExperimentConfig, merge(tree, {path.replace("__", "."): value for path, value in changes.items()}))
 
 
-def log_of(images: np.ndarray, secret: Key, model: Any, accounts: int = 1) -> list[Seen]:
+def log_of(images: np.ndarray, secret: Key, model: Any, accounts: int = 1) -> list[ClientLog]:
     """What an owner's log holds of clients who ask these images in turn."""
     log = QueryLog()
     policy = answer_policy(POLICIES.build("label_only"), model, secret, lambda: images)
@@ -196,7 +196,7 @@ def log_of(images: np.ndarray, secret: Key, model: Any, accounts: int = 1) -> li
         box.ledger.register(box.client)
         for start in range(0, len(images[index::accounts]), 40):
             box.query(np.ascontiguousarray(images[index::accounts][start : start + 40]))
-    return [log.seen(f"c{index}") for index in range(accounts)]
+    return [log.of(f"c{index}") for index in range(accounts)]
 
 
 @pytest.mark.parametrize("accounts", [1, 2])
@@ -222,7 +222,7 @@ def test_a_client_is_accused_with_what_it_had_asked_by_then(model: Any, accounts
         pairs = zip(accuses.tensors["others"], accuses.tensors["others_labels"], strict=True)
         assert all(told[image.tobytes()] != label for image, label in pairs)
     with pytest.raises(ArtifactError, match="cannot be read"):
-        accusing(config(), secret, [Seen(0, np.zeros(0, np.int64), [], lost=True)], 600)
+        accusing(config(), secret, [ClientLog(0, np.zeros(0, np.int64), [], lost=True)], 600)
 
 
 def test_a_log_keeps_marks_over_the_death_of_its_process_and_notes_none_twice(tmp_path: Path, model: Any) -> None:
@@ -230,17 +230,17 @@ def test_a_log_keeps_marks_over_the_death_of_its_process_and_notes_none_twice(tm
     policy = answer_policy(POLICIES.build("label_only"), model, secret, lambda: images)
     log = QueryLog(tmp_path / "queries")
     LocalBlackBox(model, policy, log=log, pass_images=16).query(images[:50])
-    before = log.seen("thief")
+    before = log.of("thief")
     log.close()
     log = QueryLog(tmp_path / "queries")
     LocalBlackBox(model, policy, log=log, pass_images=16).query(images[:50])  # the thief's answer was lost: asked again
-    after = log.seen("thief")
-    assert len(before.marks.told) > 3
+    after = log.of("thief")
+    assert len(before.marks.labels) > 3
     assert all(np.array_equal(one, two) for one, two in zip(before.marks, after.marks, strict=True))
     LocalBlackBox(model, policy, log=log, pass_images=16, start_at=50).query(images[50:])
     _, marked = KeyedMarker(secret).mark(said(80), images)
-    assert log.seen("thief").marks.positions.tolist() == np.flatnonzero(marked).tolist()
-    assert log.seen("nobody").marks.told.tolist() == [] and not log.seen("nobody").lost
+    assert log.of("thief").marks.positions.tolist() == np.flatnonzero(marked).tolist()
+    assert log.of("nobody").marks.labels.tolist() == [] and not log.of("nobody").lost
 
 
 @pytest.mark.slow
