@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Images
 from mea_ray.models.base import ImageModel
 
@@ -60,6 +61,23 @@ class Detection(ABC):
     """An attempt to find a watermark. Keyword-only constructor parameters, all with defaults, configure it."""
 
     name: str = ""
+    least_images: int = 1
+    """Fewest clean images that it works with."""
+
+    def check(self, images: int) -> None:
+        """Refuse too few clean images, before anything is trained.
+
+        Args:
+            images: Clean images that there will be: ``detection.images``, or the thief's pool if that is smaller.
+
+        Raises:
+            ConfigError: There are fewer than ``least_images``.
+        """
+        if images < self.least_images:
+            raise ConfigError(
+                f"detection {self.name!r} needs at least {self.least_images} clean images, but there are {images}; "
+                "raise detection.images, or give the thief a larger pool (splits.thief_pool)"
+            )
 
     @abstractmethod
     def inspect(self, model: ImageModel, clean: Images, asked: Images | None, seed: int) -> Evidence:

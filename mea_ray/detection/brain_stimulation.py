@@ -82,6 +82,7 @@ class BrainStimulation(Detection):
     """
 
     name = "abs"
+    least_images = AT_ODDS + 1
 
     def __init__(
         self,

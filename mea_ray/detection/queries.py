@@ -35,6 +35,7 @@ class LocalOutliers(Detection):
     """
 
     name = "lof"
+    least_images = 4  # two to fit on, two to judge
 
     def __init__(self, *, neighbours: int = 20, contamination: float | None = None, fitted: int = 5000) -> None:
         check_outliers(neighbours, contamination, fitted)
@@ -73,6 +74,7 @@ class Strip(Detection):
     """
 
     name = "strip"
+    least_images = 4  # two to blend with, one for the limit, one to judge
 
     def __init__(
         self, *, blends: int = 32, weight: float = 0.5, false_positive: float = 0.01, images: int = 500

@@ -26,6 +26,8 @@ class Pretext(Objective):
         views: How a view is made.
     """
 
+    least_batch = 2
+    """A task contrasts images with each other, or its heads normalise batches."""
     encoded: int = 2
     """Views of an image that go through the encoder; a momentum encoder takes the others."""
 

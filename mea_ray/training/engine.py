@@ -22,7 +22,7 @@ from mea_ray.core.errors import ConfigError
 from mea_ray.training import device as devices
 from mea_ray.training.augment import Augment, to_float
 from mea_ray.training.keep import Keep, Running
-from mea_ray.training.loader import Loader, check_data, normalises_batches
+from mea_ray.training.loader import Loader, check_data, least_batch
 from mea_ray.training.objective import Batch, Objective, StepContext
 from mea_ray.training.progress import Best, Losses, check_weights
 from mea_ray.training.schedule import factor, make_optimizer
@@ -94,7 +94,8 @@ def train(
         keep: Where the state is kept after an epoch, and taken up by the next process that trains the same; ignored for
             an objective that is not ``resumable``.
         epochs: See ``TrainingConfig``, as for all that follow.
-        batch_size: A last, smaller batch is used too, unless it is one image and the model normalises batches.
+        batch_size: A last, smaller batch is used too, unless it is one image and fewer than two will not do
+            (``least_batch``).
         optimizer: Fused where torch has it.
         learning_rate: Peak.
         weight_decay: As the optimiser means it.
@@ -130,7 +131,7 @@ def train(
         torch.Generator().manual_seed(seeding.derive(seed, name))
         for name in ("batches", "augment", "lent", "objective")
     )
-    data = Loader(images, labels, where, batch_size, order, allow_single=not normalises_batches(model))
+    data = Loader(images, labels, where, batch_size, order, least=least_batch(model, objective))
     augment_main = Augment(data.shape, drawn, augment=augment, crop_padding=crop_padding)
     augment_lent = Augment(data.shape, lent, augment=augment, crop_padding=crop_padding)
     updates = -(-data.steps // accumulate_steps)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_ray.core.errors import DataError
+from mea_ray.training.objective import Objective
 
 
 class Loader:
@@ -23,11 +24,11 @@ class Loader:
         device: Where the data lie.
         batch_size: Images per batch; the last batch of an epoch may be smaller.
         generator: Random stream of the order, on the CPU.
-        allow_single: Whether a batch of one image will do. Otherwise a last batch of one is left out: another image
-            every epoch.
+        least: Fewest images in a batch, 1 or 2. With 2, a last batch of one image is left out, another image every
+            epoch.
 
     Raises:
-        DataError: Every batch would be a single image and that will not do.
+        DataError: Every batch would be a single image, and ``least`` is 2.
     """
 
     def __init__(
@@ -38,13 +39,13 @@ class Loader:
         batch_size: int,
         generator: torch.Generator,
         *,
-        allow_single: bool,
+        least: int,
     ) -> None:
         count = len(images)
-        if not allow_single and min(count, batch_size) == 1:
+        if min(count, batch_size) < least:
             raise DataError(
-                f"a model with batch normalisation cannot be trained on batches of one image (images: {count}, "
-                f"batch_size={batch_size}); give more images or raise training.batch_size"
+                f"batch normalisation and losses that compare images cannot learn from batches of one image (images: "
+                f"{count}, batch_size={batch_size}); give more images or raise training.batch_size"
             )
         with warnings.catch_warnings():
             # Arrays from an object store are read-only, which torch cannot express; nothing here writes to them.
@@ -53,7 +54,7 @@ class Loader:
         known = np.full(count, -1, np.int64) if labels is None else labels.astype(np.int64)
         self.labels = torch.from_numpy(known).to(device)
         self.device, self.batch_size, self.generator = device, batch_size, generator
-        self.used = count - 1 if not allow_single and count % batch_size == 1 else count
+        self.used = count - 1 if count % batch_size == 1 and least > 1 else count
         self.steps = -(-self.used // batch_size)
 
     @property
@@ -94,6 +95,11 @@ def check_data(model: nn.Module, images: npt.NDArray[Any], labels: npt.NDArray[A
     classes = getattr(model, "classes", np.iinfo(np.int64).max)
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise DataError(f"labels must lie in [0, {classes}), as the model's do; got {labels.min()} to {labels.max()}")
+
+
+def least_batch(model: nn.Module, objective: Objective) -> int:
+    """Return the fewest images in a batch that a model can be trained on for an objective, 1 or 2."""
+    return 2 if normalises_batches(model) else objective.least_batch
 
 
 def normalises_batches(model: nn.Module) -> bool:

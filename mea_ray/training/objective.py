@@ -67,6 +67,8 @@ class Objective(ABC):
 
     weights: dict[str, float]
     """Weight of each term in the default ``backward``; a term that is missing here has weight 1."""
+    least_batch: int = 1
+    """Fewest images that its losses and heads can learn from; 2 for losses that contrast images with each other."""
     resumable: bool = False
     """Nothing but the weights and ``context.generator`` changes from epoch to epoch: a training can be gone on with."""
 

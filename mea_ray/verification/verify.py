@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 
 from mea_ray.core.errors import DataError
 from mea_ray.core.types import Images, ImageSet, Labels, Recognise
@@ -84,9 +85,12 @@ def report(
         is measured on the clean held-out samples of the source classes, as a customer could see it.
 
     Raises:
-        DataError: There are no test images or no watermark samples.
+        DataError: There are no test images or no watermark samples, or the model gives no logits: another shape,
+            numbers that are not finite, or probabilities.
     """
-    predicted = predict_logits(test.images).argmax(1).astype(np.int64)
+    logits = predict_logits(test.images)
+    _check_logits(logits, test)
+    predicted = logits.argmax(1).astype(np.int64)
     accuracy = metrics.accuracy(predicted, test.labels)
     fidelity = metrics.fidelity(predicted, victim) if victim is not None else None
     if samples is None:
@@ -119,10 +123,24 @@ def report(
     )
 
 
+def _check_logits(logits: npt.NDArray[np.float32], test: ImageSet) -> None:
+    """Refuse what cannot be logits: probabilities would be softened once more, and nothing would look wrong."""
+    expected = (len(test), test.classes)
+    if logits.shape != expected:
+        raise DataError(f"the model gives {logits.shape} logits for {len(test)} images of {test.classes} classes")
+    if not np.isfinite(logits).all():
+        raise DataError("the model gives logits that are not finite numbers")
+    if (logits >= 0).all() and np.allclose(logits.sum(1), 1, atol=1e-3):
+        raise DataError(
+            "the model gives probabilities (every row sums to 1), but logits are expected; leave out its softmax, or "
+            "give the logarithms of the probabilities"
+        )
+
+
 def _carrier_cost(predict_logits: PredictLogits, samples: Samples, class_names: tuple[str, ...]) -> dict[str, Any]:
     if not len(samples.sources):
         return {}
-    probabilities = _softmax(predict_logits(samples.sources))
+    probabilities = softmax(predict_logits(samples.sources).astype(np.float64), axis=1)
     right = probabilities.argmax(1) == samples.source_labels
     return {
         "source_accuracy": {
@@ -132,10 +150,3 @@ def _carrier_cost(predict_logits: PredictLogits, samples: Samples, class_names: 
         "source_target_probability": float(probabilities[:, samples.target].mean()),
         "calibration_error": metrics.calibration_error(probabilities, samples.source_labels),
     }
-
-
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    powers = np.exp(shifted)
-    total: npt.NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
-    return total

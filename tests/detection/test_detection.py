@@ -13,7 +13,7 @@ from sklearn.neighbors import LocalOutlierFactor
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import ImageSet
 from mea_ray.detection import DETECTIONS
-from mea_ray.detection.base import Trigger
+from mea_ray.detection.base import Detection, Trigger
 from mea_ray.detection.neural_cleanse import anomaly
 from mea_ray.detection.queries import Strip, halves
 from mea_ray.evaluation import metrics
@@ -199,3 +199,17 @@ def test_the_report_shows_what_was_found(data: ImageSet, planted: ImageModel) ->
 def test_impossible_settings_are_refused(name: str, parameters: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         DETECTIONS.build(name, **parameters)
+
+
+@pytest.mark.parametrize("name", DETECTIONS.names())
+def test_each_detection_works_with_its_least_images_and_refuses_fewer(name: str, data: ImageSet) -> None:
+    quick: dict[str, dict[str, Any]] = {"abs": {"steps": 2}, "neural_cleanse": {"steps": 4}}
+    detection: Detection = DETECTIONS.build(name, **quick.get(name, {}))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_model("vgg_like", SHAPE, CLASSES, {"width": 0.125})
+    least = detection.least_images
+    detection.check(least)
+    detection.inspect(model, data.images[:least], data.images[:3], seed=0)
+    with pytest.raises(ConfigError, match=f"{name}.*at least {least} clean images"):
+        detection.check(least - 1)

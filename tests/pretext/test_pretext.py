@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mea_ray.core.errors import ConfigError
+from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.pretext import PRETEXTS
@@ -134,3 +134,15 @@ def test_training_lowers_the_loss_moves_the_heads_and_repeats_under_a_seed(name:
 def test_a_setting_out_of_range_is_refused(name: str, setting: str, value: float) -> None:
     with pytest.raises(ConfigError, match=setting):
         PRETEXTS.build(name, **{setting: value})
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_lone_last_image_is_left_out_and_batches_of_one_are_refused(name: str) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (9, 1, 16, 16), dtype=np.uint8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model("vgg_like", (1, 16, 16), 4, {"width": 0.125})  # no batch normalisation of its own
+    report = train(model, images, None, PRETEXTS.build(name), seed=0, epochs=2, batch_size=4, augment=())
+    assert report.images == 16 and all(epoch["loss"] != 0 for epoch in report.history)
+    with pytest.raises(DataError, match="batches of one image"):
+        train(model, images, None, PRETEXTS.build(name), seed=0, epochs=1, batch_size=1, augment=())

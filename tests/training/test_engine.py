@@ -305,6 +305,16 @@ def test_a_single_last_image_is_left_out_only_for_batch_normalisation() -> None:
         train(make_model(norm=True), images[:1], labels[:1], CrossEntropy(), seed=0)
 
 
+def test_a_single_last_image_is_left_out_for_losses_that_compare_images() -> None:
+    images, labels = make_data(21)
+    recorder = Recorder()
+    recorder.least_batch = 2
+    train(make_model(), images, labels, recorder, seed=0, epochs=1, batch_size=10, **PLAIN)
+    assert [len(batch.indices) for batch in recorder.batches] == [10, 10]
+    with pytest.raises(DataError, match="batch_size"):
+        train(make_model(), images, labels, recorder, seed=0, batch_size=1)
+
+
 @pytest.mark.parametrize("device_type", ["cpu", "gpu"])
 def test_divergence_is_told_with_its_place(device_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = make_data(40)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -83,3 +84,29 @@ def test_no_samples_is_no_proof() -> None:
     empty = SimpleNamespace(**{**vars(SAMPLES), "images": SAMPLES.images[:0]})
     with pytest.raises(DataError, match="verification_fraction"):
         report(by_pixel, TEST, samples=empty)
+
+
+def test_probabilities_are_not_taken_for_logits() -> None:
+    def softened(images: Images) -> np.ndarray:
+        powers = np.exp(by_pixel(images))
+        return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+
+    with pytest.raises(DataError, match="softmax"):
+        report(softened, TEST, samples=SAMPLES)
+    logarithms = report(lambda images: np.log(softened(images)), TEST, samples=SAMPLES)
+    assert logarithms.source_target_probability == pytest.approx(
+        report(by_pixel, TEST, samples=SAMPLES).source_target_probability
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda logits: logits[:, :3], "classes"),
+        (lambda logits: logits[:-1], "images"),
+        (lambda x: x * np.inf, "finite"),
+    ],
+)
+def test_what_cannot_be_logits_is_refused(change: Callable[[np.ndarray], np.ndarray], words: str) -> None:
+    with np.errstate(invalid="ignore"), pytest.raises(DataError, match=words):
+        report(lambda images: change(by_pixel(images)), TEST)

@@ -101,6 +101,7 @@ class EncoderObjective(Objective):
     ) -> None:
         super().__init__()
         self.pretext, self.combiner, self.others = pretext, combiner, Geometries(others)
+        self.least_batch = pretext.least_batch
         self.owned = SourcePool(*owned, augment=False)
         self.settings, self.seed = settings, seed
         self.weights = dict(settings.weights)
