@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mea_ray.config import SweepConfig, build
 from mea_ray.core.seeding import numpy_generator
-from mea_ray.results.records import ModelReport, QueryLogRecord, Rate, RungResult, TrialResult
+from mea_ray.results.records import ModelReport, QueryLogRecord, RungResult, SuccessRate, TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.plan import PlannedTrial, plan
 from mea_ray.sweep.trial import Tools, metrics_of
@@ -86,7 +86,7 @@ def stand_in(
 
 def _report(trial: PlannedTrial, budget: int) -> ModelReport:
     accuracy, hits = numpy_generator(trial.config.seed, "stand-in", trial.name, budget + 1).random(2)
-    wsr = Rate(successes=int(1000 * hits), trials=1000, rate=float(hits), low=float(hits), high=float(hits))
+    wsr = SuccessRate(successes=int(1000 * hits), trials=1000, rate=float(hits), low=float(hits), high=float(hits))
     return ModelReport(accuracy=float(accuracy), fidelity=float(accuracy), wsr=wsr, wfpr={"stripes": wsr})
 
 

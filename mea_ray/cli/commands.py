@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,9 +25,10 @@ from mea_ray.config import (
 )
 from mea_ray.config.overrides import let_go
 from mea_ray.core.errors import ConfigError
-from mea_ray.report.best import search_of
-from mea_ray.report.tables import RESULTS, load_results
+from mea_ray.report.search import search_of
 from mea_ray.report.terminal import make_console, pairs_table, print_results
+from mea_ray.results.records import RESULTS, read_results
+from mea_ray.sweep.event_log import EVENTS
 
 
 def read_experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
@@ -134,7 +136,7 @@ def finish(console: Console, folder: Path, failed: Mapping[str, str], location: 
     from mea_ray.report import html
 
     if any((folder / RESULTS).glob("*.json")):
-        print_results(console, load_results(folder), search_of(folder))
+        print_results(console, read_results(folder), search_of(folder))
         page = html.write(folder)
         console.print(f"\nresults  {folder / RESULTS}", soft_wrap=True)
         if (folder / "wandb").is_dir():
@@ -162,25 +164,71 @@ def render_report(location: str, storage: str | None, png: Path | None, every_s:
     from mea_ray.sweep.status import open_folder
 
     console = make_console()
-    if every_s is None and "://" not in location:
-        folder = Path(location)
-        page: Path | None = html.write(folder, storage=storage, png=png)
+    folder = _local_folder(location)
+    render = partial(html.write, folder, storage=storage, png=png)
+    if every_s is None:
+        page: Path | None = render()
     else:
         sweep = open_folder(location)
-        folder = sweep.path
-        for part in ("sweep.yaml", RESULTS):
-            sweep.storage.pull(f"{sweep.name}/{part}")
-        render = partial(html.write, folder, storage=storage, png=png)
-        if every_s is None:
-            page = render()
-        else:
-            page = status.watch(sweep, render, lambda text: console.print(text, soft_wrap=True), every_s=every_s)
+        page = status.watch(sweep, render, lambda text: console.print(text, soft_wrap=True), every_s=every_s)
     if page is None:
         return
-    print_results(console, load_results(folder), search_of(folder))
+    print_results(console, read_results(folder), search_of(folder))
     console.print(f"\nreport   {page}", soft_wrap=True)
     if png:
         console.print(f"picture  {png}", soft_wrap=True)
+
+
+def _local_folder(location: str) -> Path:
+    """Return the folder of a sweep on this machine; what a remote one holds of results is fetched first."""
+    from mea_ray.sweep.status import open_folder
+
+    if "://" not in location:
+        return Path(location)
+    sweep = open_folder(location)
+    for part in ("sweep.yaml", EVENTS, RESULTS):
+        sweep.storage.pull(f"{sweep.name}/{part}")
+    return sweep.path
+
+
+def print_results_as(form: Literal["markdown", "csv"], location: str) -> None:
+    """Print the results of a sweep in a form for documents or for other programs.
+
+    Args:
+        form: ``markdown`` for tables, ``csv`` for one line per measured model.
+        location: The sweep's folder: a path or a URI.
+    """
+    from mea_ray.report.markdown import report
+    from mea_ray.results.frames import load_results
+
+    folder = _local_folder(location)
+    text = report(folder) if form == "markdown" else load_results(folder).to_csv(index=False, lineterminator="\n")
+    sys.stdout.write(text)
+
+
+def put_on_record(location: str, target: Path, command: str | None, note: str) -> None:
+    """Turn a finished sweep into a record that the documentation can be rendered from."""
+    from mea_ray.report.record import make_record
+
+    record = make_record(_local_folder(location), target, command=command, note=note)
+    make_console().print(
+        f"record   {target}: {record.trials} trials of {record.date}, commit {record.commit}", soft_wrap=True
+    )
+
+
+def render_pages(records: Path, pages: Sequence[Path], images: Path) -> None:
+    """Rewrite the marked blocks of Markdown pages from records.
+
+    Args:
+        records: The folder of records, ``sweeps/results``.
+        pages: The pages.
+        images: Folder of the pictures.
+    """
+    from mea_ray.report.pages import write
+
+    for page in pages:
+        changed = write(page, records, images)
+        make_console().print(f"{page}: {'rewritten' if changed else 'up to date'}", soft_wrap=True)
 
 
 def measure(name: str, options: Sequence[str], output: Path | None) -> None:

@@ -184,29 +184,58 @@ def report(
     folder: Annotated[str, typer.Argument(help="Folder of a sweep (path or URI), with results/*.json in it.")],
     storage: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Where the victims are kept, if they were moved since."),
+        typer.Option(help="Where the victims are, if they were moved."),
     ] = None,
     png: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Write the robustness curves to this picture, too."),
+        typer.Option(help="Also write the robustness curves to this picture."),
     ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables as Markdown instead, with the papers' figures.")
+    ] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print one line for each measured model as CSV instead.")] = False,
+    record: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Put the sweep on record in this folder instead, e.g. sweeps/results/budgets."),
+    ] = None,
+    command: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="--record: the command that started the sweep, if its log does not say."),
+    ] = None,
+    note: Annotated[str, typer.Option(help="--record: what readers should know, e.g. the machine.")] = "",
+    page: Annotated[
+        Optional[list[Path]],  # noqa: UP006, UP045
+        typer.Option(help="Rewrite the marked blocks of this Markdown page; FOLDER holds the records. Repeatable."),
+    ] = None,
+    images: Annotated[Path, typer.Option(help="--page: folder of the pictures.")] = Path("docs/images"),
     watch: Annotated[
         bool, typer.Option("--watch", help="Render again whenever a trial finishes, until the sweep ends or Ctrl-C.")
     ] = False,
     every: Annotated[float, typer.Option(help="--watch: seconds between two looks.", min=0.1)] = 30.0,
     debug: Debug = False,
 ) -> None:
-    """Render the HTML report of a sweep again from its results, and print its table; also while the sweep runs.
+    """Render the HTML report of a sweep from its results and print its tables, also while the sweep runs.
 
     For example:
 
       mea-ray report mea_ray_results/quickstart --png curve.png
 
       mea-ray report mea_ray_results/quickstart --watch --every 60
+
+      mea-ray report mea_ray_results/budgets --record sweeps/results/budgets --note "two CPU cores"
+
+      mea-ray report sweeps/results --page README.md --page docs/results.md
     """
     from mea_ray.cli import commands
 
-    commands.render_report(folder, storage, png, every if watch else None)
+    if page:
+        commands.render_pages(Path(folder), page, images)
+    elif record is not None:
+        commands.put_on_record(folder, record, command, note)
+    elif markdown or csv:
+        commands.print_results_as("markdown" if markdown else "csv", folder)
+    else:
+        commands.render_report(folder, storage, png, every if watch else None)
 
 
 @app.command(epilog=EPILOG)

@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from mea_ray.config import SweepConfig
-from mea_ray.report.tables import label
 from mea_ray.report.terminal import pairs_table
+from mea_ray.results.points import label
 from mea_ray.sweep.plan import Plan
 
 SHOWN = 40

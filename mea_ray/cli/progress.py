@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from mea_ray.report.tables import label, percent
+from mea_ray.report.tables import percent
+from mea_ray.results.points import label
 from mea_ray.sweep import events as e
 
 

@@ -14,8 +14,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mea_ray.cli.progress import SweepProgress
-from mea_ray.report.tables import DASH, RESULTS, label
+from mea_ray.report.tables import DASH
 from mea_ray.report.terminal import pairs_table
+from mea_ray.results.points import label
+from mea_ray.results.records import RESULTS
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.status import Status, read_status
 

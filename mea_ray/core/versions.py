@@ -1,9 +1,11 @@
-"""The versions that a result was made with."""
+"""The versions, and the command line, that a result was made with."""
 
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
+import sys
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +25,12 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:  # run from a source tree, or an optional package
             continue
     return found
+
+
+def command_line() -> str:
+    """Return the command line of this process, as it could be typed again."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["mea-ray" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 @lru_cache(maxsize=1)

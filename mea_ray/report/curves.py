@@ -171,11 +171,30 @@ def as_svg(figure: Figure, identity: str, title: str, about: str) -> str:
 
 
 def png(groups: Mapping[str, list[TrialResult]], path: Path) -> None:
-    """Write all four pictures into one PNG (for a README)."""
+    """Write the curves of all metrics into one PNG."""
+    _all_panels(groups).savefig(path, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+
+
+def sheet(groups: Mapping[str, list[TrialResult]], identity: str, digest: str) -> str:
+    """Return the curves of all metrics as one SVG file on a white ground, for pages without our style sheet.
+
+    Args:
+        groups: Name of a line to its trials; at most ``MAX_LINES``.
+        identity: Prefix of the element's ids.
+        digest: What is drawn, in short; it is written into the file, so that a page can tell whether it is out of date.
+    """
+    with style(identity):
+        buffer = io.StringIO()
+        _all_panels(groups).savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return f"<!-- drawn from {digest} -->\n{text[text.index('<svg') :]}"
+
+
+def _all_panels(groups: Mapping[str, list[TrialResult]]) -> Figure:
     figure = new_figure((10.0, 7.0))
     for position, metric in enumerate(METRICS, start=1):
         _panel(figure.add_subplot(2, 2, position), groups, metric, legend=position == 1, title=METRICS[metric])
-    figure.savefig(path, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+    return figure
 
 
 def describe(groups: Mapping[str, list[TrialResult]], metric: str) -> str:

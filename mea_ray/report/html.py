@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mea_ray.report import best, curves, detected, means, plane, samples, settings, tables, thief, verdict
-from mea_ray.results.records import TrialResult
+from mea_ray.report import attacks, curves, detections, removals, samples, seeds, settings, tables, verdict
+from mea_ray.report import search as searches
+from mea_ray.results.records import TrialResult, read_results
 
 if TYPE_CHECKING:
     from mea_ray.config import SearchConfig
@@ -58,20 +59,20 @@ def render(
         "seeds": max(len(trials) for trials in tables.grouped(results).values()),
         "headings": tables.HEADINGS,
         "rows": tables.rows(results),
-        "means": means.lines(results),
-        "means_headings": means.HEADINGS,
-        "means_caption": means.CAPTION,
-        "found": best.found(search, results) if search is not None else None,
+        "means": seeds.lines(results),
+        "means_headings": seeds.HEADINGS,
+        "means_caption": seeds.CAPTION,
+        "found": searches.found(search, results) if search is not None else None,
         "costs": tables.costs(results),
-        "removal_headings": plane.HEADINGS,
-        "removals": plane.lines(results),
-        "planes": plane.figures(results),
-        "detection_headings": detected.HEADINGS,
-        "detections": detected.lines(results),
-        "triggers": detected.pictures(results),
-        "attacks": thief.attacks(results),
-        "seen": thief.seen(results),
-        "clients": thief.clients(results),
+        "removal_headings": removals.HEADINGS,
+        "removals": removals.lines(results),
+        "planes": removals.figures(results),
+        "detection_headings": detections.HEADINGS,
+        "detections": detections.lines(results),
+        "triggers": detections.pictures(results),
+        "attacks": attacks.pictures(results),
+        "seen": attacks.client_rows(results),
+        "clients": attacks.clients(results),
         "galleries": [samples.gallery(result, storage) for result in list(first.values())[:GALLERIES]],
         "victims": len(first),
         "changed": settings.changed(results),
@@ -121,14 +122,14 @@ def write(folder: Path, *, storage: str | Path | None = None, png: Path | None =
     Raises:
         ArtifactError: There are no results, or one of them is damaged.
     """
-    results = tables.load_results(folder)
+    results = read_results(folder)
     about = _about(folder)
     text = render(
         results,
         name=str(about.get("name") or folder.resolve().name),
         description=str(about.get("description") or ""),
         storage=storage,
-        search=best.search_of(folder),
+        search=searches.search_of(folder),
     )
     path = folder / "report.html"
     aside = folder / f".report.html.{os.getpid()}"

@@ -8,7 +8,8 @@ from typing import Any
 
 from mea_ray.config import ExperimentConfig, Tree, build
 from mea_ray.core.errors import ConfigError
-from mea_ray.report.tables import DASH, setting
+from mea_ray.report.tables import DASH
+from mea_ray.results.points import setting
 from mea_ray.results.records import TrialResult
 
 

@@ -5,80 +5,15 @@ Nothing here reads anything but ``TrialResult``; nothing heavy is imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from mea_ray.core.errors import ArtifactError
-from mea_ray.results.records import ModelReport, Rate, RungResult, TrialResult
+from mea_ray.results.points import label
+from mea_ray.results.records import ModelReport, RungResult, SuccessRate, TrialResult
 
-RESULTS = "results"
 DASH = "–"
 NOT_ACCUSED = "not accused"
-
-
-def load_results(folder: Path) -> list[TrialResult]:
-    """Read every trial result below a sweep's folder, in the order of their points.
-
-    Args:
-        folder: The sweep's folder (with ``results/*.json`` in it) or the ``results`` folder itself.
-
-    Raises:
-        ArtifactError: There is no result, or one of them is damaged or of another schema.
-    """
-    inside = folder / RESULTS
-    paths = sorted((inside if inside.is_dir() else folder).glob("*.json"))
-    if not paths:
-        raise ArtifactError(
-            f"no trial results (results/*.json) in {folder}; give the folder that `mea-ray sweep` printed"
-        )
-    return ordered([TrialResult.load(path) for path in paths])
-
-
-def ordered(results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Return the trials by what the sweep set: numbers by size, everything else by its text."""
-
-    def key(result: TrialResult) -> tuple[list[tuple[str, bool, float, str]], str]:
-        parts = []
-        for path, value in result.point.items():
-            is_number = isinstance(value, (int, float))
-            parts.append((path, not is_number, float(value) if is_number else 0.0, setting(value)))
-        return parts, result.trial
-
-    return sorted(results, key=key)
-
-
-def setting(value: Any) -> str:
-    """Return the short form of a config value: a component by its name and what was set beside it."""
-    if isinstance(value, Mapping):
-        rest = ", ".join(f"{key}={setting(item)}" for key, item in value.items() if key != "name")
-        name = str(value.get("name", ""))
-        return f"{name}({rest})" if name and rest else name or rest
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(setting, value)) or "[]"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else str(value)
-
-
-def is_seed(path: str) -> bool:
-    """Whether a config path is a seed: trials that differ only in seeds are repetitions of one point."""
-    return path.rpartition(".")[2] == "seed"
-
-
-def label(point: Mapping[str, Any], *, seeds: bool = False) -> str:
-    """Return the name of a point of the sweep, e.g. ``thief.model=resnet18``.
-
-    Args:
-        point: Config paths that the sweep set, and their values.
-        seeds: Whether seeds are part of the name.
-    """
-    parts = [f"{p.removesuffix('.name')}={setting(v)}" for p, v in point.items() if seeds or not is_seed(p)]
-    return ", ".join(parts) or "all trials"
 
 
 def grouped(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
@@ -99,12 +34,17 @@ def common_prefix(labels: Sequence[str]) -> str:
     return f"{paths.pop()}=" if alone else ""
 
 
+def listed(values: Iterable[str]) -> str:
+    """Return the distinct values, in the order of first appearance, as one text."""
+    return ", ".join(dict.fromkeys(values))
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a fraction as text in percent, or a dash."""
     return DASH if value is None else f"{100 * value:.{digits}f}%"
 
 
-def interval(rate: Rate | None) -> str:
+def interval(rate: SuccessRate | None) -> str:
     """Return a rate with its 95 % Wilson interval as text, or a dash."""
     return DASH if rate is None else f"{percent(rate.rate)} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
@@ -136,12 +76,7 @@ def control_verdict(report: ModelReport) -> str:
     """Return the judgement on a substitute of an innocent model."""
     if report.wsr is None:
         return DASH
-    return "accused falsely" if proved(report) else NOT_ACCUSED
-
-
-def proved(report: ModelReport) -> bool:
-    """Whether both criteria call the model stolen (only the threshold where there is no p-value)."""
-    return bool(report.infringes_threshold) and report.infringes_significance is not False
+    return "accused falsely" if report.proved else NOT_ACCUSED
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -194,7 +129,7 @@ def rows(results: Sequence[TrialResult]) -> list[Row]:
     for result in results:
         point = label(result.point, seeds=True) + (" (stopped)" if result.status == "stopped" else "")
         for rung in sorted(result.rungs, key=lambda r: r.budget):
-            table.append(_row(result, rung, point, verdict(rung.report), proved(rung.report)))
+            table.append(_row(result, rung, point, verdict(rung.report), rung.report.proved))
         for rung in result.stolen_nulls:
             table.append(_row(result, rung, f"{point}: null model stolen", control_verdict(rung.report), False))
     return table

@@ -15,7 +15,8 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mea_ray.report import best, detected, means, plane, tables, verdict
+from mea_ray.report import detections, removals, search, seeds, tables, verdict
+from mea_ray.results.points import setting
 from mea_ray.results.records import TrialResult
 
 if TYPE_CHECKING:
@@ -55,41 +56,41 @@ def results_table(results: Sequence[TrialResult]) -> RichTable:
     return table
 
 
-def removals_table(lines: Sequence[plane.Line]) -> RichTable:
+def removals_table(lines: Sequence[removals.RemovalRow]) -> RichTable:
     """Return the table of all removals."""
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
-    for column, heading in plane.HEADINGS.items():
+    for column, heading in removals.HEADINGS.items():
         left = column in {"point", "removal", "on", "verdict"}
         table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for line in lines:
-        cells = [escape(str(getattr(line, column))) for column in plane.HEADINGS]
+        cells = [escape(str(getattr(line, column))) for column in removals.HEADINGS]
         cells[-1] = f"[{'green' if line.good else 'red'}]{cells[-1]}[/]"
         table.add_row(*cells)
     return table
 
 
-def detections_table(lines: Sequence[detected.Line]) -> RichTable:
+def detections_table(lines: Sequence[detections.DetectionRow]) -> RichTable:
     """Return the table of all detections."""
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in detected.HEADINGS.values():
+    for heading in detections.HEADINGS.values():
         table.add_column(heading, overflow="fold")
     for line in lines:
-        table.add_row(*(escape(str(getattr(line, column))) for column in detected.HEADINGS))
+        table.add_row(*(escape(str(getattr(line, column))) for column in detections.HEADINGS))
     return table
 
 
-def means_table(lines: Sequence[means.Line]) -> RichTable:
+def means_table(lines: Sequence[seeds.SeedsRow]) -> RichTable:
     """Return the table of means over seeds."""
-    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, caption=means.CAPTION, caption_justify="left")
-    for column, heading in means.HEADINGS.items():
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, caption=seeds.CAPTION, caption_justify="left")
+    for column, heading in seeds.HEADINGS.items():
         left = column == "point"
         table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for line in lines:
-        table.add_row(*(escape(str(getattr(line, column))) for column in means.HEADINGS))
+        table.add_row(*(escape(str(getattr(line, column))) for column in seeds.HEADINGS))
     return table
 
 
-def found_table(found: best.Found) -> RichTable:
+def found_table(found: search.Found) -> RichTable:
     """Return the table of the best trials of a search."""
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False, title=escape(found.title), title_justify="left")
     for place, heading in enumerate(found.headings):
@@ -99,29 +100,27 @@ def found_table(found: best.Found) -> RichTable:
     return table
 
 
-def print_results(console: Console, results: Sequence[TrialResult], search: SearchConfig | None = None) -> None:
+def print_results(console: Console, results: Sequence[TrialResult], sought: SearchConfig | None = None) -> None:
     """Print the tables and, in plain words, what they say.
 
     Args:
         console: Where to.
         results: The trials.
-        search: What the sweep sought, if it sought something.
+        sought: The sweep's search, if it looked for the best trials.
     """
     console.print(results_table(results[:ROWS] if len(results) > ROWS else results))
     if len(results) > ROWS:
         console.print(f"... and {len(results) - ROWS:,} more trials; all are in the report and in summary.csv")
-    over_seeds = means.lines(results)
+    over_seeds = seeds.lines(results)
     if over_seeds:
         console.print(means_table(over_seeds[:ROWS]))
-    sought = best.found(search, results) if search is not None else None
-    if sought is not None:
-        console.print(found_table(sought))
-    removals = plane.lines(results)
-    if removals:
-        console.print(removals_table(removals))
-    found = detected.lines(results)
-    if found:
-        console.print(detections_table(found))
+    best = search.found(sought, results) if sought is not None else None
+    if best is not None:
+        console.print(found_table(best))
+    if removed := removals.lines(results):
+        console.print(removals_table(removed))
+    if detected := detections.lines(results):
+        console.print(detections_table(detected))
     head = verdict.headline(results)
     console.print(f"[bold {TONES[head.tone]}]{escape(head.text)}[/]")
     for finding in verdict.findings(results):
@@ -134,7 +133,7 @@ def pairs_table(title: str, pairs: Iterable[tuple[str, Any]]) -> RichTable:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in pairs:
-        table.add_row(escape(name), escape(value if isinstance(value, str) else tables.setting(value)))
+        table.add_row(escape(name), escape(value if isinstance(value, str) else setting(value)))
     return table
 
 
@@ -173,7 +172,7 @@ def config_rows(model: type[Settings]) -> list[tuple[str, str, str, str]]:
 
 
 def _row(parameter: Parameter) -> tuple[str, str, str, str]:
-    default = "required" if parameter.default is PydanticUndefined else tables.setting(parameter.default)
+    default = "required" if parameter.default is PydanticUndefined else setting(parameter.default)
     return parameter.name, f"{parameter.type} {parameter.range}".strip(), default, parameter.doc
 
 

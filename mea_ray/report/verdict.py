@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mea_ray.report.tables import grouped, mean, percent, proved
+from mea_ray.report.tables import grouped, mean, percent
 from mea_ray.results.records import ModelReport, RungResult, TrialResult
 
 Tone = Literal["good", "mixed", "bad"]
@@ -42,7 +42,7 @@ def headline(results: Sequence[TrialResult]) -> Finding:
         return Finding("Nothing can be proved: the victims of these trials carry no watermark.", "mixed")
     if guilty_nulls(results):
         return Finding("Nothing is proved: an innocent model would be accused too.", "bad")
-    count = sum(proved(rung.report) for rung in ends)
+    count = sum(rung.report.proved for rung in ends)
     if count == len(ends):
         many = "both" if count == 2 else f"all {count}"
         models = "the stolen model is" if count == 1 else f"{many} stolen models are"
@@ -142,7 +142,7 @@ def _theft(name: str, trials: Sequence[TrialResult]) -> Finding | None:
     )
     if first is None:
         return Finding(text + "its theft is proved at no budget tried.", "bad")
-    tone: Tone = "good" if all(proved(rung.report) for rung in ends) else "mixed"
+    tone: Tone = "good" if all(rung.report.proved for rung in ends) else "mixed"
     every = "in every trial" if len(trials) > 1 else ""
     return Finding(f"{text}theft is proved {every + ' ' if every else ''}from {first:,} queries on.", tone)
 
@@ -152,7 +152,7 @@ def _first_proved(trials: Sequence[TrialResult]) -> int | None:
     budgets = sorted({rung.budget for trial in trials for rung in trial.rungs})
     first = None
     for budget in reversed(budgets):
-        if not all(proved(rung.report) for trial in trials for rung in trial.rungs if rung.budget == budget):
+        if not all(rung.report.proved for trial in trials for rung in trial.rungs if rung.budget == budget):
             break
         first = budget
     return first

@@ -3,90 +3,117 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mea_ray.core.errors import ArtifactError
+from mea_ray.results.points import sort_key
 from mea_ray.storage.files import patiently, write_whole
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
+RESULTS = "results"
+"""Folder of the result files, inside a sweep's folder."""
+
+_ROUNDING = 1e-6
+"""What a mean of float32 numbers in [0, 1] may exceed these bounds by."""
+Fraction = Annotated[float, Field(ge=-_ROUNDING, le=1 + _ROUNDING)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="strings")
 
 
-class Rate(_Record):
-    """A success count with its Wilson interval (95 %)."""
+class SuccessRate(_Record):
+    """A number of successes in a number of trials, with the 95% Wilson interval of the rate."""
 
-    successes: int
-    trials: int
-    rate: float
-    low: float
-    high: float
+    successes: Count
+    trials: Count
+    rate: Fraction
+    low: Fraction
+    high: Fraction
+
+    @model_validator(mode="after")
+    def _successes_are_trials(self) -> SuccessRate:
+        if self.successes > self.trials:
+            raise ValueError(f"{self.successes} successes in {self.trials} trials")
+        return self
 
 
 class ModelReport(_Record):
-    """What verification says of one model (victim, null model or substitute).
+    """What verification measured of one model: a victim, a null model or a substitute.
 
     Attributes:
-        accuracy: On the test set, in [0, 1].
-        knn_accuracy: Of an encoder: of a vote of the nearest labelled images; ``accuracy`` is its reading's.
+        accuracy: Accuracy on the test set.
+        knn_accuracy: For encoders only: accuracy of a nearest-neighbour vote. ``accuracy`` is that of the probe.
         fidelity: Agreement with the victim on the test set; None for the victim itself.
         wsr: Watermark success rate; None without a key.
-        wfpr: False positives per other geometry.
-        wfpr_mean: Mean of ``wfpr`` over the geometries.
-        wfpr_classes: False positives of the watermark's own mixes, of classes that the key does not name; None for a
+        wfpr: False-positive rate for each way of mixing that is not the key's.
+        wfpr_mean: Mean of ``wfpr``.
+        wfpr_classes: False-positive rate on classes that the key does not name, mixed in the key's way; None for a
             scheme that mixes no classes.
-        p_value: Exact binomial, against the null models' rate; None for null models.
-        p_value_chance: The same against chance, for a scheme whose paper tests so; None for others.
-        infringes_threshold: ``wsr`` is above the paper's threshold.
-        infringes_significance: ``p_value`` is at or below the chosen significance.
-        source_accuracy: Accuracy on held-out clean samples of the source classes, per class name.
-        source_target_probability: Mean probability of the target class there.
-        calibration_error: Expected calibration error (15 bins) on the held-out source samples.
+        p_value: Exact binomial test against the null models' rate; None for null models.
+        p_value_chance: The same test against chance, for schemes whose paper uses it; None for others.
+        infringes_threshold: ``wsr`` is above ``verification.threshold``.
+        infringes_significance: ``p_value`` is at or below ``verification.significance``.
+        source_accuracy: Accuracy on held-out clean samples of the source classes, by class name.
+        source_target_probability: Mean probability of the target class on these samples.
+        calibration_error: Expected calibration error (15 bins) on these samples.
     """
 
-    accuracy: float
-    knn_accuracy: float | None = None
-    fidelity: float | None = None
-    wsr: Rate | None = None
-    wfpr: dict[str, Rate] = Field(default_factory=dict)
-    wfpr_mean: float | None = None
-    wfpr_classes: Rate | None = None
-    p_value: float | None = None
-    p_value_chance: float | None = None
+    accuracy: Fraction
+    knn_accuracy: Fraction | None = None
+    fidelity: Fraction | None = None
+    wsr: SuccessRate | None = None
+    wfpr: dict[str, SuccessRate] = Field(default_factory=dict)
+    wfpr_mean: Fraction | None = None
+    wfpr_classes: SuccessRate | None = None
+    p_value: Fraction | None = None
+    p_value_chance: Fraction | None = None
     infringes_threshold: bool | None = None
     infringes_significance: bool | None = None
-    source_accuracy: dict[str, float] = Field(default_factory=dict)
-    source_target_probability: float | None = None
-    calibration_error: float | None = None
+    source_accuracy: dict[str, Fraction] = Field(default_factory=dict)
+    source_target_probability: Fraction | None = None
+    calibration_error: Fraction | None = None
+
+    @property
+    def proved(self) -> bool:
+        """Whether the threshold and the p-value, where there is one, both call this model stolen."""
+        return bool(self.infringes_threshold) and self.infringes_significance is not False
 
 
 class RungResult(_Record):
-    """One point of the robustness curve: a fresh substitute trained on ``queries`` answers."""
+    """One point of the robustness curve: a substitute trained on ``queries`` answers.
 
-    budget: int
-    queries: int
+    Attributes:
+        budget: The query budget of this point, in images.
+        queries: Images that were answered and charged.
+        report: What verification measured of the substitute.
+        epochs: Epochs that the substitute was trained for.
+        seconds: Wall time of its training.
+        curves: What the attack logged about itself: ``{name: [(queries so far, value), ...]}``.
+    """
+
+    budget: Count
+    queries: Count
     report: ModelReport
-    epochs: int
-    seconds: float
-    curves: dict[str, list[tuple[int, float]]] = Field(
-        default_factory=dict, description="What the attack logged of itself: (queries so far, value) per name."
-    )
+    epochs: Count
+    seconds: Seconds
+    curves: dict[str, list[tuple[int, float]]] = Field(default_factory=dict)
 
 
 class RemovalResult(_Record):
-    """An attempt to remove the watermark from one model.
+    """One attempt to remove the watermark from one model.
 
     Attributes:
         removal: Its name and parameters, as in the config.
-        strength: How hard it tried, in the unit of its main parameter.
-        tried_on: The model that it was tried on.
-        before: What verification says of that model.
-        after: What it says of what is left.
-        seconds: Wall time of the removal.
+        strength: Its main parameter, in that parameter's unit.
+        tried_on: The model that it started from.
+        before: Verification of that model.
+        after: Verification of what the removal left.
+        seconds: Wall time.
     """
 
     removal: dict[str, Any]
@@ -94,37 +121,37 @@ class RemovalResult(_Record):
     tried_on: Literal["substitute", "victim", "null_model"]
     before: ModelReport
     after: ModelReport
-    seconds: float
+    seconds: Seconds
 
 
 class ReversedTrigger(_Record):
     """A trigger that a detection reverse-engineered.
 
     Attributes:
-        label: Name of the class that it makes the inspected model answer with.
+        label: Name of the class that it makes the inspected model answer.
         norm: L1 norm of its mask, in pixels.
-        success: Part of the images that it was made on that it turns, in the inspected model.
+        success: Fraction of the images it was optimised on that it turns, in the inspected model.
         on_substitute: Held-out images of other classes that it turns in the stolen model.
-        picture: Mask times pattern, a PNG file in base64.
+        picture: Mask times pattern, a PNG file in base64; empty where the picture was not kept.
     """
 
     label: str
     norm: float
-    success: float
-    on_substitute: Rate
+    success: Fraction
+    on_substitute: SuccessRate
     picture: str
 
 
 class DetectionResult(_Record):
-    """An attempt to find the watermark.
+    """One attempt to find the watermark.
 
     Attributes:
         detection: Its name and parameters, as in the config.
         tried_on: The model that was inspected.
         flagged: Names of the classes that it flags.
-        target: Name of the class that it should have flagged; None without one.
+        target: Name of the class that it should flag; None if the model has no target class.
         numbers: What it measured, by name.
-        triggers: What it reverse-engineered.
+        triggers: The triggers that it reverse-engineered.
         seconds: Wall time.
     """
 
@@ -134,88 +161,144 @@ class DetectionResult(_Record):
     target: str | None = None
     numbers: dict[str, float] = Field(default_factory=dict)
     triggers: list[ReversedTrigger] = Field(default_factory=list)
-    seconds: float
+    seconds: Seconds
 
 
 class QueryLogRecord(_Record):
-    """What the owner could have seen of one client (``blackbox.query_log``).
+    """The service's log of one client (see ``blackbox.query_log``).
 
     Attributes:
-        requests: Requests answered; one that was asked again after a failure counts once.
+        requests: Requests answered. A request that is repeated after a failure counts once.
         images: Images answered.
-        classes: Answers per predicted class.
-        sampled: First images of the client, whose distances were looked at.
+        classes: Number of answers per predicted class.
+        sampled: Number of the client's first images that the distance statistic looks at.
         distances: Number of minimal L2 distances to earlier images of the same predicted class (PRADA).
-        distance_counts: Their histogram without outliers, in equal bins over ``distance_range``.
-        distance_range: Least and largest of these distances; None without any.
-        shapiro_w: Shapiro-Wilk statistic of their normality; None for too few, or if all are equal.
+        distance_counts: Histogram of these distances without outliers, in equal bins over ``distance_range``.
+        distance_range: Smallest and largest of these distances; None without any.
+        shapiro_w: Shapiro-Wilk statistic of their normality; None for too few distances, or if all are equal.
         alarm: ``shapiro_w`` is below ``alarm_below``.
         alarm_below: The owner's threshold.
-        marked: Images whose answer the service marked (a watermark of answers, such as ``dawn``).
-        flagged: Images that the service took for abnormal (the answer policy ``lof``).
+        marked: Images whose answer was watermarked by the service (``dawn``).
+        flagged: Images that the service took for abnormal (answer policy ``lof``).
     """
 
-    requests: int
-    images: int
+    requests: Count
+    images: Count
     classes: list[int]
-    sampled: int = 0
-    distances: int = 0
+    sampled: Count = 0
+    distances: Count = 0
     distance_counts: list[int] = Field(default_factory=list)
     distance_range: tuple[float, float] | None = None
     shapiro_w: float | None = None
     alarm: bool | None = None
     alarm_below: float = 0.9
-    marked: int = 0
-    flagged: int = 0
+    marked: Count = 0
+    flagged: Count = 0
 
 
 class TrialResult(_Record):
-    """A finished trial."""
+    """A finished trial.
 
-    schema_version: int = SCHEMA_VERSION
-    trial: str
-    point: dict[str, Any] = Field(
-        default_factory=dict, description="Config paths that the sweep set, and their values."
-    )
+    Attributes:
+        schema_version: Version of this schema.
+        trial: Name of the trial. It is also the name of the file.
+        point: The config paths that the sweep set, and their values.
+        config: The resolved config.
+        victim: Name of the victim artifact.
+        nulls: Names of the null models' artifacts.
+        victim_report: Verification of the victim.
+        null_reports: Verification of the null models.
+        rungs: The robustness curve, one entry per budget.
+        stolen_nulls: Null models stolen in the same way with the largest budget: the control of the theft.
+        removals: What removals left of the substitute of the largest budget, and of other models.
+        detections: What detections found.
+        status: ``stopped`` if the sweep's scheduler ended the trial early.
+        queries_charged: Images charged for this trial by the service's ledger, over all accounts of its thief.
+        query_log: The service's log, by account of the thief.
+        seconds: Wall time of the trial.
+        device: Name of the GPU, or ``cpu``.
+        versions: Versions of Python and of the packages that the result depends on; ``commit`` of a git checkout.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    trial: str = Field(min_length=1)
+    point: dict[str, Any] = Field(default_factory=dict)
     config: dict[str, Any]
-    victim: str = Field(description="Name (hash) of the victim artifact.")
-    nulls: list[str] = Field(default_factory=list, description="Names of the null models' artifacts.")
+    victim: str
+    nulls: list[str] = Field(default_factory=list)
     victim_report: ModelReport
     null_reports: list[ModelReport] = Field(default_factory=list)
     rungs: list[RungResult]
-    stolen_nulls: list[RungResult] = Field(
-        default_factory=list,
-        description="Innocent models stolen in the same way at the largest budget: the control of the theft.",
-    )
-    removals: list[RemovalResult] = Field(
-        default_factory=list, description="What removals left of the substitute of the largest budget, and of others."
-    )
-    detections: list[DetectionResult] = Field(default_factory=list, description="What detections found in which model.")
-    status: Literal["finished", "stopped"] = Field("finished", description="stopped: by the sweep's scheduler.")
-    queries_charged: int = Field(
-        description="Images charged by the service's ledger for this trial in all, over all accounts of its thief."
-    )
-    query_log: dict[str, QueryLogRecord] = Field(
-        default_factory=dict, description="What the owner could have seen, by client (account) of this trial's thief."
-    )
-    seconds: float
+    stolen_nulls: list[RungResult] = Field(default_factory=list)
+    removals: list[RemovalResult] = Field(default_factory=list)
+    detections: list[DetectionResult] = Field(default_factory=list)
+    status: Literal["finished", "stopped"] = "finished"
+    queries_charged: Count
+    query_log: dict[str, QueryLogRecord] = Field(default_factory=dict)
+    seconds: Seconds
     device: str
     versions: dict[str, str]
 
     def save(self, path: Path) -> None:
-        """Write aside, then rename: a reader never sees half a result."""
+        """Write the file aside and rename it, so that no reader sees half a result."""
         write_whole(path, self.model_dump_json(indent=1))
 
     @classmethod
     def load(cls, path: Path) -> TrialResult:
         """Read and check a result.
 
+        Args:
+            path: The file; it must be named after the trial.
+
         Raises:
-            ArtifactError: The file is missing, damaged, or of another schema.
+            ArtifactError: The file is missing or damaged, has another schema version, holds a number out of range, or
+                is a copy of another trial's result.
         """
+        remedy = "delete it and run the sweep again with --resume"
         try:
-            return cls.model_validate_json(patiently(path.read_bytes, path))
+            result = cls.model_validate_json(patiently(path.read_bytes, path))
         except (OSError, ValidationError) as error:
-            raise ArtifactError(
-                f"{path} is no readable trial result: {error}; delete it and run with --resume"
-            ) from error
+            raise ArtifactError(f"{path} is not a readable trial result ({_first_problem(error)}); {remedy}") from error
+        if result.trial != path.stem:
+            raise ArtifactError(f"{path} holds the result of another trial, {result.trial!r}; {remedy}")
+        return result
+
+
+def _first_problem(error: OSError | ValidationError) -> str:
+    """Return what is wrong with a file, in one line."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    if where == "schema_version":
+        return f"schema version {first['input']!r}, this version of mea_ray reads {SCHEMA_VERSION}"
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def read_results(folder: Path) -> list[TrialResult]:
+    """Read every trial result of a sweep.
+
+    Args:
+        folder: The sweep's folder, with ``results/*.json`` in it, or that ``results`` folder itself.
+
+    Returns:
+        The trials, ordered by what the sweep set.
+
+    Raises:
+        ArtifactError: The folder cannot be read or holds no result, or a result is not usable (see
+            ``TrialResult.load``).
+    """
+    hint = "give the folder that `mea-ray sweep` printed"
+    if not folder.exists():
+        raise ArtifactError(f"{folder} does not exist; {hint}")
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file, not the folder of a sweep; {hint}")
+    inside = folder / RESULTS
+    try:
+        paths = sorted(path for path in (inside if inside.is_dir() else folder).iterdir() if path.match("[!.]*.json"))
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be read ({error.strerror}); {hint}") from error
+    if not paths:
+        raise ArtifactError(f"there are no trial results ({RESULTS}/*.json) in {folder}; {hint}")
+    results = [TrialResult.load(path) for path in paths]
+    return sorted(results, key=lambda result: (sort_key(result.point), result.trial))

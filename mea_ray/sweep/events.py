@@ -17,7 +17,7 @@ class Event:
 
 @dataclass(frozen=True)
 class SweepStarted(Event):
-    """Work begins. ``finished`` trials were found done from before and are not repeated."""
+    """Work begins. ``finished`` trials were found done from before and are not repeated; ``command`` started it."""
 
     folder: str
     trials: int
@@ -25,6 +25,7 @@ class SweepStarted(Event):
     victims: int
     nulls: int
     queries: int
+    command: str = ""
 
 
 @dataclass(frozen=True)

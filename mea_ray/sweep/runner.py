@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from mea_ray.config import SweepConfig
 from mea_ray.core.errors import ConfigError, MeaRayError
+from mea_ray.core.versions import command_line
 from mea_ray.experiment.artifacts import Store
 from mea_ray.service.naming import NAMESPACE
 from mea_ray.storage.files import PATIENCE
@@ -95,6 +96,7 @@ def run_sweep(
             the_plan.victim_count,
             the_plan.null_count,
             sum(trial.queries for trial in left) if not the_plan.adaptive else the_plan.queries,
+            command=command_line(),
         )
     )
     for path in found.paths:

@@ -16,7 +16,7 @@ from scipy.special import expit, logit
 from scipy.stats import betabinom
 
 from mea_ray.core.errors import DataError
-from mea_ray.results.records import Rate
+from mea_ray.results.records import SuccessRate
 
 MIN_DISPERSION, MAX_DISPERSION = 1e-6, 0.999
 
@@ -44,7 +44,7 @@ class BetaBinomial:
         return float(betabinom.sf(k - 1, n, *self.parameters))
 
 
-def fit_beta_binomial(rates: Sequence[Rate]) -> BetaBinomial:
+def fit_beta_binomial(rates: Sequence[SuccessRate]) -> BetaBinomial:
     """Fit a beta-binomial to the successes of null models by maximum likelihood.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from scipy.stats import binomtest
 
 from mea_ray.core.errors import DataError
-from mea_ray.results.records import Rate
+from mea_ray.results.records import SuccessRate
 
 NULL_RATE_FLOOR = 0.01
 """Smallest success rate that an innocent model is assumed to have (see ``null_rate``)."""
@@ -39,10 +39,10 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def proportion(k: int, n: int) -> Rate:
+def proportion(k: int, n: int) -> SuccessRate:
     """Return a success count with its rate (0 without trials) and its 95 % Wilson interval."""
     low, high = wilson(k, n)
-    return Rate(successes=k, trials=n, rate=k / n if n else 0.0, low=low, high=high)
+    return SuccessRate(successes=k, trials=n, rate=k / n if n else 0.0, low=low, high=high)
 
 
 def binomial_p_value(k: int, n: int, rate: float) -> float:
@@ -65,7 +65,7 @@ def binomial_p_value(k: int, n: int, rate: float) -> float:
     return float(binomtest(k, n, rate, alternative="greater").pvalue) if n else 1.0
 
 
-def null_rate(rates: Sequence[Rate], *, confidence: float = 0.95, floor: float = NULL_RATE_FLOOR) -> float:
+def null_rate(rates: Sequence[SuccessRate], *, confidence: float = 0.95, floor: float = NULL_RATE_FLOOR) -> float:
     """Return a conservative success rate of innocent models, from what the null models did on the same samples.
 
     It is the largest of three rates:

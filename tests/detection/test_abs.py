@@ -16,7 +16,7 @@ from mea_ray.detection import DETECTIONS
 from mea_ray.detection.brain_stimulation import BrainStimulation, watched, watching
 from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel, initialise
-from mea_ray.report import detected
+from mea_ray.report import detections
 from mea_ray.results.records import DetectionResult
 from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy
@@ -152,7 +152,7 @@ def test_the_report_says_how_many_units_and_how_well_their_patches_work() -> Non
     found = DetectionResult(
         detection={"name": "abs"}, tried_on="substitute", numbers={"candidates": 3.0, "reasr/1": 0.25}, seconds=1.0
     )
-    (line,) = detected.lines([trial("a").model_copy(update={"detections": [found]})])
+    (line,) = detections.lines([trial("a").model_copy(update={"detections": [found]})])
     assert line.found == "none" and "3 candidate units" in line.measured and "REASR 25.0%" in line.measured
 
 

@@ -20,7 +20,7 @@ from mea_ray.evaluation import metrics
 from mea_ray.experiment.detecting import reversed_trigger
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
-from mea_ray.report import detected, html
+from mea_ray.report import detections, html
 from mea_ray.results.records import DetectionResult
 from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy
@@ -175,7 +175,7 @@ def test_the_report_shows_what_was_found(data: ImageSet, planted: ImageModel) ->
         ),
     ]  # fmt: skip
     result = trial("a").model_copy(update={"detections": found})
-    first, second = detected.lines([result])
+    first, second = detections.lines([result])
     assert first.found == "e (the target is b)" and "3.2" in first.measured and first.triggers.startswith("e ")
     assert "detected 50.0%" in second.measured and second.on == "null model"
     page = html.render([result], name="s")

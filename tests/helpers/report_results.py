@@ -6,12 +6,12 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from mea_ray.results.records import ModelReport, QueryLogRecord, Rate, RemovalResult, RungResult, TrialResult
+from mea_ray.results.records import ModelReport, QueryLogRecord, RemovalResult, RungResult, SuccessRate, TrialResult
 
 
-def rate(value: float, trials: int = 1000) -> Rate:
+def rate(value: float, trials: int = 1000) -> SuccessRate:
     half = 1.96 * sqrt(value * (1 - value) / trials)
-    return Rate(
+    return SuccessRate(
         successes=round(value * trials),
         trials=trials,
         rate=value,

@@ -12,7 +12,7 @@ from report_results import trial
 
 from mea_ray.config import SearchConfig, SweepConfig, build
 from mea_ray.core.errors import ConfigError
-from mea_ray.report import best as best_report
+from mea_ray.report import search as search_report
 from mea_ray.sweep.objective import best, judged, violation
 from mea_ray.sweep.search import check_metric, optuna_search
 from mea_ray.sweep.trial import METRICS, metrics_of
@@ -141,11 +141,11 @@ def test_the_report_names_the_best_and_counts_what_was_out_of_bounds(tmp_path: P
     bad = trial("bad", seed=3, end=0.9)
     worse = bad.victim_report.model_copy(update={"accuracy": 0.5})
     results = [trial("a", seed=1), trial("b", seed=2), bad.model_copy(update={"victim_report": worse})]
-    found = best_report.found(search(constraints={"victim_gap": 0.02}), results)
+    found = search_report.found(search(constraints={"victim_gap": 0.02}), results)
     assert found is not None and found.title.endswith("with victim_gap <= 0.02: 1 of 3 trials; 1 out of bounds")
     assert [line[0] for line in found.lines] == ["thief.model=vgg_like, seed=2"]
     assert found.headings == ("Setting", "wsr", "victim_gap") and found.lines[0][2] == "0.4%"
     (tmp_path / "sweep.yaml").write_text("search: {name: grid}\n")
-    assert best_report.search_of(tmp_path) is None
+    assert search_report.search_of(tmp_path) is None
     (tmp_path / "sweep.yaml").write_text("search: {name: optuna}\n")
-    assert best_report.search_of(tmp_path) == search()
+    assert search_report.search_of(tmp_path) == search()

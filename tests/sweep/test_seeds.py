@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mea_ray.config import SweepConfig, build
 from mea_ray.core.errors import ConfigError
-from mea_ray.report import html, means
+from mea_ray.report import html, seeds
 from mea_ray.report.terminal import print_results
 from mea_ray.sweep.plan import plan
 from mea_ray.sweep.space import points
@@ -61,7 +61,7 @@ def test_seeds_that_make_no_sense_are_refused(settings: dict[str, Any], message:
 
 def test_means_have_students_interval_over_seeds_at_each_budget() -> None:
     results = [trial(f"t{seed}", seed=seed, end=0.6) for seed in range(4)]
-    lines = means.lines(results)
+    lines = seeds.lines(results)
     assert [(line.point, line.queries, line.seeds) for line in lines] == [
         ("thief.model=vgg_like", text, "4") for text in ("100", "300", "1,000")
     ]
@@ -75,16 +75,16 @@ def test_means_have_students_interval_over_seeds_at_each_budget() -> None:
 def test_two_seeds_have_a_range_equal_ones_no_width_and_one_seed_no_line() -> None:
     first, second = trial("a", seed=0), trial("b", seed=1)
     low, high = (100 * each.rungs[-1].report.wsr.rate for each in (first, second))
-    assert means.lines([first, second])[-1].wsr == f"{(low + high) / 2:.1f}% [{low:.1f}, {high:.1f}]"
-    assert means.lines([first]) == []
+    assert seeds.lines([first, second])[-1].wsr == f"{(low + high) / 2:.1f}% [{low:.1f}, {high:.1f}]"
+    assert seeds.lines([first]) == []
     same = [first.model_copy(update={"trial": name, "point": {"seed": i}}) for i, name in enumerate("abc")]
-    assert means.lines(same)[-1].wsr == f"{low:.1f}% [{low:.1f}, {low:.1f}]"
+    assert seeds.lines(same)[-1].wsr == f"{low:.1f}% [{low:.1f}, {low:.1f}]"
 
 
 def test_a_seed_whose_trial_was_stopped_counts_only_where_it_came_to() -> None:
     results = [trial(f"t{seed}", seed=seed) for seed in range(3)]
     results[2] = results[2].model_copy(update={"rungs": results[2].rungs[:1], "status": "stopped"})
-    assert [line.seeds for line in means.lines(results)] == ["3", "2", "2"]
+    assert [line.seeds for line in seeds.lines(results)] == ["3", "2", "2"]
 
 
 def test_terminal_and_page_show_the_means() -> None:
@@ -92,6 +92,6 @@ def test_terminal_and_page_show_the_means() -> None:
     console = Console(record=True, width=200)
     print_results(console, results)
     told = console.export_text()
-    assert "95% Student interval" in told and means.lines(results)[0].wsr in told
+    assert "95% Student interval" in told and seeds.lines(results)[0].wsr in told
     page = html.render(results, name="x")
-    assert 'id="means"' in page and means.lines(results)[-1].wsr in page
+    assert 'id="means"' in page and seeds.lines(results)[-1].wsr in page

@@ -8,7 +8,7 @@ import pytest
 from mea_ray.config import SweepConfig, build
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.experiment.artifacts import null_id, victim_id
-from mea_ray.results.records import ModelReport, Rate, RungResult, TrialResult
+from mea_ray.results.records import ModelReport, RungResult, SuccessRate, TrialResult
 from mea_ray.sweep.plan import check_same, plan, trial_name
 from mea_ray.sweep.search import check_metric, optuna_search, point_of, suggestion_of
 from mea_ray.sweep.space import axes, experiment_at, points, probes
@@ -170,7 +170,7 @@ def test_optuna_is_told_what_was_tried_and_starts_with_what_was_begun() -> None:
     assert point_of(config, {"p0": 0.25, "p1": 3, "p2": 1}) == begun
     assert suggestion_of(axes(config), {**begun, "thief.training.epochs": 10}) is None
     tried = {**begun, "thief.training.momentum": 0.5, "thief.model": "vgg_like"}
-    report = ModelReport(accuracy=0.5, wsr=Rate(successes=4, trials=10, rate=0.4, low=0.2, high=0.6))
+    report = ModelReport(accuracy=0.5, wsr=SuccessRate(successes=4, trials=10, rate=0.4, low=0.2, high=0.6))
     result = TrialResult(
         trial="t", point=tried, config={}, victim="v", victim_report=report, queries_charged=1, seconds=1.0,
         device="cpu", versions={}, rungs=[RungResult(budget=1, queries=1, report=report, epochs=1, seconds=1.0)],

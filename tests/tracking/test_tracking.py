@@ -11,14 +11,16 @@ import pytest
 from fake_wandb import FakeWandb
 
 from mea_ray.config import TrackingConfig
-from mea_ray.results.records import ModelReport, QueryLogRecord, Rate, RungResult, TrialResult
+from mea_ray.results.records import ModelReport, QueryLogRecord, RungResult, SuccessRate, TrialResult
 from mea_ray.tracking import TrackerSet, trackers
 from mea_ray.tracking.rows import flatten, rung_metrics
 from mea_ray.tracking.wandb_tracker import WandbTracker
 
 
-def rate(value: float) -> Rate:
-    return Rate(successes=int(value * 100), trials=100, rate=value, low=value - 0.05, high=value + 0.05)
+def rate(value: float) -> SuccessRate:
+    return SuccessRate(
+        successes=int(value * 100), trials=100, rate=value, low=max(0.0, value - 0.05), high=min(1.0, value + 0.05)
+    )
 
 
 def report(wsr: float, **more: Any) -> ModelReport:

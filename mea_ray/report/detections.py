@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mea_ray.report import tables
-from mea_ray.report.plane import ON
+from mea_ray.report.removals import ON
+from mea_ray.results.points import label, setting
 from mea_ray.results.records import DetectionResult, TrialResult
 
 STRIPS = 6
@@ -21,11 +22,11 @@ HEADINGS = {
     "measured": "Measured",
     "triggers": "Triggers on the stolen model",
 }
-"""Column of ``Line`` to its heading, in the order in which they are shown."""
+"""Column of ``DetectionRow`` to its heading, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
-class Line:
+class DetectionRow:
     """One line of the detections' table. Texts are ready to be shown."""
 
     point: str
@@ -36,12 +37,12 @@ class Line:
     triggers: str
 
 
-def lines(results: Sequence[TrialResult]) -> list[Line]:
+def lines(results: Sequence[TrialResult]) -> list[DetectionRow]:
     """Return the table of all detections; empty if none was tried."""
     return [
-        Line(
-            point=tables.label(result.point, seeds=True),
-            detection=tables.setting({"name": found.detection.get("name", "")}),
+        DetectionRow(
+            point=label(result.point, seeds=True),
+            detection=setting({"name": found.detection.get("name", "")}),
             on=ON[found.tried_on],
             found=_found(found),
             measured=_measured(found),
@@ -57,14 +58,15 @@ def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     shown: list[dict[str, Any]] = []
     for result in results:
         for found in result.detections:
-            if found.triggers and len(shown) < STRIPS:
-                title = f"{tables.label(result.point, seeds=True)}: {found.detection.get('name')}, {ON[found.tried_on]}"
+            drawn = [trigger for trigger in found.triggers if trigger.picture]  # a record keeps no pictures
+            if drawn and len(shown) < STRIPS:
+                title = f"{label(result.point, seeds=True)}: {found.detection.get('name')}, {ON[found.tried_on]}"
                 strip = [
                     {
                         "caption": f"{trigger.label}, {trigger.norm:.1f} pixels",
                         "uri": f"data:image/png;base64,{trigger.picture}",
                     }
-                    for trigger in found.triggers
+                    for trigger in drawn
                 ]
                 shown.append({"title": title, "pictures": strip})
     return shown

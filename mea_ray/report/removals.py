@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from mea_ray.report import curves, tables
+from mea_ray.results.points import setting
 from mea_ray.results.records import RemovalResult, TrialResult
 
 ON = {"substitute": "stolen model", "victim": "victim", "null_model": "null model"}
@@ -15,7 +16,7 @@ ON = {"substitute": "stolen model", "victim": "victim", "null_model": "null mode
 
 
 @dataclass(frozen=True)
-class Line:
+class RemovalRow:
     """One line of the removals' table: a removal on one kind of model, over trials that differ in seeds only."""
 
     point: str
@@ -46,7 +47,7 @@ HEADINGS = {
     "p_value": "Largest p-value",
     "verdict": "Verdict",
 }
-"""Column of ``Line`` to its heading, in the order in which they are shown."""
+"""Column of ``RemovalRow`` to its heading, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def losses(trials: Sequence[TrialResult]) -> list[Loss]:
     found: dict[tuple[str, str], list[RemovalResult]] = {}
     for trial in trials:
         for result in trial.removals:
-            found.setdefault((tables.setting(result.removal), result.tried_on), []).append(result)
+            found.setdefault((setting(result.removal), result.tried_on), []).append(result)
     table = []
     for (removal, on), results in found.items():
         gone = [r.before.wsr.rate - r.after.wsr.rate for r in results if r.before.wsr and r.after.wsr]
@@ -85,22 +86,22 @@ def losses(trials: Sequence[TrialResult]) -> list[Loss]:
     return table
 
 
-def lines(results: Sequence[TrialResult]) -> list[Line]:
+def lines(results: Sequence[TrialResult]) -> list[RemovalRow]:
     """Return the table of all removals; empty if none was tried."""
     table = []
     for point, trials in tables.grouped(results).items():
         for loss in losses(trials):
             after = [result.after for result in loss.results]
             p_values = [report.p_value for report in after if report.p_value is not None]
-            kept = loss.on != "null_model" and all(map(tables.proved, after))
+            kept = loss.on != "null_model" and all(report.proved for report in after)
             if after[0].wsr is None:
                 said = tables.DASH
             elif loss.on == "null_model":
-                said = "accused falsely" if any(map(tables.proved, after)) else tables.NOT_ACCUSED
+                said = "accused falsely" if any(report.proved for report in after) else tables.NOT_ACCUSED
             else:
                 said = "still proved" if kept else "removed"
             table.append(
-                Line(
+                RemovalRow(
                     point=point,
                     removal=loss.removal,
                     on=ON[loss.on],

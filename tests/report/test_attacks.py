@@ -7,17 +7,17 @@ from xml.etree import ElementTree
 
 from report_results import trial, with_thief
 
-from mea_ray.report import curves, html, thief
+from mea_ray.report import attacks, curves, html
 from mea_ray.tracking.rows import attack_curves, owner_saw, thinned
 
 
 def test_lines_of_one_kind_share_a_picture_and_a_crowd_is_cut() -> None:
     logged = with_thief(trial("t")).rungs[-1].curves
-    found = thief.charts(logged)
+    found = attacks.charts(logged)
     assert list(found) == ["reward", "loss", "policy"]
     assert list(found["reward"]) == ["", "<certainty>"] and found["reward"][""] == logged["reward"]
     assert list(found["policy"]) == [str(label) for label in range(4, 12)], "those that end highest"
-    assert len(found["policy"]["4"]) == thief.POINTS
+    assert len(found["policy"]["4"]) == attacks.POINTS
 
 
 def test_thinning_keeps_both_ends() -> None:

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from mea_ray.report import curves, tables
+from mea_ray.results.points import label
 from mea_ray.results.records import TrialResult
 from mea_ray.tracking.rows import thinned
 
@@ -45,7 +46,7 @@ def charts(curves_of_a_rung: Mapping[str, Sequence[tuple[int, float]]]) -> dict[
     return found
 
 
-def attacks(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
+def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     """Return the pictures of the trials whose attack logged something: one trial per point of the sweep.
 
     Returns:
@@ -54,7 +55,7 @@ def attacks(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     from markupsafe import Markup
 
     shown: list[dict[str, Any]] = []
-    for label, trials in tables.grouped(results).items():
+    for name, trials in tables.grouped(results).items():
         known = next((trial for trial in trials if trial.rungs and any(trial.rungs[-1].curves.values())), None)
         if known is None or len(shown) == TRIALS:
             continue
@@ -70,7 +71,7 @@ def attacks(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
                     "svg": Markup(svg(title, lines, f"a{len(shown)}-{position}")),  # text escaped in curves.as_svg
                 }
             )
-        shown.append({"name": label, "panels": panels})
+        shown.append({"name": name, "panels": panels})
     return shown
 
 
@@ -93,7 +94,7 @@ def svg(title: str, lines: Mapping[str, Line], identity: str) -> str:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ClientRow:
     """One line of the query log's table. Texts are ready to be shown."""
 
     point: str
@@ -111,7 +112,7 @@ class Seen:
     shape: Any
 
 
-def seen(results: Sequence[TrialResult]) -> list[Seen]:
+def client_rows(results: Sequence[TrialResult]) -> list[ClientRow]:
     """Return what the owner could have seen of each client, at most ``LOG_ROWS`` of them."""
     from markupsafe import Markup
 
@@ -122,8 +123,8 @@ def seen(results: Sequence[TrialResult]) -> list[Seen]:
             low, high = log.distance_range or (0.0, 0.0)
             of = f"distances from {low:.3g} to {high:.3g}" if log.distance_range else "no distances"
             lines.append(
-                Seen(
-                    point=tables.label(trial.point, seeds=True),
+                ClientRow(
+                    point=label(trial.point, seeds=True),
                     client=client,
                     account=f"{number} of {len(trial.query_log)}",
                     requests=f"{log.requests:,}",

@@ -11,6 +11,7 @@ from mea_ray.config import SearchConfig, build, load_tree
 from mea_ray.core.errors import ConfigError
 from mea_ray.report import tables
 from mea_ray.report.verdict import last_rung
+from mea_ray.results.points import label
 from mea_ray.results.records import TrialResult
 from mea_ray.sweep.objective import best, violation
 from mea_ray.sweep.trial import metrics_of
@@ -63,7 +64,7 @@ def found(search: SearchConfig, results: Sequence[TrialResult]) -> Found | None:
         title=title,
         headings=("Setting", *names),
         lines=tuple(
-            (tables.label(full[place][0].point, seeds=True), *(_text(name, numbers[place][name]) for name in names))
+            (label(full[place][0].point, seeds=True), *(_text(name, numbers[place][name]) for name in names))
             for place in places[:SHOWN]
         ),
     )

@@ -5,14 +5,14 @@ from xml.etree import ElementTree
 import pytest
 from report_results import model_report, trial, with_removals
 
-from mea_ray.report import html, plane
+from mea_ray.report import html, removals
 from mea_ray.report.terminal import make_console, print_results
 from mea_ray.tracking.rows import aftermath
 
 
 def test_losses_are_means_over_seeds_in_points() -> None:
     trials = [with_removals(trial("a", seed=0)), with_removals(trial("b", seed=1))]
-    gone = {(loss.removal, loss.on): loss for loss in plane.losses(trials)}
+    gone = {(loss.removal, loss.on): loss for loss in removals.losses(trials)}
     hard = gone["pruning(rate=0.9)", "substitute"]
     before = [t.rungs[-1].report for t in trials]
     assert len(hard.results) == 2 and hard.strength == 0.9
@@ -21,27 +21,27 @@ def test_losses_are_means_over_seeds_in_points() -> None:
 
 
 def test_the_table_says_what_is_still_proved_and_who_is_accused_falsely() -> None:
-    lines = {(line.removal, line.on): line for line in plane.lines([with_removals(trial("a"))])}
+    lines = {(line.removal, line.on): line for line in removals.lines([with_removals(trial("a"))])}
     assert lines["pruning(rate=0.9)", "stolen model"].verdict == "removed"
     assert lines["pruning(rate=0.1)", "stolen model"].verdict == "still proved"
     assert lines["pruning(rate=0.9)", "null model"].verdict == "not accused"
     result = with_removals(trial("a"))
     framed = result.removals[-1].model_copy(update={"after": model_report(0.8, 0.9)})
-    (*_, last) = plane.lines([result.model_copy(update={"removals": [framed]})])
+    (*_, last) = removals.lines([result.model_copy(update={"removals": [framed]})])
     assert last.verdict == "accused falsely" and not last.proved
 
 
 def test_a_removal_that_holds_for_some_seeds_only_counts_as_one() -> None:
     trials = [with_removals(trial("a", seed=0)), with_removals(trial("b", seed=1))]
     weak = trials[1].removals[1].model_copy(update={"after": model_report(0.9, 0.2)})
-    removals = [trials[1].removals[0], weak, *trials[1].removals[2:]]
-    trials[1] = trials[1].model_copy(update={"removals": removals})
-    lines = {(line.removal, line.on): line for line in plane.lines(trials)}
+    changed = [trials[1].removals[0], weak, *trials[1].removals[2:]]
+    trials[1] = trials[1].model_copy(update={"removals": changed})
+    lines = {(line.removal, line.on): line for line in removals.lines(trials)}
     assert lines["pruning(rate=0.1)", "stolen model"].verdict == "removed"
 
 
 def test_the_plane_has_a_line_per_removal_by_strength_and_escapes_names() -> None:
-    (figure,) = plane.figures([with_removals(trial("a"))])
+    (figure,) = removals.figures([with_removals(trial("a"))])
     assert [line["name"] for line in figure["legend"]] == ["pruning", "<tune>"]
     picture = ElementTree.fromstring(str(figure["svg"]))
     about = next(node.text for node in picture.iter() if node.tag.endswith("desc"))

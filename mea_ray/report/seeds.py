@@ -18,7 +18,7 @@ HEADINGS = {
     "fidelity": "Fidelity",
     "proved": "Proved",
 }
-"""Column of ``Line`` to its heading, in the order in which they are shown."""
+"""Column of ``SeedsRow`` to its heading, in the order in which they are shown."""
 CAPTION = (
     "Means over seeds with their 95% Student interval, cut to 0 to 100%; of two seeds, from the one to the other. "
     "It is about other seeds of what was varied, and about nothing that all trials share."
@@ -26,7 +26,7 @@ CAPTION = (
 
 
 @dataclass(frozen=True)
-class Line:
+class SeedsRow:
     """One line: the trials of one point at one budget. Texts are ready to be shown."""
 
     point: str
@@ -39,7 +39,7 @@ class Line:
     proved: str
 
 
-def lines(results: Sequence[TrialResult]) -> list[Line]:
+def lines(results: Sequence[TrialResult]) -> list[SeedsRow]:
     """Return one line per point and budget, for points with two seeds or more."""
     table = []
     for name, trials in tables.grouped(results).items():
@@ -51,10 +51,10 @@ def lines(results: Sequence[TrialResult]) -> list[Line]:
         for budget, at in columns["accuracy"].items():
             reports = [rung.report for trial in trials for rung in trial.rungs if rung.budget == budget]
             texts = {metric: _interval(points.get(budget)) for metric, points in columns.items()}
-            proved = sum(map(tables.proved, reports))
+            proved = sum(report.proved for report in reports)
             marked = any(report.wsr is not None for report in reports)
             table.append(
-                Line(
+                SeedsRow(
                     point=name,
                     queries=f"{at.queries:,.0f}",
                     seeds=str(len(reports)),

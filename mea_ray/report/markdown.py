@@ -1,0 +1,196 @@
+"""The results of a sweep as Markdown: what ``mea-ray report --markdown`` prints and the documentation shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from mea_ray.config import load_tree
+from mea_ray.core.errors import ConfigError
+from mea_ray.report import published
+from mea_ray.report.detections import HEADINGS as DETECTION_HEADINGS
+from mea_ray.report.detections import lines as detection_rows
+from mea_ray.report.record import RECORD, SWEEP, SweepRecord
+from mea_ray.report.removals import ON, losses
+from mea_ray.report.tables import common_prefix, grouped, mean, percent
+from mea_ray.results.points import label
+from mea_ray.results.records import ModelReport, RungResult, TrialResult, read_results
+
+SEEDS_LISTED = 5
+"""Up to so many seeds, the WSR of each is shown behind the mean."""
+OWNER = {"data", "splits", "victim"}
+"""Sections of the config that make the victim."""
+
+
+def results_table(sweep: str, results: Sequence[TrialResult]) -> str:
+    """Return one row for each kind of model: victim, innocent model, substitutes by budget, stolen innocent model.
+
+    Args:
+        sweep: Name of the sweep; the papers' figures are looked up by it.
+        results: Its trials. Those that differ only in seeds are averaged.
+    """
+    groups = grouped(results)
+    prefix = common_prefix(list(groups))
+    rows: list[Row] = []
+    shown: set[tuple[str, ...]] = set()
+    for name, trials in groups.items():
+        owners = tuple(dict.fromkeys(trial.victim for trial in trials))
+        if owners not in shown:
+            shown.add(owners)
+            rows += _owner_rows(sweep, trials)
+        who = "substitute" if name == "all trials" else f"substitute, {name.removeprefix(prefix)}"
+        for budget in sorted({rung.budget for trial in trials for rung in trial.rungs}):
+            rungs = [rung for trial in trials for rung in trial.rungs if rung.budget == budget]
+            paper = published.find(sweep, "substitute", trials[0].config, queries=budget)
+            rows.append(_rung_row(who, rungs, paper))
+        stolen = [rung for trial in trials for rung in trial.stolen_nulls]
+        if stolen:
+            rows.append(_rung_row(f"innocent model stolen{who.removeprefix('substitute')}", stolen, None))
+    return _with_papers(("Model", "Queries", "Accuracy", "Fidelity", "WSR", "WFPR", "Theft proved"), rows)
+
+
+Row = tuple[tuple[str, ...], published.Published | None]
+"""Cells of a row of a table, and what a paper reports for it."""
+
+
+def _owner_rows(sweep: str, trials: Sequence[TrialResult]) -> list[Row]:
+    own = {path: value for path, value in trials[0].point.items() if path.split(".")[0] in OWNER}
+    of = f", {label(own)}" if label(own) != "all trials" else ""
+    first = {trial.victim: trial for trial in trials}.values()
+    victims = [trial.victim_report for trial in first]
+    nulls = [report for trial in first for report in trial.null_reports]
+    rows: list[Row] = [
+        (_cells(f"victim{of}", "", victims), published.find(sweep, "victim", trials[0].config)),
+    ]
+    if nulls:
+        rows.append((_cells(f"innocent model{of}", "", nulls), None))
+    return rows
+
+
+def _rung_row(who: str, rungs: Sequence[RungResult], paper: published.Published | None) -> Row:
+    queries = {rung.queries for rung in rungs}
+    return _cells(
+        who, " to ".join(f"{n:,}" for n in sorted({min(queries), max(queries)})), [r.report for r in rungs]
+    ), paper
+
+
+def _cells(who: str, queries: str, reports: Sequence[ModelReport]) -> tuple[str, ...]:
+    judged = [report for report in reports if report.infringes_significance is not None]
+    return (
+        who,
+        queries,
+        percent(mean([report.accuracy for report in reports])),
+        percent(mean([report.fidelity for report in reports])),
+        _each([report.wsr.rate if report.wsr else None for report in reports]),
+        percent(mean([report.wfpr_mean for report in reports])),
+        f"{sum(report.proved for report in judged)} of {len(judged)}" if judged and queries else "",
+    )
+
+
+def _each(values: Sequence[float | None]) -> str:
+    """Return the mean and, for a few seeds, the value of each."""
+    known = [value for value in values if value is not None]
+    text = percent(mean(known))
+    if 2 <= len(known) <= SEEDS_LISTED:
+        text += f" ({', '.join(f'{100 * value:.1f}' for value in known)})"
+    return text
+
+
+def removals_table(sweep: str, results: Sequence[TrialResult]) -> str:
+    """Return one row for each removal: accuracy and WSR that it left of every model that it was tried on."""
+    rows: list[Row] = []
+    groups = grouped(results)
+    for name, trials in groups.items():
+        tried = losses(trials)
+        on = [kind for kind in ON if any(loss.on == kind for loss in tried)]
+        for removal in dict.fromkeys(loss.removal for loss in tried):
+            cells = [removal if len(groups) == 1 else f"{name}: {removal}"]
+            for kind in on:
+                after = [r.after for loss in tried if (loss.removal, loss.on) == (removal, kind) for r in loss.results]
+                cells.append(_pair(after))
+            settings = next(loss.results[0].removal for loss in tried if loss.removal == removal)
+            paper = published.find(sweep, "after removal", trials[0].config, removal=settings, tried_on="substitute")
+            rows.append((tuple(cells), paper))
+    if not rows:
+        return "No removal was tried."
+    headings = ("Removal", *(f"{ON[kind]}: accuracy, WSR" for kind in ON if kind in _tried(results)))
+    return _with_papers(headings, rows)
+
+
+def _tried(results: Sequence[TrialResult]) -> set[str]:
+    return {removal.tried_on for result in results for removal in result.removals}
+
+
+def _pair(reports: Sequence[ModelReport]) -> str:
+    if not reports:
+        return ""
+    wsr = mean([report.wsr.rate if report.wsr else None for report in reports])
+    return f"{percent(mean([report.accuracy for report in reports]))}, {percent(wsr)}"
+
+
+def detections_table(_: str, results: Sequence[TrialResult]) -> str:
+    """Return one row for each detection, inspected model and trial."""
+    rows = [tuple(getattr(row, column) for column in DETECTION_HEADINGS) for row in detection_rows(results)]
+    return table(tuple(DETECTION_HEADINGS.values()), rows) if rows else "No detection was tried."
+
+
+TABLES: Mapping[str, Callable[[str, Sequence[TrialResult]], str]] = {
+    "results": results_table,
+    "removals": removals_table,
+    "detections": detections_table,
+}
+"""Name of a table, to what renders it from the sweep's name and its trials."""
+
+
+def provenance(folder: Path) -> str:
+    """Return how a record was made, in one paragraph, with the command in a block of its own."""
+    record = SweepRecord.load(folder)
+    note = f"{record.note[0].upper()}{record.note[1:].rstrip('.')}. " if record.note else ""
+    packages = ", ".join(f"{name} {record.versions[name]}" for name in ("torch", "ray") if name in record.versions)
+    return (
+        f"{note}Commit `{record.commit}`, {record.date}, device `{record.device}`, Python "
+        f"{record.versions.get('python', 'unknown')}, {packages}; {record.trials} trials.\n\n"
+        f"```console\n$ {record.command}\n```"
+    )
+
+
+def report(folder: Path) -> str:
+    """Return all that a sweep's folder or a record shows as Markdown.
+
+    Raises:
+        ArtifactError: The folder cannot be read or holds no result, or a result is not usable.
+    """
+    results = read_results(folder)
+    name = sweep_name(folder)
+    parts = [f"## {name}"]
+    if (folder / RECORD).exists():
+        parts.append(provenance(folder))
+    parts.append(results_table(name, results))
+    if any(result.removals for result in results):
+        parts.append(removals_table(name, results))
+    if any(result.detections for result in results):
+        parts.append(detections_table(name, results))
+    return "\n\n".join(parts) + "\n"
+
+
+def sweep_name(folder: Path) -> str:
+    """Return the name of the sweep in a folder; the folder's own where it holds no sweep file."""
+    try:
+        return str(load_tree(folder / SWEEP).get("name") or folder.resolve().name)
+    except ConfigError:  # results that were copied without their sweep
+        return folder.resolve().name
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; all columns but the first are aligned to the right."""
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").strip() for cell in line) + " |" for line in lines)
+
+
+def _with_papers(headings: Sequence[str], rows: Sequence[Row]) -> str:
+    """Return a table, with a column of the papers' figures and their sources below it where there are any."""
+    sources = list(dict.fromkeys(paper.source for _, paper in rows if paper is not None))
+    if not sources:
+        return table(headings, [cells for cells, _ in rows])
+    shown = [(*cells, paper.text() if paper is not None else "") for cells, paper in rows]
+    return f"{table((*headings, 'Paper'), shown)}\n\nPaper: {'; '.join(sources)}."

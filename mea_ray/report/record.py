@@ -1,0 +1,180 @@
+"""A sweep on record: what it was, the command and the commit that made it, and its results, small enough for git.
+
+``sweeps/results/<name>/`` holds ``record.json``, ``sweep.yaml`` (resolved) and ``results/<trial>.json`` in the schema
+of every result. Tables and curves of the documentation are rendered from these folders (``mea_ray.report.pages``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mea_ray.config import load_tree
+from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.report.tables import listed
+from mea_ray.results.records import RESULTS, TrialResult, read_results
+from mea_ray.storage.files import write_whole
+from mea_ray.sweep.event_log import EVENTS
+
+RECORD = "record.json"
+SWEEP = "sweep.yaml"
+CURVE_POINTS = 50
+"""Points kept of each curve that an attack logged about itself."""
+_PATH = re.compile(r"(?:\b(?!https?:)[a-z][a-z0-9+]*://|~[\w.-]*/|(?<![\w./~:])/)[^\s'\",\]}]+")
+_ACCOUNT = ("entity", "group")
+"""Settings of ``tracking`` that name a W&B account or its runs."""
+
+
+class SweepRecord(BaseModel):
+    """How a recorded sweep was made.
+
+    Attributes:
+        command: The command line.
+        commit: Commit of mea_ray, ``unknown`` if it ran from no git checkout.
+        date: Day on which the sweep was started (UTC), ISO 8601.
+        device: What the trials ran on.
+        versions: Versions of Python and of the packages that the results depend on.
+        trials: Number of trials.
+        seconds: Wall time of all trials together; they run in parallel.
+        note: What a reader should know, e.g. the machine.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    command: str = Field(min_length=1)
+    commit: str
+    date: str
+    device: str
+    versions: dict[str, str]
+    trials: int
+    seconds: float
+    note: str = ""
+
+    @classmethod
+    def load(cls, folder: Path) -> SweepRecord:
+        """Read the record of a folder below ``sweeps/results``.
+
+        Raises:
+            ArtifactError: There is none, or it is damaged.
+        """
+        path = folder / RECORD
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ArtifactError(
+                f"{path} cannot be read ({error.strerror}); make a record with `mea-ray report SWEEP --record {folder}`"
+            ) from error
+        except ValidationError as error:
+            raise ArtifactError(f"{path} is damaged: {error.errors()[0]['msg']}; restore it from git") from error
+
+
+def make_record(folder: Path, target: Path, *, command: str | None = None, note: str = "") -> SweepRecord:
+    """Turn the folder of a finished sweep into a record.
+
+    Absolute paths, URIs, the storage and the W&B account are removed, and so are pictures and all but ``CURVE_POINTS``
+    points of each curve.
+
+    Args:
+        folder: The sweep's folder.
+        target: Folder of the record, e.g. ``sweeps/results/budgets``. A record that is there is replaced.
+        command: The command line that started the sweep; the one in the sweep's own log when None.
+        note: What a reader should know, e.g. the machine.
+
+    Raises:
+        ConfigError: No command is known, or ``target`` is a folder that holds anything but a record.
+        ArtifactError: There are no usable results, or not one for each planned trial.
+    """
+    results = read_results(folder)
+    started, logged, planned = _first_start(folder)
+    command = command or logged
+    if not command:
+        raise ConfigError(f"{folder} does not say which command started the sweep; add it with --command '...'")
+    if planned is not None and len(results) < planned:
+        raise ArtifactError(
+            f"{folder} holds {len(results)} results of {planned} trials; finish the sweep with --resume first"
+        )
+    if target.exists() and not (target / RECORD).exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} exists and is not a record (it holds no {RECORD}); choose another folder")
+    record = SweepRecord(
+        command=without_paths(command),
+        commit=listed(result.versions.get("commit", "unknown") for result in results),
+        date=(started or datetime.now(timezone.utc)).date().isoformat(),
+        device=listed(result.device for result in results),
+        versions={
+            name: listed(result.versions[name] for result in results if name in result.versions)
+            for name in results[0].versions
+            if name != "commit"
+        },
+        trials=len(results),
+        seconds=round(sum(result.seconds for result in results), 1),
+        note=note,
+    )
+    shutil.rmtree(target / RESULTS, ignore_errors=True)
+    for result in results:
+        path = target / RESULTS / f"{result.trial}.json"
+        write_whole(path, slim(result).model_dump_json(indent=1, exclude_defaults=True) + "\n")
+    if (folder / SWEEP).exists():
+        tree = _clean(load_tree(folder / SWEEP))
+        tree["base"] = _anonymous(tree.get("base") or {})
+        write_whole(target / SWEEP, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110))
+    write_whole(target / RECORD, record.model_dump_json(indent=1) + "\n")
+    return record
+
+
+def slim(result: TrialResult) -> TrialResult:
+    """Return a result without what names a machine or an account, and without what is large."""
+    tree = _clean(result.model_dump(mode="json"))
+    tree["config"] = _anonymous(tree["config"])
+    for rung in (*tree["rungs"], *tree["stolen_nulls"]):
+        rung["curves"] = {name: _thinned(points) for name, points in rung["curves"].items()}
+    for detection in tree["detections"]:
+        for trigger in detection["triggers"]:
+            trigger["picture"] = ""
+    return TrialResult.model_validate(tree)
+
+
+def without_paths(text: str) -> str:
+    """Replace absolute paths and URIs in a text by their last part."""
+    return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], text)
+
+
+def _clean(value: Any) -> Any:
+    """Return a tree whose texts hold no paths."""
+    if isinstance(value, Mapping):
+        return {key: _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return without_paths(value) if isinstance(value, str) else value
+
+
+def _anonymous(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without its storage and its W&B account."""
+    kept = {key: value for key, value in config.items() if key != "storage"}
+    if isinstance(tracking := kept.get("tracking"), Mapping):
+        kept["tracking"] = {key: value for key, value in tracking.items() if key not in _ACCOUNT}
+    return kept
+
+
+def _thinned(points: list[Any]) -> list[Any]:
+    if len(points) <= CURVE_POINTS:
+        return points
+    step = (len(points) - 1) / (CURVE_POINTS - 1)
+    return [points[round(place * step)] for place in range(CURVE_POINTS)]
+
+
+def _first_start(folder: Path) -> tuple[datetime | None, str, int | None]:
+    """Return when a sweep was first started, by which command, and how many trials it planned, from its event log."""
+    try:
+        lines = (folder / EVENTS).read_text(encoding="utf-8").splitlines()
+        events = (json.loads(line) for line in lines)
+        first = next(event for event in events if event.get("event") == "SweepStarted")
+    except (OSError, ValueError, StopIteration):
+        return None, "", None
+    return datetime.fromtimestamp(first["t"], timezone.utc), str(first.get("command", "")), int(first["trials"])

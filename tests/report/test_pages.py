@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from report_results import trial, with_removals, write_sweep
+
+from mea_ray.cli import main as cli
+from mea_ray.core.errors import ConfigError
+from mea_ray.report import pages, published
+from mea_ray.report.markdown import removals_table, results_table
+from mea_ray.report.record import make_record
+from mea_ray.results.records import TrialResult
+
+PAGE = """# Title
+
+<!-- record: demo/results -->
+old
+<!-- end -->
+
+between
+
+<!-- record: demo/made -->
+<!-- end -->
+<!-- record: demo/curve -->
+<!-- end -->
+after
+"""
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    write_sweep(tmp_path / "sweep")
+    make_record(tmp_path / "sweep", tmp_path / "records" / "demo", command="mea-ray sweep demo.yaml", note="a laptop")
+    return tmp_path / "records"
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    path = tmp_path / "docs" / "page.md"
+    path.parent.mkdir()
+    path.write_text(PAGE, encoding="utf-8")
+    return path
+
+
+def cells(table: str) -> list[list[str]]:
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line]
+
+
+def test_only_the_marked_blocks_change_and_once_is_enough(page: Path, records: Path) -> None:
+    images = page.parent / "images"
+    assert set(pages.out_of_date(page, records, images)) == {page, images / "demo.svg"}
+    assert pages.write(page, records, images)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# Title\n\n<!-- record: demo/results -->\n") and text.endswith("<!-- end -->\nafter\n")
+    assert "\nbetween\n" in text and "\nold\n" not in text
+    assert "```console\n$ mea-ray sweep demo.yaml\n```" in text and "A laptop. Commit `abc1234`" in text
+    assert "](images/demo.svg)" in text
+    assert pages.out_of_date(page, records, images) == [] and not pages.write(page, records, images)
+
+
+def test_a_changed_number_makes_page_and_picture_out_of_date(page: Path, records: Path) -> None:
+    images = page.parent / "images"
+    pages.write(page, records, images)
+    path = records / "demo" / "results" / "tvgg_like0.json"
+    result = TrialResult.load(path)
+    first = result.rungs[0].model_copy(update={"report": result.rungs[0].report.model_copy(update={"accuracy": 0.123})})
+    result.model_copy(update={"rungs": [first, *result.rungs[1:]]}).save(path)
+    assert pages.out_of_date(page, records, images) == [page, images / "demo.svg"]
+
+
+def test_a_picture_drawn_by_another_matplotlib_is_up_to_date(page: Path, records: Path) -> None:
+    images = page.parent / "images"
+    pages.write(page, records, images)
+    picture = images / "demo.svg"
+    assert ElementTree.fromstring(picture.read_text(encoding="utf-8")).tag.endswith("svg")
+    picture.write_text(picture.read_text(encoding="utf-8").replace("<path", "<path  ", 5), encoding="utf-8")
+    assert pages.out_of_date(page, records, images) == []
+    picture.unlink()
+    assert pages.out_of_date(page, records, images) == [picture]
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        ("<!-- record: demo/result -->\n<!-- end -->", "did you mean 'results'"),
+        ("<!-- record: dem/results -->\n<!-- end -->", "did you mean 'demo'"),
+        ("<!-- record: demo -->\n<!-- end -->", "names no part"),
+        ("<!-- record: demo/results -->\n", "add it"),
+    ],
+)
+def test_a_block_that_cannot_be_rendered_says_why(page: Path, records: Path, block: str, reason: str) -> None:
+    page.write_text(block, encoding="utf-8")
+    with pytest.raises(ConfigError, match=reason):
+        pages.write(page, records, page.parent)
+    assert page.read_text(encoding="utf-8") == block
+
+
+def test_the_table_has_means_over_seeds_and_each_seeds_wsr(tmp_path: Path) -> None:
+    rows = cells(results_table("demo", write_sweep(tmp_path)))
+    assert rows[0] == ["Model", "Queries", "Accuracy", "Fidelity", "WSR", "WFPR", "Theft proved"]
+    by_name = {(row[0], row[1]): row[2:] for row in rows[1:]}
+    assert by_name["victim", ""] == ["95.2%", "–", "99.6%", "15.0%", ""]
+    assert by_name["innocent model", ""][:3] == ["95.6%", "94.0%", "1.3%"]
+    assert by_name["substitute, vgg_like", "1,000"] == ["91.0%", "92.0%", "87.0% (85.0, 87.0, 89.0)", "15.0%", "3 of 3"]
+    assert by_name["substitute, resnet18", "300"][-1] == "0 of 3"
+    assert [row[0] for row in rows].count("victim") == 1
+
+
+def test_the_papers_figures_stand_beside_ours(tmp_path: Path) -> None:
+    config = {"victim": {"model": {"name": "vgg_like"}}, "thief": {"model": {"name": "alexnet", "width": 0.5}}}
+    result = trial("t1", config=config).model_copy(update={"point": {}})
+    table = results_table("architectures", [result])
+    assert cells(table)[-1][-1] == "accuracy 79.46% ± 0.27, WSR 71.65% ± 3.55"
+    assert table.endswith("\n\nPaper: MEA-Defender, table II.")
+    assert "Paper" not in results_table("quickstart", [result])
+
+
+def test_every_published_figure_can_be_matched() -> None:
+    for entry in published.all_published():
+        config: dict[str, object] = {}
+        for path, value in sorted(entry.where.items()):
+            *inner, last = path.split(".")
+            section = config
+            for key in inner:
+                section = section.setdefault(key, {})  # type: ignore[assignment]
+            section[last] = {"name": value} if not section.get("name") else value
+        found = published.find(
+            entry.sweep, entry.model, config, queries=entry.queries, removal=entry.removal, tried_on=entry.tried_on
+        )
+        assert found is not None and found.text() == entry.text()
+
+
+def test_removals_are_a_table_of_their_own() -> None:
+    rows = cells(removals_table("removal", [with_removals(trial("a"))]))
+    assert rows[0] == ["Removal", "stolen model: accuracy, WSR", "null model: accuracy, WSR"]
+    assert rows[1] == ["pruning(rate=0.9)", "80.0%, 10.0%", "85.0%, 2.0%"]
+    assert rows[2] == ["pruning(rate=0.1)", "90.0%, 75.0%", ""]
+
+
+def test_the_command_line_prints_markdown_and_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(tmp_path)
+    assert cli.main(["report", str(tmp_path), "--markdown"]) == cli.OK
+    told = capsys.readouterr().out
+    assert told.startswith("## demo\n\n| Model | Queries |") and not (tmp_path / "report.html").exists()
+    assert cli.main(["report", str(tmp_path), "--csv"]) == cli.OK
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(lines) == 30 and {line["model"] for line in lines} == {"victim", "null model", "substitute"}
+
+
+def test_the_command_line_rewrites_pages(page: Path, records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["report", str(records), "--page", str(page), "--images", str(page.parent / "images")]
+    assert cli.main(argv) == cli.OK and "rewritten" in capsys.readouterr().out
+    assert cli.main(argv) == cli.OK and "up to date" in capsys.readouterr().out
