@@ -15,4 +15,6 @@ ATTACKS = Table(
         "maze": "mea_ray.attacks.data_free:MAZE",
         "stolen_encoder": "mea_ray.attacks.stolen_encoder:StolenEncoder",
     },
+    group="mea_ray.attacks",
+    base="mea_ray.attacks.base:Attack",
 )

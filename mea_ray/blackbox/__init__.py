@@ -15,4 +15,6 @@ POLICIES = Table(
         "rounded": "mea_ray.blackbox.policies:Rounded",
         "top_k": "mea_ray.blackbox.policies:TopK",
     },
+    group="mea_ray.policies",
+    base="mea_ray.blackbox.policies:Policy",
 )

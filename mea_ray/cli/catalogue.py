@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 from rich.console import Console
+from rich.markup import escape
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import Table, nearest
@@ -62,7 +63,12 @@ def show(console: Console, kind: str | None = None, name: str | None = None) -> 
     else:
         found = table(kind)
         for each in [name] if name else found.names():
-            console.print(component_table(each, found))
+            try:
+                console.print(component_table(each, found))
+            except ConfigError as error:
+                if name:
+                    raise
+                console.print(f"[bold]{escape(each)}[/]  cannot be used: {escape(str(error))}")  # of another package
 
 
 def _show_config(console: Console, section: str | None) -> None:

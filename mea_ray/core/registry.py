@@ -18,52 +18,111 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import ConfigDict, Field, PydanticUserError, ValidationError, create_model
 
+from mea_ray.core import plugins
 from mea_ray.core.errors import ConfigError
+from mea_ray.core.plugins import Component
 from mea_ray.core.settings import Parameter, Settings, documented_arguments, parameters_of, problems, with_current_names
 from mea_ray.core.words import nearest
 
-__all__ = ["Parameter", "Table", "documented_arguments", "nearest"]
-
-Component = Callable[..., Any]
+__all__ = ["Component", "Parameter", "Table", "documented_arguments", "nearest"]
 
 
 class Table:
-    """A table of components of one kind.
+    """A table of components of one kind: our own, those of installed packages, and any other by its path.
 
     Args:
         kind: What the components are, for messages, e.g. ``"attack"``.
-        entries: ``{name: "module:attribute"}``.
+        entries: ``{name: "module:attribute"}``, our own.
+        group: Entry points of this group in other packages are components, too; none are when it is empty. A name of
+            ours hides an entry point of the same name.
+        base: ``module:Class`` that components of other packages must derive from; they are functions when it is empty.
+        arguments: Number of positional arguments that a component is built with.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
-        self.kind = kind
-        self.entries = dict(entries)
+    def __init__(
+        self, kind: str, entries: Mapping[str, str], *, group: str = "", base: str = "", arguments: int = 0
+    ) -> None:
+        self.kind, self.entries = kind, dict(entries)
+        self.group, self.base, self.arguments = group, base, arguments
         self._schemas: dict[str, type[Settings]] = {}
+        self._foreign: dict[str, Component] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Table, (self.kind, self.entries)  # the schemas are classes without a module; they are made again
+        # The schemas are classes without a module; they are made again.
+        return _make, (self.kind, self.entries, self.group, self.base, self.arguments)
 
     def names(self) -> list[str]:
-        """Return all names, sorted."""
-        return sorted(self.entries)
+        """Return all names, ours and those of entry points, sorted."""
+        return sorted({*self.entries, *plugins.installed(self.group)})
+
+    def hidden(self) -> dict[str, str]:
+        """Return the entry points that a name of ours hides, as ``{name: "module:attribute (package)"}``."""
+        points = plugins.installed(self.group)
+        return {
+            name: f"{points[name][0].value} ({plugins.origin(points[name][0])})"
+            for name in sorted(self.entries)
+            if name in points
+        }
+
+    def origin(self, name: str) -> str:
+        """Return where a component comes from: a package with its version, or a module; empty for our own."""
+        if name in self.entries:
+            return ""
+        points = plugins.installed(self.group).get(name)
+        return plugins.origin(points[0]) if points else name.partition(":")[0]
 
     def resolve(self, name: str) -> Component:
         """Import and return the component called ``name``.
 
         Raises:
-            ConfigError: There is no such name; the message gives the nearest one and the list.
+            ConfigError: There is no such name (the message gives the nearest one and the list), or a component of
+                another package cannot be imported or does not fit the table.
         """
-        if name not in self.entries:
-            names = self.names()
-            raise ConfigError(f"unknown {self.kind} {name!r}{nearest(str(name), names)} Known: {', '.join(names)}")
-        module, _, attribute = self.entries[name].partition(":")
-        component: Component = getattr(importlib.import_module(module), attribute)
-        return component
+        if name in self.entries:
+            other = self.hidden().get(name)
+            if other:
+                warnings.warn(
+                    f"{self.kind} {name!r} is our own and hides {other}; write module:attribute for that", stacklevel=2
+                )
+            module, _, attribute = self.entries[name].partition(":")
+            component: Component = getattr(importlib.import_module(module), attribute)
+            return component
+        if name not in self._foreign:
+            path, what = self._path(name), f"{self.kind} {name!r}"
+            found = plugins.load(what, path)
+            plugins.check(what, found, self.base, self.arguments)
+            self._foreign[name] = found
+        return self._foreign[name]
+
+    def usable(self) -> dict[str, Component]:
+        """Return all components by name, without those of other packages that cannot be used."""
+        found: dict[str, Component] = {}
+        for name in self.names():
+            try:
+                found[name] = self.resolve(name)
+            except ConfigError:
+                continue
+        return found
+
+    def _path(self, name: str) -> str:
+        """Return ``module:attribute`` of a component of another package."""
+        points = plugins.installed(self.group).get(name, [])
+        if len(points) > 1:
+            choices = ", ".join(f"{point.value} ({plugins.origin(point)})" for point in points)
+            raise ConfigError(f"{self.kind} {name!r} is given by several packages; write one of {choices}")
+        if points:
+            return points[0].value
+        if self.group and plugins.is_path(name):
+            return name
+        names = self.names()
+        hint = "; one of another package reads package.module:Attribute" if self.group and ":" in name else ""
+        raise ConfigError(f"unknown {self.kind} {name!r}{nearest(name, names)} Known: {', '.join(names)}{hint}")
 
     def version(self, name: str) -> int:
         """Return the version of the component called ``name``."""
@@ -112,14 +171,28 @@ class Table:
         """Return the parameters of the component called ``name`` as a group of settings."""
         if name not in self._schemas:
             component = self.resolve(name)
-            hints = get_type_hints(component.__init__ if inspect.isclass(component) else component, include_extras=True)
-            fields: dict[str, Any] = {
-                p.name: (hints.get(p.name, Any), Field(default=p.default))
-                for p in inspect.signature(component).parameters.values()
-                if p.kind is p.KEYWORD_ONLY
-            }
-            self._schemas[name] = create_model(f"{self.kind}_{name}", __base__=_Parameters, **fields)
+            try:
+                self._schemas[name] = _schema_of(component)
+            except (NameError, TypeError, PydanticUserError) as error:
+                raise ConfigError(
+                    f"{self.kind} {name!r}: its options cannot be read: {type(error).__name__}: {error}; give each an "
+                    "annotation that can be imported"
+                ) from error
         return self._schemas[name]
+
+
+def _make(kind: str, entries: Mapping[str, str], group: str, base: str, arguments: int) -> Table:
+    return Table(kind, entries, group=group, base=base, arguments=arguments)
+
+
+def _schema_of(component: Component) -> type[Settings]:
+    hints = get_type_hints(component.__init__ if inspect.isclass(component) else component, include_extras=True)
+    fields: dict[str, Any] = {
+        p.name: (hints.get(p.name, Any), Field(default=p.default))
+        for p in inspect.signature(component).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    }
+    return create_model(component.__name__, __base__=_Parameters, **fields)
 
 
 class _Parameters(Settings):

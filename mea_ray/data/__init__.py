@@ -18,4 +18,5 @@ DATASETS = Table(
         "svhn": "mea_ray.data.vision:load_svhn",
         "youtube_faces": "mea_ray.data.youtube_faces:load",
     },
+    group="mea_ray.datasets",
 )

@@ -10,4 +10,6 @@ DETECTIONS = Table(
         "neural_cleanse": "mea_ray.detection.neural_cleanse:NeuralCleanse",
         "strip": "mea_ray.detection.queries:Strip",
     },
+    group="mea_ray.detections",
+    base="mea_ray.detection.base:Detection",
 )

@@ -134,7 +134,7 @@ def _check_answers(config: ExperimentConfig, attack: Attack) -> None:
 
 
 def _fitting(table: Table, attribute: str, value: str) -> list[str]:
-    return [name for name in table.names() if getattr(table.resolve(name), attribute) == value]
+    return [name for name, component in table.usable().items() if getattr(component, attribute) == value]
 
 
 def _check_aftermath(config: ExperimentConfig, attack: Attack) -> None:

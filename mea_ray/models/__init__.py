@@ -12,4 +12,7 @@ MODELS = Table(
         "vgg_like": "mea_ray.models.vgg_like:VggLike",
         "vggface": "mea_ray.models.vggface:VggFace",
     },
+    group="mea_ray.models",
+    base="mea_ray.models.base:ImageModel",
+    arguments=2,
 )

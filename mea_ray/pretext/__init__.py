@@ -10,4 +10,6 @@ PRETEXTS = Table(
         "none": "mea_ray.pretext.none:NoPretext",
         "simclr": "mea_ray.pretext.simclr:SimClr",
     },
+    group="mea_ray.pretexts",
+    base="mea_ray.pretext.base:Pretext",
 )

@@ -18,4 +18,6 @@ REMOVALS = Table(
         "wrk": "mea_ray.removal.wrk:Wrk",
         "wrong_mixes": "mea_ray.removal.wrong_mixes:WrongMixes",
     },
+    group="mea_ray.removals",
+    base="mea_ray.removal.base:Removal",
 )

@@ -15,6 +15,7 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from mea_ray.core.errors import ConfigError
 from mea_ray.report import detections, removals, search, seeds, tables, verdict
 from mea_ray.results.points import setting
 from mea_ray.results.records import TrialResult
@@ -148,15 +149,26 @@ def names_table(title: str, table: Table) -> RichTable:
     shown.add_column(style="bold", no_wrap=True)
     shown.add_column(overflow="fold")
     for name in table.names():
-        shown.add_row(name, escape(summary_of(table.resolve(name))))
+        shown.add_row(name, escape(_about(name, table)))
+    for name, other in table.hidden().items():
+        shown.add_row("", escape(f"{name} hides {other}; write module:attribute for that"))
     return shown
+
+
+def _about(name: str, table: Table) -> str:
+    """Return the first sentence of a component and where it comes from; what is wrong with it if it cannot be used."""
+    try:
+        summary = summary_of(table.resolve(name))
+    except ConfigError as error:
+        return f"cannot be used: {error}"
+    return f"{summary} [{table.origin(name)}]" if table.origin(name) else summary
 
 
 def component_table(name: str, table: Table) -> RichTable:
     """Return the parameters of one component: type, default, meaning."""
     parameters = table.parameters(name)
     return _parameters_table(
-        f"[bold]{name}[/]  {escape(summary_of(table.resolve(name)))}",
+        f"[bold]{escape(name)}[/]  {escape(_about(name, table))}",
         [_row(parameter) for parameter in parameters if not parameter.name.startswith("on_")],
     )
 

@@ -18,4 +18,6 @@ WATERMARKS = Table(
         "sslguard": "mea_ray.watermarks.sslguard:SslGuard",
         "none": "mea_ray.watermarks.none:NoWatermark",
     },
+    group="mea_ray.watermarks",
+    base="mea_ray.watermarks.base:Watermark",
 )

@@ -16,4 +16,7 @@ COMBINERS = Table(
         "stripes": "mea_ray.watermarks.combiners.masks:Stripes",
         "top_bottom": "mea_ray.watermarks.combiners.halves:TopBottom",
     },
+    group="mea_ray.combiners",
+    base="mea_ray.watermarks.combiners.base:Combiner",
+    arguments=3,
 )
