@@ -16,5 +16,5 @@ POLICIES = Table(
         "top_k": "mea_ray.blackbox.policies:TopK",
     },
     group="mea_ray.policies",
-    base="mea_ray.blackbox.policies:Policy",
+    base="mea_ray.blackbox.policies:AnswerPolicy",
 )

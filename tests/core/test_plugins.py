@@ -215,7 +215,7 @@ def test_options_of_another_package_are_checked_as_ours_are() -> None:
         ("attacks", "elsewhere:Positional", "takes .'patience'. by position.*keyword-only"),
         ("attacks", "elsewhere:Required", "options without a default: patience"),
         ("attacks", "elsewhere:Unreadable", "its options cannot be read: NameError"),
-        ("policies", "elsewhere:Mute", "lacks apply of mea_ray.blackbox.policies.Policy"),
+        ("policies", "elsewhere:Mute", "lacks apply of mea_ray.blackbox.policies.AnswerPolicy"),
         ("combiners", "elsewhere:Halfway", "must define mix"),
         ("datasets", "elsewhere:Slow", "must be a function"),
         ("attacks", "a:b:c", "unknown attack 'a:b:c'"),
