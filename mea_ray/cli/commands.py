@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.markup import escape
 
+from mea_ray.cli.sweeps import find
 from mea_ray.config import (
     ExperimentConfig,
     SweepConfig,
@@ -37,6 +38,7 @@ def read_experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
     Raises:
         ConfigError: It is no valid experiment; a sweep is told from one.
     """
+    file = find(file)
     if {"base", "space"} & set(load_tree(file)):
         raise ConfigError(f"{file} is a sweep, not one experiment; start it with: mea-ray sweep {file}")
     config = load_experiment(file, overrides)
@@ -50,6 +52,7 @@ def read_sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
     Raises:
         ConfigError: It is no valid sweep; a single experiment is told from one.
     """
+    file = find(file)
     keys = set(load_tree(file))
     if keys and not keys & set(SweepConfig.model_fields) and keys & set(ExperimentConfig.model_fields):
         raise ConfigError(f"{file} is one experiment, not a sweep; start it with: mea-ray run {file}")
@@ -74,6 +77,7 @@ def read_base(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
     Raises:
         ConfigError: It is neither.
     """
+    file = find(file)
     if {"base", "space"} & set(load_tree(file)):
         return read_sweep(file, overrides).base
     return read_experiment(file, overrides)
