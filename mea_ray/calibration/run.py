@@ -95,7 +95,7 @@ def calibrate(
     Args:
         config: The experiment; its thief does nothing.
         models: Models of each kind, at least 2.
-        address: Ray cluster; None starts one on this machine.
+        address: Ray cluster, ``host:port`` or ``auto``; None starts one on this machine.
         significance: Part of innocent models that the fitted threshold may accuse.
         on_model: Told each verified model.
 
@@ -118,10 +118,13 @@ def calibrate(
         raise ConfigError("calibrate works on classifiers; set victim.pretext=none")
     from mea_ray.experiment import run as pipeline
 
+    address = cluster.check_address(address)
+    storage = Storage(config.storage)
+    storage.check_writable()
     prepared = pipeline.prepare(config)
     pipeline.check(config, prepared)
     made_by = {name: identity(config).get(name) for name in ("data", "splits", "victim", "verification")}
-    folder = Storage(config.storage).root / "calibration" / digest(made_by)
+    folder = storage.root / "calibration" / digest(made_by)
     done: dict[tuple[Role, int], Calibrated] = {}
 
     def tell(found: Calibrated) -> None:

@@ -29,6 +29,8 @@ from mea_ray.core.errors import ConfigError
 from mea_ray.report.search import search_of
 from mea_ray.report.terminal import make_console, pairs_table, print_results
 from mea_ray.results.records import RESULTS, read_results
+from mea_ray.storage.files import refusing
+from mea_ray.storage.remote import Storage
 from mea_ray.sweep.event_log import EVENTS
 
 
@@ -88,6 +90,17 @@ def sweep_of_one(config: ExperimentConfig, name: str) -> SweepConfig:
     return build(SweepConfig, {"name": name, "base": config.resolved()})
 
 
+def check_address(address: str | None) -> None:
+    """Refuse an address that Ray could not use, before anything is read or imported.
+
+    Raises:
+        ConfigError: It cannot be used, see `address.check`.
+    """
+    from mea_ray.sweep.address import check
+
+    check(address)
+
+
 def run_sweep(config: SweepConfig, resume: bool, address: str | None) -> bool:
     """Run a sweep with live progress, then show what came out.
 
@@ -112,6 +125,7 @@ def run_local(config: ExperimentConfig, name: str) -> bool:
     """
     from mea_ray.experiment import run as pipeline
 
+    Storage(config.storage).check_writable()
     # One folder per config: answers that lie in it are the ones that this very experiment has paid for.
     name = sweep_of_one(config, name).name  # refuses what would lead out of the folder
     folder = Path(config.storage) / "local" / f"{name}-{digest(config.resolved(), 8)}"
@@ -154,6 +168,13 @@ def finish(console: Console, folder: Path, failed: Mapping[str, str], location: 
     return bool(failed)
 
 
+def _render(folder: Path, storage: str | None, png: Path | None) -> Path:
+    from mea_ray.report import html
+
+    with refusing(f"the report of {folder} cannot be made", "give a folder that can be read and written"):
+        return html.write(folder, storage=storage, png=png)
+
+
 def render_report(location: str, storage: str | None, png: Path | None, every_s: float | None) -> None:
     """Render a sweep's report and print its table.
 
@@ -164,12 +185,11 @@ def render_report(location: str, storage: str | None, png: Path | None, every_s:
         every_s: Look for new results every so many seconds until the sweep has ended; None renders once.
     """
     from mea_ray.cli import status
-    from mea_ray.report import html
     from mea_ray.sweep.status import open_folder
 
     console = make_console()
     folder = _local_folder(location)
-    render = partial(html.write, folder, storage=storage, png=png)
+    render = partial(_render, folder, storage, png)
     if every_s is None:
         page: Path | None = render()
     else:

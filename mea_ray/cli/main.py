@@ -45,7 +45,10 @@ Overrides = Annotated[
 ]
 Address = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Ray cluster, e.g. auto or ray://head:10001; a Ray of its own on this machine when omitted."),
+    typer.Option(
+        help="Ray cluster: host:port as `ray start` printed it, or auto for the one of this machine (RAY_ADDRESS). "
+        "When omitted, a Ray of its own on this machine, whatever RAY_ADDRESS says."
+    ),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with what an earlier start left; nothing finished is repeated.")
@@ -87,6 +90,8 @@ def run(
     """
     from mea_ray.cli import commands
 
+    if not local:
+        commands.check_address(address)
     config = commands.read_experiment(file, overrides or [])
     name = name if name is not None else re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip(".-_") or "experiment"
     if local:
@@ -116,6 +121,7 @@ def sweep(
     """
     from mea_ray.cli import commands
 
+    commands.check_address(address)
     _exit(commands.run_sweep(commands.read_sweep(file, overrides or []), resume, address))
 
 
@@ -257,6 +263,7 @@ def calibrate(
     from mea_ray.cli import commands
     from mea_ray.report import calibration
 
+    commands.check_address(address)
     calibration.run(commands.read_base(file, overrides or []), models, address)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from mea_ray.core.errors import StorageUnavailable
+from mea_ray.core.errors import ConfigError, StorageUnavailable
 
 T = TypeVar("T")
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -122,6 +122,25 @@ def patiently(work: Callable[[], T], path: Path) -> T:
             if began is not None:
                 PATIENCE.tell_back(path)
             return result
+
+
+@contextlib.contextmanager
+def refusing(what: str, remedy: str) -> Iterator[None]:
+    """Turn an error of the file system into one line, for files that are written before any work has begun.
+
+    Args:
+        what: What is written or read, e.g. ``storage=/data cannot be written``.
+        remedy: What to do about it.
+
+    Raises:
+        ConfigError: The block met an error of the operating system, or a name that is not UTF-8.
+    """
+    try:
+        yield
+    except OSError as error:  # a remote file system's errors have a text and no number
+        raise ConfigError(f"{what}: {error.strerror or ' '.join(str(error).split())}; {remedy}") from error
+    except UnicodeError:
+        raise ConfigError(f"{what}: its name is not UTF-8; {remedy}") from None
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

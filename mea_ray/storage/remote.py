@@ -6,6 +6,7 @@ node, and ``push``/``pull`` move files between the two.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mea_ray.core.errors import ConfigError
-from mea_ray.storage.files import patiently
+from mea_ray.storage.files import patiently, refusing, write_whole
 
 
 def _cache_root() -> Path:
@@ -31,10 +32,11 @@ class Storage:
         remote: A ``(pyarrow file system, root path)`` pair to use instead of what ``location`` names.
 
     Raises:
-        ConfigError: The URI names no known file system.
+        ConfigError: The URI names no known file system, or the name of the folder cannot be one.
     """
 
     def __init__(self, location: str, *, remote: tuple[Any, str] | None = None) -> None:
+        _check_name(location)
         self.location = location
         if remote is None and "://" in location:
             remote = _remote(location)
@@ -44,6 +46,32 @@ class Storage:
         else:
             self.root = Path(location.removeprefix("file://")).expanduser().absolute()
             self.location = str(self.root)  # it goes to processes with other working directories
+
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """Return a block in which an error of the file system is raised as one that names this storage.
+
+        For the start of a command only: later on, a storage that is full or away is waited for.
+        """
+        return refusing(f"storage={self.location} cannot be written", "give another (storage=...)")
+
+    def check_writable(self) -> None:
+        """Write a small file and remove it again, with every folder that was made for it.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
+        made: list[Path] = []
+        name = f".probe-{uuid.uuid4().hex}"
+        try:
+            with self.writing():
+                made += [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+                write_whole(self.root / name, "probe")
+                self.push(name)
+                self.delete_file(name)
+        finally:
+            for folder in made:
+                with contextlib.suppress(OSError):  # not empty: another process uses it by now
+                    folder.rmdir()
 
     def path(self, relative: str) -> Path:
         """Return the local path of ``relative``; its parents exist afterwards."""
@@ -174,6 +202,16 @@ def _remote(location: str) -> tuple[Any, str] | None:
             f"storage={location!r}: {error}; give a folder, or a URI that pyarrow knows (s3://bucket/folder, gs://...)"
         ) from None
     return None if isinstance(system, fs.LocalFileSystem) else (system, root.rstrip("/"))
+
+
+def _check_name(location: str) -> None:
+    try:
+        location.encode()
+    except UnicodeEncodeError:
+        shown = location.encode(errors="backslashreplace").decode()
+        raise ConfigError(f"storage={shown} is not UTF-8; give another (storage=...)") from None
+    if "\0" in location:
+        raise ConfigError(f"storage={location!r} holds a zero byte; give another (storage=...)")
 
 
 def _is_whole(path: Path) -> bool:

@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal
 
 from mea_ray.config import RoleResources
 from mea_ray.core.errors import ConfigError
+from mea_ray.sweep.address import find_cluster, temp_folder
 
 # Ray and Tune read these in the driver. Most keep their own reports and notes out of the terminal.
 _QUIET = {
@@ -30,46 +32,113 @@ _QUIET = {
 _LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray._private", "optuna")
 
 
+# A Ray of our own is started whatever these say; its processes would pass them on, too.
+_OF_ANOTHER_RAY = (
+    "RAY_ADDRESS",
+    "RAY_NAMESPACE",
+    "RAY_JOB_ID",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+    "RAY_REDIS_ADDRESS",
+)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Ray's, Tune's and Optuna's own output out of the terminal; a sweep tells its progress by events."""
-    before = {name: os.environ.get(name) for name in _QUIET}
+    """Keep Ray's, Tune's and Optuna's own output out of the terminal; a sweep reports its progress by events."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        yield
+        with _environment({name: os.environ.get(name, value) for name, value in _QUIET.items()}):
+            yield
     finally:
-        for name, old in before.items():
-            if old is None:
-                os.environ.pop(name, None)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
 
 @contextlib.contextmanager
-def ray_cluster(address: str | None) -> Iterator[Any]:
-    """Give Ray: the one that runs in this process, the cluster at ``address``, or one of its own on this machine."""
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables of the environment, or remove those that are None, until the block ends."""
+    before = {name: os.environ.get(name) for name in values}
+    _set_environment(values)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def check_address(address: str | None) -> str | None:
+    """Check within seconds that Ray can be used, before anything else is done.
+
+    Args:
+        address: As of ``--address``, see `address.find_cluster`. Ignored if Ray runs in this process already.
+
+    Returns:
+        The address for `ray_cluster`; None for a Ray of our own.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return None
+    return find_cluster(address)
+
+
+@contextlib.contextmanager
+def ray_cluster(address: str | None) -> Iterator[ModuleType]:
+    """Give Ray: the one that runs in this process, the cluster at ``address``, or one of its own on this machine.
+
+    Args:
+        address: What `check_address` returned.
+
+    Raises:
+        ConfigError: Ray could not be started or joined.
+    """
     import ray
 
     if ray.is_initialized():
         with _sigterm_as_ctrl_c():
             yield ray
         return
-    ray.init(
-        address=address,
-        include_dashboard=None if address else False,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-        configure_logging=True,
-    )
+    with _environment(dict.fromkeys(_OF_ANOTHER_RAY) if address is None else {}):
+        _start_or_join(address)
+        try:
+            with _sigterm_as_ctrl_c():  # after Ray has set its own handler, which would end this process at once
+                yield ray
+        finally:
+            ray.shutdown()
+
+
+def _start_or_join(address: str | None) -> None:
+    import ray
+
     try:
-        with _sigterm_as_ctrl_c():  # after Ray has set its own handler, which would end this process at once
-            yield ray
-    finally:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            configure_logging=True,
+        )
+    except Exception as error:  # of many types; none of them is of use to who started a sweep
         ray.shutdown()
+        reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
+        if address is None:
+            folder, _ = temp_folder()
+            raise ConfigError(
+                f"Ray could not be started on this machine: {reason}; its logs are in {folder}/ray/session_latest/logs"
+            ) from error
+        raise ConfigError(f"the Ray cluster at {address} could not be joined: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -197,9 +197,18 @@ class SweepFolder:
         """Make the folder, or take up the one that is there.
 
         Raises:
-            ConfigError: There is one and ``resume`` is not set, or it belongs to another sweep.
+            ConfigError: There is one and ``resume`` is not set, it belongs to another sweep, or the storage cannot be
+                written. Nothing is left of a folder that was being made.
         """
         self._made.clear()
+        try:
+            with self.storage.writing():
+                self._open(sweep, plan, resume=resume)
+        except BaseException:
+            self.discard_if_unused()
+            raise
+
+    def _open(self, sweep: SweepConfig, plan: Plan, *, resume: bool) -> None:
         there = self.storage.pull(f"{self.name}/plan.json")
         if there and not resume:
             raise ConfigError(
@@ -260,6 +269,8 @@ class SweepFolder:
         Only what the last ``open`` of this object created is removed: its two files and its event log, and of its
         folders those that are empty. Whatever lies beside them, files of the user's above all, stays.
         """
+        if not self._made:
+            return
         if any((self.path / part).is_dir() and any((self.path / part).iterdir()) for part in ("trials", "results")):
             return
         if self.path in self._made:  # the log of a start that made the folder is of this start, too
@@ -269,7 +280,8 @@ class SweepFolder:
                 with contextlib.suppress(OSError):  # not empty: somebody else's files are in it
                     path.rmdir()
             else:
-                self.storage.delete_file(path.relative_to(self.storage.root).as_posix())
+                with contextlib.suppress(OSError):  # a storage that cannot be written is why it was refused
+                    self.storage.delete_file(path.relative_to(self.storage.root).as_posix())
         self._made.clear()
 
     def trial(self, name: str) -> TrialFolder:

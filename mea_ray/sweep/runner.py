@@ -65,7 +65,8 @@ def run_sweep(
     Args:
         sweep: The sweep.
         resume: Go on in the folder of an earlier start; nothing that is finished there is repeated.
-        address: Ray cluster; None uses the Ray that runs in this process, or starts one on this machine.
+        address: Ray cluster, ``host:port`` or ``auto``; None uses the Ray that runs in this process, or starts one on
+            this machine.
         on_event: Told what happens, one event after the other, in a thread of its own.
         work: What a trial does; something else than a theft only where the machinery itself is measured.
 
@@ -76,6 +77,7 @@ def run_sweep(
         ConfigError: The sweep cannot be run as it is; nothing was trained. Or its folder exists without ``resume``.
         KeyboardInterrupt: Ctrl-C; finished work is on disk.
     """
+    address = cluster.check_address(address)
     search.check_metric(sweep)
     the_plan = plan(sweep)
     folder = SweepFolder(sweep.base.storage, sweep.name)

@@ -10,7 +10,8 @@ from functools import singledispatchmethod
 from pathlib import Path
 from typing import Any, Literal
 
-from mea_ray.core.errors import ArtifactError
+from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.storage.files import refusing
 from mea_ray.sweep import event_log, events
 from mea_ray.sweep.folder import SweepFolder
 
@@ -112,8 +113,7 @@ def open_folder(location: str) -> SweepFolder:
     """Open a sweep's folder by its path or URI: what ``mea-ray sweep`` printed, or ``s3://bucket/storage/sweep``.
 
     Raises:
-        ConfigError: The URI names no known file system.
-        ArtifactError: No sweep was ever started there.
+        ConfigError: The URI names no known file system, no sweep was ever started there, or it cannot be read.
     """
     if "://" in location:
         storage, _, name = location.rstrip("/").rpartition("/")
@@ -121,8 +121,11 @@ def open_folder(location: str) -> SweepFolder:
         path = Path(location).expanduser().absolute()
         storage, name = str(path.parent), path.name
     folder = SweepFolder(storage, name)
-    if not folder.storage.pull(f"{name}/plan.json"):
-        raise ArtifactError(f"{location} is no sweep's folder: it has no plan.json; give what `mea-ray sweep` printed")
+    remedy = "give the folder that `mea-ray sweep` printed"
+    with refusing(f"{location} cannot be read", remedy):
+        found = folder.storage.pull(f"{name}/plan.json")
+    if not found:
+        raise ConfigError(f"{location} is not the folder of a sweep: it has no plan.json; {remedy}")
     return folder
 
 

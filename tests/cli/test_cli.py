@@ -18,7 +18,7 @@ from mea_ray.cli import catalogue
 from mea_ray.cli import main as cli
 from mea_ray.cli.progress import SweepProgress
 from mea_ray.core.errors import DataError, ServiceUnavailable
-from mea_ray.sweep import events
+from mea_ray.sweep import address, events
 
 RunSweep = Callable[..., Any]
 
@@ -120,8 +120,13 @@ def test_a_sweep_given_to_run_and_the_other_way_round(
 
 
 def test_sweep_runs_and_prints_table_and_paths(
-    sweep_file: Path, tmp_path: Path, runner: Callable[[RunSweep], None], capsys: pytest.CaptureFixture[str]
+    sweep_file: Path,
+    tmp_path: Path,
+    runner: Callable[[RunSweep], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(address, "check", lambda given: None)
     asked: dict[str, Any] = {}
     folder = tmp_path / "out"
 

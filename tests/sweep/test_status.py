@@ -11,7 +11,7 @@ from report_results import trial
 
 from mea_ray.cli import main as cli
 from mea_ray.cli.status import duration, watch
-from mea_ray.core.errors import ArtifactError
+from mea_ray.core.errors import ConfigError
 from mea_ray.report import html
 from mea_ray.storage import remote as storage_module
 from mea_ray.sweep import events as e
@@ -177,7 +177,7 @@ def test_a_remote_storage_is_read_from_another_machine(tmp_path: Path, monkeypat
 
 
 def test_no_sweep_is_told_from_one(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"no plan\.json"):
+    with pytest.raises(ConfigError, match=r"no plan\.json"):
         open_folder(str(tmp_path / "none"))
 
 
@@ -200,7 +200,7 @@ def test_status_prints_what_happens(folder: SweepFolder, capsys: pytest.CaptureF
     told = capsys.readouterr().out
     for text in ("1 of 4", "33/100", "running, last heard", "RuntimeError: [no]", "seed=0: finished"):
         assert text in told
-    assert cli.main(["status", str(folder.path.parent)]) == cli.FAILED
+    assert cli.main(["status", str(folder.path.parent)]) == cli.USAGE
 
 
 def test_watching_renders_new_results_until_the_sweep_ends(folder: SweepFolder) -> None:

@@ -1,0 +1,212 @@
+"""Where a sweep finds its Ray: the form of an address is checked, then whether a Ray answers there, within seconds.
+
+Ray itself waits for minutes for a cluster that is gone and then ends with a traceback. Here an address that cannot be
+used is refused with one sentence that names the address, where it came from, and the remedy.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mea_ray.core.errors import ConfigError
+
+CONNECT_S = 5.0
+"""Seconds within which something must answer at an address."""
+JOIN_S = 45.0
+"""Seconds within which a cluster that answers must let a process join. Importing Ray takes some of them."""
+
+_OWN = "omit --address for a Ray of its own on this machine"
+# An HTTP/2 client begins a connection with this preface and an empty SETTINGS frame (RFC 9113, section 3.4). Ray's head
+# is a gRPC server, so it answers at once with a SETTINGS frame of its own, which is of type 4.
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+_SETTINGS_TYPE = 4
+_JOIN = """
+import logging, sys
+import ray
+try:
+    ray.init(sys.argv[1], logging_level=logging.CRITICAL, log_to_driver=False)
+except BaseException as error:
+    print("REFUSED", " ".join(str(error.__cause__ or error).split()))
+else:
+    print("JOINED")
+"""
+
+
+@dataclass(frozen=True)
+class Address:
+    """An address of a Ray cluster.
+
+    Attributes:
+        value: As it was given, e.g. ``head:6379``.
+        source: Where it came from, for messages: ``--address``, ``RAY_ADDRESS``, or a file.
+    """
+
+    value: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.source}={self.value}"
+
+
+def check(given: str | None) -> Address | None:
+    """Return the cluster to use; None for a Ray of our own on this machine. Takes no longer than ``CONNECT_S``.
+
+    Without ``given`` neither ``RAY_ADDRESS`` nor the file that an earlier ``ray start`` left is looked at.
+
+    Args:
+        given: ``host:port``; ``auto`` for the cluster of ``RAY_ADDRESS`` or of this machine's ``ray start``; ``local``
+            or None for a Ray of our own.
+
+    Raises:
+        ConfigError: The address has another form, or nothing answers there; or a Ray of our own would find no place for
+            its files.
+    """
+    if given is None or given == "local":
+        _check_temp_folder()
+        return None
+    address = _current_cluster() if given == "auto" else Address(given, "--address")
+    host, port = _host_and_port(address)
+    _check_answer(address, host, port)
+    return address
+
+
+def find_cluster(given: str | None) -> str | None:
+    """Check as ``check`` does, and that this process may join.
+
+    Returns:
+        The address of the cluster; None for a Ray of our own.
+
+    Raises:
+        ConfigError: As ``check``; or the cluster cannot be joined.
+    """
+    address = check(given)
+    if address is None:
+        return None
+    _check_join(address)
+    return address.value
+
+
+def temp_folder() -> tuple[Path, str]:
+    """Return the folder of Ray's temporary files, and ``TMPDIR=`` or ``RAY_TMPDIR=`` if that chose it."""
+    for variable in ("RAY_TMPDIR", *(["TMPDIR"] if sys.platform == "linux" else [])):
+        if variable in os.environ:
+            return Path(os.environ[variable]), f"{variable}="
+    return Path("/tmp"), ""
+
+
+def _check_temp_folder() -> None:
+    """Check that a Ray on this machine could make its sockets.
+
+    Raises:
+        ConfigError: The folder cannot be written, or its path is too long for a Unix socket.
+    """
+    folder, source = temp_folder()
+    remedy = "set RAY_TMPDIR to a short path on a local disk, e.g. RAY_TMPDIR=/tmp"
+    longest = folder / "ray" / f"session_2026-01-31_00-00-00_000000_{os.getpid()}" / "sockets" / "plasma_store"
+    limit = 103 if sys.platform == "darwin" else 107  # bytes of sun_path, without the final zero
+    if (too_long := len(os.fsencode(longest)) - limit) > 0:
+        raise ConfigError(
+            f"{source}{folder} is {too_long} bytes too long for Ray's sockets, which lie below it; {remedy}"
+        )
+    try:
+        (folder / "ray").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{source}{folder} cannot hold Ray's files: {error.strerror}; {remedy}") from None
+
+
+def _current_cluster() -> Address:
+    """Return what ``--address auto`` means.
+
+    Raises:
+        ConfigError: There is no cluster that it could mean.
+    """
+    if from_environment := os.environ.get("RAY_ADDRESS", ""):
+        return Address(from_environment, "RAY_ADDRESS")
+    file = temp_folder()[0] / "ray" / "ray_current_cluster"
+    try:
+        return Address(file.read_text(encoding="utf-8").strip(), str(file))
+    except (OSError, UnicodeError):
+        raise ConfigError(
+            f"--address=auto: no Ray cluster was started on this machine (RAY_ADDRESS is not set, there is no {file}); "
+            f"start one with `ray start --head`, give --address=host:port, or {_OWN}"
+        ) from None
+
+
+def _host_and_port(address: Address) -> tuple[str, int]:
+    value = address.value
+    remedy = f"give the address that `ray start` printed, e.g. head:6379, or {_OWN}"
+    if value.startswith("ray://"):
+        raise ConfigError(f"{address}: a sweep cannot run through Ray Client; on a machine of the cluster, {remedy}")
+    if value.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{address} is the address of Ray's dashboard and jobs, at which no program can join; {remedy}; in a "
+            "command of `ray job submit` write --address=auto"
+        )
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16 or set(host) & set("/ "):
+        raise ConfigError(f"{address} is not of the form host:port; {remedy}")
+    return host.strip("[]"), int(port)
+
+
+def _check_answer(address: Address, host: str, port: int) -> None:
+    """Check that a gRPC server answers.
+
+    Raises:
+        ConfigError: Nothing answers, or something else.
+    """
+    stale = f"start the cluster, or {_OWN}"
+    if address.source.endswith("ray_current_cluster"):
+        stale = f"`ray stop` removes what a crashed `ray start` left; start the cluster, or {_OWN}"
+    try:
+        with socket.create_connection((host, port), CONNECT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in {"1", "true"}:
+                return  # what answers is encrypted: joining will tell
+            connection.settimeout(CONNECT_S)
+            connection.sendall(_HTTP2_PREFACE)
+            answer = connection.recv(9)
+    except TimeoutError:
+        raise ConfigError(f"{address}: no answer within {CONNECT_S:g} s; {stale}") from None
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"{address} cannot be reached: {getattr(error, 'strerror', None) or error}; {stale}"
+        ) from None
+    if len(answer) < 4 or answer[3] != _SETTINGS_TYPE:
+        raise ConfigError(
+            f"{address}: what answers there is not the head of a Ray cluster; give the address that `ray start` "
+            f"printed (its port is 6379 by default), or {_OWN}"
+        )
+
+
+def _check_join(address: Address) -> None:
+    """Join from a process that can be ended: Ray's own attempts take minutes, and some of its failures end the process.
+
+    Raises:
+        ConfigError: The cluster refuses, for it runs another Ray or Python, say, or does not let the process in.
+    """
+    try:
+        made = subprocess.run(
+            [sys.executable, "-c", _JOIN, address.value],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=JOIN_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"{address} answers, but this machine could not join within {JOIN_S:g} s; run the command on a machine of "
+            f"the cluster (`ray start --address={address.value}` makes this one join), or {_OWN}"
+        ) from None
+    if "JOINED" in made.stdout:
+        return
+    _, _, reason = made.stdout.partition("REFUSED ")
+    reason = " ".join(reason.split())[:300] or f"the process that tried ended with code {made.returncode}"
+    raise ConfigError(
+        f"{address} cannot be joined: {reason.rstrip('.')}; run the command on a machine of the cluster, with its Ray "
+        f"and Python, or {_OWN}"
+    )
