@@ -1,4 +1,4 @@
-"""Table of what a victim learns its main task from: its labels, or views of its images without any."""
+"""Pretext tasks: what a victim learns its main task from. Labels (``none``), or views of images without labels."""
 
 from mea_ray.core.registry import Table
 

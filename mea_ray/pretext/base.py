@@ -1,26 +1,33 @@
-"""What every pretext task is: views of unlabelled images, and a loss of their features."""
+"""What every pretext task is: random views of unlabelled images, and a loss of their features."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from mea_ray.core.errors import ConfigError
+from mea_ray.models.base import ImageModel
 from mea_ray.training.objective import Batch, Objective, merged
 from mea_ray.training.views import Views
 
-Jitter = tuple[float, float, float, float]
+Positive = Annotated[float, Field(gt=0)]
+Width = Annotated[int, Field(ge=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+"""Part of a momentum encoder that stays at each update; 1 would never move it."""
 
 
 class Pretext(Objective):
-    """The utility loss of an encoder. A subclass writes ``loss``, and ``build_heads`` if it trains heads of its own.
+    """The utility loss of an encoder.
 
-    Views are made of images that were not augmented before. A watermark that adds losses of its own encodes its images
-    in the same pass as ``views`` gives, and hands the features of these back to ``loss``.
+    A subclass defines ``loss``, and ``build_heads`` if it trains heads. Views are made of images that were not
+    augmented before. A watermark with losses of its own encodes its images in the same forward pass as ``views``, and
+    hands the features of the views to ``loss``.
 
     Args:
         views: How a view is made.
@@ -29,7 +36,7 @@ class Pretext(Objective):
     least_batch = 2
     """A task contrasts images with each other, or its heads normalise batches."""
     encoded: int = 2
-    """Views of an image that go through the encoder; a momentum encoder takes the others."""
+    """Number of views that go through the encoder with gradients. A momentum encoder takes the others."""
 
     def __init__(self, views: Views) -> None:
         super().__init__()
@@ -37,13 +44,13 @@ class Pretext(Objective):
         self._attached: tuple[nn.Module, list[nn.Parameter]] | None = None
 
     def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
-        """Build the heads; a later stage of the same model's training goes on with those that it has."""
+        """Build the heads. A later stage of the same model's training continues with the heads that it has."""
         if self._attached is None or self._attached[0] is not model:
             self._attached = (model, self.build_heads(model, device))
         return self._attached[1]
 
     def build_heads(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
-        """Build what is trained beside the model, on the device; none unless a subclass says otherwise."""
+        """Build the heads that are trained with the model, on the device; return their parameters."""
         return []
 
     def views(self, batch: Batch) -> list[Tensor]:
@@ -66,42 +73,39 @@ class Pretext(Objective):
 
 
 def encode(model: nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
-    """One pass of the encoder over all parts; returns float32 features (N_i, feature_size), part by part."""
-    return list(model.features(merged(parts)).float().split([len(part) for part in parts]))  # type: ignore[operator]
+    """Encode all parts in one forward pass; return float32 features (N_i, feature_size), part by part."""
+    features: Tensor = image_model(model).features(merged(parts))
+    return list(torch.split(features.float(), [len(part) for part in parts]))
 
 
-def follower(module: nn.Module) -> nn.Module:
-    """Return a copy without gradients, which ``follow`` moves."""
+def feature_size(model: nn.Module) -> int:
+    """Return the length of a model's features."""
+    return image_model(model).feature_size
+
+
+def image_model(model: nn.Module) -> ImageModel:
+    """Return the encoder itself, also where the engine has compiled it.
+
+    Raises:
+        ConfigError: It is not one of this package's networks.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    if not isinstance(inner, ImageModel):
+        raise ConfigError(f"{type(inner).__name__} is not a network of mea_ray.models, so it has no features to train")
+    return inner
+
+
+def momentum_copy(module: nn.Module) -> nn.Module:
+    """Return a copy without gradients, for ``update_momentum_copies``."""
     copy = deepcopy(module)
     for parameter in copy.parameters():
         parameter.requires_grad_(False)
     return copy
 
 
-def follow(pairs: Sequence[tuple[nn.Module, nn.Module]], momentum: float) -> None:
-    """Move each follower (second) by (1 - momentum) of the way to what it follows (first)."""
+def update_momentum_copies(pairs: Sequence[tuple[nn.Module, nn.Module]], momentum: float) -> None:
+    """Move each copy (second) by 1 - ``momentum`` of the way to its original (first)."""
     from lightly.models.utils import update_momentum
 
     for module, copy in pairs:
         update_momentum(module, copy, momentum)
-
-
-def check_positive(**values: float) -> None:
-    """Refuse values that are not positive.
-
-    Raises:
-        ConfigError: One is not.
-    """
-    for name, value in values.items():
-        if not value > 0:
-            raise ConfigError(f"{name}={value} must be positive")
-
-
-def check_momentum(momentum: float) -> None:
-    """Refuse a momentum outside [0, 1).
-
-    Raises:
-        ConfigError: It is.
-    """
-    if not 0 <= momentum < 1:
-        raise ConfigError(f"momentum={momentum} must lie in [0, 1); 1 would never move the momentum encoder")

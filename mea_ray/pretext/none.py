@@ -6,4 +6,4 @@ from mea_ray.training.objective import CrossEntropy
 
 
 class NoPretext(CrossEntropy):
-    """Supervised: the main task is the cross-entropy with the labels, and the API answers with classes."""
+    """Supervised learning: cross-entropy with the labels. The API answers with class probabilities."""

@@ -1,4 +1,4 @@
-"""SimCLR: two views of an image are to be closer to each other than to any other image's."""
+"""SimCLR: the two views of an image should be closer to each other than to the views of any other image."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mea_ray.pretext.base import Jitter, Pretext, check_positive
-from mea_ray.training.views import Views
+from mea_ray.pretext.base import Positive, Pretext, Width, feature_size
+from mea_ray.training.views import Jitter, Views
 
 
 class SimClr(Pretext):
-    """The normalised, temperature-scaled cross-entropy between the projections of two views (NT-Xent).
+    """Normalised, temperature-scaled cross-entropy between the projections of two views (NT-Xent).
 
     Args:
-        temperature: Cosines are divided by it.
+        temperature: Cosine similarities are divided by it.
         projection: Length of a projection.
-        crop_scale: Part of the image that a view's crop takes, least and largest.
+        crop_scale: Smallest and largest part of the image's area that a view's crop takes.
         jitter: Largest change of brightness, contrast, saturation (in [0, 1]) and hue (in [0, 0.5]).
         grey: Probability that a view loses its colours.
         flip: Probability that a view is mirrored; 0 where left and right matter (digits).
@@ -26,21 +26,20 @@ class SimClr(Pretext):
         Chen et al., SimCLR, 2020, https://arxiv.org/abs/2002.05709, equation 1.
 
     Raises:
-        ConfigError: A parameter is out of its range.
+        ConfigError: A setting of the views is out of its range.
     """
 
     def __init__(
         self,
         *,
-        temperature: float = 0.5,
-        projection: int = 128,
+        temperature: Positive = 0.5,
+        projection: Width = 128,
         crop_scale: tuple[float, float] = (0.2, 1.0),
         jitter: Jitter = (0.4, 0.4, 0.4, 0.1),
         grey: float = 0.2,
         flip: float = 0.5,
     ) -> None:
         super().__init__(Views(crop_scale=crop_scale, jitter=jitter, grey=grey, flip=flip))
-        check_positive(temperature=temperature, projection=projection)
         self.temperature, self.projection = temperature, projection
 
     def build_heads(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
@@ -48,7 +47,7 @@ class SimClr(Pretext):
         from lightly.loss import NTXentLoss
         from lightly.models.modules.heads import SimCLRProjectionHead
 
-        size = int(model.feature_size)  # type: ignore[arg-type]
+        size = feature_size(model)
         self.head = SimCLRProjectionHead(size, size, self.projection).to(device)
         self.criterion = NTXentLoss(temperature=self.temperature)
         return list(self.head.parameters())

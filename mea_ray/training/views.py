@@ -12,6 +12,8 @@ from mea_ray.core.errors import ConfigError
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in an image's lightness (ITU-R BT.601), as torchvision has them."""
+Jitter = tuple[float, float, float, float]
+"""Largest change of brightness, contrast, saturation (each in [0, 1]) and hue (in [0, 0.5])."""
 RATIO = (3 / 4, 4 / 3)
 """Least and largest width / height of a crop, as torchvision's RandomResizedCrop has them."""
 
@@ -45,7 +47,7 @@ class Views:
         *,
         crop_scale: tuple[float, float] = (0.2, 1.0),
         flip: float = 0.5,
-        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1),
+        jitter: Jitter = (0.4, 0.4, 0.4, 0.1),
         jitter_probability: float = 0.8,
         grey: float = 0.2,
     ) -> None:

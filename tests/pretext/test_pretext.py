@@ -52,10 +52,10 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> float:
 
 def test_simclr_is_nt_xent_of_the_projections() -> None:
     model = small()
-    task = started("simclr", model, temperature=0.3)
+    task: Any = started("simclr", model, temperature=0.3)
     views = [pictures(6, 1), pictures(6, 2)]
     features = [model.features(view) for view in views]
-    projected = task.head(torch.cat(features))  # type: ignore[operator]
+    projected = task.head(torch.cat(features))
     expected = nt_xent(projected[:6], projected[6:], 0.3)
     # The head normalises batches, so that a second pass in training mode gives the same numbers.
     assert float(task.loss(features, views)) == pytest.approx(expected, abs=1e-4)
@@ -69,12 +69,12 @@ def test_moco_is_the_cross_entropy_of_the_own_key_among_the_queue() -> None:
         torch.manual_seed(0)
         first = float(task.loss([model.features(views[0])], views))
     queue = task.criterion.memory_bank.bank.clone()
-    (_, encoder), (_, head) = task.followers
+    (_, encoder), (_, head) = task.momentum_pairs
     keys = F.normalize(head(encoder.features(views[1])), dim=1)
     # The keys of the first call are the queue's first entries now.
     assert torch.allclose(queue[:3], keys, atol=1e-5)
-    said = F.normalize(task.head(model.features(views[0])), dim=1)
-    logits = torch.cat([(said * keys).sum(1, keepdim=True), said @ queue.T], 1) / 0.2
+    predicted = F.normalize(task.head(model.features(views[0])), dim=1)
+    logits = torch.cat([(predicted * keys).sum(1, keepdim=True), predicted @ queue.T], 1) / 0.2
     expected = float(F.cross_entropy(logits, torch.zeros(3, dtype=torch.int64)))
     assert float(task.loss([model.features(views[0])], views)) == pytest.approx(expected, abs=1e-4)
     assert np.isfinite(first)
@@ -85,12 +85,12 @@ def test_byol_is_the_symmetric_negative_cosine_of_prediction_and_target() -> Non
     task: Any = started("byol", model, projection=8, hidden=16)
     views = [pictures(6, 1), pictures(6, 2)]
     features = [model.features(view) for view in views]
-    (_, encoder), (_, head) = task.followers
+    (_, encoder), (_, head) = task.momentum_pairs
     with torch.no_grad():
         both = encoder.features(torch.cat(views)).split(6)
         targets = [F.normalize(head(part), dim=1) for part in both]
-    said = [F.normalize(task.predictor(task.head(part)), dim=1) for part in features]
-    expected = -((said[0] * targets[1]).sum(1).mean() + (said[1] * targets[0]).sum(1).mean()) / 2
+    predicted = [F.normalize(task.predictor(task.head(part)), dim=1) for part in features]
+    expected = -((predicted[0] * targets[1]).sum(1).mean() + (predicted[1] * targets[0]).sum(1).mean()) / 2
     assert float(task.loss(features, views)) == pytest.approx(float(expected), abs=1e-4)
 
 
@@ -98,7 +98,7 @@ def test_byol_is_the_symmetric_negative_cosine_of_prediction_and_target() -> Non
 def test_a_momentum_encoder_follows_by_its_part_and_has_no_gradient(name: str) -> None:
     model = small()
     task: Any = started(name, model, momentum=0.75)
-    (_, encoder), _ = task.followers
+    (_, encoder), _ = task.momentum_pairs
     before = [parameter.detach().clone() for parameter in encoder.parameters()]
     with torch.no_grad():
         for parameter in model.parameters():
