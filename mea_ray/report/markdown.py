@@ -12,9 +12,11 @@ from mea_ray.report.detections import HEADINGS as DETECTION_HEADINGS
 from mea_ray.report.detections import lines as detection_rows
 from mea_ray.report.record import RECORD, SWEEP, SweepRecord
 from mea_ray.report.removals import ON, losses
+from mea_ray.report.seeds import counted
 from mea_ray.report.tables import common_prefix, grouped, mean, percent
 from mea_ray.results.points import label
 from mea_ray.results.records import ModelReport, RungResult, TrialResult, read_results
+from mea_ray.verification.evidence import accused, judge_rungs
 
 SEEDS_LISTED = 5
 """Up to so many seeds, the WSR of each is shown behind the mean."""
@@ -31,6 +33,7 @@ def results_table(sweep: str, results: Sequence[TrialResult]) -> str:
     """
     groups = grouped(results)
     prefix = common_prefix(list(groups))
+    judged = judge_rungs(results)
     rows: list[Row] = []
     shown: set[tuple[str, ...]] = set()
     for name, trials in groups.items():
@@ -42,11 +45,16 @@ def results_table(sweep: str, results: Sequence[TrialResult]) -> str:
         for budget in sorted({rung.budget for trial in trials for rung in trial.rungs}):
             rungs = [rung for trial in trials for rung in trial.rungs if rung.budget == budget]
             paper = published.find(sweep, "substitute", trials[0].config, queries=budget)
-            rows.append(_rung_row(who, rungs, paper))
-        stolen = [rung for trial in trials for rung in trial.stolen_nulls]
+            places = [(trial.trial, budget) for trial in trials]
+            verdicts = counted([judged[place] for place in places if place in judged])
+            rows.append(_rung_row(who, rungs, verdicts, paper))
+        stolen = [(trial, rung) for trial in trials for rung in trial.stolen_nulls]
         if stolen:
-            rows.append(_rung_row(f"innocent model stolen{who.removeprefix('substitute')}", stolen, None))
-    return _with_papers(("Model", "Queries", "Accuracy", "Fidelity", "WSR", "WFPR", "Theft proved"), rows)
+            accusations = sum(accused(trial, rung.report) for trial, rung in stolen)
+            innocent = f"innocent model stolen{who.removeprefix('substitute')}"
+            text = f"{accusations} of {len(stolen)} accused"
+            rows.append(_rung_row(innocent, [rung for _, rung in stolen], text, None))
+    return _with_papers(("Model", "Queries", "Accuracy", "Fidelity", "WSR", "WFPR", "Verdict"), rows)
 
 
 Row = tuple[tuple[str, ...], published.Published | None]
@@ -67,15 +75,13 @@ def _owner_rows(sweep: str, trials: Sequence[TrialResult]) -> list[Row]:
     return rows
 
 
-def _rung_row(who: str, rungs: Sequence[RungResult], paper: published.Published | None) -> Row:
-    queries = {rung.queries for rung in rungs}
-    return _cells(
-        who, " to ".join(f"{n:,}" for n in sorted({min(queries), max(queries)})), [r.report for r in rungs]
-    ), paper
+def _rung_row(who: str, rungs: Sequence[RungResult], verdict: str, paper: published.Published | None) -> Row:
+    numbers = {rung.queries for rung in rungs}
+    queries = " to ".join(f"{n:,}" for n in sorted({min(numbers), max(numbers)}))
+    return _cells(who, queries, [rung.report for rung in rungs], verdict), paper
 
 
-def _cells(who: str, queries: str, reports: Sequence[ModelReport]) -> tuple[str, ...]:
-    judged = [report for report in reports if report.infringes_significance is not None]
+def _cells(who: str, queries: str, reports: Sequence[ModelReport], verdict: str = "") -> tuple[str, ...]:
     return (
         who,
         queries,
@@ -83,7 +89,7 @@ def _cells(who: str, queries: str, reports: Sequence[ModelReport]) -> tuple[str,
         percent(mean([report.fidelity for report in reports])),
         _each([report.wsr.rate if report.wsr else None for report in reports]),
         percent(mean([report.wfpr_mean for report in reports])),
-        f"{sum(report.proved for report in judged)} of {len(judged)}" if judged and queries else "",
+        verdict,
     )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from mea_ray.report import curves, tables
 from mea_ray.results.points import setting
 from mea_ray.results.records import RemovalResult, TrialResult
+from mea_ray.verification.evidence import judge_removals
+from mea_ray.verification.verdict import SEVERITY
 
 ON = {"substitute": "stolen model", "victim": "victim", "null_model": "null model"}
 """Model that a removal was tried on, as in the config, to how the report calls it."""
@@ -28,12 +30,7 @@ class RemovalRow:
     wsr_lost: str
     p_value: str
     verdict: str
-    proved: bool
-
-    @property
-    def good(self) -> bool:
-        """The verdict is what an owner hopes for: the theft is still proved, an innocent is not accused."""
-        return self.proved or self.verdict == tables.NOT_ACCUSED
+    tone: tables.Tone
 
 
 HEADINGS = {
@@ -52,7 +49,10 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class Loss:
-    """What a removal took, in percentage points, mean over seeds; ``wsr`` is None without a key."""
+    """What a removal took, in percentage points, mean over seeds; ``wsr`` is None without a key.
+
+    ``places`` are the trial and the position of each result, as ``judge_removals`` names them.
+    """
 
     removal: str
     name: str
@@ -61,16 +61,19 @@ class Loss:
     accuracy: float
     wsr: float | None
     results: tuple[RemovalResult, ...]
+    places: tuple[tuple[str, int], ...]
 
 
 def losses(trials: Sequence[TrialResult]) -> list[Loss]:
     """Return what each removal took of each kind of model, in the order of the config."""
-    found: dict[tuple[str, str], list[RemovalResult]] = {}
+    found: dict[tuple[str, str], list[tuple[str, int, RemovalResult]]] = {}
     for trial in trials:
-        for result in trial.removals:
-            found.setdefault((setting(result.removal), result.tried_on), []).append(result)
+        for position, result in enumerate(trial.removals):
+            group = found.setdefault((setting(result.removal), result.tried_on), [])
+            group.append((trial.trial, position, result))
     table = []
-    for (removal, on), results in found.items():
+    for (removal, on), group in found.items():
+        results = [result for _, _, result in group]
         gone = [r.before.wsr.rate - r.after.wsr.rate for r in results if r.before.wsr and r.after.wsr]
         table.append(
             Loss(
@@ -81,6 +84,7 @@ def losses(trials: Sequence[TrialResult]) -> list[Loss]:
                 accuracy=100 * fmean(r.before.accuracy - r.after.accuracy for r in results),
                 wsr=100 * fmean(gone) if gone else None,
                 results=tuple(results),
+                places=tuple((trial, position) for trial, position, _ in group),
             )
         )
     return table
@@ -89,17 +93,23 @@ def losses(trials: Sequence[TrialResult]) -> list[Loss]:
 def lines(results: Sequence[TrialResult]) -> list[RemovalRow]:
     """Return the table of all removals; empty if none was tried."""
     table = []
+    judged = judge_removals(results)
+    by_name = {result.trial: result for result in results}
     for point, trials in tables.grouped(results).items():
         for loss in losses(trials):
             after = [result.after for result in loss.results]
-            p_values = [report.p_value for report in after if report.p_value is not None]
-            kept = loss.on != "null_model" and all(report.proved for report in after)
-            if after[0].wsr is None:
-                said = tables.DASH
-            elif loss.on == "null_model":
-                said = "accused falsely" if any(report.proved for report in after) else tables.NOT_ACCUSED
+            known = [judged[place] for place in loss.places if place in judged]
+            if loss.on == "null_model":
+                controls = [
+                    tables.control_verdict(by_name[trial], report)
+                    for (trial, _), report in zip(loss.places, after, strict=True)
+                ]
+                text, tone = min(controls, key=lambda control: ("bad", "mixed", "good").index(control[1]))
+            elif known:
+                worst = min(known, key=lambda judgement: SEVERITY.index(judgement.verdict))
+                text, tone = worst.text, tables.tone_of(worst.verdict)
             else:
-                said = "still proved" if kept else "removed"
+                text, tone = tables.DASH, "mixed"
             table.append(
                 RemovalRow(
                     point=point,
@@ -109,9 +119,9 @@ def lines(results: Sequence[TrialResult]) -> list[RemovalRow]:
                     accuracy_lost=f"{loss.accuracy:+.1f}",
                     wsr=tables.percent(tables.mean([report.wsr.rate if report.wsr else None for report in after])),
                     wsr_lost=tables.DASH if loss.wsr is None else f"{loss.wsr:+.1f}",
-                    p_value=tables.p_text(max(p_values, default=None)),
-                    verdict=said,
-                    proved=kept,
+                    p_value=tables.p_text(max((judgement.p_value for judgement in known), default=None)),
+                    verdict=text,
+                    tone=tone,
                 )
             )
     return table

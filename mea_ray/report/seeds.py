@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mea_ray.report import curves, tables
 from mea_ray.results.records import TrialResult
+from mea_ray.verification.evidence import judge_rungs
+from mea_ray.verification.verdict import SEVERITY, Judgement
 
 HEADINGS = {
     "point": "Setting",
@@ -16,7 +19,7 @@ HEADINGS = {
     "wfpr": "WFPR",
     "accuracy": "Substitute accuracy",
     "fidelity": "Fidelity",
-    "proved": "Proved",
+    "verdicts": "Verdicts",
 }
 """Column of ``SeedsRow`` to its heading, in the order in which they are shown."""
 CAPTION = (
@@ -36,12 +39,13 @@ class SeedsRow:
     wfpr: str
     accuracy: str
     fidelity: str
-    proved: str
+    verdicts: str
 
 
 def lines(results: Sequence[TrialResult]) -> list[SeedsRow]:
     """Return one line per point and budget, for points with two seeds or more."""
     table = []
+    judged = judge_rungs(results)
     for name, trials in tables.grouped(results).items():
         if len(trials) < 2:
             continue
@@ -50,19 +54,27 @@ def lines(results: Sequence[TrialResult]) -> list[SeedsRow]:
         }
         for budget, at in columns["accuracy"].items():
             reports = [rung.report for trial in trials for rung in trial.rungs if rung.budget == budget]
+            verdicts = [judged[trial.trial, budget] for trial in trials if (trial.trial, budget) in judged]
             texts = {metric: _interval(points.get(budget)) for metric, points in columns.items()}
-            proved = sum(report.proved for report in reports)
-            marked = any(report.wsr is not None for report in reports)
             table.append(
                 SeedsRow(
                     point=name,
                     queries=f"{at.queries:,.0f}",
                     seeds=str(len(reports)),
-                    proved=f"{proved} of {len(reports)}" if marked else tables.DASH,
+                    verdicts=counted(verdicts),
                     **texts,
                 )
             )
     return table
+
+
+def counted(judgements: Sequence[Judgement]) -> str:
+    """Return how many trials have each verdict, worst first; the verdict alone where it is that of all."""
+    counts = Counter(judgement.verdict for judgement in judgements)
+    found = [(verdict, counts[verdict]) for verdict in SEVERITY if verdict in counts]
+    if len(found) == 1:
+        return found[0][0]
+    return ", ".join(f"{count} {verdict}" for verdict, count in found) or tables.DASH
 
 
 def _interval(point: curves.Point | None) -> str:

@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
 from mea_ray.results.points import label
 from mea_ray.results.records import ModelReport, RungResult, SuccessRate, TrialResult
+from mea_ray.verification.evidence import accused, judge_rungs
+from mea_ray.verification.verdict import Verdict
 
 DASH = "–"
 NOT_ACCUSED = "not accused"
+Tone = Literal["good", "mixed", "bad"]
+"""Whether something speaks for the owner's proof (good), against it (bad), or neither (mixed)."""
 
 
 def grouped(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
@@ -58,25 +63,18 @@ def p_text(p_value: float | None) -> str:
     return f"{p_value:.1e}" if p_value < 1e-3 else f"{p_value:.3f}"
 
 
-def verdict(report: ModelReport) -> str:
-    """Return the judgement on one model in two or three words.
-
-    Theft is *proved* only when WSR is above the paper's threshold and the p-value is at or below the significance.
-    """
-    if report.infringes_threshold is None and report.infringes_significance is None:
-        return DASH
-    if report.infringes_significance is None:
-        return "above threshold" if report.infringes_threshold else "not proved"
-    if report.infringes_threshold:
-        return "theft proved" if report.infringes_significance else "not significant"
-    return "below threshold" if report.infringes_significance else "not proved"
+def tone_of(verdict: Verdict) -> Tone:
+    """Return the colour of a verdict on a stolen model."""
+    if verdict == "proved":
+        return "good"
+    return "mixed" if verdict in {"suggestive", "not committed"} else "bad"
 
 
-def control_verdict(report: ModelReport) -> str:
-    """Return the judgement on a substitute of an innocent model."""
+def control_verdict(result: TrialResult, report: ModelReport) -> tuple[str, Tone]:
+    """Return the judgement on an innocent model, and its colour."""
     if report.wsr is None:
-        return DASH
-    return "accused falsely" if report.proved else NOT_ACCUSED
+        return DASH, "mixed"
+    return ("accused falsely", "bad") if accused(result, report) else (NOT_ACCUSED, "good")
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -100,12 +98,7 @@ class Row:
     wfpr: str
     p_value: str
     verdict: str
-    proved: bool
-
-    @property
-    def good(self) -> bool:
-        """The verdict is what an owner hopes for: a thief is convicted, an innocent is not."""
-        return self.proved or self.verdict == NOT_ACCUSED
+    tone: Tone
 
 
 HEADINGS = {
@@ -125,17 +118,24 @@ HEADINGS = {
 
 def rows(results: Sequence[TrialResult]) -> list[Row]:
     """Return one row per rung, trials in their order, rungs by budget; below them the thefts of innocent models."""
+    judged = judge_rungs(results)
     table = []
     for result in results:
         point = label(result.point, seeds=True) + (" (stopped)" if result.status == "stopped" else "")
         for rung in sorted(result.rungs, key=lambda r: r.budget):
-            table.append(_row(result, rung, point, verdict(rung.report), rung.report.proved))
+            judgement = judged.get((result.trial, rung.budget))
+            if judgement is None:
+                table.append(_row(result, rung, point, None, DASH, "mixed"))
+            else:
+                found = judgement.p_value, judgement.text, tone_of(judgement.verdict)
+                table.append(_row(result, rung, point, *found))
         for rung in result.stolen_nulls:
-            table.append(_row(result, rung, f"{point}: null model stolen", control_verdict(rung.report), False))
+            innocent = f"{point}: null model stolen"
+            table.append(_row(result, rung, innocent, None, *control_verdict(result, rung.report)))
     return table
 
 
-def _row(result: TrialResult, rung: RungResult, point: str, judgement: str, is_proved: bool) -> Row:
+def _row(result: TrialResult, rung: RungResult, point: str, p_value: float | None, verdict: str, tone: Tone) -> Row:
     report, other = rung.report, rung.report.wfpr_classes
     return Row(
         trial=result.trial,
@@ -147,9 +147,9 @@ def _row(result: TrialResult, rung: RungResult, point: str, judgement: str, is_p
         fidelity=percent(report.fidelity),
         wsr=interval(report.wsr),
         wfpr=percent(report.wfpr_mean) + (f" ({percent(other.rate)})" if other is not None else ""),
-        p_value=p_text(report.p_value),
-        verdict=judgement,
-        proved=is_proved,
+        p_value=p_text(p_value),
+        verdict=verdict,
+        tone=tone,
     )
 
 

@@ -52,7 +52,7 @@ def results_table(results: Sequence[TrialResult]) -> RichTable:
         table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for row in tables.rows(results):
         cells = [escape(str(getattr(row, column))) for column in tables.HEADINGS]
-        cells[-1] = f"[{'green' if row.good else 'red'}]{cells[-1]}[/]"
+        cells[-1] = f"[{TONES[row.tone]}]{cells[-1]}[/]"
         table.add_row(*cells)
     return table
 
@@ -65,7 +65,7 @@ def removals_table(lines: Sequence[removals.RemovalRow]) -> RichTable:
         table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for line in lines:
         cells = [escape(str(getattr(line, column))) for column in removals.HEADINGS]
-        cells[-1] = f"[{'green' if line.good else 'red'}]{cells[-1]}[/]"
+        cells[-1] = f"[{TONES[line.tone]}]{cells[-1]}[/]"
         table.add_row(*cells)
     return table
 

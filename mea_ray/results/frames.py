@@ -29,7 +29,7 @@ COLUMNS = (
     "wfpr",
     "wfpr_classes",
     "p_value",
-    "proved",
+    "above_threshold",
 )
 """Columns of every frame; one column for each config path that the sweep set follows them."""
 
@@ -51,8 +51,8 @@ def load_results(folder: str | Path) -> pd.DataFrame:
         - ``budget``, ``queries``: of a substitute: its query budget, and the images that were charged.
         - ``accuracy``, ``knn_accuracy``, ``fidelity``, ``wsr``, ``wsr_low``, ``wsr_high``, ``wfpr``, ``wfpr_classes``,
           ``p_value``: as in ``ModelReport``, all in [0, 1]. ``wsr_low`` and ``wsr_high`` are its 95% Wilson interval.
-        - ``proved``: whether WSR is above the threshold and the p-value, where there is one, at or below the
-          significance.
+        - ``above_threshold``: whether WSR is above the paper's threshold. The verdict on a substitute takes more:
+          ``mea_ray.verification.evidence.judge_rungs``.
 
     Raises:
         ArtifactError: The folder cannot be read or holds no result, or a result is not usable.
@@ -97,7 +97,7 @@ def _numbers(report: ModelReport) -> dict[str, Any]:
         "wfpr": report.wfpr_mean,
         "wfpr_classes": report.wfpr_classes.rate if report.wfpr_classes else None,
         "p_value": report.p_value,
-        "proved": report.proved,
+        "above_threshold": report.infringes_threshold,
     }
 
 

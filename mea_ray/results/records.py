@@ -78,11 +78,6 @@ class ModelReport(_Record):
     source_target_probability: Fraction | None = None
     calibration_error: Fraction | None = None
 
-    @property
-    def proved(self) -> bool:
-        """Whether the threshold and the p-value, where there is one, both call this model stolen."""
-        return bool(self.infringes_threshold) and self.infringes_significance is not False
-
 
 class RungResult(_Record):
     """One point of the robustness curve: a substitute trained on ``queries`` answers.

@@ -121,8 +121,13 @@ class Evidence:
 
     @property
     def least_accuracy(self) -> float:
-        """Accuracy from which on a suspect can be judged: half way from chance to the victim's."""
-        return self.chance + (self.victim_accuracy - self.chance) / 2
+        """See ``least_accuracy``."""
+        return least_accuracy(self.chance, self.victim_accuracy)
+
+
+def least_accuracy(chance: float, victim_accuracy: float) -> float:
+    """Return the accuracy from which on a model can be judged: half way from chance to the victim's."""
+    return chance + (victim_accuracy - chance) / 2
 
 
 @dataclass(frozen=True)
@@ -179,16 +184,16 @@ def judge(suspects: Sequence[Evidence], significance: float) -> list[Judgement]:
     if not 0 < significance < 1:
         raise DataError(f"significance={significance} must lie in (0, 1); 0.01 is usual")
     adjusted = holm([suspect.p_value for suspect in suspects])
-    return [_judgement(suspect, p, significance) for suspect, p in zip(suspects, adjusted, strict=True)]
+    return [_judgement(suspect, p, significance, len(suspects)) for suspect, p in zip(suspects, adjusted, strict=True)]
 
 
-def _judgement(suspect: Evidence, adjusted: float, significance: float) -> Judgement:
+def _judgement(suspect: Evidence, adjusted: float, significance: float, together: int) -> Judgement:
     reasons = [
         *_void(suspect, significance),
         *_too_poor(suspect),
         *_unspecific(suspect, adjusted, significance),
         *_unmarked_victim(suspect),
-        *_insignificant(suspect, adjusted, significance),
+        *_insignificant(suspect, adjusted, significance, together),
         *_uncommitted(suspect),
         *_without_controls(suspect),
     ]
@@ -260,7 +265,7 @@ def _unmarked_victim(suspect: Evidence) -> list[Reason]:
     return []
 
 
-def _insignificant(suspect: Evidence, adjusted: float, significance: float) -> list[Reason]:
+def _insignificant(suspect: Evidence, adjusted: float, significance: float, together: int) -> list[Reason]:
     if adjusted <= significance:
         return []
     ranks = [("null models", suspect.null_models), ("stolen null models", suspect.stolen_null_models)]
@@ -269,7 +274,8 @@ def _insignificant(suspect: Evidence, adjusted: float, significance: float) -> l
     if suspect.key is not None:
         words += f"; the key is {suspect.key.sentence()}"
         words += "" if suspect.key_drawn else " (chosen by hand, so this is no p-value)"
-    text = f"p = {_p(adjusted)} is above {significance:g}: {words}."
+    corrected = f" (corrected for {together:,} suspects)" if together > 1 else ""
+    text = f"p = {_p(adjusted)}{corrected} is above {significance:g}: {words}."
     leads = all(rank.position == 1 for _, rank in known)
     if leads and (suspect.wsr > suspect.threshold or suspect.p_value <= significance):
         needed = math.ceil(1 / significance) - 1

@@ -77,6 +77,13 @@ def trial(
     )
 
 
+def with_innocents(result: TrialResult, count: int, wsr: float = 0.01) -> TrialResult:
+    """The trial with so many null models, and as many of them stolen with each budget."""
+    innocent = model_report(0.95, wsr, p_value=None)
+    stolen = [rung.model_copy(update={"report": innocent}) for rung in result.rungs for _ in range(count)]
+    return result.model_copy(update={"null_reports": [innocent] * count, "stolen_nulls": stolen})
+
+
 def with_thief(result: TrialResult, accounts: int = 2) -> TrialResult:
     """The trial with curves of its attack's own and what the owner saw of its accounts."""
     curves: dict[str, list[tuple[int, float]]] = {

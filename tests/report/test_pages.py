@@ -102,12 +102,18 @@ def test_a_block_that_cannot_be_rendered_says_why(page: Path, records: Path, blo
 
 def test_the_table_has_means_over_seeds_and_each_seeds_wsr(tmp_path: Path) -> None:
     rows = cells(results_table("demo", write_sweep(tmp_path)))
-    assert rows[0] == ["Model", "Queries", "Accuracy", "Fidelity", "WSR", "WFPR", "Theft proved"]
+    assert rows[0] == ["Model", "Queries", "Accuracy", "Fidelity", "WSR", "WFPR", "Verdict"]
     by_name = {(row[0], row[1]): row[2:] for row in rows[1:]}
     assert by_name["victim", ""] == ["95.2%", "–", "99.6%", "15.0%", ""]
     assert by_name["innocent model", ""][:3] == ["95.6%", "94.0%", "1.3%"]
-    assert by_name["substitute, vgg_like", "1,000"] == ["91.0%", "92.0%", "87.0% (85.0, 87.0, 89.0)", "15.0%", "3 of 3"]
-    assert by_name["substitute, resnet18", "300"][-1] == "0 of 3"
+    assert by_name["substitute, vgg_like", "1,000"] == [
+        "91.0%",
+        "92.0%",
+        "87.0% (85.0, 87.0, 89.0)",
+        "15.0%",
+        "suggestive",
+    ]
+    assert by_name["substitute, resnet18", "300"][-1] == "not proved"
     assert [row[0] for row in rows].count("victim") == 1
 
 

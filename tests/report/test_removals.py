@@ -3,7 +3,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 import pytest
-from report_results import model_report, trial, with_removals
+from report_results import model_report, trial, with_innocents, with_removals
 
 from mea_ray.report import html, removals
 from mea_ray.report.terminal import make_console, print_results
@@ -21,14 +21,16 @@ def test_losses_are_means_over_seeds_in_points() -> None:
 
 
 def test_the_table_says_what_is_still_proved_and_who_is_accused_falsely() -> None:
+    lines = {(line.removal, line.on): line for line in removals.lines([with_removals(with_innocents(trial("a"), 400))])}
+    assert lines["pruning(rate=0.1)", "stolen model"].verdict == "proved"
     lines = {(line.removal, line.on): line for line in removals.lines([with_removals(trial("a"))])}
-    assert lines["pruning(rate=0.9)", "stolen model"].verdict == "removed"
-    assert lines["pruning(rate=0.1)", "stolen model"].verdict == "still proved"
+    assert lines["pruning(rate=0.9)", "stolen model"].verdict == "not proved"
+    assert lines["pruning(rate=0.1)", "stolen model"].verdict == "suggestive"
     assert lines["pruning(rate=0.9)", "null model"].verdict == "not accused"
     result = with_removals(trial("a"))
     framed = result.removals[-1].model_copy(update={"after": model_report(0.8, 0.9)})
     (*_, last) = removals.lines([result.model_copy(update={"removals": [framed]})])
-    assert last.verdict == "accused falsely" and not last.proved
+    assert (last.verdict, last.tone) == ("accused falsely", "bad")
 
 
 def test_a_removal_that_holds_for_some_seeds_only_counts_as_one() -> None:
@@ -37,7 +39,7 @@ def test_a_removal_that_holds_for_some_seeds_only_counts_as_one() -> None:
     changed = [trials[1].removals[0], weak, *trials[1].removals[2:]]
     trials[1] = trials[1].model_copy(update={"removals": changed})
     lines = {(line.removal, line.on): line for line in removals.lines(trials)}
-    assert lines["pruning(rate=0.1)", "stolen model"].verdict == "removed"
+    assert lines["pruning(rate=0.1)", "stolen model"].verdict == "not proved"
 
 
 def test_the_plane_has_a_line_per_removal_by_strength_and_escapes_names() -> None:
@@ -54,7 +56,7 @@ def test_report_and_terminal_show_removals_and_nothing_without(capsys: pytest.Ca
     assert "What removals left" in page and "&lt;tune&gt;" in page and "<tune>" not in page
     assert "What removals left" not in html.render([without], name="s")
     print_results(make_console(), [with_them])
-    assert "still proved" in capsys.readouterr().out
+    assert "suggestive" in capsys.readouterr().out
 
 
 def test_trackers_get_what_removals_left() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_results import model_report, rate, trial, write_sweep
+from report_results import model_report, rate, trial, with_innocents, with_removals, write_sweep
 from scipy import stats
 
 from mea_ray.core.errors import ArtifactError
@@ -173,66 +173,95 @@ def test_the_description_for_screen_readers_holds_the_numbers() -> None:
     assert "threshold 30.0%" in told and "null 1.3%" in told
 
 
-@pytest.mark.parametrize(
-    ("threshold", "significant", "words", "is_proved"),
-    [
-        (True, True, "theft proved", True),
-        (True, False, "not significant", False),
-        (False, True, "below threshold", False),
-        (False, False, "not proved", False),
-        (True, None, "above threshold", True),
-        (None, None, "–", False),
-    ],
-)
-def test_verdict_needs_both_criteria(
-    threshold: bool | None, significant: bool | None, words: str, is_proved: bool
-) -> None:
-    report = model_report(0.9, 0.5, infringes_threshold=threshold, infringes_significance=significant)
-    assert tables.verdict(report) == words
-    assert report.proved is is_proved
+def test_with_enough_innocent_models_theft_is_proved() -> None:
+    proved = with_innocents(trial("a", end=0.8), 400)
+    head = verdict.headline([proved])
+    assert (head.tone, head.text) == (
+        "good",
+        "Theft is proved: the model stolen at the largest budget is recognised.",
+    )
+    rows = tables.rows([proved])
+    assert (rows[2].verdict, rows[2].tone, rows[2].p_value) == ("proved", "good", "0.002")
 
 
-def test_the_headline_counts_thefts_at_the_largest_budget() -> None:
-    good, bad = trial("a", end=0.8), trial("b", end=0.1)
-    assert verdict.headline([good]).tone == "good"
-    assert verdict.headline([bad]).tone == "bad"
-    both = verdict.headline([good, bad])
-    assert (both.tone, "1 of 2" in both.text) == ("mixed", True)
+def test_with_one_null_model_theft_is_suggestive_at_best_and_the_text_says_why() -> None:
+    good = trial("a", end=0.95)
+    assert verdict.headline([good]).tone == "mixed" and "no proof" in verdict.headline([good]).text
+    first, *_ = verdict.findings([good])
+    assert "1 of 2 models: p cannot be below 0.5" in first.text and first.tone == "mixed"
+    assert tables.rows([good])[2].verdict == "suggestive"
+
+
+def test_a_constant_answer_is_never_proved() -> None:
+    # The product once said "Theft is proved" of a victim without a mark and a suspect that gives one class for all.
+    base = with_innocents(trial("a"), 400)
+    constant = model_report(0.097, 1.0, wfpr={"donut": rate(1.0)}, wfpr_mean=1.0, wfpr_classes=rate(0.998))
+    rungs = [rung.model_copy(update={"report": constant}) for rung in base.rungs]
+    result = base.model_copy(update={"rungs": rungs, "victim_report": model_report(0.95, 0.049)})
+    head = verdict.headline([result])
+    assert head.tone == "bad" and "too poor to judge" in head.text
+    texts = [finding.text for finding in verdict.findings([result])]
+    assert "9.7%" in texts[0] and any("4.9%" in text and "no mark" in text for text in texts)
+    assert {row.verdict for row in tables.rows([result])[:3]} == {"too poor to judge"}
+    page = html.render([result], name="s")
+    assert "Theft is proved" not in page and "too poor to judge" in page
+
+
+def test_a_poor_model_is_too_poor_to_judge() -> None:
+    base = with_innocents(trial("a"), 400)
+    poor = [rung.model_copy(update={"report": model_report(0.247, 1.0)}) for rung in base.rungs]
+    assert "too poor" in verdict.headline([base.model_copy(update={"rungs": poor})]).text
+
+
+def test_the_headline_takes_the_colour_of_the_worst() -> None:
+    proved = with_innocents(trial("a", end=0.8), 900)
+    beaten = trial("b", end=0.1)
+    both = verdict.headline([proved, beaten])
+    assert (both.tone, both.text) == ("bad", "Of 2 models stolen at the largest budget: 1 not proved, 1 proved.")
+    assert "both models" in verdict.headline([proved, proved.model_copy(update={"trial": "c"})]).text
 
 
 def test_an_accused_innocent_model_voids_the_proof() -> None:
     good = trial("a", end=0.8)
     framed = good.model_copy(update={"null_reports": [model_report(0.95, 0.5)]})
-    assert verdict.headline([framed]).tone == "bad"
-    assert any("above the threshold" in finding.text for finding in verdict.findings([framed]))
+    assert verdict.headline([framed]).text == "Nothing is proved: innocent models would be accused as well."
+    texts = [finding.text for finding in verdict.findings([framed])]
+    assert "1 of 1 innocent model would be accused" in texts[0] and any("accuses 1 of 1" in text for text in texts)
 
 
 def test_a_thief_of_an_innocent_model_has_a_row_of_its_own_and_voids_the_proof_if_accused() -> None:
     good = trial("a", end=0.8)
     last = good.rungs[-1]
-    for wsr, tone, words in ((0.05, "good", "not accused"), (0.5, "bad", "accused falsely")):
+    for wsr, tone, words in ((0.05, "mixed", "not accused"), (0.5, "bad", "accused falsely")):
         control = last.model_copy(update={"report": model_report(0.9, wsr)})
         judged = good.model_copy(update={"stolen_nulls": [control]})
         assert verdict.headline([judged]).tone == tone
         assert any("substitutes of innocent models on" in finding.text for finding in verdict.findings([judged]))
         *_, row = tables.rows([judged])
-        assert row.point.endswith("null model stolen") and row.verdict == words and not row.proved
+        assert row.point.endswith("null model stolen") and row.verdict == words
 
 
-@pytest.mark.parametrize("found", [{"wfpr_mean": 0.6}, {"wfpr_classes": rate(0.6)}])
-def test_an_unspecific_mark_is_said_to_be_one(found: dict[str, Any]) -> None:
-    good = trial("a", end=0.8)
+@pytest.mark.parametrize("found", [{"wfpr": {"donut": rate(0.6)}}, {"wfpr_classes": rate(0.6)}])
+def test_an_unspecific_mark_is_called_so(found: dict[str, Any]) -> None:
+    good = with_innocents(trial("a", end=0.8), 400)
     rungs = [r.model_copy(update={"report": r.report.model_copy(update=found)}) for r in good.rungs]
-    texts = [f.text for f in verdict.findings([good.model_copy(update={"rungs": rungs})])]
-    assert any("not specific" in text for text in texts)
-    assert not any("not specific" in f.text for f in verdict.findings([good]))
+    unspecific = good.model_copy(update={"rungs": rungs})
+    assert "only look like" in verdict.headline([unspecific]).text
+    assert tables.rows([unspecific])[2].verdict == "not specific"
 
 
-def test_the_first_budget_of_proof_is_one_from_which_on_all_are_proved() -> None:
-    # WSR 0.5 * (0.25, 0.625, 1): only the last two rungs of the strong trial are above 0.3.
-    strong, weak = trial("a", end=0.5), trial("b", end=0.31)
-    assert "from 300 queries on" in verdict.findings([strong])[-1].text
-    assert "in every trial from 1,000 queries on" in verdict.findings([strong, weak])[-1].text
+def test_each_budget_has_its_verdict() -> None:
+    strong = with_innocents(trial("a", end=0.8), 400)
+    text = verdict.findings([strong])[-1].text
+    assert "100 queries: not specific; 300 queries: proved; 1,000 queries: proved" in text
+    weak = with_innocents(trial("b", end=0.8), 1)
+    assert "100 queries: not proved; 300 queries: suggestive" in verdict.findings([weak])[-1].text
+
+
+def test_the_findings_name_the_cheapest_removal_and_the_price_for_customers() -> None:
+    texts = [finding.text for finding in verdict.findings([with_removals(trial("a"))])]
+    assert any("The removal pruning(rate=0.9) takes the mark (WSR 10.0%) for 10.0 points" in text for text in texts)
+    assert any("costs customers 3.5 points of accuracy on the source classes" in text for text in texts)
 
 
 def test_costs_are_victim_against_null() -> None:
@@ -333,7 +362,7 @@ def test_a_real_browser_shows_it(rendered: Path, tmp_path: Path) -> None:
     dom = browse(rendered, tmp_path / "profile", "--dump-dom")
     assert dom.count("<svg") == 4
     assert dom.count('<th scope="row" title="trial') == 18
-    assert "Theft is proved" in dom
+    assert "models stolen at the largest budget" in dom
     shot = tmp_path / "shot.png"
     browse(rendered, tmp_path / "profile2", "--window-size=1200,1400", f"--screenshot={shot}")
     with Image.open(shot) as picture:

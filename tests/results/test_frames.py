@@ -26,7 +26,11 @@ def test_the_numbers_are_those_of_the_results() -> None:
     assert report.wsr is not None
     assert (row.wsr, row.wsr_low, row.wsr_high) == (report.wsr.rate, report.wsr.low, report.wsr.high)
     assert (row.accuracy, row.fidelity, row.wfpr) == (report.accuracy, report.fidelity, report.wfpr_mean)
-    assert bool(row.proved) is report.proved and row["thief.model.name"] == "alexnet" and row.seed == 3
+    assert (
+        bool(row.above_threshold) is report.infringes_threshold
+        and row["thief.model.name"] == "alexnet"
+        and row.seed == 3
+    )
     victim = data[data.model == "victim"].iloc[0]
     assert pd.isna(victim.budget) and victim.accuracy == result.victim_report.accuracy
 

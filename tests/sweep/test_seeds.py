@@ -69,7 +69,7 @@ def test_means_have_students_interval_over_seeds_at_each_budget() -> None:
     half = 3.182446 * stdev(values) / 2  # t(0.975, 3), from a table
     centre = fmean(values)
     assert lines[-1].wsr == f"{100 * centre:.1f}% [{100 * (centre - half):.1f}, {100 * (centre + half):.1f}]"
-    assert lines[-1].proved == "4 of 4" and lines[0].proved == "0 of 4"
+    assert lines[-1].verdicts == "suggestive" and lines[0].verdicts == "not proved"
 
 
 def test_two_seeds_have_a_range_equal_ones_no_width_and_one_seed_no_line() -> None:

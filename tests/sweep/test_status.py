@@ -233,7 +233,7 @@ def test_report_watch_of_an_ended_sweep_prints_its_table(
     finish(folder, log, "t0")
     log.close("done")
     assert cli.main(["report", str(folder.path), "--watch", "--every", "1"]) == cli.OK
-    assert "theft proved" in capsys.readouterr().out
+    assert "suggestive" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
