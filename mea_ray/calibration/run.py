@@ -20,6 +20,7 @@ from mea_ray.storage.files import write_whole
 from mea_ray.storage.remote import Storage
 from mea_ray.sweep import cluster
 from mea_ray.sweep.folder import read_model
+from mea_ray.sweep.modules import modules_to_send
 from mea_ray.sweep.trainable import use_resources
 
 Role = Literal["null", "victim"]
@@ -138,7 +139,8 @@ def calibrate(
             tell(before)
     left = [index for index in range(models) if any((role, index) not in done for role in ROLES)]
     if left:
-        with cluster.quiet(), cluster.ray_cluster(address) as ray:
+        py_modules = modules_to_send(config.resolved(), config.resources.py_modules, address)
+        with cluster.quiet(), cluster.ray_cluster(address, py_modules) as ray:
             for pair in _run(ray, config, left):
                 for found in pair:
                     write_whole(_file(folder, found.role, found.index), found.model_dump_json(indent=1))

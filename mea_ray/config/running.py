@@ -78,6 +78,11 @@ class ResourcesConfig(Config):
     storage_patience_s: float = Field(
         300.0, ge=0, description="Seconds to wait for a storage that is full or away before a trial is given up."
     )
+    py_modules: tuple[str, ...] | None = Field(
+        None,
+        description="Folders of packages (or .py, .whl files) of your own that Ray sends to its workers; null sends the"
+        " packages of components named package.module:Attribute that are not installed.",
+    )
     placement: Literal["pack", "spread"] = Field(
         "pack",
         description="Replicas of the services: packed on as few nodes as hold them, where Ray puts trials first, too; "

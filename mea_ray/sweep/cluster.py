@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -95,11 +95,12 @@ def check_address(address: str | None) -> str | None:
 
 
 @contextlib.contextmanager
-def ray_cluster(address: str | None) -> Iterator[ModuleType]:
+def ray_cluster(address: str | None, py_modules: Sequence[str] = ()) -> Iterator[ModuleType]:
     """Give Ray: the one that runs in this process, the cluster at ``address``, or one of its own on this machine.
 
     Args:
         address: What `check_address` returned.
+        py_modules: Folders and files with Python modules that workers have to import, see `modules.modules_to_send`.
 
     Raises:
         ConfigError: Ray could not be started or joined.
@@ -111,7 +112,7 @@ def ray_cluster(address: str | None) -> Iterator[ModuleType]:
             yield ray
         return
     with _environment(dict.fromkeys(_OF_ANOTHER_RAY) if address is None else {}):
-        _start_or_join(address)
+        _start_or_join(address, py_modules)
         try:
             with _sigterm_as_ctrl_c():  # after Ray has set its own handler, which would end this process at once
                 yield ray
@@ -119,7 +120,7 @@ def ray_cluster(address: str | None) -> Iterator[ModuleType]:
             ray.shutdown()
 
 
-def _start_or_join(address: str | None) -> None:
+def _start_or_join(address: str | None, py_modules: Sequence[str]) -> None:
     import ray
 
     try:
@@ -129,6 +130,7 @@ def _start_or_join(address: str | None) -> None:
             log_to_driver=False,
             logging_level=logging.CRITICAL,
             configure_logging=True,
+            runtime_env={"py_modules": list(py_modules)} if py_modules else None,
         )
     except Exception as error:  # of many types; none of them is of use to who started a sweep
         ray.shutdown()

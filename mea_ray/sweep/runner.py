@@ -25,6 +25,7 @@ from mea_ray.sweep.broker import Broker, ServiceSpec, needs
 from mea_ray.sweep.callback import Finisher
 from mea_ray.sweep.event_log import EventLog
 from mea_ray.sweep.folder import Results, SweepFolder
+from mea_ray.sweep.modules import modules_to_send
 from mea_ray.sweep.plan import Plan, PlannedTrial, plan
 from mea_ray.sweep.sink import EventSink, SinkSender
 from mea_ray.sweep.trainable import TrialContext, load_data, train_model, tune_trial
@@ -80,6 +81,7 @@ def run_sweep(
     address = cluster.check_address(address)
     search.check_metric(sweep)
     the_plan = plan(sweep)
+    py_modules = modules_to_send(sweep.resolved(), sweep.base.resources.py_modules, address)
     folder = SweepFolder(sweep.base.storage, sweep.name)
     folder.open(sweep, the_plan, resume=resume)
     found = folder.results()
@@ -116,7 +118,7 @@ def run_sweep(
             if samples > 0:
                 stack.enter_context(patience)
                 stack.enter_context(cluster.quiet())
-                ray = stack.enter_context(cluster.ray_cluster(address))
+                ray = stack.enter_context(cluster.ray_cluster(address, py_modules))
                 wandb.attach(ray)
                 stack.callback(wandb.detach)
             for trial in sorted(done):  # a driver that was killed may have shown none of them

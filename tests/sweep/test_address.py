@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +17,6 @@ from mea_ray.core.errors import ConfigError
 from mea_ray.sweep import address
 from mea_ray.sweep.address import check, find_cluster
 from mea_ray.sweep.runner import run_sweep
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -189,39 +185,3 @@ def test_a_refused_address_leaves_the_name_of_the_sweep_free(tmp_path: Path, mon
     with pytest.raises(ConfigError, match="--address=127.0.0.1 "):
         run_sweep(tiny_sweep(storage), address="127.0.0.1")
     assert not storage.exists()
-
-
-STARTS = """
-import os, sys
-from mea_ray.sweep import cluster
-before = dict(os.environ)
-with cluster.quiet(), cluster.ray_cluster(cluster.check_address(None)) as ray:
-    print(ray.get(ray.remote(lambda: os.environ.get("RAY_ADDRESS")).remote()), len(ray.nodes()))
-assert {k: v for k, v in os.environ.items() if k in before} == before
-"""
-
-
-def test_a_ray_of_our_own_whatever_the_environment_says(tmp_path: Path) -> None:
-    dead = f"127.0.0.1:{closed_port()}"
-    folder = Path(f"/tmp/mr{os.getpid()}")  # short enough for Ray's sockets
-    (folder / "ray").mkdir(parents=True)
-    (folder / "ray" / "ray_current_cluster").write_text(dead)
-    elsewhere = {
-        "RAY_ADDRESS": dead,
-        "RAY_TMPDIR": str(folder),
-        "RAY_NAMESPACE": "theirs",
-        "RAY_JOB_ID": "07000000",
-        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"working_dir": "gcs://gone.zip"}, "metadata": {}}),
-        "RAY_REDIS_ADDRESS": dead,
-    }
-    try:
-        made = subprocess.run(
-            [sys.executable, "-c", STARTS],
-            env={**os.environ, **elsewhere, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-    finally:
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
-    assert (made.returncode, made.stdout.split()) == (0, ["None", "1"]), made.stderr

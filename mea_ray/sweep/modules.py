@@ -1,0 +1,77 @@
+"""Python packages of a user's own that the other processes and machines of a sweep have to import, too."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mea_ray.core import plugins
+from mea_ray.core.errors import ConfigError
+
+
+def modules_to_send(tree: Mapping[str, Any], given: Sequence[str] | None, address: str | None) -> list[str]:
+    """Return the folders and files that Ray has to send to its workers.
+
+    Args:
+        tree: The resolved config, of a sweep with its space.
+        given: ``resources.py_modules``. Where it is None, the packages of all components that ``tree`` names as
+            ``package.module:Attribute`` and that are not installed. On a Ray of our own the workers find what lies in
+            the working directory anyway.
+        address: The cluster; None for a Ray of our own on this machine.
+
+    Raises:
+        ConfigError: ``given`` names something that is not there.
+    """
+    if given is not None:
+        return [_checked(path) for path in given]
+    found: dict[str, None] = {}
+    for module in sorted({name.partition(".")[0] for name in _outside(tree)}):
+        path = _path_of(module)
+        if path is not None and not (address is None and path.parent == Path.cwd()):
+            found[str(path)] = None
+    return list(found)
+
+
+def _outside(tree: Any) -> Iterator[str]:
+    """Yield ``package.module`` of every ``package.module:Attribute`` in a config."""
+    if isinstance(tree, str):
+        if plugins.is_path(tree):
+            yield tree.partition(":")[0]
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from _outside(value)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from _outside(value)
+
+
+def _path_of(module: str) -> Path | None:
+    """Return the folder or file of a top-level module; None if it is installed, here and thus on every machine."""
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        return None  # no component after all: all of those were imported when the config was read
+    file = getattr(found, "__file__", None)
+    places = list(getattr(found, "__path__", [])) or ([file] if file else [])
+    if len(places) != 1:
+        return None  # built in, or a namespace over several folders
+    path = Path(places[0]).absolute()
+    installed = [Path(sysconfig.get_path(name)).absolute() for name in ("purelib", "platlib", "stdlib")]
+    ours = Path(__file__).parents[1]
+    return None if path == ours or any(path.is_relative_to(folder) for folder in installed) else path
+
+
+def _checked(given: str) -> str:
+    if "://" in given:
+        return given
+    path = Path(given).expanduser()
+    if not (path.is_dir() or (path.is_file() and path.suffix in {".py", ".whl"})):
+        raise ConfigError(
+            f"resources.py_modules: {given!r} is neither the folder of a package nor a .py or .whl file (looked for in "
+            f"{os.getcwd()})"
+        )
+    return str(path.absolute())
