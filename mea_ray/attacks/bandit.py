@@ -20,13 +20,13 @@ CELLS = 8
 
 
 class Bandit:
-    """A softmax policy over arms, learnt by gradient ascent on the expected reward. Arms can leave it for good.
+    """A softmax policy over arms, trained by gradient ascent on the expected reward. Arms can be removed.
 
     Args:
         arms: Number of arms, at least 1.
 
     Attributes:
-        preferences: H, float64 (arms,); all 0 at first, so that the policy is uniform.
+        preferences: H, float64 (arms,); all 0 at first, a uniform policy.
         drawn: How often each arm was rewarded, N(z), int64 (arms,).
         alive: Arms that can still be drawn, bool (arms,).
 
@@ -40,11 +40,11 @@ class Bandit:
         self.alive = np.ones(arms, bool)
 
     def probabilities(self) -> Floats:
-        """Return softmax(H) over the arms that are left, float64 (arms,); 0 for all others, and all 0 without any."""
+        """Return softmax(H) over the remaining arms, float64 (arms,); 0 for all others."""
         powers = np.zeros(len(self.alive))
         if self.alive.any():
             left = self.preferences[self.alive]
-            # Only differences count, and the largest exponent is 0: nothing overflows, whatever H has grown to.
+            # Only differences count, and the largest exponent is 0: nothing overflows, however large H is.
             powers[self.alive] = np.exp(left - left.max())
             powers /= powers.sum()
         return powers
@@ -55,7 +55,7 @@ class Bandit:
         Args:
             arm: The arm z that was drawn.
             advantage: Its reward less the baseline.
-            probabilities: The policy that it was drawn under. What had left it then has probability 0 and stays.
+            probabilities: The policy that it was drawn from. Arms removed by then have probability 0 and do not move.
         """
         self.drawn[arm] += 1
         step = advantage / float(self.drawn[arm])
@@ -78,11 +78,11 @@ class Draw:
     fine: Floats
 
 
-class Policy:
-    """Which class to draw from next: a group of classes by one bandit, and a class of the group by the group's own.
+class ClassPolicy:
+    """Draws classes in two levels: a group of classes by one bandit, then a class of the group by the group's own.
 
-    The flat policy is the one of a single group. A class that has no image left leaves its group's bandit, a group that
-    has no class left leaves the coarse one.
+    The flat policy has a single group. A class without images left is removed from its group's bandit, a group without
+    classes left from the coarse one.
 
     Args:
         supply: Images of each class, int64 (classes,), each at least 1.
@@ -94,7 +94,7 @@ class Policy:
         self.groups = [np.asarray(group, np.int64) for group in groups]
         self.coarse = Bandit(len(groups))
         self.fine = [Bandit(len(group)) for group in groups]
-        # Where a class is found: its group, and its place in the group.
+        # Of each class its group, and its position in the group.
         self.place = {
             int(action): (number, position)
             for number, group in enumerate(self.groups)
@@ -109,11 +109,11 @@ class Policy:
         return everything
 
     def draw(self, uniform: npt.NDArray[np.floating], action: int | None = None) -> Draw:
-        """Draw a class and take one image of it out of the supply.
+        """Draw a class and remove one image of it from the supply.
 
         Args:
             uniform: Two random numbers in [0, 1): one for the group, one for the class.
-            action: A class that was drawn here before, to be drawn again; None draws by ``uniform``.
+            action: A class that was drawn here before an interruption, to be drawn again; None draws by ``uniform``.
         """
         coarse = self.coarse.probabilities()
         if action is None:
@@ -140,40 +140,40 @@ class Policy:
 def _inverse(probabilities: Floats, uniform: float) -> int:
     """Draw an arm: the first whose cumulated probability exceeds ``uniform``; never one of probability 0."""
     cumulated = probabilities.cumsum()
-    # The last sum may be a rounding error below 1, so it is the yardstick.
+    # The last sum may be a rounding error below 1, so scale by it.
     return int(np.searchsorted(cumulated, uniform * cumulated[-1], side="right"))
 
 
 def group_classes(pool: Images, members: Sequence[Indices], groups: int) -> list[Indices]:
-    """Group classes that look alike, with nothing but the pool's pixels: no network, no query, no random number.
+    """Group classes that look alike, by the pool's pixels alone: no network, no query, no random number.
 
     A class is described by the mean and the standard deviation, over its images, of the image shrunk to 8 x 8 cells:
-    what it looks like on average, and how much its images differ (noise of any kind has the same mean, an even grey).
-    The descriptions are merged by Ward's method until ``groups`` are left.
+    its average look, and how much its images differ (noise of any kind has the same mean, a uniform grey). Classes are
+    merged by Ward's method until ``groups`` are left.
 
     Args:
         pool: uint8 (N, C, H, W).
         members: Positions in the pool of the images of each class, none empty.
-        groups: Groups wanted, at least 1; more than there are classes gives each class a group of its own.
+        groups: Number of groups, at least 1; with more than there are classes, each class is a group of its own.
 
     Returns:
         Positions of the classes of each group, rising; groups in the order of their first classes.
 
     References:
-        Ward, Hierarchical Grouping to Optimize an Objective Function, 1963. Orekondy et al. take the hierarchy that
-        ImageNet comes with, which a pool in general has not.
+        Ward, Hierarchical Grouping to Optimize an Objective Function, 1963. Orekondy et al. take ImageNet's own
+        hierarchy, which other pools lack.
     """
     count = min(groups, len(members))
     if count == len(members):
         return [np.array([action]) for action in range(count)]
     if count == 1:
         return [np.arange(len(members))]
-    from sklearn.cluster import AgglomerativeClustering  # imported late: it takes a second that nobody else should pay
+    from sklearn.cluster import AgglomerativeClustering  # imported late: it takes a second
 
-    described = np.stack([_describe(pool, indices) for indices in members])
-    found = AgglomerativeClustering(n_clusters=count, linkage="ward").fit_predict(described)
-    first_seen = list(dict.fromkeys(found.tolist()))
-    return [np.flatnonzero(found == label) for label in first_seen]
+    descriptions = np.stack([_describe(pool, indices) for indices in members])
+    labels = AgglomerativeClustering(n_clusters=count, linkage="ward").fit_predict(descriptions)
+    first_seen = list(dict.fromkeys(labels.tolist()))
+    return [np.flatnonzero(labels == label) for label in first_seen]
 
 
 def _describe(pool: Images, indices: Indices) -> Floats:
@@ -183,7 +183,7 @@ def _describe(pool: Images, indices: Indices) -> Floats:
 
 
 def _shrink(images: Floats) -> Floats:
-    """Average images over a grid of at most 8 x 8 cells, whose borders are whole pixels."""
+    """Average images over a grid of at most 8 x 8 cells with borders at whole pixels."""
     for axis in (2, 3):
         side = images.shape[axis]
         cells = min(CELLS, side)

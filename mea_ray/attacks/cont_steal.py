@@ -1,14 +1,16 @@
-"""Cont-Steal: the substitute's feature of an image is to be nearer to its own embedding than to anything else."""
+"""Cont-Steal: a contrastive loss pulls the substitute's feature of an image to the victim's embedding of it."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from mea_ray.attacks.imitation import EncoderAttack, Imitate
+from mea_ray.attacks.encoder_attack import EmbeddingObjective, EncoderAttack
 from mea_ray.attacks.learning import Learning
-from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Answers
 from mea_ray.training.objective import Batch
 from mea_ray.training.views import Views
@@ -17,48 +19,46 @@ from mea_ray.training.views import Views
 class ContSteal(EncoderAttack):
     """Train substitutes with a contrastive loss of their features against the embeddings.
 
-    The victim's embedding is that of the image as it is, asked once; the substitute sees an augmented view of it (the
-    paper augments both sides, which would cost a query per view).
+    The victim's embedding is that of the unaugmented image, queried once. The substitute sees an augmented view of it.
+    The paper augments both sides, which would cost a query per view.
 
     Args:
         temperature: Cosines are divided by it.
-        symmetric: Embeddings are anchors, too, and so are each other's negatives, as in the authors' code; the paper
-            has the substitute's features as anchors only.
+        symmetric: Embeddings are anchors, too, and each other's negatives, as in the authors' code. In the paper only
+            the substitute's features are anchors.
         flip: Probability that a view is mirrored; 0 where left and right matter (digits).
         query_chunk: Images in a query.
 
     References:
         Sha et al., Can't Steal? Cont-Steal!, CVPR 2023, https://arxiv.org/abs/2201.07513, equation 4.
-
-    Raises:
-        ConfigError: A parameter is out of its range.
     """
 
-    overrides = {"augment": ()}
+    training_overrides = {"augment": ()}
 
     def __init__(
-        self, *, temperature: float = 0.5, symmetric: bool = False, flip: float = 0.5, query_chunk: int = 1024
+        self,
+        *,
+        temperature: Annotated[float, Field(gt=0)] = 0.5,
+        symmetric: bool = False,
+        flip: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        query_chunk: Annotated[int, Field(ge=1)] = 1024,
     ) -> None:
-        if query_chunk < 1:
-            raise ConfigError(f"query_chunk={query_chunk} must be at least 1 image")
-        if not temperature > 0:
-            raise ConfigError(f"temperature={temperature} must be positive")
         self.temperature, self.symmetric, self.query_chunk = temperature, symmetric, query_chunk
         self.make_view = Views(flip=flip)
 
-    def objective(self, learning: Learning, answers: Answers) -> Contrast:
+    def objective(self, learning: Learning, answers: Answers) -> ContrastiveObjective:
         """Return the loss, see the base class."""
-        return Contrast(answers, self.temperature, self.symmetric, self.make_view)
+        return ContrastiveObjective(answers, self.temperature, self.symmetric, self.make_view)
 
 
-class Contrast(Imitate):
-    """``ContSteal``'s loss.
+class ContrastiveObjective(EmbeddingObjective):
+    """The loss of ``ContSteal``.
 
     Args:
         answers: float32 (N, D).
-        temperature: See ``ContSteal``, as for the rest.
-        symmetric: See there.
-        make_view: How a view is made.
+        temperature: See ``ContSteal``.
+        symmetric: See ``ContSteal``.
+        make_view: Augments a batch.
     """
 
     def __init__(self, answers: Answers, temperature: float, symmetric: bool, make_view: Views) -> None:
@@ -67,22 +67,23 @@ class Contrast(Imitate):
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"contrast": loss}``."""
-        (said,) = self.embed(model, [self.make_view(batch.images, self.context.generator)])
-        return {"contrast": contrast(said, self.targets[batch.indices], self.temperature, symmetric=self.symmetric)}
+        (features,) = self.embed(model, [self.make_view(batch.images, self.context.generator)])
+        targets = self.targets[batch.indices]
+        return {"contrast": contrast(features, targets, self.temperature, symmetric=self.symmetric)}
 
 
-def contrast(said: Tensor, targets: Tensor, temperature: float, *, symmetric: bool = False) -> Tensor:
+def contrast(features: Tensor, targets: Tensor, temperature: float, *, symmetric: bool = False) -> Tensor:
     """Mean of -log(exp(s_i t_i / T) / (sum_j exp(s_i t_j / T) + sum_{j != i} exp(s_i s_j / T))), a scalar.
 
     Args:
-        said: float32 (N, D), rows of length 1: s.
-        targets: float32 (N, D), rows of length 1: t.
+        features: float32 (N, D), rows of L2 norm 1: s.
+        targets: float32 (N, D), rows of L2 norm 1: t.
         temperature: T.
-        symmetric: Take the mean with the same of s and t exchanged.
+        symmetric: Take the mean with the same loss of s and t exchanged.
     """
     if symmetric:
-        return (contrast(said, targets, temperature) + contrast(targets, said, temperature)) / 2
-    own = said @ said.T / temperature
-    own = own.masked_fill(torch.eye(len(said), dtype=torch.bool, device=said.device), float("-inf"))
-    logits = torch.cat([said @ targets.T / temperature, own], dim=1)
-    return F.cross_entropy(logits, torch.arange(len(said), device=said.device))
+        return (contrast(features, targets, temperature) + contrast(targets, features, temperature)) / 2
+    own = features @ features.T / temperature
+    own = own.masked_fill(torch.eye(len(features), dtype=torch.bool, device=features.device), float("-inf"))
+    logits = torch.cat([features @ targets.T / temperature, own], dim=1)
+    return F.cross_entropy(logits, torch.arange(len(features), device=features.device))

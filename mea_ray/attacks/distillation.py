@@ -1,20 +1,21 @@
-"""Extraction by distillation: a substitute learns the victim's answers (Hinton et al., 2015)."""
+"""Extraction by distillation: a substitute is trained on the victim's answers (Hinton et al., 2015)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from mea_ray.attacks.asking import Asker
 from mea_ray.attacks.base import Rung
-from mea_ray.attacks.driver import Queries, Thief, TransferAttack, agreement
 from mea_ray.attacks.learning import Learning
+from mea_ray.attacks.queries import CachedQueries
+from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief, agreement, held_out_images
 from mea_ray.attacks.transfer import Indices, TransferSet
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
@@ -23,47 +24,55 @@ from mea_ray.training.engine import train
 from mea_ray.training.objective import Batch, Objective
 
 
-class Distillation(TransferAttack):
+class Distillation(QueryAttack):
     """Train substitutes on the victim's answers to the thief's own images.
 
-    Each image is asked once, as it is; augmented views of it in training are taught the same answer, so that a budget
-    of n means n images charged. The images of a rung are the first n of one random order of the pool, the same for all
-    rungs; a substitute depends on its own prefix only, never on the rungs before it. The loss is set in
-    ``thief.learning``; its temperature is 7 unless chosen, as the authors of MEA-Defender have it.
+    Each image is queried once, unaugmented. Its augmented views are trained towards the same answer, so a budget of n
+    is n images charged. The images of a rung are the first n of one random order of the pool, the same for all rungs. A
+    substitute depends on its own prefix only, never on the rungs before it. The loss is set in ``thief.learning``; its
+    temperature is 7 unless chosen, as in MEA-Defender's code.
 
     Args:
-        requery: Ask the victim for every augmented batch of every epoch, as the authors' code does. Each budget then
-            pays for a whole training: budget / epochs images are asked once per epoch, and nothing is shared between
-            budgets, so the sum of the budgets is charged.
-        query_chunk: Images in a query; the answers of one are on the disk before the next is asked.
+        requery: Query the victim with every augmented batch of every epoch, as MEA-Defender's code does. Each budget
+            then pays for a whole training: budget / epochs images are queried once per epoch. The budgets share no
+            answers, so their sum is charged.
+        query_chunk: Images in a query; the answers of one are on the disk before the next is sent.
 
     References:
         Hinton et al., Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531.
         Lv et al., MEA-Defender, 2024, https://arxiv.org/abs/2401.15239; its `model_distillation.py`.
-
-    Raises:
-        ConfigError: A parameter is out of its range.
     """
 
     default_temperature = 7.0
 
-    def __init__(self, *, requery: bool = False, query_chunk: int = 1024) -> None:
-        if query_chunk < 1:
-            raise ConfigError(f"query_chunk={query_chunk} must be at least 1 image")
+    def __init__(self, *, requery: bool = False, query_chunk: Annotated[int, Field(ge=1)] = 1024) -> None:
         self.requery = requery
         self.query_chunk = query_chunk
 
     def query_cost(self, budgets: Sequence[int]) -> int:
-        """Return the largest budget; with `requery` the sum of all, whose rungs share no answer."""
+        """Return the largest budget; with `requery` the sum of all, because its rungs share no answer."""
         return sum(budgets) if self.requery else max(budgets)
 
     def answered_images(self, transfer: TransferSet, budgets: Sequence[int]) -> int:
-        """Return the answers kept so far; with `requery` those of the transfer sets of the rungs."""
+        """Return the number of stored answers; with `requery` over the transfer sets of all rungs."""
         return sum(len(self._own(transfer, b)) for b in budgets) if self.requery else len(transfer)
 
     def pool_needed(self, budgets: Sequence[int]) -> int:
-        """Return the largest budget; with `requery` images are asked again and again, so that any pool will do."""
+        """Return the largest budget; with `requery` 1, because images are queried again and again."""
         return 1 if self.requery else max(budgets)
+
+    def smallest_batch(
+        self,
+        pool_size: int,
+        budgets: Sequence[int],
+        training: Mapping[str, Any],
+        learning: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Return the fewest images that a network is trained on at once; see ``Attack.smallest_batch``."""
+        smallest = super().smallest_batch(pool_size, budgets, training, learning)
+        if not self.requery:
+            return smallest
+        return min(smallest, self._sizes(budgets[0], pool_size, training, self.learning(learning))[0])
 
     def check(
         self,
@@ -71,25 +80,27 @@ class Distillation(TransferAttack):
         budgets: Sequence[int],
         training: Mapping[str, Any],
         learning: Mapping[str, Any] | None = None,
+        *,
+        labelled: bool = True,
     ) -> None:
         """Refuse what ``run`` could not finish; see ``Attack.check``."""
-        super().check(pool_size, budgets, training, learning)
+        super().check(pool_size, budgets, training, learning, labelled=labelled)
         if not self.requery:
             return
         for budget in budgets:
-            kept, held_out = self._sizes(budget, pool_size, training, self.learning(learning))
-            if kept < 1 or (held_out < 1 and training.get("early_stop_patience") is not None):
+            trained_on, held_out = self._sizes(budget, pool_size, training, self.learning(learning))
+            if trained_on < 1 or (held_out < 1 and training.get("early_stop_patience") is not None):
                 raise ConfigError(
-                    f"a budget of {budget} leaves {kept} images to train on and {held_out} to validate with; raise "
-                    "thief.budgets, or change thief.learning.validation_fraction or thief.training.epochs"
+                    f"a budget of {budget} leaves {trained_on} images to train on and {held_out} to validate with; "
+                    "raise thief.budgets, or change thief.learning.validation_fraction or thief.training.epochs"
                 )
 
     def queries(self, thief: Thief) -> Queries:
-        """Ask the pool in a random order."""
-        return thief.pool_in_order(self.query_chunk)
+        """Query the pool in a random order."""
+        return thief.query_pool(self.query_chunk)
 
     def rungs(self, thief: Thief, blackbox: BlackBox, budgets: Sequence[int], wanted: Sequence[int]) -> Iterator[Rung]:
-        """See the base; with `requery` no two rungs share an answer, so each keeps a transfer set of its own."""
+        """See the base class; with `requery` no two rungs share an answer, so each has a transfer set of its own."""
         if not self.requery:
             return super().rungs(thief, blackbox, budgets, wanted)
         return (self._requeried(thief, blackbox, budget, self._own(thief.transfer, budget)) for budget in wanted)
@@ -100,51 +111,52 @@ class Distillation(TransferAttack):
 
     @staticmethod
     def _sizes(budget: int, pool_size: int, training: Mapping[str, Any], learning: Learning) -> tuple[int, int]:
-        """Return how many images a rung trains on, and how many it holds out; what they cost is within the budget."""
+        """Return how many images a rung trains on and how many it holds out, at a cost within the budget."""
         fraction = learning.validation_fraction if training.get("early_stop_patience") is not None else 0.0
         epochs = int(training.get("epochs", 20))
-        # Held-out images are asked once, training images once per epoch.
+        # Held-out images are queried once, training images once per epoch.
         count = min(pool_size, int(budget / (fraction + (1 - fraction) * epochs)))
         while count and round(fraction * count) + (count - round(fraction * count)) * epochs > budget:
             count -= 1
-        return count - round(fraction * count), round(fraction * count)
+        held_out = held_out_images(count, training, learning)
+        return count - held_out, held_out
 
     def _requeried(self, thief: Thief, blackbox: BlackBox, budget: int, transfer: TransferSet) -> Rung:
         pool = thief.pool
-        order = thief.shuffled()
-        kept, held_out = self._sizes(budget, len(pool), thief.training, thief.learning)
-        images, unseen = order[:kept], order[kept : kept + held_out]
-        asker = Asker(blackbox, transfer, self.query_chunk)
+        order = thief.random_order()
+        count, held_out = self._sizes(budget, len(pool), thief.training, thief.learning)
+        images, unseen = order[:count], order[count : count + held_out]
+        cached = CachedQueries(blackbox, transfer, self.query_chunk)
         validate = None
         if held_out:
-            said = asker.ask(unseen, pool[unseen]).argmax(1)
-            validate = partial(agreement, images=pool[unseen], said=said)
-        objective = Requery(thief.learning, lambda positions, views: asker.ask(images[positions], views))
+            labels = cached.query(unseen, pool[unseen]).argmax(1)
+            validate = partial(agreement, images=pool[unseen], labels=labels)
+        objective = RequeryObjective(thief.learning, lambda positions, views: cached.query(images[positions], views))
         model = thief.new_model("substitute", budget)
         seed = derive(thief.seed, "training", budget)
         try:
             report = train(model, pool[images], None, objective, seed=seed, validate=validate, **thief.training)
         finally:
-            asker.flush()
-        return Rung(budget, asker.asked, model, report.epochs, report.seconds)
+            cached.flush()
+        return Rung(budget, cached.queries_spent, model, report.epochs, report.seconds)
 
 
-class Requery(Objective):
-    """The victim's own answer to each augmented batch.
+class RequeryObjective(Objective):
+    """Distillation from the victim's own answer to each augmented batch.
 
     Args:
         learning: The loss.
-        ask: Positions in the training set, int64 (N,), and float32 images (N, C, H, W) in [0, 1], to answers.
+        query: Positions in the training set, int64 (N,), and float32 images (N, C, H, W) in [0, 1], to answers.
     """
 
-    def __init__(self, learning: Learning, ask: Callable[[Indices, npt.NDArray[np.float32]], Answers]) -> None:
+    def __init__(self, learning: Learning, query: Callable[[Indices, npt.NDArray[np.float32]], Answers]) -> None:
         super().__init__()
-        self.learning, self.ask = learning, ask
+        self.learning, self.query = learning, query
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Ask the victim, and return ``{"distillation": loss}``."""
-        asked = batch.images.detach().float().cpu().contiguous().numpy()
-        answers = torch.from_numpy(self.ask(batch.indices.cpu().numpy(), asked)).to(self.context.device)
+        """Query the victim, and return ``{"distillation": loss}``."""
+        views = batch.images.detach().float().cpu().contiguous().numpy()
+        answers = torch.from_numpy(self.query(batch.indices.cpu().numpy(), views)).to(self.context.device)
         targets = self.learning.soften(answers)
         images, targets = self.learning.mix(batch.images, targets, self.context.generator)
         return {"distillation": self.learning.distance(model(images), targets)}

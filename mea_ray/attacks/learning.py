@@ -1,119 +1,67 @@
-"""How a thief turns answers into a substitute: the same for every attack, and where its own defences sit."""
+"""How a thief learns from answers: the loss of every attack's substitute, and the thief's own defences.
+
+The settings are the section ``thief.learning`` of a config, see ``mea_ray.config.LearningConfig``.
+
+References:
+    Hinton et al., 2015, https://arxiv.org/abs/1503.02531; Zhang et al., mixup, https://arxiv.org/abs/1710.09412;
+    Yun et al., CutMix, https://arxiv.org/abs/1905.04899.
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray.core.errors import ConfigError
+from mea_ray.config import LearningConfig
 from mea_ray.core.types import Answers
 from mea_ray.training.objective import Batch, Objective, StepContext
 
-Loss = Literal["kl", "soft_ce", "l1"]
-Mixing = Literal["none", "mixup", "cutmix"]
 
-
-@dataclass(frozen=True)
-class Learning:
-    """Loss of a substitute against the victim's answers; the section ``thief.learning`` of a config.
-
-    Attributes:
-        temperature: Both answer and substitute are softened by it; None takes the attack's own.
-        loss: kl: KL(answer || substitute), batch mean. soft_ce: cross-entropy with the answer (the same gradient).
-            l1: sum over the classes of the absolute difference of probabilities, batch mean.
-        scale_by_temperature_squared: Multiply the loss by temperature**2, as Hinton et al. do, so that its gradient
-            does not shrink with the temperature.
-        validation_fraction: Part of the answered images that is held out to stop early on the fidelity there.
-        floor: Least probability assumed for a class when the temperature is not 1.
-        mixing: Train on mixtures of the transfer set: ``mixup`` blends two images and their targets, ``cutmix`` pastes
-            a box of one into the other. Thieves use both as defences against backdoors; no query is asked for it.
-        mixing_alpha: Both parameters of the Beta distribution of the mixing ratio.
-        label_smoothing: Part of each target that is spread evenly over all classes.
-        statistics: Channel statistics that the substitute normalises with: of the thief's own ``pool``, or ``none``
-            (pixels in [0, 1] as they are).
-
-    References:
-        Hinton et al., 2015, https://arxiv.org/abs/1503.02531; Zhang et al., mixup, https://arxiv.org/abs/1710.09412;
-        Yun et al., CutMix, https://arxiv.org/abs/1905.04899.
-
-    Raises:
-        ConfigError: A value is out of its range.
-    """
-
-    temperature: float | None = None
-    loss: Loss = "kl"
-    scale_by_temperature_squared: bool = False
-    validation_fraction: float = 0.0
-    floor: float = 1e-12
-    mixing: Mixing = "none"
-    mixing_alpha: float = 1.0
-    label_smoothing: float = 0.0
-    statistics: Literal["pool", "none"] = "pool"
-
-    def __post_init__(self) -> None:
-        if self.temperature is not None and self.temperature <= 0:
-            raise ConfigError(f"temperature={self.temperature} must be positive; 1 leaves the answers as they are")
-        if not 0 <= self.validation_fraction < 1:
-            raise ConfigError(f"validation_fraction={self.validation_fraction} must lie in [0, 1)")
-        if not 0 < self.floor < 1e-2:
-            raise ConfigError(f"floor={self.floor} must lie between 0 and 0.01, both excluded; it stands for zero")
-        if self.mixing_alpha <= 0:
-            raise ConfigError(f"mixing_alpha={self.mixing_alpha} must be positive; mixing=none switches mixing off")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"label_smoothing={self.label_smoothing} must lie in [0, 1)")
-        for name, value, known in (
-            ("loss", self.loss, ("kl", "soft_ce", "l1")),
-            ("mixing", self.mixing, ("none", "mixup", "cutmix")),
-            ("statistics", self.statistics, ("pool", "none")),
-        ):
-            if value not in known:
-                raise ConfigError(f"{name}={value!r} must be one of {', '.join(known)}")
+class Learning(LearningConfig):
+    """The settings of ``thief.learning``, with what they mean for targets, batches and losses."""
 
     @property
-    def heat(self) -> float:
+    def effective_temperature(self) -> float:
         """The temperature, 1 if none was chosen."""
         return 1.0 if self.temperature is None else self.temperature
 
     def soften(self, answers: Tensor) -> Tensor:
         """Turn answers into targets of the loss.
 
-        At temperature T the answer p becomes softmax(log max(p, floor) / T): for p = softmax(z) above the floor this is
-        softmax(z / T), which the victim's logits z would have given. At T = 1 rows are only brought to sum 1, since
-        top-k answers hide a part, and zeros stay.
+        At temperature T the answer p becomes softmax(log max(p, floor) / T). For p = softmax(z) above the floor this is
+        softmax(z / T), which the victim's logits z would have given. At T = 1 rows are only scaled to sum 1, because
+        top-k answers hide a part, and zeros stay zeros.
 
         Args:
             answers: float32, (N, classes), negative values count as 0.
 
         Returns:
-            float32, (N, classes), rows sum to 1 (a row of zeros stays one at T = 1 and teaches nothing).
+            float32, (N, classes), rows sum to 1. A row of zeros stays one at T = 1 and has no gradient.
         """
         answers = answers.float().clamp_min(0)
-        if self.heat == 1:
+        if self.effective_temperature == 1:
             targets = answers / answers.sum(1, keepdim=True).clamp_min(self.floor)
         else:
-            targets = F.softmax(answers.clamp_min(self.floor).log() / self.heat, dim=1)
+            targets = F.softmax(answers.clamp_min(self.floor).log() / self.effective_temperature, dim=1)
         if not self.label_smoothing:
             return targets
         return (1 - self.label_smoothing) * targets + self.label_smoothing / targets.shape[1]
 
     def distance(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of substitute logits, (N, classes), against softened targets of that shape: a scalar."""
-        log_said = F.log_softmax(logits.float() / self.heat, dim=1)
+        log_predicted = F.log_softmax(logits.float() / self.effective_temperature, dim=1)
         if self.loss == "kl":
-            value = F.kl_div(log_said, targets, reduction="batchmean")
+            value = F.kl_div(log_predicted, targets, reduction="batchmean")
         elif self.loss == "soft_ce":
-            value = -(targets * log_said).sum(1).mean()
+            value = -(targets * log_predicted).sum(1).mean()
         else:
-            value = (log_said.exp() - targets).abs().sum(1).mean()
-        return (self.heat**2 if self.scale_by_temperature_squared else 1.0) * value
+            value = (log_predicted.exp() - targets).abs().sum(1).mean()
+        return (self.effective_temperature**2 if self.scale_by_temperature_squared else 1.0) * value
 
     def mix(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Mix a batch with a permutation of itself, by one ratio for the batch, as both papers do.
+        """Mix a batch with a permutation of itself, with one ratio for the batch, as both papers do.
 
         Args:
             images: float32, (N, C, H, W).
@@ -128,15 +76,15 @@ class Learning:
             return torch.lerp(images[other], images, ratio), torch.lerp(targets[other], targets, ratio)
         height, width = images.shape[2:]
         tall, wide = (round(side * (1 - ratio) ** 0.5) for side in (height, width))
-        # A box is drawn by its centre, and what lies outside of the image is cut off.
+        # A box is drawn by its centre, and the part outside of the image is cut off.
         centre = [int(torch.randint(side, (), generator=generator)) for side in (height, width)]
         top, left = (max(middle - size // 2, 0) for middle, size in zip(centre, (tall, wide), strict=True))
         bottom = min(centre[0] - tall // 2 + tall, height)
         right = min(centre[1] - wide // 2 + wide, width)
         pasted = images.clone()
         pasted[:, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
-        kept = 1 - max(bottom - top, 0) * max(right - left, 0) / (height * width)
-        return pasted, torch.lerp(targets[other], targets, kept)
+        unchanged = 1 - max(bottom - top, 0) * max(right - left, 0) / (height * width)
+        return pasted, torch.lerp(targets[other], targets, unchanged)
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
@@ -145,12 +93,12 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
-class Distil(Objective):
-    """One answer per image, taught to every augmented view of it.
+class DistillationObjective(Objective):
+    """Distillation: every augmented view of an image is trained towards the one answer to the image.
 
     Args:
         learning: The loss.
-        answers: float32, (N, classes), of the images that are trained on, in their order.
+        answers: float32, (N, classes), of the training images, in their order.
     """
 
     resumable = True

@@ -1,11 +1,12 @@
-"""The transfer set: what a thief keeps of its queries. Durable, nested, and never asked twice.
+"""The transfer set: a thief's queries and their answers. Durable, nested, and never queried twice.
 
-An image is named by its position in the thief's pool, or, if the thief made it, by a negative number that follows from
-its content. Made images that a substitute will be trained on are kept beside their answers; probes are not.
+An image is named by its position in the thief's pool or, if the thief made it, by a negative number that follows from
+its content. Made images that substitutes are trained on are stored beside their answers; probes are not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mea_ray.core.errors import ArtifactError, DataError
-from mea_ray.core.types import Answers, Images
+from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.storage.files import patiently, write_whole
 
 Indices = npt.NDArray[np.int64]
@@ -24,7 +25,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Names, answers, which of them are probes, and the images of those that were made to be learnt from."""
+    """Names, answers, which of them are probes, and the made images that substitutes are trained on."""
 
     indices: Indices
     answers: Answers
@@ -33,16 +34,16 @@ class _Chunk:
 
 
 class TransferSet:
-    """Names of images and the answers received for them, in the order in which they were asked.
+    """Names of images and the answers received for them, in the order of the queries.
 
-    With a path what is written at once is one file, written aside, flushed to the disk and renamed, so that a process
-    killed at any moment leaves whole chunks only; opening the same path again continues after the last of them. Each
-    file carries its place in the sequence, so that a lost or foreign chunk is noticed and never read over.
+    With a path, each chunk is one file, written under another name, flushed to the disk and renamed. So a process
+    killed at any moment leaves whole chunks only, and opening the same path again continues after the last of them.
+    Each file is named by its place in the sequence, so a lost or foreign chunk is noticed.
 
     Args:
-        path: Folder of the chunks, made if it is missing; in memory only when None.
-        on_damage: Told a sentence when a chunk cannot be used. It is then set aside with all that follow, and their
-            images are asked again: a ledger that knows the requests charges nothing for that.
+        path: Folder of the chunks, created if it is missing; in memory only when None.
+        on_damage: Called with a message when a chunk cannot be used. That chunk and all later ones are then renamed,
+            and their images are queried again. The ledger knows those requests and charges nothing for them.
 
     Raises:
         ArtifactError: A chunk is damaged, missing in the sequence, or does not fit the others, and there is no
@@ -63,15 +64,15 @@ class TransferSet:
                 if on_damage is None:
                     raise
                 self._set_aside(folder)
-                found, _, _ = str(error).partition("; delete")
-                on_damage(f"{found}; what comes after {self._length} answers is asked again and not charged again")
+                damage, _, _ = str(error).partition("; delete")
+                on_damage(f"{damage}; all after {self._length} answers is queried again and not charged again")
 
     def __len__(self) -> int:
         return self._length
 
     @property
     def unwritten(self) -> int:
-        """Answers that are in memory only; ``flush`` writes them. Always 0 without a path."""
+        """Number of answers that are in memory only until ``flush`` writes them. Always 0 without a path."""
         return sum(len(chunk.indices) for chunk in self._unwritten)
 
     @property
@@ -92,63 +93,63 @@ class TransferSet:
         made: Images | None = None,
         at_once: bool = True,
     ) -> None:
-        """Keep some answers.
+        """Add answers.
 
         Args:
             indices: Positions in the pool, or negative names of images that the thief made; shape (n,), n >= 1.
             answers: Their answers, shape (n, classes), finite.
             made: The images, uint8 (n, C, H, W), if the thief made them and will train on them. Without it images with
-                negative names are probes: answered, charged, and not learnt from.
-            at_once: They are on the disk when this returns, if the set has a path; otherwise when ``flush`` does.
+                negative names are probes: answered, charged, and not trained on.
+            at_once: Write them to the disk, if the set has a path, before this returns; else ``flush`` does.
 
         Raises:
-            DataError: The parts do not belong together, are empty, or are not finite. Nothing was kept.
+            DataError: The parts do not fit each other, are empty, or are not finite. Nothing was added.
         """
         names = np.array(indices, dtype=np.int64)
-        known = np.array(made) if made is not None else None
-        chunk = _Chunk(names, np.array(answers, dtype=np.float32), (names < 0) & (known is None), known)
+        images = np.array(made) if made is not None else None
+        chunk = _Chunk(names, np.array(answers, dtype=np.float32), (names < 0) & (images is None), images)
         self._check(chunk)
-        self._keep(chunk)
+        self._add(chunk)
         if self.path is not None:
             self._unwritten.append(chunk)
         if at_once:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is in memory only, as one chunk."""
+        """Write the answers that are in memory only, as one chunk."""
         if self.path is None or not self._unwritten:
             return
         self._write(self.path / f"chunk-{self._length - self.unwritten:012d}.npz", _join(self._unwritten))
         self._unwritten = []
 
     def prefix(self, count: int) -> tuple[Indices, Answers]:
-        """Return the first ``count`` names and answers: the transfer set of a thief who stopped there.
+        """Return the first ``count`` names and answers: the transfer set of a thief that stopped there.
 
         Raises:
             DataError: There are fewer.
         """
         if not 0 <= count <= self._length:
             raise DataError(
-                f"the transfer set holds {self._length} answers, {count} were asked for; query the rest first"
+                f"the transfer set holds {self._length} answers, {count} were requested; query the rest first"
             )
         return self.indices[:count], self.answers[:count]
 
-    def is_learnt(self, count: int) -> npt.NDArray[np.bool_]:
-        """Tell which of the first ``count`` answers are no probes: bool (count,)."""
+    def for_training(self, count: int) -> npt.NDArray[np.bool_]:
+        """Return which of the first ``count`` answers substitutes are trained on, all but the probes: bool (count,)."""
         return ~self._merged().probe[:count] if self._chunks else np.empty(0, bool)
 
-    def learnt_images(self, pool: Images, count: int) -> Images:
+    def training_images(self, pool: Images, count: int) -> Images:
         """Return the images of the first ``count`` answers, without probes: uint8 (n, C, H, W).
 
         Args:
             pool: The thief's images.
-            count: Answers, at most ``len(self)``.
+            count: Number of answers, at most ``len(self)``.
         """
         if not self._chunks:
             return pool[:0]
-        everything = self._merged()
-        made = everything.made
-        names = everything.indices[:count][self.is_learnt(count)]
+        chunk = self._merged()
+        made = chunk.made
+        names = chunk.indices[:count][self.for_training(count)]
         if made is None or (names >= 0).all():
             return pool[names]
         images = np.empty((len(names), *made.shape[1:]), np.uint8)
@@ -167,15 +168,15 @@ class TransferSet:
                 f"answers have {answers.shape[1]} classes, those before had {self._chunks[0].answers.shape[1]}"
             )
         if not np.isfinite(answers).all():
-            raise DataError("answers must be finite; the black box gave something else")
+            raise DataError("answers must be finite; the black box returned NaN or infinity")
         wanted = int(((indices < 0) & ~chunk.probe).sum())
         if (0 if made is None else len(made)) != wanted:
             given = 0 if made is None else len(made)
-            raise DataError(f"{wanted} images were made by the thief and are to be learnt from, {given} were given")
+            raise DataError(f"{wanted} of the images to train on were made by the thief, {given} were given")
         if made is not None and (made.dtype != np.uint8 or made.ndim != 4):
             raise DataError(f"made images must be uint8 (n, C, H, W), got {made.dtype} {made.shape}")
 
-    def _keep(self, chunk: _Chunk) -> None:
+    def _add(self, chunk: _Chunk) -> None:
         self._chunks.append(chunk)
         self._length += len(chunk.indices)
 
@@ -192,13 +193,13 @@ class TransferSet:
         write_whole(path, content.getvalue())
 
     def _set_aside(self, folder: Path) -> None:
-        """Rename the chunks that were not read, so that they are found by a person and by nobody else."""
+        """Rename the chunks that were not read: a person can still inspect them, and no run reads them."""
         for path in sorted(folder.glob("chunk-*.npz")):
             if path.name >= f"chunk-{self._length:012d}.npz":
                 path.rename(path.with_name(f"damaged-{path.name}"))
 
     def _read(self, folder: Path) -> None:
-        # Only renamed chunks count: what a killed writer left aside starts with a dot and is not matched.
+        # Only renamed chunks count: the unfinished file of a killed writer starts with a dot and is not matched.
         for path in sorted(folder.glob("chunk-*.npz")):
             remedy = f"delete {folder} to query again (and be charged again), or restore it"
             if path.name != f"chunk-{self._length:012d}.npz":
@@ -213,7 +214,7 @@ class TransferSet:
                 self._check(chunk)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
                 raise ArtifactError(f"{path} is damaged ({error}); {remedy}") from error
-            self._keep(chunk)
+            self._add(chunk)
 
 
 def _join(chunks: list[_Chunk]) -> _Chunk:
@@ -223,4 +224,18 @@ def _join(chunks: list[_Chunk]) -> _Chunk:
         np.concatenate([chunk.answers for chunk in chunks]),
         np.concatenate([chunk.probe for chunk in chunks]),
         np.concatenate(made) if made else None,
+    )
+
+
+def content_names(images: Images | FloatImages) -> Indices:
+    """Name images that are not of the pool by their content: negative int64 (N,), equal only for equal images."""
+    digests = (hashlib.sha256(image.tobytes()).digest()[:8] for image in images)
+    return np.array([-1 - (int.from_bytes(digest, "big") >> 1) for digest in digests], np.int64)
+
+
+def foreign_transfer_set(transfer: TransferSet) -> ArtifactError:
+    """Return the error for a transfer set that another run filled."""
+    return ArtifactError(
+        f"the transfer set in {transfer.path or 'memory'} was queried in another order: it belongs to another seed, "
+        "pool or training; give this run a folder of its own, or delete that one to query again (and be charged again)"
     )

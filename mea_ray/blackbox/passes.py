@@ -131,7 +131,9 @@ class FixedShapePasses:
                 target[...] = piece
             row += len(piece)
         buffer[count:] = 0
-        with torch.inference_mode(), one_thread():
+        # A thief may query from within a training step of its own, whose autocast must not reach the victim.
+        full_precision = torch.autocast(self.device.type, enabled=False)
+        with torch.inference_mode(), full_precision, one_thread():
             x = torch.from_numpy(buffer).to(self.device)
             if buffer is self._pixels:
                 x = x.float().div_(self._white)

@@ -218,4 +218,5 @@ def to_uint8(images: Images | FloatImages) -> Images:
     """Return images as uint8. Float images that differ by less than half a level become equal."""
     if images.dtype == np.uint8:
         return images.astype(np.uint8, copy=False)
-    return np.rint(images * np.float32(255)).astype(np.uint8)
+    rounded: Images = np.rint(images * np.float32(255)).astype(np.uint8)
+    return rounded

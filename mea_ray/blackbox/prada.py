@@ -74,7 +74,7 @@ def minimal_distances(log: ClientLog) -> npt.NDArray[np.float64]:
     for label in np.unique(predicted):
         places = np.flatnonzero(predicted == label)
         distances[places[1:]] = _grow(flat[places])
-    return distances[~np.isnan(distances)]
+    return np.asarray(distances[~np.isnan(distances)], np.float64)
 
 
 def trimmed(distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

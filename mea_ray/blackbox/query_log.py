@@ -131,7 +131,8 @@ def predicted_classes(answers: Answers, source: Source) -> npt.NDArray[np.uint16
     """
     if source != "probabilities":
         return np.zeros(len(answers), np.uint16)
-    return answers.argmax(1).astype(np.uint16)
+    classes: npt.NDArray[np.uint16] = answers.argmax(1).astype(np.uint16)
+    return classes
 
 
 def log_entry(

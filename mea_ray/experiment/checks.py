@@ -19,6 +19,7 @@ from mea_ray.core.registry import Table
 from mea_ray.core.types import Splits
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
+from mea_ray.training.loader import normalises_batches
 from mea_ray.verification.proportions import binomial_p_value, null_rate, proportion
 from mea_ray.watermarks.base import Watermark
 from mea_ray.watermarks.dawn import Dawn
@@ -59,6 +60,7 @@ def check(config: ExperimentConfig, prepared: Prepared) -> None:
     attack.check(pool, config.thief.budgets, settings(config.thief.training), learning(config))
     victim = _check_model("victim.model", config.victim.model, prepared)
     thief = _check_model("thief.model", config.thief.model, prepared)
+    _check_smallest_batch(config, prepared, attack)
     if config.victim.training.early_stop_patience is not None and not len(prepared.splits.victim_validation):
         raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
     _check_watermark(config, prepared, victim, thief)
@@ -111,6 +113,24 @@ def _check_model(section: str, choice: ModelChoice, prepared: Prepared) -> int:
         raise ConfigError(f"{section}={choice.name} gives {tuple(said.shape)} logits for {prepared.classes} classes")
     _TRIED[key] = network.feature_size
     return network.feature_size
+
+
+def _check_smallest_batch(config: ExperimentConfig, prepared: Prepared, attack: Attack) -> None:
+    """Refuse to train a substitute that normalises batches on single images."""
+    smallest = attack.smallest_batch(
+        len(prepared.splits.thief_pool), config.thief.budgets, settings(config.thief.training), learning(config)
+    )
+    if smallest >= 2:
+        return
+    with torch.device("meta"), torch.no_grad():
+        network = build_network(config.thief.model, prepared)
+    if normalises_batches(network):
+        raise ConfigError(
+            f"thief.model={config.thief.model.name} normalises batches, but thief.attack={config.thief.attack.name} "
+            f"with thief.budgets={list(config.thief.budgets)} would train it on {smallest} image at a time; raise "
+            "thief.budgets, thief.training.batch_size or the attack's first number of images, or take a network "
+            "without batch normalisation"
+        )
 
 
 def _check_answers(config: ExperimentConfig, attack: Attack) -> None:

@@ -101,8 +101,8 @@ def holdings(config: ExperimentConfig, prepared: Prepared, transfer: TransferSet
     """
     pool, budget = prepared.splits.thief_pool.images, config.thief.budgets[-1]
     count = min(budget, len(transfer))
-    images = transfer.learnt_images(pool, count)
-    answers = transfer.prefix(count)[1][transfer.is_learnt(count)]
+    images = transfer.training_images(pool, count)
+    answers = transfer.prefix(count)[1][transfer.for_training(count)]
     if not len(images):
         images = pool[:budget]
     if owner is not None:

@@ -15,24 +15,38 @@ from torch import nn
 
 from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.data_free import DFME, MAZE, DataFree
-from mea_ray.attacks.duel import LOG_EVERY, Duel, OnlineDiverged, forward_differences
-from mea_ray.attacks.generator import Generator, pixels
+from mea_ray.attacks.generator_game import LOG_EVERY, GeneratorGame, OnlineDiverged, forward_differences
+from mea_ray.attacks.image_generator import ImageGenerator, pixels
 from mea_ray.attacks.learning import Learning
 from mea_ray.attacks.transfer import TransferSet
+from mea_ray.config import merge
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import Answers
 from mea_ray.evaluation import metrics
 
-SMALL: dict[str, Any] = {"batch_size": 6, "noise_size": 5, "generator_width": 4, "generator_learning_rate": 1e-3}
+SMALL: dict[str, Any] = {
+    "batch_size": 6,
+    "generator__noise_size": 5,
+    "generator__width": 4,
+    "generator__learning_rate": 1e-3,
+}
+
+
+def built(name: str, settings: dict[str, Any]) -> Any:
+    """Build an attack; in the names of its settings ``__`` stands for a dot."""
+    return ATTACKS.build(name, **merge({}, {key.replace("__", "."): value for key, value in settings.items()}))
 
 
 def dfme(**changed: Any) -> DFME:
-    return DFME(**{**SMALL, "student_steps": 2, **changed})
+    attack: DFME = built("dfme", {**SMALL, "student__steps": 2, **changed})
+    return attack
 
 
 def maze(**changed: Any) -> MAZE:
-    return MAZE(**{**SMALL, "directions": 2, "replay_steps": 2, "replay_images": 20, "student_steps": 3, **changed})
+    replay = {"replay__steps": 2, "replay__images": 20}
+    attack: MAZE = built("maze", {**SMALL, **replay, "generator__directions": 2, "student__steps": 3, **changed})
+    return attack
 
 
 ATTACKED: list[Callable[..., DataFree]] = [dfme, maze]
@@ -98,15 +112,15 @@ def test_the_generator_moves_along_the_true_gradient_of_the_disagreement(
     build: Callable[..., DataFree], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against autograd through the victim, which no thief has, with many more directions than pixels."""
-    attack = build(directions=4000, batch_size=4, epsilon=1e-2)
+    attack = build(generator__directions=4000, batch_size=4, generator__epsilon=1e-2)
     box = FakeBlackBox()
-    duel = Duel(attack.game, attack.disagreement, thief_of(TransferSet()))
-    painted, ask = duel.probe()
+    game = GeneratorGame(attack.game, attack.disagreement, thief_of(TransferSet()))
+    outputs, query = game.probe()
     seen: list[torch.Tensor] = []
-    painted.register_hook(seen.append)
-    duel.move_generator(painted, ask, box.query(np.asarray(ask.images)))
-    point = painted.detach().double().requires_grad_()
-    student = duel.student.double()
+    outputs.register_hook(seen.append)
+    game.move_generator(outputs, query, box.query(np.asarray(query.images)))
+    point = outputs.detach().double().requires_grad_()
+    student = game.student.double()
     said = (pixels(point).flatten(1) @ torch.from_numpy(box.weights).T).softmax(1)
     (-attack.disagreement(student(pixels(point)), said, 1e-12).mean()).backward()
     assert point.grad is not None
@@ -153,15 +167,15 @@ def test_hidden_probabilities_are_floored(build: Callable[..., DataFree], answer
 
 def plain_dfme(box: FakeBlackBox, iterations: int, seed: int, settings: dict[str, Any]) -> nn.Module:
     """DFME once more, straight from the paper, on the same random streams."""
-    count, size = settings["batch_size"], settings["noise_size"]
+    count, size = settings["batch_size"], settings["generator__noise_size"]
     torch.manual_seed(derive(seed, "student"))
     student = Substitute()
     student.set_normalisation([0.0], [1.0])
     torch.manual_seed(derive(seed, "generator"))
-    generator = Generator(size, SHAPE, settings["generator_width"])
+    generator = ImageGenerator(size, SHAPE, settings["generator__width"])
     noise, sphere = (torch.Generator().manual_seed(derive(seed, name)) for name in ("noise", "sphere"))
     descend = torch.optim.SGD(student.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    ascend = torch.optim.Adam(generator.parameters(), settings["generator_learning_rate"])
+    ascend = torch.optim.Adam(generator.parameters(), settings["generator__learning_rate"])
 
     def loss(images: torch.Tensor) -> torch.Tensor:
         logs = torch.from_numpy(box.query(images.detach().numpy())).log()
@@ -176,7 +190,7 @@ def plain_dfme(box: FakeBlackBox, iterations: int, seed: int, settings: dict[str
         ascend.zero_grad()
         (x * (-slopes[:, None, None, None] * u / count)).sum().backward()
         ascend.step()
-        for _ in range(settings["student_steps"]):
+        for _ in range(settings["student__steps"]):
             with torch.no_grad():
                 images = (torch.tanh(generator(torch.randn((count, size), generator=noise))) + 1) / 2
             descend.zero_grad()
@@ -186,8 +200,8 @@ def plain_dfme(box: FakeBlackBox, iterations: int, seed: int, settings: dict[str
 
 
 def test_dfme_is_what_the_paper_says() -> None:
-    settings = {**SMALL, "student_steps": 2, "generator_learning_rate": 1e-2}
-    first, rung = steal(FakeBlackBox(), [24, 24 * 3], DFME(**settings, epsilon=1e-2), seed=5)
+    settings = {**SMALL, "student__steps": 2, "generator__learning_rate": 1e-2}
+    first, rung = steal(FakeBlackBox(), [24, 24 * 3], dfme(**settings, generator__epsilon=1e-2), seed=5)
     with torch.random.fork_rng([]):
         expected = plain_dfme(FakeBlackBox(), 3, 5, settings).state_dict()
     for name, value in rung.model.state_dict().items():
@@ -218,34 +232,34 @@ def test_maze_reuses_the_batch_of_its_estimate_and_pays_nothing_for_replay() -> 
     assert box.charged == box.distinct() == 90
     assert maze().game.iteration_queries == 30
     assert MAZE().game.iteration_queries == 1920
-    assert maze(reuse_batch=False).game.iteration_queries == 36
+    assert maze(replay__reuse_batch=False).game.iteration_queries == 36
 
 
 def test_without_the_generator_only_batches_are_asked(build: Callable[..., DataFree]) -> None:
     box = FakeBlackBox()
-    steal(box, [30], build(generator_steps=0))
+    steal(box, [30], build(generator__steps=0))
     assert [len(query) for query in box.queries] == [6] * 5
 
 
 def test_probes_are_a_step_away_from_the_images_they_belong_to() -> None:
     box = FakeBlackBox()
-    steal(box, [30], dfme(epsilon=0.5, directions=3))
+    steal(box, [30], dfme(generator__epsilon=0.5, generator__directions=3))
     base, moved = box.queries[0][:6].astype(np.float64), box.queries[0][6:].astype(np.float64)
     steps = np.arctanh(moved * 2 - 1).reshape(3, 6, 64) - np.arctanh(base * 2 - 1).reshape(6, 64)
     np.testing.assert_allclose(np.linalg.norm(steps, axis=2), 0.5, rtol=1e-3)
 
 
 def test_replay_draws_from_the_newest_images_with_their_own_answers() -> None:
-    attack = maze(replay_images=15)
-    duel = Duel(attack.game, attack.disagreement, thief_of(TransferSet()))
+    attack = maze(replay__images=15)
+    game = GeneratorGame(attack.game, attack.disagreement, thief_of(TransferSet()))
     box = FakeBlackBox()
     for _ in range(4):
-        images, ask = duel.batch()
-        duel.teach(images, box.query(np.asarray(ask.images)))
+        images, query = game.batch()
+        game.teach(images, box.query(np.asarray(query.images)))
     newest = set(flat([np.concatenate(box.queries)[-15:]]))
     drawn: set[bytes] = set()
     for _ in range(30):
-        images, answers = duel.recall()
+        images, answers = game.recall()
         np.testing.assert_array_equal(FakeBlackBox().query(images.numpy()), answers)
         drawn |= set(flat([images.numpy()]))
     assert drawn == newest
@@ -314,8 +328,13 @@ def fidelity(rung: Any) -> float:
 
 
 def test_the_student_learns_what_the_victim_says_and_more_with_more_queries(build: Callable[..., DataFree]) -> None:
-    wide: dict[str, Any] = {"batch_size": 32, "noise_size": 64, "generator_width": 16, "student_learning_rate": 0.3}
-    rungs = steal(FakeBlackBox(), [200, 4000], build(**wide, **({"replay_images": 2000} if build is maze else {})))
+    wide: dict[str, Any] = {
+        "batch_size": 32,
+        "generator__noise_size": 64,
+        "generator__width": 16,
+        "student__learning_rate": 0.3,
+    }
+    rungs = steal(FakeBlackBox(), [200, 4000], build(**wide, **({"replay__images": 2000} if build is maze else {})))
     assert fidelity(rungs[1]) > 0.5 > fidelity(rungs[0]) + 0.1
 
 
@@ -358,7 +377,7 @@ def test_the_thiefs_own_defences_change_the_student(build: Callable[..., DataFre
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (3, 17, 9), (2, 2, 3)])
 def test_a_generator_makes_images_of_any_shape(shape: tuple[int, int, int]) -> None:
-    generator = Generator(5, shape, 6)
+    generator = ImageGenerator(5, shape, 6)
     painted = generator(torch.randn(8, 5))
     assert painted.shape == (8, *shape)
     assert painted.mean((0, 2, 3)).abs().max() < 1e-4
@@ -367,7 +386,7 @@ def test_a_generator_makes_images_of_any_shape(shape: tuple[int, int, int]) -> N
 
 
 def test_the_generator_has_the_papers_layers() -> None:
-    shapes = [tuple(each.shape) for each in Generator(256, (3, 32, 32)).parameters() if each.ndim > 1]
+    shapes = [tuple(each.shape) for each in ImageGenerator(256, (3, 32, 32)).parameters() if each.ndim > 1]
     assert shapes == [(128 * 8 * 8, 256), (128, 128, 3, 3), (64, 128, 3, 3), (3, 64, 3, 3)]
 
 
@@ -379,31 +398,39 @@ def test_the_generator_has_the_papers_layers() -> None:
     "wrong",
     [
         {"batch_size": 1},
-        {"generator_steps": -1},
-        {"student_steps": 0},
-        {"directions": 0},
-        {"epsilon": 0.0},
-        {"noise_size": 0},
-        {"generator_width": 1},
-        {"student_learning_rate": 0.0},
-        {"generator_learning_rate": -1.0},
+        {"generator__steps": -1},
+        {"student__steps": 0},
+        {"generator__directions": 0},
+        {"generator__epsilon": 0.0},
+        {"generator__noise_size": 0},
+        {"generator__width": 1},
+        {"student__learning_rate": 0.0},
+        {"generator__learning_rate": -1.0},
         {"weight_decay": -0.1},
         {"decay_at": (5, 5)},
         {"decay_at": (0, 5)},
         {"decay_factor": 0.0},
-        {"student_optimizer": "adamw"},
+        {"student__optimizer": "adamw"},
     ],
     ids=str,
 )
 def test_a_wrong_parameter_is_refused_by_name(name: str, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
-        ATTACKS.resolve(name)(**wrong)
+    with pytest.raises(ConfigError, match=next(iter(wrong)).replace("__", ".")):
+        built(name, wrong)
+
+
+def test_settings_of_before_the_groups_go_on_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="student.learning_rate"):
+        old = ATTACKS.build("maze", student_learning_rate=0.03, generator_width=32, directions=3, replay_steps=4)
+    new = built("maze", {"student__learning_rate": 0.03, "generator__width": 32, "generator__directions": 3})
+    assert (old.game.student, old.game.generator) == (new.game.student, new.game.generator)
+    assert old.game.generator.noise_size == 100 and old.game.replay.steps == 4
 
 
 def test_a_replay_that_holds_no_batch_is_refused() -> None:
-    with pytest.raises(ConfigError, match="replay_images=5"):
-        maze(replay_images=5)
-    maze(replay_images=5, replay_steps=0)
+    with pytest.raises(ConfigError, match="replay.images=5"):
+        maze(replay__images=5)
+    maze(replay__images=5, replay__steps=0)
 
 
 def test_what_does_not_apply_is_refused_before_any_query(build: Callable[..., DataFree]) -> None:
@@ -412,7 +439,7 @@ def test_what_does_not_apply_is_refused_before_any_query(build: Callable[..., Da
         steal(box, [90], build(), training={**FAST, "early_stop_patience": 3}, learning={"validation_fraction": 0.1})
     with pytest.raises(ConfigError, match=r"learning.loss=l1"):
         steal(box, [90], build(), learning={"loss": "l1"})
-    with pytest.raises(ConfigError, match="a budget of 17 images does not reach"):
+    with pytest.raises(ConfigError, match="a budget of 17 images does not cover"):
         steal(box, [17, 90], build())
     with pytest.raises(ConfigError, match="strictly rising"):
         steal(box, [90, 60], build())
@@ -426,8 +453,8 @@ def test_a_budget_that_just_reaches_trains_the_student_once(build: Callable[...,
 
 
 def test_a_student_that_diverges_says_so(build: Callable[..., DataFree]) -> None:
-    with pytest.raises(OnlineDiverged, match="student_learning_rate"):
-        steal(FakeBlackBox(), [3000], build(student_learning_rate=1e30))
+    with pytest.raises(OnlineDiverged, match="student.learning_rate"):
+        steal(FakeBlackBox(), [3000], build(student__learning_rate=1e30))
 
 
 def test_a_learning_that_is_checked_is_the_shared_one() -> None:

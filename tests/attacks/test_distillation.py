@@ -28,7 +28,7 @@ def steal(blackbox: FakeBlackBox, budgets: Sequence[int], attack: Attack | None 
 def test_the_table_builds_it_from_its_defaults_and_refuses_unknown_parameters() -> None:
     attack = ATTACKS.build("distillation")
     assert isinstance(attack, Distillation) and not attack.requery
-    assert attack.learning(None).heat == 7.0 and attack.learning({"temperature": 2.0}).heat == 2.0
+    assert attack.learning(None).temperature == 7.0 and attack.learning({"temperature": 2.0}).temperature == 2.0
     assert all(parameter.doc for parameter in ATTACKS.parameters("distillation"))
     with pytest.raises(ConfigError, match="query_chunk"):
         ATTACKS.build("distillation", query_chnk=3)

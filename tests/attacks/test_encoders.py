@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.cont_steal import contrast
-from mea_ray.attacks.feature_distillation import DistilFeatures
-from mea_ray.attacks.imitation import EncoderAttack, distance
-from mea_ray.attacks.stolen_encoder import ImitateViews
+from mea_ray.attacks.encoder_attack import EncoderAttack, distance
+from mea_ray.attacks.feature_distillation import FeatureObjective
+from mea_ray.attacks.stolen_encoder import ViewsObjective
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
@@ -98,7 +98,7 @@ def test_stolen_encoder_compares_the_image_and_its_views_with_the_one_answer_at_
     model = encoder()
     answers = 3 * rows(6, model.feature_size, 7).numpy()
     make_view = Views(crop_scale=(1.0, 1.0))
-    objective = ImitateViews(answers, "l2", 20.0, 2, make_view)
+    objective = ViewsObjective(answers, "l2", 20.0, 2, make_view)
     batch = ready(objective, model)
     terms = objective.terms(model, batch)
     stream = torch.Generator().manual_seed(9)
@@ -116,7 +116,7 @@ def test_stolen_encoder_compares_the_image_and_its_views_with_the_one_answer_at_
 def test_feature_distillation_compares_the_numbers_as_they_are() -> None:
     model = encoder()
     answers = 3 * rows(6, model.feature_size, 7).numpy()
-    objective = DistilFeatures(answers, "mse")
+    objective = FeatureObjective(answers, "mse")
     batch = ready(objective, model)
     with torch.no_grad():
         expected = (model.features(batch.images) - torch.from_numpy(answers)[batch.indices]).square().mean()
@@ -126,7 +126,7 @@ def test_feature_distillation_compares_the_numbers_as_they_are() -> None:
 def test_the_centred_cosine_leaves_out_what_all_answers_have_in_common() -> None:
     model = encoder()
     answers = (rows(6, model.feature_size, 7) + 5).numpy()
-    objective = DistilFeatures(answers, "centred_cosine")
+    objective = FeatureObjective(answers, "centred_cosine")
     batch = ready(objective, model)
     with torch.no_grad():
         said = model.features(batch.images).double().numpy()
@@ -135,7 +135,7 @@ def test_the_centred_cosine_leaves_out_what_all_answers_have_in_common() -> None
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(said, wanted, strict=True)]
     value = float(objective.terms(model, batch)["distillation"])
     assert value == pytest.approx(1 - np.mean(cosines), rel=1e-4)
-    plain = DistilFeatures(answers, "cosine")
+    plain = FeatureObjective(answers, "cosine")
     assert float(plain.terms(model, ready(plain, model))["distillation"]) < 0.7 * value
 
 

@@ -284,8 +284,6 @@ def test_it_is_a_function_of_its_seed() -> None:
 def test_impossible_parameters_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ATTACKS.build("jbda", **options)
-    with pytest.raises(ConfigError, match=message):
-        Jbda(**options)
 
 
 def test_a_pool_that_cannot_seed_it_is_refused_before_any_query() -> None:

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from mea_ray.attacks import ATTACKS, knockoff
-from mea_ray.attacks.bandit import Bandit, Policy, group_classes, members_of
+from mea_ray.attacks.bandit import Bandit, ClassPolicy, group_classes, members_of
 from mea_ray.attacks.base import Rung
 from mea_ray.attacks.distillation import Distillation
 from mea_ray.attacks.knockoff import Knockoff
-from mea_ray.attacks.rewards import Kind, Rewards
+from mea_ray.attacks.rewards import RewardKind, Rewards
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
@@ -160,7 +160,7 @@ def plain_policies(arms: list[int], rewards: np.ndarray, count: int) -> list[lis
 
 def test_the_table_builds_it_and_refuses_what_it_does_not_know() -> None:
     attack = ATTACKS.build("knockoff")
-    assert isinstance(attack, Knockoff) and not attack.uses_labels and attack.learning(None).heat == 1.0
+    assert isinstance(attack, Knockoff) and not attack.uses_labels and attack.learning(None).temperature == 1.0
     for bad in (
         {"policy": "adaptiv"},
         {"reward": "entropy"},
@@ -172,8 +172,6 @@ def test_the_table_builds_it_and_refuses_what_it_does_not_know() -> None:
         {"student_images": 1},
     ):
         (name,) = bad
-        with pytest.raises(ConfigError, match=f"{name}="):
-            Knockoff(**bad)  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=name):
             ATTACKS.build("knockoff", **bad)
 
@@ -220,23 +218,23 @@ def test_each_step_is_the_plain_update(reward: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("kinds", [("certainty",), ("diversity",), ("loss",), ("certainty", "diversity", "loss")])
-def test_rewards_are_the_formulas_rescaled_and_averaged(kinds: tuple[Kind, ...]) -> None:
+def test_rewards_are_the_formulas_rescaled_and_averaged(kinds: tuple[RewardKind, ...]) -> None:
     rng = np.random.default_rng(3)
     answers, students = rng.dirichlet(np.full(6, 0.4), (2, 50)).astype(np.float32)
     rewards = Rewards(kinds, 6)
-    rated = [rewards.rate(p, q) for p, q in zip(answers, np.maximum(students, 1e-6), strict=True)]
+    scored = [rewards.score(p, q) for p, q in zip(answers, np.maximum(students, 1e-6), strict=True)]
     expected = plain_rewards(answers, kinds, np.maximum(students, 1e-6))
-    assert [reward for reward, _, _ in rated] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert [reward for reward, _, _ in scored] == pytest.approx(expected.tolist(), abs=1e-6)
     advantages = [expected[t] - expected[:t].mean() if t else 0 for t in range(50)]
-    assert [advantage for _, advantage, _ in rated] == pytest.approx(advantages, abs=1e-6)
-    assert all(0 <= reward <= 1 for reward, _, _ in rated)
+    assert [advantage for _, advantage, _ in scored] == pytest.approx(advantages, abs=1e-6)
+    assert all(0 <= reward <= 1 for reward, _, _ in scored)
 
 
 def test_probabilities_are_used_as_such() -> None:
     # A second softmax or an argmax would give other numbers.
     rewards = Rewards(("certainty", "diversity", "loss"), 3)
-    rewards.rate(np.array([0.2, 0.3, 0.5], np.float32), np.full(3, 1 / 3, np.float32))
-    _, _, plain = rewards.rate(np.array([0.7, 0.3, 0.0], np.float32), np.array([0.5, 0.25, 0.25], np.float32))
+    rewards.score(np.array([0.2, 0.3, 0.5], np.float32), np.full(3, 1 / 3, np.float32))
+    _, _, plain = rewards.score(np.array([0.7, 0.3, 0.0], np.float32), np.array([0.5, 0.25, 0.25], np.float32))
     assert plain["certainty"] == pytest.approx(0.4)
     assert plain["diversity"] == pytest.approx(0.5)
     assert plain["loss"] == pytest.approx(0.7 * np.log(2) + 0.3 * np.log(4), abs=1e-6)
@@ -245,13 +243,13 @@ def test_probabilities_are_used_as_such() -> None:
 def test_a_constant_reward_is_a_half_and_moves_nothing() -> None:
     rewards = Rewards(("certainty",), 3)
     for _ in range(5):
-        assert rewards.rate(np.array([0, 1, 0], np.float32), None)[:2] == (0.5, 0.0)
+        assert rewards.score(np.array([0, 1, 0], np.float32), None)[:2] == (0.5, 0.0)
     # The first other value is an end of the scale.
-    assert rewards.rate(np.array([0.5, 0.5, 0], np.float32), None)[0] == 0.0
+    assert rewards.score(np.array([0.5, 0.5, 0], np.float32), None)[0] == 0.0
 
 
 def test_a_student_that_rules_a_class_out_makes_a_finite_loss() -> None:
-    _, _, plain = Rewards(("loss",), 2).rate(np.array([1, 0], np.float32), np.array([0, 1], np.float32))
+    _, _, plain = Rewards(("loss",), 2).score(np.array([1, 0], np.float32), np.array([0, 1], np.float32))
     assert plain["loss"] == pytest.approx(-np.log(1e-7))
 
 
@@ -270,7 +268,7 @@ def test_a_bandit_does_not_overflow_and_leaves_dead_arms_alone() -> None:
 
 
 def test_classes_are_drawn_with_the_probabilities_of_both_levels() -> None:
-    policy = Policy(np.full(4, 10**6), [np.array([0, 3]), np.array([1, 2])])
+    policy = ClassPolicy(np.full(4, 10**6), [np.array([0, 3]), np.array([1, 2])])
     policy.coarse.preferences[:] = (1.0, 0.0)
     policy.fine[0].preferences[:] = (0.0, 2.0)
     policy.fine[1].preferences[:] = (0.5, 0.0)
@@ -283,7 +281,7 @@ def test_classes_are_drawn_with_the_probabilities_of_both_levels() -> None:
 
 
 def test_both_levels_learn_from_a_draw() -> None:
-    policy = Policy(np.full(4, 9), [np.array([0, 3]), np.array([1, 2])])
+    policy = ClassPolicy(np.full(4, 9), [np.array([0, 3]), np.array([1, 2])])
     for advantage in (0.6, -0.2):
         draw = policy.draw(np.zeros(2), action=2)
         before = [policy.coarse.preferences.copy(), policy.fine[1].preferences.copy()]
@@ -295,7 +293,7 @@ def test_both_levels_learn_from_a_draw() -> None:
 
 
 def test_an_exhausted_class_leaves_the_policy_and_takes_its_group_with_it() -> None:
-    policy = Policy(np.array([1, 1, 5]), [np.array([0, 1]), np.array([2])])
+    policy = ClassPolicy(np.array([1, 1, 5]), [np.array([0, 1]), np.array([2])])
     policy.draw(np.zeros(2), action=0)
     assert policy.probabilities().tolist() == [0.0, 0.5, 0.5]
     # The largest number below 1 must not run past the last arm that is left.

@@ -9,7 +9,7 @@ import torch
 from attack_fakes import FAST, POOL, FakeBlackBox, steal
 
 from mea_ray.attacks.distillation import Distillation
-from mea_ray.attacks.learning import Distil, Learning
+from mea_ray.attacks.learning import DistillationObjective, Learning
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.training.objective import Batch, StepContext
 
@@ -129,7 +129,7 @@ def test_smoothed_targets_keep_a_part_of_the_answer(temperature: float) -> None:
 def test_a_batch_is_taught_its_own_mixed_targets() -> None:
     answers = np.random.default_rng(2).dirichlet(np.ones(3), 40).astype(np.float32)
     learning = Learning(temperature=1.0, mixing="mixup", label_smoothing=0.1)
-    objective = Distil(learning, answers)
+    objective = DistillationObjective(learning, answers)
     objective.start(StepContext(torch.device("cpu"), torch.Generator().manual_seed(9), lambda x: x.float(), 1, 1))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(CHANNELS * HEIGHT * WIDTH, 3))
     indices = torch.tensor([7, 30, 2, 39, 11, 0])

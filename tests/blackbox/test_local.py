@@ -46,6 +46,14 @@ def test_answers_are_the_softmax_of_the_model() -> None:
     assert np.array_equal(box.query(images.astype(np.float32) / np.float32(255)), answers)
 
 
+def test_a_thiefs_autocast_does_not_reach_the_victim() -> None:
+    images = _images(9)
+    expected = LocalBlackBox(_model()).query(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        answers = LocalBlackBox(_model()).query(images)
+    assert np.array_equal(answers, expected)
+
+
 @pytest.mark.parametrize(
     ("name", "pass_images"), [(name, 5) for name in MODELS.names()] + [("vgg_like", 32), ("cnn9", 32), ("alexnet", 32)]
 )

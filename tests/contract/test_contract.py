@@ -246,7 +246,10 @@ class Tiny(torch.nn.Module):
 
 
 # Attacks whose first query is larger than the small budgets here at their defaults, which are those of the papers.
-SMALLER: dict[str, dict[str, Any]] = {"dfme": {"batch_size": 2}, "maze": {"batch_size": 2, "directions": 3}}
+SMALLER: dict[str, dict[str, Any]] = {
+    "dfme": {"batch_size": 2},
+    "maze": {"batch_size": 2, "generator": {"directions": 3}},
+}
 
 
 def stolen(name: str, images: ImageSet, seed: int) -> tuple[list[Any], int, int]:

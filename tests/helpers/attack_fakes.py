@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from mea_ray.attacks.base import Attack, Rung
-from mea_ray.attacks.driver import Thief
 from mea_ray.attacks.learning import Learning
+from mea_ray.attacks.query_attack import Thief
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.core.errors import OverBudget
 from mea_ray.core.types import Answers, FloatImages, Images
@@ -127,7 +127,7 @@ def thief_of(transfer: TransferSet, *, pool: Images = POOL, training: dict[str, 
     """Return what an attack's queries see once everything in a transfer set is answered."""
     learning = Learning(temperature=1.0)
     thief = Thief(pool, None, CLASSES, SHAPE, transfer, learning, dict(training), seed, Substitute)
-    thief.asked = len(transfer)
+    thief.queries_spent = len(transfer)
     return thief
 
 

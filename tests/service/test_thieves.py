@@ -20,7 +20,7 @@ from torch import nn
 
 from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.base import Attack
-from mea_ray.attacks.driver import Thief, TransferAttack
+from mea_ray.attacks.query_attack import QueryAttack, Thief
 from mea_ray.blackbox.colluding import Colluding, account_names, account_share
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
@@ -267,10 +267,10 @@ def test_nothing_that_an_attack_gets_leads_to_a_model(service: VictimService, fo
     opened = [service.client(name, request_images=8) for name in account_names("blind", 2)]
     held: list[Any] = []
 
-    class Spy(TransferAttack):
+    class Spy(QueryAttack):
         def queries(self, thief: Thief) -> Any:
             held.append(thief)
-            yield thief.from_pool(np.arange(8))
+            yield np.arange(8)
 
     def steal(box: BlackBox) -> Any:
         (rung,) = Spy().run(
@@ -311,7 +311,7 @@ def test_by_its_types_an_attack_gets_a_black_box_and_no_model(name: str) -> None
     assert given.keys() - {"blackbox", "return"} == others
     kinds = [kind for key, kind in given.items() if key != "return" and isinstance(kind, type)]
     assert not [kind for kind in kinds if issubclass(kind, nn.Module)]
-    assert issubclass(attack, TransferAttack)
+    assert issubclass(attack, QueryAttack)
     shown = typing.get_type_hints(Thief).values()
     assert BlackBox not in shown, "the driver alone holds the black box"
     assert not [kind for kind in shown if isinstance(kind, type) and issubclass(kind, nn.Module)]

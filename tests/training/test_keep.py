@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mea_ray.attacks.learning import Distil, Learning
+from mea_ray.attacks.learning import DistillationObjective, Learning
 from mea_ray.models.build import build_model
 from mea_ray.training.engine import TrainReport, train
 from mea_ray.training.keep import Keep
@@ -29,7 +29,7 @@ def cross_entropy() -> Objective:
 
 def mixed_distillation() -> Objective:
     answers = np.eye(4, dtype=np.float32)[LABELS]
-    return Distil(Learning(mixing="mixup"), answers)
+    return DistillationObjective(Learning(mixing="mixup"), answers)
 
 
 def run(objective: Objective, keep: Keep | None, die_after: int | None = None, **more: Any) -> tuple[Any, TrainReport]:

@@ -1,4 +1,4 @@
-"""The driver of attacks, by a scripted attack that does all that an attack may do."""
+"""The base class of attacks, by a scripted attack that does all that an attack may do."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from attack_fakes import CLASSES, FAST, POOL, SHAPE, FakeBlackBox, Substitute, flat, same, steal
 
 from mea_ray.attacks.base import Rung
-from mea_ray.attacks.driver import Ask, Queries, Thief, TransferAttack, content_names
-from mea_ray.attacks.transfer import TransferSet
+from mea_ray.attacks.query_attack import Queries, Query, QueryAttack, Thief
+from mea_ray.attacks.transfer import TransferSet, content_names
 from mea_ray.core.errors import ArtifactError, ConfigError, DataError
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Answers, Images
 
 
-class Scripted(TransferAttack):
+class Scripted(QueryAttack):
     """Asks in turn 20 images of the pool, 10 that it makes of the answers, and 9 probes, which are worth all or none.
 
     Args:
@@ -42,15 +42,15 @@ class Scripted(TransferAttack):
         try:
             while turn != self.turns:
                 chosen, order = order[:20], order[20:]
-                answers = yield thief.from_pool(chosen)
+                answers = yield chosen
                 made = (
                     thief.pool[chosen[:10]] + np.uint8(1) + answers[:10].argmax(1).astype(np.uint8)[:, None, None, None]
                 )
                 thief.log("sure", float(answers.max(1).mean()))
-                yield Ask(made)
+                yield made
                 if self.probes:
                     probes = made[: self.probes].astype(np.float32) / 256
-                    answers = yield Ask(probes, learn=False, whole=True)
+                    answers = yield Query(probes, learn=False, whole=True)
                     order = np.roll(order, int(1000 * answers.sum(0)[0]))
                 turn += 1
         finally:
@@ -77,25 +77,25 @@ def test_probes_are_paid_for_and_kept_but_not_learnt(tmp_path: Path) -> None:
     steal(box, [78], Scripted(), transfer=TransferSet(tmp_path))
     transfer = TransferSet(tmp_path)
     expected = [image for query in box.queries if query.dtype == np.uint8 for image in query]
-    np.testing.assert_array_equal(transfer.learnt_images(POOL, 78), expected)
-    np.testing.assert_array_equal(transfer.is_learnt(78), ([True] * 30 + [False] * 9) * 2)
+    np.testing.assert_array_equal(transfer.training_images(POOL, 78), expected)
+    np.testing.assert_array_equal(transfer.for_training(78), ([True] * 30 + [False] * 9) * 2)
     # Prefixes too, wherever they end.
     for count in (0, 15, 25, 30, 35, 39, 50, 65):
-        kept = int(transfer.is_learnt(count).sum())
+        kept = int(transfer.for_training(count).sum())
         np.testing.assert_array_equal(
-            transfer.learnt_images(POOL, count), np.array(expected[:kept]).reshape(-1, *SHAPE)
+            transfer.training_images(POOL, count), np.array(expected[:kept]).reshape(-1, *SHAPE)
         )
 
 
 def test_a_probe_of_the_pool_is_not_learnt_either() -> None:
-    class Peeking(TransferAttack):
+    class Peeking(QueryAttack):
         def queries(self, thief: Thief) -> Queries:
-            yield Ask(thief.pool[:5], np.arange(5), learn=False)
-            yield thief.from_pool(np.arange(10, 30))
+            yield Query(thief.pool[:5], np.arange(5), learn=False)
+            yield np.arange(10, 30)
 
     transfer = TransferSet()
     steal(FakeBlackBox(), [25], Peeking(), transfer=transfer)
-    np.testing.assert_array_equal(transfer.learnt_images(POOL, 25), POOL[10:30])
+    np.testing.assert_array_equal(transfer.training_images(POOL, 25), POOL[10:30])
 
 
 def test_a_query_is_cut_at_a_rung_unless_it_is_whole() -> None:
@@ -169,10 +169,10 @@ def test_a_finished_transfer_set_asks_nothing_and_gives_the_same(tmp_path: Path)
     assert not silent.queries and all(same(a.model, b.model) for a, b in zip(first, again, strict=True))
 
 
-class Fixed(TransferAttack):
+class Fixed(QueryAttack):
     """Asks fixed images."""
 
-    def __init__(self, *asks: Ask) -> None:
+    def __init__(self, *asks: Query) -> None:
         self.asks = asks
 
     def pool_needed(self, budgets: Sequence[int]) -> int:
@@ -185,17 +185,17 @@ class Fixed(TransferAttack):
 @pytest.mark.parametrize(
     "other",
     [
-        Ask(POOL[[1, 0, 2]], np.array([1, 0, 2])),
-        Ask(POOL[:3]),
-        Ask(POOL[1:4]),
-        Ask(POOL[:3], learn=False),
-        Ask(POOL[:3].astype(np.float32) / 255, learn=False),
+        Query(POOL[[1, 0, 2]], np.array([1, 0, 2])),
+        Query(POOL[:3]),
+        Query(POOL[1:4]),
+        Query(POOL[:3], learn=False),
+        Query(POOL[:3].astype(np.float32) / 255, learn=False),
     ],
     ids=["pool", "same", "made", "probe", "float"],
 )
-def test_a_foreign_transfer_set_is_refused(other: Ask, request: pytest.FixtureRequest) -> None:
+def test_a_foreign_transfer_set_is_refused(other: Query, request: pytest.FixtureRequest) -> None:
     transfer, box = TransferSet(), FakeBlackBox()
-    steal(FakeBlackBox(), [3], Fixed(Ask(POOL[:3])), transfer=transfer)
+    steal(FakeBlackBox(), [3], Fixed(Query(POOL[:3])), transfer=transfer)
     if request.node.callspec.id == "same":
         assert len(steal(box, [3], Fixed(other), transfer=transfer)) == 1
     else:
@@ -232,7 +232,7 @@ def test_small_queries_share_a_file(tmp_path: Path) -> None:
 
         def queries(self, thief: Thief) -> Queries:
             for index in range(100):
-                yield thief.from_pool(np.array([index]))
+                yield np.array([index])
 
     steal(FakeBlackBox(), [95], OneByOne(), transfer=TransferSet(tmp_path))
     assert sorted(len(np.load(path)["indices"]) for path in tmp_path.glob("chunk-*")) == [5] + [10] * 9
@@ -253,8 +253,8 @@ def test_made_images_of_several_files_keep_their_places(tmp_path: Path) -> None:
     transfer.append(content_names(made[1]), box.query(made[1]), made=made[1])
     for each in (transfer, TransferSet(tmp_path)):
         assert each.unwritten == 0 and len(each) == 8
-        np.testing.assert_array_equal(each.learnt_images(POOL, 8), np.concatenate([POOL[3:5], *made]))
-        assert each.is_learnt(8).tolist() == [True] * 4 + [False] * 2 + [True] * 2
+        np.testing.assert_array_equal(each.training_images(POOL, 8), np.concatenate([POOL[3:5], *made]))
+        assert each.for_training(8).tolist() == [True] * 4 + [False] * 2 + [True] * 2
 
 
 def test_names_of_made_images_follow_from_their_content() -> None:
@@ -274,12 +274,71 @@ def test_names_of_made_images_follow_from_their_content() -> None:
 )
 def test_an_impossible_query_is_refused(images: Images, rest: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Ask(images, **rest)
+        Query(images, **rest)
+
+
+class Yielding(Fixed):
+    """Yields what it was given, as it is."""
+
+    def __init__(self, *yielded: Any) -> None:
+        self.yielded = yielded
+
+    def queries(self, thief: Thief) -> Queries:
+        for each in self.yielded:
+            yield each
+
+
+@pytest.mark.parametrize("indices", [np.array([4, 2, 9]), np.array([4, 2, 9], np.int32), np.array([4, 2, 9], np.uint8)])
+def test_positions_ask_images_of_the_pool(indices: Any) -> None:
+    box, transfer = FakeBlackBox(), TransferSet()
+    steal(box, [3], Yielding(indices), transfer=transfer)
+    np.testing.assert_array_equal(box.queries[0], POOL[[4, 2, 9]])
+    assert transfer.indices.tolist() == [4, 2, 9] and transfer.for_training(3).all()
+
+
+def test_bytes_are_trained_on_and_floats_only_probe() -> None:
+    box, transfer = FakeBlackBox(), TransferSet()
+    made, probes = POOL[:3] + np.uint8(1), POOL[5:9].astype(np.float32) / 255
+    steal(box, [7], Yielding(made, probes), transfer=transfer)
+    assert [query.dtype.name for query in box.queries] == ["uint8", "float32"]
+    assert transfer.for_training(7).tolist() == [True] * 3 + [False] * 4
+    np.testing.assert_array_equal(transfer.training_images(POOL, 7), made)
+
+
+@pytest.mark.parametrize(
+    ("yielded", "message"),
+    [
+        ([1, 2], "yielded list"),
+        (3, "yielded int"),
+        (None, "yielded NoneType"),
+        (np.array([0, 600]), "positions 0 to 600; the pool has images 0 to 599"),
+        (np.array([-1]), "positions -1 to -1"),
+        (np.array([0.5]), r"float64 \(1,\)"),
+        (np.array([], np.int64), "at least one image"),
+        (POOL[0], r"uint8 \(1, 8, 8\)"),
+        (POOL[:2].astype(np.float64), "float64"),
+    ],
+    ids=str,
+)
+def test_a_yield_that_is_no_query_is_refused(yielded: Any, message: str) -> None:
+    box = FakeBlackBox()
+    with pytest.raises(DataError, match=message):
+        steal(box, [3], Yielding(yielded))
+    assert not box.queries
+
+
+def test_queries_that_are_no_generator_are_refused() -> None:
+    class Listing(Fixed):
+        def queries(self, thief: Thief) -> Any:
+            return [np.arange(3)]
+
+    with pytest.raises(DataError, match="returned list; write it as a generator"):
+        steal(FakeBlackBox(), [3], Listing())
 
 
 def test_a_rung_with_nothing_to_learn_from_says_so() -> None:
-    for attack in (Fixed(Ask(POOL[:9], learn=False)), Fixed(Ask(POOL[:9], whole=True))):
-        with pytest.raises(DataError, match="a budget of 8 leaves nothing to learn from"):
+    for attack in (Fixed(Query(POOL[:9], learn=False)), Fixed(Query(POOL[:9], whole=True))):
+        with pytest.raises(DataError, match="a budget of 8 leaves nothing to train on"):
             steal(FakeBlackBox(), [8], attack)
 
 
@@ -298,7 +357,7 @@ def test_labels_are_given_to_those_who_want_them_and_to_nobody_else() -> None:
     class Reading(Fixed):
         def queries(self, thief: Thief) -> Queries:
             seen.append(thief.labels)
-            yield thief.from_pool(np.arange(10))
+            yield np.arange(10)
 
     class Wanting(Reading):
         uses_labels = True
@@ -311,31 +370,31 @@ def test_labels_are_given_to_those_who_want_them_and_to_nobody_else() -> None:
         Wanting().run(FakeBlackBox(), POOL, budgets=[10], make_model=Substitute, training=FAST, seed=0)
 
 
-@pytest.mark.parametrize("settles", [False, True])
-def test_an_attack_that_settles_has_seen_all_answers_before_its_substitute_is_asked_for(settles: bool) -> None:
-    class Online(TransferAttack):
+@pytest.mark.parametrize("online", [False, True])
+def test_an_attack_that_trains_online_receives_all_answers_before_its_substitute_is_asked_for(online: bool) -> None:
+    class Online(QueryAttack):
         def queries(self, thief: Thief) -> Queries:
             self.seen = 0
             for start in range(0, 600, 10):
-                answers: Answers = yield thief.from_pool(np.arange(start, start + 10))
+                answers: Answers = yield np.arange(start, start + 10)
                 self.seen += len(answers)
 
         def substitute(self, thief: Thief, budget: int) -> Rung:
             return Rung(budget, self.seen, thief.new_model("x"), 0, 0.0)
 
     attack = Online()
-    attack.settles = settles
+    attack.trains_online = online
     rungs = steal(FakeBlackBox(), [20, 35], attack)
-    assert [rung.queries for rung in rungs] == ([20, 30] if settles else [10, 30])
+    assert [rung.queries for rung in rungs] == ([20, 30] if online else [10, 30])
 
 
 def test_a_thief_may_train_models_of_its_own_between_queries() -> None:
-    class Between(TransferAttack):
+    class Between(QueryAttack):
         def queries(self, thief: Thief) -> Queries:
             self.models = []
             for start in range(0, 600, 50):
-                yield thief.from_pool(np.arange(start, start + 50))
-                images, answers = thief.learnt()
+                yield np.arange(start, start + 50)
+                images, answers = thief.training_set()
                 np.testing.assert_array_equal(images, thief.pool[: start + 50])
                 np.testing.assert_array_equal(answers, FakeBlackBox().query(images))
                 model = thief.new_model("round", start)

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from mea_ray.core.errors import ConfigError
 
 
-class Generator(nn.Module):
+class ImageGenerator(nn.Module):
     """Noise to images: a linear layer, then nearest-neighbour upsampling and 3 x 3 convolutions, twice.
 
-    The last layer is normalised without weights of its own, so that every channel of a batch is spread around the
-    middle of the range, and images can be neither all black nor all white. Any height and width will do: the maps
-    between are a quarter and a half of it, rounded up.
+    The last layer is batch-normalised without weights of its own. So every channel of a batch is spread around the
+    middle of the range, and images can be neither all black nor all white. Any height and width work: the intermediate
+    maps have a quarter and a half of it, rounded up.
 
     Args:
         noise_size: Length of one noise vector.
@@ -21,8 +21,8 @@ class Generator(nn.Module):
         width: Channels of the first convolution; the second has half as many.
 
     References:
-        ``GeneratorA`` of Truong et al., CVPR 2021, which MAZE shares but for its noise of 100 numbers and the weights
-        of its last normalisation; at 3 x 32 x 32 and a width of 128 it is theirs layer by layer.
+        ``GeneratorA`` of Truong et al., CVPR 2021. MAZE's differs in its noise of 100 numbers and the weights of its
+        last normalisation. At 3 x 32 x 32 and a width of 128 this is theirs layer by layer.
 
     Raises:
         ConfigError: A size is too small.
@@ -31,9 +31,7 @@ class Generator(nn.Module):
     def __init__(self, noise_size: int, shape: tuple[int, int, int], width: int = 128) -> None:
         super().__init__()
         if noise_size < 1 or width < 2:
-            raise ConfigError(
-                f"a generator needs noise_size >= 1 and generator_width >= 2, got {noise_size} and {width}"
-            )
+            raise ConfigError(f"an image generator needs noise_size >= 1 and width >= 2, got {noise_size} and {width}")
         self.noise_size = noise_size
         channels, height, width_out = shape
         self.sizes = [(-(-height // part), -(-width_out // part)) for part in (4, 2, 1)]
@@ -51,7 +49,7 @@ class Generator(nn.Module):
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2))
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Return what ``pixels`` makes images of.
+        """Return the inputs of ``pixels``, images before the tanh.
 
         Args:
             noise: float32, (N, noise_size), N >= 2 in training mode.
@@ -62,10 +60,10 @@ class Generator(nn.Module):
         maps = self.norm(self.first(noise).view(len(noise), self.width, *self.sizes[0]))
         maps = self.middle(F.interpolate(maps, size=self.sizes[1]))
         maps = self.last(F.interpolate(maps, size=self.sizes[2]))
-        painted: Tensor = self.paint(maps)
-        return painted
+        outputs: Tensor = self.paint(maps)
+        return outputs
 
 
-def pixels(painted: Tensor) -> Tensor:
-    """Turn a generator's output into images in [0, 1], of the same shape."""
-    return painted.tanh().add(1).div(2).clamp(0, 1)
+def pixels(outputs: Tensor) -> Tensor:
+    """Turn a generator's outputs into images in [0, 1], of the same shape."""
+    return outputs.tanh().add(1).div(2).clamp(0, 1)

@@ -1,0 +1,213 @@
+"""The base class of most attacks: a generator chooses the queries, the base does everything else.
+
+An attack subclasses ``QueryAttack`` and writes ``queries``, a generator that yields images and receives their answers.
+The base class spends the budget, stores every answer, survives a kill, and trains a fresh substitute for each rung.
+
+What the generator yields may depend on ``thief.seed`` and on the answers it received, and on nothing else. Then a
+stored transfer set answers a restarted attack up to where it was killed, and the substitute of a budget depends only on
+the queries within that budget, whatever larger budgets follow.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Container, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from mea_ray.attacks.base import Attack, MakeModel, Rung
+from mea_ray.attacks.learning import DistillationObjective, Learning
+from mea_ray.attacks.queries import BudgetedQueries, check_remaining
+from mea_ray.attacks.thief import Queries, Query, Thief
+from mea_ray.attacks.transfer import TransferSet
+from mea_ray.config import build
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.types import Answers, BlackBox, Images, Labels
+from mea_ray.evaluation import metrics
+from mea_ray.training.keep import Keep
+from mea_ray.training.objective import Objective
+
+__all__ = ["Queries", "Query", "QueryAttack", "Thief"]
+
+
+class QueryAttack(Attack):
+    """An attack that fills a transfer set and trains a fresh substitute on each rung's prefix of it.
+
+    A subclass writes ``queries``. It may also override the attributes below, ``pool_needed``, ``objective`` and
+    ``substitute``.
+    """
+
+    training_overrides: Mapping[str, Any] = {}
+    """Settings of a substitute's training that this attack needs instead of the thief's own."""
+    default_temperature: float = 1.0
+    """Temperature of the substitute's loss where ``thief.learning.temperature`` is null."""
+    trains_online: bool = False
+    """``queries`` trains the substitute itself: it must receive all answers of a budget before ``substitute``."""
+    query_chunk: int = 1024
+    """Images in a query at most."""
+
+    @abstractmethod
+    def queries(self, thief: Thief) -> Queries:
+        """Yield what to query next, forever or until nothing is left to query; the base class stops at the budget.
+
+        See ``thief.Queries`` for what may be yielded. ``answers = yield images`` receives float32 (N, classes).
+        """
+
+    def objective(self, learning: Learning, answers: Answers) -> Objective:
+        """Make the objective of a substitute on its answers, float32 (N, classes)."""
+        return DistillationObjective(learning, answers)
+
+    def pool_needed(self, budgets: Sequence[int]) -> int:
+        """Return how many images the thief's pool must hold at least."""
+        return max(budgets)
+
+    def learning(self, settings: Mapping[str, Any] | None) -> Learning:
+        """Check the section ``thief.learning`` and fill in this attack's temperature.
+
+        Raises:
+            ConfigError: A value is out of its range.
+        """
+        learning = build(Learning, settings or {})
+        if learning.temperature is not None:
+            return learning
+        return learning.model_copy(update={"temperature": self.default_temperature})
+
+    def smallest_batch(
+        self,
+        pool_size: int,
+        budgets: Sequence[int],
+        training: Mapping[str, Any],
+        learning: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Return the fewest images that a network is trained on at once; see ``Attack.smallest_batch``."""
+        held_out = held_out_images(budgets[0], training, self.learning(learning))
+        return min(budgets[0] - held_out, int(training.get("batch_size", budgets[0])))
+
+    def check(
+        self,
+        pool_size: int,
+        budgets: Sequence[int],
+        training: Mapping[str, Any],
+        learning: Mapping[str, Any] | None = None,
+        *,
+        labelled: bool = True,
+    ) -> None:
+        """Refuse what ``run`` could not finish; see ``Attack.check``."""
+        # The base class compares the pool with the budget, which not every attack fills from its pool.
+        super().check(max(pool_size, *budgets) if budgets else pool_size, budgets, training, labelled=labelled)
+        needed = self.pool_needed(budgets)
+        if pool_size < needed:
+            raise ConfigError(
+                f"the thief's pool holds {pool_size} images, this attack needs {needed} for thief.budgets="
+                f"{list(budgets)}; lower the budgets or give it more images (splits.thief_pool, "
+                "splits.disjoint_fraction)"
+            )
+        chosen = self.learning(learning)
+        if training.get("early_stop_patience") is None:
+            return
+        if not chosen.validation_fraction:
+            raise ConfigError(
+                f"early_stop_patience={training['early_stop_patience']} of the substitute needs held-out answers; set "
+                "thief.learning.validation_fraction (e.g. 0.1) or thief.training.early_stop_patience=null"
+            )
+        for budget in budgets:
+            held_out = held_out_images(budget, training, chosen)
+            if held_out < 1 or held_out >= budget:
+                raise ConfigError(
+                    f"a budget of {budget} leaves {budget - held_out} images to train on and {held_out} to validate "
+                    "with; raise thief.budgets or change thief.learning.validation_fraction"
+                )
+
+    @final
+    def run(
+        self,
+        blackbox: BlackBox,
+        pool: Images,
+        *,
+        budgets: Sequence[int],
+        make_model: MakeModel,
+        training: Mapping[str, Any],
+        seed: int,
+        transfer: TransferSet | None = None,
+        skip: Container[int] = (),
+        learning: Mapping[str, Any] | None = None,
+        labels: Labels | None = None,
+    ) -> Iterator[Rung]:
+        """Spend the budget and yield one freshly trained substitute per rung; see ``Attack.run``."""
+        self.check(len(pool), budgets, training, learning, labelled=labels is not None)
+        transfer = transfer if transfer is not None else TransferSet()
+        wanted = [budget for budget in budgets if budget not in skip]
+        if wanted:
+            # What a kill lost was charged already, and querying it again is free: the query under way, and the answers
+            # that waited for a file to be full.
+            lost = 2 * self.query_chunk if transfer.path is not None else 0
+            check_remaining(blackbox, self.query_cost(wanted) - self.answered_images(transfer, wanted), lost)
+        chosen = self.learning(learning)
+        thief = Thief(
+            pool,
+            labels if self.uses_labels else None,
+            blackbox.classes,
+            blackbox.image_shape,
+            transfer,
+            chosen,
+            dict(training),
+            seed,
+            make_model,
+            objective=partial(self.objective, chosen),
+        )
+        return self.rungs(thief, blackbox, budgets, wanted)
+
+    def rungs(self, thief: Thief, blackbox: BlackBox, budgets: Sequence[int], wanted: Sequence[int]) -> Iterator[Rung]:
+        """Spend up to each budget in turn, and yield the substitutes of those that are ``wanted``."""
+        queries = BudgetedQueries(self.queries(thief), thief, blackbox, self.query_chunk)
+        try:
+            for budget in budgets:
+                if budget > max(wanted, default=0):
+                    break
+                # A rung that is not wanted still cuts the queries: they must not depend on what is left to do.
+                queries.spend(budget)
+                if self.trains_online:
+                    queries.advance()
+                if budget in wanted:
+                    yield self.substitute(thief, budget)
+        finally:
+            queries.close()
+
+    def substitute(self, thief: Thief, budget: int) -> Rung:
+        """Train the substitute of a rung from new weights, on all answers so far, at most ``budget``."""
+        images, answers = thief.training_set()
+        if not len(images):
+            raise DataError(
+                f"a budget of {budget} leaves nothing to train on: all {thief.queries_spent} queries within it are "
+                "probes, or the first query must be answered whole and is larger; raise thief.budgets"
+            )
+        trained_on = len(images) - held_out_images(len(images), thief.training, thief.learning)
+        held_out, labels = images[trained_on:], answers[trained_on:].argmax(1)
+        model = thief.new_model("substitute", budget)
+        path = thief.transfer.path
+        report = thief.fit(
+            model,
+            images[:trained_on],
+            answers[:trained_on],
+            "training",
+            budget,
+            validate=partial(agreement, images=held_out, labels=labels) if len(held_out) else None,
+            keep=Keep(path.with_name(f"substitute-{budget}.state")) if path is not None else None,
+            **self.training_overrides,
+        )
+        curves = thief.curves_within(thief.queries_spent)
+        return Rung(budget, thief.queries_spent, model, report.epochs, report.seconds, curves)
+
+
+def held_out_images(images: int, training: Mapping[str, Any], learning: Learning) -> int:
+    """Return how many of the answered images a substitute is validated with, for its early stop."""
+    return round(learning.validation_fraction * images) if training.get("early_stop_patience") is not None else 0
+
+
+def agreement(model: nn.Module, *, images: Images, labels: npt.NDArray[np.int64]) -> float:
+    """Return the fraction of images, uint8 (N, C, H, W), on which a model predicts the victim's labels (N,)."""
+    return metrics.fidelity(metrics.predictions(model, images), labels)
