@@ -1,4 +1,4 @@
-"""The forger of the paper's section VI-B: he owns nothing, and looks for mixes that a model takes for his."""
+"""A forger (the paper's section VI-B): someone without a watermark who searches for mixes that a model answers."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def forge(
     """Mix every pair of classes in every geometry, and count how often each third class is answered.
 
     Args:
-        model: The model that is to look like the forger's.
-        held_out: Images that nobody was trained on; classes without images are left out (NaN).
-        count: Mixes of each pair and geometry, fewer if there are fewer pairs of images.
+        model: The model that the forger claims.
+        held_out: Images that no model was trained on. Classes without images give NaN.
+        count: Mixes of each pair and geometry; fewer if there are fewer pairs of images.
         seed: Seed of the pairs of images.
-        geometries: Names in the table of combiners.
+        geometries: Names of combiners.
 
     Returns:
-        float64 (geometries, classes, classes, classes): at [g, a, b, c], a < b, the part of mixes of a and b that are
-        answered c; NaN where a >= b and where c is a or b.
+        float64 (geometries, classes, classes, classes): at [g, a, b, c], a < b, the fraction of mixes of a and b that
+        are answered with c; NaN where a >= b, and where c is a or b.
     """
     classes = held_out.classes
     rates = np.full((len(geometries), classes, classes, classes), np.nan)
@@ -47,8 +47,8 @@ def forge(
             MixedClasses._mixes(each, first, second, count, derive(seed, name, a, b))
             for name, each in zip(geometries, built, strict=True)
         ]
-        said = np.split(metrics.predictions(model, np.concatenate(mixes)), np.cumsum([len(m) for m in mixes])[:-1])
-        for place, answers in enumerate(said):
+        predicted = metrics.predictions(model, np.concatenate(mixes))
+        for place, answers in enumerate(np.split(predicted, np.cumsum([len(each) for each in mixes])[:-1])):
             share = np.bincount(answers, minlength=classes) / len(answers)
             share[[a, b]] = np.nan
             rates[place, a, b] = share
@@ -56,9 +56,9 @@ def forge(
 
 
 def best_of_pairs(rates: Rates) -> Rates:
-    """Return what the forger gets from each pair of classes with his best geometry and third class: (classes, classes).
+    """Return the best rate of each pair of classes over geometries and third classes: float64 (classes, classes).
 
-    Symmetric; NaN where there is nothing.
+    The result is symmetric, with NaN where a pair has no images.
     """
     filled = np.where(np.isnan(rates), -1.0, rates).max((0, 3))
     best = np.maximum(filled, filled.T)

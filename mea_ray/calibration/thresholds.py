@@ -1,4 +1,4 @@
-"""The threshold of a proof, from many innocent models, with the rate at which it accuses one."""
+"""Thresholds on the watermark success rate from many innocent models, with the rate at which each accuses one."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from scipy.stats import norm
 from mea_ray.core.errors import DataError
 from mea_ray.verification.proportions import wilson
 
-Known = npt.NDArray[np.float64]
+Rates = npt.NDArray[np.float64]
 
 
 class Threshold(BaseModel):
-    """A threshold on WSR and what it does.
+    """A threshold on WSR and the errors it makes.
 
     Attributes:
-        name: Where it comes from: ``paper``, ``largest``, or ``normal``.
-        value: WSR above it infringes.
-        accused: Innocent models, of those measured, that it accuses.
-        innocent: Innocent models measured.
-        accusation_rate: ``accused`` of ``innocent``.
-        accusation_high: Upper end of its Wilson interval (95 %): what the few models leave possible.
+        name: How it was set: ``paper``, ``largest``, or ``normal``.
+        value: A model with a WSR above it is accused.
+        accused: Number of innocent models that it accuses.
+        innocent: Number of innocent models measured.
+        accusation_rate: ``accused`` divided by ``innocent``.
+        accusation_high: Upper end of the 95 % Wilson interval of ``accusation_rate``.
         recognised: Part of the watermarked models that it recognises.
     """
 
@@ -41,19 +41,20 @@ class Threshold(BaseModel):
 def thresholds(
     innocent: Sequence[float], marked: Sequence[float], *, paper: float = 0.3, significance: float = 0.05
 ) -> list[Threshold]:
-    """Return the paper's threshold, the largest rate of an innocent model, and that of a normal fitted to them.
+    """Return three thresholds: the paper's, the largest innocent rate, and a quantile of a normal distribution.
 
     Args:
         innocent: WSR of each innocent model, in [0, 1]; at least two.
-        marked: WSR of each watermarked model.
-        paper: The fixed threshold.
-        significance: Part of innocent models that the normal's threshold accuses, in (0, 1).
+        marked: WSR of each watermarked model, in [0, 1]; at least one.
+        paper: The paper's fixed threshold.
+        significance: Part of innocent models above the normal's threshold, in (0, 1). If all innocent rates are equal,
+            the threshold is that rate.
 
     Raises:
-        DataError: There are fewer than two innocent models or no watermarked one.
+        DataError: There are fewer than two innocent models, or no watermarked one.
 
     References:
-        Lukas et al., WRT, S&P 2022, section IV (the normal); where all rates are equal it is that rate.
+        Lukas et al., WRT, S&P 2022, section IV (the normal distribution).
     """
     if len(innocent) < 2 or not len(marked):
         raise DataError(
@@ -65,7 +66,7 @@ def thresholds(
     return [_threshold(name, value, known, np.asarray(marked, float)) for name, value in values.items()]
 
 
-def _threshold(name: str, value: float, innocent: Known, marked: Known) -> Threshold:
+def _threshold(name: str, value: float, innocent: Rates, marked: Rates) -> Threshold:
     accused = int((innocent > value).sum())
     return Threshold(
         name=name,
