@@ -120,7 +120,7 @@ class DataFree(QueryAttack):
     def queries(self, thief: Thief) -> Queries:
         """Query gradient estimates and batches in turn, and train both networks on the answers."""
         settings = self.game
-        with devices.kept_memory():
+        with devices.retain_freed_memory():
             game = thief.online = GeneratorGame(settings, self.disagreement, thief)
             try:
                 while True:

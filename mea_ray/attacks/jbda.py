@@ -150,7 +150,7 @@ def stepped(model: nn.Module, images: Images, labels: Labels, step: float, outpu
     """
     where = devices.device()
     model.to(where).eval()
-    with devices.kept_memory(), devices.exact(), torch.enable_grad():
+    with devices.retain_freed_memory(), devices.exact(), torch.enable_grad():
         pixels = to_float(torch.tensor(images).to(where)).requires_grad_()
         outputs = model(pixels).float()
         if output == "probability":

@@ -28,8 +28,8 @@ from mea_ray.config import build
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import Answers, BlackBox, Images, Labels
 from mea_ray.evaluation import metrics
-from mea_ray.training.keep import Keep
 from mea_ray.training.objective import Objective
+from mea_ray.training.snapshot import SnapshotFile
 
 __all__ = ["Queries", "Query", "QueryAttack", "Thief"]
 
@@ -196,7 +196,7 @@ class QueryAttack(Attack):
             "training",
             budget,
             validate=partial(agreement, images=held_out, labels=labels) if len(held_out) else None,
-            keep=Keep(path.with_name(f"substitute-{budget}.state")) if path is not None else None,
+            snapshots=SnapshotFile(path.with_name(f"substitute-{budget}.state")) if path is not None else None,
             **self.training_overrides,
         )
         curves = thief.curves_within(thief.queries_spent)

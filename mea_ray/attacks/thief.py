@@ -20,8 +20,8 @@ from mea_ray.core.types import Answers, FloatImages, Images, Labels
 from mea_ray.data.statistics import channel_statistics
 from mea_ray.models.base import ImageModel
 from mea_ray.training.engine import TrainReport, train
-from mea_ray.training.keep import Keep
 from mea_ray.training.objective import Objective
+from mea_ray.training.snapshot import SnapshotFile
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Thief:
         answers: Answers,
         *names: str | int,
         validate: Callable[[nn.Module], float] | None = None,
-        keep: Keep | None = None,
+        snapshots: SnapshotFile | None = None,
         **overrides: Any,
     ) -> TrainReport:
         """Train a model on answered images, in place; it ends on the CPU, in eval mode.
@@ -180,7 +180,7 @@ class Thief:
             answers: float32 (N, K).
             *names: Name of the random stream.
             validate: See the engine; None trains to the end.
-            keep: See the engine.
+            snapshots: See the engine.
             **overrides: Settings of the training engine that replace the thief's own.
         """
         settings = {**self.training, **({} if validate is not None else {"early_stop_patience": None}), **overrides}
@@ -188,5 +188,12 @@ class Thief:
             self.objective(answers) if self.objective is not None else DistillationObjective(self.learning, answers)
         )
         return train(
-            model, images, None, objective, seed=derive(self.seed, *names), validate=validate, keep=keep, **settings
+            model,
+            images,
+            None,
+            objective,
+            seed=derive(self.seed, *names),
+            validate=validate,
+            snapshots=snapshots,
+            **settings,
         )

@@ -128,7 +128,7 @@ def bench_train(
     for turn in range(rounds + 1):
         order = contestants[turn % 3 :] + contestants[: turn % 3]
         # All of them with the engine's memory setting: what is compared is the losses, not the allocator.
-        with devices.kept_memory():
+        with devices.retain_freed_memory():
             speeds = {name: run() for name, run in order}
         if turn:  # the first one warms up
             measured.append(speeds)

@@ -1,7 +1,7 @@
-"""Local outlier factor: how sparse an image's surroundings are beside those of its nearest neighbours.
+"""Local outlier factor: the density around an image relative to the densities around its nearest neighbours.
 
-Used by the owner of an API, who answers abnormal queries otherwise (`blackbox.outliers`), and by a thief who sells the
-stolen model and would notice the owner's test (`detection.queries`).
+The owner of an API uses it to answer abnormal queries differently (`blackbox.outliers`). A thief who sells the stolen
+model uses it to notice the owner's test (`detection.queries`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 def check_outliers(neighbours: int, contamination: float | None, fitted: int) -> None:
-    """Refuse settings that scikit-learn would refuse when it is too late.
+    """Check settings early that scikit-learn would refuse at the first fit only.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -29,12 +29,12 @@ def check_outliers(neighbours: int, contamination: float | None, fitted: int) ->
 
 
 def fit_outliers(vectors: Vectors, neighbours: int, contamination: float | None) -> Any:
-    """Learn what is normal.
+    """Fit the densities of clean images.
 
     Args:
         vectors: Features or pixels of clean images, float32 (N, d), N >= 2.
-        neighbours: Nearest neighbours that a density is estimated from; fewer if there are fewer.
-        contamination: Part of ``vectors`` that lies outside, in (0, 0.5]; None is scikit-learn's ``auto``.
+        neighbours: Nearest neighbours that a density is estimated from; fewer if there are fewer vectors.
+        contamination: Fraction of ``vectors`` that count as outliers, in (0, 0.5]; None is scikit-learn's ``auto``.
 
     Returns:
         A fitted ``sklearn.neighbors.LocalOutlierFactor``.
@@ -48,14 +48,14 @@ def fit_outliers(vectors: Vectors, neighbours: int, contamination: float | None)
         n_neighbors=min(neighbours, max(1, len(vectors) - 1)),
         novelty=True,
         contamination="auto" if contamination is None else contamination,
-        # A tree computes each distance by itself; "brute" multiplies matrices, and then a row's last bits depend on
-        # which rows came with it.
+        # "brute" multiplies matrices, so that the last bits of a row depend on the other rows of the batch. A tree
+        # computes each distance by itself.
         algorithm="ball_tree",
     )
     return judge.fit(vectors)
 
 
 def outside(judge: Any, vectors: Vectors) -> npt.NDArray[np.bool_]:
-    """Return which vectors, float32 (N, d), are outliers: bool (N,), each by itself."""
+    """Return which vectors, float32 (N, d), are outliers: bool (N,). Each is judged by itself."""
     found: npt.NDArray[np.bool_] = judge.predict(vectors) < 0
     return found

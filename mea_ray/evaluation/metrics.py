@@ -1,4 +1,4 @@
-"""What a network says of images, and how good that is: the measures that every table and curve is made of."""
+"""Outputs of networks on images, and the metrics of every table and curve."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Predictions = npt.NDArray[np.integer[Any]]
 def logits(
     model: nn.Module, images: Images, *, batch_size: int = 512, device: torch.device | None = None
 ) -> npt.NDArray[np.float32]:
-    """Compute the logits of images, in float32 and eval mode, in batches of one fixed size.
+    """Compute the logits of images, in float32 and eval mode, in batches of a fixed size.
 
     Args:
-        model: The network; it is left where it was and in the mode it was in.
+        model: The network. Its device and mode are restored afterwards.
         images: uint8, (N, C, H, W), N >= 1.
         batch_size: Images per forward pass.
-        device: Where to compute; None is the device of this process.
+        device: Where to compute; None takes the device of this process.
 
     Returns:
         float32, (N, classes).
@@ -61,7 +61,7 @@ def _outputs(
     model.to(where).eval()
     try:
         # Channels-last images make a forward pass on a CPU 1.5 times as fast, whatever the layout of the weights.
-        with devices.kept_memory(), torch.inference_mode(), torch.autocast(where.type, enabled=False):
+        with devices.retain_freed_memory(), torch.inference_mode(), torch.autocast(where.type, enabled=False):
             parts = [
                 compute(to_float(torch.tensor(images[start : start + batch_size]).to(where), True)).float().cpu()
                 for start in range(0, len(images), batch_size)
@@ -76,7 +76,7 @@ def _outputs(
 def probabilities(
     model: nn.Module, images: Images, *, batch_size: int = 512, device: torch.device | None = None
 ) -> npt.NDArray[np.float32]:
-    """Softmax of ``logits``: float32, (N, classes), rows sum to 1."""
+    """Return the softmax of ``logits``: float32, (N, classes), rows sum to 1."""
     values = logits(model, images, batch_size=batch_size, device=device)
     return torch.from_numpy(values).softmax(1).numpy()
 
@@ -84,12 +84,13 @@ def probabilities(
 def predictions(
     model: nn.Module, images: Images, *, batch_size: int = 512, device: torch.device | None = None
 ) -> npt.NDArray[np.int64]:
-    """Arg max of ``logits``: int64, (N,)."""
-    return logits(model, images, batch_size=batch_size, device=device).argmax(1).astype(np.int64)
+    """Return the class of the largest of ``logits``: int64, (N,)."""
+    classes: npt.NDArray[np.int64] = logits(model, images, batch_size=batch_size, device=device).argmax(1)
+    return classes.astype(np.int64)
 
 
 def accuracy(predicted: Predictions, labels: Predictions) -> float:
-    """Part of the predictions that are the label, in [0, 1].
+    """Return the fraction of predictions that equal the label, in [0, 1].
 
     Raises:
         DataError: The two differ in shape or are empty.
@@ -102,17 +103,17 @@ def accuracy(predicted: Predictions, labels: Predictions) -> float:
 
 
 def fidelity(a: Predictions, b: Predictions) -> float:
-    """Part of the images that two models classify alike, in [0, 1]; same errors as ``accuracy``."""
+    """Return the fraction of images that two models classify alike, in [0, 1]; same errors as ``accuracy``."""
     return accuracy(a, b)
 
 
 def calibration_error(probabilities: npt.NDArray[np.floating[Any]], labels: Predictions, bins: int = 15) -> float:
-    """Expected calibration error: mean |accuracy - confidence| over bins of confidence, weighted by their size.
+    """Return the expected calibration error: mean |accuracy - confidence| over bins of confidence, weighted by size.
 
     Args:
         probabilities: (N, classes), rows sum to 1, N >= 1.
         labels: (N,).
-        bins: Equal bins of (0, 1]; a confidence on a border belongs to the bin below.
+        bins: Number of equal bins of (0, 1]. A confidence on a border belongs to the bin below it.
 
     References:
         Guo et al., On Calibration of Modern Neural Networks, 2017, https://arxiv.org/abs/1706.04599, equation 3.

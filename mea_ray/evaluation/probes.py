@@ -1,4 +1,4 @@
-"""How an encoder's answer is read as a class: a head is fitted on features of labelled images, the encoder stays."""
+"""Probes: heads fitted on the features of labelled images, so that an encoder classifies. The encoder stays fixed."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ ITERATIONS = 500
 STRENGTH = 1.0
 """Inverse of the L2 penalty on the weights, for standardised features; scikit-learn's default."""
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Those that cross-validation chooses among."""
+"""Candidates for cross-validation."""
 FOLDS = 3
 TINY = 1e-6
 
 
 def read(model: ImageModel, labelled: ImageSet, reading: Reading = "linear_probe") -> None:
-    """Fit the head of an encoder in place, so that it classifies; whatever its head was before does not matter.
+    """Fit the head of an encoder in place, so that it classifies. Its previous head does not matter.
 
     Args:
-        model: The encoder; its head must be one linear layer.
+        model: The encoder. Its head must be one linear layer.
         labelled: Clean images with labels, at least one of each class.
         reading: ``linear_probe``: multinomial logistic regression on standardised features. ``linear_probe_cv``: the
             same with the penalty that cross-validation chooses, see ``best_strength``. ``prototype``: the class whose
-            mean has the largest cosine with the feature, both after the mean of all was taken from them.
+            mean feature has the largest cosine similarity with the feature, both centred.
 
     Raises:
         ConfigError: The reading is unknown, or the model's head is not linear.
         DataError: A class has no image.
     """
     if not isinstance(model.head, nn.Linear):
-        raise ConfigError(f"{type(model).__name__} has no linear head to read its features with; use another network")
+        raise ConfigError(f"{type(model).__name__} has no linear head to fit a probe in; use another network")
     missing = sorted(set(range(model.classes)) - set(labelled.labels.tolist()))
     if missing:
         raise DataError(
-            f"class {missing[0]} has none of the {len(labelled)} labelled images that an encoder is read with; raise "
+            f"class {missing[0]} has none of the {len(labelled)} labelled images that the probe is fitted on; raise "
             "verification.probe_images"
         )
     features = metrics.features(model, labelled.images)
@@ -65,7 +65,7 @@ def read(model: ImageModel, labelled: ImageSet, reading: Reading = "linear_probe
 def linear_probe(
     features: Features, labels: metrics.Predictions, *, cross_validate: bool = False
 ) -> tuple[Features, Features]:
-    """Fit a multinomial logistic regression on standardised features, and fold the standardisation into it.
+    """Fit a multinomial logistic regression on standardised features, and fold the standardisation into the weights.
 
     Args:
         features: float32 (N, D).
@@ -73,7 +73,7 @@ def linear_probe(
         cross_validate: Choose the penalty by ``best_strength``; otherwise it is ``STRENGTH``.
 
     Returns:
-        Weights (K, D) and biases (K,), float32, for features as they are.
+        Weights (K, D) and biases (K,), float32, for features that are not standardised.
 
     Raises:
         DataError: A class has too few samples for cross-validation.
@@ -82,7 +82,7 @@ def linear_probe(
 
     wide = features.astype(np.float64)
     mean, deviation = wide.mean(0), wide.std(0)
-    # A feature that does not vary says nothing; its weight stays what the penalty makes of it, 0.
+    # A constant feature carries no information; the penalty makes its weight 0.
     deviation[deviation < TINY * max(float(deviation.max()), 1.0)] = np.inf
     scaled = (wide - mean) / deviation
     strength = best_strength(scaled, labels) if cross_validate else STRENGTH
@@ -95,10 +95,9 @@ def linear_probe(
 
 
 def best_strength(scaled: npt.NDArray[np.float64], labels: metrics.Predictions) -> float:
-    """Return the inverse penalty of the least log-loss on held-out folds of the labelled images.
+    """Return the inverse penalty with the smallest log-loss in cross-validation on the labelled images.
 
-    Too weak a penalty lets the probe take its decisions from directions in which features hardly vary. What is judged
-    are clean images alone.
+    With too weak a penalty the probe decides by directions in which features hardly vary. Only clean images are used.
 
     Args:
         scaled: float64 (N, D).
@@ -126,8 +125,8 @@ def best_strength(scaled: npt.NDArray[np.float64], labels: metrics.Predictions) 
 def prototypes(features: Features, labels: metrics.Predictions, classes: int) -> tuple[Features, Features]:
     """Return the directions of the centred class means as weights (K, D), with biases (K,) that centre a feature.
 
-    The length of a centred feature scales all its logits alike, so that the class of the largest cosine is the most
-    probable. Without centring, what comes out of a ReLU has nearly the same cosine with all means.
+    The length of a centred feature scales all its logits alike, so that the class with the largest cosine similarity is
+    the most probable. Without centring, features after a ReLU have nearly the same cosine with all means.
     """
     means = np.stack([features[labels == label].mean(0, dtype=np.float64) for label in range(classes)])
     centre = means.mean(0)
@@ -137,13 +136,13 @@ def prototypes(features: Features, labels: metrics.Predictions, classes: int) ->
 
 
 def knn_accuracy(model: ImageModel, labelled: ImageSet, test: ImageSet, *, neighbours: int = 20) -> float:
-    """Accuracy on ``test`` of a vote of the nearest labelled images, by cosine of the features; in [0, 1].
+    """Return the accuracy on ``test`` of a vote of the nearest labelled images, by cosine similarity; in [0, 1].
 
     Args:
         model: The encoder.
         labelled: Images that vote.
-        test: Images that are classified.
-        neighbours: Votes, fewer if there are fewer images.
+        test: Images to classify.
+        neighbours: Number of votes; fewer if there are fewer labelled images.
 
     References:
         Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, 2018, section 3.4.

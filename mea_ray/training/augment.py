@@ -1,4 +1,4 @@
-"""Random flips and crops of whole batches of uint8 images, every image with its own draw."""
+"""Random flips and crops of whole batches of uint8 images. Every image has its own draw."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AUGMENTATIONS = ("flip", "crop")
 
 
 def to_float(images: Tensor, channels_last: bool = False) -> Tensor:
-    """Turn uint8 images of 0..255 into float32 in [0, 1], in the memory format that the network wants."""
+    """Convert uint8 images of 0..255 to float32 in [0, 1], in the network's memory format."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return images.to(torch.float32, memory_format=layout).div_(255)
 
@@ -27,8 +27,8 @@ def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
 class Augment:
     """Random horizontal flip, and random crop after reflecting some pixels at each side.
 
-    Both are one gather: per image and output pixel, the position of its source pixel. uint8 in, uint8 out. Draws come
-    from a CPU generator on every device, so a GPU sees the same crops as a CPU.
+    Both are one gather of source pixels, from uint8 to uint8. Draws come from a CPU generator on every device, so that
+    a GPU sees the same crops as a CPU.
 
     Args:
         shape: (channels, height, width) of the images.

@@ -1,4 +1,4 @@
-"""Where tensors live: the only place of the package that chooses or names a device."""
+"""The device of this process: the only module that chooses or names one."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _lock = threading.Lock()
 
 
 def use_gpus(share: float) -> None:
-    """Tell this process its share of GPUs, as its scheduler assigned it.
+    """Set this process's share of GPUs, as its scheduler assigned it.
 
     Args:
-        share: GPUs, may be a fraction; 0 keeps the process on the CPU even where a GPU is visible.
+        share: GPUs, may be a fraction; 0 restricts the process to the CPU even where a GPU is visible.
     """
     _share["gpus"] = share
 
@@ -42,7 +42,7 @@ def device() -> torch.device:
 
 
 def use_threads(cpus: float) -> None:
-    """Let torch use as many threads as this process has CPUs.
+    """Set torch's number of threads to this process's CPUs.
 
     Args:
         cpus: CPUs assigned to the process; a fraction is rounded down, to at least one thread.
@@ -52,10 +52,10 @@ def use_threads(cpus: float) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread of the CPU.
+    """Restrict torch to one thread of the CPU.
 
-    Matrix libraries share the rows of a batch out to their threads, so that with several of them an image's last bits
-    depend on its place in the batch.
+    With several threads the rows of a batch are divided among them, so that the last bits of an image's result depend
+    on its position in the batch.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -66,13 +66,13 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
-    """Keep freed memory for the next tensor, instead of giving it back to the system after every layer.
+def retain_freed_memory() -> Iterator[None]:
+    """Retain freed memory for the next tensor, instead of returning it to the system after every layer.
 
-    By default glibc returns every block of 32 MiB and every large end of its heap at once, and the next layer pays for
-    fresh zeroed pages: on a CPU that costs a fifth of a training step of 192 images, and nearly half of a forward pass
-    of 512. The memory is given back when the last holder leaves. Does nothing where the C library is not glibc. May be
-    nested, and used from several threads.
+    By default glibc returns every block of 32 MiB and every large end of its heap at once, and the next layer waits for
+    fresh zeroed pages. On a CPU that costs a fifth of a training step of 192 images, and nearly half of a forward
+    pass of 512. The memory is returned when the last context exits. Does nothing where the C library is not glibc. May
+    be nested, and used from several threads.
     """
     libc = _glibc()
     if libc is None:
@@ -123,11 +123,10 @@ def _cpu_bfloat16() -> bool:
 
 
 def aligned(model: nn.Module) -> bool:
-    """Whether all convolutions of a model are multiples of 16 channels wide, the image's own aside.
+    """Return whether the outputs of all convolutions of a model are multiples of 16 channels.
 
-    Others must not be trained in bfloat16 with channels last on a CPU: with torch 2.14 (oneDNN) the gradient of a
-    convolution of 6, 8 or 13 channels writes beyond its memory there, for batches that are no multiple of 32, and the
-    process dies or, worse, does not.
+    Other models must not be trained in bfloat16 with channels last on a CPU. With torch 2.14 (oneDNN) the gradient of a
+    convolution of 6, 8 or 13 channels writes beyond its memory there, for batches that are not a multiple of 32.
     """
     widths = [layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     return all(width % 16 == 0 for width in widths)
@@ -140,10 +139,10 @@ def fused_optimizers(where: torch.device) -> bool:
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """Let convolutions on a GPU compute in full float32, by algorithms that give the same bits every time.
+    """Compute convolutions on a GPU in full float32, with deterministic algorithms.
 
-    By default they may round their inputs to 10 bits (TF32), which buries the small differences that a gradient is
-    estimated from; and a thief whose queries follow from its training could not be replayed.
+    By default inputs may be rounded to 10 bits (TF32), which hides the small differences that a gradient is estimated
+    from. Without determinism, an attack whose queries follow from its training could not be replayed.
     """
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
@@ -158,7 +157,7 @@ def fork_devices(where: torch.device) -> list[int]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let torch's global generators draw from ``seed`` inside, and leave them as they were outside."""
+    """Seed torch's global generators inside the context, and restore them afterwards."""
     with torch.random.fork_rng(fork_devices(device())):
         torch.manual_seed(seed)
         yield

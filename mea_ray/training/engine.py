@@ -1,8 +1,7 @@
-"""The one training loop: victims, null models and substitutes differ in their objective, never in their loop.
+"""The training loop of victims, null models and substitutes. They differ in their objective only.
 
-Images lie on the device as uint8 and become float32 only after they were augmented there, a batch at a time. The loop
-has random streams of its own, so a training is a function of its arguments: on a CPU, bit for bit with the same number
-of threads.
+Images stay on the device as uint8. Each batch is augmented there and then becomes float32. The loop has random streams
+of its own, so that a training is a function of its arguments: on a CPU bit for bit, with the same number of threads.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,25 +20,25 @@ from mea_ray.core import seeding
 from mea_ray.core.errors import ConfigError
 from mea_ray.training import device as devices
 from mea_ray.training.augment import Augment, to_float
-from mea_ray.training.keep import Keep, Running
 from mea_ray.training.loader import Loader, check_data, least_batch
 from mea_ray.training.objective import Batch, Objective, StepContext
-from mea_ray.training.progress import Best, Losses, check_weights
+from mea_ray.training.progress import BestWeights, LossMeans, check_weights
 from mea_ray.training.schedule import factor, make_optimizer
+from mea_ray.training.snapshot import SnapshotFile, TrainingState
 
-# A GPU is asked for its losses only so often: every question stalls it. A CPU is asked after every step.
 STEPS_BETWEEN_CHECKS = 32
+"""Steps between two transfers of the losses from a GPU, which each of them stalls. A CPU's are read at every step."""
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a training did.
+    """Summary of a training.
 
     Attributes:
-        epochs: Epochs trained; fewer than asked after an early stop.
+        epochs: Epochs trained; fewer than configured after an early stop.
         seconds: Wall time, validation included.
         images: Images of the main task seen, repetitions counted.
-        history: What ``on_epoch`` was given, per epoch.
+        history: The record of each epoch, as given to ``on_epoch``.
     """
 
     epochs: int
@@ -58,7 +57,7 @@ def train(
     device: torch.device | None = None,
     validate: Callable[[nn.Module], float] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    keep: Keep | None = None,
+    snapshots: SnapshotFile | None = None,
     epochs: int = 20,
     batch_size: int = 128,
     optimizer: Literal["adam", "adamw", "sgd"] = "adam",
@@ -88,11 +87,11 @@ def train(
         seed: Seed of the batches, augmentation, dropout and the objective's own stream. Initial weights are the
             caller's.
         device: Where to train; None is the device of this process.
-        validate: Rates the model after each epoch, higher is better; gets it in eval mode on ``device``.
+        validate: Scores the model after each epoch, higher is better. The model is in eval mode, on ``device``.
         on_epoch: Called after each epoch with ``epoch`` (from 1), ``epochs``, ``loss``, the mean of each loss term
             under its name, ``validation`` (None without ``validate``), ``seconds`` and ``learning_rate`` (the last).
-        keep: Where the state is kept after an epoch, and taken up by the next process that trains the same; ignored for
-            an objective that is not ``resumable``.
+        snapshots: File for snapshots after an epoch, from which the next process that trains the same continues;
+            ignored for an objective that is not ``resumable``.
         epochs: See ``TrainingConfig``, as for all that follow.
         batch_size: A last, smaller batch is used too, unless it is one image and fewer than two will not do
             (``least_batch``).
@@ -104,10 +103,11 @@ def train(
         step_epochs: Of ``step``.
         step_factor: Of ``step``.
         warmup_fraction: Of ``one_cycle``.
-        augment: Of the main task's images; objectives are lent the same.
+        augment: Of the main task's images. Objectives may apply the same to their own.
         crop_padding: Pixels.
-        gradient_clip: Largest norm of the gradient of one update, what the objective trains beside the model included.
-        accumulate_steps: Gradients of as many batches are summed; what is left at an epoch's end is an update too.
+        gradient_clip: Largest norm of the gradient of one update, the objective's heads included.
+        accumulate_steps: Batches whose gradients are summed for one update. What is left at the end of an epoch is an
+            update, too.
         early_stop_patience: Epochs without a better ``validate``; the weights of the best epoch are restored.
         precision: Of the losses' autocast; weights and optimiser are float32.
         channels_last: None is on for a GPU, and for bfloat16 unless layers are too narrow (``device.aligned``).
@@ -145,10 +145,10 @@ def train(
     seen = 0
     try:
         # Dropout draws from torch's global generator: fork it, so that it is ours inside and untouched outside.
-        with devices.kept_memory(), torch.random.fork_rng(devices.fork_devices(where)):
+        with devices.retain_freed_memory(), torch.random.fork_rng(devices.fork_devices(where)):
             torch.manual_seed(seeding.derive(seed, "dropout"))
-            model.to(where, memory_format=torch.channels_last if nhwc else torch.contiguous_format)
-            beside = objective.attach(model, where)
+            model.to(where).to(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+            heads = objective.attach(model, where)
             optimiser = make_optimizer(
                 model,
                 where,
@@ -156,16 +156,16 @@ def train(
                 learning_rate=learning_rate,
                 weight_decay=weight_decay,
                 momentum=momentum,
-                beside=beside,
+                heads=heads,
             )
             optimiser.zero_grad(set_to_none=True)
-            network = torch.compile(model) if compile else model
-            losses, best = Losses(1 if where.type == "cpu" else STEPS_BETWEEN_CHECKS), Best(model)
+            network = cast(nn.Module, torch.compile(model)) if compile else model
+            losses, best = LossMeans(1 if where.type == "cpu" else STEPS_BETWEEN_CHECKS), BestWeights(model)
             objective.start(StepContext(where, own, lambda x: to_float(augment_lent(x), nhwc), epochs, data.steps))
             name = f"{seed}/{epochs}/{len(images)}/{batch_size}/{optimizer}/{learning_rate}"
-            kept = keep if objective.resumable else None
-            running = Running(kept, name, model, beside, optimiser, (order, drawn, lent, own), best)
-            history, seen = running.begin()
+            file = snapshots if objective.resumable else None
+            state = TrainingState(file, name, model, heads, optimiser, (order, drawn, lent, own), best)
+            history, seen = state.resume()
             for epoch in range(len(history), epochs):
                 epoch_started = time.perf_counter()
                 model.train()
@@ -181,7 +181,7 @@ def train(
                     for group in optimiser.param_groups:
                         group["lr"] = rate_of(epoch, step)
                     if gradient_clip is not None:
-                        nn.utils.clip_grad_norm_([*model.parameters(), *beside], gradient_clip)
+                        nn.utils.clip_grad_norm_([*model.parameters(), *heads], gradient_clip)
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
                     objective.updated(model)
@@ -194,16 +194,16 @@ def train(
                 stop = bool(
                     validation is not None and early_stop_patience and best.update(validation) >= early_stop_patience
                 )
-                running.epoch_done(history, seen, last=stop)
+                state.epoch_done(history, seen, last=stop)
                 if on_epoch is not None:
                     on_epoch(dict(history[-1]))
                 if stop:
                     break
             best.restore()
-            running.done()
+            state.done()
     finally:
-        # The weights' layout changes roundings: a model fresh from training must answer as one from its checkpoint.
-        model.to("cpu", memory_format=torch.contiguous_format).eval()
+        # The layout of the weights changes roundings: a trained model must answer as it does from its checkpoint.
+        model.to("cpu").to(memory_format=torch.contiguous_format).eval()
     return TrainReport(len(history), time.perf_counter() - started, seen, history)
 
 

@@ -1,4 +1,4 @@
-"""The training set on the device, as uint8, and its batches."""
+"""The training set on the device, as uint8, and its batches in random order."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Loader:
 
     Args:
         images: uint8, (N, C, H, W); not copied on a CPU, never written to.
-        labels: int64, (N,); None where they are not known, then every label is -1.
-        device: Where the data lie.
+        labels: int64, (N,); None where they are not known: every label is -1 then.
+        device: Where the data is stored.
         batch_size: Images per batch; the last batch of an epoch may be smaller.
         generator: Random stream of the order, on the CPU.
         least: Fewest images in a batch, 1 or 2. With 2, a last batch of one image is left out, another image every
@@ -66,20 +66,20 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield one epoch's batches: uint8 images (n, C, H, W), int64 labels (n,), int64 positions (n,)."""
         order = torch.randperm(len(self.images), generator=self.generator)[: self.used].to(self.device)
-        for indices in order.split(self.batch_size):
+        for indices in torch.split(order, self.batch_size):
             yield self.images.index_select(0, indices), self.labels.index_select(0, indices), indices
 
 
 def check_data(model: nn.Module, images: npt.NDArray[Any], labels: npt.NDArray[Any] | None) -> None:
-    """Refuse images and labels that a model cannot be trained on.
+    """Check that a model can be trained on images and labels.
 
     Args:
-        model: Its ``shape`` and ``classes`` are compared where it has them.
-        images: What should be uint8, (N, C, H, W), N >= 1.
-        labels: What should be integers in [0, classes), (N,); None is fine.
+        model: Its ``shape`` and ``classes``, if it has them, must fit the data.
+        images: uint8, (N, C, H, W), N >= 1.
+        labels: Integers in [0, classes), (N,), or None.
 
     Raises:
-        DataError: They do not fit.
+        DataError: A type, a shape or a label does not fit.
     """
     if images.dtype != np.uint8 or images.ndim != 4:
         raise DataError(f"images must be uint8 (N, C, H, W), got {images.dtype} {images.shape}")
@@ -103,5 +103,5 @@ def least_batch(model: nn.Module, objective: Objective) -> int:
 
 
 def normalises_batches(model: nn.Module) -> bool:
-    """Whether a model computes statistics over a batch, which one image does not have."""
+    """Whether a model has batch normalisation, which cannot be trained on a batch of one image."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())

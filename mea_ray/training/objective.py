@@ -1,7 +1,7 @@
-"""What a training step minimises: the seam between the engine and the science.
+"""What a training step minimises: the interface between the training engine and watermarks, attacks and pretext tasks.
 
-The engine owns the loop, the data, the device and the optimiser; an objective owns the losses. A watermark or an attack
-brings its own objective and never its own loop.
+The engine owns the loop, the data, the device and the optimiser. An objective owns the losses. Watermarks and attacks
+define objectives of their own, but no loops.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ class Batch:
 
     Attributes:
         images: float32, (N, C, H, W), in [0, 1], augmented.
-        labels: int64, (N,); -1 where the trainer knows no labels (a thief).
+        labels: int64, (N,); -1 where labels are not known, as for a thief.
         indices: int64, (N,); positions in the training set.
     """
 
@@ -33,11 +32,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepContext:
-    """What the engine lends to an objective.
+    """What the engine provides to an objective.
 
     Attributes:
         device: Where the losses are computed.
-        generator: Random stream on the CPU, seeded by the engine; use no other.
+        generator: Random stream on the CPU, seeded by the engine; the only one that an objective may use.
         augment: uint8 (N, C, H, W) on ``device`` to augmented float32 in [0, 1], as the main batch is augmented.
         epochs: Number of epochs to come.
         steps_per_epoch: Batches in an epoch.
@@ -59,35 +58,35 @@ def merged(parts: Sequence[Tensor]) -> Tensor:
 
 
 class Objective(ABC):
-    """Named loss terms and how they become one gradient.
+    """Named loss terms, and how they become one gradient.
 
-    The engine calls ``attach`` and ``start`` once, ``start_epoch`` before every epoch, then for each batch ``terms``
-    (under autocast) and ``backward`` (outside of it), and ``updated`` after every update of the weights.
+    The engine calls ``attach`` and ``start`` once, and ``start_epoch`` before every epoch. For each batch it calls
+    ``terms`` (under autocast) and ``backward`` (outside of it). ``updated`` follows every update of the weights.
     """
 
     weights: dict[str, float]
-    """Weight of each term in the default ``backward``; a term that is missing here has weight 1."""
+    """Weight of each term in the default ``backward``. A missing term has weight 1."""
     least_batch: int = 1
     """Fewest images that its losses and heads can learn from; 2 for losses that contrast images with each other."""
     resumable: bool = False
-    """Nothing but the weights and ``context.generator`` changes from epoch to epoch: a training can be gone on with."""
+    """Whether a training can continue from a snapshot: only weights and ``context.generator`` change between epochs."""
 
     def __init__(self) -> None:
         self.weights = {}
 
     def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
-        """Build what is trained beside the model (a projection head, say) on the device; return its parameters.
+        """Build heads that are trained with the model, e.g. a projection head, on the device; return their parameters.
 
         Called once, with the model on the device and torch's global generator seeded, before the optimiser is made.
         """
         return []
 
     def start(self, context: StepContext) -> None:
-        """Move what the losses need to the device; called once before the first epoch."""
+        """Move tensors that the losses need to the device. Called once, before the first epoch."""
         self.context = context
 
     def start_epoch(self, epoch: int) -> None:  # noqa: B027 - an optional hook
-        """Change schedules; ``epoch`` counts from 0."""
+        """Update schedules. ``epoch`` counts from 0."""
 
     @abstractmethod
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -101,17 +100,14 @@ class Objective(ABC):
         return total.detach()
 
     def updated(self, model: nn.Module) -> None:  # noqa: B027 - an optional hook
-        """Follow the weights, which were just updated: a momentum encoder, say."""
+        """React to an update of the weights, e.g. move a momentum encoder."""
 
 
 class CrossEntropy(Objective):
-    """Mean cross-entropy with the labels: the main task alone."""
+    """Mean cross-entropy with the labels."""
 
     resumable = True
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"utility": mean cross-entropy}``."""
         return {"utility": F.cross_entropy(model(batch.images).float(), batch.labels)}
-
-
-Predict = Callable[[npt.NDArray], npt.NDArray]

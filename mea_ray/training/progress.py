@@ -1,4 +1,4 @@
-"""What the loop remembers: means of the losses, the best weights, and the guards against divergence."""
+"""What the training loop tracks: means of the losses, the best weights, and divergence."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from mea_ray.core.errors import TrainingDiverged
 
 
-class Losses:
-    """Means over an epoch, weighted by images, and the guard against a loss that is not finite.
+class LossMeans:
+    """Means of the losses over an epoch, weighted by images; raises if a loss is not finite.
 
     Args:
-        every: Steps between two looks at the values. A GPU stalls at each look; on a CPU it is free.
+        every: Steps between two transfers of the values to the CPU. Each transfer stalls a GPU; on a CPU it is free.
     """
 
     def __init__(self, every: int) -> None:
@@ -25,10 +25,10 @@ class Losses:
         self.counts: dict[str, int] = {}
 
     def add(self, epoch: int, step: int, count: int, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-        """Take in the losses of one batch of ``count`` images; a term may be missing in some batches.
+        """Add the losses of a batch of ``count`` images. Batches may have different terms.
 
         Raises:
-            TrainingDiverged: A loss of this batch, or of one since the last look, is not finite.
+            TrainingDiverged: A loss of this batch, or of one since the last transfer, is not finite.
         """
         values = torch.stack([value.detach().float() for value in (loss, *terms.values())])
         self.pending.append((epoch, step, count, ("loss", *terms), values))
@@ -36,7 +36,7 @@ class Losses:
             self.flush()
 
     def flush(self) -> None:
-        """Look at the values that were not looked at yet; see ``add``."""
+        """Transfer and check the values that are pending, see ``add``."""
         fetched = torch.cat([values for *_, values in self.pending]).tolist() if self.pending else []
         for epoch, step, count, names, _ in self.pending:
             values, fetched = dict(zip(names, fetched, strict=False)), fetched[len(names) :]
@@ -48,15 +48,15 @@ class Losses:
         self.pending.clear()
 
     def means(self) -> dict[str, float]:
-        """Return the mean of ``loss`` and of each term, and begin anew."""
+        """Return the mean of ``loss`` and of each term, and start a new epoch."""
         self.flush()
         means = {name: total / self.counts[name] for name, total in self.sums.items()}
         self.sums, self.counts = {}, {}
         return means
 
 
-class Best:
-    """The weights of the best epoch so far, held on the device."""
+class BestWeights:
+    """A copy of the weights of the best epoch so far, on the model's device."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -64,7 +64,7 @@ class Best:
         self.state: dict[str, Tensor] | None = None
 
     def update(self, score: float) -> int:
-        """Keep the weights if they are better; return the epochs since the best ones."""
+        """Copy the weights if ``score`` is the best so far; return the number of epochs since the best one."""
         self.waited += 1
         if score > self.score:
             self.score, self.waited = score, 0
@@ -72,13 +72,13 @@ class Best:
         return self.waited
 
     def restore(self) -> None:
-        """Give the model its best weights, if any were kept."""
+        """Load the best weights into the model; without any ``update`` it stays as it is."""
         if self.state is not None:
             self.model.load_state_dict(self.state)
 
 
 def check_weights(model: nn.Module, epoch: int, step: int) -> None:
-    """Refuse weights that are not finite: the loss only shows them one batch later.
+    """Refuse weights that are not finite. The loss would show them one batch later only.
 
     Raises:
         TrainingDiverged: A parameter or a buffer is not finite.

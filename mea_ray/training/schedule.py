@@ -32,10 +32,10 @@ def factor(
     step_factor: float = 0.5,
     warmup_fraction: float = 0.2,
 ) -> float:
-    """What the peak learning rate is multiplied by for one update.
+    """Return the factor on the peak learning rate for one update.
 
-    The values are those of torch's StepLR, CosineAnnealingLR (stepped per update) and OneCycleLR; unlike the last, a
-    cycle with less than two updates to rise starts at its peak.
+    The values are those of torch's StepLR, CosineAnnealingLR (stepped per update) and OneCycleLR. Unlike OneCycleLR, a
+    cycle with fewer than two warm-up updates starts at its peak.
 
     Args:
         schedule: One of ``SCHEDULES``.
@@ -73,16 +73,16 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
     momentum: float,
-    beside: Sequence[nn.Parameter] = (),
+    heads: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Build the optimiser of a model's trainable parameters, fused into one kernel per update where torch has one.
 
-    ``beside`` are trained with them, but are not the model's: an objective's own heads.
+    ``heads`` are parameters of the objective that are trained with the model's.
 
     Raises:
         ConfigError: The optimiser is unknown.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad] + list(beside)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad] + list(heads)
     fused = fused_optimizers(device)
     if optimizer == "adam":
         return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)

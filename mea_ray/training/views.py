@@ -1,4 +1,4 @@
-"""Random views of whole batches, on the device: what self-supervised losses and thieves of encoders compare."""
+"""Random views of whole batches, on the device, for self-supervised losses and for attacks on encoders."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ LUMA = (0.299, 0.587, 0.114)
 Jitter = tuple[float, float, float, float]
 """Largest change of brightness, contrast, saturation (each in [0, 1]) and hue (in [0, 0.5])."""
 RATIO = (3 / 4, 4 / 3)
-"""Least and largest width / height of a crop, as torchvision's RandomResizedCrop has them."""
+"""Smallest and largest ratio of width to height of a crop, as in torchvision's RandomResizedCrop."""
 
 
 class Views:
-    """Random resized crop, flip, colour jitter and greyscale; every image with its own draw, without a loop over them.
+    """Random resized crop, flip, colour jitter and greyscale, with a draw for each image and no loop over images.
 
-    A view is one bilinear sampling (crop and flip together) and one affine map of the colours (jitter and greyscale
-    together): brightness, contrast, saturation and hue, in this order, brought back to [0, 1] once, at the end, where
-    torchvision draws the order and clips after each. Hue turns the colour plane of YIQ. Images that are not RGB have no
-    saturation, hue or greyscale. Draws come from a CPU generator on every device.
+    A view is one bilinear sampling (crop and flip) and one affine map of the colours (brightness, contrast, saturation
+    and hue, in this order, and greyscale), clipped to [0, 1] at the end. torchvision draws the order and clips after
+    each step instead. Hue is a rotation of the colour plane of YIQ. Images that are not RGB have no saturation, hue or
+    greyscale. Draws come from a CPU generator on every device.
 
     Args:
-        crop_scale: Part of the image's area that a crop takes: least and largest, in (0, 1]; (1, 1) is no crop.
+        crop_scale: Smallest and largest part of the image's area that a crop takes, in (0, 1]; (1, 1) is no crop.
         flip: Probability of a horizontal flip.
         jitter: Largest change of brightness, contrast and saturation (factors in 1 - j .. 1 + j, j in [0, 1]) and of
             the hue (part of the colour circle, in [0, 0.5]).
@@ -90,7 +90,7 @@ class Views:
         height, width = size
         area = _uniform(count, *self.crop_scale, generator)
         ratio = _uniform(count, math.log(RATIO[0]), math.log(RATIO[1]), generator).exp() * (height / width)
-        # A side that would be longer than the image's is the image's: the crop then has less than the drawn area.
+        # A side longer than the image's is cut to it; the crop then has less than the drawn area.
         wide, tall = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)
         if self.crop_scale == (1.0, 1.0):
             wide = tall = torch.ones(count)
@@ -136,11 +136,12 @@ def _saturation(factor: Tensor) -> Tensor:
 
 
 def _hue(turn: Tensor) -> Tensor:
-    """Colour maps (N, 3, 3) that turn the colour plane by parts of the circle and leave the lightness alone."""
+    """Colour maps (N, 3, 3) that rotate the colour plane by fractions of a full turn and leave the lightness alone."""
     to_yiq = torch.tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
     angle = 2 * math.pi * turn
     rotation = torch.zeros(len(turn), 3, 3)
     rotation[:, 0, 0] = 1
     rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
     rotation[:, 1, 2], rotation[:, 2, 1] = -angle.sin(), angle.sin()
-    return torch.linalg.inv(to_yiq) @ rotation @ to_yiq
+    turned: Tensor = torch.linalg.inv(to_yiq) @ rotation @ to_yiq
+    return turned

@@ -13,6 +13,7 @@ from mea_ray.config import TrainingConfig
 from mea_ray.core.errors import ConfigError, DataError, TrainingDiverged
 from mea_ray.training.engine import train
 from mea_ray.training.objective import Batch, CrossEntropy, Objective, StepContext
+from mea_ray.training.progress import LossMeans
 
 PLAIN: dict[str, Any] = {"augment": (), "precision": "float32", "channels_last": False, "schedule": "constant"}
 
@@ -71,7 +72,7 @@ class Loss(Objective):
 
 def test_settings_are_those_of_the_config() -> None:
     keywords = inspect.signature(train).parameters
-    own = {"seed", "device", "validate", "on_epoch", "keep"}
+    own = {"seed", "device", "validate", "on_epoch", "snapshots"}
     settings = {name: p.default for name, p in keywords.items() if p.kind is p.KEYWORD_ONLY and name not in own}
     assert settings == {name: field.default for name, field in TrainingConfig.model_fields.items()}
 
@@ -325,9 +326,7 @@ def test_divergence_is_told_with_its_place(device_type: str, monkeypatch: pytest
         return {"utility": utility, "bad": utility * (float("nan") if next(steps) == 6 else 1.0)}
 
     if device_type == "gpu":  # there the losses are looked at less often, and must tell the same
-        monkeypatch.setattr(
-            "mea_ray.training.engine.Losses", lambda every: __import__("mea_ray").training.progress.Losses(32)
-        )
+        monkeypatch.setattr("mea_ray.training.engine.LossMeans", lambda every: LossMeans(32))
     model = make_model()
     with pytest.raises(TrainingDiverged, match=r"epoch 1, step 2.*bad=nan.*learning_rate") as caught:
         train(model, images, labels, Loss(loss), seed=0, epochs=3, batch_size=10, **PLAIN)

@@ -145,7 +145,7 @@ def test_threads_and_device() -> None:
 
 
 @pytest.mark.skipif(devices._glibc() is None, reason="only glibc can be told to keep memory")
-def test_kept_memory_is_reused_and_given_back() -> None:
+def test_retain_freed_memory_is_reused_and_given_back() -> None:
     # In a process of its own: what other tests left in this one's heap would be counted, too.
     script = """
 import json, resource
@@ -163,9 +163,9 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1])
 
 before = resident()
-with devices.kept_memory():
+with devices.retain_freed_memory():
     faults()
-    with devices.kept_memory():
+    with devices.retain_freed_memory():
         pass
     kept, held = faults(), resident()  # the inner one gave nothing back
 print(json.dumps({"kept": kept, "held": held - before, "left": resident() - before}))

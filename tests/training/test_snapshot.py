@@ -10,8 +10,8 @@ import torch
 from mea_ray.attacks.learning import DistillationObjective, Learning
 from mea_ray.models.build import build_model
 from mea_ray.training.engine import TrainReport, train
-from mea_ray.training.keep import Keep
 from mea_ray.training.objective import CrossEntropy, Objective
+from mea_ray.training.snapshot import SnapshotFile
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (40, 1, 16, 16), dtype=np.uint8)
@@ -32,7 +32,9 @@ def mixed_distillation() -> Objective:
     return DistillationObjective(Learning(mixing="mixup"), answers)
 
 
-def run(objective: Objective, keep: Keep | None, die_after: int | None = None, **more: Any) -> tuple[Any, TrainReport]:
+def run(
+    objective: Objective, snapshots: SnapshotFile | None, die_after: int | None = None, **more: Any
+) -> tuple[Any, TrainReport]:
     torch.manual_seed(1)
     model = build_model("vgg_like", (1, 16, 16), 4, {"width": 0.0625})
 
@@ -40,7 +42,7 @@ def run(objective: Objective, keep: Keep | None, die_after: int | None = None, *
         if record["epoch"] == die_after:
             raise Killed
 
-    report = train(model, IMAGES, LABELS, objective, keep=keep, on_epoch=on_epoch, **{**SETTINGS, **more})
+    report = train(model, IMAGES, LABELS, objective, snapshots=snapshots, on_epoch=on_epoch, **{**SETTINGS, **more})
     return model.state_dict(), report
 
 
@@ -50,10 +52,10 @@ def test_a_killed_training_goes_on_bit_for_bit(make: Any, more: dict[str, Any], 
     expected, whole = run(make(), None, **more)
     path = tmp_path / "state"
     with pytest.raises(Killed):
-        run(make(), Keep(path, every_s=0), die_after=2, **more)
+        run(make(), SnapshotFile(path, every_s=0), die_after=2, **more)
     assert path.exists()
     torch.rand(7)  # another process has another global stream
-    found, report = run(make(), Keep(path, every_s=0), **more)
+    found, report = run(make(), SnapshotFile(path, every_s=0), **more)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert [(r["epoch"], r["loss"]) for r in report.history] == [(r["epoch"], r["loss"]) for r in whole.history]
     assert report.images == whole.images and not path.exists()
@@ -64,10 +66,10 @@ def test_what_is_damaged_or_of_another_training_is_not_taken_up(tmp_path: Path) 
     path = tmp_path / "state"
     for spoil in (lambda data: data[:-5] + b"wrong", lambda data: b"", None):
         with pytest.raises(Killed):
-            run(cross_entropy(), Keep(path, every_s=0), die_after=2, seed=3 if spoil else 4)
+            run(cross_entropy(), SnapshotFile(path, every_s=0), die_after=2, seed=3 if spoil else 4)
         if spoil is not None:
             path.write_bytes(spoil(path.read_bytes()))
-        found, report = run(cross_entropy(), Keep(path, every_s=0))
+        found, report = run(cross_entropy(), SnapshotFile(path, every_s=0))
         assert all(torch.equal(found[name], value) for name, value in expected.items()) and report.epochs == 5
 
 
@@ -75,7 +77,10 @@ def test_a_short_training_writes_nothing_and_neither_does_an_objective_with_a_me
     class Remembers(CrossEntropy):
         resumable = False
 
-    for keep, objective in ((Keep(tmp_path / "a"), CrossEntropy()), (Keep(tmp_path / "b", every_s=0), Remembers())):
+    for snapshots, objective in (
+        (SnapshotFile(tmp_path / "a"), CrossEntropy()),
+        (SnapshotFile(tmp_path / "b", every_s=0), Remembers()),
+    ):
         with pytest.raises(Killed):
-            run(objective, keep, die_after=4)
+            run(objective, snapshots, die_after=4)
     assert not list(tmp_path.iterdir())
