@@ -16,26 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 from mea_ray.config import SweepConfig, build
 from mea_ray.core.seeding import numpy_generator
+from mea_ray.results.numbers import trial_metrics
 from mea_ray.results.records import ModelReport, QueryLogRecord, RungResult, SuccessRate, TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.plan import PlannedTrial, plan
-from mea_ray.sweep.trial import Tools, metrics_of
+from mea_ray.sweep.trial import Tools
 
 if TYPE_CHECKING:
-    from mea_ray.experiment.checks import Prepared
+    from mea_ray.core.types import Splits
 
 BEGUN = "begun.log"
 """File in the sweep's folder: a line with its name for every time that a trial's work began."""
 
 
 def stand_in(
-    trial: PlannedTrial, prepared: Callable[[], Prepared], tools: Tools, pid: int, node: str, *, seconds: float
+    trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools, pid: int, node: str, *, seconds: float
 ) -> TrialResult:
     """Sleep in place of a theft; keep, tell and report what a trial would, with numbers that are made up.
 
     Args:
         trial: The trial.
-        prepared: Gives its data.
+        load_data: Loads its data.
         tools: What the sweep lends.
         pid: This process.
         node: Ray's id of this node.
@@ -44,22 +45,22 @@ def stand_in(
     done = tools.folder.result(trial.name)
     if done is not None:
         for rung in done.rungs:
-            tools.report(metrics_of(rung, done.victim_report, done.null_reports))
+            tools.report(trial_metrics(done, rung))
         return done
     with open(tools.folder.path / BEGUN, "a", encoding="utf-8") as begun:
         begun.write(f"{trial.name}\n")
     started = time.perf_counter()
     work, budgets = tools.folder.trial(trial.name), trial.config.thief.budgets
-    work.path.mkdir(parents=True, exist_ok=True)
+    work.folder.mkdir(parents=True, exist_ok=True)
     work.save_point(trial.point)
     tools.on_event(events.TrialStarted(trial.name, trial.point, pid, node, budgets, 0))
-    prepared()
+    load_data()
     rungs: list[RungResult] = []
     for budget in budgets:
         time.sleep(seconds / len(budgets))
         rung = RungResult(budget=budget, queries=budget, report=_report(trial, budget), epochs=1, seconds=seconds)
         rungs.append(rung)
-        work.save_rung(rung)
+        work.keep(f"rungs/{budget}", rung)
         result = TrialResult(
             trial=trial.name,
             point=trial.point,
@@ -76,11 +77,11 @@ def stand_in(
             device="none",
             versions={},
         )
-        result.save(work.partial)
+        work.keep_partial(result)
         tools.on_event(events.rung_finished(trial.name, rung))
         if result.status == "finished":
             result.save(tools.folder.result_path(trial.name))
-        tools.report(metrics_of(rung, result.victim_report, result.null_reports))
+        tools.report(trial_metrics(result, rung))
     return result
 
 

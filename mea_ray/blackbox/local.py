@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.passes import FixedShapePasses, answer_size
 from mea_ray.blackbox.policies import AnswerPolicy, Probabilities
 from mea_ray.blackbox.query_log import SAMPLE_IMAGES, QueryLog, log_entry, sample_size
 from mea_ray.blackbox.validate import check_images, image_digest
-from mea_ray.core.errors import ConfigError, RateLimited
+from mea_ray.core.errors import ConfigError, OverBudget, RateLimited
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.models.base import ImageModel
 
@@ -30,6 +32,7 @@ class LocalBlackBox:
         client: Name of the client; must be registered in the given ledger.
         pass_images: Images in every forward pass; None chooses by device.
         max_query_images: Images in one query at most; None for no limit.
+        request_images: Images in one request: a longer query is split, as by the service's client. None never splits.
         start_at: Images that this client has queried before.
         log: The owner's query log; a new one in memory when None.
         query_log_images: First images of a client whose distances the log measures.
@@ -52,6 +55,7 @@ class LocalBlackBox:
         *,
         pass_images: int | None = None,
         max_query_images: int | None = None,
+        request_images: int | None = None,
         start_at: int = 0,
         log: QueryLog | None = None,
         query_log_images: int = SAMPLE_IMAGES,
@@ -69,7 +73,7 @@ class LocalBlackBox:
         self.ledger, self.client, self.asked = ledger, client, start_at
         self._passes = FixedShapePasses(model, self._shape, policy, pass_images=pass_images)
         self.log, self._sample = log if log is not None else QueryLog(), sample_size(self._shape, query_log_images)
-        self._max_query_images, self._sleep = max_query_images, sleep
+        self._max_query_images, self._request_images, self._sleep = max_query_images, request_images, sleep
         self._turn = threading.Lock()
 
     @property
@@ -90,13 +94,35 @@ class LocalBlackBox:
     def query(self, images: Images | FloatImages) -> Answers:
         """Answer images and charge them, see `types.BlackBox.query`. Waits when the client exceeds its rate limit."""
         check_images(images, self._shape, self._max_query_images)
-        digest = image_digest(images)
+        size = self._request_images or len(images)
         with self._turn:
-            request_id = f"{self.asked}-{digest}"
-            self._charge(request_id, len(images), digest)
-            response = self._passes.respond([images])[0]
-            self.log.add([log_entry(self.client, request_id, images, response, self._source, self._sample)])
-            self.asked += len(images)
+            before = self.asked
+            requests = [
+                (f"{before + start}-{image_digest(part)}", part)
+                for start in range(0, len(images), size)
+                for part in [images[start : start + size]]
+            ]
+            self._refuse_over_budget(requests)
+            try:
+                return np.concatenate([self._request(name, part) for name, part in requests])
+            except BaseException:
+                self.asked = before
+                raise
+
+    def _refuse_over_budget(self, requests: Sequence[tuple[str, Images | FloatImages]]) -> None:
+        """Refuse a query of several requests as a whole, before the first of them is charged."""
+        budget, remaining = self.ledger.budget(self.client), self.remaining
+        if len(requests) == 1 or budget is None or remaining is None:
+            return
+        unpaid = self.ledger.unpaid(self.client, [(name, len(part)) for name, part in requests])
+        if unpaid > remaining:
+            raise OverBudget(self.client, unpaid, remaining, budget)
+
+    def _request(self, request_id: str, images: Images | FloatImages) -> Answers:
+        self._charge(request_id, len(images), request_id.partition("-")[2])
+        response = self._passes.respond([images])[0]
+        self.log.add([log_entry(self.client, request_id, images, response, self._source, self._sample)])
+        self.asked += len(images)
         return response.answers
 
     def _charge(self, request_id: str, images: int, digest: str) -> None:

@@ -10,16 +10,23 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from mea_ray.calibration import forger as forging
 from mea_ray.calibration.thresholds import Threshold, thresholds
 from mea_ray.config import ExperimentConfig, digest, identity
 from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive
 from mea_ray.experiment.artifacts import Store
+from mea_ray.experiment.checks import check
+from mea_ray.experiment.data import Fingerprints, load_splits
+from mea_ray.experiment.model_sources import StoredModels
+from mea_ray.experiment.names import Names
 from mea_ray.experiment.proof import marks_answers
-from mea_ray.results.records import ModelReport
+from mea_ray.experiment.verifier import Verifier
+from mea_ray.models.base import ImageModel
+from mea_ray.results.records import ModelReport, read_record
 from mea_ray.storage.files import write_whole
 from mea_ray.storage.remote import Storage
 from mea_ray.sweep import cluster
-from mea_ray.sweep.folder import read_model
 from mea_ray.sweep.modules import modules_to_send
 from mea_ray.sweep.trainable import use_resources
 
@@ -117,14 +124,13 @@ def calibrate(
         )
     if config.encodes:
         raise ConfigError("calibrate works on classifiers; set victim.pretext=none")
-    from mea_ray.experiment import run as pipeline
-
     address = cluster.check_address(address)
     storage = Storage(config.storage)
     storage.check_writable()
-    prepared = pipeline.prepare(config)
-    pipeline.check(config, prepared)
-    made_by = {name: identity(config).get(name) for name in ("data", "splits", "victim", "verification")}
+    data = load_splits(config)
+    check(config, data)
+    names = Names.of(config, Fingerprints.of(data))
+    made_by = {"victim": names.victim, "splits": names.data, "verification": identity(config.verification)}
     folder = storage.root / "calibration" / digest(made_by)
     done: dict[tuple[Role, int], Calibrated] = {}
 
@@ -134,7 +140,7 @@ def calibrate(
             on_model(found, len(done), 2 * models)
 
     for role, index in product(ROLES, range(models)):
-        before = read_model(Calibrated, _file(folder, role, index))
+        before = read_record(Calibrated, _file(folder, role, index))
         if before is not None:
             tell(before)
     left = [index for index in range(models) if any((role, index) not in done for role in ROLES)]
@@ -150,7 +156,7 @@ def calibrate(
     paper = config.verification.threshold
     calibration = Calibration(
         config=config.resolved(),
-        class_names=list(prepared.splits.test.class_names),
+        class_names=list(data.test.class_names),
         models=found_models,
         thresholds=thresholds(
             [m.wsr for m in innocent], [m.wsr for m in marked], paper=paper, significance=significance
@@ -178,26 +184,20 @@ def verified(config: ExperimentConfig, index: int) -> tuple[Calibrated, Calibrat
         config: The experiment, with the victim's seed of the first pair.
         index: Which pair.
     """
-    from mea_ray.calibration import forger as forging
-    from mea_ray.core.seeding import derive
-    from mea_ray.experiment import run as pipeline
-    from mea_ray.sweep.trial import load_victim
-    from mea_ray.training.checkpoint import load_model
-
     use_resources(config.resources.victim.cpus, config.resources.victim.gpus)
     own = seeded(config, index)
-    prepared = pipeline.prepare(own)
-    store = Store(own.storage)
-    victim, key = load_victim(store.get_or_train_victim(own, lambda: prepared))
-    null = load_model(store.get_or_train_null(own, 0, lambda: prepared))[0]
+    data = load_splits(own)
+    models = StoredModels(Store(own.storage), own, data, Names.of(own, Fingerprints.of(data)))
+    victim, key = models.victim()
+    verifier = Verifier(own, data, key)
 
-    def judged(role: Role, model: Any) -> Calibrated:
-        rates = forging.forge(model, prepared.splits.verification, seed=derive(own.seed, "forger"))
+    def judged(role: Role, model: ImageModel) -> Calibrated:
+        rates = forging.forge(model, data.verification, seed=derive(own.seed, "forger"))
         best = forging.best_of_pairs(rates)
         forged = [[None if np.isnan(value) else float(value) for value in row] for row in best]
-        return Calibrated(role=role, index=index, report=pipeline.assess(own, prepared, model, key), forged=forged)
+        return Calibrated(role=role, index=index, report=verifier.report(model), forged=forged)
 
-    return judged("null", null), judged("victim", victim)
+    return judged("null", models.null(0)), judged("victim", victim)
 
 
 def _run(ray: Any, config: ExperimentConfig, left: list[int]) -> Iterator[tuple[Calibrated, Calibrated]]:

@@ -17,7 +17,6 @@ from mea_ray.config import (
     ExperimentConfig,
     SweepConfig,
     build,
-    digest,
     load_experiment,
     load_sweep,
     load_tree,
@@ -123,20 +122,21 @@ def run_local(config: ExperimentConfig, name: str) -> bool:
     Returns:
         Whether it failed: never, it raises instead.
     """
-    from mea_ray.experiment import run as pipeline
+    from mea_ray.experiment.local import run_local as run
 
     Storage(config.storage).check_writable()
-    # One folder per config: answers that lie in it are the ones that this very experiment has paid for.
     name = sweep_of_one(config, name).name  # refuses what would lead out of the folder
-    folder = Path(config.storage) / "local" / f"{name}-{digest(config.resolved(), 8)}"
-    with make_console(stderr=True).status("loading the data") as status:
+    console = make_console(stderr=True)
+    with console.status("loading the data") as status:
 
-        def on_epoch(record: dict[str, Any]) -> None:
-            status.update(f"training, stage {record.get('stage', '')}: epoch {record.get('epoch', '')}")
+        def on_epoch(role: str, model: str, epoch: Mapping[str, Any]) -> None:
+            stage, number = epoch.get("stage", ""), epoch.get("epoch", "")
+            status.update(f"training the {'null model' if role == 'null' else role}, stage {stage}: epoch {number}")
 
-        result = pipeline.run(config, folder, on_epoch=on_epoch)
-    result.save(folder / RESULTS / f"{result.trial}.json")
-    return finish(make_console(), folder, {})
+        done = run(config, name, on_epoch=on_epoch, warn=lambda text: console.print(escape(text), soft_wrap=True))
+    if done.found:
+        console.print(f"This experiment was finished before; delete {done.folder} to run it again.", soft_wrap=True)
+    return finish(make_console(), done.folder, {})
 
 
 def finish(console: Console, folder: Path, failed: Mapping[str, str], location: str | None = None) -> bool:

@@ -151,6 +151,16 @@ class Splits:
     fingerprint: str
     pool_fingerprint: str | None
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image: (channels, height, width)."""
+        return self.victim_train.shape
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of the main task."""
+        return self.victim_train.classes
+
 
 @runtime_checkable
 class BlackBox(Protocol):

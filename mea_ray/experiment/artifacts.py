@@ -13,49 +13,15 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mea_ray.config import ExperimentConfig, Tree, digest, identity, write_yaml
+from mea_ray.config import ExperimentConfig, Tree, write_yaml
 from mea_ray.core.errors import ArtifactError
 from mea_ray.storage.files import patiently, write_whole
 from mea_ray.storage.lease import Lease
 from mea_ray.storage.remote import Storage
 
-if TYPE_CHECKING:
-    from mea_ray.experiment.run import Prepared
-
 SCHEMA = 1
-OnEpoch = Callable[[dict[str, Any]], None]
-PreparedSource = Callable[[], "Prepared"]
-
-
-def _owner_splits(config: ExperimentConfig) -> Tree:
-    """The part of ``splits`` that decides which images the owner trains on."""
-    kept = {"validation_fraction"}
-    if config.splits.thief_pool == "disjoint":
-        kept |= {"thief_pool", "disjoint_fraction"}
-    return {key: value for key, value in identity(config.splits).items() if key in kept}
-
-
-def prepared_id(config: ExperimentConfig) -> str:
-    """Name the loaded and split data: trials with the same name can share them."""
-    tree = identity(config)
-    return digest({"data": tree.get("data"), "splits": tree.get("splits"), "seed": config.victim.seed})
-
-
-def victim_id(config: ExperimentConfig) -> str:
-    """Name a victim by all that makes it: data, the owner's splits, the ``victim`` section; nothing of the thief."""
-    tree = identity(config)
-    made_by = {"data": tree.get("data"), "splits": _owner_splits(config), "victim": tree.get("victim")}
-    return digest({"schema": SCHEMA, **made_by})
-
-
-def null_id(config: ExperimentConfig, index: int) -> str:
-    """Name the ``index``-th null model: as the victim, but whatever its watermark is."""
-    tree = identity(config)
-    victim = {key: value for key, value in tree.get("victim", {}).items() if key != "watermark"}
-    made_by = {"data": tree.get("data"), "splits": _owner_splits(config), "victim": victim}
-    return digest({"schema": SCHEMA, "null": index, **made_by})
 
 
 class Store:
@@ -65,7 +31,7 @@ class Store:
         storage: Folder or URI, or a ``Storage``.
         beat_s: Seconds between heartbeats of a process that trains.
         expiry_s: Seconds of silence after which a training process counts as dead and another one takes over.
-        tell: Told a sentence when a damaged artifact is made again.
+        warn: Called with a sentence when a damaged artifact is made again.
     """
 
     def __init__(
@@ -74,62 +40,10 @@ class Store:
         *,
         beat_s: float = 3.0,
         expiry_s: float = 45.0,
-        tell: Callable[[str], None] = lambda text: None,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.storage = storage if isinstance(storage, Storage) else Storage(storage)
-        self.beat_s, self.expiry_s, self.tell = beat_s, expiry_s, tell
-
-    def get_or_train_victim(
-        self, config: ExperimentConfig, prepared: PreparedSource | None = None, on_epoch: OnEpoch | None = None
-    ) -> Path:
-        """Return the victim's folder; the first of all processes that ask trains it, the others wait.
-
-        Args:
-            config: The experiment.
-            prepared: Gives its data when they are needed; loaded from the config when None.
-            on_epoch: Called with the engine's record of every epoch, if this process is the one that trains.
-
-        Returns:
-            A local folder; complete and checked.
-        """
-
-        def write(folder: Path) -> Tree:
-            from mea_ray.experiment.run import prepare, train_victim
-            from mea_ray.training.checkpoint import save_model
-
-            bundle = train_victim(config, prepared() if prepared else prepare(config), on_epoch)
-            save_model(folder, bundle.model, {"role": "victim", "name": victim_id(config)})
-            if bundle.key is not None:
-                bundle.key.save(folder)
-            return dict(bundle.info)
-
-        return self.get_or_make("victims", victim_id(config), config, write)
-
-    def get_or_train_null(
-        self,
-        config: ExperimentConfig,
-        index: int,
-        prepared: PreparedSource | None = None,
-        on_epoch: OnEpoch | None = None,
-    ) -> Path:
-        """Return the folder of the ``index``-th null model; otherwise as ``get_or_train_victim``."""
-
-        def write(folder: Path) -> Tree:
-            from mea_ray.experiment.run import prepare, train_null
-            from mea_ray.training.checkpoint import save_model
-
-            history: list[dict[str, Any]] = []
-
-            def record(epoch: dict[str, Any]) -> None:
-                history.append(epoch)
-                if on_epoch is not None:
-                    on_epoch(epoch)
-
-            model = train_null(config, prepared() if prepared else prepare(config), index, record)
-            save_model(folder, model, {"role": "null", "name": null_id(config, index)})
-            return {"index": index, "history": history}
-
-        return self.get_or_make("nulls", null_id(config, index), config, write)
+        self.beat_s, self.expiry_s, self.warn = beat_s, expiry_s, warn
 
     def find(self, kind: str, name: str) -> Path | None:
         """Return the folder of a finished artifact, fetched from the remote storage if need be; None if there is none.
@@ -174,7 +88,7 @@ class Store:
         relative = f"artifacts/{kind}/{name}"
         folder = self.storage.path(relative)
         if folder.exists():
-            self.tell(f"{folder} is damaged; it is made again")
+            self.warn(f"{folder} is damaged; it is made again")
             self.storage.delete(relative)
         for left in folder.parent.glob(f".{name}.*"):
             shutil.rmtree(left, ignore_errors=True)  # of a trainer that was killed: this process holds the lease

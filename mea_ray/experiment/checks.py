@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,22 +31,7 @@ _TRIED: dict[str, int] = {}
 """Length of the features of networks that were found to fit some data."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The data of an experiment, divided among its roles.
-
-    Attributes:
-        splits: Who may see which images.
-        shape: (channels, height, width) of an image.
-        classes: Number of classes.
-    """
-
-    splits: Splits
-    shape: tuple[int, int, int]
-    classes: int
-
-
-def check(config: ExperimentConfig, prepared: Prepared) -> None:
+def check(config: ExperimentConfig, data: Splits) -> None:
     """Refuse an experiment that could not be finished, before anything is trained.
 
     Raises:
@@ -56,14 +40,14 @@ def check(config: ExperimentConfig, prepared: Prepared) -> None:
     """
     attack: Attack = config.thief.attack.build()
     _check_answers(config, attack)
-    pool = len(prepared.splits.thief_pool)
+    pool = len(data.thief_pool)
     attack.check(pool, config.thief.budgets, settings(config.thief.training), learning(config))
-    victim = _check_model("victim.model", config.victim.model, prepared)
-    thief = _check_model("thief.model", config.thief.model, prepared)
-    _check_smallest_batch(config, prepared, attack)
-    if config.victim.training.early_stop_patience is not None and not len(prepared.splits.victim_validation):
+    victim = _check_model("victim.model", config.victim.model, data)
+    thief = _check_model("thief.model", config.thief.model, data)
+    _check_smallest_batch(config, data, attack)
+    if config.victim.training.early_stop_patience is not None and not len(data.victim_validation):
         raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
-    _check_watermark(config, prepared, victim, thief)
+    _check_watermark(config, data, victim, thief)
     _check_aftermath(config, attack)
     _check_marks(config, attack)
 
@@ -86,44 +70,44 @@ def learning(config: ExperimentConfig) -> dict[str, Any]:
     return config.thief.learning.model_dump()
 
 
-def build_network(choice: ModelChoice, prepared: Prepared) -> ImageModel:
-    """Build an untrained network for the data, from torch's global generator."""
-    return build_model(choice.name, prepared.shape, prepared.classes, choice.params)
+def build_network(choice: ModelChoice, shape: tuple[int, int, int], classes: int) -> ImageModel:
+    """Build an untrained network for images of a shape, from torch's global generator."""
+    return build_model(choice.name, shape, classes, choice.params)
 
 
-def _check_model(section: str, choice: ModelChoice, prepared: Prepared) -> int:
+def _check_model(section: str, choice: ModelChoice, data: Splits) -> int:
     """Build the network without memory or weights, pass one image through it, and return its features' length.
 
     The trials of a sweep name few different networks, and a thousand times.
     """
-    key = digest([choice.resolved(), prepared.shape, prepared.classes])
+    key = digest([choice.resolved(), data.shape, data.classes])
     if key in _TRIED:
         return _TRIED[key]
     try:
         with torch.device("meta"), torch.no_grad():
-            network = build_network(choice, prepared).eval()
-            said = network(torch.zeros((1, *prepared.shape)))
+            network = build_network(choice, data.shape, data.classes).eval()
+            said = network(torch.zeros((1, *data.shape)))
     except ConfigError as error:
         raise ConfigError(f"{section}: {error}") from None
     except RuntimeError as error:
         raise ConfigError(
-            f"{section}={choice.name} cannot take images of shape {prepared.shape}: {error}; set data.image_size"
+            f"{section}={choice.name} cannot take images of shape {data.shape}: {error}; set data.image_size"
         ) from error
-    if tuple(said.shape) != (1, prepared.classes):
-        raise ConfigError(f"{section}={choice.name} gives {tuple(said.shape)} logits for {prepared.classes} classes")
+    if tuple(said.shape) != (1, data.classes):
+        raise ConfigError(f"{section}={choice.name} gives {tuple(said.shape)} logits for {data.classes} classes")
     _TRIED[key] = network.feature_size
     return network.feature_size
 
 
-def _check_smallest_batch(config: ExperimentConfig, prepared: Prepared, attack: Attack) -> None:
+def _check_smallest_batch(config: ExperimentConfig, data: Splits, attack: Attack) -> None:
     """Refuse to train a substitute that normalises batches on single images."""
     smallest = attack.smallest_batch(
-        len(prepared.splits.thief_pool), config.thief.budgets, settings(config.thief.training), learning(config)
+        len(data.thief_pool), config.thief.budgets, settings(config.thief.training), learning(config)
     )
     if smallest >= 2:
         return
     with torch.device("meta"), torch.no_grad():
-        network = build_network(config.thief.model, prepared)
+        network = build_network(config.thief.model, data.shape, data.classes)
     if normalises_batches(network):
         raise ConfigError(
             f"thief.model={config.thief.model.name} normalises batches, but thief.attack={config.thief.attack.name} "
@@ -194,7 +178,7 @@ def _check_marks(config: ExperimentConfig, attack: Attack) -> None:
         )
 
 
-def _check_watermark(config: ExperimentConfig, prepared: Prepared, victim: int, thief: int) -> None:
+def _check_watermark(config: ExperimentConfig, data: Splits, victim: int, thief: int) -> None:
     """Check the classes of a watermark that mixes two of them, and that a stolen model could be verified.
 
     All else the schemes check themselves in ``make_key``. ``victim`` and ``thief`` are the lengths of their features.
@@ -210,12 +194,12 @@ def _check_watermark(config: ExperimentConfig, prepared: Prepared, victim: int, 
     target: int | None = getattr(watermark, "target_class", None)
     if sources is None or target is None:
         return
-    owned, held_out = prepared.splits.victim_train, prepared.splits.verification
+    owned, held_out = data.victim_train, data.verification
     for label in (*sources, target):
-        if not 0 <= label < prepared.classes or not (owned.labels == label).any():
+        if not 0 <= label < data.classes or not (owned.labels == label).any():
             raise ConfigError(
                 f"victim.watermark: class {label} has no training image; source_classes and target_class must be "
-                f"labels of the data, 0 to {prepared.classes - 1}"
+                f"labels of the data, 0 to {data.classes - 1}"
             )
     counts = [int((held_out.labels == label).sum()) for label in sources]
     if math.prod(counts) < min(MIN_SAMPLES, config.verification.samples):

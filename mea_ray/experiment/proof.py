@@ -1,13 +1,13 @@
-"""What the owner can say of a model, and what he needs for it: the key, the null models, and for some keys the log."""
+"""What a suspect is judged against: key, victim and null models, and for some keys the owner's query log."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 from mea_ray.attacks.base import Attack
 from mea_ray.blackbox.colluding import account_share
@@ -15,68 +15,87 @@ from mea_ray.blackbox.policies import to_uint8
 from mea_ray.blackbox.query_log import ClientLog
 from mea_ray.config import ExperimentConfig
 from mea_ray.core.errors import ArtifactError
-from mea_ray.core.seeding import derive
 from mea_ray.core.types import Images, Labels
-from mea_ray.evaluation import metrics, probes
-from mea_ray.experiment.checks import Prepared
-from mea_ray.experiment.reading import as_classifier, labelled
-from mea_ray.experiment.serving import Served, marker_of
+from mea_ray.experiment.answers import Served, marker_of
+from mea_ray.experiment.verifier import Verifier
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport
-from mea_ray.verification import proportions, verify
+from mea_ray.verification import proportions
 from mea_ray.watermarks.base import Asked, Key, Watermark
+
+
+class Assessment(BaseModel):
+    """What verification says of a victim and of its null models: the same for all trials that share them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    victim: ModelReport
+    nulls: list[ModelReport]
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What a suspect is held against.
+    """What suspects are judged against.
 
     Attributes:
-        key: The key that is verified with; None if there is none, or if no answer was marked.
+        verifier: Verifies with the key; without one if there is none, or if no answer was marked.
         victim: What verification says of the victim: as it is served, if the service marks its answers.
         nulls: What it says of the null models.
+        victim_labels: The victim's classes of the test images, int64 (N,).
     """
 
-    key: Key | None
+    verifier: Verifier
     victim: ModelReport
     nulls: list[ModelReport]
+    victim_labels: Labels
+
+    @property
+    def key(self) -> Key | None:
+        """The key that is verified with."""
+        return self.verifier.key
 
     @property
     def null_rate(self) -> float | None:
-        """See `null_rate`."""
+        """See ``null_rate``."""
         return null_rate(self.nulls)
+
+    def judge(self, model: nn.Module, *, stolen_from: Labels | None = None) -> ModelReport:
+        """Verify a model of somebody else's.
+
+        Args:
+            model: A classifier or an encoder.
+            stolen_from: Classes that the model it was stolen from gives the test images; the victim's when None.
+        """
+        labels = self.victim_labels if stolen_from is None else stolen_from
+        return self.verifier.report(self.verifier.classifier(model), victim=labels, null_rate=self.null_rate)
 
 
 class Proofs:
-    """The owner's proof at each rung of the budget.
+    """The owner's proof at each budget.
 
-    Of a watermark that is in the model it is the same at all of them. One that is in the answers is verified with the
-    images whose answers were marked for the accused clients, as far as they had asked by then, so that the victim and
-    the null models have to be asked about these, too. The owner's log has them, whatever became of the thief's process.
+    A watermark in the model has the same proof at all budgets. A watermark in the answers is verified with the images
+    whose answers were marked for the accused clients by then, so the victim and the null models have to be asked about
+    these, too. The owner's log holds them, whatever happened to the thief's process.
 
     Args:
-        config: The experiment.
-        prepared: Its data.
-        key: The owner's key.
-        model: The victim.
-        nulls: Gives the null models.
-        seen: Gives what the owner's log holds of each of the thief's clients, in the order of the accounts.
-        same: The proof of a watermark in the model, if it was made before.
+        verifier: Verifies with the owner's key.
+        victim: The victim.
+        nulls: Loads the null models.
+        seen: Gives what the owner's log holds of each of the thief's accounts, in their order.
+        assess: Called with what makes an ``Assessment``; may find one that was made before.
     """
 
     def __init__(
         self,
-        config: ExperimentConfig,
-        prepared: Prepared,
-        key: Key | None,
-        model: ImageModel,
+        verifier: Verifier,
+        victim: ImageModel,
         nulls: Callable[[], Sequence[ImageModel]],
         seen: Callable[[], Sequence[ClientLog]],
-        same: Proof | None = None,
+        assess: Callable[[Callable[[], Assessment]], Assessment] = lambda make: make(),
     ) -> None:
-        self._config, self._prepared, self._key, self._model = config, prepared, key, model
-        self._nulls, self._seen, self._same = nulls, seen, same
-        self._at: dict[int, Proof] = {}
+        self._verifier, self._victim = verifier, victim
+        self._nulls, self._seen, self._assess = nulls, seen, assess
+        self._labels = verifier.predictions(victim)
+        self._made: dict[int | None, Proof] = {}
 
     def at(self, budget: int) -> Proof:
         """Return the proof against a thief who asked within one of the config's budgets.
@@ -84,14 +103,28 @@ class Proofs:
         Raises:
             ArtifactError: The log of marked answers is lost.
         """
-        if not marks_answers(self._config):
-            if self._same is None:
-                self._same = prove(self._config, self._prepared, self._key, self._model, self._nulls())
-            return self._same
-        if budget not in self._at:
-            key = None if self._key is None else accusing(self._config, self._key, self._seen(), budget)
-            self._at[budget] = prove(self._config, self._prepared, key, self._model, self._nulls(), self._key)
-        return self._at[budget]
+        in_answers = marks_answers(self._verifier.config)
+        place = budget if in_answers else None
+        if place not in self._made:
+            self._made[place] = self._against(budget) if in_answers else self._of_the_model()
+        return self._made[place]
+
+    def _of_the_model(self) -> Proof:
+        found = self._assess(lambda: self._assessment(self._verifier, self._victim))
+        return Proof(self._verifier, found.victim, found.nulls, self._labels)
+
+    def _against(self, budget: int) -> Proof:
+        key = self._verifier.key
+        verifier = self._verifier.with_key(
+            None if key is None else accusing(self._verifier.config, key, self._seen(), budget)
+        )
+        marker = marker_of(key)
+        found = self._assessment(verifier, self._victim if marker is None else Served(self._victim, marker))
+        return Proof(verifier, found.victim, found.nulls, self._labels)
+
+    def _assessment(self, verifier: Verifier, victim: nn.Module) -> Assessment:
+        nulls = [verifier.report(null, victim=self._labels) for null in self._nulls()]
+        return Assessment(victim=verifier.report(victim, null_rate=null_rate(nulls)), nulls=nulls)
 
 
 def marks_answers(config: ExperimentConfig) -> bool:
@@ -100,37 +133,19 @@ def marks_answers(config: ExperimentConfig) -> bool:
     return watermark.marks_answers
 
 
-def prove(
-    config: ExperimentConfig,
-    prepared: Prepared,
-    key: Key | None,
-    model: ImageModel,
-    nulls: Sequence[ImageModel],
-    marked_by: Key | None = None,
-) -> Proof:
-    """Verify a victim and its null models.
-
-    Args:
-        config: The experiment.
-        prepared: Its data.
-        key: The key to verify with.
-        model: The victim.
-        nulls: The null models.
-        marked_by: The key that the service marks its answers by; the victim is then judged by its answers.
-    """
-    reports = [assess(config, prepared, null, key, victim=model) for null in nulls]
-    marker = marker_of(marked_by)
-    served = model if marker is None else Served(model, marker)
-    return Proof(key, assess(config, prepared, served, key, null_rate=null_rate(reports)), reports)
+def null_rate(reports: Sequence[ModelReport]) -> float | None:
+    """Return the success rate that innocent models are taken to have, from their reports; None if they have no WSR."""
+    rates = [report.wsr for report in reports if report.wsr is not None]
+    return proportions.null_rate(rates) if rates else None
 
 
 def accusing(config: ExperimentConfig, key: Key, seen: Sequence[ClientLog], budget: int) -> Key | None:
-    """Return the key that accuses the thief's clients together, with what each had asked within ``budget`` by then.
+    """Return the key that accuses the thief's accounts together, with what each had asked within ``budget``.
 
     Args:
         config: The experiment.
         key: The owner's key.
-        seen: What the log holds of each client, in the order of the accounts.
+        seen: What the log holds of each account, in their order.
         budget: One of the config's budgets.
 
     Returns:
@@ -141,8 +156,8 @@ def accusing(config: ExperimentConfig, key: Key, seen: Sequence[ClientLog], budg
     """
     if any(each.lost for each in seen):
         raise ArtifactError(
-            "the owner's log with the marked answers cannot be read, so that nobody can be accused; run the trial in a "
-            "folder of its own, whose disk can be written"
+            "the owner's log with the marked answers cannot be read, so nobody can be accused; run the trial in a "
+            "folder of its own, on a disk that can be written"
         )
     attack: Attack = config.thief.attack.build()
     asked = attack.query_cost(tuple(each for each in config.thief.budgets if each <= budget))
@@ -150,76 +165,18 @@ def accusing(config: ExperimentConfig, key: Key, seen: Sequence[ClientLog], budg
     others: dict[bytes, tuple[Images, int]] = {}
     for index, each in enumerate(seen):
         by_then = each.marks.positions < account_share(index, len(seen), asked)
-        for image, told in zip(each.marks.images[by_then], each.marks.labels[by_then], strict=True):
-            marked.setdefault(image.tobytes(), (image, int(told)))
+        for image, label in zip(each.marks.images[by_then], each.marks.labels[by_then], strict=True):
+            marked.setdefault(image.tobytes(), (image, int(label)))
         hidden = {image.tobytes() for image in each.marks.images}
-        for images, classes in each.sample:
-            for image, told in zip(to_uint8(images), classes, strict=True):
+        for images, labels in each.sample:
+            for image, label in zip(to_uint8(images), labels, strict=True):
                 if (content := image.tobytes()) not in hidden:
-                    others.setdefault(content, (image, int(told)))
+                    others.setdefault(content, (image, int(label)))
     shape = (0, *key.settings["shape"]) if "shape" in key.settings else (0, 0, 0, 0)
 
     def gathered(found: Mapping[bytes, tuple[Images, int]]) -> tuple[Images, Labels]:
         images = np.stack([image for image, _ in found.values()]) if found else np.zeros(shape, np.uint8)
-        return images, np.array([told for _, told in found.values()], np.int64)
+        return images, np.array([label for _, label in found.values()], np.int64)
 
     watermark: Watermark = config.victim.watermark.build()
     return watermark.against(key, Asked(*gathered(marked), *gathered(others)))
-
-
-def assess(
-    config: ExperimentConfig,
-    prepared: Prepared,
-    model: torch.nn.Module,
-    key: Key | None,
-    *,
-    victim: torch.nn.Module | Labels | None = None,
-    null_rate: float | None = None,
-) -> ModelReport:
-    """Verify one model on held-out data only.
-
-    Args:
-        config: The experiment.
-        prepared: Its data.
-        model: The model under judgement.
-        key: The owner's key; None leaves out all that needs one.
-        victim: The victim, or its predictions on the test images, for the fidelity.
-        null_rate: See ``null_rate``; None for the victim's null models themselves.
-    """
-    voted = None
-    model = as_classifier(config, prepared, model)
-    if config.encodes:
-        assert isinstance(model, ImageModel)
-        voted = probes.knn_accuracy(model, labelled(config, prepared), prepared.splits.test)
-    samples = recognise = chance = None
-    if key is not None:
-        watermark: Watermark = config.victim.watermark.build()
-        chance = watermark.chance(key)
-        seed = derive(config.seed, "verification")
-        samples = watermark.samples(key, prepared.splits.verification, config.verification.samples, seed)
-        recognise = watermark.recogniser(key, model)
-    if isinstance(victim, torch.nn.Module):
-        victim = predictions(config, prepared, victim)
-    return verify.report(
-        partial(metrics.logits, model),
-        prepared.splits.test,
-        samples=samples,
-        victim=victim,
-        null_rate=null_rate,
-        threshold=config.verification.threshold,
-        significance=config.verification.significance,
-        knn_accuracy=voted,
-        recognise=recognise,
-        chance=chance,
-    )
-
-
-def predictions(config: ExperimentConfig, prepared: Prepared, model: torch.nn.Module) -> Labels:
-    """Return the classes that a model gives the test images, int64 (N,): what fidelity is measured against."""
-    return metrics.predictions(as_classifier(config, prepared, model), prepared.splits.test.images)
-
-
-def null_rate(reports: list[ModelReport]) -> float | None:
-    """Return the rate to hold against a suspect, from the null models' reports; None if they have no WSR."""
-    rates = [report.wsr for report in reports if report.wsr is not None]
-    return proportions.null_rate(rates) if rates else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mea_ray.core.errors import ArtifactError, MeaRayError
+from mea_ray.core.errors import ArtifactError, DataError, MeaRayError
 from mea_ray.core.types import Images
 from mea_ray.results.records import TrialResult
 
@@ -140,7 +140,8 @@ def gallery(result: TrialResult, storage: str | Path | None = None) -> Gallery:
 def _from_artifact(result: TrialResult, storage: str | Path | None) -> list[Strip]:
     from mea_ray.config import ExperimentConfig, build
     from mea_ray.experiment.artifacts import Store
-    from mea_ray.experiment.run import prepare
+    from mea_ray.experiment.data import Fingerprints, load_owners_part
+    from mea_ray.experiment.names import victim_name
     from mea_ray.watermarks.base import Key
 
     config = build(ExperimentConfig, result.config)
@@ -148,6 +149,9 @@ def _from_artifact(result: TrialResult, storage: str | Path | None) -> list[Stri
     if folder is None:
         raise ArtifactError(f"the victim's artifact is not in {storage or config.storage}")
     key = Key.load(folder)
-    held_out = prepare(config).splits.verification
+    data = load_owners_part(config)
+    if victim_name(config, Fingerprints.of(data)) != result.victim:
+        raise DataError("the data have changed since the victim was trained")
+    held_out = data.verification
     samples = config.victim.watermark.build().samples(key, held_out, PER_STRIP, config.seed)
     return strips(samples, held_out.class_names)

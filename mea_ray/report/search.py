@@ -11,10 +11,10 @@ from mea_ray.config import SearchConfig, build, load_tree
 from mea_ray.core.errors import ConfigError
 from mea_ray.report import tables
 from mea_ray.report.verdict import last_rung
+from mea_ray.results.numbers import trial_metrics
 from mea_ray.results.points import label
 from mea_ray.results.records import TrialResult
 from mea_ray.sweep.objective import best, violation
-from mea_ray.sweep.trial import metrics_of
 
 SHOWN = 20
 _WHOLE = {"queries"}
@@ -51,7 +51,7 @@ def found(search: SearchConfig, results: Sequence[TrialResult]) -> Found | None:
         return None
     # A trial that the scheduler stopped was stopped because it lagged; its last rung is of a smaller budget.
     full = [(result, rung) for result, rung in ended if result.status == "finished"] or ended
-    numbers = [metrics_of(rung, result.victim_report, result.null_reports) for result, rung in full]
+    numbers = [trial_metrics(result, rung) for result, rung in full]
     infeasible = sum(violation(search, each) != 0 for each in numbers)
     places = best(search, numbers)
     names = list(dict.fromkeys([*(name for name, _ in search.objectives), *search.constraints]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,6 +20,17 @@ _ROUNDING = 1e-6
 Fraction = Annotated[float, Field(ge=-_ROUNDING, le=1 + _ROUNDING)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+def read_record(kind: type[RecordT], path: Path) -> RecordT | None:
+    """Read a record; None if it is missing or damaged, so that it is made again."""
+    try:
+        return kind.model_validate_json(patiently(path.read_bytes, path))
+    except (OSError, ValidationError):
+        return None
 
 
 class _Record(BaseModel):

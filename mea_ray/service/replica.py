@@ -26,7 +26,7 @@ from mea_ray.blackbox.query_log import LogEntry, log_entry, sample_size
 from mea_ray.blackbox.validate import check_images, check_name, image_digest
 from mea_ray.core.errors import MeaRayError, ServiceUnavailable, StorageUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
-from mea_ray.experiment.serving import answer_policy, stored_key, stored_owners_images
+from mea_ray.experiment.answers import answer_policy, stored_key, stored_owners_images
 from mea_ray.service.naming import cause_of, find, ledger_name
 from mea_ray.service.watch import incarnation
 from mea_ray.training.checkpoint import load_model

@@ -16,7 +16,7 @@ from ray import tune
 from mea_ray.core.errors import MeaRayError, ReplicasAway
 from mea_ray.results.records import TrialResult
 from mea_ray.sweep import events
-from mea_ray.sweep.folder import SweepFolder, read_model
+from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.trainable import TrialContext
 from mea_ray.tracking import TrackerSet
 
@@ -85,12 +85,11 @@ class Finisher:
             work.pull()
             self.folder.storage.pull(f"{self.folder.name}/results/{path.name}")
         if not path.exists():
-            stopped = read_model(TrialResult, work.partial)
+            stopped = work.partial()
             if stopped is None:
                 self.fail(trial, "it ended without a result; its logs are in Ray's session folder")
                 return
-            stopped.save(path)  # stopped by the scheduler after a rung
-            self.folder.push(f"results/{path.name}")
+            self.folder.save_result(stopped)  # stopped by the scheduler after a rung
         result = TrialResult.load(path)
         self.before_telling()
         self.tell(events.TrialFinished(trial, str(path), result.status == "stopped"))

@@ -8,34 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from mea_ray.config import SweepConfig, write_yaml
 from mea_ray.core.errors import ArtifactError, ConfigError
-from mea_ray.results.records import DetectionResult, RemovalResult, RungResult, TrialResult
+from mea_ray.experiment.journal import FolderJournal, FolderSteps, Warn
+from mea_ray.results.records import TrialResult
 from mea_ray.storage.files import PATIENCE, patiently, write_whole
 from mea_ray.storage.remote import Storage
 from mea_ray.sweep.events import OnEvent, Warned
 from mea_ray.sweep.plan import Plan, check_same
 
-ModelT = TypeVar("ModelT", bound=BaseModel)
 PARTS = ("results", "trials", "ledgers", "assessments")
 STARTED = ("events.jsonl", "summary.csv")
 """Files that every start of a sweep writes beside ``sweep.yaml`` and ``plan.json``."""
 ENTRIES = {*PARTS, *STARTED, "sweep.yaml", "plan.json", "wandb", "report.html"}
 """All that a sweep writes into its folder."""
-
-
-def read_model(model: type[ModelT], path: Path) -> ModelT | None:
-    """Read a record; None if it is missing or damaged, so that it is made again."""
-    try:
-        return model.model_validate_json(patiently(path.read_bytes, path))
-    except (OSError, ValidationError):
-        return None
 
 
 class Results:
@@ -61,86 +51,28 @@ class Results:
         return sum(1 for _ in self)
 
 
-class TrialFolder:
-    """What a trial keeps while it runs, so that another process can go on with it.
+class TrialFolder(FolderJournal):
+    """The folder of a trial: the journal that another process goes on from, its point, and why it was given up.
 
     Args:
         storage: The storage of the sweep.
-        relative: The folder in it.
+        sweep: Name of the sweep.
+        name: Name of the trial.
+        warn: Called with a sentence for each thing that is damaged and has to be done again.
     """
 
-    def __init__(self, storage: Storage, relative: str) -> None:
-        self.storage, self.relative = storage, relative
-        self.path = storage.root / relative
-        self.transfer = self.path / "transfer"
-        self.partial = self.path / "partial.json"
-        self.error = self.path / "error.json"
-
-    def substitute(self, budget: int) -> Path:
-        """Folder of the substitute of one rung."""
-        return self.path / "substitutes" / str(budget)
-
-    def rungs(self, budgets: Iterable[int], warn: Callable[[str], None]) -> dict[int, RungResult]:
-        """Return the finished rungs whose record and substitute are as they were written.
-
-        Args:
-            budgets: Which rungs.
-            warn: Told a sentence for each that was finished and has to be done again.
-        """
-        from mea_ray.training.checkpoint import check_model
-
-        sound = {}
-        for budget in budgets:
-            path = self._rung(budget)
-            if not path.exists():
-                continue
-            rung = read_model(RungResult, path)
-            try:
-                if rung is None:
-                    raise ArtifactError(f"{path} is damaged")
-                check_model(self.substitute(budget))
-            except ArtifactError as error:
-                warn(f"{error}; the rung of {budget} queries is done again from the answers that are kept")
-            else:
-                sound[budget] = rung
-        return sound
-
-    def save_rung(self, rung: RungResult) -> None:
-        """Keep a finished rung."""
-        write_whole(self._rung(rung.budget), rung.model_dump_json(indent=1))
-
-    def control(self, index: int) -> RungResult | None:
-        """Return the theft of the ``index``-th null model; None if it is not done."""
-        return read_model(RungResult, self._control(index))
-
-    def save_control(self, index: int, rung: RungResult) -> None:
-        """Keep the theft of the ``index``-th null model."""
-        write_whole(self._control(index), rung.model_dump_json(indent=1))
-
-    def removal(self, name: str) -> RemovalResult | None:
-        """Return a finished removal; None if it is not done."""
-        return read_model(RemovalResult, self._removal(name))
-
-    def save_removal(self, name: str, result: RemovalResult) -> None:
-        """Keep a finished removal."""
-        write_whole(self._removal(name), result.model_dump_json(indent=1))
-
-    def detection(self, name: str) -> DetectionResult | None:
-        """Return a finished detection; None if it is not done."""
-        return read_model(DetectionResult, self._detection(name))
-
-    def save_detection(self, name: str, result: DetectionResult) -> None:
-        """Keep a finished detection."""
-        write_whole(self._detection(name), result.model_dump_json(indent=1))
+    def __init__(self, storage: Storage, sweep: str, name: str, warn: Warn = lambda text: None) -> None:
+        super().__init__(storage, f"{sweep}/trials/{name}", FolderSteps(storage, sweep), warn)
+        self.error = self.folder / "error.json"
 
     def save_point(self, point: Mapping[str, Any]) -> None:
         """Keep what the sweep set, for a search that has to suggest it again."""
-        write_whole(self.path / "point.json", json.dumps(dict(point), indent=1))
+        write_whole(self.folder / "point.json", json.dumps(dict(point), indent=1))
 
     def point(self) -> dict[str, Any] | None:
         """Return what the sweep set; None if the trial was never begun."""
         try:
-            return dict(json.loads((self.path / "point.json").read_text(encoding="utf-8")))
+            return dict(json.loads((self.folder / "point.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
@@ -155,25 +87,9 @@ class TrialFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def push(self) -> None:
-        """Copy the folder to a remote storage."""
-        self.storage.push(self.relative)
-
     def pull(self) -> None:
         """Fetch what another node left in a remote storage."""
         self.storage.pull(self.relative)
-
-    def _rung(self, budget: int) -> Path:
-        return self.path / "rungs" / f"{budget}.json"
-
-    def _removal(self, name: str) -> Path:
-        return self.path / "removals" / f"{name}.json"
-
-    def _detection(self, name: str) -> Path:
-        return self.path / "detections" / f"{name}.json"
-
-    def _control(self, index: int) -> Path:
-        return self.path / "controls" / f"{index}.json"
 
 
 class SweepFolder:
@@ -209,17 +125,8 @@ class SweepFolder:
             raise
 
     def _open(self, sweep: SweepConfig, plan: Plan, *, resume: bool) -> None:
-        there = self.storage.pull(f"{self.name}/plan.json")
-        if there and not resume:
-            raise ConfigError(
-                f"the sweep {self.name!r} has been started in {self.path} before; go on with --resume, or choose "
-                "another name (name=...)"
-            )
-        if there:
+        if self.begun(resume=resume):
             check_same(self.path / "plan.json", plan)
-            self.storage.pull(f"{self.name}/results")
-        else:
-            self._refuse_what_is_not_a_sweep()
         for folder in (*reversed(self.path.parents), self.path, *(self.path / part for part in PARTS)):
             if not folder.exists():
                 folder.mkdir()
@@ -231,6 +138,24 @@ class SweepFolder:
         plan.save(self.path / "plan.json")
         self.push("sweep.yaml")
         self.push("plan.json")
+
+    def begun(self, *, resume: bool) -> bool:
+        """Return whether the sweep was started before; its plan and results are then at hand.
+
+        Raises:
+            ConfigError: It was and ``resume`` is not set, or the folder is not that of a sweep.
+        """
+        there = self.storage.pull(f"{self.name}/plan.json")
+        if there and not resume:
+            raise ConfigError(
+                f"the sweep {self.name!r} has been started in {self.path} before; go on with --resume, or choose "
+                "another name (name=...)"
+            )
+        if there:
+            self.storage.pull(f"{self.name}/results")
+        else:
+            self._refuse_what_is_not_a_sweep()
+        return there
 
     def _refuse_what_is_not_a_sweep(self) -> None:
         """Refuse a folder that holds anything that a sweep does not write."""
@@ -284,9 +209,9 @@ class SweepFolder:
                     self.storage.delete_file(path.relative_to(self.storage.root).as_posix())
         self._made.clear()
 
-    def trial(self, name: str) -> TrialFolder:
+    def trial(self, name: str, warn: Warn = lambda text: None) -> TrialFolder:
         """Folder of a trial's work."""
-        return TrialFolder(self.storage, f"{self.name}/trials/{name}")
+        return TrialFolder(self.storage, self.name, name, warn)
 
     def trials(self) -> list[TrialFolder]:
         """Folders of all trials that were ever begun, in the order of their names."""
@@ -303,6 +228,12 @@ class SweepFolder:
         except ArtifactError:
             return None
 
+    def save_result(self, result: TrialResult) -> None:
+        """Write a finished trial's result."""
+        path = self.result_path(result.trial)
+        result.save(path)
+        self.push(f"results/{path.name}")
+
     def results(self) -> Results:
         """Return all readable results, in the order of their names."""
         return Results(self.path / "results")
@@ -310,7 +241,7 @@ class SweepFolder:
     def models(self, result: TrialResult) -> dict[str, Path]:
         """Return the folders of a trial's models that are on this node: ``victim``, ``substitute-<budget>``."""
         work = self.trial(result.trial)
-        folders = {f"substitute-{rung.budget}": work.substitute(rung.budget) for rung in result.rungs}
+        folders = {f"substitute-{rung.budget}": work.substitute_folder(rung.budget) for rung in result.rungs}
         folders["victim"] = self.storage.root / "artifacts" / "victims" / result.victim
         return {name: path for name, path in folders.items() if path.is_dir()}
 

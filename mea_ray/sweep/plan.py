@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mea_ray.config import ExperimentConfig, SweepConfig, digest, identity
+from mea_ray.config import ExperimentConfig, SweepConfig
 from mea_ray.core.errors import ArtifactError, ConfigError
-from mea_ray.experiment.artifacts import null_id, prepared_id, victim_id
+from mea_ray.experiment.data import Contents, splits_key
+from mea_ray.experiment.names import Names, trial_name
 from mea_ray.storage.files import write_whole
 from mea_ray.sweep.space import Point, axes, experiment_at, points, probes
 
-PLAN_SCHEMA = 1
-_NOT_IN_NAME = ("storage", "tracking", "resources")
+PLAN_SCHEMA = 2
 
 
-def trial_name(config: ExperimentConfig) -> str:
-    """Name a trial by its config, without where it runs and where its results go."""
-    return digest({key: value for key, value in identity(config).items() if key not in _NOT_IN_NAME})
+@dataclass(frozen=True)
+class Draft:
+    """One point of a sweep as an experiment, before its data were looked at.
+
+    Attributes:
+        point: Config paths that the sweep sets, and their values.
+        config: The experiment.
+    """
+
+    point: Point
+    config: ExperimentConfig
+
+    def name(self, contents: Contents) -> str:
+        """Return the name of its trial."""
+        return trial_name(self.config, contents.of(self.config))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{path}={value!r}" for path, value in self.point.items()) or "the base"
 
 
 @dataclass(frozen=True)
@@ -29,37 +44,46 @@ class PlannedTrial:
     """One trial before it runs.
 
     Attributes:
-        name: Digest of its config.
+        names: Names of the trial, its victim, its null models and its data.
         point: Config paths that the sweep sets, and their values.
         config: Its experiment.
-        victim: Name of the victim artifact that it attacks.
-        nulls: Names of the null models that it is judged against.
-        data: Name of the data that it needs loaded.
+        splits: ``data.splits_key`` of its data.
         queries: Images that it may be charged, at most.
     """
 
-    name: str
+    names: Names
     point: Point
     config: ExperimentConfig
-    victim: str
-    nulls: tuple[str, ...]
-    data: str
+    splits: str
     queries: int
 
     @classmethod
-    def of(cls, config: ExperimentConfig, point: Mapping[str, Any]) -> PlannedTrial:
+    def of(cls, config: ExperimentConfig, point: Mapping[str, Any], contents: Contents) -> PlannedTrial:
         """Plan one experiment."""
-        from mea_ray.experiment.run import budget_to_register
+        from mea_ray.experiment.theft import total_budget
 
         return cls(
-            name=trial_name(config),
+            names=Names.of(config, contents.of(config)),
             point=dict(point),
             config=config,
-            victim=victim_id(config),
-            nulls=tuple(null_id(config, index) for index in range(config.verification.null_models)),
-            data=prepared_id(config),
-            queries=budget_to_register(config),
+            splits=splits_key(config),
+            queries=total_budget(config),
         )
+
+    @property
+    def name(self) -> str:
+        """Name of the trial."""
+        return self.names.trial
+
+    @property
+    def victim(self) -> str:
+        """Name of the victim artifact that it attacks."""
+        return self.names.victim
+
+    @property
+    def nulls(self) -> tuple[str, ...]:
+        """Names of the null models that it is judged against."""
+        return self.names.nulls
 
 
 @dataclass(frozen=True)
@@ -87,6 +111,8 @@ class Plan:
         victim_count: Distinct victims that will be trained, at most.
         null_count: Distinct null models that will be trained, at most.
         duplicates: Points that came out as an experiment that was there already, and are not run again.
+        nulls: Null models by name: an experiment that uses each, and its index.
+        contents: Fingerprints of the datasets by their settings.
     """
 
     name: str
@@ -99,6 +125,7 @@ class Plan:
     null_count: int
     duplicates: int = 0
     nulls: dict[str, tuple[ExperimentConfig, int]] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the trials' names and points; ``--resume`` compares against them."""
@@ -110,6 +137,7 @@ class Plan:
             "queries": self.queries,
             "victims": {v.name: {"trials": v.trials, "queries": v.queries} for v in self.victims.values()},
             "nulls": sorted(self.nulls),
+            "data": [{"settings": json.loads(key), "fingerprint": found} for key, found in self.contents.items()],
             "trials": []
             if self.adaptive
             else [
@@ -120,23 +148,37 @@ class Plan:
         write_whole(path, json.dumps(body, indent=1))
 
 
-def plan(sweep: SweepConfig) -> Plan:
-    """Resolve and validate a whole sweep; nothing is trained, asked or written.
+def draft(sweep: SweepConfig) -> list[Draft]:
+    """Resolve and validate the points of a sweep, without a look at any data; for an adaptive search, its probes.
+
+    Raises:
+        ConfigError: A path of the space is unknown, or some point is no valid experiment.
+    """
+    found = probes(axes(sweep)) if sweep.search.name == "optuna" else points(sweep)
+    return [Draft(point, experiment_at(sweep, point)) for point in found]
+
+
+def plan(sweep: SweepConfig, contents: Contents | None = None, drafts: Sequence[Draft] | None = None) -> Plan:
+    """Work out a whole sweep; nothing is trained, asked or written.
 
     Args:
         sweep: The sweep.
+        contents: What is known of its data; the rest is loaded in this process.
+        drafts: Its ``draft``; made when None.
 
     Returns:
         Its trials and their cost.
 
     Raises:
         ConfigError: A path of the space is unknown, or some point is no valid experiment.
+        DataError: A dataset cannot be loaded.
     """
+    contents = contents if contents is not None else Contents()
     adaptive = sweep.search.name == "optuna"
-    found = probes(axes(sweep)) if adaptive else points(sweep)
+    found = draft(sweep) if drafts is None else drafts
     trials: dict[str, PlannedTrial] = {}
-    for point in found:
-        trial = PlannedTrial.of(experiment_at(sweep, point), point)
+    for each in found:
+        trial = PlannedTrial.of(each.config, each.point, contents)
         trials.setdefault(trial.name, trial)
     first_seen = {victim: place for place, victim in reversed(list(enumerate(t.victim for t in trials.values())))}
     # Side by side, trials of one victim find its service still running.
@@ -161,7 +203,17 @@ def plan(sweep: SweepConfig) -> Plan:
         null_count=count * most_nulls if adaptive and not same_nulls else len(nulls),
         duplicates=0 if adaptive else len(found) - len(ordered),
         nulls=nulls,
+        contents=dict(contents.known),
     )
+
+
+def recorded_contents(path: Path) -> Contents:
+    """Return what ``plan.json`` says of the data that a sweep was started with.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+    return Contents({json.dumps(d["settings"], sort_keys=True): d["fingerprint"] for d in _read(path)["data"]})
 
 
 def check_same(path: Path, now: Plan) -> None:
@@ -169,21 +221,57 @@ def check_same(path: Path, now: Plan) -> None:
 
     Args:
         path: ``plan.json`` of the folder.
-        now: What the sweep file says today.
+        now: What sweep file and data say today.
 
     Raises:
-        ConfigError: The sweep file was changed in between.
+        ConfigError: The data or the sweep file were changed in between.
         ArtifactError: ``plan.json`` is damaged.
     """
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        before = {trial["name"] for trial in body["trials"]}
-        adaptive = bool(body["adaptive"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}; start the sweep under another name") from error
+    body = _read(path)
+    check_contents(path, now.contents)
+    before = {trial["name"] for trial in body["trials"]}
     after = set() if now.adaptive else {trial.name for trial in now.trials}
-    if adaptive != now.adaptive or before != after:
+    if bool(body["adaptive"]) != now.adaptive or before != after:
         raise ConfigError(
             f"{path} was made from another sweep: {len(before - after)} of its {len(before)} trials are no longer "
             f"asked for, {len(after - before)} are new; resume with {path.with_name('sweep.yaml')}, or change `name`"
         )
+
+
+def check_contents(path: Path, now: Mapping[str, str]) -> None:
+    """Compare the content of datasets with what a sweep was started with.
+
+    Args:
+        path: ``plan.json`` of the sweep's folder.
+        now: Fingerprints by ``data.dataset_key``.
+
+    Raises:
+        ConfigError: A dataset has another content now.
+        ArtifactError: ``plan.json`` is damaged.
+    """
+    before = recorded_contents(path).known
+    for key, fingerprint in now.items():
+        if before.get(key, fingerprint) != fingerprint:
+            settings = json.loads(key)
+            origin = f"data.path={settings['path']}" if "path" in settings else f"data={settings['name']}"
+            raise ConfigError(
+                f"the data behind {origin} have changed since this sweep was started: other images, labels or class "
+                f"names were read then (see {path}); restore them and resume, or start a sweep of another name "
+                "(name=...), which trains its own models"
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read ``plan.json``, with all that is looked for in it."""
+    try:
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if body["schema_version"] != PLAN_SCHEMA:
+            raise ValueError(f"it has schema version {body['schema_version']}, not {PLAN_SCHEMA}")
+        for trial in body["trials"]:
+            str(trial["name"])
+        for data in body["data"]:
+            str(data["settings"]), str(data["fingerprint"])
+        bool(body["adaptive"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}; start the sweep under another name") from error
+    return body

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mea_ray.config import SweepConfig
-from mea_ray.core.errors import ConfigError, MeaRayError
+from mea_ray.config import ExperimentConfig, SweepConfig
+from mea_ray.core.errors import DataError
 from mea_ray.core.versions import command_line
 from mea_ray.experiment.artifacts import Store
+from mea_ray.experiment.data import Contents
+from mea_ray.experiment.ports import Role
 from mea_ray.service.naming import NAMESPACE
 from mea_ray.storage.files import PATIENCE
 from mea_ray.sweep import cluster, events, search
@@ -25,10 +27,11 @@ from mea_ray.sweep.broker import Broker, ServiceSpec, needs
 from mea_ray.sweep.callback import Finisher
 from mea_ray.sweep.event_log import EventLog
 from mea_ray.sweep.folder import Results, SweepFolder
+from mea_ray.sweep.loading import Loaded, load, result_of
 from mea_ray.sweep.modules import modules_to_send
-from mea_ray.sweep.plan import Plan, PlannedTrial, plan
+from mea_ray.sweep.plan import Draft, Plan, PlannedTrial, draft, plan, recorded_contents
 from mea_ray.sweep.sink import EventSink, SinkSender
-from mea_ray.sweep.trainable import TrialContext, load_data, train_model, tune_trial
+from mea_ray.sweep.trainable import TrialContext, train_model, tune_trial
 from mea_ray.sweep.trial import Work, run_trial
 from mea_ray.sweep.wandb_nodes import NodeWandb
 from mea_ray.tracking import trackers
@@ -80,9 +83,77 @@ def run_sweep(
     """
     address = cluster.check_address(address)
     search.check_metric(sweep)
-    the_plan = plan(sweep)
+    drafts = draft(sweep)
     py_modules = modules_to_send(sweep.resolved(), sweep.base.resources.py_modules, address)
     folder = SweepFolder(sweep.base.storage, sweep.name)
+    folder.storage.check_writable()
+    pending, known = _pending(sweep, drafts, folder, folder.begun(resume=resume))
+    with contextlib.ExitStack() as stack:
+        if not pending:
+            return _run(
+                sweep, plan(sweep, _read_again(drafts, known), drafts), folder, None, on_event, work, resume=True
+            )
+        stack.enter_context(cluster.quiet())
+        ray = stack.enter_context(cluster.ray_cluster(address, py_modules))
+        demand = _demand(sweep, [each.config for each in pending])
+        at_once = cluster.wait_for_room(demand, ray, sweep.cluster_wait_s)
+        data = load(ray, pending, known)
+        start = _Start(ray, demand, at_once, data)
+        return _run(sweep, plan(sweep, data.contents, drafts), folder, start, on_event, work, resume=resume)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A Ray that has room for the sweep, with the sweep's data in its object store."""
+
+    ray: Any
+    demand: cluster.Demand
+    at_once: int
+    data: Loaded
+
+
+def _pending(sweep: SweepConfig, drafts: list[Draft], folder: SweepFolder, begun: bool) -> tuple[list[Draft], Contents]:
+    """Return the experiments that may have to be run, and the content of the data that the sweep was started with."""
+    if not begun:
+        return drafts, Contents()
+    known = recorded_contents(folder.path / "plan.json")
+    done = {result.trial for result in folder.results()}
+    if sweep.search.name == "optuna":
+        return (drafts if len(done) < sweep.search.samples else []), known
+    return [each for each in drafts if each.name(known) not in done], known
+
+
+def _read_again(drafts: list[Draft], known: Contents) -> Contents:
+    """Read the data of a finished sweep again, to notice whether they have changed; trust the plan if they are gone."""
+    try:
+        now = Contents()
+        for each in drafts:
+            now.of(each.config)
+    except DataError:
+        return known
+    return now
+
+
+def _demand(sweep: SweepConfig, configs: list[ExperimentConfig]) -> cluster.Demand:
+    """Return what the experiments need of the cluster."""
+    services, replica, replicas = needs(configs, sweep.max_services)
+    if sweep.search.name == "optuna" and any(path.startswith(("victim.", "data.", "service.")) for path in sweep.space):
+        services = sweep.max_services
+    reserved = sweep.base.resources
+    return cluster.Demand(services, replica, replicas, reserved.trial, reserved.victim, reserved.placement)
+
+
+def _run(
+    sweep: SweepConfig,
+    the_plan: Plan,
+    folder: SweepFolder,
+    start: _Start | None,
+    on_event: events.OnEvent | None,
+    work: Work,
+    *,
+    resume: bool,
+) -> SweepOutcome:
+    """Run what is left of a planned sweep; nothing is left without a ``start``."""
     folder.open(sweep, the_plan, resume=resume)
     found = folder.results()
     done = {result.trial for result in found}
@@ -115,16 +186,14 @@ def run_sweep(
             sweep.base.resources.storage_patience_s, folder.marker, lambda text: tell(events.Warned(text))
         )
         with contextlib.ExitStack() as stack:
-            if samples > 0:
+            if start is not None:
                 stack.enter_context(patience)
-                stack.enter_context(cluster.quiet())
-                ray = stack.enter_context(cluster.ray_cluster(address, py_modules))
-                wandb.attach(ray)
+                wandb.attach(start.ray)
                 stack.callback(wandb.detach)
             for trial in sorted(done):  # a driver that was killed may have shown none of them
                 finisher.show(trial)
-            if samples > 0:
-                _Driver(sweep, the_plan, folder, finisher, tell, ray, work).run(left, samples)
+            if start is not None:
+                _Driver(sweep, the_plan, folder, finisher, tell, start, work).run(left, samples)
             results = folder.results()
             finisher.drain()
             shown.summarize(results)
@@ -176,26 +245,17 @@ class _Driver:
         folder: SweepFolder,
         finisher: Finisher,
         tell: _Teller,
-        ray: Any,
+        start: _Start,
         work: Work,
     ) -> None:
         self.sweep, self.plan, self.folder = sweep, the_plan, folder
-        self.finisher, self.tell, self.ray, self.work = finisher, tell, ray, work
+        self.finisher, self.tell, self.start, self.ray, self.work = finisher, tell, start, start.ray, work
 
     def run(self, left: list[PlannedTrial], samples: int) -> None:
-        ray, base = self.ray, self.sweep.base
-        planned = left or list(self.plan.trials)
-        configs = [trial.config for trial in planned]
-        services, replica, replicas = needs(configs, self.sweep.max_services)
-        if self.plan.adaptive and any(path.startswith(("victim.", "data.", "service.")) for path in self.sweep.space):
-            services = self.sweep.max_services
-        reserved = base.resources
-        demand = cluster.Demand(services, replica, replicas, reserved.trial, reserved.victim, reserved.placement)
-        at_once = cluster.wait_for_room(demand, ray, self.sweep.cluster_wait_s)
-        if self.sweep.cluster_wait_s:
-            at_once = samples  # trials that find no room yet are what makes the cluster grow further
+        demand, data = self.start.demand, self.start.data.references
+        # With an autoscaler, trials that find no room yet are what makes the cluster grow further.
+        at_once = samples if self.sweep.cluster_wait_s else self.start.at_once
         with self._events() as tell:
-            data = self._load(planned)
             if not self.plan.adaptive:
                 left = self._prefetch(left, data, tell)
                 samples = len(left)
@@ -203,7 +263,9 @@ class _Driver:
                 return
             with cluster.services_group(demand) as group, self._broker(demand, group, tell) as broker:
                 points = {trial.name: trial.point for trial in left}
-                context = TrialContext(self.sweep, self.folder, broker, tell, points, self.work)
+                context = TrialContext(
+                    self.sweep, self.folder, broker, tell, points, self.start.data.contents, self.work
+                )
                 self.finisher.begin(context)
                 self._prepare(broker, left, demand.services)
                 self._tune(context, data, samples, at_once)
@@ -242,29 +304,10 @@ class _Driver:
             self.finisher.before_telling = lambda: None
             ray.kill(sink)
 
-    def _load(self, planned: list[PlannedTrial]) -> dict[str, Any]:
-        """Load each distinct data once into the object store, and hold every experiment against its data."""
-        from mea_ray.experiment.checks import check
-
-        ray = self.ray
-        first = {trial.data: trial for trial in reversed(planned)}
-        loaders = {
-            name: ray.remote(load_data).options(num_cpus=trial.config.resources.victim.cpus).remote(trial.config)
-            for name, trial in first.items()
-        }
-        loaded = {name: _get(ray, reference) for name, reference in loaders.items()}
-        for trial in planned:
-            try:
-                check(trial.config, loaded[trial.data])
-            except ConfigError as error:
-                where = ", ".join(f"{path}={value!r}" for path, value in trial.point.items())
-                raise ConfigError(f"trial at {where or 'the base'}: {error}") from None
-        return loaders
-
     def _prefetch(self, left: list[PlannedTrial], data: Mapping[str, Any], tell: SinkSender) -> list[PlannedTrial]:
         """Train every distinct victim and null model, in parallel; return the trials whose models are there."""
         ray = self.ray
-        wanted: dict[str, tuple[Literal["victim", "null"], PlannedTrial, int]] = {}
+        wanted: dict[str, tuple[Role, PlannedTrial, int]] = {}
         for trial in left:
             wanted.setdefault(trial.victim, ("victim", trial, 0))
             for index, name in enumerate(trial.nulls):
@@ -275,7 +318,7 @@ class _Driver:
             task = ray.remote(train_model).options(
                 num_cpus=reserved.cpus, num_gpus=reserved.gpus, max_retries=self.sweep.max_failures
             )
-            reference = task.remote(role, trial.config, index, name, data[trial.data], self.folder, tell)
+            reference = task.remote(role, trial, index, data[trial.splits], self.folder, tell)
             tasks[reference] = name
         lost: dict[str, str] = {}
         waiting = list(tasks)
@@ -284,7 +327,7 @@ class _Driver:
                 ready, waiting = ray.wait(waiting, timeout=1.0)
                 for reference in ready:
                     try:
-                        _get(ray, reference)
+                        result_of(ray, reference)
                     except Exception as error:  # whatever broke one model must not break the trials of others
                         lost[tasks[reference]] = f"{type(error).__name__}: {error}"
         except BaseException:
@@ -357,7 +400,7 @@ class _Driver:
         space: dict[str, Any] = {}
         searcher = None
         if self.plan.adaptive:
-            begun = [trial.point() for trial in self.folder.trials() if self.folder.result(trial.path.name) is None]
+            begun = [trial.point() for trial in self.folder.trials() if self.folder.result(trial.folder.name) is None]
             searcher = search.optuna_search(self.sweep, self.folder.results(), [p for p in begun if p is not None])
         else:
             space, samples = {"trial": tune.grid_search(list(context.points))}, 1
@@ -384,13 +427,3 @@ class _Driver:
         ).fit()
         if self.finisher.interrupted(context.points or None, samples):
             raise KeyboardInterrupt
-
-
-def _get(ray: Any, reference: Any) -> Any:
-    """Get a task's result; an error of ours is raised as itself, not wrapped in Ray's."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, MeaRayError):
-            raise error.cause from None
-        raise

@@ -10,10 +10,10 @@ from mea_ray.config import SweepConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import nearest
 from mea_ray.core.seeding import derive
+from mea_ray.results.numbers import METRICS, trial_metrics
 from mea_ray.results.records import TrialResult
 from mea_ray.sweep.objective import JUDGED, searcher_class
 from mea_ray.sweep.space import Axis, Point, axes
-from mea_ray.sweep.trial import METRICS, metrics_of
 
 
 def check_metric(sweep: SweepConfig) -> None:
@@ -118,5 +118,5 @@ def optuna_search(sweep: SweepConfig, finished: Iterable[TrialResult], begun: It
     )
     for point, result in told:
         if result.rungs:
-            searcher.add_finished(point, metrics_of(result.rungs[-1], result.victim_report, result.null_reports))
+            searcher.add_finished(point, trial_metrics(result, result.rungs[-1]))
     return searcher

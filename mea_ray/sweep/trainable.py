@@ -6,21 +6,24 @@ import os
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mea_ray.config import ExperimentConfig, SweepConfig
 from mea_ray.core.errors import ServiceUnavailable, StorageUnavailable
 from mea_ray.experiment.artifacts import Store
+from mea_ray.experiment.data import Contents, load_splits
+from mea_ray.experiment.ports import Role
+from mea_ray.results.numbers import METRICS
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.objective import JUDGED, judged
 from mea_ray.sweep.plan import PlannedTrial
 from mea_ray.sweep.search import point_of
 from mea_ray.sweep.space import Point, experiment_at
-from mea_ray.sweep.trial import METRICS, Tools, Work, epoch_events, run_trial
+from mea_ray.sweep.trial import Tools, Work, epoch_events, run_trial
 
 if TYPE_CHECKING:
-    from mea_ray.experiment.checks import Prepared
+    from mea_ray.core.types import Splits
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class TrialContext:
         tell: Where events go.
         points: The trials' points by name; empty for an adaptive search. Every trial gets all of them, so that they
             are points and not whole experiments.
+        contents: Fingerprints of the sweep's data.
         work: What a trial does.
     """
 
@@ -42,12 +46,13 @@ class TrialContext:
     broker: Any
     tell: events.OnEvent
     points: Mapping[str, Point]
+    contents: Contents
     work: Work = run_trial
 
     def planned(self, config: Mapping[str, Any]) -> PlannedTrial:
         """Return the trial that Tune asks for."""
         point = self.points[config["trial"]] if "trial" in config else point_of(self.sweep, config)
-        return PlannedTrial.of(experiment_at(self.sweep, point), point)
+        return PlannedTrial.of(experiment_at(self.sweep, point), point, self.contents)
 
     def name_of(self, config: Mapping[str, Any]) -> str:
         """Return its name."""
@@ -83,11 +88,9 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
     use_resources(role.cpus, role.gpus)
     trial = context.planned(config)
 
-    def prepared() -> Prepared:
-        from mea_ray.experiment.run import prepare
-
+    def load() -> Splits:
         # Mapped from the object store, not copied; only a search that varies the data itself has to load here.
-        loaded: Prepared = ray.get(data[trial.data]) if trial.data in data else prepare(trial.config)
+        loaded: Splits = ray.get(data[trial.splits]) if trial.splits in data else load_splits(trial.config)
         return loaded
 
     context.folder.be_patient(context.sweep.base.resources.storage_patience_s, context.tell)
@@ -97,7 +100,7 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
 
     tools = Tools(context.folder, context.broker, context.tell, report)
     try:
-        context.work(trial, prepared, tools, os.getpid(), ray.get_runtime_context().get_node_id())
+        context.work(trial, load, tools, os.getpid(), ray.get_runtime_context().get_node_id())
     except (ServiceUnavailable, StorageUnavailable, RayError):
         raise
     except Exception as error:
@@ -106,40 +109,30 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
         report(dict.fromkeys(METRICS, float("nan")))
 
 
-def load_data(config: ExperimentConfig) -> Prepared:
+def load_data(config: ExperimentConfig) -> Splits:
     """Load and split data; as a task, its result is in the object store once for all."""
-    from mea_ray.experiment.run import prepare
-
-    return prepare(config)
+    return load_splits(config)
 
 
 def train_model(
-    role: Literal["victim", "null"],
-    config: ExperimentConfig,
-    index: int,
-    name: str,
-    prepared: Prepared,
-    folder: SweepFolder,
-    tell: events.OnEvent,
+    role: Role, trial: PlannedTrial, index: int, data: Splits, folder: SweepFolder, tell: events.OnEvent
 ) -> None:
     """Get or train one victim or null model into the storage.
 
     Args:
         role: What it is.
-        config: An experiment that uses it.
+        trial: A trial that uses it.
         index: Which null model.
-        name: Name of its artifact.
-        prepared: Its data.
+        data: Its data.
         folder: The sweep's folder.
         tell: Where events go.
     """
-    reserved = config.resources.victim
-    use_resources(reserved.cpus, reserved.gpus)
+    from mea_ray.experiment.model_sources import StoredModels
+
+    config = trial.config
+    use_resources(config.resources.victim.cpus, config.resources.victim.gpus)
     folder.be_patient(config.resources.storage_patience_s, tell)
-    store = Store(folder.storage, tell=lambda text: tell(events.Warned(text)))
-    on_epoch = epoch_events(role, name, config.victim.training.epochs, tell)
-    if role == "victim":
-        path = store.get_or_train_victim(config, lambda: prepared, on_epoch)
-    else:
-        path = store.get_or_train_null(config, index, lambda: prepared, on_epoch)
-    tell(events.ModelReady(role, name, str(path)))
+    store = Store(folder.storage, warn=lambda text: tell(events.Warned(text)))
+    models = StoredModels(store, config, data, trial.names, epoch_events(config.victim.training.epochs, tell))
+    path = models.victim_folder() if role == "victim" else models.null_folder(index)
+    tell(events.ModelReady(role, path.name, str(path)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
-from mea_ray.results.records import RungResult, TrialResult
+from mea_ray.results.numbers import rung_metrics
+from mea_ray.results.records import TrialResult
 
 CURVE_POINTS = 500
 """Points of an attack's own curve that a tracker is sent."""
@@ -34,41 +34,6 @@ def groups_of(result: TrialResult) -> dict[str, str]:
         "seed": f"seed-{result.config.get('seed', 0)}",
         "setting": setting[:120] or "all trials",
     }
-
-
-def null_wsr(result: TrialResult) -> float | None:
-    """Return the mean WSR of the null models, in [0, 1]; None without a key."""
-    rates = [report.wsr.rate for report in result.null_reports if report.wsr is not None]
-    return fmean(rates) if rates else None
-
-
-def stolen_null_wsr(result: TrialResult) -> float | None:
-    """Return the mean WSR of substitutes of null models, in [0, 1]; None if none was made."""
-    rates = [rung.report.wsr.rate for rung in result.stolen_nulls if rung.report.wsr is not None]
-    return fmean(rates) if rates else None
-
-
-def rung_metrics(result: TrialResult, rung: RungResult) -> dict[str, float | int]:
-    """Return one point of the robustness curve: ``queries`` (the x axis) and every number that exists there."""
-    report = rung.report
-    numbers = {
-        "queries": rung.queries,
-        "budget": rung.budget,
-        "wsr": report.wsr.rate if report.wsr else None,
-        "wsr_low": report.wsr.low if report.wsr else None,
-        "wsr_high": report.wsr.high if report.wsr else None,
-        "wfpr": report.wfpr_mean,
-        "wfpr_classes": report.wfpr_classes.rate if report.wfpr_classes else None,
-        "accuracy": report.accuracy,
-        "knn_accuracy": report.knn_accuracy,
-        "fidelity": report.fidelity,
-        "p_value": report.p_value,
-        "null_wsr": null_wsr(result),
-        "stolen_null_wsr": stolen_null_wsr(result),
-        "train_seconds": rung.seconds,
-        "train_epochs": rung.epochs,
-    }
-    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:

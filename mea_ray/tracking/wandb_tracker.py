@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+from mea_ray.results.numbers import rung_metrics
 from mea_ray.results.records import TrialResult
 from mea_ray.storage.remote import Storage
-from mea_ray.tracking.rows import aftermath, attack_curves, flatten, groups_of, owner_saw, rows, rung_metrics
+from mea_ray.tracking.rows import aftermath, attack_curves, flatten, groups_of, owner_saw, rows
 
 _CURVES = (
     "wsr",

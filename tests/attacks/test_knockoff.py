@@ -25,7 +25,8 @@ from mea_ray.config import ExperimentConfig, build
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.experiment.checks import build_network
-from mea_ray.experiment.run import prepare, run_attack
+from mea_ray.experiment.data import load_splits
+from mea_ray.experiment.theft import run_attack
 from mea_ray.models.base import ImageModel
 
 CLASSES, SHAPE, ARMS, GOOD = 3, (1, 8, 8), 5, 2
@@ -484,12 +485,12 @@ def test_the_labels_of_every_pool_reach_the_policy(pool: Any, classes: int) -> N
     config = build(
         ExperimentConfig, {"data": "digits", "splits": {"thief_pool": pool}, "victim": small, "thief": thief | small}
     )
-    prepared = prepare(config)
-    victim = build_network(config.victim.model, prepared).eval()
+    data = load_splits(config)
+    victim = build_network(config.victim.model, data.shape, data.classes).eval()
     ledger, transfer = Ledger(None), TransferSet()
     ledger.register("thief", 64, None)
     blackbox = LocalBlackBox(victim, config.service.policy.build(), ledger, "thief", pass_images=32)
-    rungs = list(run_attack(config, prepared, blackbox, transfer))
+    rungs = list(run_attack(config, data, blackbox, transfer))
     assert ledger.charged("thief") == len(np.unique(transfer.indices)) == rungs[-1].queries == 64
     logged = {name for name in rungs[-1].curves if name.startswith("policy/")}
     assert logged == {f"policy/{label}" for label in range(classes)}

@@ -16,7 +16,8 @@ from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.core.errors import BadQuery, ConfigError, OverBudget
 from mea_ray.core.types import BlackBox
-from mea_ray.experiment import run as pipeline
+from mea_ray.experiment.local import run_in_memory, run_local
+from mea_ray.experiment.theft import account_budgets
 from mea_ray.models.build import build_model
 
 SHAPE = (1, 8, 8)
@@ -148,9 +149,9 @@ def test_a_killed_thief_with_two_accounts_is_charged_once_and_steals_the_same(
         "victim__watermark__name": "none",
         "thief__budgets": [201, 401],
     }
-    colluding = config(**quick, thief__accounts=2)
-    assert pipeline.accounts_to_register(colluding, "thief") == {"thief-1": 201, "thief-2": 200}
-    answer = pipeline.LocalBlackBox.query
+    colluding = config(**quick, thief__accounts=2, storage=str(tmp_path / "killed"))
+    assert account_budgets(colluding, "thief") == {"thief-1": 201, "thief-2": 200}
+    answer = LocalBlackBox.query
     asked: list[str] = []
 
     def dying(self: Any, images: Any) -> Any:
@@ -161,15 +162,16 @@ def test_a_killed_thief_with_two_accounts_is_charged_once_and_steals_the_same(
             raise ConnectionError("the thief's process dies here")
         return answers
 
-    monkeypatch.setattr(pipeline.LocalBlackBox, "query", dying)
+    monkeypatch.setattr(LocalBlackBox, "query", dying)
     with pytest.raises(ConnectionError):
-        pipeline.run(colluding, tmp_path / "killed")
-    resumed = pipeline.run(colluding, tmp_path / "killed")
-    assert asked[:5] == ["thief-1", "thief-2", "thief-1", "thief-2", "thief-1"]
+        run_local(colluding)
+    resumed = run_local(colluding).result
+    name = resumed.trial
+    assert asked[:5] == [f"{name}-1", f"{name}-2", f"{name}-1", f"{name}-2", f"{name}-1"]
     assert resumed.queries_charged == 401
-    assert {client: log.images for client, log in resumed.query_log.items()} == {"thief-1": 201, "thief-2": 200}
-    whole = pipeline.run(colluding, tmp_path / "whole")
-    alone = pipeline.run(config(**quick))
+    assert {client: log.images for client, log in resumed.query_log.items()} == {f"{name}-1": 201, f"{name}-2": 200}
+    whole = run_in_memory(colluding)
+    alone = run_in_memory(config(**quick))
     assert resumed.query_log == whole.query_log
     (single,) = alone.query_log.values()
     assert single.images == 401 and single.classes == [

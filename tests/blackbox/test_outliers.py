@@ -18,9 +18,12 @@ from mea_ray.blackbox.prada import query_log_record
 from mea_ray.blackbox.query_log import QueryLog
 from mea_ray.config import ExperimentConfig, build, write_yaml
 from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.types import Splits
 from mea_ray.evaluation import metrics
-from mea_ray.experiment import run as pipeline
-from mea_ray.experiment.serving import answer_policy, stored_owners_images
+from mea_ray.experiment.answers import answer_policy, stored_owners_images
+from mea_ray.experiment.data import load_splits
+from mea_ray.experiment.local import run_in_memory
+from mea_ray.experiment.owner import train_victim
 from mea_ray.models.base import ImageModel
 from mea_ray.training.checkpoint import save_model
 
@@ -42,30 +45,30 @@ def config(**policy: Any) -> ExperimentConfig:
 
 
 @pytest.fixture(scope="module")
-def prepared() -> pipeline.Prepared:
-    return pipeline.prepare(config())
+def data() -> Splits:
+    return load_splits(config())
 
 
 @pytest.fixture(scope="module")
-def victim(prepared: pipeline.Prepared) -> ImageModel:
-    return pipeline.train_victim(config(), prepared).model
+def victim(data: Splits) -> ImageModel:
+    return train_victim(config(), data).model
 
 
-def served(victim: ImageModel, prepared: pipeline.Prepared, log: QueryLog, **params: Any) -> LocalBlackBox:
+def served(victim: ImageModel, data: Splits, log: QueryLog, **params: Any) -> LocalBlackBox:
     policy = POLICIES.build("lof", contamination=CONTAMINATION, **params)
-    policy = answer_policy(policy, victim, None, lambda: prepared.splits.victim_train.images, pass_images=16)
+    policy = answer_policy(policy, victim, None, lambda: data.victim_train.images, pass_images=16)
     return LocalBlackBox(victim, policy, log=log, pass_images=16)
 
 
 @pytest.mark.parametrize("on", ["features", "pixels"])
 def test_noise_is_flagged_and_clean_images_pass_at_about_the_contamination(
-    victim: ImageModel, prepared: pipeline.Prepared, on: str
+    victim: ImageModel, data: Splits, on: str
 ) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (200, *prepared.shape), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (200, *data.shape), dtype=np.uint8)
     rates = []
-    for images in (prepared.splits.victim_train.images[:500], prepared.splits.test.images[:200], noise):
+    for images in (data.victim_train.images[:500], data.test.images[:200], noise):
         log = QueryLog()
-        served(victim, prepared, log, on=on).query(images)
+        served(victim, data, log, on=on).query(images)
         found = query_log_record(log.of("thief"), 10)
         assert found.images == len(images) and found.marked == 0
         rates.append(found.flagged / len(images))
@@ -75,12 +78,12 @@ def test_noise_is_flagged_and_clean_images_pass_at_about_the_contamination(
     assert abnormal > (0.95 if on == "pixels" else 2 * owned)
 
 
-def test_what_is_flagged_is_what_scikit_learn_flags(victim: ImageModel, prepared: pipeline.Prepared) -> None:
+def test_what_is_flagged_is_what_scikit_learn_flags(victim: ImageModel, data: Splits) -> None:
     policy = OutlierFilter(neighbours=7, contamination=CONTAMINATION, on="pixels", fitted=300)
-    chosen = policy.choose(prepared.splits.victim_train.images)
+    chosen = policy.choose(data.victim_train.images)
     assert len(chosen) == 300
     policy.fit(policy.pixels(chosen))
-    images = prepared.splits.test.images[:150]
+    images = data.test.images[:150]
     plain = LocalOutlierFactor(n_neighbors=7, novelty=True, contamination=CONTAMINATION, algorithm="brute")
     plain.fit(chosen.reshape(300, -1) / 255)
     response = policy.respond(metrics.probabilities(victim, images), images)
@@ -88,13 +91,11 @@ def test_what_is_flagged_is_what_scikit_learn_flags(victim: ImageModel, prepared
     assert 0 < response.flagged.sum() < 150
 
 
-def test_only_flagged_answers_change_and_they_are_the_same_when_asked_again(
-    victim: ImageModel, prepared: pipeline.Prepared
-) -> None:
-    noise = np.random.default_rng(1).integers(0, 256, (300, *prepared.shape), dtype=np.uint8)
-    images = np.concatenate([prepared.splits.test.images[:60], noise])
+def test_only_flagged_answers_change_and_they_are_the_same_when_asked_again(victim: ImageModel, data: Splits) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (300, *data.shape), dtype=np.uint8)
+    images = np.concatenate([data.test.images[:60], noise])
     plain = LocalBlackBox(victim, pass_images=16).query(images)
-    box = served(victim, prepared, QueryLog(), on="pixels")
+    box = served(victim, data, QueryLog(), on="pixels")
     answers = box.query(images)
     policy = box._passes.policy
     flagged = respond(policy, plain, images).flagged
@@ -105,16 +106,16 @@ def test_only_flagged_answers_change_and_they_are_the_same_when_asked_again(
     assert abs(kept - 0.1) < 4 * np.sqrt(0.09 / flagged.sum())
     order = np.random.default_rng(2).permutation(len(images))
     assert np.array_equal(box.query(images[order]), answers[order])
-    other = served(victim, prepared, QueryLog(), on="pixels", seed=1).query(images)
+    other = served(victim, data, QueryLog(), on="pixels", seed=1).query(images)
     assert not np.array_equal(other[flagged], answers[flagged]), "the order is the owner's secret"
 
 
-def test_the_wording_is_any_policy_of_a_classifier(victim: ImageModel, prepared: pipeline.Prepared) -> None:
-    images = np.random.default_rng(1).integers(0, 256, (40, *prepared.shape), dtype=np.uint8)
-    full = served(victim, prepared, QueryLog(), on="pixels").query(images)
+def test_the_wording_is_any_policy_of_a_classifier(victim: ImageModel, data: Splits) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (40, *data.shape), dtype=np.uint8)
+    full = served(victim, data, QueryLog(), on="pixels").query(images)
     for wording in ("label_only", {"name": "top_k", "k": 2}):
         name, params = (wording, {}) if isinstance(wording, str) else (wording["name"], {"k": 2})
-        said = served(victim, prepared, QueryLog(), on="pixels", wording=wording).query(images)
+        said = served(victim, data, QueryLog(), on="pixels", wording=wording).query(images)
         assert np.array_equal(said, POLICIES.build(name, **params).apply(full, images))  # type: ignore[arg-type]
     for bad in ("lof", "embedding", {"k": 2}):
         with pytest.raises(ConfigError, match="wording"):
@@ -138,27 +139,25 @@ def test_it_does_not_answer_before_it_knows_what_is_normal() -> None:
     assert isinstance(fitted.respond(p, images, np.zeros((2, 3), np.float32)), Response)
 
 
-def test_a_replica_finds_the_owners_images_by_the_config_beside_the_model(
-    tmp_path: Path, prepared: pipeline.Prepared
-) -> None:
+def test_a_replica_finds_the_owners_images_by_the_config_beside_the_model(tmp_path: Path, data: Splits) -> None:
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         stored_owners_images(tmp_path)
     tree = {**config().resolved(), "splits": {"thief_pool": "noise"}}  # whose pool is not loaded for it
     write_yaml(build(ExperimentConfig, tree), tmp_path / "config.yaml")
-    assert np.array_equal(stored_owners_images(tmp_path), prepared.splits.victim_train.images)
+    assert np.array_equal(stored_owners_images(tmp_path), data.victim_train.images)
 
 
 def test_the_service_flags_what_one_process_flags(
-    ray_session: None, tmp_path: Path, victim: ImageModel, prepared: pipeline.Prepared
+    ray_session: None, tmp_path: Path, victim: ImageModel, data: Splits
 ) -> None:
     from mea_ray.service.pool import VictimService
 
     save_model(tmp_path, victim, {})
     write_yaml(config(), tmp_path / "config.yaml")
-    noise = np.random.default_rng(3).integers(0, 256, (40, *prepared.shape), dtype=np.uint8)
-    images = np.concatenate([prepared.splits.test.images[:60], noise])
+    noise = np.random.default_rng(3).integers(0, 256, (40, *data.shape), dtype=np.uint8)
+    images = np.concatenate([data.test.images[:60], noise])
     log = QueryLog()
-    expected = served(victim, prepared, log).query(images)
+    expected = served(victim, data, log).query(images)
     policy = {"name": "lof", "contamination": CONTAMINATION}
     service = VictimService.start(tmp_path, "wary", cpus_per_replica=0.5, pass_images=16, policy=policy)
     try:
@@ -172,5 +171,6 @@ def test_the_service_flags_what_one_process_flags(
 
 
 def test_an_experiment_runs_behind_it() -> None:
-    result = pipeline.run(config(wording="label_only"))
-    assert result.query_log["thief"].images == 60 and result.query_log["thief"].flagged < 20
+    result = run_in_memory(config(wording="label_only"))
+    (log,) = result.query_log.values()
+    assert log.images == 60 and log.flagged < 20

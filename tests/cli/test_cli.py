@@ -235,17 +235,18 @@ def test_run_is_a_sweep_of_one_trial(
 def test_run_local_needs_no_ray(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mea_ray.experiment import run as pipeline
+    from mea_ray.experiment import local
 
-    def run(config: Any, storage: Path, on_epoch: Callable[[dict[str, Any]], None]) -> Any:
-        on_epoch({"stage": "embed", "epoch": 1})
-        return trial("alone", config=config.resolved())
+    def run(config: Any, name: str, *, on_epoch: Callable[..., None], warn: Callable[[str], None]) -> local.LocalRun:
+        on_epoch("victim", "v", {"stage": "embed", "epoch": 1})
+        result = trial("alone", config=config.resolved())
+        result.save(tmp_path / "local" / name / "results" / "alone.json")
+        return local.LocalRun(result, tmp_path / "local" / name, found=True)
 
-    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(local, "run_local", run)
     assert cli.main(["run", str(experiment), "--local"]) == cli.OK
-    (result,) = tmp_path.glob("local/my-experiment-*/results/alone.json")
-    assert json.loads(result.read_text())["trial"] == "alone"
-    assert (result.parents[1] / "report.html").exists()
+    assert (tmp_path / "local" / "my-experiment" / "report.html").exists()
+    assert "finished before" in capsys.readouterr().err
 
 
 def test_plan_says_what_it_will_cost(sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

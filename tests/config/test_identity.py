@@ -15,9 +15,7 @@ from mea_ray.config import ExperimentConfig, SplitsConfig, build, digest, identi
 from mea_ray.config.components import CombinerChoice, DataChoice, RemovalChoice
 from mea_ray.core.settings import Settings
 from mea_ray.data import DATASETS
-from mea_ray.experiment.artifacts import null_id, victim_id
 from mea_ray.removal import REMOVALS
-from mea_ray.sweep.plan import trial_name
 from mea_ray.watermarks import WATERMARKS
 
 CASES = json.loads(golden.FILE.read_text(encoding="utf-8"))
@@ -54,7 +52,7 @@ def test_only_what_differs_from_the_defaults_is_in_it() -> None:
 
 def test_a_default_that_is_spelt_out_changes_no_name() -> None:
     config = experiment(victim__watermark__target_class=5)
-    assert trial_name(build(ExperimentConfig, config.resolved())) == trial_name(config)
+    assert golden.names_of(build(ExperimentConfig, config.resolved())) == golden.names_of(config)
     assert identity(build(ExperimentConfig, config.resolved())) == identity(config)
 
 
@@ -153,22 +151,22 @@ def test_an_option_that_does_nothing_renames_nothing_and_another_version_does(
 ) -> None:
     install(Clock)
     before = experiment(**settings)
-    names = trial_name(before), victim_id(before), null_id(before, 0)
+    names = golden.names_of(before)
     install(GrownClock)
     grown = experiment(**settings)
-    assert (trial_name(grown), victim_id(grown), null_id(grown, 0)) == names
+    assert golden.names_of(grown) == names
     install(OtherClock)
-    assert trial_name(experiment(**settings)) != names[0]
+    assert golden.names_of(experiment(**settings))["trial"] != names["trial"]
 
 
 def test_another_version_of_a_default_component_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = victim_id(load_experiment(None))
+    before = golden.names_of(load_experiment(None))
     monkeypatch.setattr(WATERMARKS.resolve("mea_defender"), "version", 2, raising=False)
     monkeypatch.setattr(REMOVALS.resolve("pruning"), "version", 5, raising=False)
     config = load_experiment(None)
     assert identity(config) == {"victim": {"watermark": {"name": "mea_defender", "@version": 2}}}
-    assert victim_id(config) != before
-    assert null_id(config, 0) == next(case for case in CASES if not case["settings"])["names"]["null"]
+    now = golden.names_of(config)
+    assert now["victim"] != before["victim"] and now["null"] == before["null"]
     assert identity(RemovalChoice(name="chain")) == {
         "name": "chain",
         "steps": [{"name": "fine_tuning"}, {"name": "pruning", "@version": 5}],

@@ -17,7 +17,7 @@ from mea_ray.detection.base import Detection, Trigger
 from mea_ray.detection.neural_cleanse import anomaly
 from mea_ray.detection.queries import Strip, halves
 from mea_ray.evaluation import metrics
-from mea_ray.experiment.detecting import reversed_trigger
+from mea_ray.experiment.aftermath import reversed_trigger
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.report import detections, html

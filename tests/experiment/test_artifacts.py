@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from mea_ray.config import ExperimentConfig, Tree, build, merge
 from mea_ray.core.errors import ArtifactError, ConfigError
-from mea_ray.experiment.artifacts import Store, check, null_id, read_info, victim_id
+from mea_ray.experiment.artifacts import Store, check, read_info
 from mea_ray.storage.lease import Lease
 from mea_ray.storage.remote import Storage
 
@@ -55,27 +55,6 @@ def wait_for(path: Path, seconds: float = 20) -> None:
     while not path.exists():
         assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.02)
-
-
-def test_a_victim_is_named_by_what_made_it_and_by_nothing_else(config: ExperimentConfig) -> None:
-    name = victim_id(config)
-    for same in ("thief__budgets", [5]), ("seed", 3), ("storage", "elsewhere"), ("service__replicas", 2):
-        assert victim_id(experiment(**dict([same]))) == name
-    for other in (
-        {"victim__seed": 1},
-        {"victim__training__epochs": 3},
-        {"victim__watermark": "none"},
-        {"splits__validation_fraction": 0.1},
-        {"splits__thief_pool": "disjoint"},
-    ):
-        assert victim_id(experiment(**other)) != name
-    # The thief's other dataset does not change what the owner trains on.
-    assert victim_id(experiment(splits__thief_pool="digits")) == name
-
-
-def test_null_models_are_shared_by_all_watermarks_but_not_with_each_other(config: ExperimentConfig) -> None:
-    assert null_id(config, 0) == null_id(experiment(victim__watermark="none"), 0)
-    assert len({null_id(config, 0), null_id(config, 1), null_id(experiment(victim__seed=1), 0), victim_id(config)}) == 4
 
 
 def test_four_processes_want_one_victim_and_one_trains_it(tmp_path: Path, config: ExperimentConfig) -> None:

@@ -1,4 +1,4 @@
-"""Self-supervised victims through the one pipeline, and behind the service's actors."""
+"""Self-supervised victims through a whole experiment, and behind the service's actors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.blackbox.passes import FixedShapePasses
 from mea_ray.config import ExperimentConfig, build, merge
 from mea_ray.core.errors import ConfigError
-from mea_ray.evaluation import metrics
-from mea_ray.experiment import run as pipeline
-from mea_ray.experiment.artifacts import null_id, victim_id
+from mea_ray.evaluation import metrics, probes
+from mea_ray.experiment import owner
+from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.checks import check
-from mea_ray.experiment.reading import labelled, read
+from mea_ray.experiment.data import Fingerprints, load_splits
+from mea_ray.experiment.encoders import probe_set, with_probe
+from mea_ray.experiment.local import run_in_memory
+from mea_ray.experiment.model_sources import StoredModels
+from mea_ray.experiment.names import Names
+from mea_ray.experiment.verifier import Verifier
+from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.report.settings import machines
-from mea_ray.results.records import TrialResult
-from mea_ray.tracking.rows import rung_metrics
+from mea_ray.results.numbers import rung_metrics
 from mea_ray.training.checkpoint import load_model, save_model
 
 TRAINING = {"epochs": 6, "batch_size": 64, "learning_rate": 2e-3}
@@ -50,8 +55,8 @@ def config(**changes: Any) -> ExperimentConfig:
     return build(ExperimentConfig, merge(TREE, {key.replace("__", "."): value for key, value in changes.items()}))
 
 
-def test_the_whole_experiment_with_an_encoder(tmp_path: Path) -> None:
-    result = pipeline.run(config(), tmp_path)
+def test_the_whole_experiment_with_an_encoder() -> None:
+    result = run_in_memory(config())
     reports = [result.victim_report, *result.null_reports, *(rung.report for rung in result.rungs)]
     assert all(report.knn_accuracy is not None and 0 < report.knn_accuracy <= 1 for report in reports)
     assert all(report.knn_accuracy > 0.3 for report in reports[:2])
@@ -61,18 +66,22 @@ def test_the_whole_experiment_with_an_encoder(tmp_path: Path) -> None:
     assert result.null_reports[0].p_value is None and result.rungs[0].report.p_value is not None
     assert result.queries_charged == 300 and [rung.queries for rung in result.rungs] == [100, 300]
     # An embedding names no class: the owner's log puts all images in one.
-    assert result.query_log["thief"].classes == [300]
-    assert TrialResult.load(tmp_path / "result.json") == result
+    assert result.query_log[result.trial].classes == [300]
     # How an encoder was read is told beside its numbers.
     assert ("encoders read by", "linear_probe, 400 labelled images") in machines([result])
     assert rung_metrics(result, result.rungs[0])["knn_accuracy"] == result.rungs[0].report.knn_accuracy
 
 
+def names(chosen: ExperimentConfig) -> Names:
+    return Names.of(chosen, Fingerprints("a" * 32))
+
+
 def test_an_encoder_is_told_apart_by_its_name() -> None:
     """Artifacts are shared by trials that want the same victim, and by no others."""
     other = config(victim__pretext={"name": "simclr", "flip": 0.0, "crop_scale": [0.6, 1.0]})
-    assert victim_id(config()) != victim_id(other) and null_id(config(), 0) != null_id(other, 0)
-    assert victim_id(config()) == victim_id(config(thief__budgets=[50], verification__reading="prototype"))
+    one, another = names(config()), names(other)
+    assert one.victim != another.victim and one.nulls != another.nulls
+    assert one.victim == names(config(thief__budgets=[50], verification__reading="prototype")).victim
 
 
 @pytest.mark.parametrize(
@@ -91,29 +100,75 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_trained(
     def trained(*_: Any, **__: Any) -> None:
         raise AssertionError("something was trained")
 
-    monkeypatch.setattr(pipeline, "train", trained)
+    monkeypatch.setattr(owner, "train", trained)
     with pytest.raises(ConfigError, match=message):
-        pipeline.run(config(**changes))
+        run_in_memory(config(**changes))
 
 
 def test_a_reading_is_of_the_owners_labelled_images_and_leaves_the_encoder_as_it_was() -> None:
     chosen = config()
-    prepared = pipeline.prepare(chosen)
-    check(chosen, prepared)
-    few = labelled(chosen, prepared)
-    owned = {image.tobytes() for image in prepared.splits.victim_train.images}
+    data = load_splits(chosen)
+    check(chosen, data)
+    few = probe_set(chosen, data)
+    owned = {image.tobytes() for image in data.victim_train.images}
     assert len(few) == 400 and all(image.tobytes() in owned for image in few.images)
     torch.manual_seed(0)
-    model = build_model("vgg_like", prepared.shape, prepared.classes, {"width": 0.1})
+    model = build_model("vgg_like", data.shape, data.classes, {"width": 0.1})
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    first, second = read(chosen, prepared, model), read(chosen, prepared, model)
+    first, second = with_probe(chosen, few, model), Verifier(chosen, data, None).classifier(model)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
-    images = prepared.splits.test.images
+    images = data.test.images
     assert np.array_equal(metrics.logits(first, images), metrics.logits(second, images))
-    # A stored victim's head was fitted by an experiment that may have read it otherwise.
-    with torch.no_grad():
-        model.head.weight.fill_(1.0)  # type: ignore[union-attr, operator]
-    assert np.array_equal(pipeline.predictions(chosen, prepared, model), metrics.predictions(first, images))
+
+
+def test_a_stored_encoder_is_read_anew_by_an_experiment_that_reads_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = config(victim__training__epochs=1, storage=str(tmp_path))
+    data = load_splits(chosen)
+    other = config(victim__training__epochs=1, verification__reading="prototype")
+    fits = count_fits(monkeypatch)
+
+    def victim_of(experiment: ExperimentConfig) -> ImageModel:
+        found = Names.of(experiment, Fingerprints.of(data))
+        return StoredModels(Store(str(tmp_path)), experiment, data, found).victim()[0]
+
+    trained = victim_of(chosen)
+    assert len(fits) == 1
+    again, otherwise = victim_of(chosen), victim_of(other)
+    assert len(fits) == 2 and len(list((tmp_path / "artifacts" / "victims").iterdir())) == 1
+    expected = with_probe(other, probe_set(other, data), trained)
+    for one, two in ((again, trained), (otherwise, expected)):
+        assert np.array_equal(metrics.logits(one, data.test.images), metrics.logits(two, data.test.images))
+
+
+def count_fits(monkeypatch: pytest.MonkeyPatch) -> list[ImageModel]:
+    """Record every model whose head is fitted."""
+    fits: list[ImageModel] = []
+    fit = probes.read
+
+    def counted(model: ImageModel, *arguments: Any) -> None:
+        fits.append(model)
+        fit(model, *arguments)
+
+    monkeypatch.setattr(probes, "read", counted)
+    return fits
+
+
+def test_the_head_of_each_model_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = count_fits(monkeypatch)
+    quick = {"epochs": 1, "batch_size": 64}
+    result = run_in_memory(
+        config(
+            victim__training=quick,
+            thief__training=quick,
+            verification__null_models=2,
+            verification__stolen_null_models=1,
+            thief__budgets=[50, 100, 150],
+        )
+    )
+    models = 1 + len(result.null_reports) + len(result.rungs) + len(result.stolen_nulls)
+    assert len(fits) == models == 7
 
 
 @pytest.fixture(scope="module")

@@ -8,32 +8,41 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import config
+from tiny import config, without_durations
 
 from mea_ray.attacks.transfer import TransferSet
+from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.config import ExperimentConfig, build
 from mea_ray.core.errors import ConfigError
-from mea_ray.experiment import run as pipeline
+from mea_ray.core.types import Splits
+from mea_ray.experiment import owner
+from mea_ray.experiment.checks import check
+from mea_ray.experiment.data import load_splits
+from mea_ray.experiment.local import run_in_memory, run_local
+from mea_ray.experiment.owner import train_null, train_victim
+from mea_ray.experiment.theft import account_budgets, answers_received, run_attack, total_budget
 from mea_ray.results.records import TrialResult
 
 
 @pytest.fixture(scope="module")
-def prepared() -> pipeline.Prepared:
-    return pipeline.prepare(config())
+def data() -> Splits:
+    return load_splits(config())
 
 
 def test_the_whole_experiment(tmp_path: Path) -> None:
-    records: list[dict[str, Any]] = []
+    records: list[tuple[str, str, dict[str, Any]]] = []
     everyone = ["substitute", "victim", "null_model"]
     methods = [{"name": "pruning", "rate": 0.3}, {"name": "fine_tuning", "epochs": 1}]
     whole = config(
+        storage=str(tmp_path),
         verification__stolen_null_models=1,
         removal__methods=methods,
         removal__tried_on=everyone,
         detection__methods=[{"name": "neural_cleanse", "steps": 20}, "lof"],
         detection__images=200,
     )
-    result = pipeline.run(whole, tmp_path, records.append)
+    done = run_local(whole, on_epoch=lambda role, name, record: records.append((role, name, record)))
+    result = done.result
     victim, (null,), rungs = result.victim_report, result.null_reports, result.rungs
     assert victim.wsr is not None and victim.wsr.trials >= 1000 and victim.wsr.rate > 0.9
     assert victim.accuracy > 0.85 and victim.fidelity is None
@@ -65,18 +74,33 @@ def test_the_whole_experiment(tmp_path: Path) -> None:
     assert {"false_positive", "detected"} <= set(result.detections[2].numbers)
     assert {"python", "torch", "numpy"} <= set(result.versions) and result.device and result.seconds > 0
     assert len(result.nulls) == 1 and result.victim not in result.nulls
-    assert len(records) == 12 * 2
-    assert TrialResult.load(tmp_path / "result.json") == result
+    assert [record[:2] for record in records] == 12 * [("victim", result.victim)] + 12 * [("null", result.nulls[0])]
+    assert TrialResult.load(done.folder / "results" / f"{result.trial}.json") == result and not done.found
+    # Victim, key and null model are kept as a sweep keeps them, and the substitutes beside the answers.
+    assert (tmp_path / "artifacts" / "victims" / result.victim / "key.json").exists()
+    assert (tmp_path / "artifacts" / "nulls" / result.nulls[0] / "model.safetensors").exists()
+    kept_models = done.folder / "trials" / result.trial / "substitutes"
+    assert {path.name for path in kept_models.iterdir()} == {"200", "900"}
+    again = run_local(whole, on_epoch=lambda *_: pytest.fail("something was trained"))
+    assert again.found and again.result == result
     assert build(ExperimentConfig, result.config) == whole
+
+
+def quick(storage: Path | None = None) -> ExperimentConfig:
+    changes = {} if storage is None else {"storage": str(storage)}
+    return config(
+        victim__training__epochs=1,
+        thief__training__epochs=1,
+        verification__samples=50,
+        victim__watermark__name="none",
+        **changes,
+    )
 
 
 def test_a_killed_run_goes_on_in_its_folder_and_asks_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = config(
-        victim__training__epochs=1, thief__training__epochs=1, verification__samples=50, victim__watermark__name="none"
-    )
-    answer = pipeline.LocalBlackBox.query
+    answer = LocalBlackBox.query
     sizes: list[int] = []
 
     def dying(self: Any, images: Any) -> Any:
@@ -87,20 +111,27 @@ def test_a_killed_run_goes_on_in_its_folder_and_asks_nothing_twice(
             raise ConnectionError("the thief's process dies here")
         return answers
 
-    monkeypatch.setattr(pipeline.LocalBlackBox, "query", dying)
+    monkeypatch.setattr(LocalBlackBox, "query", dying)
     with pytest.raises(ConnectionError):
-        pipeline.run(quick, tmp_path / "a")
-    assert len(TransferSet(tmp_path / "a" / "transfer")) == 128 + 72 + 56
-    resumed = pipeline.run(quick, tmp_path / "a")
+        run_local(quick(tmp_path / "a"))
+    (transfer,) = tmp_path.glob("a/local/experiment-*/trials/*/transfer")
+    assert len(TransferSet(transfer)) == 128 + 72 + 56
+    resumed = run_local(quick(tmp_path / "a")).result
     assert resumed.queries_charged == 900 and sum(sizes) == 900 + sizes[3]
-    whole = pipeline.run(quick, tmp_path / "b")
+    whole = run_local(quick(tmp_path / "b")).result
     assert [rung.report for rung in whole.rungs] == [rung.report for rung in resumed.rungs]
     assert whole.victim_report.wsr is None and whole.rungs[0].report.p_value is None
+    assert resumed.trial == whole.trial, "where it runs does not count"
 
 
-def test_the_thief_gets_the_pools_images_and_nothing_else(
-    prepared: pipeline.Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_and_disk_give_the_same_result(tmp_path: Path) -> None:
+    def plain(result: TrialResult) -> Any:
+        return without_durations(result.model_dump(mode="json", exclude={"config": {"storage"}}))
+
+    assert plain(run_in_memory(quick())) == plain(run_local(quick(tmp_path)).result)
+
+
+def test_the_thief_gets_the_pools_images_and_nothing_else(data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
     class Spy:
@@ -110,49 +141,49 @@ def test_the_thief_gets_the_pools_images_and_nothing_else(
 
     choice = config().thief.attack
     monkeypatch.setattr(type(choice), "build", lambda self: Spy())
-    list(pipeline.run_attack(config(), prepared, "box"))  # type: ignore[arg-type]
-    assert seen.pop("pool") is prepared.splits.thief_pool.images and seen.pop("blackbox") == "box"
+    list(run_attack(config(), data, "box"))  # type: ignore[arg-type]
+    assert seen.pop("pool") is data.thief_pool.images and seen.pop("blackbox") == "box"
     assert set(seen) == {"budgets", "make_model", "training", "seed", "transfer", "skip", "learning", "labels"}
     model = pickle.loads(pickle.dumps(seen["make_model"]))()
-    assert model.shape == prepared.shape and model.classes == prepared.classes
+    assert model.shape == data.shape and model.classes == data.classes
 
 
-def test_victim_and_null_models_start_from_seeds_of_their_own(prepared: pipeline.Prepared) -> None:
+def test_victim_and_null_models_start_from_seeds_of_their_own(data: Splits) -> None:
     one_epoch = config(victim__training__epochs=1, victim__watermark__name="none")
     records: list[dict[str, Any]] = []
-    victim = pipeline.train_victim(one_epoch, prepared, records.append)
-    again = pipeline.train_victim(one_epoch, prepared)
-    nulls = [pipeline.train_null(one_epoch, prepared, index) for index in (0, 0, 1)]
+    victim = train_victim(one_epoch, data, records.append)
+    again = train_victim(one_epoch, data)
+    nulls = [train_null(one_epoch, data, index).model for index in (0, 0, 1)]
     assert victim.key is None and [record["stage"] for record in records] == ["train"]
     assert victim.info["history"][0]["loss"] == records[0]["loss"]
     weights = [torch.cat([p.flatten() for p in m.parameters()]) for m in (victim.model, again.model, *nulls)]
     assert torch.equal(weights[0], weights[1]) and torch.equal(weights[2], weights[3])
     assert not torch.equal(weights[0], weights[2]) and not torch.equal(weights[2], weights[4])
-    means = prepared.splits.victim_train.images.astype(np.float64).mean((0, 2, 3)) / 255
+    means = data.victim_train.images.astype(np.float64).mean((0, 2, 3)) / 255
     np.testing.assert_allclose(victim.model.mean.flatten().numpy(), means, rtol=1e-5)
 
 
-def test_early_stop_of_the_victim_watches_its_validation_images(prepared: pipeline.Prepared) -> None:
+def test_early_stop_of_the_victim_watches_its_validation_images(data: Splits) -> None:
     stopping = config(
         victim__training__epochs=6,
         victim__training__early_stop_patience=2,
         victim__training__learning_rate=1e-12,
         victim__watermark__name="none",
     )
-    history = pipeline.train_victim(stopping, prepared).info["history"]
+    history = train_victim(stopping, data).info["history"]
     assert len(history) == 3 and all(record["validation"] is not None for record in history)
 
 
 def test_another_dataset_can_be_the_thiefs_pool() -> None:
-    other = pipeline.prepare(config(splits__thief_pool={"name": "digits", "image_size": 9}))
-    assert other.splits.thief_pool.shape == other.shape
-    disjoint = pipeline.prepare(config(splits__thief_pool="disjoint"))
-    assert len(disjoint.splits.thief_pool) + len(disjoint.splits.victim_train) < len(other.splits.thief_pool)
+    other = load_splits(config(splits__thief_pool={"name": "digits", "image_size": 9}))
+    assert other.thief_pool.shape == other.shape
+    disjoint = load_splits(config(splits__thief_pool="disjoint"))
+    assert len(disjoint.thief_pool) + len(disjoint.victim_train) < len(other.thief_pool)
 
 
-def test_the_data_belong_to_the_victim_and_not_to_the_thief(prepared: pipeline.Prepared) -> None:
-    other = pipeline.prepare(config(seed=5, thief__budgets=[10]))
-    np.testing.assert_array_equal(other.splits.victim_train.images, prepared.splits.victim_train.images)
+def test_the_data_belong_to_the_victim_and_not_to_the_thief(data: Splits) -> None:
+    other = load_splits(config(seed=5, thief__budgets=[10]))
+    np.testing.assert_array_equal(other.victim_train.images, data.victim_train.images)
 
 
 @pytest.mark.parametrize(
@@ -166,43 +197,38 @@ def test_the_data_belong_to_the_victim_and_not_to_the_thief(prepared: pipeline.P
     ],
 )
 def test_what_cannot_be_run_is_refused_before_training(
-    prepared: pipeline.Prepared, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+    data: Splits, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "train", lambda *_, **__: pytest.fail("something was trained"))
+    monkeypatch.setattr(owner, "train", lambda *_, **__: pytest.fail("something was trained"))
     with pytest.raises(ConfigError, match=message):
-        pipeline.check(config(**changes), prepared)
+        check(config(**changes), data)
     with pytest.raises(ConfigError, match=message):
-        pipeline.run(config(**changes))
+        run_in_memory(config(**changes))
 
 
 def test_too_few_held_out_images_are_refused() -> None:
     few = config(splits__verification_fraction=0.01)
-    prepared = pipeline.prepare(few)
-    kept = np.concatenate([np.flatnonzero(prepared.splits.verification.labels == label)[:5] for label in range(10)])
-    splits = replace(prepared.splits, verification=prepared.splits.verification.take(kept))
+    loaded = load_splits(few)
+    kept = np.concatenate([np.flatnonzero(loaded.verification.labels == label)[:5] for label in range(10)])
+    splits = replace(loaded, verification=loaded.verification.take(kept))
     with pytest.raises(ConfigError, match="verification_fraction"):
-        pipeline.check(few, pipeline.Prepared(splits, prepared.shape, prepared.classes))
+        check(few, splits)
 
 
-def test_removals_that_could_not_be_tried_are_refused(prepared: pipeline.Prepared) -> None:
+def test_removals_that_could_not_be_tried_are_refused(data: Splits) -> None:
     def free(**more: Any) -> ExperimentConfig:
         whole = config(removal__methods=["pruning"], **more)
         attack = type(whole.thief.attack).model_validate({"name": "dfme", "batch_size": 2})
         return whole.model_copy(update={"thief": whole.thief.model_copy(update={"attack": attack})})
 
     with pytest.raises(ConfigError, match="keeps no answered images"):
-        pipeline.check(free(), prepared)
-    pipeline.check(free(removal__tried_on=["null_model"]), prepared)
+        check(free(), data)
+    check(free(removal__tried_on=["null_model"]), data)
 
 
 def test_requery_is_registered_with_what_it_may_be_charged() -> None:
-    assert pipeline.budget_to_register(config()) == 900
+    assert total_budget(config()) == 900
     asking = config(thief__attack__requery=True)
-    assert pipeline.budget_to_register(asking) == 1100
-    assert pipeline.already_asked(asking, TransferSet()) == 0
-
-
-def test_what_the_actors_call_can_be_pickled(prepared: pipeline.Prepared) -> None:
-    for function in (pipeline.train_victim, pipeline.train_null, pipeline.assess, pipeline.run_attack, pipeline.check):
-        assert pickle.loads(pickle.dumps(function)) is function
-    assert pickle.loads(pickle.dumps(prepared)).shape == prepared.shape
+    assert total_budget(asking) == 1100
+    assert answers_received(asking, TransferSet()) == 0
+    assert account_budgets(asking, "t") == {"t": 1100}

@@ -9,22 +9,35 @@ import json
 import sys
 from pathlib import Path
 
-from mea_ray.config import ExperimentConfig, build, merge
-from mea_ray.experiment.artifacts import null_id, prepared_id, victim_id
-from mea_ray.sweep.plan import trial_name
+from mea_ray.config import ExperimentConfig, build, digest, identity, merge
+from mea_ray.experiment.data import Contents, Fingerprints, pool_choice
+from mea_ray.experiment.names import Names
 
 FILE = Path(__file__).parents[1] / "config" / "golden_names.json"
 
 
 def names(settings: dict[str, object]) -> dict[str, str]:
     """Return what one experiment, given as ``{config path: value}``, names what it makes."""
-    config = build(ExperimentConfig, merge({}, settings))
-    return {
-        "trial": trial_name(config),
-        "victim": victim_id(config),
-        "null": null_id(config, 0),
-        "data": prepared_id(config),
-    }
+    return names_of(build(ExperimentConfig, merge({}, settings)))
+
+
+def names_of(config: ExperimentConfig) -> dict[str, str]:
+    """Return what one experiment names what it makes."""
+    found = Names.of(config, fingerprints(config))
+    return {"trial": found.trial, "victim": found.victim, "null": found.nulls[0], "data": found.data}
+
+
+def fingerprints(config: ExperimentConfig) -> Fingerprints:
+    """Return made-up fingerprints of an experiment's data, without loading any: other settings, other data."""
+    pool = pool_choice(config)
+    return Fingerprints(digest(identity(config.data)), None if pool is None else digest(identity(pool)))
+
+
+class MadeUp(Contents):
+    """Contents of datasets that are never loaded."""
+
+    def of(self, config: ExperimentConfig) -> Fingerprints:
+        return fingerprints(config)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tiny import tiny_sweep
 
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.config import SweepConfig, build, merge
-from mea_ray.experiment import run as pipeline
+from mea_ray.experiment.data import load_splits
 from mea_ray.sweep import events
 from mea_ray.sweep.runner import run_sweep
 from mea_ray.watermarks.base import Key
@@ -40,7 +40,7 @@ def test_a_killed_trial_is_held_against_all_marks_of_its_queries(tmp_path: Path,
     outcome = run_sweep(sweep, on_event=listen)
 
     assert len(killed) == 1 and len(outcome.results) == 2 and not outcome.failed
-    pool = pipeline.prepare(sweep.base).splits.thief_pool.images
+    pool = load_splits(sweep.base).thief_pool.images
     (folder,) = (tmp_path / "artifacts" / "victims").iterdir()
     marker = KeyedMarker(Key.load(folder))
     for result in outcome.results:

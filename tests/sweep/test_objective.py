@@ -13,9 +13,9 @@ from report_results import trial
 from mea_ray.config import SearchConfig, SweepConfig, build
 from mea_ray.core.errors import ConfigError
 from mea_ray.report import search as search_report
+from mea_ray.results.numbers import METRICS, trial_metrics
 from mea_ray.sweep.objective import best, judged, violation
 from mea_ray.sweep.search import check_metric, optuna_search
-from mea_ray.sweep.trial import METRICS, metrics_of
 
 NAN = float("nan")
 
@@ -85,8 +85,9 @@ def test_finished_trials_are_told_with_their_constraints() -> None:
 def test_the_gap_is_what_the_victim_lacks_against_the_mean_of_its_null_models() -> None:
     done = trial("t")
     nulls = [done.null_reports[0].model_copy(update={"accuracy": value}) for value in (0.96, 0.98)]
-    assert metrics_of(done.rungs[0], done.victim_report, nulls)["victim_gap"] == pytest.approx(0.97 - 0.952)
-    assert math.isnan(metrics_of(done.rungs[0], done.victim_report, [])["victim_gap"])
+    two, none = (done.model_copy(update={"null_reports": reports}) for reports in (nulls, []))
+    assert trial_metrics(two, done.rungs[0])["victim_gap"] == pytest.approx(0.97 - 0.952)
+    assert math.isnan(trial_metrics(none, done.rungs[0])["victim_gap"])
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])

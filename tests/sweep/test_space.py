@@ -4,18 +4,24 @@ import math
 from typing import Any
 
 import pytest
+from golden import MadeUp, fingerprints
 
 from mea_ray.config import SweepConfig, build
 from mea_ray.core.errors import ArtifactError, ConfigError
-from mea_ray.experiment.artifacts import null_id, victim_id
+from mea_ray.experiment.names import Names
 from mea_ray.results.records import ModelReport, RungResult, SuccessRate, TrialResult
-from mea_ray.sweep.plan import check_same, plan, trial_name
+from mea_ray.sweep.plan import Plan, check_same
+from mea_ray.sweep.plan import plan as plan_with
 from mea_ray.sweep.search import check_metric, optuna_search, point_of, suggestion_of
 from mea_ray.sweep.space import axes, experiment_at, points, probes
 
 
 def sweep(space: dict[str, Any], search: dict[str, Any] | None = None, **base: Any) -> SweepConfig:
     return build(SweepConfig, {"name": "s", "base": base, "space": space, "search": search or {}})
+
+
+def plan(config: SweepConfig) -> Plan:
+    return plan_with(config, MadeUp())
 
 
 def test_a_grid_is_every_combination_in_a_fixed_order() -> None:
@@ -105,8 +111,8 @@ def test_a_plan_counts_trials_distinct_models_and_queries() -> None:
     assert made.victim_count == len(made.victims) == 2
     assert made.null_count == len(made.nulls) == 4
     assert [(v.trials, v.queries) for v in made.victims.values()] == [(6, 1200), (6, 1200)]
-    assert {t.victim for t in made.trials} == {victim_id(t.config) for t in made.trials}
-    assert all(t.nulls == (null_id(t.config, 0), null_id(t.config, 1)) for t in made.trials)
+    assert [t.names for t in made.trials] == [Names.of(t.config, fingerprints(t.config)) for t in made.trials]
+    assert all(len(set(t.nulls)) == 2 for t in made.trials)
     changes = sum(a.victim != b.victim for a, b in zip(made.trials, made.trials[1:], strict=False))
     assert changes == 1  # trials of one victim stand side by side
 
@@ -126,7 +132,7 @@ def test_a_trial_is_named_by_what_it_is_and_not_by_where_it_runs() -> None:
     here = plan(sweep({})).trials[0].name
     assert here == plan(sweep({}, storage="elsewhere", resources={"trial": {"cpus": 2}})).trials[0].name
     assert here != plan(sweep({}, seed=1)).trials[0].name
-    assert here == trial_name(sweep({}).base)
+    assert here == Names.of(sweep({}).base, fingerprints(sweep({}).base)).trial
 
 
 def test_resuming_with_another_sweep_file_is_refused(tmp_path: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from golden import MadeUp
 
 from mea_ray.attacks import ATTACKS
 from mea_ray.config import SweepConfig, load_sweep
@@ -35,7 +36,7 @@ def path(request: pytest.FixtureRequest) -> Path:
 
 def planned(path: Path, *overrides: str) -> tuple[SweepConfig, Plan]:
     sweep = load_sweep(path, overrides)
-    return sweep, plan(sweep)
+    return sweep, plan(sweep, MadeUp())
 
 
 def test_the_sweeps_of_the_paper_are_there() -> None:
@@ -67,15 +68,15 @@ def test_a_sweep_sets_nothing_twice(path: Path) -> None:
 def test_every_trial_could_run_on_the_small_data(path: Path) -> None:
     """The watermark's classes, networks and attack are held against real images; nothing is trained."""
     from mea_ray.experiment.checks import check
-    from mea_ray.experiment.run import prepare
+    from mea_ray.experiment.data import load_splits
 
     small = ["data={name: digits, image_size: 32}", "thief.budgets=[400]", "verification.samples=30"]
     if "mixture" in path.read_text(encoding="utf-8"):
         small.append("splits.thief_pool={name: mixture, parts: [{name: digits, image_size: 32}, {name: noise}]}")
     _, found = planned(path, *small)
-    prepared = prepare(found.trials[0].config)
+    data = load_splits(found.trials[0].config)
     for trial in found.trials:
-        check(trial.config, prepared)
+        check(trial.config, data)
 
 
 def test_plans_cost_what_the_paper_asks() -> None:

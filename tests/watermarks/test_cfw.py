@@ -15,7 +15,7 @@ from mea_ray.core.errors import ArtifactError, ConfigError, DataError
 from mea_ray.core.types import ImageSet
 from mea_ray.data import DATASETS
 from mea_ray.evaluation import metrics
-from mea_ray.experiment import run as pipeline
+from mea_ray.experiment.local import run_in_memory
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.training.objective import Batch, StepContext
@@ -229,7 +229,7 @@ def test_a_victim_of_digits_carries_the_mark_and_an_innocent_model_does_not() ->
             "thief": {"budgets": [300], "model": model, "training": training, "learning": {"temperature": 1.0}},
         },
     )
-    result = pipeline.run(config)
+    result = run_in_memory(config)
     victim, null, thief = result.victim_report, result.null_reports[0], result.rungs[0].report
     assert victim.wsr is not None and null.wsr is not None and thief.wsr is not None
     assert victim.wsr.trials == thief.wsr.trials == 200

@@ -20,9 +20,11 @@ from mea_ray.config import ExperimentConfig, build, merge
 from mea_ray.core.errors import ArtifactError, ConfigError, DataError
 from mea_ray.core.types import ImageSet
 from mea_ray.evaluation import metrics
-from mea_ray.experiment import run as pipeline
+from mea_ray.experiment.answers import Served, answer_policy
+from mea_ray.experiment.checks import check
+from mea_ray.experiment.data import load_splits
+from mea_ray.experiment.local import run_local
 from mea_ray.experiment.proof import accusing
-from mea_ray.experiment.serving import Served, answer_policy
 from mea_ray.models.build import build_model
 from mea_ray.watermarks.base import Asked, Key
 from mea_ray.watermarks.dawn import Dawn, KeyedMarker
@@ -245,10 +247,10 @@ def test_a_log_keeps_marks_over_the_death_of_its_process_and_notes_none_twice(tm
 
 @pytest.mark.slow
 def test_a_thief_who_gets_labels_only_is_convicted_and_innocent_models_are_not(tmp_path: Path) -> None:
-    result = pipeline.run(config(verification__stolen_null_models=1), tmp_path)
+    result = run_local(config(verification__stolen_null_models=1, storage=str(tmp_path))).result
     small, large = result.rungs
     assert large.report.wsr is not None and small.report.wsr is not None
-    assert large.report.wsr.trials == result.query_log["thief"].marked
+    assert large.report.wsr.trials == result.query_log[result.trial].marked
     assert 36 < large.report.wsr.trials < 90
     assert small.report.wsr.trials < 0.6 * large.report.wsr.trials, "a rung is held against what was asked by then"
     assert large.report.p_value is not None and large.report.p_value < 1e-6
@@ -266,8 +268,9 @@ def test_a_thief_who_gets_labels_only_is_convicted_and_innocent_models_are_not(t
 
 
 def test_a_killed_run_is_convicted_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = config(victim__training__epochs=1, thief__training__epochs=1, thief__accounts=2)
-    answer, calls = pipeline.LocalBlackBox.query, [0]
+    quick = {"victim__training__epochs": 1, "thief__training__epochs": 1, "thief__accounts": 2}
+    killed, other = (config(**quick, storage=str(tmp_path / name)) for name in "ab")
+    answer, calls = LocalBlackBox.query, [0]
 
     def dying(self: Any, images: Any) -> Any:
         answers = answer(self, images)
@@ -276,11 +279,12 @@ def test_a_killed_run_is_convicted_as_one_that_was_not(tmp_path: Path, monkeypat
             raise ConnectionError("the thief's process dies here")
         return answers
 
-    monkeypatch.setattr(pipeline.LocalBlackBox, "query", dying)
+    monkeypatch.setattr(LocalBlackBox, "query", dying)
     with pytest.raises(ConnectionError):
-        pipeline.run(quick, tmp_path / "a")
-    assert 0 < len(TransferSet(tmp_path / "a" / "transfer")) < 600
-    resumed, whole = pipeline.run(quick, tmp_path / "a"), pipeline.run(quick, tmp_path / "b")
+        run_local(killed)
+    (transfer,) = tmp_path.glob("a/local/*/trials/*/transfer")
+    assert 0 < len(TransferSet(transfer)) < 600
+    resumed, whole = run_local(killed).result, run_local(other).result
     assert [rung.report for rung in resumed.rungs] == [rung.report for rung in whole.rungs]
     assert (resumed.victim_report, resumed.null_reports) == (whole.victim_report, whole.null_reports)
     assert sum(log.marked for log in resumed.query_log.values()) == whole.rungs[1].report.wsr.trials  # type: ignore[union-attr]
@@ -301,7 +305,7 @@ def test_without_a_mark_nobody_is_accused_and_nothing_breaks(model: Any) -> None
 def test_what_could_not_convict_is_refused_before_training(changes: dict[str, Any], message: str) -> None:
     bad = config(**changes)
     with pytest.raises(ConfigError, match=message):
-        pipeline.check(bad, pipeline.prepare(bad))
+        check(bad, load_splits(bad))
 
 
 def test_there_is_nothing_to_calibrate_without_a_client() -> None:

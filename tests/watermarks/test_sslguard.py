@@ -234,7 +234,7 @@ def test_impossible_settings_are_refused(options, match):
 def test_a_thief_of_another_feature_length_is_refused_before_anything_is_trained():
     from mea_ray.config import ExperimentConfig, build
     from mea_ray.experiment.checks import check
-    from mea_ray.experiment.run import prepare
+    from mea_ray.experiment.data import load_splits
 
     tree = {
         "data": {"name": "digits", "image_size": 16},
@@ -249,6 +249,6 @@ def test_a_thief_of_another_feature_length_is_refused_before_anything_is_trained
     }
     config = build(ExperimentConfig, tree)
     with pytest.raises(ConfigError, match="take the victim's network"):
-        check(config, prepare(config))
+        check(config, load_splits(config))
     same = build(ExperimentConfig, {**tree, "thief": {**tree["thief"], "model": tree["victim"]["model"]}})
-    check(same, prepare(same))
+    check(same, load_splits(same))

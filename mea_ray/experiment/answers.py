@@ -1,4 +1,4 @@
-"""What a service makes of its answer policy: fitted on the owner's images, and marked where the key says so."""
+"""How a service answers: its policy, fitted on the owner's images where it learns from them, and marked by the key."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from mea_ray.blackbox.embeddings import PlainEmbedding
 from mea_ray.blackbox.marking import MarkingPolicy
 from mea_ray.blackbox.outliers import OutlierFilter
-from mea_ray.blackbox.passes import FixedShapePasses
+from mea_ray.blackbox.passes import FixedShapePasses, default_pass_images
 from mea_ray.blackbox.policies import AnswerPolicy
 from mea_ray.config import ExperimentConfig, load_experiment
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.seeding import derive
 from mea_ray.core.types import Images, Marker, Splits
-from mea_ray.data.splits import make_splits
+from mea_ray.experiment.data import load_owners_part
 from mea_ray.models.base import ImageModel
+from mea_ray.training.device import device
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark
 
@@ -35,16 +35,16 @@ def answer_policy(
     """Return the policy that a service answers by.
 
     Args:
-        policy: As the config words it.
+        policy: The config's policy.
         model: The victim.
         key: The owner's key; None marks nothing.
-        clean: Gives the owner's training images, uint8 (N, C, H, W), for a policy that learns from them.
-        pass_images: Images in a pass, as of the service.
+        clean: Loads the owner's training images, uint8 (N, C, H, W), for a policy that learns from them.
+        pass_images: Images in a forward pass of the service.
     """
     if isinstance(policy, OutlierFilter):
         chosen = policy.choose(clean())
         if policy.reads_features:
-            # In passes as those of the service: an image has the same features, bit for bit, here and when it is asked.
+            # In the service's own passes: an image has the same features here and when it is asked, bit for bit.
             passes = FixedShapePasses(model, model.shape, PlainEmbedding(), pass_images=pass_images)
             policy.fit(passes.answer([chosen])[0])
         else:
@@ -53,8 +53,20 @@ def answer_policy(
     return policy if marker is None else MarkingPolicy(marker, policy)
 
 
+def service_policy(config: ExperimentConfig, data: Splits, model: ImageModel, key: Key | None) -> AnswerPolicy:
+    """Return the policy of the experiment's service in front of a model of an owner with this key."""
+    policy = config.service.policy.build()
+    return answer_policy(policy, model, key, lambda: data.victim_train.images, pass_images=pass_images(config))
+
+
+def pass_images(config: ExperimentConfig) -> int:
+    """Return the images in a forward pass of the experiment's service, on this device."""
+    section = config.service
+    return section.pass_images or default_pass_images(device(), section.max_batch_images)
+
+
 def marker_of(key: Key | None) -> Marker | None:
-    """Return what a key does to the answers of a service; None for most schemes, whose mark is in the model."""
+    """Return what a key does to a service's answers; None for most schemes, whose mark is in the model."""
     if key is None:
         return None
     watermark: Watermark = WATERMARKS.build(key.scheme)
@@ -62,7 +74,7 @@ def marker_of(key: Key | None) -> Marker | None:
 
 
 class Served(nn.Module):
-    """A victim with its marker as one network: what a customer of the service meets, for the owner's own measurements.
+    """A victim and its marker as one network: what the service's customers are answered, for the owner's measurements.
 
     Args:
         model: The victim.
@@ -81,26 +93,6 @@ class Served(nn.Module):
         return torch.from_numpy(changed).to(x.device).clamp_min(1e-12).log()
 
 
-def split(config: ExperimentConfig, *, with_pool: bool = True) -> Splits:
-    """Load and split the data. The cuts belong to the victim, so they follow from its seed and not from the thief's.
-
-    Args:
-        config: The experiment.
-        with_pool: Load the thief's pool, too, if it is another dataset; the owner's images do not depend on it.
-    """
-    pool = config.splits.thief_pool
-    if not isinstance(pool, str):
-        pool = pool.build() if with_pool else "train"
-    return make_splits(
-        config.data.build(),
-        validation_fraction=config.splits.validation_fraction,
-        verification_fraction=config.splits.verification_fraction,
-        thief_pool=pool,
-        disjoint_fraction=config.splits.disjoint_fraction,
-        seed=derive(config.victim.seed, "splits"),
-    )
-
-
 def stored_key(folder: Path) -> Key | None:
     """Return the key in a victim's folder; None for a victim without a watermark.
 
@@ -115,11 +107,11 @@ def stored_owners_images(folder: Path) -> Images:
 
     Raises:
         ConfigError: There is no config beside the model.
-        DataError: The dataset is not at hand on this machine.
+        DataError: The dataset cannot be loaded on this machine.
     """
     if not (folder / "config.yaml").exists():
         raise ConfigError(
             f"the answer policy learns from the owner's images, and {folder} holds no config.yaml that names them; "
             "serve a victim that mea_ray trained, or choose another service.policy"
         )
-    return split(load_experiment(folder / "config.yaml"), with_pool=False).victim_train.images
+    return load_owners_part(load_experiment(folder / "config.yaml")).victim_train.images

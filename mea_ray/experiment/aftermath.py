@@ -1,0 +1,267 @@
+"""What follows the last rung: thefts of innocent models, removals, detections, each on a model and then verified."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from torch import nn
+
+from mea_ray.attacks.transfer import TransferSet
+from mea_ray.blackbox.local import LocalBlackBox
+from mea_ray.config import Choice, ExperimentConfig, digest, identity
+from mea_ray.config.experiment import Suspect as SuspectName
+from mea_ray.core.seeding import derive, numpy_generator
+from mea_ray.core.types import Images, ImageSet, Splits
+from mea_ray.detection.base import Detection, Trigger
+from mea_ray.evaluation import metrics
+from mea_ray.experiment.answers import pass_images, service_policy
+from mea_ray.experiment.checks import build_network, settings
+from mea_ray.experiment.ports import Step, Steps
+from mea_ray.experiment.proof import Proof
+from mea_ray.experiment.theft import run_attack, rung_result
+from mea_ray.models.base import ImageModel
+from mea_ray.removal.base import Holdings, Removal
+from mea_ray.results.records import (
+    DetectionResult,
+    ModelReport,
+    RemovalResult,
+    ReversedTrigger,
+    RungResult,
+)
+from mea_ray.verification.proportions import proportion
+
+OnStep = Callable[[Step], None]
+"""Called with each step that was done, not with those that were found done."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A model that removals and detections are tried on.
+
+    Attributes:
+        load: Loads the model; called only if something is left to do.
+        report: What verification says of it as it is.
+    """
+
+    load: Callable[[], ImageModel]
+    report: ModelReport
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """What followed the last rung.
+
+    Attributes:
+        controls: Substitutes of null models, stolen in the same way at the largest budget.
+        removals: What removals left.
+        detections: What detections found.
+    """
+
+    controls: list[RungResult] = field(default_factory=list)
+    removals: list[RemovalResult] = field(default_factory=list)
+    detections: list[DetectionResult] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What every step of the aftermath works with.
+
+    Attributes:
+        config: The experiment.
+        data: Its data.
+        proof: The proof at the largest budget.
+        transfer: What the thief was answered.
+        suspects: ``substitute``, ``victim`` and ``null_model`` to the models.
+        null: Loads a null model by its index.
+        steps: Where finished steps are found and kept.
+        on_step: See ``OnStep``.
+    """
+
+    config: ExperimentConfig
+    data: Splits
+    proof: Proof
+    transfer: TransferSet
+    suspects: Mapping[str, Suspect]
+    null: Callable[[int], ImageModel]
+    steps: Steps
+    on_step: OnStep = lambda step: None
+
+
+def follow(bench: Workbench) -> Aftermath:
+    """Do all that the config asks for and that is not done; steps are in the config's order."""
+    return Aftermath(steal_nulls(bench), removals(bench), detections(bench))
+
+
+def steal_nulls(bench: Workbench) -> list[RungResult]:
+    """Steal as many null models as the config says."""
+    controls = []
+    for index in range(bench.config.verification.stolen_null_models):
+        name = f"controls/{index}"
+        control = bench.steps.find(name, RungResult)
+        if control is None:
+            control = steal_null(bench.config, bench.data, bench.null(index), bench.proof)
+            bench.steps.keep(name, control)
+            bench.on_step(control)
+        controls.append(control)
+    return controls
+
+
+def steal_null(config: ExperimentConfig, data: Splits, model: ImageModel, proof: Proof) -> RungResult:
+    """Steal an innocent model as the victim is stolen, and ask the owner's key about that substitute.
+
+    What a thief learns from answers may look like the mark without being one: a poor substitute errs towards some
+    class. Only a thief of an innocent model shows how much. The same attack, images and seeds at the largest budget,
+    against a query API of its own in this process.
+
+    Args:
+        config: The experiment.
+        data: Its data.
+        model: The innocent model.
+        proof: The proof that the victim's thief is judged against.
+
+    Returns:
+        The largest rung; its fidelity is to ``model``.
+    """
+    thief = config.thief.model_copy(update={"budgets": config.thief.budgets[-1:]})
+    config = config.model_copy(update={"thief": thief})
+    policy = service_policy(config, data, model, None)
+    (rung,) = run_attack(config, data, LocalBlackBox(model, policy, pass_images=pass_images(config)))
+    labels = proof.verifier.predictions(model)
+    return rung_result(rung, proof.judge(rung.model, stolen_from=labels))
+
+
+def removals(bench: Workbench) -> list[RemovalResult]:
+    """Try every removal of the config on every model that it names."""
+    config, results = bench.config, []
+    holders: dict[str, tuple[ImageModel, Holdings]] = {}  # a model is asked about all of the thief's images once
+    for choice in config.removal.methods:
+        for on in config.removal.tried_on:
+            name = step_name("removals", choice, on)
+            result = bench.steps.find(name, RemovalResult)
+            if result is None:
+                if on not in holders:
+                    model = bench.suspects[on].load()
+                    asked = None if on == "substitute" else model
+                    holders[on] = model, holdings(config, bench.data, bench.transfer, asked)
+                result = _remove(bench, choice, on, *holders[on])
+                bench.steps.keep(name, result)
+                bench.on_step(result)
+            results.append(result)
+    return results
+
+
+def _remove(bench: Workbench, choice: Choice, on: SuspectName, model: ImageModel, held: Holdings) -> RemovalResult:
+    removal: Removal = choice.build()
+    started = time.perf_counter()
+    left = removal.remove(model, held, derive(bench.config.seed, "removal"))
+    seconds = time.perf_counter() - started
+    return RemovalResult(
+        removal=choice.resolved(),
+        strength=removal.strength,
+        tried_on=on,
+        before=bench.suspects[on].report,
+        after=bench.proof.judge(left),
+        seconds=seconds,
+    )
+
+
+def holdings(config: ExperimentConfig, data: Splits, transfer: TransferSet, asked: ImageModel | None) -> Holdings:
+    """Return what the remover works with: the thief's images and their answers, at his largest budget.
+
+    The answers of the victim's API would carry the mark into a null model, so a null model is asked itself. A
+    data-free thief kept no image: then it is the pool, and removals on his substitute are refused by ``check``.
+
+    Args:
+        config: The experiment.
+        data: Its data.
+        transfer: What the thief was answered.
+        asked: The model that gives the answers; None takes those of the API.
+    """
+    pool, budget = data.thief_pool.images, config.thief.budgets[-1]
+    count = min(budget, len(transfer))
+    images = transfer.training_images(pool, count)
+    answers = transfer.prefix(count)[1][transfer.for_training(count)]
+    if not len(images):
+        images = pool[:budget]
+    if asked is not None:
+        answers = metrics.probabilities(asked, images)
+    make_model = partial(build_network, config.thief.model, data.shape, data.classes)
+    return Holdings(images, answers, make_model, settings(config.thief.training))
+
+
+def detections(bench: Workbench) -> list[DetectionResult]:
+    """Try every detection of the config on every model that it names.
+
+    The searcher holds images of the thief's pool. Triggers that were reverse-engineered are put on held-out images and
+    scored on the stolen model, as the paper does, whatever model they were found in.
+    """
+    results = []
+    for choice in bench.config.detection.methods:
+        for on in bench.config.detection.tried_on:
+            name = step_name("detections", choice, on)
+            result = bench.steps.find(name, DetectionResult)
+            if result is None:
+                result = _detect(bench, choice, on)
+                bench.steps.keep(name, result)
+                bench.on_step(result)
+            results.append(result)
+    return results
+
+
+def _detect(bench: Workbench, choice: Choice, on: SuspectName) -> DetectionResult:
+    config, data, key = bench.config, bench.data, bench.proof.key
+    detection: Detection = choice.build()
+    seed = derive(config.seed, "detection")
+    pool = data.thief_pool.images
+    clean = pool[numpy_generator(seed, "held").permutation(len(pool))[: config.detection.images]]
+    samples = bench.proof.verifier.samples("detection")
+    names = data.test.class_names
+    started = time.perf_counter()
+    evidence = detection.inspect(bench.suspects[on].load(), clean, None if samples is None else samples.images, seed)
+    seconds = time.perf_counter() - started
+    stolen = bench.suspects["substitute"].load() if evidence.triggers else None
+    return DetectionResult(
+        detection=choice.resolved(),
+        tried_on=on,
+        flagged=[names[label] for label in evidence.flagged],
+        target=names[key.target_class] if key is not None and key.target_class >= 0 else None,
+        numbers=dict(evidence.numbers),
+        triggers=[
+            reversed_trigger(trigger, data.verification, stolen) for trigger in evidence.triggers if stolen is not None
+        ],
+        seconds=seconds,
+    )
+
+
+def step_name(kind: str, choice: Choice, on: str) -> str:
+    """Name a step by its component, the parameters of that, and the model that it is tried on."""
+    return f"{kind}/{choice.label}-{digest(identity(choice))}-{on}"
+
+
+def reversed_trigger(trigger: Trigger, held_out: ImageSet, stolen: nn.Module) -> ReversedTrigger:
+    """Score a trigger on a model: how many held-out images of other classes it turns into its class."""
+    others: Images = held_out.images[held_out.labels != trigger.label]
+    turned = metrics.predictions(stolen, trigger.on(others)) == trigger.label
+    return ReversedTrigger(
+        label=held_out.class_names[trigger.label],
+        norm=trigger.norm,
+        success=trigger.success,
+        on_substitute=proportion(int(turned.sum()), len(turned)),
+        picture=_png(trigger),
+    )
+
+
+def _png(trigger: Trigger) -> str:
+    """Draw mask times pattern as a PNG file, base64."""
+    import torch
+    from torchvision.io import encode_png
+
+    drawn = (trigger.mask * trigger.pattern * 255).round().clip(0, 255).astype(np.uint8)
+    channels = drawn[:3] if len(drawn) >= 3 else drawn[:1]
+    data = encode_png(torch.from_numpy(np.ascontiguousarray(channels)))
+    return base64.b64encode(data.numpy().tobytes()).decode("ascii")

@@ -1,0 +1,117 @@
+"""The data of an experiment: loaded by its config, divided among owner, thief and verifier, and known by content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mea_ray.config import DataChoice, ExperimentConfig, digest
+from mea_ray.core.seeding import derive
+from mea_ray.core.types import Dataset, Splits
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What was read for an experiment, whatever its config calls it.
+
+    Attributes:
+        data: ``Dataset.fingerprint`` of the victim's dataset.
+        pool: That of the thief's own dataset; None if the pool is cut from the victim's.
+    """
+
+    data: str
+    pool: str | None = None
+
+    @classmethod
+    def of(cls, data: Splits) -> Fingerprints:
+        """Return the fingerprints of loaded data."""
+        return cls(data.fingerprint, data.pool_fingerprint)
+
+
+class Contents:
+    """Fingerprints of datasets by the settings that load them; a dataset that is not known yet is loaded.
+
+    Args:
+        known: Fingerprints by ``dataset_key``.
+    """
+
+    def __init__(self, known: Mapping[str, str] | None = None) -> None:
+        self.known = dict(known or {})
+
+    def of(self, config: ExperimentConfig) -> Fingerprints:
+        """Return the fingerprints of an experiment's data.
+
+        Raises:
+            DataError: A dataset that is not known cannot be loaded.
+        """
+        pool = pool_choice(config)
+        return Fingerprints(self._of(config.data), None if pool is None else self._of(pool))
+
+    def learn(self, config: ExperimentConfig, read: Fingerprints) -> None:
+        """Take the fingerprints of an experiment's data, which were loaded elsewhere."""
+        self.known[dataset_key(config.data)] = read.data
+        if (pool := pool_choice(config)) is not None and read.pool is not None:
+            self.known[dataset_key(pool)] = read.pool
+
+    def _of(self, choice: DataChoice) -> str:
+        key = dataset_key(choice)
+        if key not in self.known:
+            self.known[key] = choice.build().fingerprint
+        return self.known[key]
+
+
+def dataset_key(choice: DataChoice) -> str:
+    """Return the settings that load a dataset as a text, the same for equal settings."""
+    return json.dumps(choice.resolved(), sort_keys=True)
+
+
+def splits_key(config: ExperimentConfig) -> str:
+    """Return a text that is the same for experiments whose splits are loaded and cut in the same way."""
+    tree = config.resolved()
+    return digest({"data": tree["data"], "splits": tree["splits"], "seed": tree["victim"]["seed"]})
+
+
+def pool_choice(config: ExperimentConfig) -> DataChoice | None:
+    """Return the dataset of the thief's pool; None if the pool is cut from the victim's own dataset."""
+    pool = config.splits.thief_pool
+    return None if isinstance(pool, str) else pool
+
+
+def load_splits(config: ExperimentConfig) -> Splits:
+    """Load the datasets of an experiment and split them.
+
+    Raises:
+        DataError: A dataset is not at hand, cannot be read, or is too small to be split.
+    """
+    pool = pool_choice(config)
+    return split(config, config.data.build(), None if pool is None else pool.build())
+
+
+def load_owners_part(config: ExperimentConfig) -> Splits:
+    """Load and split the victim's dataset alone: the parts of the owner and of the verifier, which no pool changes.
+
+    A pool that is another dataset is not loaded; ``thief_pool`` is then what the setting ``train`` gives.
+    """
+    return split(config, config.data.build(), None)
+
+
+def split(config: ExperimentConfig, dataset: Dataset, pool: Dataset | None) -> Splits:
+    """Split loaded datasets. The cuts follow from the victim's seed, so that all thieves meet the same victim.
+
+    Args:
+        config: The experiment.
+        dataset: The victim's dataset.
+        pool: The dataset of the thief's pool; None if it is cut from ``dataset``, or not wanted.
+    """
+    from mea_ray.data.splits import make_splits
+
+    named = config.splits.thief_pool
+    return make_splits(
+        dataset,
+        validation_fraction=config.splits.validation_fraction,
+        verification_fraction=config.splits.verification_fraction,
+        thief_pool=pool if pool is not None else named if isinstance(named, str) else "train",
+        disjoint_fraction=config.splits.disjoint_fraction,
+        seed=derive(config.victim.seed, "splits"),
+    )

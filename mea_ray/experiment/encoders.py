@@ -1,0 +1,39 @@
+"""Encoders as classifiers: a head is fitted on their features, so that all that follows is the same for both."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from torch import nn
+
+from mea_ray.config import ExperimentConfig
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.seeding import derive, numpy_generator
+from mea_ray.core.types import ImageSet, Splits
+from mea_ray.evaluation import probes
+from mea_ray.models.base import ImageModel
+
+
+def probe_set(config: ExperimentConfig, data: Splits) -> ImageSet:
+    """Return the labelled images that heads are fitted on: a part of the victim's, the same for all models."""
+    owned = data.victim_train
+    count = min(config.verification.probe_images, len(owned))
+    return owned.take(numpy_generator(derive(config.victim.seed, "probe"), "images").permutation(len(owned))[:count])
+
+
+def with_probe(config: ExperimentConfig, labelled: ImageSet, model: nn.Module) -> ImageModel:
+    """Return a copy of an encoder whose head reads its features as classes (``verification.reading``).
+
+    Args:
+        config: The experiment.
+        labelled: See ``probe_set``.
+        model: The encoder; whatever head it has is replaced in the copy.
+
+    Raises:
+        ConfigError: The model is no network of ``mea_ray.models``, or its head is not linear.
+    """
+    if not isinstance(model, ImageModel):
+        raise ConfigError(f"{type(model).__name__} is no network of mea_ray.models, so its features cannot be read")
+    copied = deepcopy(model)
+    probes.read(copied, labelled, config.verification.reading)
+    return copied

@@ -1,0 +1,159 @@
+"""An experiment in this one process: with a folder that a later start goes on in, or in memory. No Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from mea_ray.blackbox.ledger import Ledger, RateLimit
+from mea_ray.blackbox.local import LocalBlackBox
+from mea_ray.blackbox.prada import query_log_record
+from mea_ray.blackbox.query_log import ClientLog, QueryLog
+from mea_ray.config import ExperimentConfig, write_yaml
+from mea_ray.core.types import Splits
+from mea_ray.experiment.answers import pass_images, service_policy
+from mea_ray.experiment.artifacts import Store
+from mea_ray.experiment.checks import check
+from mea_ray.experiment.data import Fingerprints, load_splits
+from mea_ray.experiment.journal import FolderJournal, FolderSteps, MemoryJournal, Warn
+from mea_ray.experiment.model_sources import StoredModels, TrainedModels
+from mea_ray.experiment.names import Names
+from mea_ray.experiment.ports import Listener, Models, OnEpoch, Ports
+from mea_ray.experiment.run import Experiment
+from mea_ray.results.records import QueryLogRecord, TrialResult, read_record
+from mea_ray.storage.remote import Storage
+
+
+class LocalService:
+    """The victim's query service in this process; implements ``ports.QueryService``.
+
+    Args:
+        config: The experiment.
+        data: Its data.
+        models: Gives the victim.
+        ledger: The ledger's file, with the query log beside it; in memory when None.
+    """
+
+    at_once = False
+
+    def __init__(self, config: ExperimentConfig, data: Splits, models: Models, ledger: Path | None = None) -> None:
+        self.config, self.data, self.models, self.path = config, data, models, ledger
+
+    def __enter__(self) -> LocalService:
+        self.victim, key = self.models.victim()
+        self.policy = service_policy(self.config, self.data, self.victim, key)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(self.path)
+        self.log = QueryLog(None if self.path is None else f"{self.path}.queries")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ledger.close()
+        self.log.close()
+
+    def register(self, client: str, budget: int) -> None:
+        """Open an account with the rate of ``service.rate``, or change its budget."""
+        rate = self.config.service.rate
+        self.ledger.register(client, budget, None if rate is None else RateLimit(rate.images_per_second, rate.burst))
+
+    def open(self, client: str, start_at: int) -> LocalBlackBox:
+        """Return the black box of an account."""
+        return LocalBlackBox(
+            self.victim,
+            self.policy,
+            self.ledger,
+            client,
+            pass_images=pass_images(self.config),
+            request_images=self.config.service.request_images,
+            start_at=start_at,
+            log=self.log,
+            query_log_images=self.config.service.query_log_images,
+        )
+
+    def charged(self, client: str) -> int:
+        """Return the images that an account has been charged."""
+        return self.ledger.charged(client)
+
+    def seen(self, client: str) -> ClientLog:
+        """Return what the owner's log holds of an account."""
+        return self.log.of(client)
+
+    def query_log(self, client: str) -> QueryLogRecord:
+        """Return the owner's judgement on an account; the answers of an encoder name no class."""
+        return query_log_record(self.seen(client), 1 if self.config.encodes else self.data.classes)
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """A finished local run.
+
+    Attributes:
+        result: Its result.
+        folder: Its folder, laid out as that of a sweep of one trial.
+        found: The result was there already, and nothing was done.
+    """
+
+    result: TrialResult
+    folder: Path
+    found: bool
+
+
+def run_local(
+    config: ExperimentConfig,
+    name: str = "experiment",
+    *,
+    on_epoch: OnEpoch = lambda role, name, epoch: None,
+    warn: Warn = lambda text: None,
+) -> LocalRun:
+    """Run an experiment in this process, in the folder ``local/<name>-<start of the trial's name>`` of its storage.
+
+    Victim and null models become artifacts of the storage, as a sweep's do. An interrupted run goes on where it was: no
+    finished step is done again, and no query is repeated.
+
+    Args:
+        config: The experiment.
+        name: Of the folder.
+        on_epoch: Called after each epoch of the victim and of the null models.
+        warn: Called with a sentence for each thing that is damaged and is made again.
+
+    Returns:
+        The result, which is in ``results/`` of the folder, too.
+
+    Raises:
+        ConfigError: The experiment cannot be run; nothing was trained.
+        DataError: Its data cannot be read.
+    """
+    data = load_splits(config)
+    check(config, data)
+    names = Names.of(config, Fingerprints.of(data))
+    storage = Storage(config.storage)
+    relative = f"local/{name}-{names.trial[:8]}"
+    folder = storage.root / relative
+    path = folder / "results" / f"{names.trial}.json"
+    storage.pull(f"{relative}/results")
+    found = read_record(TrialResult, path)
+    if found is not None:
+        return LocalRun(found, folder, found=True)
+    storage.pull(f"{relative}/trials/{names.trial}")
+    journal = FolderJournal(storage, f"{relative}/trials/{names.trial}", FolderSteps(storage, relative), warn)
+    write_yaml(config, journal.folder / "config.yaml")
+    models = StoredModels(Store(storage, warn=warn), config, data, names, on_epoch)
+    service = LocalService(config, data, models, folder / "ledgers" / f"{names.trial}.sqlite")
+    result = Experiment(config, data, names, Ports(models, service, journal, Listener())).run()
+    result.save(path)
+    storage.push(f"{relative}/results/{path.name}")
+    return LocalRun(result, folder, found=False)
+
+
+def run_in_memory(config: ExperimentConfig, on_epoch: OnEpoch = lambda role, name, epoch: None) -> TrialResult:
+    """Run an experiment in this process and keep nothing but its result; errors as ``run_local``."""
+    data = load_splits(config)
+    check(config, data)
+    names = Names.of(config, Fingerprints.of(data))
+    models = TrainedModels(config, data, names, on_epoch)
+    ports = Ports(models, LocalService(config, data, models), MemoryJournal(), Listener())
+    return Experiment(config, data, names, ports).run()

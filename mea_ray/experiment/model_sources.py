@@ -1,0 +1,140 @@
+"""Where the owner's models come from: the artifacts of a storage, trained once for all that want them, or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mea_ray.config import ExperimentConfig, Tree
+from mea_ray.core.types import Splits
+from mea_ray.experiment.answers import stored_key
+from mea_ray.experiment.artifacts import Store
+from mea_ray.experiment.encoders import probe_set, with_probe
+from mea_ray.experiment.names import Names
+from mea_ray.experiment.owner import TrainedModel, train_null, train_victim
+from mea_ray.experiment.ports import OnEpoch, Role
+from mea_ray.models.base import ImageModel
+from mea_ray.training.checkpoint import load_model, save_model
+from mea_ray.watermarks.base import Key
+
+KINDS: dict[Role, str] = {"victim": "victims", "null": "nulls"}
+"""Folder of a role's artifacts."""
+
+
+class StoredModels:
+    """The models of an experiment as artifacts of a storage; implements ``ports.Models``.
+
+    Args:
+        store: The artifacts.
+        config: The experiment.
+        data: Its data.
+        names: Its names.
+        on_epoch: Called after each epoch of a model that this process trains.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        config: ExperimentConfig,
+        data: Splits,
+        names: Names,
+        on_epoch: OnEpoch = lambda role, name, record: None,
+    ) -> None:
+        self.store, self.config, self.data, self.names, self._on_epoch = store, config, data, names, on_epoch
+        self._folders: dict[str, Path] = {}
+
+    def prepare(self) -> None:
+        """Have all models trained that are not in the storage."""
+        self.victim_folder()
+        for index in range(len(self.names.nulls)):
+            self.null_folder(index)
+
+    def victim(self) -> tuple[ImageModel, Key | None]:
+        """Load the victim and its key; train it first if it is not there."""
+        folder = self.victim_folder()
+        return self._load(folder), stored_key(folder)
+
+    def null(self, index: int) -> ImageModel:
+        """Load a null model; train it first if it is not there."""
+        return self._load(self.null_folder(index))
+
+    def victim_folder(self) -> Path:
+        """Return the victim's folder; the first of all processes that ask trains it, the others wait."""
+        return self._folder("victim", self.names.victim, lambda tell: train_victim(self.config, self.data, tell))
+
+    def null_folder(self, index: int) -> Path:
+        """Return the folder of the ``index``-th null model; otherwise as ``victim_folder``."""
+        name = self.names.nulls[index]
+        return self._folder("null", name, lambda tell: train_null(self.config, self.data, index, tell), index=index)
+
+    def _folder(
+        self, role: Role, name: str, train: Callable[[Callable[[Tree], None]], TrainedModel], **info: Any
+    ) -> Path:
+        def write(folder: Path) -> Tree:
+            made = train(lambda record: self._on_epoch(role, name, record))
+            save_model(folder, made.model, {"role": role, "name": name, "probe": _probe(self.config)})
+            if made.key is not None:
+                made.key.save(folder)
+            return {**info, **made.info}
+
+        if name not in self._folders:
+            self._folders[name] = self.store.get_or_make(KINDS[role], name, self.config, write)
+        return self._folders[name]
+
+    def _load(self, folder: Path) -> ImageModel:
+        """Load a model; fit an encoder's head anew if another experiment, which reads it otherwise, has trained it."""
+        model, info = load_model(folder)
+        if info.get("probe") == _probe(self.config):
+            return model
+        return with_probe(self.config, probe_set(self.config, self.data), model)
+
+
+class TrainedModels:
+    """The models of an experiment in memory, trained when they are first asked for; implements ``ports.Models``.
+
+    Args:
+        config: The experiment.
+        data: Its data.
+        names: Its names.
+        on_epoch: Called after each epoch.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        data: Splits,
+        names: Names,
+        on_epoch: OnEpoch = lambda role, name, record: None,
+    ) -> None:
+        self.config, self.data, self.names, self._on_epoch = config, data, names, on_epoch
+        self._victim: TrainedModel | None = None
+        self._nulls: dict[int, ImageModel] = {}
+
+    def prepare(self) -> None:
+        """Train all models."""
+        self.victim()
+        for index in range(len(self.names.nulls)):
+            self.null(index)
+
+    def victim(self) -> tuple[ImageModel, Key | None]:
+        """Return the victim and its key."""
+        if self._victim is None:
+            name = self.names.victim
+            self._victim = train_victim(self.config, self.data, lambda epoch: self._on_epoch("victim", name, epoch))
+        return self._victim.model, self._victim.key
+
+    def null(self, index: int) -> ImageModel:
+        """Return a null model."""
+        if index not in self._nulls:
+            name = self.names.nulls[index]
+            trained = train_null(self.config, self.data, index, lambda epoch: self._on_epoch("null", name, epoch))
+            self._nulls[index] = trained.model
+        return self._nulls[index]
+
+
+def _probe(config: ExperimentConfig) -> Tree | None:
+    """Return how the head of an encoder was fitted; None for a classifier, whose head belongs to it."""
+    if not config.encodes:
+        return None
+    return {"reading": config.verification.reading, "images": config.verification.probe_images}

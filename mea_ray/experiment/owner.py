@@ -1,0 +1,98 @@
+"""What the owner does before anybody asks: trains the victim with its watermark, and the null models without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from mea_ray.config import ExperimentConfig
+from mea_ray.core.seeding import derive
+from mea_ray.core.types import ImageSet, Splits
+from mea_ray.data.statistics import channel_statistics
+from mea_ray.evaluation import metrics
+from mea_ray.experiment.checks import build_network, settings
+from mea_ray.experiment.encoders import probe_set, with_probe
+from mea_ray.models.base import ImageModel
+from mea_ray.training.device import device as this_device
+from mea_ray.training.device import fork_devices
+from mea_ray.training.engine import train
+from mea_ray.watermarks import WATERMARKS
+from mea_ray.watermarks.base import Key, Watermark
+
+OnEpoch = Callable[[dict[str, Any]], None]
+"""Called after each epoch with the engine's record and the name of the ``stage``."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model of the owner's.
+
+    Attributes:
+        model: On the CPU, in eval mode. The head of an encoder is fitted as ``verification.reading`` says.
+        key: The owner's secret; None without a watermark.
+        info: Plain JSON types: ``seconds``, ``images`` and ``history`` (records of all epochs, with their stage).
+    """
+
+    model: ImageModel
+    key: Key | None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def train_victim(config: ExperimentConfig, data: Splits, on_epoch: OnEpoch | None = None) -> TrainedModel:
+    """Train the watermarked model: draw the key, then run the scheme's stages one after the other on one model."""
+    return _train(config, data, config.victim.watermark.build(), config.victim.seed, on_epoch)
+
+
+def train_null(config: ExperimentConfig, data: Splits, index: int, on_epoch: OnEpoch | None = None) -> TrainedModel:
+    """Train the ``index``-th innocent model: as the victim, without a watermark, from another seed."""
+    watermark: Watermark = WATERMARKS.build("none")
+    return _train(config, data, watermark, derive(config.victim.seed, "null", index), on_epoch)
+
+
+def _train(
+    config: ExperimentConfig, data: Splits, watermark: Watermark, seed: int, on_epoch: OnEpoch | None
+) -> TrainedModel:
+    owned = data.victim_train
+    key = watermark.make_key(owned, derive(seed, "key"))
+    with torch.random.fork_rng(fork_devices(this_device())):
+        torch.manual_seed(derive(seed, "weights"))
+        model = build_network(config.victim.model, data.shape, data.classes)
+    model.set_normalisation(*channel_statistics(owned.images))
+    history: list[dict[str, Any]] = []
+    seconds, images = 0.0, 0
+    pretext = config.victim.pretext.build() if config.encodes else None
+    stages = watermark.stages(key, owned) if pretext is None else watermark.encoder_stages(key, owned, pretext)
+    for position, stage in enumerate(stages):
+        keywords = settings(config.victim.training, stage.changes(config.victim.training.epochs))
+
+        def record(epoch: dict[str, Any], name: str = stage.name) -> None:
+            history.append({"stage": name, **epoch})
+            if on_epoch is not None:
+                on_epoch(dict(history[-1]))
+
+        # Without early stop nothing reads the validation accuracy, so it is not computed.
+        stops_early = keywords["early_stop_patience"] is not None
+        report = train(
+            model,
+            stage.train.images,
+            stage.train.labels,
+            stage.objective,
+            seed=derive(seed, "training", position),
+            validate=partial(_accuracy, on=data.victim_validation) if stops_early else None,
+            on_epoch=record,
+            **keywords,
+        )
+        seconds, images = seconds + report.seconds, images + report.images
+    key = None if key is None else watermark.learned(key, stages)
+    if config.encodes:
+        model = with_probe(config, probe_set(config, data), model)
+    return TrainedModel(model, key, {"seconds": seconds, "images": images, "history": history})
+
+
+def _accuracy(model: nn.Module, *, on: ImageSet) -> float:
+    return metrics.accuracy(metrics.predictions(model, on.images), on.labels)

@@ -1,0 +1,102 @@
+"""The owner's measurements of one model after the other, with what all of them share drawn only once."""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+
+from torch import nn
+
+from mea_ray.config import ExperimentConfig
+from mea_ray.core.seeding import derive
+from mea_ray.core.types import ImageSet, Labels, Splits
+from mea_ray.evaluation import metrics, probes
+from mea_ray.experiment.encoders import probe_set, with_probe
+from mea_ray.models.base import ImageModel
+from mea_ray.results.records import ModelReport
+from mea_ray.verification import verify
+from mea_ray.watermarks.base import Key, Watermark, WatermarkSamples
+
+
+class Verifier:
+    """Judges models with one key, on held-out data only.
+
+    The watermark samples and the labelled images that encoders are read with are the same for all judged models, so
+    they are drawn when they are first needed and kept.
+
+    Args:
+        config: The experiment.
+        data: Its data.
+        key: The key to verify with; None leaves out all that needs one.
+    """
+
+    def __init__(self, config: ExperimentConfig, data: Splits, key: Key | None) -> None:
+        self.config, self.data, self.key = config, data, key
+        self._watermark: Watermark = config.victim.watermark.build()
+        self._drawn: dict[str, WatermarkSamples] = {}
+
+    def with_key(self, key: Key | None) -> Verifier:
+        """Return a verifier with another key for the same data."""
+        return Verifier(self.config, self.data, key)
+
+    @cached_property
+    def probe_set(self) -> ImageSet:
+        """The labelled images that encoders are read with."""
+        return probe_set(self.config, self.data)
+
+    def samples(self, stream: str = "verification") -> WatermarkSamples | None:
+        """Return held-out watermark samples; None without a key.
+
+        Args:
+            stream: Name of the random stream; the same name gives the same samples.
+
+        Raises:
+            DataError: The held-out images are too few, or not of the key's shape.
+        """
+        if self.key is None:
+            return None
+        if stream not in self._drawn:
+            self._drawn[stream] = self._watermark.samples(
+                self.key, self.data.verification, self.config.verification.samples, derive(self.config.seed, stream)
+            )
+        return self._drawn[stream]
+
+    def classifier(self, model: nn.Module) -> nn.Module:
+        """Return a classifier as it is; of an encoder a copy whose head is fitted, as ``verification.reading`` says.
+
+        Fitting takes a pass over the labelled images: do it once per model and judge what this returns.
+        """
+        return with_probe(self.config, self.probe_set, model) if self.config.encodes else model
+
+    def predictions(self, model: nn.Module) -> Labels:
+        """Return the classes that a classifier gives the test images, int64 (N,): fidelity is measured against these.
+
+        Args:
+            model: See ``report``.
+        """
+        return metrics.predictions(model, self.data.test.images)
+
+    def report(self, model: nn.Module, *, victim: Labels | None = None, null_rate: float | None = None) -> ModelReport:
+        """Measure one model.
+
+        Args:
+            model: A classifier; an encoder after ``classifier``, or as the owner's training left it.
+            victim: The victim's ``predictions``; None leaves out the fidelity.
+            null_rate: Success rate of innocent models, in [0, 1]; None leaves out the p-value.
+        """
+        key = self.key
+        voted = None
+        if self.config.encodes:
+            assert isinstance(model, ImageModel)
+            voted = probes.knn_accuracy(model, self.probe_set, self.data.test)
+        return verify.report(
+            partial(metrics.logits, model),
+            self.data.test,
+            samples=self.samples(),
+            victim=victim,
+            null_rate=null_rate,
+            threshold=self.config.verification.threshold,
+            significance=self.config.verification.significance,
+            knn_accuracy=voted,
+            recognise=None if key is None else self._watermark.recogniser(key, model),
+            chance=None if key is None else self._watermark.chance(key),
+        )

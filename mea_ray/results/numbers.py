@@ -1,0 +1,74 @@
+"""The numbers of a result, each computed in one place: for schedulers, searchers, trackers, tables and frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from mea_ray.results.records import ModelReport, RungResult, TrialResult
+
+METRICS = ("wsr", "wfpr", "accuracy", "fidelity", "p_value", "queries", "victim_gap")
+"""What a scheduler or a searcher can look at."""
+
+
+def mean_wsr(reports: Sequence[ModelReport]) -> float | None:
+    """Return the mean watermark success rate, in [0, 1]; None if no report has one."""
+    rates = [report.wsr.rate for report in reports if report.wsr is not None]
+    return fmean(rates) if rates else None
+
+
+def null_wsr(result: TrialResult) -> float | None:
+    """Return the mean WSR of the null models, in [0, 1]; None without a key."""
+    return mean_wsr(result.null_reports)
+
+
+def stolen_null_wsr(result: TrialResult) -> float | None:
+    """Return the mean WSR of substitutes of null models, in [0, 1]; None if none was made."""
+    return mean_wsr([rung.report for rung in result.stolen_nulls])
+
+
+def victim_gap(result: TrialResult) -> float | None:
+    """Return what the watermark costs an honest customer: mean accuracy of the null models less the victim's.
+
+    A fraction, negative if the victim is the more accurate; None without null models.
+    """
+    innocent = [null.accuracy for null in result.null_reports]
+    return fmean(innocent) - result.victim_report.accuracy if innocent else None
+
+
+def report_numbers(report: ModelReport) -> dict[str, float]:
+    """Return the numbers of one model's report that exist."""
+    numbers = {
+        "wsr": report.wsr.rate if report.wsr else None,
+        "wsr_low": report.wsr.low if report.wsr else None,
+        "wsr_high": report.wsr.high if report.wsr else None,
+        "wfpr": report.wfpr_mean,
+        "wfpr_classes": report.wfpr_classes.rate if report.wfpr_classes else None,
+        "accuracy": report.accuracy,
+        "knn_accuracy": report.knn_accuracy,
+        "fidelity": report.fidelity,
+        "p_value": report.p_value,
+    }
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def rung_metrics(result: TrialResult, rung: RungResult) -> dict[str, float | int]:
+    """Return one point of the robustness curve: ``queries`` (the x axis) and every number that exists there."""
+    numbers = {
+        "queries": rung.queries,
+        "budget": rung.budget,
+        **report_numbers(rung.report),
+        "null_wsr": null_wsr(result),
+        "stolen_null_wsr": stolen_null_wsr(result),
+        "victim_gap": victim_gap(result),
+        "train_seconds": rung.seconds,
+        "train_epochs": rung.epochs,
+    }
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def trial_metrics(result: TrialResult, rung: RungResult) -> dict[str, float]:
+    """Return what schedulers and searchers see of a rung: ``METRICS``, NaN where a number does not exist (no key)."""
+    numbers = rung_metrics(result, rung)
+    return {name: float(numbers.get(name, math.nan)) for name in METRICS}
