@@ -131,19 +131,17 @@ def plan(
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Say what a sweep will cost before anything runs: trials, distinct victims, null models, queries.
+    """Say what a sweep will cost: trials, distinct victims, null models, queries. Its data are read and checked.
 
     For example:
 
       mea-ray plan sweeps/architectures.yaml verification.null_models=3
     """
     from mea_ray.cli.commands import read_sweep
-    from mea_ray.cli.plan import print_plan
+    from mea_ray.cli.plan import show
     from mea_ray.report.terminal import make_console
-    from mea_ray.sweep.plan import plan as make_plan
 
-    config = read_sweep(file, overrides or [])
-    print_plan(make_console(), config, make_plan(config))
+    show(make_console(), read_sweep(file, overrides or []))
 
 
 @app.command(epilog=EPILOG)

@@ -8,12 +8,36 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from mea_ray.config import SweepConfig
-from mea_ray.report.terminal import pairs_table
+from mea_ray.report.terminal import make_console, pairs_table
 from mea_ray.results.points import label
 from mea_ray.sweep.plan import Plan
 
 SHOWN = 40
 """Trials listed; a sweep may have thousands."""
+
+
+def show(console: Console, sweep: SweepConfig) -> None:
+    """Work a sweep out, check it against its data as a run does, and print what it will cost.
+
+    Raises:
+        ConfigError: The sweep cannot be run.
+        DataError: Its data do not fit it.
+    """
+    from mea_ray.sweep.loading import load_here
+    from mea_ray.sweep.plan import draft, plan
+    from mea_ray.sweep.search import check_metric
+
+    check_metric(sweep)
+    drafts = draft(sweep)
+    with make_console(stderr=True).status("reading the data"):
+        contents, unread = load_here(drafts)
+    print_plan(console, sweep, plan(sweep, contents, drafts))
+    for reason in unread:
+        console.print(
+            f"[yellow]not checked[/] against data that cannot be read here, so that names are provisional: "
+            f"{escape(reason)}",
+            soft_wrap=True,
+        )
 
 
 def print_plan(console: Console, sweep: SweepConfig, plan: Plan) -> None:

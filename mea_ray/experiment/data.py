@@ -54,6 +54,12 @@ class Contents:
         if (pool := pool_choice(config)) is not None and read.pool is not None:
             self.known[dataset_key(pool)] = read.pool
 
+    def make_up(self, config: ExperimentConfig) -> None:
+        """Take data that cannot be loaded here for different ones wherever their settings differ."""
+        pool = pool_choice(config)
+        for choice in (config.data, *([] if pool is None else [pool])):
+            self.known.setdefault(dataset_key(choice), f"unread-{digest(dataset_key(choice))}")
+
     def _of(self, choice: DataChoice) -> str:
         key = dataset_key(choice)
         if key not in self.known:

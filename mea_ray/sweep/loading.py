@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mea_ray.config import DataChoice
 from mea_ray.core.errors import ConfigError, DataError, MeaRayError
-from mea_ray.core.types import Splits
+from mea_ray.core.types import Dataset, Splits
 from mea_ray.experiment.checks import check
-from mea_ray.experiment.data import Contents, Fingerprints, load_splits, splits_key
+from mea_ray.experiment.data import Contents, Fingerprints, dataset_key, pool_choice, split, splits_key
 from mea_ray.sweep.plan import Draft
 from mea_ray.sweep.trainable import load_data
 
@@ -49,45 +51,64 @@ def load(ray: Any, drafts: Sequence[Draft], known: Contents) -> Loaded:
     for key, reference in references.items():
         data[key] = result_of(ray, reference)
         contents.learn(first[key].config, Fingerprints.of(data[key]))
-    check_all(drafts, data.__getitem__)
+    for each in drafts:
+        check_one(each, data[splits_key(each.config)])
     return Loaded(references, contents)
 
 
-def load_here(drafts: Sequence[Draft]) -> Contents:
-    """Load the data of some experiments one after the other in this process, and check every experiment against them.
-
-    Errors as ``load``.
-    """
-    contents = Contents()
-    for each in drafts:
-        contents.of(each.config)
-    data: dict[str, Splits] = {}
-
-    def splits(key: str) -> Splits:
-        if key not in data:
-            data.clear()  # one at a time
-            data[key] = load_splits(next(each.config for each in drafts if splits_key(each.config) == key))
-        return data[key]
-
-    check_all(drafts, splits)
-    return contents
-
-
-def check_all(drafts: Sequence[Draft], data: Callable[[str], Splits]) -> None:
-    """Check every experiment against its data.
+def load_here(drafts: Sequence[Draft]) -> tuple[Contents, list[str]]:
+    """Load the data of some experiments one after the other in this process, and check the experiments against them.
 
     Args:
-        drafts: The experiments; those with the same data follow on each other where that helps.
-        data: Gives the splits of a ``data.splits_key``.
+        drafts: The experiments.
+
+    Returns:
+        Fingerprints of the data, made up where they could not be loaded; and for each such dataset why.
 
     Raises:
-        ConfigError: One cannot be run; the message names its point.
+        ConfigError: An experiment cannot be run.
+        DataError: Data do not fit an experiment.
     """
-    for each in sorted(drafts, key=lambda draft: splits_key(draft.config)):
+    contents, unread = Contents(), list[str]()
+    loaded: dict[str, Dataset] = {}
+
+    def dataset(choice: DataChoice) -> Dataset:
+        key = dataset_key(choice)
+        if key not in loaded:
+            loaded[key] = choice.build()
+        return loaded[key]
+
+    ordered = sorted(drafts, key=lambda each: (dataset_key(each.config.data), splits_key(each.config)))
+    for _, group in itertools.groupby(ordered, key=lambda each: splits_key(each.config)):
+        same = list(group)
+        config, pool = same[0].config, pool_choice(same[0].config)
+        wanted = [config.data] if pool is None else [config.data, pool]
+        for key in set(loaded) - set(map(dataset_key, wanted)):
+            del loaded[key]  # no more at once than an experiment needs
         try:
-            check(each.config, data(splits_key(each.config)))
-        except (ConfigError, DataError) as error:
-            raise type(error)(f"trial at {each}: {error}") from None
+            read = [dataset(choice) for choice in wanted]
+        except DataError as error:
+            unread.append(str(error))
+            contents.make_up(config)
+            continue
+        data = split(config, read[0], read[1] if len(read) > 1 else None)
+        contents.learn(config, Fingerprints.of(data))
+        for each in same:
+            check_one(each, data)
+    return contents, list(dict.fromkeys(unread))
+
+
+def check_one(draft: Draft, data: Splits) -> None:
+    """Check an experiment against its data.
+
+    Raises:
+        ConfigError: It cannot be run; the message names its point.
+        DataError: The data do not fit it.
+    """
+    try:
+        check(draft.config, data)
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"trial at {draft}: {error}") from None
 
 
 def result_of(ray: Any, reference: Any) -> Any:
