@@ -284,8 +284,7 @@ class Yielding(Fixed):
         self.yielded = yielded
 
     def queries(self, thief: Thief) -> Queries:
-        for each in self.yielded:
-            yield each
+        yield from self.yielded
 
 
 @pytest.mark.parametrize("indices", [np.array([4, 2, 9]), np.array([4, 2, 9], np.int32), np.array([4, 2, 9], np.uint8)])
