@@ -20,10 +20,9 @@ from mea_ray.config import (
     load_experiment,
     load_sweep,
     load_tree,
-    merge,
-    parse_override,
 )
-from mea_ray.config.overrides import let_go
+from mea_ray.config.loading import dropped_options
+from mea_ray.config.overrides import overridden, split_override
 from mea_ray.core.errors import ConfigError
 from mea_ray.report.search import search_of
 from mea_ray.report.terminal import make_console, pairs_table, print_results
@@ -43,7 +42,7 @@ def read_experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
     if {"base", "space"} & set(load_tree(file)):
         raise ConfigError(f"{file} is a sweep, not one experiment; start it with: mea-ray sweep {file}")
     config = load_experiment(file, overrides)
-    _tell_let_go(load_tree(file), overrides)
+    _tell_dropped(dropped_options(ExperimentConfig, load_tree(file), overrides))
     return config
 
 
@@ -58,16 +57,16 @@ def read_sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
     if keys and not keys & set(SweepConfig.model_fields) and keys & set(ExperimentConfig.model_fields):
         raise ConfigError(f"{file} is one experiment, not a sweep; start it with: mea-ray run {file}")
     config = load_sweep(file, overrides)
-    _tell_let_go(load_tree(file).get("base"), overrides)
+    _tell_dropped(dropped_options(ExperimentConfig, load_tree(file).get("base") or {}, overrides))
     return config
 
 
-def _tell_let_go(tree: Any, overrides: Sequence[str]) -> None:
-    """Say on stderr which parameters of the file a change of a component's name has dropped."""
-    if lost := let_go(tree or {}, dict(map(parse_override, overrides))):
+def _tell_dropped(lost: Sequence[str]) -> None:
+    """Print on stderr which options of the file an override of a component's name dropped."""
+    if lost:
         make_console(stderr=True).print(
-            f"[yellow]note[/] another component has its own defaults, so that the file's {escape(', '.join(lost))} no "
-            "longer holds; say it again on the command line to keep it",
+            f"[yellow]note[/] another component has its own defaults, so the file's {escape(', '.join(lost))} is "
+            "dropped; repeat it on the command line to keep it",
             highlight=False,
         )
 
@@ -265,7 +264,7 @@ def measure(name: str, options: Sequence[str], output: Path | None) -> None:
     """
     from mea_ray.cli.catalogue import BENCHMARKS
 
-    settings = merge({}, dict(map(parse_override, options)))
+    settings, _ = overridden(BENCHMARKS.schema(name), {}, list(map(split_override, options)))
     with make_console(stderr=True).status(f"measuring: {name}"):
         built = BENCHMARKS.build(name, **settings)
     measured = built if isinstance(built, dict) else built.to_dict()

@@ -14,27 +14,20 @@ from mea_ray.config.components import (
     WatermarkChoice,
 )
 from mea_ray.config.experiment import (
-    RESERVED_NAMES,
     DetectionConfig,
     ExperimentConfig,
-    LearningConfig,
     RemovalConfig,
-    SchedulerConfig,
-    SearchConfig,
     SplitsConfig,
-    SweepConfig,
     ThiefConfig,
-    TrainingConfig,
     VerificationConfig,
     VictimConfig,
-    build,
-    load_experiment,
-    load_sweep,
-    write_yaml,
 )
 from mea_ray.config.identity import digest, identity
-from mea_ray.config.overrides import load_tree, merge, parse_override, set_path
+from mea_ray.config.loading import build, load_experiment, load_sweep, write_yaml
+from mea_ray.config.overrides import load_tree, merge, set_path
 from mea_ray.config.running import RateConfig, ResourcesConfig, RoleResources, ServiceConfig, TrackingConfig
+from mea_ray.config.sweep import RESERVED_NAMES, SchedulerConfig, SearchConfig, SweepConfig
+from mea_ray.config.training import LearningConfig, TrainingConfig
 from mea_ray.core.settings import Tree
 
 __all__ = [
@@ -75,7 +68,6 @@ __all__ = [
     "load_sweep",
     "load_tree",
     "merge",
-    "parse_override",
     "set_path",
     "write_yaml",
 ]

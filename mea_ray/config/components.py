@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import Table
-from mea_ray.core.settings import Parameter, Settings, Tree
+from mea_ray.core.settings import Parameter, RefusedSettings, Settings, Tree
 
 
 class Config(Settings):
@@ -40,14 +40,18 @@ class Choice(Config):
     def _check(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = {"name": value}
-        if isinstance(value, Mapping):
-            if "name" not in value:
-                raise ConfigError(
-                    f"{cls.components().kind} needs a `name`; known: {', '.join(cls.components().names())}"
-                )
-            params = {key: item for key, item in value.items() if key != "name"}
-            return {"name": value["name"], **cls.components().check(str(value["name"]), params)}
-        return value
+        if not isinstance(value, Mapping):
+            return value
+        table = cls.components()
+        if not isinstance(value.get("name"), str):
+            raise RefusedSettings(ConfigError(f"{table.kind} needs a `name`; known: {', '.join(table.names())}"))
+        own = {key: item for key, item in value.items() if key in cls.model_fields}
+        params = {key: item for key, item in value.items() if key not in cls.model_fields}
+        others = [key for key in cls.model_fields if key != "name"]
+        try:
+            return {**own, **table.check(value["name"], params, others)}
+        except ConfigError as error:
+            raise RefusedSettings(error) from None
 
     def over(self, given: Mapping[str, Any]) -> Tree:
         """Return ``given``, completed with this choice if it names no component itself."""

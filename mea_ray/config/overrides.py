@@ -1,54 +1,123 @@
-"""Plain trees of settings: read from YAML, overridden by ``key.path=value``, merged, and named by what they hold."""
+"""Plain trees of settings, and what is set in them by ``key.path=value``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
-import yaml
+from pydantic.fields import FieldInfo
 
+from mea_ray.config import yaml_text
+from mea_ray.config.paths import field_at
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.settings import Tree
+from mea_ray.core.settings import Settings, Tree, members, shown
+
+_NULL = {"", "null", "Null", "NULL", "~"}
 
 
 def load_tree(path: str | Path) -> Tree:
     """Read a YAML file into a plain tree.
 
     Raises:
-        ConfigError: The file is missing, is not YAML, or does not hold a mapping.
+        ConfigError: The file cannot be read, is not YAML, or does not hold a mapping.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read config {str(path)!r}: {error.strerror}; give the path of a YAML file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    tree = yaml_text.read(path)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping of config keys, got {type(tree).__name__}")
+        raise ConfigError(f"{path} must hold a mapping of config keys, got {shown(tree)}")
     return tree
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split ``key.path=value``; the value is read as YAML.
+def split_override(text: str) -> tuple[str, str]:
+    """Split ``key.path=value``.
 
     Raises:
-        ConfigError: There is no ``=`` or the value is not YAML.
+        ConfigError: There is no ``=``, or the path has an empty part.
     """
     key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {text!r} must read key.path=value, e.g. thief.budgets=[100,500]")
+    key = key.strip()
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"override {shown(text)} must read key.path=value, e.g. thief.budgets=[100,500]")
+    return key, value
+
+
+def overridden(model: type[Settings], tree: Tree, overrides: Sequence[tuple[str, str]]) -> tuple[Tree, Tree]:
+    """Set config paths to values as a person types them; those that choose a component go first.
+
+    Args:
+        model: What the tree will be checked against; it says how a value is read (see ``typed``).
+        tree: What is set already.
+        overrides: Pairs of path and text.
+
+    Returns:
+        A new tree, and the values by path.
+
+    Raises:
+        ConfigError: A value is no YAML, or a path leads below a plain value.
+    """
+    values: Tree = {}
+    for key, text in sorted(dict(overrides).items(), key=lambda pair: _order(pair[0])):
+        values[key] = typed(field_at(model, tree, key), text, f"override {shown(f'{key}={text}')}")
+        tree = set_path(tree, key, values[key])
+    return tree, values
+
+
+def typed(field: FieldInfo | None, text: str, where: str) -> Any:
+    """Read a value from the command line as the type of its setting asks.
+
+    Text is taken as it is typed: ``name=1e3``, ``storage=007`` and ``name=on`` are text. Everything else is YAML. The
+    items of a list may be separated by commas, without brackets.
+
+    Args:
+        field: The setting; None if it is not known.
+        text: What was typed.
+        where: What it is, for messages.
+
+    Raises:
+        ConfigError: It is no YAML.
+    """
+    kinds = members(field.annotation) if field is not None else []
+    if type(None) in kinds and text.strip() in _NULL:
+        return None
+    scalars = {kind for kind in map(_scalar, kinds) if kind is not type(None)}
+    lists = [kind for kind in kinds if get_origin(kind) in {tuple, list}]
+    only_text = scalars == {str}
+    if only_text and not lists:
+        return _as_typed(text)
+    value = yaml_text.parse(text, where, only_text=only_text)
+    if lists and isinstance(value, str) and "," in value and not text.lstrip().startswith(("'", '"')):
+        return [yaml_text.parse(part, where, only_text=only_text) for part in value.split(",")]
+    return value
+
+
+def _scalar(kind: Any) -> Any:
+    """Return what a type is made of: of a list its items' type, of words ``str``."""
+    if get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind)):
+        return str
+    if get_origin(kind) in {tuple, list}:
+        items = {_scalar(each) for item in get_args(kind) if item is not Ellipsis for each in members(item)}
+        return items.pop() if len(items) == 1 else object
+    return kind
+
+
+def _as_typed(text: str) -> str:
+    """Return text as it was typed, without quotes around it."""
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from None
+        value = yaml_text.parse(text, "text", only_text=True)
+    except ConfigError:
+        value = None
+    quoted = text.strip()[:1] in {"'", '"'} and isinstance(value, str)
+    return str(value) if quoted else text.strip()
 
 
 def set_path(tree: Tree, key: str, value: Any) -> Tree:
     """Return a copy of ``tree`` with the config path ``key`` set.
 
-    Setting ``x.name`` to another component drops the parameters of the one before; setting a path below a component
-    given by its bare name (``data: digits``) keeps the name. A ``name`` at the top is a title: all else stays.
+    Setting ``x.name`` to another component drops the parameters of the one before. Setting a path below a component
+    that is given by its bare name (``data: digits``) keeps the name. A ``name`` at the top is a title: all else stays.
+
+    Raises:
+        ConfigError: The path leads below a plain value.
     """
     return _set(tree, key, value, component=False)
 
@@ -57,7 +126,7 @@ def _set(tree: Tree, key: str, value: Any, *, component: bool) -> Tree:
     head, _, rest = key.partition(".")
     tree = dict(tree)
     if not rest:
-        if component and head == "name" and tree.get("name") not in {None, value}:
+        if component and head == "name" and tree.get("name") not in (None, value):
             tree = {}
         tree[head] = value
         return tree
@@ -67,22 +136,27 @@ def _set(tree: Tree, key: str, value: Any, *, component: bool) -> Tree:
     if inner is None:
         inner = {}
     if not isinstance(inner, Mapping):
-        raise ConfigError(f"cannot set {key!r}: {head!r} holds {inner!r}, which has no keys below it")
+        raise ConfigError(f"cannot set {key!r}: {head!r} is {shown(inner)}, which has no keys below it")
     tree[head] = _set(dict(inner), rest, value, component=True)
     return tree
 
 
 def merge(tree: Tree, settings: Mapping[str, Any]) -> Tree:
     """Set several config paths; those that choose a component (``x.name``, ``x``) go first."""
-    for key in sorted(settings, key=lambda k: (not k.endswith("name") and k.count(".") > 0, k.count("."))):
+    for key in sorted(settings, key=_order):
         tree = set_path(tree, key, settings[key])
     return tree
 
 
-def let_go(tree: Tree, settings: Mapping[str, Any]) -> list[str]:
-    """Say, as ``path=value``, what a file's components have that settings of another ``x.name`` drop and do not set.
+def _order(key: str) -> tuple[bool, int]:
+    return not (key == "name" or key.endswith(".name")) and "." in key, key.count(".")
 
-    What a file says of a component (the size of a dataset's images) is easily thought to hold for the next, too.
+
+def dropped(tree: Tree, settings: Mapping[str, Any]) -> list[str]:
+    """List, as ``path=value``, the options in a file that settings of another ``x.name`` drop and do not set again.
+
+    An option that a file sets for one component (the size of a dataset's images) is easily thought to hold for the
+    next one, too.
     """
     lost = []
     for key, name in settings.items():
@@ -90,7 +164,7 @@ def let_go(tree: Tree, settings: Mapping[str, Any]) -> list[str]:
         had: Any = tree
         for part in parent.split("."):
             had = had.get(part) if isinstance(had, Mapping) else None
-        if dot and last == "name" and isinstance(had, Mapping) and had.get("name") not in {None, name}:
-            paths = {f"{parent}.{own}": value for own, value in had.items() if own != "name"}
-            lost += [f"{path}={value}" for path, value in paths.items() if path not in settings]
+        if dot and last == "name" and isinstance(had, Mapping) and had.get("name") not in (None, name):
+            options = {f"{parent}.{own}": value for own, value in had.items() if own != "name"}
+            lost += [f"{path}={shown(value)}" for path, value in options.items() if path not in settings]
     return lost

@@ -22,7 +22,7 @@ class RateConfig(Config):
 class ServiceConfig(Config):
     """The victim behind Ray actors."""
 
-    replicas: int = Field(1, ge=1, description="Replica actors that hold the victim.")
+    replicas: int = Field(1, ge=1, le=10_000, description="Replica actors that hold the victim.")
     cpus_per_replica: float = Field(1.0, ge=0, description="CPUs of one replica, which computes on one.")
     gpus_per_replica: float = Field(0.0, ge=0, description="GPUs of one replica, may be a fraction.")
     max_batch_images: int = Field(256, ge=1, description="Images merged into one pass at most; 1 request when 1.")

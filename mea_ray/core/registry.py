@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, Field, PydanticUserError, ValidationError, create_model
@@ -27,7 +27,16 @@ from pydantic import ConfigDict, Field, PydanticUserError, ValidationError, crea
 from mea_ray.core import plugins
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.plugins import Component
-from mea_ray.core.settings import Parameter, Settings, documented_arguments, parameters_of, problems, with_current_names
+from mea_ray.core.settings import (
+    InvalidSettings,
+    Parameter,
+    Problem,
+    Settings,
+    documented_arguments,
+    parameters_of,
+    problems,
+    with_current_names,
+)
 from mea_ray.core.words import nearest
 
 __all__ = ["Component", "Parameter", "Table", "documented_arguments", "nearest"]
@@ -139,28 +148,38 @@ class Table:
             listed += parameters_of(option, field, field.default, docs.get(option, ""))
         return listed
 
-    def check(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, name: str, params: Mapping[str, Any], other: Sequence[str] = ()) -> dict[str, Any]:
         """Check parameters against the component's signature and fill in its defaults.
+
+        Args:
+            name: Name of the component.
+            params: What was given.
+            other: Further names to suggest for one that is unknown.
 
         Returns:
             Every parameter of the component with its value, converted to the annotated type. A group of settings is
             an object of its class.
 
         Raises:
-            ConfigError: A parameter is unknown (with the nearest known one), has a value of the wrong type, or lies out
-                of its range.
+            InvalidSettings: A parameter is unknown (with the nearest known one), has a value of the wrong type, or lies
+                out of its range.
+            ConfigError: There is no such component, or it cannot be used.
         """
-        schema = self.schema(name)
+        schema, owner = self.schema(name), f"{self.kind} {name!r}"
         known = list(schema.model_fields)
-        given = with_current_names(params, getattr(self.resolve(name), "renamed", {}), f"{self.kind} {name!r}")
-        for key in given:
-            if key not in known:
-                hint = f"{nearest(key, known)} Known: {', '.join(known) or 'none'}"
-                raise ConfigError(f"{self.kind} {name!r} has no parameter {key!r}{hint}")
+        given = with_current_names(params, getattr(self.resolve(name), "renamed", {}), owner)
+        names = [*known, *other]
+        found = [
+            Problem(key, f"{owner} has no parameter {key!r}{nearest(key, names)} Known: {', '.join(names) or 'none'}")
+            for key in given
+            if key not in known
+        ]
         try:
-            checked = schema.model_validate(given)
+            checked = schema.model_validate({key: value for key, value in given.items() if key in known})
         except ValidationError as error:
-            raise ConfigError(f"{self.kind} {name!r}: {'; '.join(problems(error, schema))}") from None
+            found += problems(error, schema)
+        if found:
+            raise InvalidSettings(owner, found)
         return {key: getattr(checked, key) for key in known}
 
     def build(self, name: str, *args: Any, **params: Any) -> Any:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import reprlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
@@ -19,6 +20,7 @@ import annotated_types
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from mea_ray.core.errors import ConfigError
 from mea_ray.core.words import nearest
 
 Tree = dict[str, Any]
@@ -47,7 +49,8 @@ class Parameter:
 class Settings(BaseModel):
     """Base of every group of settings: frozen, unknown keys refused, defaults checked, NaN and infinity refused.
 
-    A mapping given for a group that has a default changes that default: keys that are left out keep its values.
+    A mapping given for a group that has a default changes that default: keys that are left out keep its values. A text
+    given for a group with a ``name`` is that name. A single value given for a list is a list of one.
 
     Attributes:
         version: Part of the names of all that was made with these settings when it is not 1. Raise it when the same
@@ -69,7 +72,7 @@ class Settings(BaseModel):
             return value
         given = with_current_names(value, cls.renamed, cls.__name__)
         return {
-            key: over_default(cls.model_fields[key], item) if key in cls.model_fields else item
+            key: _completed(cls.model_fields[key], item) if key in cls.model_fields else item
             for key, item in given.items()
         }
 
@@ -105,8 +108,7 @@ def default_of(field: FieldInfo) -> Any:
 
 def group_of(annotation: Any) -> type[Settings] | None:
     """Return the group of settings that an annotation holds: ``Carrier``, ``Carrier | None``; None if there is none."""
-    union = get_origin(annotation) in {Union, UnionType}
-    kinds: tuple[Any, ...] = get_args(annotation) if union else (annotation,)
+    kinds = members(annotation)
     groups: list[type[Settings]] = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
     return groups[0] if groups else None
 
@@ -125,9 +127,29 @@ def parameters_of(path: str, field: FieldInfo, default: Any, doc: str) -> Iterat
     yield from group.parameters(f"{path}.", default if isinstance(default, group) else None, doc)
 
 
-def over_default(field: FieldInfo, given: Any) -> Any:
-    """Return what was given for a field, completed with its default if both are groups of settings."""
-    return _over(default_of(field), given) if isinstance(given, Mapping) else given
+def members(annotation: Any) -> list[Any]:
+    """Return the members of a union; of anything else itself."""
+    if get_origin(annotation) is Annotated:
+        return members(get_args(annotation)[0])
+    if get_origin(annotation) not in {Union, UnionType}:
+        return [annotation]
+    return [inner for each in get_args(annotation) for inner in members(each)]
+
+
+def is_list(annotation: Any) -> bool:
+    """Say whether an annotation stands for a list and nothing else, null aside."""
+    kinds = [kind for kind in members(annotation) if kind is not type(None)]
+    return bool(kinds) and all(get_origin(kind) in {tuple, list} for kind in kinds)
+
+
+def _completed(field: FieldInfo, given: Any) -> Any:
+    """Return what was given for a field in the form that the field has."""
+    if given is not None and not isinstance(given, (list, tuple)) and is_list(field.annotation):
+        return [given]
+    group = group_of(field.annotation)
+    if isinstance(given, str) and group is not None and "name" in group.model_fields:
+        return {"name": given} if {*members(field.annotation)} <= {group, type(None)} else given
+    return _over(default_of(field), given)
 
 
 def _over(default: Any, given: Any) -> Any:
@@ -165,18 +187,88 @@ def _placed(tree: Tree, path: str, value: Any) -> Tree:
     return {**tree, head: _placed(dict(inner) if isinstance(inner, Mapping) else {}, rest, value)}
 
 
-def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Word every problem of a validation, one line each: the path, the value, the constraint, the nearest known key."""
-    lines = []
-    for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _keys(model, problem["loc"][:-1])
-            hint = nearest(str(problem["loc"][-1]), known)
-            lines.append(f"{path}: unknown key{hint} Known: {', '.join(known)}")
+@dataclass(frozen=True)
+class Problem:
+    """One setting that is wrong.
+
+    Attributes:
+        path: Its path.
+        text: What is wrong with it and what would be right.
+        value: Its value, shortened for a message; None if its path is what is wrong.
+    """
+
+    path: str
+    text: str
+    value: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}" if self.value is None else f"{self.path}={self.value}: {self.text}"
+
+    def below(self, path: str) -> Problem:
+        """Return the same problem of a group that lies at ``path``."""
+        return Problem(".".join(part for part in (path, self.path) if part), self.text, self.value)
+
+
+class InvalidSettings(ConfigError):
+    """Settings that are wrong, all of them.
+
+    Args:
+        owner: Whose settings they are, e.g. ``attack 'knockoff'``; empty for a config.
+        problems: What is wrong.
+    """
+
+    def __init__(self, owner: str, problems: Sequence[Problem]) -> None:
+        super().__init__(owner, tuple(problems))
+        self.owner, self.problems = owner, tuple(problems)
+
+    def __str__(self) -> str:
+        if not self.owner:
+            return "\n".join(map(str, self.problems))
+        return "; ".join(
+            each.text if each.text.startswith(self.owner) else f"{self.owner}: {each}" for each in self.problems
+        )
+
+
+class RefusedSettings(ValueError):
+    """Carries a ``ConfigError`` out of a validator of pydantic, so that other problems are reported with it."""
+
+    def __init__(self, error: ConfigError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def problems(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    """Word every problem of a validation: the path, the value, the constraint, the nearest known key."""
+    found = []
+    for each in error.errors():
+        path = ".".join(map(str, each["loc"]))
+        cause = each.get("ctx", {}).get("error")
+        if isinstance(cause, RefusedSettings):
+            inner = cause.error
+            found += (
+                [problem.below(path) for problem in inner.problems]
+                if isinstance(inner, InvalidSettings)
+                else [Problem(path, str(inner))]
+            )
+        elif each["type"] == "extra_forbidden":
+            known = _keys(model, each["loc"][:-1])
+            hint = nearest(str(each["loc"][-1]), known)
+            found.append(Problem(path, f"unknown key{hint} Known: {', '.join(known)}"))
         else:
-            lines.append(f"{path}={problem['input']!r}: {problem['msg']}")
-    return lines
+            found.append(Problem(path, each["msg"], shown(each["input"])))
+    return found
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 80, 80
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 8
+
+
+def shown(value: Any, length: int = 80) -> str:
+    """Return a value as text of one line, shortened to ``length`` characters."""
+    text = _BRIEF.repr(value.resolved() if isinstance(value, Settings) else value)
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mea_ray.config.components import DataChoice
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.registry import nearest
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.resize import fit
@@ -23,27 +20,6 @@ class Part(DataChoice):
     """A dataset of a mixture: its ``name``, its own parameters, and ``limit``."""
 
     limit: int | None = Field(None, ge=1, description="Training images that are taken at most, a random draw.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check(cls, value: Any) -> Any:
-        """Check the dataset's parameters against its signature; ``limit`` is the mixture's own."""
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, Mapping):
-            return value
-        known = cls.components()
-        if "name" not in value:
-            raise ConfigError(f"a part of a mixture needs a `name`; known: {', '.join(known.names())}")
-        name = str(value["name"])
-        params = {key: item for key, item in value.items() if key not in {"name", "limit"}}
-        names = ["limit", *(parameter.name for parameter in known.parameters(name))]
-        for key in params:
-            if key not in names:
-                hint = f"{nearest(str(key), names)} Known: {', '.join(names)}"
-                raise ConfigError(f"the part {name!r} of a mixture has no setting {key!r}{hint}")
-        limit = {"limit": value["limit"]} if "limit" in value else {}
-        return {"name": name, **limit, **known.check(name, params)}
 
 
 def load(*, parts: tuple[Part, ...] = ()) -> Dataset:

@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from mea_ray.config import yaml_text
 from mea_ray.results.points import setting
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -52,7 +52,7 @@ class Published(BaseModel):
 def all_published() -> tuple[Published, ...]:
     """Return every published figure."""
     text = (Path(__file__).parent / "published.yaml").read_text(encoding="utf-8")
-    return TypeAdapter(tuple[Published, ...]).validate_python(yaml.safe_load(text))
+    return TypeAdapter(tuple[Published, ...]).validate_python(yaml_text.parse(text, "published.yaml"))
 
 
 def find(

@@ -14,10 +14,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mea_ray.config import load_tree
+from mea_ray.config import load_tree, yaml_text
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.report.tables import listed
 from mea_ray.results.records import RESULTS, TrialResult, read_results
@@ -123,7 +122,7 @@ def make_record(folder: Path, target: Path, *, command: str | None = None, note:
     if (folder / SWEEP).exists():
         tree = _clean(load_tree(folder / SWEEP))
         tree["base"] = _anonymous(tree.get("base") or {})
-        write_whole(target / SWEEP, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110))
+        write_whole(target / SWEEP, yaml_text.dump(tree, width=110))
     write_whole(target / RECORD, record.model_dump_json(indent=1) + "\n")
     return record
 

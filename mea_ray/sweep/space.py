@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mea_ray.config import ExperimentConfig, SweepConfig, Tree, build, merge
+from mea_ray.config.sweep import MAX_POINTS
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import nearest
 from mea_ray.core.seeding import numpy_generator
@@ -20,7 +21,6 @@ Point = dict[str, Any]
 """Config paths that the sweep sets, and their values."""
 Kind = Literal["grid", "choice", "uniform", "loguniform"]
 KINDS: tuple[Kind, ...] = ("grid", "choice", "uniform", "loguniform")
-_MAX_POINTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ def _axis(path: str, entry: Mapping[str, Any], base: Tree) -> Axis:
     if len(values) != 2 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         raise ConfigError(f"{kind} needs two numbers [low, high], got {list(values)!r}")
     low, high = values
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ConfigError(f"{kind} needs finite ends, got [{low}, {high}]")
     if not low < high or (kind == "loguniform" and low <= 0):
         raise ConfigError(f"{kind} needs {'0 < ' if kind == 'loguniform' else ''}low < high, got [{low}, {high}]")
     current = _look_up(base, path)
@@ -163,9 +165,9 @@ def points(sweep: SweepConfig) -> list[Point]:
     samples = sweep.search.samples if sweep.search.name == "random" and drawn else 1
     seeds = sweep.seed_points
     size = samples * len(seeds) * math.prod(len(axis.values) for axis in grid)
-    if size > _MAX_POINTS:
+    if size > MAX_POINTS:
         raise ConfigError(
-            f"space holds {size} points, at most {_MAX_POINTS} can be run; shorten a grid, or draw at random"
+            f"space holds {size} points, at most {MAX_POINTS} can be run; shorten a grid, or draw at random"
         )
     generators = {axis.path: numpy_generator(sweep.search.seed, "space", axis.path) for axis in drawn}
     order = [axis.path for axis in all_axes]

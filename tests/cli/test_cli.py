@@ -89,7 +89,7 @@ def test_usage_errors_exit_with_2(argv: list[str]) -> None:
 def test_a_mistyped_key_is_answered_with_the_nearest_one(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", str(experiment), "thief.budgest=[10]"]) == cli.USAGE
     told = " ".join(capsys.readouterr().err.split())
-    assert "thief.budgest" in told and "did you mean 'budgets'?" in told
+    assert "thief.budgest" in told and "did you mean 'thief.budgets'?" in told
     assert "Traceback" not in told
 
 
@@ -268,7 +268,7 @@ def test_what_a_change_of_component_drops_is_said(tmp_path: Path, capsys: pytest
 def test_plan_refuses_an_unknown_path_of_the_space(sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep_file.write_text("space:\n  thief.budgest: {grid: [[1], [2]]}\n", encoding="utf-8")
     assert cli.main(["plan", str(sweep_file)]) == cli.USAGE
-    assert "did you mean 'budgets'?" in capsys.readouterr().err
+    assert "did you mean 'thief.budgets'?" in capsys.readouterr().err
 
 
 def test_report_renders_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,15 +133,14 @@ def test_grey_becomes_colour_and_a_repeated_dataset_is_numbered() -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([{"name": "digits", "limt": 5}], "'digits' of a mixture has no setting 'limt'; did you mean 'limit'"),
-        ([{"name": "noise", "kind": "blobs"}], "no setting 'kind'; did you mean 'kinds'"),
+        ([{"name": "digits", "limt": 5}], "dataset 'digits' has no parameter 'limt'; did you mean 'limit'"),
+        ([{"name": "noise", "kind": "blobs"}], "no parameter 'kind'; did you mean 'kinds'"),
         ([{"name": "digitz"}], "unknown dataset 'digitz'; did you mean 'digits'"),
         ([{"name": "digits", "limit": 0}], "parts.0.limit=0"),
         ([{"name": "digits", "limit": "few"}], "parts.0.limit='few'"),
         ([{"name": "digits", "image_size": "big"}], "image_size='big'"),
         ([{"limit": 5}], "needs a `name`"),
         ([3], "parts.0=3"),
-        ({"name": "digits"}, "parts="),
     ],
 )
 def test_a_mistyped_part_is_refused_by_the_config(parts: Any, message: str) -> None:

@@ -62,9 +62,9 @@ def test_random_draws_for_every_grid_combination_and_again_the_same() -> None:
 @pytest.mark.parametrize(
     ("space", "search", "message"),
     [
-        ({"thief.trainin.epochs": {"grid": [1]}}, {}, "thief.trainin.*did you mean 'training'"),
-        ({"thief.training.epoch": {"grid": [1]}}, {}, "thief.training.epoch.*did you mean 'epochs'"),
-        ({"thief.learning.temprature": {"grid": [1]}}, {}, "did you mean 'temperature'"),
+        ({"thief.trainin.epochs": {"grid": [1]}}, {}, "thief.trainin.*did you mean 'thief.training.epochs'"),
+        ({"thief.training.epoch": {"grid": [1]}}, {}, "thief.training.epoch.*did you mean 'thief.training.epochs'"),
+        ({"thief.learning.temprature": {"grid": [1]}}, {}, "did you mean 'thief.learning.temperature'"),
         ({"victim.watermark": {"grid": ["none", "mea_defendr"]}}, {}, "did you mean 'mea_defender'"),
         ({"thief.training.epochs": {"grid": [1, 0]}}, {}, "thief.training.epochs=0.*greater than or equal to 1"),
         ({"seed": {"gird": [1]}}, {}, "space.seed: unknown kind 'gird'; did you mean 'grid'"),

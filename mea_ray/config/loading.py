@@ -1,0 +1,105 @@
+"""Reads experiments and sweeps from files, with what the command line overrides, and writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from mea_ray.config import yaml_text
+from mea_ray.config.experiment import ExperimentConfig
+from mea_ray.config.overrides import dropped, load_tree, overridden, split_override
+from mea_ray.config.paths import meant, paths
+from mea_ray.config.sweep import SweepConfig
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.settings import InvalidSettings, Problem, Settings, Tree, problems
+from mea_ray.storage.files import write_whole
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def build(model: type[SettingsT], tree: Mapping[str, Any]) -> SettingsT:
+    """Check a tree against a group of settings.
+
+    Raises:
+        ConfigError: One line for every problem: the path, the value, the constraint; for an unknown path the known ones
+            that may be meant.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        found = problems(error, model)
+    raise InvalidSettings("", [_with_hint(problem, model, tree) for problem in found])
+
+
+def _with_hint(problem: Problem, model: type[Settings], tree: Any) -> Problem:
+    """Replace the nearest sibling of an unknown key by the full paths that may be meant."""
+    if not problem.text.startswith("unknown key"):
+        return problem
+    inside = "base." if model is SweepConfig and problem.path.startswith("base.") else ""
+    below, within = (ExperimentConfig, tree.get("base")) if inside else (model, tree)
+    hint = meant(problem.path.removeprefix(inside) + _single(tree, problem.path), list(paths(below, within)))
+    known = problem.text[problem.text.index("Known:") :] if "Known:" in problem.text else ""
+    return Problem(problem.path, f"unknown key{hint} {known}".rstrip())
+
+
+def _single(tree: Any, path: str) -> str:
+    """Return the rest of a path below which a tree holds one setting only, as one override does."""
+    for part in path.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    rest = ""
+    while isinstance(tree, Mapping) and len(tree) == 1:
+        ((key, tree),) = tree.items()
+        rest += f".{key}"
+    return rest
+
+
+def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read an experiment file (all defaults when None) and apply overrides ``key.path=value``.
+
+    Raises:
+        ConfigError: The file cannot be read, or something in it or in an override is wrong.
+    """
+    tree = load_tree(path) if path is not None else {}
+    return build(ExperimentConfig, overridden(ExperimentConfig, tree, list(map(split_override, overrides)))[0])
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read a sweep file and apply overrides: of the sweep's own keys, else of its base experiment.
+
+    ``space.thief.model.name={grid: [...]}`` sets one axis: config paths are keys of the space, dots and all.
+
+    Raises:
+        ConfigError: The file cannot be read, or something in it or in an override is wrong.
+    """
+    tree, axes = load_tree(path), {}
+    settings = []
+    for key, text in map(split_override, overrides):
+        if key.startswith("space."):
+            axes[key.removeprefix("space.")] = yaml_text.parse(text, f"override {key!r}")
+        else:
+            settings.append((_in_sweep(key), text))
+    tree, _ = overridden(SweepConfig, tree, settings)
+    if axes:
+        space = tree.get("space") or {}
+        if not isinstance(space, dict):
+            raise ConfigError(f"space of {str(path)!r} holds {space!r}; it must map config paths to what is tried")
+        tree["space"] = {**space, **axes}
+    return build(SweepConfig, tree)
+
+
+def _in_sweep(key: str) -> str:
+    """Return the path in a sweep of a key of its own, or of its base experiment."""
+    return key if key.split(".")[0] in SweepConfig.model_fields else f"base.{key}"
+
+
+def dropped_options(model: type[Settings], tree: Tree, overrides: Sequence[str]) -> list[str]:
+    """List the options in a file that overrides drop because they choose another component."""
+    return dropped(tree, overridden(model, tree, list(map(split_override, overrides)))[1])
+
+
+def write_yaml(config: Settings, path: str | Path) -> None:
+    """Write the resolved config, defaults filled in."""
+    write_whole(Path(path), yaml_text.dump(config.resolved()))

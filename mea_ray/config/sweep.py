@@ -1,0 +1,117 @@
+"""The settings of a sweep: a base experiment and a space over its config paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mea_ray.config.components import Config
+from mea_ray.config.experiment import ExperimentConfig
+
+RESERVED_NAMES = frozenset({"artifacts", "calibration", "local"})
+"""Folders of a storage that belong to no sweep."""
+MAX_POINTS = 100_000
+"""Most trials of a sweep."""
+SpaceEntry = Mapping[str, Any]
+Mode = Literal["max", "min"]
+
+
+class SearchConfig(Config):
+    """Which points of the space are tried."""
+
+    name: Literal["grid", "random", "optuna"] = Field("grid", description="grid: every combination.")
+    samples: int = Field(
+        1, ge=1, le=MAX_POINTS, description="random, optuna: points drawn (times the grid, for random)."
+    )
+    metric: str | tuple[str, ...] = Field(
+        "wsr",
+        description="Metric of the last rung that optuna and asha look at; several: optuna seeks their front.",
+    )
+    mode: Mode | tuple[Mode, ...] = Field("max", description="Direction of `metric`; a list if that is one.")
+    constraints: dict[str, float] = Field(
+        default_factory=dict,
+        description="{metric: largest value allowed}, e.g. {victim_gap: 0.02}: a victim at most 2 points less accurate "
+        "than an innocent model. A trial beyond is infeasible.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the draw.")
+
+    @property
+    def objectives(self) -> tuple[tuple[str, Mode], ...]:
+        """Metrics with their directions; the first is the one that asha looks at."""
+        if isinstance(self.metric, tuple):
+            return tuple(zip(self.metric, self.mode, strict=True))  # type: ignore[arg-type]
+        return ((self.metric, self.mode),)  # type: ignore[return-value]
+
+    @model_validator(mode="after")
+    def _one_mode_for_each_metric(self) -> SearchConfig:
+        metrics, modes = (1 if isinstance(v, str) else len(v) for v in (self.metric, self.mode))
+        if isinstance(self.metric, str) != isinstance(self.mode, str) or metrics != modes or not metrics:
+            raise ValueError(f"metric={self.metric!r} and mode={self.mode!r}: give one mode for each metric")
+        return self
+
+
+class SchedulerConfig(Config):
+    """Which trials are stopped early."""
+
+    name: Literal["fifo", "asha"] = Field("fifo", description="asha stops trials that lag at a rung of the budget.")
+    grace_rungs: int = Field(1, ge=1, description="asha: rungs every trial may finish.")
+    reduction_factor: float = Field(3.0, gt=1, description="asha: one in so many goes on.")
+
+
+class SweepConfig(Config):
+    """A sweep: a base experiment and a space over its config paths."""
+
+    name: str = Field(
+        "sweep",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="Names the results' folder; begins with a letter or digit.",
+    )
+    description: str = Field("", description="One paragraph for the report.")
+    base: ExperimentConfig = Field(default_factory=ExperimentConfig, description="What all trials share.")
+    space: dict[str, SpaceEntry] = Field(
+        default_factory=dict,
+        description="{config path: {grid: [...]} | {choice: [...]} | {uniform: [low, high]} | "
+        "{loguniform: [low, high]}}",
+    )
+    seeds: int | tuple[int, ...] | None = Field(
+        None,
+        description="Repeats every point with so many seeds from 0 on, or with these; null leaves the base's seed.",
+    )
+    seeds_of: Literal["thief", "victim", "both"] = Field(
+        "thief",
+        description="What `seeds` vary: `seed` (thief, verification), `victim.seed` (key, victim: one is trained for "
+        "each), or both together.",
+    )
+    search: SearchConfig = Field(default_factory=SearchConfig, description="Which points are tried.")
+    scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="Which trials are stopped early.")
+    max_services: int = Field(1, ge=1, description="Victim services up at once; their resources are set aside.")
+    max_failures: int = Field(3, ge=0, description="Times a trial is started again after its process died.")
+    cluster_wait_s: float = Field(
+        0.0, ge=0, description="Longest wait for a cluster with an autoscaler to grow; 0 takes it as it is."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value.lower() in RESERVED_NAMES:
+            raise ValueError(f"the storage keeps other things under this name ({', '.join(sorted(RESERVED_NAMES))})")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _some_seeds(cls, value: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+        if isinstance(value, int) and not 1 <= value <= MAX_POINTS:
+            raise ValueError(f"a number of seeds lies between 1 and {MAX_POINTS}")
+        if isinstance(value, tuple) and (not value or min(value) < 0 or len(set(value)) < len(value)):
+            raise ValueError("listed seeds must be different whole numbers from 0 on, at least one")
+        return value
+
+    @property
+    def seed_points(self) -> list[dict[str, int]]:
+        """Config paths and values of each seed that every point is repeated with."""
+        paths = {"thief": ["seed"], "victim": ["victim.seed"], "both": ["seed", "victim.seed"]}[self.seeds_of]
+        listed = range(self.seeds) if isinstance(self.seeds, int) else self.seeds
+        return [{}] if listed is None else [dict.fromkeys(paths, seed) for seed in listed]

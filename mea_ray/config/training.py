@@ -1,0 +1,68 @@
+"""How networks are trained: every one of them, and a substitute on a victim's answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mea_ray.config.components import Config
+
+
+class TrainingConfig(Config):
+    """How a network is trained; the same engine for victims, null models and substitutes."""
+
+    epochs: int = Field(20, ge=1, description="Passes over the training images.")
+    batch_size: int = Field(128, ge=1, description="Images of the main task per step.")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="Optimiser.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
+    schedule: Literal["constant", "step", "cosine", "one_cycle"] = Field(
+        "one_cycle", description="Learning rate over the epochs."
+    )
+    step_epochs: int = Field(10, ge=1, description="`step`: epochs between two cuts of the learning rate.")
+    step_factor: float = Field(0.5, gt=0, le=1, description="`step`: what the learning rate is multiplied by.")
+    warmup_fraction: float = Field(0.2, ge=0, lt=1, description="`one_cycle`: part of the steps spent rising.")
+    augment: tuple[Literal["flip", "crop"], ...] = Field(
+        ("flip", "crop"), description="Random horizontal flip; random crop after reflecting `crop_padding` pixels."
+    )
+    crop_padding: int = Field(4, ge=1, description="Pixels reflected at each side before the random crop.")
+    gradient_clip: float | None = Field(None, gt=0, description="Largest gradient norm; none when null.")
+    accumulate_steps: int = Field(1, ge=1, description="Batches whose gradients are summed for one update.")
+    early_stop_patience: int | None = Field(
+        None, ge=1, description="Epochs without a better validation accuracy before stopping; null never stops."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="bfloat16 autocast where the device computes it natively, else float32."
+    )
+    channels_last: bool | None = Field(None, description="Memory format; null chooses by device.")
+    compile: bool = Field(False, description="torch.compile the network.")
+
+
+class LearningConfig(Config):
+    """How a substitute learns from answers, whatever the attack: its loss, and the thief's own defences."""
+
+    temperature: float | None = Field(
+        None, gt=0, description="Softens answers and substitute; null takes the attack's own (distillation: 7, else 1)."
+    )
+    loss: Literal["kl", "soft_ce", "l1"] = Field(
+        "kl", description="kl: KL(answer || substitute); soft_ce: cross-entropy with the answer; l1: of probabilities."
+    )
+    scale_by_temperature_squared: bool = Field(
+        False, description="Multiply the loss by temperature**2 (Hinton et al.); MEA-Defender's authors leave it out."
+    )
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, description="Of the answered images: held out for `early_stop_patience`, charged like all."
+    )
+    floor: float = Field(
+        1e-12, gt=0, lt=1e-2, description="Least probability assumed for a class when the temperature is not 1."
+    )
+    mixing: Literal["none", "mixup", "cutmix"] = Field(
+        "none", description="Train on mixtures of answered images: a defence against backdoors that asks nothing."
+    )
+    mixing_alpha: float = Field(1.0, gt=0, description="Both parameters of the Beta distribution of the mixing ratio.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Part of each target spread over all classes.")
+    statistics: Literal["pool", "none"] = Field(
+        "pool", description="Substitute's normalisation: the thief's own pool's statistics, or none (raw [0, 1])."
+    )

@@ -1,0 +1,222 @@
+"""Trees of settings, and values as a person types them on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mea_ray.config import ExperimentConfig, build, load_experiment, load_sweep, merge, set_path
+from mea_ray.config.overrides import dropped, overridden, split_override
+from mea_ray.core.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed=3", ("seed", "3")),
+        ("storage=s3://bucket/a=b", ("storage", "s3://bucket/a=b")),
+        (" thief.budgets = [1]", ("thief.budgets", " [1]")),
+        ("tracking.entity=", ("tracking.entity", "")),
+    ],
+)
+def test_an_override_is_split_at_its_first_equals_sign(text: str, expected: tuple[str, str]) -> None:
+    assert split_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["seed", "=3", "a..b=3", ".a=3", "a.=3", ""])
+def test_malformed_overrides_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="override"):
+        split_override(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("seed=3", 3),
+        ("seed=1e4", 10_000),
+        ("thief.budgets=[1, 2]", [1, 2]),
+        ("thief.budgets=500", [500]),
+        ("thief.budgets=100,300", [100, 300]),
+        ("thief.budgets=100, 1e3", [100, 1000]),
+        ("victim.training.augment=flip", ["flip"]),
+        ("victim.training.augment=flip,crop", ["flip", "crop"]),
+        ("victim.training.augment=[]", []),
+        ("victim.training.learning_rate=1e-3", 0.001),
+        ("victim.training.compile=true", True),
+        ("service.rate=null", None),
+        ("service.rate.images_per_second=5", 5.0),
+        ("tracking.entity=", None),
+        ("tracking.entity=null", None),
+        ("tracking.entity=007", "007"),
+        ("tracking.project=on", "on"),
+        ("tracking.project=1e3", "1e3"),
+        ("tracking.project='quoted'", "quoted"),
+        ("tracking.project=null", "null"),
+        ("tracking.project=a: b", "a: b"),
+        ("tracking.project=[x", "[x"),
+        ("tracking.project=99999999999999999999", "99999999999999999999"),
+        ("storage=007", "007"),
+        ("storage=1:30", "1:30"),
+        ("storage=s3://bucket/a=b", "s3://bucket/a=b"),
+        ("storage=#1", "#1"),
+        ("service.policy=label_only", {"name": "label_only"}),
+        ("splits.thief_pool=disjoint", "disjoint"),
+        ("removal.methods=[pruning, jpeg]", None),
+    ],
+)
+def test_a_value_is_read_as_its_setting_asks(text: str, value: Any) -> None:
+    found: Any = load_experiment(None, [text]).resolved()
+    for part in text.split("=")[0].split("."):
+        found = found[part]
+    if text.startswith("removal"):
+        found, value = [each["name"] for each in found], ["pruning", "jpeg"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("name=1e3", "1e3"), ("name=on", "on"), ("name=007", "007"), ("name=2024-01-01", "2024-01-01")]
+)
+def test_the_name_of_a_sweep_is_taken_as_typed(text: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("name: a\n")
+    assert load_sweep(tmp_path / "s.yaml", [text]).name == name
+
+
+def test_options_of_a_component_are_read_as_the_chosen_component_asks() -> None:
+    overrides = ["thief.attack.policy=random", "thief.attack.name=knockoff", "victim.watermark.source_classes=3,5"]
+    config = load_experiment(None, overrides)
+    assert config.thief.attack.params["policy"] == "random"
+    assert config.victim.watermark.params["source_classes"] == (3, 5)
+    folder = load_experiment(None, ["data=parquet", "data.path=007"])
+    assert folder.data.params["path"] == "007"
+
+
+def test_a_whole_list_of_typed_items_may_be_text(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("name: a\n")
+    sweep = load_sweep(tmp_path / "s.yaml", ["search.metric=wsr,accuracy", "search.mode=max,min", "search=random"])
+    assert (sweep.search.metric, sweep.search.mode, sweep.search.name) == (
+        ("wsr", "accuracy"),
+        ("max", "min"),
+        "random",
+    )
+
+
+def test_an_override_that_is_no_yaml_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"override 'seed=\[1' is not valid YAML: line 1"):
+        load_experiment(None, ["seed=[1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("epochs=3", "did you mean 'victim.training.epochs', 'thief.training.epochs'?"),
+        ("target_class=3", "did you mean 'victim.watermark.target_class'?"),
+        ("budgets=3", "did you mean 'thief.budgets'?"),
+        ("budgest=3", "did you mean 'thief.budgets'?"),
+        ("victim.epochs=3", "did you mean 'victim.training.epochs'"),
+        ("victim.trainng.epochs=3", "did you mean 'victim.training.epochs'"),
+        ("victim.training.epochz=3", "did you mean 'victim.training.epochs'?"),
+        ("victin.training.epochs=3", "did you mean 'victim.training.epochs'"),
+        ("service.rat.burst=3", "did you mean 'service.rate.burst'?"),
+        ("serivce.rate.images_per_secnd=3", "did you mean 'service.rate.images_per_second'?"),
+    ],
+)
+def test_an_unknown_path_is_answered_with_the_full_paths_that_may_be_meant(
+    override: str, hint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_experiment(None, [override])
+    assert hint in str(refused.value)
+    (tmp_path / "s.yaml").write_text("name: a\n")
+    with pytest.raises(ConfigError) as refused:
+        load_sweep(tmp_path / "s.yaml", [override])
+    assert hint in str(refused.value)
+
+
+def test_a_path_that_resembles_nothing_gets_the_list_only() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_experiment(None, ["zzqqzz=1"])
+    assert "did you mean" not in str(refused.value) and "Known: seed, data" in str(refused.value)
+
+
+def test_set_path_copies_and_never_changes_its_input() -> None:
+    tree = {"a": {"b": 1}}
+    assert set_path(tree, "a.c", 2) == {"a": {"b": 1, "c": 2}}
+    assert tree == {"a": {"b": 1}}
+
+
+def test_another_component_drops_the_parameters_of_the_one_before() -> None:
+    tree = {"data": {"name": "digits", "image_size": 24}}
+    assert set_path(tree, "data.name", "cifar10") == {"data": {"name": "cifar10"}}
+    assert set_path(tree, "data.name", "digits") == tree
+
+
+def test_what_another_component_drops_is_named() -> None:
+    tree = {"data": {"name": "cifar10", "image_size": 16, "normalise": True}, "victim": {"model": "vgg"}, "seed": 1}
+    assert dropped(tree, {"data.name": "parquet", "data.path": "x", "data.normalise": False}) == ["data.image_size=16"]
+    for settings in (
+        {"data.name": "cifar10"},
+        {"data.path": "x"},
+        {"victim.model.name": "z"},
+        {"name": "n"},
+        {"a.name": 1},
+    ):
+        assert dropped(tree, settings) == []
+
+
+def test_a_title_is_no_component_and_drops_nothing(tmp_path: Path) -> None:
+    assert set_path({"name": "one", "base": {"seed": 3}}, "name", "two") == {"name": "two", "base": {"seed": 3}}
+    file = tmp_path / "sweep.yaml"
+    file.write_text("name: one\nbase: {victim: {watermark: {weight_com: 0.7}}}\nspace: {seed: {grid: [1, 2]}}\n")
+    sweep = load_sweep(file, ["name=two"])
+    assert sweep.name == "two" and sweep.base.victim.watermark.params["weight_com"] == 0.7
+
+
+def test_a_parameter_below_a_bare_name_keeps_the_name() -> None:
+    assert set_path({"data": "digits"}, "data.image_size", 24) == {"data": {"name": "digits", "image_size": 24}}
+
+
+def test_parameters_without_a_name_belong_to_the_default_component() -> None:
+    config = build(ExperimentConfig, merge({}, {"thief.attack.query_chunk": 2, "data.image_size": 24}))
+    assert (config.thief.attack.name, config.thief.attack.params["query_chunk"]) == ("distillation", 2)
+    assert (config.data.name, config.data.params["image_size"]) == ("digits", 24)
+
+
+def test_a_path_below_a_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        set_path({"seed": 3}, "seed.x", 1)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_names_are_set_before_their_parameters_whatever_the_order(order: int) -> None:
+    settings = {"data.image_size": 24, "data.name": "digits", "data": "cifar10"}
+    merged = merge({}, dict(list(settings.items())[::order]))
+    assert merged == {"data": {"name": "digits", "image_size": 24}}
+
+
+def test_overrides_of_a_sweep_go_to_its_base_or_to_itself(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("name: a\nbase: {seed: 1}\n")
+    sweep = load_sweep(path, ["seed=2", "name=b", "thief.model=cnn9", "base.data.image_size=24", "search.name=random"])
+    assert (sweep.name, sweep.base.seed, sweep.base.thief.model.name) == ("b", 2, "cnn9")
+    assert (sweep.base.data.params["image_size"], sweep.search.name) == (24, "random")
+
+
+def test_an_override_sets_one_axis_of_the_space(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("name: a\nspace: {seed: {grid: [1]}, thief.budgets: {grid: [[10]]}}\n")
+    sweep = load_sweep(path, ["space.thief.model.name={grid: [cnn9]}", "space.seed={grid: [2, 3]}"])
+    assert list(sweep.space) == ["seed", "thief.budgets", "thief.model.name"]
+    assert (sweep.space["seed"], sweep.space["thief.model.name"]) == ({"grid": [2, 3]}, {"grid": ["cnn9"]})
+    path.write_text("name: a\nspace: 3\n")
+    with pytest.raises(ConfigError, match="space"):
+        load_sweep(path, ["space.seed={grid: [2]}"])
+
+
+def test_a_component_that_is_overridden_by_name_is_set_before_its_options() -> None:
+    overrides = [("data.image_size", "24"), ("data.name", "digits"), ("data", "noise")]
+    tree, values = overridden(ExperimentConfig, {}, overrides)
+    assert tree == {"data": {"name": "digits", "image_size": 24}}
+    assert values == {"data": "noise", "data.name": "digits", "data.image_size": 24}
