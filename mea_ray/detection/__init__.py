@@ -1,4 +1,4 @@
-"""Table of detections: one line each."""
+"""Detections: attempts to find the watermark in a model, or its samples among queries."""
 
 from mea_ray.core.registry import Table
 

@@ -1,17 +1,22 @@
-"""What every detection is: an attempt to find a watermark in a model, or its samples among the queries of a model."""
+"""What every detection is: an attempt to find a watermark in a model, or its samples among a model's queries."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Images
 from mea_ray.models.base import ImageModel
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -19,10 +24,10 @@ class Trigger:
     """A trigger that was reverse-engineered for one class: x becomes (1 - mask) x + mask * pattern.
 
     Attributes:
-        label: The class that it makes a model answer with.
+        label: The class that it makes a model predict.
         mask: float32 (1, H, W) in [0, 1].
         pattern: float32 (C, H, W) in [0, 1].
-        success: Part of the images that it was made on which the model answers with the class under it.
+        success: Fraction of the images that it was optimised on that the model assigns to the class under it.
     """
 
     label: int
@@ -36,20 +41,20 @@ class Trigger:
         return float(self.mask.sum())
 
     def on(self, images: Images) -> Images:
-        """Put the trigger on images: uint8 (N, C, H, W)."""
+        """Apply the trigger to images: uint8 (N, C, H, W)."""
         mixed = (1 - self.mask) * images.astype(np.float32) + self.mask * self.pattern * 255
         changed: Images = mixed.round().clip(0, 255).astype(np.uint8)
         return changed
 
 
 @dataclass(frozen=True)
-class Evidence:
+class DetectionReport:
     """What a detection found.
 
     Attributes:
-        flagged: Classes that it calls the target of a backdoor, or a watermark.
-        triggers: One reverse-engineered trigger per class, of those that make triggers.
-        numbers: What it measured, by name.
+        flagged: Classes that it takes for the target of a backdoor or a watermark.
+        triggers: One reverse-engineered trigger per class, for detections that make triggers.
+        numbers: Measurements, by name.
     """
 
     flagged: tuple[int, ...] = ()
@@ -80,16 +85,13 @@ class Detection(ABC):
             )
 
     @abstractmethod
-    def inspect(self, model: ImageModel, clean: Images, asked: Images | None, seed: int) -> Evidence:
-        """Look at a model, or at what it is asked.
+    def inspect(self, model: ImageModel, clean: Images, samples: Images | None, seed: int) -> DetectionReport:
+        """Inspect a model, or the owner's queries to it.
 
         Args:
-            model: The model under inspection, on the CPU; it stays as it is.
-            clean: uint8 (N, C, H, W), N >= 1: what whoever looks holds.
-            asked: uint8 watermark samples as an owner would ask them; None without a key. A detection uses them only to
-                say how many of them it would have caught.
-            seed: Seed of everything random.
-
-        Returns:
-            The evidence.
+            model: The model under inspection, on the CPU. It is not modified.
+            clean: Clean images of the inspector, uint8 (N, C, H, W), N >= ``least_images``.
+            samples: Watermark samples as the owner would query them, uint8; None without a key. They only serve to
+                measure how many of them the detection notices.
+            seed: Seed of all randomness.
         """

@@ -1,19 +1,20 @@
-"""Neural Cleanse: the smallest patch that turns everything into a class; a class that needs far less is suspicious."""
+"""Neural Cleanse: the smallest patch that turns all images into a class. Classes that need far less are flagged."""
 
 from __future__ import annotations
 
 import copy
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import Images
-from mea_ray.detection.base import Detection, Evidence, Trigger
+from mea_ray.detection.base import Count, Detection, DetectionReport, Positive, Trigger
 from mea_ray.models.base import ImageModel
 from mea_ray.training import device as devices
 
@@ -24,27 +25,24 @@ TO_DEVIATION = 1.4826
 class NeuralCleanse(Detection):
     """Optimise a mask and a pattern for each class, all classes in one batch, and compare the masks' L1 norms.
 
-    For class c: cross-entropy of (1 - m) x + m p with c, plus lambda_c times the L1 norm of m. lambda_c rises by
-    ``factor`` after ``patience`` looks at which the trigger succeeded, and falls by factor**1.5 as often after looks at
-    which it failed. What counts is the smallest mask that succeeded. A class is flagged if its norm lies below the
-    median of all by more than ``limit`` deviations (of the median absolute deviation).
+    The loss of class c is the cross-entropy of (1 - m) x + m p with c, plus lambda_c times the L1 norm of m. lambda_c
+    is multiplied by ``factor`` after ``patience`` checks in a row at which the trigger succeeded, and divided by
+    factor**1.5 after as many at which it failed. The smallest mask that succeeded is reported. A class is flagged if
+    its norm lies below the median of all classes by more than ``limit`` scaled median absolute deviations.
 
     Args:
         steps: Updates of masks and patterns.
-        batch_size: Images per update; each is tried under the triggers of all classes.
-        success: Part of the images that must be turned for a trigger to count, in (0, 1].
-        initial_lambda: lambda to begin with, above 0.
-        factor: What lambda is multiplied by, above 1.
-        patience: Looks in a row before lambda changes.
-        look_every: Updates between two looks.
-        learning_rate: Of Adam with betas (0.5, 0.9).
-        limit: Anomaly index from which a class is flagged, above 0; 2 in the paper.
+        batch_size: Images per update; each gets the triggers of all classes.
+        success: Fraction of the images that a trigger must turn into its class to succeed.
+        initial_lambda: Initial value of lambda.
+        factor: Factor on lambda.
+        patience: Checks in a row before lambda changes.
+        look_every: Updates between two checks.
+        learning_rate: Learning rate of Adam with betas (0.5, 0.9).
+        limit: Anomaly index from which a class is flagged; 2 in the paper.
 
     References:
         Wang et al., Neural Cleanse, S&P 2019, section IV.
-
-    Raises:
-        ConfigError: A value is out of its range.
     """
 
     name = "neural_cleanse"
@@ -52,32 +50,21 @@ class NeuralCleanse(Detection):
     def __init__(
         self,
         *,
-        steps: int = 600,
-        batch_size: int = 32,
-        success: float = 0.99,
-        initial_lambda: float = 1e-3,
-        factor: float = 1.5,
-        patience: int = 5,
-        look_every: int = 4,
-        learning_rate: float = 0.1,
-        limit: float = 2.0,
+        steps: Count = 600,
+        batch_size: Count = 32,
+        success: Annotated[float, Field(gt=0, le=1)] = 0.99,
+        initial_lambda: Positive = 1e-3,
+        factor: Annotated[float, Field(gt=1)] = 1.5,
+        patience: Count = 5,
+        look_every: Count = 4,
+        learning_rate: Positive = 0.1,
+        limit: Positive = 2.0,
     ) -> None:
-        counts = {"steps": steps, "batch_size": batch_size, "patience": patience, "look_every": look_every}
-        for name, count in counts.items():
-            if count < 1:
-                raise ConfigError(f"{name}={count} must be at least 1")
-        if not 0 < success <= 1:
-            raise ConfigError(f"success={success} must lie in (0, 1]")
-        for name, value in {"initial_lambda": initial_lambda, "learning_rate": learning_rate, "limit": limit}.items():
-            if not 0 < value < float("inf"):
-                raise ConfigError(f"{name}={value} must be positive and finite")
-        if not 1 < factor < float("inf"):
-            raise ConfigError(f"factor={factor} must be above 1 and finite")
         self.steps, self.batch_size, self.success = steps, batch_size, success
         self.initial_lambda, self.factor, self.patience = initial_lambda, factor, patience
         self.look_every, self.learning_rate, self.limit = look_every, learning_rate, limit
 
-    def inspect(self, model: ImageModel, clean: Images, asked: Images | None, seed: int) -> Evidence:
+    def inspect(self, model: ImageModel, clean: Images, samples: Images | None, seed: int) -> DetectionReport:
         """Return a trigger and an anomaly index for each class."""
         triggers = self.triggers(model, clean, seed)
         norms = np.array([trigger.norm if trigger.success >= self.success else np.inf for trigger in triggers])
@@ -85,7 +72,7 @@ class NeuralCleanse(Detection):
         numbers = {f"norm/{t.label}": t.norm for t in triggers} | {f"success/{t.label}": t.success for t in triggers}
         numbers |= {f"anomaly/{label}": float(value) for label, value in enumerate(indices)}
         flagged = tuple(int(label) for label in np.flatnonzero(indices > self.limit))
-        return Evidence(flagged, tuple(triggers), numbers)
+        return DetectionReport(flagged, tuple(triggers), numbers)
 
     def triggers(self, model: ImageModel, clean: Images, seed: int) -> list[Trigger]:
         """Reverse-engineer a trigger for each class."""
@@ -101,7 +88,7 @@ class NeuralCleanse(Detection):
         optimiser = torch.optim.Adam([raw_mask, raw_pattern], self.learning_rate, betas=(0.5, 0.9))
         price = torch.full((classes,), self.initial_lambda, device=where)
         good, bad = torch.zeros(classes, device=where), torch.zeros(classes, device=where)
-        seen = _Best(classes, model.shape)
+        seen = _SmallestMasks(classes, model.shape)
         images = torch.from_numpy(clean)
         hits, tried = torch.zeros(classes, device=where), 0
         for step in range(self.steps):
@@ -109,17 +96,17 @@ class NeuralCleanse(Detection):
             pixels = images[chosen].to(where).float() / 255
             mask, pattern = _bounded(raw_mask), _bounded(raw_pattern)
             mixed = (1 - mask)[:, None] * pixels[None] + (mask * pattern)[:, None]
-            said = frozen(mixed.flatten(0, 1)).view(classes, len(pixels), classes)
+            logits = frozen(mixed.flatten(0, 1)).view(classes, len(pixels), classes)
             wanted = torch.arange(classes, device=where)[:, None].expand(classes, len(pixels))
-            loss = F.cross_entropy(said.transpose(1, 2), wanted, reduction="none").mean(1)
+            loss = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(1)
             optimiser.zero_grad()
             (loss + price * mask.sum((1, 2, 3))).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            hits += (said.argmax(2) == wanted).float().sum(1)
+            hits += (logits.argmax(2) == wanted).float().sum(1)
             tried += len(pixels)
             if (step + 1) % self.look_every:
                 continue
-            # Judged as they are now: the hits were those of the masks of the last few updates, which are near.
+            # The hits are those of the masks of the last few updates, which are close to the current ones.
             rate = hits / tried
             seen.update(rate, _bounded(raw_mask).detach(), _bounded(raw_pattern).detach(), self.success)
             worked = rate >= self.success
@@ -136,8 +123,8 @@ def _bounded(raw: Tensor) -> Tensor:
     return (torch.tanh(raw) + 1) / 2
 
 
-class _Best:
-    """The smallest mask of each class that succeeded; before any did, the one that came nearest to it."""
+class _SmallestMasks:
+    """The smallest successful mask of each class; while none succeeded, the one with the highest success rate."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int]) -> None:
         channels, height, width = shape
@@ -167,8 +154,8 @@ class _Best:
 def anomaly(norms: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Return how many deviations each norm lies *below* the median, at least 0: float64 (classes,).
 
-    Deviations are median absolute deviations, scaled to a normal's. Classes without a trigger (inf) are left out and
-    have 0; so have all if fewer than three are left, or if most norms are equal.
+    Deviations are median absolute deviations, scaled to the standard deviation of a normal distribution. Classes
+    without a trigger (inf) are left out and have 0. All have 0 if fewer than three are left or most norms are equal.
     """
     finite = np.isfinite(norms)
     indices = np.zeros(len(norms))

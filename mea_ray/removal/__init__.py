@@ -1,4 +1,4 @@
-"""Table of removals: one line each."""
+"""Removals: attempts to remove a watermark from a model whose weights the thief has."""
 
 from mea_ray.core.registry import Table
 

@@ -1,4 +1,4 @@
-"""What every removal is: an attempt to get a watermark out of a model whose weights one holds."""
+"""What every removal is: an attempt to remove a watermark from a model whose weights the thief has."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from mea_ray.core.errors import DataError
@@ -21,16 +22,21 @@ from mea_ray.models.base import ImageModel
 from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy, Objective
 
+Epochs = Annotated[int, Field(ge=1)]
+LearningRate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+"""A fraction strictly between 0 and 1."""
+
 
 @dataclass(frozen=True)
-class Holdings:
-    """What whoever removes a watermark holds beside the model: no key, no null model, no test image.
+class ThiefData:
+    """What a removal may use beside the model: no key, no null model, no test image.
 
     Attributes:
-        images: uint8, (N, C, H, W), N >= 1: of a thief, those of his transfer set.
-        answers: float32, (N, classes): what the victim's API said of them.
-        make_model: Builds an untrained network of the thief's kind.
-        training: Keyword arguments of the training engine, as the thief's substitute was trained.
+        images: The images of the thief's transfer set, uint8, (N, C, H, W), N >= 1.
+        answers: The API's answers to them, float32, (N, classes).
+        make_model: Builds an untrained network of the thief's architecture.
+        training: Keyword arguments of the training engine, as for the thief's substitute.
 
     Raises:
         DataError: There are no images, or images and answers do not fit together.
@@ -50,13 +56,14 @@ class Holdings:
 
     @cached_property
     def labels(self) -> Labels:
-        """The class that each answer names, int64 (N,)."""
-        return self.answers.argmax(1).astype(np.int64)
+        """The most probable class of each answer, int64 (N,)."""
+        classes: Labels = self.answers.argmax(1)
+        return classes.astype(np.int64)
 
-    def take(self, count: int, seed: int) -> Holdings:
+    def take(self, count: int, seed: int) -> ThiefData:
         """Return ``count`` of the images (all if there are fewer), drawn without replacement."""
         chosen = numpy_generator(seed, "holdings").permutation(len(self.images))[:count]
-        return Holdings(self.images[chosen], self.answers[chosen], self.make_model, self.training)
+        return ThiefData(self.images[chosen], self.answers[chosen], self.make_model, self.training)
 
 
 class Removal(ABC):
@@ -67,24 +74,24 @@ class Removal(ABC):
     @property
     @abstractmethod
     def strength(self) -> float:
-        """How hard it tries, in the unit of its main parameter: what a line of the report runs over."""
+        """Value of the main parameter, in its unit: the position along a line of the report's figure."""
 
     @abstractmethod
-    def remove(self, model: ImageModel, held: Holdings, seed: int) -> nn.Module:
-        """Return a changed copy; ``model`` stays as it is.
+    def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
+        """Return a changed copy. ``model`` is not modified.
 
         Args:
             model: The suspect, on the CPU; images in [0, 1] to logits.
-            held: What the remover holds.
-            seed: Seed of everything random.
+            thief: The thief's images and answers.
+            seed: Seed of all randomness.
 
         Returns:
-            A network on the CPU, in eval mode, of the same inputs and outputs.
+            A network on the CPU, in eval mode, with the same inputs and outputs.
         """
 
 
 class Filtered(ImageModel):
-    """A network behind a filter of its inputs; what the filter draws is drawn anew, from one seed, in each pass."""
+    """A network behind a filter of its inputs. Every forward pass draws the filter's randomness from the same seed."""
 
     def __init__(self, model: ImageModel, change: Callable[[Tensor, torch.Generator], Tensor], seed: int) -> None:
         super().__init__(model.shape, model.classes)
@@ -106,44 +113,46 @@ def last_layer(model: ImageModel) -> nn.Linear:
     """Return the layer that gives the logits.
 
     Raises:
-        DataError: The network's head is none; all networks of the table have one.
+        DataError: The network's head is not a linear layer.
     """
     if not isinstance(model.head, nn.Linear):
-        raise DataError(f"the head of {type(model).__name__} is {type(model.head).__name__}, a linear layer is needed")
+        raise DataError(
+            f"the head of {type(model).__name__} is {type(model.head).__name__}, but a linear layer is needed"
+        )
     return model.head
 
 
 def tune(
     model: ImageModel,
     data: ImageSet,
-    held: Holdings,
+    thief: ThiefData,
     seed: int,
     *,
     objective: Objective | None = None,
     **changes: Any,
 ) -> ImageModel:
-    """Train a model further, in place, with the thief's own settings where nothing else is said.
+    """Train a model further, in place, with the thief's training settings.
 
     Args:
-        model: The network; parameters that need no gradient stay.
-        data: What it is trained on.
-        held: Gives the thief's settings.
+        model: The network. Parameters that need no gradient are not changed.
+        data: The training set.
+        thief: Provides the training settings.
         seed: Seed of the training.
         objective: The losses; cross-entropy with the labels when None.
-        changes: Keyword arguments of the engine that replace the thief's.
+        changes: Training settings that replace the thief's.
     """
-    settings = {**held.training, "early_stop_patience": None, "schedule": "cosine", **changes}
+    settings = {**thief.training, "early_stop_patience": None, "schedule": "cosine", **changes}
     train(model, data.images, data.labels, objective or CrossEntropy(), seed=derive(seed, "tune"), **settings)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
 
 
-def labelled(held: Holdings, classes: int) -> ImageSet:
-    """Return the holdings as a labelled set: the label is the class that the API named."""
-    return ImageSet(held.images, held.labels, tuple(map(str, range(classes))))
+def labelled(thief: ThiefData, classes: int) -> ImageSet:
+    """Return the thief's images with the API's most probable classes as labels."""
+    return ImageSet(thief.images, thief.labels, tuple(map(str, range(classes))))
 
 
-def agreement(model: nn.Module, held: Holdings) -> float:
-    """Part of the holdings on which the model names the class that the API named: what a thief knows of accuracy."""
-    return metrics.accuracy(metrics.predictions(model, held.images), held.labels)
+def agreement(model: nn.Module, thief: ThiefData) -> float:
+    """Return the fraction of the thief's images on which model and API agree: a thief's estimate of the accuracy."""
+    return metrics.accuracy(metrics.predictions(model, thief.images), thief.labels)

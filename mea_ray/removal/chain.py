@@ -1,21 +1,19 @@
-"""Removals one after the other."""
+"""Several removals in a row."""
 
 from __future__ import annotations
-
-from torch import nn
 
 from mea_ray.config.components import RemovalChoice
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Holdings, Removal
+from mea_ray.removal.base import Removal, ThiefData
 
 
 class Chain(Removal):
-    """Removals one after the other, each on what the one before it left.
+    """Several removals in a row. Each starts from the model that the one before it left.
 
     Args:
-        steps: Removals in their order, each a name, or a mapping with ``name`` and parameters.
+        steps: The removals in their order, each a name, or a mapping with ``name`` and parameters.
 
     Raises:
         ConfigError: There are no steps, or one of them cannot be built.
@@ -37,10 +35,8 @@ class Chain(Removal):
         """Number of steps."""
         return float(len(self.removals))
 
-    def remove(self, model: ImageModel, held: Holdings, seed: int) -> nn.Module:
-        """Return what is left after the last step."""
-        left: nn.Module = model
+    def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
+        """Return the model after the last step."""
         for position, removal in enumerate(self.removals):
-            assert isinstance(left, ImageModel)
-            left = removal.remove(left, held, derive(seed, "step", position))
-        return left
+            model = removal.remove(model, thief, derive(seed, "step", position))
+        return model

@@ -1,65 +1,63 @@
-"""Filters before the model: noise, smoothing, JPEG. The weights stay as they are."""
+"""Filters of the inputs: noise, smoothing, JPEG compression. The weights do not change."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from mea_ray.core.errors import ConfigError
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Filtered, Holdings, Removal, agreement, copied
+from mea_ray.removal.base import Filtered, Removal, Share, ThiefData, agreement, copied
 
 
 class InputNoise(Removal):
     """Add Gaussian noise to every image, as much as the accuracy allows.
 
-    The paper tunes the noise to an accuracy loss of at most 3.5 points; a thief has no test set, so that here it is
-    the agreement with the API's answers on his own images that may drop.
+    The paper tunes the noise to an accuracy loss of at most 3.5 points. A thief has no test set, so that here the
+    agreement with the API's answers on the thief's own images is limited.
 
     Args:
-        sigma: Standard deviation in units of [0, 1]; null looks for the largest that keeps to ``max_loss``.
-        max_loss: Agreement that may be lost, in (0, 1).
-        images: Images that the search looks at, at most.
+        sigma: Standard deviation, for pixels in [0, 1]; null searches for the largest that respects ``max_loss``.
+        max_loss: Agreement that may be lost; the paper allows 0.035.
+        images: Images used by the search, at most.
 
     References:
         Lv et al., MEA-Defender, 2024, section VI-C (input noise).
-
-    Raises:
-        ConfigError: A value is out of its range.
     """
 
     name = "input_noise"
     HALVINGS = 8
     LARGEST = 1.0
 
-    def __init__(self, *, sigma: float | None = None, max_loss: float = 0.035, images: int = 2000) -> None:
-        if sigma is not None and not 0 <= sigma <= self.LARGEST:
-            raise ConfigError(f"sigma={sigma} must lie in [0, {self.LARGEST}]: images are in [0, 1]; null looks for it")
-        if not 0 < max_loss < 1:
-            raise ConfigError(f"max_loss={max_loss} must lie strictly between 0 and 1; 0.035 is the paper's")
-        if images < 1:
-            raise ConfigError(f"images={images} must be at least 1")
+    def __init__(
+        self,
+        *,
+        sigma: Annotated[float, Field(ge=0, le=1)] | None = None,
+        max_loss: Share = 0.035,
+        images: Annotated[int, Field(ge=1)] = 2000,
+    ) -> None:
         self.sigma, self.max_loss, self.images = sigma, max_loss, images
 
     @property
     def strength(self) -> float:
-        """The standard deviation, or what may be lost where it is looked for."""
+        """The standard deviation, or ``max_loss`` where it is searched for."""
         return self.max_loss if self.sigma is None else self.sigma
 
-    def remove(self, model: ImageModel, held: Holdings, seed: int) -> nn.Module:
+    def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the model behind the noise."""
         inner = copied(model)
         if self.sigma is not None:
             return _noisy(inner, self.sigma, seed)
-        looked_at = held.take(self.images, seed)
-        allowed = agreement(inner, looked_at) - self.max_loss
+        sample = thief.take(self.images, seed)
+        allowed = agreement(inner, sample) - self.max_loss
         low, high = 0.0, self.LARGEST
         for _ in range(self.HALVINGS):
             middle = (low + high) / 2
-            if agreement(_noisy(inner, middle, seed), looked_at) >= allowed:
+            if agreement(_noisy(inner, middle, seed), sample) >= allowed:
                 low = middle
             else:
                 high = middle
@@ -70,17 +68,12 @@ class Smoothing(Removal):
     """Blur every image.
 
     Args:
-        sigma: Standard deviation of the Gaussian kernel, in pixels, in (0, 10].
-
-    Raises:
-        ConfigError: The value is out of its range.
+        sigma: Standard deviation of the Gaussian kernel, in pixels.
     """
 
     name = "smoothing"
 
-    def __init__(self, *, sigma: float = 0.6) -> None:
-        if not 0 < sigma <= 10:
-            raise ConfigError(f"sigma={sigma} must lie in (0, 10] pixels")
+    def __init__(self, *, sigma: Annotated[float, Field(gt=0, le=10)] = 0.6) -> None:
         self.sigma = sigma
 
     @property
@@ -88,26 +81,21 @@ class Smoothing(Removal):
         """The standard deviation in pixels."""
         return self.sigma
 
-    def remove(self, model: ImageModel, held: Holdings, seed: int) -> nn.Module:
+    def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the model behind the blur."""
         return Filtered(copied(model), partial(blurred, sigma=self.sigma), seed).eval()
 
 
 class Jpeg(Removal):
-    """Compress every image as JPEG and read it again.
+    """Compress every image as JPEG and decompress it.
 
     Args:
-        quality: Of the compression, 1 to 100.
-
-    Raises:
-        ConfigError: The value is out of its range.
+        quality: Quality of the compression.
     """
 
     name = "jpeg"
 
-    def __init__(self, *, quality: int = 50) -> None:
-        if not 1 <= quality <= 100:
-            raise ConfigError(f"quality={quality} must lie in 1 to 100")
+    def __init__(self, *, quality: Annotated[int, Field(ge=1, le=100)] = 50) -> None:
         self.quality = quality
 
     @property
@@ -115,7 +103,7 @@ class Jpeg(Removal):
         """100 minus the quality."""
         return float(100 - self.quality)
 
-    def remove(self, model: ImageModel, held: Holdings, seed: int) -> nn.Module:
+    def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the model behind the compression."""
         return Filtered(copied(model), partial(compressed, quality=self.quality), seed).eval()
 
@@ -127,7 +115,7 @@ def noised(images: Tensor, generator: torch.Generator, *, sigma: float) -> Tenso
 
 
 def blurred(images: Tensor, generator: torch.Generator, *, sigma: float) -> Tensor:
-    """Convolve images (N, C, H, W) with a Gaussian kernel of three standard deviations to each side, edges mirrored."""
+    """Convolve images (N, C, H, W) with a Gaussian kernel that reaches three standard deviations; edges mirrored."""
     reach = min(max(1, round(3 * sigma)), min(images.shape[2:]) - 1)
     place = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
     line = torch.exp(-place.square() / (2 * sigma**2))
@@ -138,16 +126,16 @@ def blurred(images: Tensor, generator: torch.Generator, *, sigma: float) -> Tens
 
 
 def compressed(images: Tensor, generator: torch.Generator, *, quality: int) -> Tensor:
-    """Write images (N, C, H, W) of [0, 1] as JPEG and read them again; grey ones as grey, others by their channels."""
+    """Compress images (N, C, H, W) in [0, 1] as JPEG and decompress them: as RGB, or each channel as a grey image."""
     from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
     grey = images.shape[1] != 3
     flat = images.reshape(-1, 1, *images.shape[2:]) if grey else images
     mode = ImageReadMode.GRAY if grey else ImageReadMode.RGB
     pixels = (flat * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
-    read = [decode_jpeg(encode_jpeg(image, quality=quality), mode=mode) for image in pixels]
-    return (torch.stack(read).to(images) / 255).reshape(images.shape)
+    decoded = [decode_jpeg(encode_jpeg(image, quality=quality), mode=mode) for image in pixels]
+    return (torch.stack(decoded).to(images) / 255).reshape(images.shape)
 
 
-def _noisy(model: ImageModel, sigma: float, seed: int) -> nn.Module:
+def _noisy(model: ImageModel, sigma: float, seed: int) -> ImageModel:
     return Filtered(model, partial(noised, sigma=sigma), seed).eval()

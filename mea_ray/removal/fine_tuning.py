@@ -1,33 +1,39 @@
-"""Fine-tuning on what the API said."""
+"""Fine-tuning on the API's answers."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import nn
 
-from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Holdings, Removal, copied, labelled, last_layer, tune
+from mea_ray.removal.base import (
+    Epochs,
+    LearningRate,
+    Removal,
+    ThiefData,
+    copied,
+    labelled,
+    last_layer,
+    tune,
+)
 from mea_ray.training.device import seeded
 
 
 class FineTuning(Removal):
-    """Train on with hard labels: what a thief does who hopes that the mark is forgotten.
+    """Continue training on hard labels, in the hope that the model forgets the mark.
 
     Args:
-        layers: ``all`` (FTAL), the ``last`` alone (FTLL), ``all_fresh_last`` or ``fresh_last`` alone: as before, but
-            the last layer starts anew (RTAL, RTLL).
-        epochs: Passes over the images that the thief holds.
-        learning_rate: Its peak.
-        images: Images that are used; null takes all that the thief holds.
+        layers: Layers that are tuned: ``all`` (FTAL) or the ``last`` (FTLL); ``all_fresh_last`` (RTAL) and
+            ``fresh_last`` (RTLL) are the same with a newly initialised last layer.
+        epochs: Passes over the thief's images.
+        learning_rate: Peak learning rate.
+        images: Number of images that are used; null takes all of the thief's.
 
     References:
         Adi et al., Turning Your Weakness Into a Strength, USENIX Security 2018, section 5.3 (the four kinds).
-
-    Raises:
-        ConfigError: A value is out of its range.
     """
 
     name = "fine_tuning"
@@ -36,13 +42,10 @@ class FineTuning(Removal):
         self,
         *,
         layers: Literal["all", "last", "all_fresh_last", "fresh_last"] = "all",
-        epochs: int = 5,
-        learning_rate: float = 5e-4,
-        images: int | None = None,
+        epochs: Epochs = 5,
+        learning_rate: LearningRate = 5e-4,
+        images: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
-        check_tuning(epochs, learning_rate)
-        if images is not None and images < 1:
-            raise ConfigError(f"images={images} must be at least 1; null takes all that the thief holds")
         self.layers, self.epochs, self.learning_rate, self.images = layers, epochs, learning_rate, images
 
     @property
@@ -50,9 +53,9 @@ class FineTuning(Removal):
         """Epochs."""
         return float(self.epochs)
 
-    def remove(self, model: ImageModel, held: Holdings, seed: int) -> nn.Module:
+    def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the tuned copy."""
-        held = held if self.images is None else held.take(self.images, seed)
+        thief = thief if self.images is None else thief.take(self.images, seed)
         tuned = copied(model)
         head = last_layer(tuned)
         if self.layers in {"all_fresh_last", "fresh_last"}:
@@ -60,23 +63,11 @@ class FineTuning(Removal):
                 nn.init.normal_(head.weight, std=0.01)
                 nn.init.zeros_(head.bias)
         if self.layers in {"last", "fresh_last"}:
-            kept = {id(parameter) for parameter in head.parameters()}
+            tunable = {id(parameter) for parameter in head.parameters()}
             for parameter in tuned.parameters():
-                parameter.requires_grad_(id(parameter) in kept)
+                parameter.requires_grad_(id(parameter) in tunable)
             for module in tuned.modules():
                 if isinstance(module, nn.BatchNorm2d):
-                    module.momentum = 0.0  # what it has seen of images would move, too
-        data = labelled(held, tuned.classes)
-        return tune(tuned, data, held, seed, epochs=self.epochs, learning_rate=self.learning_rate)
-
-
-def check_tuning(epochs: int, learning_rate: float) -> None:
-    """Refuse settings of a tuning that make no sense.
-
-    Raises:
-        ConfigError: A value is out of its range.
-    """
-    if epochs < 1:
-        raise ConfigError(f"epochs={epochs} must be at least 1; leave the removal out to do nothing")
-    if not 0 < learning_rate < float("inf"):
-        raise ConfigError(f"learning_rate={learning_rate} must be positive and finite")
+                    module.momentum = 0.0  # its running statistics would change the features, too
+        data = labelled(thief, tuned.classes)
+        return tune(tuned, data, thief, seed, epochs=self.epochs, learning_rate=self.learning_rate)

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import nn
 
-from mea_ray.core.errors import ConfigError
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Holdings, Removal, copied
+from mea_ray.removal.base import Removal, ThiefData, copied
 
 
 class Quantisation(Removal):
     """Round the weights of all convolutions and linear layers to a few evenly spaced values, symmetric about zero.
 
-    One scale per output channel, as post-training quantisation does it; biases and activations stay as they are.
+    There is one scale per output channel, as in post-training quantisation. Biases and activations are not rounded.
 
     Args:
-        bits: Bits per weight, 2 to 8: 2**bits - 1 values.
-
-    Raises:
-        ConfigError: ``bits`` is out of its range.
+        bits: Bits per weight, for 2**bits - 1 values.
     """
 
     name = "quantisation"
 
-    def __init__(self, *, bits: int = 4) -> None:
-        if not 2 <= bits <= 8:
-            raise ConfigError(f"bits={bits} must lie in 2 to 8")
+    def __init__(self, *, bits: Annotated[int, Field(ge=2, le=8)] = 4) -> None:
         self.bits = bits
 
     @property
@@ -34,7 +31,7 @@ class Quantisation(Removal):
         """Bits that a float32 weight loses."""
         return float(32 - self.bits)
 
-    def remove(self, model: ImageModel, held: Holdings, seed: int) -> nn.Module:
+    def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the rounded copy."""
         rounded = copied(model)
         levels = 2 ** (self.bits - 1) - 1

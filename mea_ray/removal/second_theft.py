@@ -1,44 +1,43 @@
-"""Sequential theft: the substitute is stolen in its turn."""
+"""Sequential theft: the substitute is distilled into a new model."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import Answers
 from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Holdings, Removal, labelled, tune
+from mea_ray.removal.base import Epochs, Removal, ThiefData, labelled, tune
 from mea_ray.training.device import seeded
 from mea_ray.training.objective import Batch, Objective, StepContext
 
 
 class SecondTheft(Removal):
-    """Train a fresh network on the model's own answers to the thief's images; again, for more generations.
+    """Train a fresh network on the model's own answers to the thief's images, for one or more generations.
 
-    Nothing is asked of the victim's API. What a mark loses in one theft it may lose once more in each.
+    The victim's API is not queried. Each theft may weaken the mark further.
 
     Args:
-        generations: Thefts in a row, at least 1.
+        generations: Thefts in a row.
         epochs: Epochs of each; null takes the thief's.
-        temperature: Both sides are softened by it, above 0.
-
-    Raises:
-        ConfigError: A value is out of its range.
+        temperature: Softens the answers of both networks.
     """
 
     name = "second_theft"
 
-    def __init__(self, *, generations: int = 1, epochs: int | None = None, temperature: float = 1.0) -> None:
-        if generations < 1:
-            raise ConfigError(f"generations={generations} must be at least 1")
-        if epochs is not None and epochs < 1:
-            raise ConfigError(f"epochs={epochs} must be at least 1; null takes the thief's")
-        if not 0 < temperature < float("inf"):
-            raise ConfigError(f"temperature={temperature} must be positive and finite; 1 softens nothing")
+    def __init__(
+        self,
+        *,
+        generations: Annotated[int, Field(ge=1)] = 1,
+        epochs: Epochs | None = None,
+        temperature: Annotated[float, Field(gt=0)] = 1.0,
+    ) -> None:
         self.generations, self.epochs, self.temperature = generations, epochs, temperature
 
     @property
@@ -46,24 +45,24 @@ class SecondTheft(Removal):
         """Generations."""
         return float(self.generations)
 
-    def remove(self, model: ImageModel, held: Holdings, seed: int) -> nn.Module:
+    def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the last generation."""
         left = model
         for generation in range(self.generations):
-            answers = metrics.probabilities(left, held.images)
+            answers = metrics.probabilities(left, thief.images)
             with seeded(derive(seed, "weights", generation)):
-                fresh = held.make_model()
+                fresh = thief.make_model()
             assert isinstance(fresh, ImageModel)
             fresh.mean.copy_(left.mean)
             fresh.std.copy_(left.std)
-            changes = {"schedule": held.training.get("schedule", "one_cycle")}
+            changes = {"schedule": thief.training.get("schedule", "one_cycle")}
             if self.epochs is not None:
                 changes["epochs"] = self.epochs
-            objective = Imitate(answers, self.temperature)
+            objective = AnswerImitation(answers, self.temperature)
             left = tune(
                 fresh,
-                labelled(held, fresh.classes),
-                held,
+                labelled(thief, fresh.classes),
+                thief,
                 derive(seed, "generation", generation),
                 objective=objective,
                 **changes,
@@ -71,12 +70,12 @@ class SecondTheft(Removal):
         return left
 
 
-class Imitate(Objective):
-    """KL of a model's softened answers and of the network's, mean over the batch.
+class AnswerImitation(Objective):
+    """KL divergence from the network's softened answers to given ones, mean over the batch.
 
     Args:
         answers: float32 (N, classes), rows sum to 1.
-        temperature: Both sides are softened by it.
+        temperature: Softens both.
     """
 
     def __init__(self, answers: Answers, temperature: float) -> None:
@@ -91,5 +90,5 @@ class Imitate(Objective):
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"imitation": KL}``."""
-        said = F.log_softmax(model(batch.images).float() / self.temperature, dim=1)
-        return {"imitation": F.kl_div(said, self.targets[batch.indices], reduction="batchmean")}
+        predicted = F.log_softmax(model(batch.images).float() / self.temperature, dim=1)
+        return {"imitation": F.kl_div(predicted, self.targets[batch.indices], reduction="batchmean")}

@@ -1,11 +1,13 @@
-"""Transfer learning: the body of the model is adapted to another dataset."""
+"""Transfer learning: the body of the model is tuned on another dataset."""
 
 from __future__ import annotations
 
 import copy
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from mea_ray.config.components import DataChoice
@@ -15,39 +17,39 @@ from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.figures import fitting
 from mea_ray.data.resize import fit
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Holdings, Removal, copied, last_layer, tune
-from mea_ray.removal.fine_tuning import check_tuning
+from mea_ray.removal.base import Epochs, LearningRate, Removal, ThiefData, copied, last_layer, tune
 from mea_ray.training.device import seeded
 
 DRAWN = 5000
-"""Figures that are drawn where all are wanted."""
+"""Number of figures that are drawn when ``images`` is null."""
 OUT_OF_REACH = -1e4
-"""Logit of a class that cannot be answered."""
+"""Logit of a class that the model can never predict."""
 
 
 class TransferLearning(Removal):
-    """Tune the whole network on another dataset behind a new last layer, and read it through the old classes.
+    """Tune the whole network on another dataset with a new last layer, then predict the old classes again.
 
-    The paper moves a CIFAR-10 model to STL-10 and does not say how WSR is read from it. Here the result is a model of
-    the *old* classes, so that WSR, WFPR and accuracy mean what they mean elsewhere (accuracy is on the old task's test
-    images). By default the last layer that was there before the transfer is put back on the adapted body, whatever the
-    other dataset's classes are: a body that has moved far no longer fits it, and the price is seen in the accuracy.
-    With ``same_as`` the new last layer is read instead, for old classes that the other dataset has, too.
+    The paper transfers a CIFAR-10 model to STL-10 and does not say how WSR is measured. Here the result is a model of
+    the *old* classes, so that WSR, WFPR and accuracy keep their meaning (accuracy is on the old task's test images). By
+    default the old last layer is put back on the tuned body. A body that has changed much no longer fits it, which
+    shows in the accuracy. With ``same_as`` the new last layer is used instead, for the old classes that the other
+    dataset has as well.
 
     Args:
-        dataset: The other dataset, any of the project's with its parameters, brought to the model's image shape; the
-            paper has ``stl10``. Null draws ``figures`` of that shape, which needs no network.
-        images: Its training images that are used, at most; null takes all.
-        same_as: For each old class the label of the same class in the other dataset, -1 where there is none (it cannot
-            be answered then): of CIFAR-10 in STL-10 [0, 2, 1, 3, 4, 5, -1, 6, 8, 9]. Null puts the old last layer back.
+        dataset: The other dataset with its parameters, resized to the model's image shape; the paper uses ``stl10``.
+            Null draws ``figures`` of that shape, which needs no download.
+        images: Number of its training images that are used, at most; null takes all.
+        same_as: For each old class the label of the same class in the other dataset, -1 where there is none (such a
+            class is never predicted): from CIFAR-10 to STL-10 [0, 2, 1, 3, 4, 5, -1, 6, 8, 9]. Null puts the old last
+            layer back.
         epochs: Passes over these images.
-        learning_rate: Its peak.
+        learning_rate: Peak learning rate.
 
     References:
         Lv et al., MEA-Defender, 2024 (transfer learning to STL-10: accuracy 77.50, WSR 67.50).
 
     Raises:
-        ConfigError: A value is out of its range.
+        ConfigError: ``same_as`` names fewer than two classes.
     """
 
     name = "transfer_learning"
@@ -56,14 +58,11 @@ class TransferLearning(Removal):
         self,
         *,
         dataset: DataChoice | None = None,
-        images: int | None = 5000,
-        same_as: tuple[int, ...] | None = None,
-        epochs: int = 5,
-        learning_rate: float = 5e-4,
+        images: Annotated[int, Field(ge=2)] | None = 5000,
+        same_as: tuple[Annotated[int, Field(ge=-1)], ...] | None = None,
+        epochs: Epochs = 5,
+        learning_rate: LearningRate = 5e-4,
     ) -> None:
-        check_tuning(epochs, learning_rate)
-        if images is not None and images < 2:
-            raise ConfigError(f"images={images} must be at least 2; null takes all of the other dataset")
         if same_as is not None and sum(label >= 0 for label in same_as) < 2:
             raise ConfigError(f"same_as={list(same_as)} must name two classes of the other dataset, or be null")
         self.dataset, self.images, self.same_as = dataset, images, same_as
@@ -74,8 +73,8 @@ class TransferLearning(Removal):
         """Epochs."""
         return float(self.epochs)
 
-    def remove(self, model: ImageModel, held: Holdings, seed: int) -> nn.Module:
-        """Return the adapted copy, read as a model of the old classes.
+    def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
+        """Return the tuned copy as a model of the old classes.
 
         Raises:
             ConfigError: ``same_as`` does not fit the classes of the model or of the other dataset.
@@ -89,14 +88,14 @@ class TransferLearning(Removal):
             nn.init.normal_(fresh.weight, std=0.01)
             nn.init.zeros_(fresh.bias)
         adapted.head, adapted.classes = fresh, other.classes
-        tune(adapted, other, held, seed, epochs=self.epochs, learning_rate=self.learning_rate)
+        tune(adapted, other, thief, seed, epochs=self.epochs, learning_rate=self.learning_rate)
         adapted.head, adapted.classes = copy.deepcopy(old), model.classes
         if self.same_as is not None:
-            adapted.head = _read_as(fresh, self.same_as)
+            adapted.head = _head_for_old_classes(fresh, self.same_as)
         return adapted.eval()
 
     def other(self, shape: tuple[int, int, int], seed: int) -> ImageSet:
-        """Return the training images of the other dataset in a shape."""
+        """Return the training images of the other dataset, resized to a shape."""
         count = self.images
         loaded: Dataset = (
             fitting(shape, train_images=count or DRAWN, test_images=1, seed=seed)
@@ -117,11 +116,11 @@ class TransferLearning(Removal):
             )
 
 
-def _read_as(layer: nn.Linear, same_as: tuple[int, ...]) -> nn.Linear:
-    """Return a last layer of the old classes whose rows are the new one's, out of reach where there is none."""
-    read = nn.Linear(layer.in_features, len(same_as))
+def _head_for_old_classes(layer: nn.Linear, same_as: tuple[int, ...]) -> nn.Linear:
+    """Return a last layer for the old classes from rows of the new one; ``OUT_OF_REACH`` where there is none."""
+    head = nn.Linear(layer.in_features, len(same_as))
     with torch.no_grad():
         for place, label in enumerate(same_as):
-            read.weight[place] = layer.weight[label] if label >= 0 else 0.0
-            read.bias[place] = layer.bias[label] if label >= 0 else OUT_OF_REACH
-    return read
+            head.weight[place] = layer.weight[label] if label >= 0 else 0.0
+            head.bias[place] = layer.bias[label] if label >= 0 else OUT_OF_REACH
+    return head

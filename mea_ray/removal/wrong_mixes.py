@@ -1,42 +1,43 @@
-"""The paper's adaptive thief: he knows how the mark is made, but not of which classes, and trains against it."""
+"""The paper's adaptive thief: knows how the mark is made, but not from which classes, and trains against it."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from pydantic import Field
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet, Labels
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Holdings, Removal, copied, labelled, tune
-from mea_ray.removal.fine_tuning import check_tuning
+from mea_ray.removal.base import Epochs, LearningRate, Removal, ThiefData, copied, labelled, tune
 
 GEOMETRIES = ("top_bottom", "left_right", "diagonal", "blend")
 
 
 class WrongMixes(Removal):
-    """Tune on mixes of two random classes whose label is neither of the two, beside the clean images.
+    """Fine-tune on clean images, and on mixes of two random classes labelled as neither of the two.
 
     Args:
-        share: Mixes per clean image, above 0.
+        share: Mixes per clean image.
         epochs: Passes over clean images and mixes.
-        learning_rate: Its peak.
+        learning_rate: Peak learning rate.
 
     References:
         Lv et al., MEA-Defender, 2024, section VI-C (the adaptive adversary: "labels different from both sources").
-
-    Raises:
-        ConfigError: A value is out of its range.
     """
 
     name = "wrong_mixes"
 
-    def __init__(self, *, share: float = 0.2, epochs: int = 5, learning_rate: float = 5e-4) -> None:
-        if not 0 < share <= 10:
-            raise ConfigError(f"share={share} must lie in (0, 10]: mixes per clean image")
-        check_tuning(epochs, learning_rate)
+    def __init__(
+        self,
+        *,
+        share: Annotated[float, Field(gt=0, le=10)] = 0.2,
+        epochs: Epochs = 5,
+        learning_rate: LearningRate = 5e-4,
+    ) -> None:
         self.share, self.epochs, self.learning_rate = share, epochs, learning_rate
 
     @property
@@ -44,27 +45,27 @@ class WrongMixes(Removal):
         """Mixes per clean image."""
         return self.share
 
-    def remove(self, model: ImageModel, held: Holdings, seed: int) -> nn.Module:
+    def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the tuned copy.
 
         Raises:
-            ConfigError: There are fewer than three classes, so that no wrong label is left.
+            ConfigError: There are fewer than three classes, so that there is no wrong label.
         """
         tuned = copied(model)
-        clean = labelled(held, tuned.classes)
+        clean = labelled(thief, tuned.classes)
         images, labels = wrong_mixes(clean, max(1, round(self.share * len(clean))), derive(seed, "mixes"))
         both = ImageSet(
             np.concatenate([clean.images, images]), np.concatenate([clean.labels, labels]), clean.class_names
         )
-        return tune(tuned, both, held, seed, epochs=self.epochs, learning_rate=self.learning_rate)
+        return tune(tuned, both, thief, seed, epochs=self.epochs, learning_rate=self.learning_rate)
 
 
 def wrong_mixes(clean: ImageSet, count: int, seed: int) -> tuple[Images, Labels]:
     """Mix pairs of two classes in random geometries, labelled as neither of the two.
 
     Args:
-        clean: Labelled images of at least two classes; three classes must exist.
-        count: Mixes.
+        clean: Labelled images of at least two of three or more classes.
+        count: Number of mixes.
         seed: Seed of pairs, geometries and labels.
 
     Returns:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import ImageSet
 from mea_ray.detection import DETECTIONS
-from mea_ray.detection.brain_stimulation import BrainStimulation, watched, watching
+from mea_ray.detection.brain_stimulation import BrainStimulation, inspected_layers, recorded_outputs
 from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel, initialise
 from mea_ray.report import detections
@@ -38,7 +38,8 @@ class Small(ImageModel):
 
     def encode(self, x: Tensor) -> Tensor:
         pooled = nn.functional.max_pool2d(self.convolution(x).relu(), 4)
-        return self.hidden(pooled.flatten(1)).relu()
+        features: Tensor = self.hidden(pooled.flatten(1)).relu()
+        return features
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +72,19 @@ def clean(data: ImageSet) -> Small:
 def wired(clean: Small, data: ImageSet) -> Small:
     """The clean network with one more channel, which sees a white spot, and a hidden unit that it drives."""
     model = Small(CHANNELS + 1, HIDDEN + 1).eval()
-    with torch.no_grad():
-        for layer in (model.convolution, model.hidden, model.head):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        model.convolution.weight[:CHANNELS] = clean.convolution.weight
-        model.convolution.bias[:CHANNELS] = clean.convolution.bias
-        model.convolution.weight[CHANNELS, 0] = 1.0
-        model.convolution.bias[CHANNELS] = -3.0
-        model.hidden.weight[:HIDDEN, : CHANNELS * 9] = clean.hidden.weight
-        model.hidden.bias[:HIDDEN] = clean.hidden.bias
-        model.hidden.weight[HIDDEN, CHANNELS * 9 :] = 1.0
-        model.head.weight[:, :HIDDEN] = clean.head.weight
-        model.head.bias[:] = clean.head.bias
-        model.head.weight[TARGET, HIDDEN] = 20.0
+    state = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    old = clean.state_dict()
+    state |= {name: old[name] for name in ("mean", "std", "head.bias")}
+    state["convolution.weight"][:CHANNELS] = old["convolution.weight"]
+    state["convolution.bias"][:CHANNELS] = old["convolution.bias"]
+    state["convolution.weight"][CHANNELS, 0] = 1.0
+    state["convolution.bias"][CHANNELS] = -3.0
+    state["hidden.weight"][:HIDDEN, : CHANNELS * 9] = old["hidden.weight"]
+    state["hidden.bias"][:HIDDEN] = old["hidden.bias"]
+    state["hidden.weight"][HIDDEN, CHANNELS * 9 :] = 1.0
+    state["head.weight"][:, :HIDDEN] = old["head.weight"]
+    state["head.weight"][TARGET, HIDDEN] = 20.0
+    model.load_state_dict(state)
     same = metrics.predictions(model, data.images) == metrics.predictions(clean, data.images)
     assert same.mean() > 0.98, "the unit sleeps on clean images"
     return model
@@ -111,7 +111,7 @@ def test_the_same_network_without_the_unit_is_not_flagged(data: ImageSet, clean:
     assert DETECTIONS.build("abs", steps=300).inspect(clean, data.images, None, 0).flagged == ()
 
 
-def test_the_wired_unit_lifts_its_class_by_what_its_wires_say(data: ImageSet, wired: Small) -> None:
+def test_the_wired_unit_raises_its_class_by_what_its_wires_say(data: ImageSet, wired: Small) -> None:
     finder = BrainStimulation(per_layer=1)
     best = {candidate.layer: candidate for candidate in finder.stimulate(wired, data.images[:10])}
     assert (best[1].unit, best[1].label) == (HIDDEN, TARGET)
@@ -123,26 +123,28 @@ def test_the_wired_unit_lifts_its_class_by_what_its_wires_say(data: ImageSet, wi
     assert best[1].score == pytest.approx(20 * 8 * largest * 4 / 5, rel=1e-3)
 
 
-def test_a_lift_is_the_highest_logit_above_that_with_the_unit_at_0(data: ImageSet, clean: Small) -> None:
+def test_a_rise_is_the_highest_logit_above_that_with_the_unit_at_0(data: ImageSet, clean: Small) -> None:
     finder = BrainStimulation(levels=3)
     pixels = torch.from_numpy(data.images[:4]).float() / 255
     values, units = torch.tensor([0.0, 1.0, 5.0]), torch.tensor([2, 7])
     lifts = finder._lifts(clean, clean.convolution, pixels, values, units)
 
-    def said(unit: int, value: float) -> Tensor:
+    def logits(unit: int, value: float) -> Tensor:
         maps = clean.convolution((pixels - clean.mean) / clean.std)
         maps[:, unit] = value
-        return clean.head(clean.hidden(nn.functional.max_pool2d(maps.relu(), 4).flatten(1)).relu())
+        found: Tensor = clean.head(clean.hidden(nn.functional.max_pool2d(maps.relu(), 4).flatten(1)).relu())
+        return found
 
     with torch.no_grad():
         for row, unit in enumerate(units.tolist()):
-            expected = torch.maximum(said(unit, 1.0), said(unit, 5.0)) - said(unit, 0.0)
+            expected = torch.maximum(logits(unit, 1.0), logits(unit, 5.0)) - logits(unit, 0.0)
             assert torch.allclose(lifts[row], expected, atol=1e-4)
 
 
-def test_what_is_watched_are_all_layers_but_the_last_in_their_order(clean: Small) -> None:
-    assert watched(clean, None) == [clean.convolution, clean.hidden] and watched(clean, 1) == [clean.hidden]
-    with watching([clean.hidden, clean.convolution]) as seen:
+def test_inspected_are_all_layers_but_the_last_in_their_order(clean: Small) -> None:
+    assert inspected_layers(clean, None) == [clean.convolution, clean.hidden]
+    assert inspected_layers(clean, 1) == [clean.hidden]
+    with recorded_outputs([clean.hidden, clean.convolution]) as seen:
         clean(torch.zeros(2, *SHAPE))
     assert [each.shape for each in seen] == [(2, HIDDEN), (2, CHANNELS, 12, 12)]
     assert not clean.hidden._forward_hooks
