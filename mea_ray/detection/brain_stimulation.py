@@ -111,7 +111,9 @@ class BrainStimulation(Detection):
         optimised_on, tested_on = clean[order[: self.images]], clean[order[-TEST_IMAGES:]]
         found = self.stimulate(frozen, optimised_on)
         best: dict[int, tuple[Candidate, Trigger]] = {}
-        for candidate, trigger in zip(found, self.triggers(frozen, found, optimised_on, tested_on, generator), strict=True):
+        for candidate, trigger in zip(
+            found, self.triggers(frozen, found, optimised_on, tested_on, generator), strict=True
+        ):
             if candidate.label not in best or trigger.success > best[candidate.label][1].success:
                 best[candidate.label] = candidate, trigger
         numbers = {"candidates": float(len(found))}
@@ -150,7 +152,7 @@ class BrainStimulation(Detection):
         return sorted(found, key=lambda candidate: -candidate.score)[: self.candidates]
 
     def _lifts(self, model: nn.Module, layer: nn.Module, pixels: Tensor, values: Tensor, units: Tensor) -> Tensor:
-        """Return how far each unit raises each logit above its value with the unit at 0: float32 (units, N, classes)."""
+        """Return how far each unit raises each logit above that with the unit at 0: float32 (units, N, classes)."""
         count, levels = len(pixels), len(values)
         which = units.repeat_interleave(levels * count)
         level = values.repeat_interleave(count).repeat(len(units))
@@ -171,7 +173,12 @@ class BrainStimulation(Detection):
         return logits[:, 1:].amax(1) - logits[:, 0]
 
     def triggers(
-        self, model: ImageModel, found: list[Candidate], optimised_on: Images, tested_on: Images, generator: torch.Generator
+        self,
+        model: ImageModel,
+        found: list[Candidate],
+        optimised_on: Images,
+        tested_on: Images,
+        generator: torch.Generator,
     ) -> list[Trigger]:
         """Reverse-engineer a patch for each candidate, all of them at once.
 
@@ -225,7 +232,9 @@ class BrainStimulation(Detection):
 def inspected_layers(model: ImageModel, count: int | None) -> list[nn.Module]:
     """Return the convolutions and linear layers before the one that gives the logits, or the last ``count`` of them."""
     last = set(model.head.modules())
-    layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear)) and module not in last]
+    layers: list[nn.Module] = [
+        module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear)) and module not in last
+    ]
     return layers if count is None else layers[-count:]
 
 

@@ -25,7 +25,7 @@ from mea_ray.experiment.ports import Step, Steps
 from mea_ray.experiment.proof import Proof
 from mea_ray.experiment.theft import run_attack, rung_result
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Holdings, Removal
+from mea_ray.removal.base import Removal, ThiefData
 from mea_ray.results.records import (
     DetectionResult,
     ModelReport,
@@ -138,7 +138,7 @@ def steal_null(config: ExperimentConfig, data: Splits, model: ImageModel, proof:
 def removals(bench: Workbench) -> list[RemovalResult]:
     """Try every removal of the config on every model that it names."""
     config, results = bench.config, []
-    holders: dict[str, tuple[ImageModel, Holdings]] = {}  # a model is asked about all of the thief's images once
+    holders: dict[str, tuple[ImageModel, ThiefData]] = {}  # a model is asked about all of the thief's images once
     for choice in config.removal.methods:
         for on in config.removal.tried_on:
             name = step_name("removals", choice, on)
@@ -155,10 +155,10 @@ def removals(bench: Workbench) -> list[RemovalResult]:
     return results
 
 
-def _remove(bench: Workbench, choice: Choice, on: SuspectName, model: ImageModel, held: Holdings) -> RemovalResult:
+def _remove(bench: Workbench, choice: Choice, on: SuspectName, model: ImageModel, thief: ThiefData) -> RemovalResult:
     removal: Removal = choice.build()
     started = time.perf_counter()
-    left = removal.remove(model, held, derive(bench.config.seed, "removal"))
+    left = removal.remove(model, thief, derive(bench.config.seed, "removal"))
     seconds = time.perf_counter() - started
     return RemovalResult(
         removal=choice.resolved(),
@@ -170,7 +170,7 @@ def _remove(bench: Workbench, choice: Choice, on: SuspectName, model: ImageModel
     )
 
 
-def holdings(config: ExperimentConfig, data: Splits, transfer: TransferSet, asked: ImageModel | None) -> Holdings:
+def holdings(config: ExperimentConfig, data: Splits, transfer: TransferSet, asked: ImageModel | None) -> ThiefData:
     """Return what the remover works with: the thief's images and their answers, at his largest budget.
 
     The answers of the victim's API would carry the mark into a null model, so a null model is asked itself. A
@@ -191,7 +191,7 @@ def holdings(config: ExperimentConfig, data: Splits, transfer: TransferSet, aske
     if asked is not None:
         answers = metrics.probabilities(asked, images)
     make_model = partial(build_network, config.thief.model, data.shape, data.classes)
-    return Holdings(images, answers, make_model, settings(config.thief.training))
+    return ThiefData(images, answers, make_model, settings(config.thief.training))
 
 
 def detections(bench: Workbench) -> list[DetectionResult]:

@@ -16,9 +16,12 @@ from mea_ray.config import ExperimentConfig, ModelChoice, TrainingConfig, build,
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import Table
 from mea_ray.core.types import Splits
+from mea_ray.detection.base import Detection
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
-from mea_ray.training.loader import normalises_batches
+from mea_ray.removal.base import Removal
+from mea_ray.training.loader import least_batch, normalises_batches
+from mea_ray.training.objective import Objective
 from mea_ray.verification.proportions import binomial_p_value, null_rate, proportion
 from mea_ray.watermarks.base import Watermark
 from mea_ray.watermarks.dawn import Dawn
@@ -45,10 +48,11 @@ def check(config: ExperimentConfig, data: Splits) -> None:
     victim = _check_model("victim.model", config.victim.model, data)
     thief = _check_model("thief.model", config.thief.model, data)
     _check_smallest_batch(config, data, attack)
+    _check_victim_batches(config, data)
     if config.victim.training.early_stop_patience is not None and not len(data.victim_validation):
         raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
     _check_watermark(config, data, victim, thief)
-    _check_aftermath(config, attack)
+    _check_aftermath(config, data, attack)
     _check_marks(config, attack)
 
 
@@ -117,6 +121,22 @@ def _check_smallest_batch(config: ExperimentConfig, data: Splits, attack: Attack
         )
 
 
+def _check_victim_batches(config: ExperimentConfig, data: Splits) -> None:
+    """Refuse to train a victim on single images where its network or its pretext task needs several."""
+    batch = min(config.victim.training.batch_size, len(data.victim_train))
+    if batch >= 2:
+        return
+    with torch.device("meta"), torch.no_grad():
+        network = build_network(config.victim.model, data.shape, data.classes)
+    pretext: Objective = config.victim.pretext.build()
+    if least_batch(network, pretext) > batch:
+        raise ConfigError(
+            f"victim.training.batch_size={config.victim.training.batch_size} with {len(data.victim_train)} training "
+            f"images gives batches of {batch}, but victim.model={config.victim.model.name} with victim.pretext="
+            f"{config.victim.pretext.name} needs at least 2 images in a batch; raise victim.training.batch_size"
+        )
+
+
 def _check_answers(config: ExperimentConfig, attack: Attack) -> None:
     """Check that victim, API and attack are all about classes, or all about embeddings."""
     policy: AnswerPolicy = config.service.policy.build()
@@ -141,7 +161,7 @@ def _fitting(table: Table, attribute: str, value: str) -> list[str]:
     return [name for name, component in table.usable().items() if getattr(component, attribute) == value]
 
 
-def _check_aftermath(config: ExperimentConfig, attack: Attack) -> None:
+def _check_aftermath(config: ExperimentConfig, data: Splits, attack: Attack) -> None:
     """Build every removal and every detection, and refuse what could not be tried."""
     for section, methods in (("removal", config.removal.methods), ("detection", config.detection.methods)):
         if methods and config.encodes:
@@ -150,7 +170,9 @@ def _check_aftermath(config: ExperimentConfig, attack: Attack) -> None:
                 "encoder"
             )
         for choice in methods:
-            choice.build()
+            method: Removal | Detection = choice.build()
+            if isinstance(method, Detection):
+                method.check(min(config.detection.images, len(data.thief_pool)))
     if config.removal.methods and "substitute" in config.removal.tried_on and not attack.keeps_images:
         raise ConfigError(
             f"thief.attack={config.thief.attack.name} keeps no answered images to remove a watermark with; leave "

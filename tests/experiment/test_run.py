@@ -194,6 +194,21 @@ def test_the_data_belong_to_the_victim_and_not_to_the_thief(data: Splits) -> Non
         ({"victim__watermark__target_class": 17}, "class 17"),
         ({"thief__attack__query_chunk": 0}, "query_chunk=0"),
         ({"service__policy": {"name": "top_k", "k": 0}}, "k=0"),
+        (
+            {"victim__training__batch_size": 1, "victim__model": {"name": "resnet18", "width": 0.0625}},
+            "at least 2 images in a batch",
+        ),
+        (
+            {
+                "victim__training__batch_size": 1,
+                "victim__pretext": "simclr",
+                "victim__watermark": "none",
+                "service__policy": "embedding",
+                "thief__attack": "feature_distillation",
+            },
+            "victim.pretext=simclr needs at least 2 images",
+        ),
+        ({"detection__methods": ["strip"], "detection__images": 3}, "'strip' needs at least 4 clean images"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_training(
