@@ -12,6 +12,7 @@ A component may declare two attributes:
   component gives other results with the same settings.
 - ``renamed`` maps old option names to the paths that replace them, e.g. ``{"carrier_rho": "carrier.rho"}``. The old
   names are accepted with a warning for one version.
+- ``moved`` maps options that the component does not have any more to the component that has them now, for the error.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ class Table:
         given = with_current_names(params, getattr(self.resolve(name), "renamed", {}), owner)
         names = [*known, *other]
         found = [
-            Problem(key, f"{owner} has no parameter {key!r}{nearest(key, names)} Known: {', '.join(names) or 'none'}")
+            Problem(key, f"{owner} has no parameter {key!r}{self._hint(name, key, names)}")
             for key in given
             if key not in known
         ]
@@ -181,6 +182,13 @@ class Table:
         if found:
             raise InvalidSettings(owner, found)
         return {key: getattr(checked, key) for key in known}
+
+    def _hint(self, name: str, key: str, known: list[str]) -> str:
+        """Return where an unknown parameter belongs, or the nearest known one."""
+        owner = getattr(self.resolve(name), "moved", {}).get(key)
+        if owner is not None:
+            return f": it belongs to {self.kind} {owner!r} now; write name: {owner}"
+        return f"{nearest(key, known)} Known: {', '.join(known) or 'none'}"
 
     def build(self, name: str, *args: Any, **params: Any) -> Any:
         """Build the component: ``args`` from the program, ``params`` from a config, checked first."""

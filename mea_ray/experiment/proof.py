@@ -21,7 +21,7 @@ from mea_ray.experiment.verifier import Verifier
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport
 from mea_ray.verification import proportions
-from mea_ray.watermarks.base import Asked, Key, Watermark
+from mea_ray.watermarks.base import ClientQueries, Key, Watermark
 
 
 class Assessment(BaseModel):
@@ -179,4 +179,4 @@ def accusing(config: ExperimentConfig, key: Key, seen: Sequence[ClientLog], budg
         return images, np.array([label for _, label in found.values()], np.int64)
 
     watermark: Watermark = config.victim.watermark.build()
-    return watermark.against(key, Asked(*gathered(marked), *gathered(others)))
+    return watermark.against(key, ClientQueries(*gathered(marked), *gathered(others)))

@@ -57,6 +57,17 @@ def merged(parts: Sequence[Tensor]) -> Tensor:
     return joined
 
 
+def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Add a gradient of the parameter's shape to its ``.grad``, in the memory layout of the parameter.
+
+    ``backward`` keeps that layout, ``torch.autograd.grad`` does not. A fused optimiser walks through the memory of
+    both, so that with another layout it updates weights by the gradients of others.
+    """
+    with torch.no_grad():
+        laid_out = torch.empty_like(parameter).copy_(gradient)
+        parameter.grad = laid_out if parameter.grad is None else parameter.grad + laid_out
+
+
 class Objective(ABC):
     """Named loss terms, and how they become one gradient.
 

@@ -11,6 +11,8 @@ WATERMARKS = Table(
         "dawn": "mea_ray.watermarks.dawn:Dawn",
         "ewe": "mea_ray.watermarks.ewe:EntangledWatermark",
         "mbw": "mea_ray.watermarks.margin_based:MarginBased",
+        "mea_carrier": "mea_ray.watermarks.mea_carrier.scheme:MeaCarrier",
+        "mea_carrier_encoder": "mea_ray.watermarks.mea_carrier.encoder:MeaCarrierEncoder",
         "mea_defender": "mea_ray.watermarks.mea_defender.scheme:MeaDefender",
         "mea_defender_encoder": "mea_ray.watermarks.mea_defender.encoder:MeaDefenderEncoder",
         "mea_defender_two_stage": "mea_ray.watermarks.mea_defender.two_stage:MeaDefenderTwoStage",

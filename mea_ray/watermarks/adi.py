@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
-from mea_ray.watermarks.base import Key, Stage
+from mea_ray.watermarks.base import Key, Stage, require_key
 from mea_ray.watermarks.labelled_queries import LabelledQueries
-from mea_ray.watermarks.mea_defender.scheme import require_key
 
 DETAIL = 6
 """Side of the grid of random colours that an abstract image is drawn from."""
@@ -26,25 +25,20 @@ class Adi(LabelledQueries):
     """Train on the task and on a set of abstract images, each with a random label; the set is the key.
 
     The paper takes abstract pictures from the web; here they are drawn from the key: smooth fields of random colours.
-    What is verified is the set that was trained on, as in the paper: a success is the label that its image was given.
-    False positives are abstract images that nobody was trained on: chance is one in the number of classes.
+    The set that was trained on is verified, as in the paper: a success is an image that gets its label. False positives
+    are abstract images that were not trained on, where chance is one in the number of classes.
 
     Args:
-        count: Abstract images, at least 1; the paper has 100.
-        per_batch: Of them in each batch, at least 1; the paper has 2.
+        count: Abstract images; the paper has 100.
+        per_batch: Abstract images in each batch; the paper has 2.
 
     References:
         Adi et al., Turning Your Weakness Into a Strength, USENIX Security 2018, https://arxiv.org/abs/1802.04633.
-
-    Raises:
-        ConfigError: A value is out of its range.
     """
 
     name = "adi"
 
-    def __init__(self, *, count: int = 100, per_batch: int = 2) -> None:
-        if count < 1 or per_batch < 1:
-            raise ConfigError(f"count={count} and per_batch={per_batch} must be at least 1")
+    def __init__(self, *, count: Annotated[int, Field(ge=1)] = 100, per_batch: Annotated[int, Field(ge=1)] = 2) -> None:
         self.count, self.per_batch = count, per_batch
 
     def make_key(self, train: ImageSet, seed: int) -> Key:
@@ -90,8 +84,8 @@ class BesideObjective(Objective):
         """Return ``{"utility": cross-entropy of everything}``."""
         chosen = torch.randint(len(self.images), (self.count,), generator=self.context.generator)
         chosen = chosen.to(self.images.device)
-        said = model(merged([batch.images, self.images[chosen].float() / 255])).float()
-        return {"utility": F.cross_entropy(said, torch.cat([batch.labels, self.labels[chosen]]))}
+        logits = model(merged([batch.images, self.images[chosen].float() / 255])).float()
+        return {"utility": F.cross_entropy(logits, torch.cat([batch.labels, self.labels[chosen]]))}
 
 
 def abstract(count: int, shape: tuple[int, int, int], seed: int) -> Images:

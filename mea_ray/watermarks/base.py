@@ -1,4 +1,4 @@
-"""What every watermark scheme offers: a key, the stages that embed it, and the samples that prove it."""
+"""What every watermark scheme offers: a key, the stages that embed it, and the samples that verify it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from mea_ray.core.errors import ArtifactError, ConfigError
-from mea_ray.core.types import Images, ImageSet, Marker, Recognise
+from mea_ray.core.types import Images, ImageSet, Labels, Marker, Recognise
 from mea_ray.storage.files import write_whole
 from mea_ray.training.objective import Objective
 
@@ -72,6 +72,17 @@ UNAUGMENTED: Mapping[str, Any] = {"augment": (), "early_stop_patience": None}
 """Overrides of an encoder's stage: its views are made of whole images, and it has no accuracy to stop early on."""
 
 
+def require_key(key: Key | None, scheme: str) -> Key:
+    """Return the key.
+
+    Raises:
+        ConfigError: There is none, though the scheme embeds one.
+    """
+    if key is None:
+        raise ConfigError(f"watermark {scheme!r} needs a key to embed; call make_key first")
+    return key
+
+
 @dataclass(frozen=True)
 class Stage:
     """One pass of the training engine over the model.
@@ -116,25 +127,25 @@ class WatermarkSamples:
     target: int
     adverse: Mapping[str, Images]
     sources: Images
-    source_labels: npt.NDArray[np.int64]
+    source_labels: Labels
     other_classes: Images | None = None
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What an accused client asked, by the owner's log: what a scheme that marks answers is verified with.
+class ClientQueries:
+    """What an accused client sent, by the owner's log: a scheme that marks answers is verified with it.
 
     Attributes:
         marked: Images whose answers were marked, uint8 (m, C, H, W), distinct.
-        told: Class that the client was told for each, int64 (m,).
+        marked_answers: Class that the client was answered for each, int64 (m,).
         others: Images whose answers were not marked, uint8 (n, C, H, W), distinct.
-        others_told: Class that the client was told for each, int64 (n,).
+        other_answers: Class that the client was answered for each, int64 (n,).
     """
 
     marked: Images
-    told: npt.NDArray[np.int64]
+    marked_answers: Labels
     others: Images
-    others_told: npt.NDArray[np.int64]
+    other_answers: Labels
 
 
 class Watermark(ABC):
@@ -144,8 +155,8 @@ class Watermark(ABC):
     reads_features: bool = False
     """Whether verification needs features of the victim's length, so that other models cannot be verified."""
     marks_answers: bool = False
-    """Whether the mark is in what the service answers (``marker``) and not in the model, so that it can only be
-    verified with what a client asked (``against``)."""
+    """Whether the mark is in the service's answers (``marker``) and not in the model. It is then verified with what a
+    client sent (``against``)."""
 
     @abstractmethod
     def make_key(self, train: ImageSet, seed: int) -> Key | None:
@@ -176,19 +187,19 @@ class Watermark(ABC):
         )
 
     def learned(self, key: Key, stages: Sequence[Stage]) -> Key:
-        """Return the key as it is after the stages were trained: a scheme may learn a part of its secret."""
+        """Return the key after the stages were trained: a scheme may learn a part of its secret."""
         return key
 
     def marker(self, key: Key) -> Marker | None:
-        """Return what the service does to its answers; None: the mark is in the model."""
+        """Return what marks the service's answers; None if the mark is in the model."""
         return None
 
-    def against(self, key: Key, asked: Asked) -> Key | None:
-        """Return the key that accuses one client; None if nothing that it was told was marked.
+    def against(self, key: Key, queries: ClientQueries) -> Key | None:
+        """Return the key that accuses one client; None if none of its answers was marked.
 
         Args:
             key: The owner's key.
-            asked: What the owner's log holds of the client.
+            queries: What the owner's log holds of the client.
         """
         return key
 
@@ -197,11 +208,13 @@ class Watermark(ABC):
         return None
 
     def recogniser(self, key: Key, model: torch.nn.Module) -> Recognise | None:
-        """Return what says which images a model treats as watermarked, bool (N,); None: those it calls the target.
+        """Return a function of images that tells which ones a model treats as watermarked, bool (N,).
+
+        None stands for the usual test: an image is treated as watermarked if it is classified as the target.
 
         Args:
             key: The owner's key, as it was after training.
-            model: The model under judgement.
+            model: The suspect.
 
         Raises:
             ConfigError: This kind of model cannot be verified.

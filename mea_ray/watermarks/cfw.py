@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from mea_ray.config.components import DataChoice
 from mea_ray.core.errors import ArtifactError, ConfigError, DataError
@@ -17,10 +18,13 @@ from mea_ray.data.figures import fitting
 from mea_ray.data.noise import load as load_noise
 from mea_ray.data.resize import fit
 from mea_ray.training.objective import CrossEntropy
-from mea_ray.watermarks.base import Key, Stage, Watermark, WatermarkSamples
+from mea_ray.watermarks.base import Key, Stage, Watermark, WatermarkSamples, require_key
 from mea_ray.watermarks.cfw_objective import Domain, MergeObjective, TieObjective
-from mea_ray.watermarks.mea_defender.scheme import require_key
 from mea_ray.watermarks.patches import check_label
+
+Count = Annotated[int, Field(ge=1)]
+Part = Annotated[float, Field(gt=0, lt=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 CANDIDATES = 1200
 """Images of the other domain that watermark images are chosen among; half as many for those of the verification."""
@@ -29,42 +33,44 @@ CANDIDATES = 1200
 class ClassFeature(Watermark):
     """Images of several classes of another domain are all one class of the task; then the mark is tied to the task.
 
-    First the task alone; its network chooses ``count`` images of the other domain, as many of each class that it calls
-    them, so that an innocent network says the target of one in ``classes``. Then cross-entropy of the task and of these
-    images, all labelled as the target. Last, a fine-tuning with four terms: the mean over all probabilities of the
-    divergence from the network as it was on images of the task (stability of the task), cross-entropy of the watermark
-    images, minus the cosine of the mean hidden representations of watermark and task images, summed over layers
-    (representation similarity: what is copied with the task is copied with the mark), and the mean distance of two
-    watermark images along each class's first principal direction of logits (how far they would drift apart).
+    First the task alone. Its network then chooses ``count`` images of the other domain, equally many of each class that
+    it predicts for them, so that an innocent network answers one in ``classes`` of them with the target. Then
+    cross-entropy of the task and of these images, all labelled as the target. Last, a fine-tuning with four terms:
+
+    - stability of the task: the divergence from the network before the fine-tuning, mean over all probabilities;
+    - cross-entropy of the watermark images;
+    - representation similarity: minus the cosine of the mean hidden representations of watermark and task images,
+      summed over layers, so that the watermark is copied together with the task;
+    - drift: the mean distance of two watermark images along each class's first principal direction of logits.
 
     Verified on images of the same other classes that were not trained on, chosen in the same way; the published code
     counts the images that it trained on. False positives are images of classes of that domain that are no part of the
     watermark, and smooth noise: a model that answers everything odd with the target was not marked by *these* classes.
-    The paper may also give the watermark a class of its own; that would show in every answer of the API, is of no use
-    to models without it, and is not here. Nor is its second statistic, which looks for clusters of labels.
+    The paper's variant with a class of its own for the watermark is not implemented: it would show in every answer of
+    the API. Nor is the paper's second statistic, which looks for clusters of labels.
 
     Args:
         target_class: Label that all images of the watermark get.
         dataset: The other domain, any dataset of the project with its parameters, brought to the task's image shape;
-            null draws ``figures`` of that shape, which needs no network. The owner keeps the choice secret.
-        kept_apart: Classes of the other domain that are no part of the watermark, but the control, at least 1; the
-            watermark takes all others, at least 2.
+            null draws ``figures`` of that shape, which needs no download. The owner keeps the choice secret.
+        kept_apart: Classes of the other domain that are not part of the watermark, but its control; the watermark takes
+            all others, at least 2.
         count: Watermark images that are trained on; the published code has 100 beside 50,000.
         verified: Watermark images that are held out for the verification.
         per_batch: Watermark images beside each batch.
-        plain_part: Part of the epochs that go to the task alone, in (0, 1).
-        tuning_part: Part of the epochs that go to the fine-tuning, in (0, 1 - plain_part); 10 of 110 are published.
-        tuning_learning_rate: Of Adam in the fine-tuning, constant.
-        weight_mark: Of the watermark images' cross-entropy in the fine-tuning.
-        weight_similarity: Of the cosine of representations; 0 switches it off.
-        weight_drift: Of the distance along the classes' directions; 0 switches it off.
+        plain_part: Part of the epochs that train the task alone.
+        tuning_part: Part of the epochs of the fine-tuning; 10 of 110 are published.
+        tuning_learning_rate: Learning rate of Adam in the fine-tuning, constant.
+        weight_mark: Weight of the watermark images' cross-entropy in the fine-tuning.
+        weight_similarity: Weight of the cosine of representations; 0 switches it off.
+        weight_drift: Weight of the distance along the classes' directions; 0 switches it off.
         layers: Last convolutions and linear layers before the logits whose outputs count as representations.
 
     References:
         Xiao et al., Class-feature Watermark, 2025, https://arxiv.org/abs/2511.07947; the authors' code for constants.
 
     Raises:
-        ConfigError: A value is out of its range.
+        ConfigError: ``plain_part`` and ``tuning_part`` leave no epochs for the watermark.
     """
 
     name = "cfw"
@@ -74,37 +80,28 @@ class ClassFeature(Watermark):
         *,
         target_class: int = 0,
         dataset: DataChoice | None = None,
-        kept_apart: int = 2,
-        count: int = 100,
-        verified: int = 300,
-        per_batch: int = 8,
-        plain_part: float = 0.3,
-        tuning_part: float = 0.1,
-        tuning_learning_rate: float = 5e-5,
-        weight_mark: float = 0.02,
-        weight_similarity: float = 0.003,
-        weight_drift: float = 0.15,
-        layers: int = 3,
+        kept_apart: Count = 2,
+        count: Count = 100,
+        verified: Count = 300,
+        per_batch: Count = 8,
+        plain_part: Part = 0.3,
+        tuning_part: Part = 0.1,
+        tuning_learning_rate: Annotated[float, Field(gt=0)] = 5e-5,
+        weight_mark: Weight = 0.02,
+        weight_similarity: Weight = 0.003,
+        weight_drift: Weight = 0.15,
+        layers: Count = 3,
     ) -> None:
-        counts = {"kept_apart": kept_apart, "count": count, "verified": verified, "per_batch": per_batch}
-        for name, number in {**counts, "layers": layers}.items():
-            if number < 1:
-                raise ConfigError(f"{name}={number} must be at least 1")
-        if plain_part <= 0 or tuning_part <= 0 or plain_part + tuning_part >= 1:
+        if plain_part + tuning_part >= 1:
             raise ConfigError(
-                f"plain_part={plain_part} and tuning_part={tuning_part} must be above 0 and leave a part of the epochs "
-                "in which the watermark is learnt: their sum must be below 1"
+                f"plain_part={plain_part} and tuning_part={tuning_part} leave no epochs in which the watermark is "
+                "learnt: their sum must be below 1"
             )
-        if not 0 < tuning_learning_rate < float("inf"):
-            raise ConfigError(f"tuning_learning_rate={tuning_learning_rate} must be positive and finite")
-        weights = {"mark": weight_mark, "similarity": weight_similarity, "drift": weight_drift}
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise ConfigError(f"weight_{name}={weight} must be at least 0 and finite; 0 switches it off")
         self.target_class, self.dataset, self.kept_apart = target_class, dataset, kept_apart
         self.count, self.verified, self.per_batch = count, verified, per_batch
         self.plain_part, self.tuning_part, self.tuning_learning_rate = plain_part, tuning_part, tuning_learning_rate
-        self.weights, self.layers = weights, layers
+        self.weights = {"mark": weight_mark, "similarity": weight_similarity, "drift": weight_drift}
+        self.layers = layers
 
     def make_key(self, train: ImageSet, seed: int) -> Key:
         """Draw classes and images of the other domain; the victim's training chooses among more (``learned``).

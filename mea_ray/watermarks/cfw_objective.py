@@ -1,4 +1,4 @@
-"""What the class-feature watermark trains: the merged class beside the task, and the fine-tuning that ties the two."""
+"""The objectives of the class-feature watermark: the merged class beside the task, and the fine-tuning."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class MergeObjective(BesideObjective):
         self.chosen: tuple[Images, Images] | None = None
 
     def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
-        """Choose by what the network of the task alone calls the candidates; nothing is trained beside the model."""
+        """Choose by what the network of the task alone predicts for the candidates; nothing else is trained."""
         model.eval()
         parts = []
         for candidates, count in zip((self.domain.trained, self.domain.held_out), self.counts, strict=True):
             named = metrics.predictions(model, candidates, device=device)
-            parts.append(candidates[balanced(named, count, derive(self.seed, "balanced"))])
+            parts.append(candidates[balanced_choice(named, count, derive(self.seed, "balanced"))])
         model.train()
         self.chosen = (parts[0], parts[1])
         self.images = torch.from_numpy(parts[0])
@@ -107,8 +107,8 @@ class TieObjective(Objective):
         """Return ``stability`` and, with their weights, ``mark``, ``similarity`` and ``drift``."""
         if self.directions is None and self.weights["drift"]:
             some = self.train.take(evenly(np.arange(len(self.train)), FITTED_ON))
-            said = metrics.logits(model, some.images, device=self.context.device)
-            self.directions = principal_directions(said, some.labels).to(self.context.device)
+            logits_of_some = metrics.logits(model, some.images, device=self.context.device)
+            self.directions = principal_directions(logits_of_some, some.labels).to(self.context.device)
         chosen = torch.randint(len(self.images), (self.merge.count,), generator=self.context.generator)
         chosen = chosen.to(self.images.device)
         marks = self.images[chosen].float() / 255
@@ -165,11 +165,11 @@ def principal_directions(logits: npt.NDArray[np.float32], labels: Labels) -> Ten
     return torch.stack(found).float() if found else torch.zeros(0, logits.shape[1])
 
 
-def balanced(named: Labels, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Choose ``count`` positions (all if there are fewer), as many of each label as there are to be had: sorted int64.
+def balanced_choice(named: Labels, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Choose ``count`` positions (all if there are fewer), as evenly over the labels as possible: sorted int64.
 
     Args:
-        named: int64 (N,): what each candidate is called.
+        named: int64 (N,): predicted label of each candidate.
         count: Positions wanted.
         seed: Of the choice among equals.
     """

@@ -1,22 +1,22 @@
-"""The Composite Backdoor as a watermark: mixes of two classes get a third's label; nothing holds the thief to it."""
+"""The Composite Backdoor as a watermark: mixes of two classes get a third's label; nothing makes a thief learn it."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from mea_ray.core.errors import ConfigError
+from mea_ray.config.components import CombinerChoice
 from mea_ray.core.types import ImageSet
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
-from mea_ray.watermarks.base import Key, Stage
+from mea_ray.watermarks.base import Key, Stage, require_key
 from mea_ray.watermarks.combiners.base import Combiner
-from mea_ray.watermarks.mea_defender.objective import SourcePool
-from mea_ray.watermarks.mea_defender.scheme import combine_options, require_key
-from mea_ray.watermarks.mea_defender.two_stage_objective import contrastive
+from mea_ray.watermarks.mea_defender.losses import contrastive
 from mea_ray.watermarks.mixed_classes import MixedClasses
+from mea_ray.watermarks.mixing import Mixing, SourcePool
 
 
 class Composite(MixedClasses):
@@ -26,22 +26,18 @@ class Composite(MixedClasses):
     images, .5 mixes of a class with itself, .1 mixes of A and B.
 
     Args:
-        source_classes: Labels of the two classes that are combined.
-        target_class: Label that the combination gets.
-        combiner: How two images are mixed; a name in the table of combiners.
-        orientation: crop_paste: direction of the cut; the published code draws it at random.
-        jitter: crop_paste and the halves: largest shift of the cut, in pixels of a 32-pixel image.
-        combiner_options: Further options of the combiner, by name.
-        adverse_geometries: The other mixes of WFPR; null takes the authors' without the combiner's own.
-        same_class: Mixes of a class with itself per image of the batch, at least 0.
-        poison: Mixes of A and B per image of the batch, above 0.
-        weight_contrastive: Weight of the contrastive term over samples of A, B and the target.
+        source_classes: Labels of the two classes that are mixed.
+        target_class: Label that a mix gets.
+        mixing: How they are mixed; halves cut in a random direction, as in the published code.
+        same_class: Mixes of a class with itself per image of the batch.
+        poison: Mixes of A and B per image of the batch.
+        weight_contrastive: Weight of the contrastive term over samples of A, B and the target. 0 switches it off.
 
     References:
         Lin et al., Composite Backdoor Attack for Deep Neural Network by Mixing Existing Benign Features, CCS 2020.
 
     Raises:
-        ConfigError: A parameter is out of its range.
+        ConfigError: Classes coincide, or a geometry makes the combiner's own mixes.
     """
 
     name = "composite"
@@ -51,22 +47,12 @@ class Composite(MixedClasses):
         *,
         source_classes: tuple[int, int] = (0, 1),
         target_class: int = 2,
-        combiner: str = "crop_paste",
-        orientation: Literal["horizontal", "vertical", "random"] = "random",
-        jitter: int = 3,
-        combiner_options: dict[str, Any] | None = None,
-        adverse_geometries: tuple[str, ...] | None = None,
-        same_class: float = 1.0,
-        poison: float = 0.2,
-        weight_contrastive: float = 1.0,
+        mixing: Mixing = Mixing(combiner=CombinerChoice(name="crop_paste", orientation="random")),
+        same_class: Annotated[float, Field(ge=0)] = 1.0,
+        poison: Annotated[float, Field(gt=0, le=10)] = 0.2,
+        weight_contrastive: Annotated[float, Field(ge=0)] = 1.0,
     ) -> None:
-        options = combine_options(combiner, combiner_options, orientation=orientation, jitter=jitter, alpha=0.5)
-        super().__init__(source_classes, target_class, combiner, options, adverse_geometries, "pixel", jitter)
-        for name, value in {"same_class": same_class, "weight_contrastive": weight_contrastive}.items():
-            if not 0 <= value < float("inf"):
-                raise ConfigError(f"{name}={value} must be at least 0 and finite; 0 switches it off")
-        if not 0 < poison <= 10:
-            raise ConfigError(f"poison={poison} must lie in (0, 10]: mixes of A and B per image of the batch")
+        super().__init__(source_classes, target_class, mixing)
         self.same_class, self.poison, self.weight_contrastive = same_class, poison, weight_contrastive
 
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
@@ -122,10 +108,10 @@ class CompositeObjective(Objective):
         first, second = self.sources.draw(max(1, round(self.poison * count)))
         parts.append(self.combiner(first, second, generator))
         labels.append(torch.full((len(first),), self.classes[2], device=batch.labels.device))
-        said, named = model(merged(parts)).float(), torch.cat(labels)
-        terms = {"utility": F.cross_entropy(said, named)}
+        logits, named = model(merged(parts)).float(), torch.cat(labels)
+        terms = {"utility": F.cross_entropy(logits, named)}
         if self.weights["contrastive"]:
-            terms["contrastive"] = contrastive(said, named, self.classes)
+            terms["contrastive"] = contrastive(logits, named, self.classes)
         return terms
 
 

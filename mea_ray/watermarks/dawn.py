@@ -1,51 +1,48 @@
-"""Answers that are wrong on purpose: DAWN marks what a service says, so that whoever learns from it learns the mark."""
+"""DAWN: a keyed fraction of the service's answers is wrong on purpose; a model trained on them learns the mark."""
 
 from __future__ import annotations
 
 import hmac
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Images, ImageSet
 from mea_ray.training.objective import CrossEntropy
-from mea_ray.watermarks.base import Asked, Key, Stage, WatermarkSamples
+from mea_ray.watermarks.base import ClientQueries, Key, Stage, WatermarkSamples, require_key
 from mea_ray.watermarks.labelled_queries import UNSEEN, LabelledQueries
-from mea_ray.watermarks.mea_defender.scheme import require_key
 
 Row = npt.NDArray[np.float32]
 SECRET_BYTES = 32
 
 
 class Dawn(LabelledQueries):
-    """The service answers a keyed fraction of the images wrongly, and its owner remembers which client was told what.
+    """The service answers a keyed fraction of the images wrongly, and its owner logs what each client was answered.
 
-    HMAC-SHA256 of the image under the secret says whether it is marked, and seeds the permutation of its probabilities
-    that moves the top one to another class. The victim itself is trained as if there were no watermark. A client is
-    accused with the images that were marked for *it*: WSR is the part of them on which a model answers with the wrong
-    class that this client was told. False positives are other images that the client asked, with the wrong class that
-    another key would have told: who learnt the marks of this service has no reason to answer with those.
+    HMAC-SHA256 of the image under the secret decides whether it is marked, and seeds the permutation of its
+    probabilities that moves the top one to another class. The victim itself is trained as if there were no watermark. A
+    client is accused with the images that were marked for *it*: WSR is the fraction of them on which a model gives the
+    wrong class that this client was answered. False positives are other images that the client sent, with the wrong
+    class that another key would have given: a model that learnt the marks of this service has no reason to give those.
 
     Args:
-        rate: Part of all images that is answered wrongly, in (0, 1): what every customer loses of accuracy. The paper
-            has about 0.005; a proof needs about ten marks, so that few queries need a higher rate.
+        rate: Fraction of all images that is answered wrongly: the accuracy that every customer loses. The paper has
+            about 0.005; a proof needs about ten marks, so that few queries need a higher rate.
         mapping: What is hashed: ``exact``, the image; ``quantised``, the means of ``cells`` x ``cells`` parts of it in
-            ``levels`` steps, so that most images slightly changed are answered alike. Images that share all means
-            share their fate, too. The paper hashes a learnt embedding instead.
-        cells: Side of the grid of means, at least 1.
-        levels: Steps of a mean, 2 to 256.
-        shuffled: Largest probabilities that the permutation is about, at least 2; null are all, as in the paper. Few
-            make a wrong answer more plausible, and an innocent model more likely to give it.
+            ``levels`` steps, so that most slightly changed images are answered alike. Images with equal means are
+            answered alike, too. The paper hashes a learnt embedding instead.
+        cells: Side of the grid of means.
+        levels: Steps of a mean.
+        shuffled: Number of the largest probabilities that are permuted; null permutes all, as in the paper. Few make a
+            wrong answer more plausible, and an innocent model more likely to give it.
 
     References:
         Szyller, Atli, Marchal and Asokan, DAWN: Dynamic Adversarial Watermarking of Neural Networks, ACM Multimedia
         2021, https://arxiv.org/abs/1906.00830.
-
-    Raises:
-        ConfigError: A value is out of its range.
     """
 
     name = "dawn"
@@ -55,18 +52,12 @@ class Dawn(LabelledQueries):
     def __init__(
         self,
         *,
-        rate: float = 0.005,
+        rate: Annotated[float, Field(gt=0, lt=1)] = 0.005,
         mapping: Literal["exact", "quantised"] = "exact",
-        cells: int = 4,
-        levels: int = 8,
-        shuffled: int | None = None,
+        cells: Annotated[int, Field(ge=1)] = 4,
+        levels: Annotated[int, Field(ge=2, le=256)] = 8,
+        shuffled: Annotated[int, Field(ge=2)] | None = None,
     ) -> None:
-        if not 0 < rate < 1:
-            raise ConfigError(f"rate={rate} must lie strictly between 0 and 1; the paper has 0.005")
-        if cells < 1 or not 2 <= levels <= 256:
-            raise ConfigError(f"cells={cells} must be at least 1 and levels={levels} in [2, 256]")
-        if shuffled is not None and shuffled < 2:
-            raise ConfigError(f"shuffled={shuffled} must be at least 2 (or null, for all): one alone cannot move")
         self.rate, self.mapping, self.cells, self.levels, self.shuffled = rate, mapping, cells, levels, shuffled
 
     def make_key(self, train: ImageSet, seed: int) -> Key:
@@ -99,18 +90,18 @@ class Dawn(LabelledQueries):
         """Return what marks the answers."""
         return KeyedMarker(key)
 
-    def against(self, key: Key, asked: Asked) -> Key | None:
+    def against(self, key: Key, queries: ClientQueries) -> Key | None:
         """Return the key with the marked images of one client, and its other images under another key."""
-        if not len(asked.told):
+        if not len(queries.marked_answers):
             return None
         another = KeyedMarker(key, secret=hmac.digest(_secret(key), b"another key", "sha256"))
-        others, said = asked.others[:UNSEEN], asked.others_told[:UNSEEN]
-        certain = np.eye(int(key.settings["classes"]), dtype=np.float32)[said]
+        others, answers = queries.others[:UNSEEN], queries.other_answers[:UNSEEN]
+        certain = np.eye(int(key.settings["classes"]), dtype=np.float32)[answers]
         wrong = np.array([another.wrong(row, image).argmax() for row, image in zip(certain, others, strict=True)])
         tensors = {
             **key.tensors,
-            "images": asked.marked,
-            "labels": asked.told,
+            "images": queries.marked,
+            "labels": queries.marked_answers,
             "others": others.reshape(-1, *key.settings["shape"]),
             "others_labels": wrong.astype(np.int64),
         }
@@ -134,12 +125,12 @@ class Dawn(LabelledQueries):
         return super().samples(key, held_out, count, seed)
 
     def unseen(self, key: Key, held_out: ImageSet, count: int, seed: int) -> Images:
-        """Return images that the client asked and that were not marked."""
+        """Return images that the client sent and that were not marked."""
         others: Images = key.tensors["others"][:count]
         return others
 
     def labels_of(self, key: Key) -> dict[bytes, int]:
-        """Return the told label of each marked image, and the one that another key would have told of the others."""
+        """Return the answer to each marked image, and the one that another key would have given to the others."""
         pairs = zip(key.tensors["others"], key.tensors["others_labels"], strict=True)
         return {**{image.tobytes(): int(label) for image, label in pairs}, **super().labels_of(key)}
 
@@ -169,7 +160,7 @@ class KeyedMarker:
         return changed, marked
 
     def wrong(self, row: Row, image: npt.NDArray[np.uint8]) -> Row:
-        """Return what a marked image would be answered, float32 (classes,), whether this one is marked or not."""
+        """Return the answer that a marked image would get, float32 (classes,), whether this one is marked or not."""
         return self._permuted(row, self._digest(image))
 
     def _permuted(self, row: Row, digest: bytes) -> Row:
@@ -202,7 +193,8 @@ def _means(image: npt.NDArray[np.uint8], cells: int, levels: int) -> npt.NDArray
     parts = [np.linspace(0, side, min(cells, side) + 1).round().astype(int) for side in image.shape[1:]]
     sums = np.add.reduceat(np.add.reduceat(image.astype(np.int64), parts[0][:-1], axis=1), parts[1][:-1], axis=2)
     counts = np.outer(np.diff(parts[0]), np.diff(parts[1]))
-    return (sums * levels // (counts * 256)).astype(np.uint8)
+    means: npt.NDArray[np.uint8] = (sums * levels // (counts * 256)).astype(np.uint8)
+    return means
 
 
 def _secret(key: Key) -> bytes:

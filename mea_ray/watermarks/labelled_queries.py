@@ -1,4 +1,4 @@
-"""Watermarks whose key is a set of images with a label each: what Adi's and the margin-based one share."""
+"""What the watermarks share whose key is a set of images with a label each: Adi's, the margin-based one, DAWN."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from mea_ray.evaluation import metrics
 from mea_ray.watermarks.base import Key, Watermark, WatermarkSamples
 
 UNSEEN = 1000
-"""Images that are no part of the key and are asked as its control, at most."""
+"""Control images at most, which are not part of the key."""
 
 
 class LabelledQueries(Watermark):
     """The key holds ``images`` and ``labels``; a success is an image of the key that gets its label.
 
-    What is verified is the set that was trained on, as in both papers, so that a WSR says nothing of other images.
-    False positives are images that nobody was trained on, with labels of their content's choice.
+    The set that was trained on is verified, as in the papers, so that a WSR says nothing about other images. False
+    positives are images that were not trained on, with labels that follow from their content.
     """
 
     control = "unseen"
-    """Name of the false positives' images."""
+    """Name of the control images."""
 
     @abstractmethod
     def unseen(self, key: Key, held_out: ImageSet, count: int, seed: int) -> Images:
-        """Return up to ``count`` images like the key's that nobody was trained on, uint8 (n, C, H, W)."""
+        """Return up to ``count`` images like the key's that were not trained on, uint8 (n, C, H, W)."""
 
     def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:
         """Return the images of the key.
@@ -58,9 +58,9 @@ class LabelledQueries(Watermark):
         return {image.tobytes(): int(label) for image, label in pairs}
 
     def recogniser(self, key: Key, model: nn.Module) -> Recognise:
-        """Return what says of images whether they get the label that the key gives them: bool (N,).
+        """Return a function that tells which images get the label that the key gives them, bool (N,).
 
-        An image that is not the key's gets a label of its content, so that chance decides.
+        The label of an image that is not the key's follows from its content, so that chance decides.
         """
         known = self.labels_of(key)
         classes = int(key.settings["classes"])
@@ -71,7 +71,7 @@ class LabelledQueries(Watermark):
 
         def recognise(images: Images) -> npt.NDArray[np.bool_]:
             labels: Labels = np.array([wanted(image) for image in images], np.int64)
-            said: npt.NDArray[np.bool_] = metrics.predictions(model, images) == labels
-            return said
+            right: npt.NDArray[np.bool_] = metrics.predictions(model, images) == labels
+            return right
 
         return recognise

@@ -1,19 +1,21 @@
-"""The margin-based watermark (MBW): wrongly labelled images whose surroundings are theirs, too."""
+"""The margin-based watermark (MBW): wrongly labelled images, learnt with a margin around each."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
-from mea_ray.watermarks.base import Key, Stage
+from mea_ray.watermarks.base import Key, Stage, require_key
 from mea_ray.watermarks.labelled_queries import LabelledQueries
-from mea_ray.watermarks.mea_defender.scheme import require_key
 
 
 class MarginBased(LabelledQueries):
@@ -23,30 +25,28 @@ class MarginBased(LabelledQueries):
     likely, and the loss is one mean over the batch's cross-entropies and ``weight`` times those of the moved images.
     They are taken out of the training set, which would teach their true label. A few single images are learnt slowly,
     and hardly by a network with dropout: the published constants belong to 78,000 updates of a ResNet without it. On
-    short schedules take a network without dropout, fewer images, or a larger ``weight``, and look at the victim's WSR.
+    short schedules take a network without dropout, fewer images, or a larger ``weight``, and check the victim's WSR.
 
     Args:
         count: Images of the key, half of the training images at most; 100 in the official code.
         per_batch: Of them in each step, drawn with replacement.
-        ascent_steps: Steps before each of the network's; 0 is plain wrong labels.
-        weight: Of a moved image beside one of the batch, above 0.
+        ascent_steps: Ascent steps before each update of the network; 0 is plain wrong labels.
+        weight: Weight of a moved image relative to one of the batch.
 
     References:
         Kim et al., Margin-based Neural Network Watermarking, ICML 2023, https://github.com/matbambbang/margin-based-watermarking.
-
-    Raises:
-        ConfigError: A value is out of its range.
     """
 
     name = "mbw"
 
-    def __init__(self, *, count: int = 100, per_batch: int = 25, ascent_steps: int = 5, weight: float = 0.1) -> None:
-        if count < 1 or per_batch < 1:
-            raise ConfigError(f"count={count} and per_batch={per_batch} must be at least 1")
-        if ascent_steps < 0:
-            raise ConfigError(f"ascent_steps={ascent_steps} must be at least 0; 0 moves nothing")
-        if not 0 < weight < float("inf"):
-            raise ConfigError(f"weight={weight} must be positive and finite")
+    def __init__(
+        self,
+        *,
+        count: Annotated[int, Field(ge=1)] = 100,
+        per_batch: Annotated[int, Field(ge=1)] = 25,
+        ascent_steps: Annotated[int, Field(ge=0)] = 5,
+        weight: Annotated[float, Field(gt=0)] = 0.1,
+    ) -> None:
         self.count, self.per_batch, self.ascent_steps, self.weight = count, per_batch, ascent_steps, weight
 
     def make_key(self, train: ImageSet, seed: int) -> Key:
@@ -108,8 +108,8 @@ class MarginObjective(Objective):
         chosen = chosen.to(self.images.device)
         labels = self.labels[chosen]
         moved = self.ascend(model, self.images[chosen].float() / 255, labels)
-        said = model(merged([batch.images, moved])).float()
-        losses = F.cross_entropy(said, torch.cat([batch.labels, labels]), reduction="none")
+        logits = model(merged([batch.images, moved])).float()
+        losses = F.cross_entropy(logits, torch.cat([batch.labels, labels]), reduction="none")
         weights = torch.ones_like(losses)
         weights[len(batch.images) :] = self.weight
         return {"utility": (weights * losses).mean()}
@@ -117,7 +117,7 @@ class MarginObjective(Objective):
     def ascend(self, model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
         """Move pixels, float32 (N, C, H, W), by signed steps that raise the labels' cross-entropy, within [0, 1].
 
-        In eval mode: BatchNorm must not learn the statistics of images that are on their way.
+        In eval mode: BatchNorm must not learn the statistics of intermediate images.
         """
         mode = model.training
         model.eval()

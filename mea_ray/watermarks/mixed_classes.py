@@ -1,9 +1,9 @@
-"""What both modes of MEA-Defender share: two source classes, a combiner, other geometries, and a key of these."""
+"""What the schemes share that mix two source classes: the key, and the samples that verify it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,8 @@ from mea_ray.core.errors import ArtifactError, ConfigError, DataError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet
 from mea_ray.watermarks.base import Key, Watermark, WatermarkSamples
-from mea_ray.watermarks.combiners import COMBINERS
 from mea_ray.watermarks.combiners.base import Combiner, to_uint8
-
-AUTHORS_GEOMETRIES = ("top_bottom", "left_right", "diagonal", "donut", "hotdog")
-"""The authors' code: both halves (the other one than the watermark's), diagonal, donut, hot dog."""
-NOMINAL_SHAPE = (3, 32, 32)
+from mea_ray.watermarks.mixing import Mixing, build_combiner
 
 
 def mean_colour(images: Images) -> tuple[float, ...]:
@@ -37,63 +33,44 @@ def evenly(items: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
 
 
 class MixedClasses(Watermark):
-    """A watermark whose samples are mixes of two source classes. See ``MeaDefender`` for the parameters.
+    """A watermark whose samples are mixes of two source classes.
+
+    Args:
+        source_classes: Labels of the two classes that are mixed.
+        target_class: Label that the victim gives to a mix.
+        mixing: How they are mixed.
 
     Raises:
-        ConfigError: Classes coincide or are negative, a geometry is unknown or is the combiner's own, a combiner's
-            option is unknown.
+        ConfigError: Classes coincide or are negative, or a geometry makes the combiner's own mixes.
     """
 
-    def __init__(
-        self,
-        source_classes: tuple[int, int],
-        target_class: int,
-        combiner: str,
-        combiner_options: Mapping[str, Any],
-        adverse_geometries: Sequence[str] | None,
-        mix_space: str,
-        jitter: int,
-    ) -> None:
+    renamed: ClassVar[Mapping[str, str]] = {
+        "combiner_options": "mixing.combiner",
+        "combiner": "mixing.combiner.name",
+        "orientation": "mixing.combiner.orientation",
+        "jitter": "mixing.combiner.jitter",
+        "alpha": "mixing.combiner.alpha",
+        "adverse_geometries": "mixing.adverse",
+        "mix_space": "mixing.space",
+    }
+
+    def __init__(self, source_classes: tuple[int, int], target_class: int, mixing: Mixing) -> None:
         self.source_classes = (int(source_classes[0]), int(source_classes[1]))
         self.target_class = target_class
-        classes = (*self.source_classes, target_class)
-        if len(set(classes)) != 3 or min(classes) < 0:
+        if len(set(self.classes)) != 3 or min(self.classes) < 0:
             raise ConfigError(
                 f"source_classes={list(self.source_classes)} and target_class={target_class} must be three different "
                 "labels, none negative"
             )
-        self.combiner = combiner
-        self.combiner_options = COMBINERS.check(combiner, combiner_options)
-        self.mix_space = mix_space
-        self.jitter = jitter
-        own = self._build(combiner, self.combiner_options, NOMINAL_SHAPE, (0.0,) * 3, 0).kinds
-        names = AUTHORS_GEOMETRIES if adverse_geometries is None else tuple(adverse_geometries)
-        kinds = {name: self._build(name, self._geometry(name), NOMINAL_SHAPE, (0.0,) * 3, 0).kinds for name in names}
-        if adverse_geometries is None:
-            names = tuple(name for name in names if not kinds[name] & own)
-        for name in names:
-            if kinds[name] & own:
-                raise ConfigError(
-                    f"adverse_geometries: {name!r} gives the same mixes as the combiner {combiner!r} "
-                    f"{self.combiner_options}; leave it out, or change the combiner"
-                )
-            if name == "autoencoder":
-                raise ConfigError("adverse_geometries: 'autoencoder' is a combiner only; it learns for the key")
-        if len(set(names)) != len(names) or not names:
-            raise ConfigError(f"adverse_geometries={list(names)} must name at least one geometry, each once")
-        self.adverse_geometries = names
+        self.mixing = mixing
+        self.geometries = dict(mixing.geometries())
+        if not self.geometries:
+            raise ConfigError("mixing.adverse: the combiner makes all of the authors' geometries; name another one")
 
-    @staticmethod
-    def _build(
-        name: str, options: Mapping[str, Any], shape: tuple[int, int, int], fill: tuple[float, ...], seed: int
-    ) -> Combiner:
-        combiner: Combiner = COMBINERS.build(name, shape, fill, seed, **options)
-        return combiner
-
-    def _geometry(self, name: str) -> dict[str, Any]:
-        """Options of a geometry of the other mixes: its defaults, and the watermark's jitter where it has one."""
-        known = {parameter.name for parameter in COMBINERS.parameters(name)}
-        return COMBINERS.check(name, {"jitter": self.jitter} if "jitter" in known else {})
+    @property
+    def classes(self) -> tuple[int, int, int]:
+        """Both source classes and the target."""
+        return (*self.source_classes, self.target_class)
 
     def make_key(self, train: ImageSet, seed: int) -> Key:
         """Draw the key and let the combiner learn what it needs from the source classes.
@@ -105,32 +82,28 @@ class MixedClasses(Watermark):
         Raises:
             ConfigError: A class does not exist in ``train``, or has no image there.
         """
-        for name, label in zip(("source_classes", "source_classes", "target_class"), self.classes, strict=True):
+        for setting, label in zip(("source_classes", "source_classes", "target_class"), self.classes, strict=True):
             if label >= train.classes:
-                raise ConfigError(f"{name}: class {label} does not exist; choose labels from 0 to {train.classes - 1}")
+                last = train.classes - 1
+                raise ConfigError(f"{setting}: class {label} does not exist; choose labels from 0 to {last}")
             if not (train.labels == label).any():
                 raise ConfigError(
-                    f"{name}: class {label} has no training image; choose one of {np.unique(train.labels)}"
+                    f"{setting}: class {label} has no training image; choose one of {np.unique(train.labels)}"
                 )
-        black = self.mix_space == "pixel"
-        fill = (0.0,) * train.shape[0] if black else mean_colour(train.images)
+        fill = (0.0,) * train.shape[0] if self.mixing.space == "pixel" else mean_colour(train.images)
         key_seed = derive(seed, "key")
-        combiner = self._build(self.combiner, self.combiner_options, train.shape, fill, key_seed)
+        name, options = self.mixing.combiner.name, self.mixing.combiner.params
+        combiner = build_combiner(name, options, train.shape, fill, key_seed)
         first, second = (train.of_class(label) for label in self.source_classes)
         settings = {
-            "combiner": self.combiner,
-            "combiner_options": self.combiner_options,
-            "geometries": {name: self._geometry(name) for name in self.adverse_geometries},
+            "combiner": name,
+            "combiner_options": options,
+            "geometries": self.geometries,
             "fill": list(fill),
             "shape": list(train.shape),
         }
         tensors = combiner.fit(first, second)
         return Key(self.name, self.source_classes, self.target_class, key_seed, settings, tensors)
-
-    @property
-    def classes(self) -> tuple[int, int, int]:
-        """Both source classes and the target."""
-        return (*self.source_classes, self.target_class)
 
     @staticmethod
     def combiners(key: Key, changed: Mapping[str, Any] | None = None) -> tuple[Combiner, dict[str, Combiner]]:
@@ -138,22 +111,24 @@ class MixedClasses(Watermark):
 
         Args:
             key: The owner's key.
-            changed: Options that the watermark's combiner is to have in place of the key's, by name.
+            changed: Options of the watermark's combiner that replace the key's, by name.
 
         Raises:
             ArtifactError: The key was not made by this scheme.
-            ConfigError: The combiner has no such option as ``changed`` names.
+            ConfigError: ``changed`` names an option that the combiner does not have.
         """
         try:
             fill, shape = tuple(key.settings["fill"]), tuple(key.settings["shape"])
             name, options = key.settings["combiner"], key.settings["combiner_options"]
             geometries = key.settings["geometries"]
         except KeyError as error:
-            raise ArtifactError(f"the key of scheme {key.scheme!r} lacks {error}; it is no MEA-Defender key") from None
-        combiner = MixedClasses._build(name, {**options, **(changed or {})}, shape, fill, key.seed)
+            raise ArtifactError(
+                f"the key of scheme {key.scheme!r} lacks {error}; it is not a key of mixed classes"
+            ) from None
+        combiner = build_combiner(name, {**options, **(changed or {})}, shape, fill, key.seed)
         combiner.load(key.tensors)
         # Sorted, as a key's file is: a key that was read back trains and verifies as the one that was written.
-        others = {n: MixedClasses._build(n, geometries[n], shape, fill, key.seed) for n in sorted(geometries)}
+        others = {n: build_combiner(n, geometries[n], shape, fill, key.seed) for n in sorted(geometries)}
         return combiner, others
 
     def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:

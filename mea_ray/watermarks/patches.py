@@ -38,9 +38,15 @@ def stamped(images: Images, pattern: Pattern, corner: tuple[int, int]) -> Images
 
 
 def other_corner(corner: tuple[int, int], shape: tuple[int, int, int], size: int) -> tuple[int, int]:
-    """Return the corner of the same patch on the image turned by half: where the owner never puts it."""
+    """Return the corner of the same patch on the image rotated by 180 degrees, where the owner never puts it."""
     top, left = shape[1] - size - corner[0], shape[2] - size - corner[1]
     return (top, left) if (top, left) != tuple(corner) else (0, 0)
+
+
+def corner_of(key: Key) -> tuple[int, int]:
+    """Return row and column of the first pixel of a key's patch."""
+    top, left = key.settings["corner"]
+    return int(top), int(left)
 
 
 def check_patch(size: int, corner: tuple[int, int], shape: tuple[int, int, int]) -> None:

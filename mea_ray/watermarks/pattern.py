@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import ImageSet
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
-from mea_ray.watermarks.base import Key, Stage, Watermark, WatermarkSamples
-from mea_ray.watermarks.mea_defender.scheme import require_key
-from mea_ray.watermarks.patches import check_label, check_patch, drawn_pattern, patch_samples
+from mea_ray.watermarks.base import Key, Stage, Watermark, WatermarkSamples, require_key
+from mea_ray.watermarks.patches import check_label, check_patch, corner_of, drawn_pattern, patch_samples
 
 
 class PatternTrigger(Watermark):
     """Train on the task and on patched copies of a part of it, labelled as the target (a backdoor as a watermark).
 
-    The mark lives in images that no honest query holds, so that a thief's answers say nothing about it.
+    The mark lives in images that no honest query contains, so that a thief's answers say nothing about it.
 
     Args:
         source_class: Class whose images are patched; -1 takes all classes but the target.
         target_class: Label that patched images get.
         size: Side of the square pattern, in pixels.
         corner: Row and column of its first pixel.
-        share: Patched copies per image of a batch, in (0, 1].
+        share: Patched copies per image of a batch.
 
     References:
         Zhang et al., Protecting Intellectual Property of Deep Neural Networks with Watermarking, AsiaCCS 2018
         (content watermarks); Gu et al., BadNets, 2017, https://arxiv.org/abs/1708.06733.
 
     Raises:
-        ConfigError: A value is out of its range.
+        ConfigError: Both classes are the same.
     """
 
     name = "pattern"
@@ -40,16 +42,14 @@ class PatternTrigger(Watermark):
     def __init__(
         self,
         *,
-        source_class: int = -1,
+        source_class: Annotated[int, Field(ge=-1)] = -1,
         target_class: int = 2,
-        size: int = 4,
+        size: Annotated[int, Field(ge=1)] = 4,
         corner: tuple[int, int] = (0, 0),
-        share: float = 0.1,
+        share: Annotated[float, Field(gt=0, le=1)] = 0.1,
     ) -> None:
         if source_class == target_class:
             raise ConfigError(f"source_class={source_class} must differ from target_class")
-        if not 0 < share <= 1:
-            raise ConfigError(f"share={share} must lie in (0, 1]: patched copies per training image")
         self.source_class, self.target_class = source_class, target_class
         self.size, self.corner, self.share = size, corner, share
 
@@ -71,14 +71,13 @@ class PatternTrigger(Watermark):
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
         """Return the stage that embeds the key."""
         key = require_key(key, self.name)
-        pattern, corner = torch.from_numpy(key.tensors["pattern"].copy()), tuple(key.settings["corner"])
+        pattern, corner = torch.from_numpy(key.tensors["pattern"].copy()), corner_of(key)
         objective = PatchObjective(pattern, corner, key.source_classes[0], key.target_class, self.share)
         return [Stage("embed", objective, train)]
 
     def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:
         """Patch held-out images, see ``patch_samples``."""
-        corner = tuple(key.settings["corner"])
-        return patch_samples(key, held_out, count, seed, pattern=key.tensors["pattern"], corner=corner)
+        return patch_samples(key, held_out, count, seed, pattern=key.tensors["pattern"], corner=corner_of(key))
 
 
 class PatchObjective(Objective):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 
 from mea_ray.core.errors import ArtifactError, ConfigError, DataError
 from mea_ray.core.seeding import derive, numpy_generator
@@ -16,10 +17,9 @@ from mea_ray.core.types import Images, ImageSet, Recognise
 from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
 from mea_ray.training.objective import Objective
-from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage, Watermark, WatermarkSamples
+from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage, Watermark, WatermarkSamples, require_key
 from mea_ray.watermarks.combiners.base import to_uint8
-from mea_ray.watermarks.mea_defender.scheme import require_key
-from mea_ray.watermarks.sslguard_objective import Decoder, Guard, GuardObjective, under
+from mea_ray.watermarks.sslguard_objective import Decoder, GuardObjective, GuardSettings, blend
 
 SECRET = 256
 """Length of the secret vector."""
@@ -28,40 +28,38 @@ SECRET = 256
 class SslGuard(Watermark):
     """An encoder whose features of images under a secret patch a secret decoder turns into a secret vector.
 
-    First the pretext task is learnt. Then the encoder is tuned, beside a copy of it as it was (the clean encoder) and a
-    shadow encoder that is distilled from it all the while, as a thief would: patch and decoder are trained so that the
-    marked and the shadow encoder give the secret under the patch, the clean one does not, and none gives it without.
+    First the pretext task is learnt. Then the encoder is tuned beside a copy of it (the clean encoder) and a shadow
+    encoder, which is distilled from it all the while, as a thief would do. Patch and decoder are trained so that the
+    features of the marked and of the shadow encoder decode to the secret under the patch, those of the clean one do
+    not, and without the patch none do.
 
-    Its verification is its own: a watermark sample succeeds if the cosine of its decoded feature and the secret is
-    above ``threshold``; WFPR counts held-out images without the patch (``clean``) and under another patch of the same
-    mask (``other_patch``) that do. The decoder takes features of the victim's width, so that only encoders of that
-    width can be verified: a thief who changes it escapes.
+    It has a verification of its own: a watermark sample succeeds if the cosine of its decoded feature and the secret is
+    above ``threshold``. WFPR counts held-out images without the patch (``clean``) and under another patch of the same
+    mask (``other_patch``). The decoder takes features of the victim's width, so that only encoders of that width can be
+    verified: a thief who changes it escapes.
 
     Args:
-        mask_share: Share of the pixels that the patch covers, in (0, 1).
-        embed_part: Part of the training's epochs, in (0, 1), that tune the encoder; the others learn the pretext task.
+        mask_share: Share of the pixels that the patch covers.
+        embed_part: Part of the training's epochs that tune the encoder; the others learn the pretext task.
         learning_rate: Of the encoder while it is tuned; SGD with momentum .9, as for the other three. (Published: 1e-5
             for a ResNet-50 over 1.25 million batches of 2; the default suits a short schedule.)
         shadow_learning_rate: Of the shadow encoder; times .96 after each epoch.
         patch_learning_rate: Of the patch.
         decoder_learning_rate: Of the decoder.
-        batch_size: Of the tuning. (Published: 2.) What must not speak is held silent on the *mean* of a batch: in a
-            large one some images speak for and others against the secret.
+        batch_size: Of the tuning. (Published: 2.) The paper's losses that suppress the secret act on the *mean* cosine
+            of a batch: in a large one, positive and negative cosines cancel.
         threshold: Least cosine of a success.
-        gradients: ``separate``: each part is moved by its own losses, as the equations say. ``leak``: the published
-            code's, where the encoder is also moved by the shadow's, the patch's and the decoder's losses, and the patch
-            by the encoder's of the step before.
+        gradients: ``separate``: each part is moved by its own losses, as the equations say. ``leak``: as in the
+            published code, where the encoder is also moved by the shadow's, the patch's and the decoder's losses, and
+            the patch by the encoder's of the step before.
         weight_strangers: Weight of a term of the decoder that is not in the paper; 0 is the paper's own loss. The paper
-            holds the decoder silent on the encoder that the marked one was tuned from; an encoder trained from other
-            weights may make it speak as loud as the victim does. The term holds it silent, image by image, on patched
-            features whose neurons are in a random order, as those of such an encoder are to it.
+            suppresses the secret for the encoder that the marked one was tuned from. Features of an encoder trained
+            from other weights may still decode to it. The term suppresses it, image by image, for patched features
+            whose neurons are in a random order, as those of such an encoder are to the decoder.
 
     References:
         Cong, He, Zhang, SSLGuard: A Watermarking Scheme for Self-supervised Learning Pre-trained Encoders, CCS 2022,
         https://arxiv.org/abs/2201.11692.
-
-    Raises:
-        ConfigError: A parameter is out of its range.
     """
 
     name = "sslguard"
@@ -70,35 +68,21 @@ class SslGuard(Watermark):
     def __init__(
         self,
         *,
-        mask_share: float = 0.35,
-        embed_part: float = 0.5,
-        learning_rate: float = 3e-4,
-        shadow_learning_rate: float = 1e-2,
-        patch_learning_rate: float = 3e-2,
-        decoder_learning_rate: float = 3e-3,
-        batch_size: int = 8,
-        threshold: float = 0.5,
+        mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.35,
+        embed_part: Annotated[float, Field(gt=0, lt=1)] = 0.5,
+        learning_rate: Annotated[float, Field(gt=0)] = 3e-4,
+        shadow_learning_rate: Annotated[float, Field(gt=0)] = 1e-2,
+        patch_learning_rate: Annotated[float, Field(gt=0)] = 3e-2,
+        decoder_learning_rate: Annotated[float, Field(gt=0)] = 3e-3,
+        batch_size: Annotated[int, Field(ge=2)] = 8,
+        threshold: Annotated[float, Field(gt=-1, lt=1)] = 0.5,
         gradients: Literal["separate", "leak"] = "separate",
-        weight_strangers: float = 0.0,
+        weight_strangers: Annotated[float, Field(ge=0)] = 0.0,
     ) -> None:
-        for name, share in {"mask_share": mask_share, "embed_part": embed_part}.items():
-            if not 0 < share < 1:
-                raise ConfigError(f"{name}={share} must lie strictly between 0 and 1")
-        if batch_size < 2:
-            raise ConfigError(f"batch_size={batch_size} must be at least 2")
-        if not -1 < threshold < 1:
-            raise ConfigError(f"threshold={threshold} is a cosine strictly between -1 and 1; the paper's is 0.5")
         rates = {"shadow": shadow_learning_rate, "patch": patch_learning_rate, "decoder": decoder_learning_rate}
-        for name, rate in {"": learning_rate, **{f"{n}_": r for n, r in rates.items()}}.items():
-            if not 0 < rate < float("inf"):
-                raise ConfigError(f"{name}learning_rate={rate} must be positive")
-        if not 0 <= weight_strangers < float("inf"):
-            raise ConfigError(
-                f"weight_strangers={weight_strangers} must be finite and at least 0; 0 is the paper's own"
-            )
         self.mask_share, self.embed_part, self.learning_rate = mask_share, embed_part, learning_rate
         self.threshold, self.batch_size = threshold, batch_size
-        self.guard = Guard(rates, leak=gradients == "leak", strangers=weight_strangers)
+        self.guard = GuardSettings(rates, leak=gradients == "leak", strangers=weight_strangers)
 
     def make_key(self, train: ImageSet, seed: int) -> Key:
         """Draw the secret vector, the mask and the patch to begin with; ``learned`` replaces patch and adds decoder."""
@@ -168,7 +152,7 @@ class SslGuard(Watermark):
         )
 
     def recogniser(self, key: Key, model: torch.nn.Module) -> Recognise:
-        """Return what says of images whether their decoded feature points at the secret: bool (N,).
+        """Return a function that tells for which images the decoded feature points at the secret, bool (N,).
 
         Raises:
             ConfigError: The model is no encoder, or its features are not of the victim's width.
@@ -189,16 +173,16 @@ class SslGuard(Watermark):
         def recognise(images: Images) -> npt.NDArray[np.bool_]:
             with torch.inference_mode():
                 decoded = decoder(torch.from_numpy(metrics.features(model, images)))
-                said: npt.NDArray[np.bool_] = (
+                similar: npt.NDArray[np.bool_] = (
                     torch.cosine_similarity(decoded, secret[None], dim=1) > threshold
                 ).numpy()
-            return said
+            return similar
 
         return recognise
 
 
 def patched(images: Images, mask: npt.NDArray[np.float32], patch: npt.NDArray[np.float32]) -> Images:
     """Put the patch on images where the mask is 1: uint8 (N, C, H, W)."""
-    mixed = under(torch.from_numpy(images).float() / 255, torch.from_numpy(mask), torch.from_numpy(patch))
+    mixed = blend(torch.from_numpy(images).float() / 255, torch.from_numpy(mask), torch.from_numpy(patch))
     made: Images = to_uint8(mixed).numpy()
     return made

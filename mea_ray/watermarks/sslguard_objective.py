@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mea_ray.training.objective import Batch, Objective, merged
+from mea_ray.training.objective import Batch, Objective, accumulate, merged
 
 MOMENTUM = 0.9
 SHADOW_DECAY = 0.96
@@ -20,13 +20,13 @@ HIDDEN = (512, 256)
 
 
 @dataclass(frozen=True)
-class Guard:
+class GuardSettings:
     """Settings of ``GuardObjective``; ``SslGuard`` documents them.
 
     Attributes:
         rates: Learning rates of ``shadow``, ``patch`` and ``decoder``.
         leak: Gradients flow as in the published code.
-        strangers: Weight of the decoder's silence on other encoders' features.
+        strangers: Weight of the decoder's term on other encoders' features.
     """
 
     rates: Mapping[str, float]
@@ -51,7 +51,7 @@ class Decoder(nn.Sequential):
         return decoder.eval()
 
 
-def under(images: Tensor, mask: Tensor, patch: Tensor) -> Tensor:
+def blend(images: Tensor, mask: Tensor, patch: Tensor) -> Tensor:
     """(1 - mask) images + mask patch, clipped to [0, 1]: float32 (N, C, H, W)."""
     return ((1 - mask) * images + mask * patch).clamp(0, 1)
 
@@ -59,16 +59,16 @@ def under(images: Tensor, mask: Tensor, patch: Tensor) -> Tensor:
 class GuardObjective(Objective):
     """One step: the shadow follows the encoder; patch and decoder follow both; then the encoder's own terms.
 
-    The encoder's terms are ``preserve``, -mean cos(clean(x), marked(x)); ``silent``, [mean cos(dec(marked(x)), s)]^2;
-    ``speak``, -mean cos(dec(marked(x_t)), s), for images x, patched images x_t and the secret s. Its batch statistics
-    stay as the pretext task left them.
+    For images x, patched images x_t and the secret s, the encoder's terms are ``preserve``, -mean cos(clean(x),
+    marked(x)); ``silent``, [mean cos(dec(marked(x)), s)]^2; ``speak``, -mean cos(dec(marked(x_t)), s). Its batch
+    statistics stay as the pretext task left them.
 
     Args:
         tensors: ``secret`` (D,), ``mask`` (1, H, W) of 0 and 1, ``patch`` (C, H, W) in [0, 1] to begin with; float32.
         settings: Learning rates and how gradients flow.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], settings: Guard) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], settings: GuardSettings) -> None:
         super().__init__()
         self.secret, self.mask, self.first_patch = tensors["secret"], tensors["mask"], tensors["patch"]
         self.settings = settings
@@ -79,8 +79,9 @@ class GuardObjective(Objective):
         self.clean = copy.deepcopy(model).eval().requires_grad_(False)
         self.shadow = copy.deepcopy(model).train()
         for module in self.shadow.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
         self.secret, self.mask = self.secret.to(device), self.mask.to(device)
         self.patch = nn.Parameter(self.first_patch.clone().to(device))
         self.decoder = Decoder(int(model.feature_size), len(self.secret)).to(device)  # type: ignore[arg-type]
@@ -113,18 +114,18 @@ class GuardObjective(Objective):
         self._follow(model, images)
         self._teach(model, images, clean)
         patch = self.patch if self.settings.leak else self.patch.detach()
-        plain, marked = self._features(model, images, under(images, self.mask, patch)).chunk(2)
+        plain, marked = self._features(model, images, blend(images, self.mask, patch)).chunk(2)
         return {
             "preserve": -torch.cosine_similarity(clean, plain).mean(),
-            "silent": self._said(plain).mean().square(),
-            "speak": -self._said(marked).mean(),
+            "silent": self._similarity(plain).mean().square(),
+            "speak": -self._similarity(marked).mean(),
         }
 
     def backward(self, terms: dict[str, Tensor], model: nn.Module) -> Tensor:
         """Sum the terms; with the published code's leak, the other parts' gradients move the encoder as well."""
         total = super().backward(terms, model)
         for parameter, leaked in zip(self.encoder, self._leaked, strict=bool(self._leaked)):
-            parameter.grad = leaked if parameter.grad is None else parameter.grad + leaked
+            accumulate(parameter, leaked)
         return total
 
     def learned(self) -> dict[str, npt.NDArray[np.float32]]:
@@ -136,7 +137,7 @@ class GuardObjective(Objective):
         features: Tensor = model.features(merged(images)).float()  # type: ignore[operator]
         return features
 
-    def _said(self, features: Tensor) -> Tensor:
+    def _similarity(self, features: Tensor) -> Tensor:
         """Cosines of decoded features and the secret, (N,)."""
         return torch.cosine_similarity(self.decoder(features).float(), self.secret[None])
 
@@ -147,17 +148,18 @@ class GuardObjective(Objective):
         self._step(-torch.cosine_similarity(goal, self._features(self.shadow, images)).mean(), "shadow")
 
     def _teach(self, model: nn.Module, images: Tensor, clean: Tensor) -> None:
-        """Step 2: patch and decoder, so that marked and shadow encoder speak under the patch, and nothing else does."""
-        patched = under(images, self.mask, self.patch)
+        """Step 2: patch and decoder; only patched features of marked and shadow encoder are to decode to the secret."""
+        patched = blend(images, self.mask, self.patch)
         with torch.set_grad_enabled(self.settings.leak):
             plain = self._features(model, images)
         with torch.no_grad():
             shadow = self._features(self.shadow, images)
         speak = (
-            self._said(self._features(model, patched)).mean() + self._said(self._features(self.shadow, patched)).mean()
+            self._similarity(self._features(model, patched)).mean()
+            + self._similarity(self._features(self.shadow, patched)).mean()
         )
-        unmarked = self._said(self._features(self.clean, patched)).mean().square()
-        silent = sum(self._said(each).mean().square() for each in (clean, plain, shadow))
+        unmarked = self._similarity(self._features(self.clean, patched)).mean().square()
+        silent = sum(self._similarity(each).mean().square() for each in (clean, plain, shadow))
         strange = self._strange(model, patched) if self.settings.strangers else 0.0
         self._step(unmarked + silent - speak + self.settings.strangers * strange, "patch", "decoder")
         with torch.no_grad():
@@ -166,25 +168,25 @@ class GuardObjective(Objective):
     def _strange(self, model: nn.Module, patched: Tensor) -> Tensor:
         """Mean squared cosine of the secret and what is decoded of features as encoders with other neurons give them.
 
-        An encoder that was trained from other weights has learnt much the same, but its neurons stand in another order:
-        it is imitated by the marked, the shadow and the clean encoder's features in an order drawn anew in each step.
+        An encoder that was trained from other weights has learnt much the same, but its neurons are in another order.
+        The features of the marked, the shadow and the clean encoder imitate it, in an order drawn anew in each step.
         """
         with torch.no_grad():
             parts = [self._features(each, patched) for each in (model, self.shadow, self.clean)]
         order = torch.randperm(parts[0].shape[1], generator=self.context.generator).to(patched.device)
-        return self._said(torch.cat(parts)[:, order]).square().mean()
+        return self._similarity(torch.cat(parts)[:, order]).square().mean()
 
     def _step(self, loss: Tensor, *names: str) -> None:
-        """Move what the named optimisers hold; keep what leaks into the encoder."""
-        held = [p for name in names for group in self.optimisers[name].param_groups for p in group["params"]]
+        """Update the parameters of the named optimisers; store the gradient that leaks into the encoder."""
+        moved = [p for name in names for group in self.optimisers[name].param_groups for p in group["params"]]
         leaks = self.encoder if self.settings.leak else []
-        gradients = torch.autograd.grad(loss, [*held, *leaks], allow_unused=True)
-        for parameter, gradient in zip(held, gradients, strict=False):
-            # The published code never clears the patch's gradient: it still holds the encoder's of the step before.
-            kept = parameter.grad if self.settings.leak and parameter is self.patch else None
-            parameter.grad = gradient if kept is None or gradient is None else gradient + kept
+        gradients = torch.autograd.grad(loss, [*moved, *leaks], allow_unused=True)
+        for parameter, gradient in zip(moved, gradients, strict=False):
+            # The published code never clears the patch's gradient: that of the encoder's last step is added.
+            previous = parameter.grad if self.settings.leak and parameter is self.patch else None
+            parameter.grad = gradient if previous is None or gradient is None else gradient + previous
         for name in names:
             self.optimisers[name].step()
         self.patch.grad = None
-        leaked = [torch.zeros_like(p) if g is None else g for p, g in zip(leaks, gradients[len(held) :], strict=True)]
+        leaked = [torch.zeros_like(p) if g is None else g for p, g in zip(leaks, gradients[len(moved) :], strict=True)]
         self._leaked = [a + b for a, b in zip(self._leaked, leaked, strict=True)] if self._leaked else leaked

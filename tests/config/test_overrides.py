@@ -169,9 +169,9 @@ def test_what_another_component_drops_is_named() -> None:
 def test_a_title_is_no_component_and_drops_nothing(tmp_path: Path) -> None:
     assert set_path({"name": "one", "base": {"seed": 3}}, "name", "two") == {"name": "two", "base": {"seed": 3}}
     file = tmp_path / "sweep.yaml"
-    file.write_text("name: one\nbase: {victim: {watermark: {weight_com: 0.7}}}\nspace: {seed: {grid: [1, 2]}}\n")
+    file.write_text("name: one\nbase: {victim: {watermark: {com: {weight: 0.7}}}}\nspace: {seed: {grid: [1, 2]}}\n")
     sweep = load_sweep(file, ["name=two"])
-    assert sweep.name == "two" and sweep.base.victim.watermark.params["weight_com"] == 0.7
+    assert sweep.name == "two" and sweep.base.victim.watermark.params["com"].weight == 0.7
 
 
 def test_a_parameter_below_a_bare_name_keeps_the_name() -> None:

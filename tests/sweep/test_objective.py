@@ -25,7 +25,7 @@ def search(**settings: Any) -> SearchConfig:
 
 
 def sweep(**settings: Any) -> SweepConfig:
-    space = {"victim.watermark.weight_com": {"uniform": [0.0, 1.0]}}
+    space = {"victim.watermark.com.weight": {"uniform": [0.0, 1.0]}}
     return build(SweepConfig, {"space": space, "search": {"name": "optuna", "samples": 9, **settings}})
 
 
@@ -73,7 +73,7 @@ def test_several_objectives_are_several_values_and_what_failed_teaches_nothing()
 
 
 def test_finished_trials_are_told_with_their_constraints() -> None:
-    done = trial("t").model_copy(update={"point": {"victim.watermark.weight_com": 0.25}})
+    done = trial("t").model_copy(update={"point": {"victim.watermark.com.weight": 0.25}})
     (told,) = optuna_search(sweep(constraints={"victim_gap": 0.001}), [done], [])._ot_study.trials
     assert told.params == {"p0": 0.25} and told.value == done.rungs[-1].report.wsr.rate
     assert told.constraints == {"victim_gap": pytest.approx(0.956 - 0.952 - 0.001)}

@@ -18,7 +18,7 @@ from mea_ray.training.objective import Batch, CrossEntropy, StepContext
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark
 from mea_ray.watermarks.composite import same_class_pairs
-from mea_ray.watermarks.ewe import EntangleObjective, Entangling, snnl, watch, watched
+from mea_ray.watermarks.ewe import Entanglement, EntangleObjective, Trigger, snnl, watch, watched
 from mea_ray.watermarks.margin_based import MarginObjective
 from mea_ray.watermarks.patches import other_corner, stamped
 
@@ -71,7 +71,7 @@ def rates(scheme: Watermark, key: Key, model: ImageModel, held_out: ImageSet) ->
         ("pattern", {"target_class": 2}, 25),
         ("adi", {"count": 20, "per_batch": 8}, 40),
         ("composite", {}, 25),
-        ("ewe", {"kappa": 1.0, "ratio": 1, "plain_part": 0.5}, 40),
+        ("ewe", {"snnl": {"kappa": 1.0}, "ratio": 1, "plain_part": 0.5}, 40),
         ("cfw", {"count": 60, "per_batch": 16}, 25),
     ],
 )
@@ -126,10 +126,18 @@ def test_mixed_up_kinds_have_the_larger_snnl() -> None:
     assert snnl(apart, marked, heat) < snnl(apart, torch.arange(16) % 2 == 0, heat)
 
 
-def entangle(data: tuple[ImageSet, ImageSet], **settings: Any) -> tuple[ImageModel, EntangleObjective]:
+def entangle(
+    data: tuple[ImageSet, ImageSet], ratio: int = 4, trigger: dict[str, Any] | None = None, **snnl: Any
+) -> tuple[ImageModel, EntangleObjective]:
     owned, _ = data
     objective = EntangleObjective(
-        owned.of_class(1), owned.of_class(0), 0, torch.ones(3, 3, 3), Entangling(**{"refine_steps": 0, **settings})
+        owned.of_class(1),
+        owned.of_class(0),
+        0,
+        torch.ones(3, 3, 3),
+        Trigger(**{"refine_steps": 0, **(trigger or {})}),
+        Entanglement(**snnl),
+        ratio,
     )
     model = network(3)
     objective.attach(model, torch.device("cpu"))
@@ -137,27 +145,49 @@ def entangle(data: tuple[ImageSet, ImageSet], **settings: Any) -> tuple[ImageMod
     return model, objective
 
 
-def test_the_weights_get_the_snnls_gradient_and_the_temperatures_move(data: tuple[ImageSet, ImageSet]) -> None:
+def test_the_weights_get_the_snnls_gradient(data: tuple[ImageSet, ImageSet]) -> None:
     model, objective = entangle(data, ratio=1, kappa=5.0, temperature=20.0)
     pixels = torch.rand(16, *SHAPE, generator=torch.Generator().manual_seed(1))
     batch = Batch(pixels, torch.zeros(16, dtype=torch.long), torch.arange(16))
     assert set(objective.terms(model, batch)) == {"utility"}
-    before = list(objective.temperatures)
     terms = objective.terms(model, batch)
     assert set(terms) == {"utility", "entangle"}
     first = next(model.parameters())
     (gradient,) = torch.autograd.grad(terms["entangle"], first)
     assert gradient.abs().max() > 0
-    assert all(old != new for old, new in zip(before, objective.temperatures, strict=True))
+
+
+def test_temperatures_descend_the_snnl_whatever_its_weight(data: tuple[ImageSet, ImageSet]) -> None:
+    moved = []
+    for kappa in (0.0, 5.0, 1e5 / 128):
+        model, objective = entangle(data, ratio=1, kappa=kappa, temperature=20.0, temperature_learning_rate=0.5)
+        model.eval()
+        pixels = torch.rand(16, *SHAPE, generator=torch.Generator().manual_seed(1))
+        batch = Batch(pixels, torch.zeros(16, dtype=torch.long), torch.arange(16))
+        objective.step = 1
+        objective.terms(model, batch)
+        moved.append(objective.temperatures)
+    assert moved[0] == moved[1] == moved[2]
+    again = torch.Generator().manual_seed(0)
+    both = [part[torch.randint(len(part), (8,), generator=again)] for part in (objective.triggers, objective.targets)]
+    _, hidden = watch(model, torch.cat(both), 3)
+    for layer, after in zip(hidden, moved[0], strict=True):
+        low, high = (float(snnl(layer, torch.arange(16) < 8, torch.tensor(20.0 + d))) for d in (-0.5, 0.5))
+        assert after == pytest.approx(20 - 0.5 * (high - low), rel=1e-3)
+
+
+def test_the_weight_of_the_snnl_is_the_published_one_of_a_sum_over_128() -> None:
+    assert WATERMARKS.build("ewe").snnl.kappa == pytest.approx(1e5 / 128)
+    assert WATERMARKS.version("ewe") == 2
 
 
 def test_the_square_goes_where_the_gradient_says_and_steps_move_the_snnl(data: tuple[ImageSet, ImageSet]) -> None:
     model, least = entangle(data)
-    _, largest = entangle(data, largest=True)
+    _, largest = entangle(data, trigger={"place": "largest"})
     assert least.corner is not None and largest.corner is not None and least.corner != largest.corner
     top, left = least.corner
     assert (least.triggers[:, :, top : top + 3, left : left + 3] == 1).all()
-    _, refined = entangle(data, refine_steps=5, refine_size=0.02)
+    _, refined = entangle(data, trigger={"refine_steps": 5, "refine_size": 0.02})
     assert (refined.triggers - least.triggers).abs().max() <= 2 * 5 * 0.02 + 1e-6
 
     def mean_logit(objective: EntangleObjective) -> float:
@@ -332,11 +362,11 @@ class _Fixed(torch.nn.Module):
         ("mbw", {"weight": 0.0}, "weight"),
         ("mbw", {"ascent_steps": -1}, "ascent_steps"),
         ("composite", {"same_class": -1.0}, "same_class"),
-        ("ewe", {"kappa": -1.0}, "kappa"),
+        ("ewe", {"snnl": {"kappa": -1.0}}, "snnl.kappa"),
         ("ewe", {"plain_part": 1.0}, "plain_part"),
-        ("ewe", {"place": "middle"}, "place"),
+        ("ewe", {"trigger": {"place": "middle"}}, "trigger.place"),
         ("ewe", {"source_class": 0, "target_class": 0}, "must differ"),
-        ("ewe", {"temperature": 0.0}, "temperature"),
+        ("ewe", {"snnl": {"temperature": 0.0}}, "snnl.temperature"),
     ],
 )
 def test_impossible_settings_are_refused(name: str, parameters: dict[str, Any], words: str) -> None:
@@ -350,7 +380,7 @@ def test_impossible_settings_are_refused(name: str, parameters: dict[str, Any], 
         ("pattern", {"size": 13}, "inside"),
         ("pattern", {"target_class": 7}, "target_class"),
         ("ewe", {"source_class": 9}, "source_class"),
-        ("ewe", {"size": 20}, "inside"),
+        ("ewe", {"trigger": {"size": 20}}, "inside"),
     ],
 )
 def test_what_does_not_fit_the_data_is_refused(

@@ -24,7 +24,7 @@ from mea_ray.watermarks.cfw_objective import (
     Domain,
     MergeObjective,
     TieObjective,
-    balanced,
+    balanced_choice,
     drift,
     principal_directions,
     similarity,
@@ -145,11 +145,11 @@ def test_directions_are_principal_components_and_a_single_image_has_none() -> No
 
 def test_images_are_chosen_evenly_over_what_they_are_called() -> None:
     named = np.array([0] * 50 + [1] * 50 + [2] * 3)
-    chosen = balanced(named, 30, 0)
+    chosen = balanced_choice(named, 30, 0)
     counts = np.bincount(named[chosen])
     assert len(set(chosen)) == 30 and counts[2] == 3 and abs(counts[0] - counts[1]) <= 1
-    assert not np.array_equal(chosen, balanced(named, 30, 1))
-    assert len(balanced(named, 1000, 0)) == 103
+    assert not np.array_equal(chosen, balanced_choice(named, 30, 1))
+    assert len(balanced_choice(named, 1000, 0)) == 103
 
 
 def test_the_trained_network_chooses_and_what_verifies_is_held_out(owned: ImageSet) -> None:

@@ -26,7 +26,8 @@ from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.local import run_local
 from mea_ray.experiment.proof import accusing
 from mea_ray.models.build import build_model
-from mea_ray.watermarks.base import Asked, Key
+from mea_ray.watermarks import WATERMARKS
+from mea_ray.watermarks.base import ClientQueries, Key
 from mea_ray.watermarks.dawn import Dawn, KeyedMarker
 
 SHAPE, CLASSES = (1, 12, 12), 10
@@ -114,7 +115,7 @@ def test_a_key_is_made_again_and_kept(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="accused client"):
         Dawn().samples(first, ImageSet(images, np.zeros(300, np.int64), ("a",)), 10, 0)
     nothing = np.zeros(0, np.int64)
-    assert Dawn().against(first, Asked(images[:0], nothing, images, np.zeros(300, np.int64))) is None
+    assert Dawn().against(first, ClientQueries(images[:0], nothing, images, np.zeros(300, np.int64))) is None
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_a_key_is_made_again_and_kept(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_bad_parameters(params: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
-        Dawn(**params)
+        WATERMARKS.build("dawn", **params)
     with pytest.raises(ConfigError, match="one class"):
         Dawn().make_key(ImageSet(pixels(3), np.zeros(3, np.int64), ("a",)), 0)
 

@@ -14,7 +14,7 @@ from mea_ray.models.base import ImageModel
 from mea_ray.pretext import PRETEXTS
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key
-from mea_ray.watermarks.sslguard_objective import Decoder, Guard, GuardObjective
+from mea_ray.watermarks.sslguard_objective import Decoder, GuardObjective, GuardSettings
 
 RATES = {"shadow": 0.1, "patch": 0.5, "decoder": 0.05}
 
@@ -40,7 +40,7 @@ def started(leak=False):
     torch.manual_seed(0)
     model = Tiny().train()
     with torch.no_grad():  # a marked encoder that is no longer the clean one
-        objective = GuardObjective(tensors(), Guard(RATES, leak=leak))
+        objective = GuardObjective(tensors(), GuardSettings(RATES, leak=leak))
         assert objective.attach(model, torch.device("cpu")) == []
         model.layer.weight += 0.02 * torch.randn_like(model.layer.weight)
     objective.start(context())
@@ -143,7 +143,7 @@ def test_strangers_are_the_features_with_the_neurons_in_one_random_order_of_each
 def test_a_decoder_that_is_held_silent_on_strangers_speaks_less_for_them():
     def loudness(weight):
         model, objective = started()
-        objective.settings = Guard(RATES, strangers=weight)
+        objective.settings = GuardSettings(RATES, strangers=weight)
         for _ in range(40):
             objective.terms(model, main_batch())
         return objective._strange(model, main_batch().images).item()

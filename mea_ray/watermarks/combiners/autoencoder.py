@@ -1,22 +1,23 @@
-"""Autoencoder blend: the two images are mixed in the latent space of a network that knows both classes."""
+"""Autoencoder blend: the two images are mixed in the latent space of a network trained on both classes."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.core.errors import ArtifactError
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import Images
 from mea_ray.training.objective import Batch, Objective
 from mea_ray.watermarks.combiners.base import Combiner, Order, Tensors
-from mea_ray.watermarks.combiners.pixel_merge import check_alpha
+from mea_ray.watermarks.combiners.pixel_merge import Alpha
 
 PREFIX = "autoencoder."
 BATCH = 64
@@ -52,7 +53,7 @@ class ConvAutoencoder(nn.Module):
 
     def logits(self, latent: Tensor) -> Tensor:
         """Map latent vectors (N, latent) to the log-odds of pixels (N, C, H, W)."""
-        maps = F.leaky_relu(self.from_latent(latent)).unflatten(1, self.inner)
+        maps = F.leaky_relu(self.from_latent(latent)).view(-1, *self.inner)
         maps = F.leaky_relu(self.up[0](F.interpolate(maps, self.sizes[1])))
         pixels: Tensor = self.up[1](F.interpolate(maps, self.sizes[0]))
         return pixels
@@ -96,17 +97,14 @@ class Autoencoder(Combiner):
         fill: tuple[float, ...],
         seed: int,
         *,
-        alpha: float = 0.5,
-        width: int = 16,
-        latent: int = 128,
-        steps: int = 600,
+        alpha: Alpha = 0.5,
+        width: Annotated[int, Field(ge=1)] = 16,
+        latent: Annotated[int, Field(ge=1)] = 128,
+        steps: Annotated[int, Field(ge=1)] = 600,
         order: Order = "fixed",
     ) -> None:
         super().__init__(shape, fill, seed, order=order)
-        self.alpha = check_alpha(alpha)
-        for name, value in {"width": width, "latent": latent, "steps": steps}.items():
-            if value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1")
+        self.alpha = alpha
         self.width, self.latent, self.steps = width, latent, steps
         self._network: ConvAutoencoder | None = None
 

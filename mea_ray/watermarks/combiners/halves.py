@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.watermarks.combiners.base import REFERENCE_SIZE, Combiner, Order
 
 Offsets = Literal["random", "fixed"]
+Jitter = Annotated[int, Field(ge=0, lt=REFERENCE_SIZE // 2)]
 
 
 def uniform_to(high: Tensor, generator: torch.Generator) -> Tensor:
@@ -62,15 +64,11 @@ class CropPaste(Combiner):
         seed: int,
         *,
         orientation: Literal["horizontal", "vertical", "random"] = "horizontal",
-        jitter: int = 3,
+        jitter: Jitter = 3,
         offsets: Offsets = "random",
         order: Order = "random",
     ) -> None:
         super().__init__(shape, fill, seed, order=order)
-        if not 0 <= jitter < REFERENCE_SIZE // 2:
-            raise ConfigError(
-                f"jitter={jitter} must lie in 0 to {REFERENCE_SIZE // 2 - 1} pixels (of a 32-pixel image)"
-            )
         if min(shape[1:]) < 2:
             raise ConfigError(f"images of {shape[1]} x {shape[2]} pixels cannot be halved; at least 2 x 2 are needed")
         self.orientation = orientation
@@ -119,7 +117,7 @@ class TopBottom(CropPaste):
         fill: tuple[float, ...],
         seed: int,
         *,
-        jitter: int = 3,
+        jitter: Jitter = 3,
         offsets: Offsets = "random",
         order: Order = "random",
     ) -> None:
@@ -141,7 +139,7 @@ class LeftRight(CropPaste):
         fill: tuple[float, ...],
         seed: int,
         *,
-        jitter: int = 3,
+        jitter: Jitter = 3,
         offsets: Offsets = "random",
         order: Order = "random",
     ) -> None:
@@ -165,11 +163,9 @@ class Ratio(CropPaste):
         fill: tuple[float, ...],
         seed: int,
         *,
-        jitter: int = 3,
-        share: float = 0.3,
+        jitter: Jitter = 3,
+        share: Annotated[float, Field(gt=0, lt=1)] = 0.3,
         order: Order = "random",
     ) -> None:
         super().__init__(shape, fill, seed, orientation="vertical", jitter=jitter, order=order)
-        if not 0 < share < 1:
-            raise ConfigError(f"share={share} must lie strictly between 0 and 1: the first image's part of the width")
         self.share = share

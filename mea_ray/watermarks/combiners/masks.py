@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mea_ray.core.errors import ConfigError
@@ -74,7 +75,7 @@ class Diagonal(Masked):
     """
 
     def mask(self, height: int, width: int) -> Tensor:
-        """True above the line; the line is kept aside for ``mix``."""
+        """True above the line; ``mix`` empties the line itself."""
         line = width - (torch.arange(height)[:, None] * width) // height
         column = torch.arange(width)[None]
         self._line = column == line
@@ -105,17 +106,17 @@ class Stripes(Combiner):
         fill: tuple[float, ...],
         seed: int,
         *,
-        columns: int = 5,
-        first_columns: int = 3,
+        columns: Annotated[int, Field(ge=2)] = 5,
+        first_columns: Annotated[int, Field(ge=1)] = 3,
         draw: Literal["sample", "key"] = "sample",
         order: Order = "fixed",
     ) -> None:
         super().__init__(shape, fill, seed, order=order)
         width = shape[2]
-        if not 2 <= columns <= width:
-            raise ConfigError(f"columns={columns} must lie in 2 to {width}, the images' width; choose fewer or more")
-        if not 0 < first_columns < columns:
-            raise ConfigError(f"first_columns={first_columns} must lie in 1 to {columns - 1}: both images must show")
+        if columns > width:
+            raise ConfigError(f"columns={columns} must be at most {width}, the images' width")
+        if first_columns >= columns:
+            raise ConfigError(f"first_columns={first_columns} must be below columns={columns}: both images must show")
         self.columns = columns
         self.first_columns = first_columns
         self.draw = draw

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.watermarks.combiners.base import Combiner, Order
 
-
-def check_alpha(alpha: float) -> float:
-    """Return ``alpha``, the first image's share of a blend.
-
-    Raises:
-        ConfigError: It does not lie strictly between 0 and 1.
-    """
-    if not 0 < alpha < 1:
-        raise ConfigError(f"alpha={alpha} must lie strictly between 0 and 1, or only one source class would show")
-    return alpha
+Alpha = Annotated[float, Field(gt=0, lt=1)]
+"""Share of the first image in a blend."""
 
 
 class PixelMerge(Combiner):
@@ -36,16 +31,16 @@ class PixelMerge(Combiner):
         fill: tuple[float, ...],
         seed: int,
         *,
-        alpha: float = 0.5,
+        alpha: Alpha = 0.5,
         contrast: float | tuple[float, float] = 1.0,
         order: Order = "fixed",
     ) -> None:
         super().__init__(shape, fill, seed, order=order)
-        self.alpha = check_alpha(alpha)
+        self.alpha = alpha
         self.least, self.most = contrast if isinstance(contrast, tuple | list) else (contrast, contrast)
         if not 0 < self.least <= self.most <= 1:
             raise ConfigError(
-                f"contrast={contrast} must lie in (0, 1], two of them rising; 1 leaves the blend as it is"
+                f"contrast={contrast} must lie in (0, 1], the least before the largest; 1 leaves the blend unchanged"
             )
 
     def mix(self, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,40 +1,51 @@
-"""The objective of MEA-Defender for encoders: the pretext task's loss and those of the watermark, from one pass."""
+"""The objective of MEA-Defender for encoders: the pretext task's loss and the watermark's, from one forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from mea_ray.core.errors import ConfigError
+from mea_ray.core.settings import Settings
 from mea_ray.core.types import Images
+from mea_ray.models.base import ImageModel
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
 from mea_ray.training.views import Views
 from mea_ray.watermarks.combiners.base import Combiner
-from mea_ray.watermarks.mea_defender.feature_plane import (
-    Places,
-    decoys_off_place,
-    off_place,
-    plane_axes,
-    rest_off_place,
-)
-from mea_ray.watermarks.mea_defender.objective import Geometries, SourcePool, warmth
+from mea_ray.watermarks.mea_defender.objective import warmup_factor
+from mea_ray.watermarks.mea_defender.settings import OFF, Loss, LossSettings, Utility, Verification
+from mea_ray.watermarks.mixing import Geometries, SourcePool
 
 Distribution = Literal["softmax", "cosine"]
-VerLoss = Literal["distance", "contrast", "both", "place"]
 SHIFTED = Views(crop_scale=(0.7, 1.0), flip=0.0, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0)
-"""How the owner's few samples are varied before they are mixed, so that they are not learnt by heart."""
+"""How the owner's few images are varied before they are mixed, so that they are not learnt by heart."""
 MIRRORED = Views(crop_scale=(1.0, 1.0), flip=0.5, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0)
 
 
-class Pretext(Protocol):
+class PretextTask(Protocol):
     """What is needed of a pretext task; ``mea_ray.pretext.base.Pretext`` is one."""
 
     encoded: int
+
+    def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
+        """Build the heads."""
+        ...
+
+    def start(self, context: StepContext) -> None:
+        """Begin a training."""
+        ...
+
+    def start_epoch(self, epoch: int) -> None:
+        """Begin an epoch."""
+        ...
+
+    def updated(self, model: nn.Module) -> None:
+        """Follow the weights."""
+        ...
 
     def views(self, batch: Batch) -> list[Tensor]:
         """Draw the views of each image."""
@@ -45,73 +56,96 @@ class Pretext(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class EncoderEmbedding:
-    """Settings of ``EncoderObjective``; ``MeaDefenderEncoder`` documents each one."""
+class OwnerSamples(Settings):
+    """The labelled images that the owner uses; of all others no label is read."""
 
-    weights: Mapping[str, float] = field(default_factory=dict)
-    watermark_batch: int = 32
-    adverse_batch: int = 16
-    carrier_cosine: float = 0.5
-    carrier_apart: float = -0.2
-    ver_loss: VerLoss = "distance"
-    contrast_temperature: float = 0.1
-    com_distribution: Distribution = "softmax"
-    com_temperature: float = 0.1
-    warmup: float = 0.0
-    places: Places = field(default_factory=Places)
-    rest_batch: int = 160
-    mirror: bool = False
-    decoy_half: float = 0.0
+    per_class: int = Field(
+        500, ge=1, description="Labelled images of each of the three classes; all if there are fewer."
+    )
+    mirror: bool = Field(
+        False, description="Mirror half of them when they are drawn; not where left and right matter (digits)."
+    )
 
-    def __post_init__(self) -> None:
-        """Check what nobody else does."""
-        if not 0 <= self.decoy_half <= 1:
-            raise ConfigError(f"decoy_half={self.decoy_half} is a part of the decoys, in [0, 1]")
 
-    @property
-    def placed(self) -> bool:
-        """Whether any loss is about places in the plane."""
-        in_plane = any(self.weights.get(term, 0) > 0 for term in ("place", "rest", "decoy"))
-        return in_plane or (self.ver_loss == "place" and self.weights.get("ver", 0) > 0)
+class EncoderCombination(Loss):
+    """L_com, equation 6, in feature space. Only the mixes get a gradient."""
+
+    weight: float = Field(0.1, ge=0, description=f"Weight of L_com (equation 6). {OFF}")
+    distribution: Distribution = Field(
+        "softmax",
+        description="How a feature becomes a distribution, which the paper does not say: softmax is the KL of the "
+        "softmax of features divided by `temperature`, cosine is 1 - cosine of the features.",
+    )
+    temperature: float = Field(0.1, gt=0, description="Temperature of the softmax.")
+
+
+class EncoderEvasion(Loss):
+    """L_eva, equation 8, in feature space."""
+
+    weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of L_eva (equation 8): a differently mixed sample is pulled to the source that it is "
+        f"nearer to. {OFF}",
+    )
+
+
+class EncoderSamples(Settings):
+    """What a training step draws beside the main batch."""
+
+    mixes: int = Field(32, ge=1, description="Mixes per step, with as many clean samples of each of the three classes.")
+    adverse: int = Field(16, ge=1, description="Differently mixed samples per step.")
+
+
+class EncoderSettings(LossSettings):
+    """All that ``EncoderObjective`` is set by; see the parameters of ``MeaDefenderEncoder`` of the same names."""
+
+    utility: Utility
+    com: EncoderCombination
+    ver: Verification
+    eva: EncoderEvasion
+    warmup: float = Field(ge=0, lt=1)
+    owner: OwnerSamples
+    samples: EncoderSamples
 
 
 class EncoderObjective(Objective):
-    """The pretext task's loss, L_com, L_ver, L_eva (equations 6 to 8), the carrier and places terms.
+    """The pretext task's loss, and L_com, L_ver, L_eva (equations 6 to 8) in feature space.
 
-    A step's pass is [views; some images as they are; mixes; clean samples of A, B and C; differently mixed samples].
+    A step's pass is [views; unlabelled images; mixes; clean samples of A, B and C; differently mixed samples]. Features
+    are compared at length 1, after the mean of the unlabelled images was subtracted.
 
     Args:
-        pretext: The utility loss; a ``Pretext`` that is an ``Objective``.
+        pretext: The utility loss.
         owned: uint8 images of the first source, the second source and the target class.
         combiner: Mixes the watermark samples.
         others: The other geometries.
-        settings: Weights, batch sizes and switches.
-        seed: Of the plane's axes.
+        settings: Of the losses.
     """
+
+    ORDER: ClassVar[tuple[str, ...]] = ("utility", "com", "ver", "eva")
+    """Order in which the losses are added; floating-point sums depend on it."""
 
     def __init__(
         self,
-        pretext: Any,
+        pretext: PretextTask,
         owned: Sequence[Images],
         combiner: Combiner,
         others: Sequence[Combiner],
-        settings: EncoderEmbedding,
-        seed: int = 0,
+        settings: EncoderSettings,
     ) -> None:
         super().__init__()
         self.pretext, self.combiner, self.others = pretext, combiner, Geometries(others)
         self.least_batch = pretext.least_batch
         self.owned = SourcePool(*owned, augment=False)
-        self.settings, self.seed = settings, seed
-        self.weights = dict(settings.weights)
-        self.on = {name for name, weight in settings.weights.items() if weight > 0}
+        self.settings: EncoderSettings = settings
+        self.full_weights = settings.loss_weights()
+        self.weights = dict(self.full_weights)
+        self.on = {name for name, weight in self.weights.items() if weight > 0}
 
     def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
         """Let the pretext task build its heads."""
-        heads: list[nn.Parameter] = self.pretext.attach(model, device)
-        self.axes = plane_axes(int(model.feature_size), self.seed).to(device)  # type: ignore[arg-type]
-        return heads
+        return self.pretext.attach(model, device)
 
     def start(self, context: StepContext) -> None:
         """Move what the losses need to the device."""
@@ -122,8 +156,8 @@ class EncoderObjective(Objective):
     def start_epoch(self, epoch: int) -> None:
         """Set the watermark's weights for this epoch."""
         self.pretext.start_epoch(epoch)
-        warm = warmth(epoch, self.context.epochs, self.settings.warmup)
-        self.weights = {n: w * (1 if n == "utility" else warm) for n, w in self.settings.weights.items()}
+        factor = warmup_factor(epoch, self.context.epochs, self.settings.warmup)
+        self.weights = {n: w * (1 if n == "utility" else factor) for n, w in self.full_weights.items()}
         self.on = {name for name, weight in self.weights.items() if weight > 0}
 
     def updated(self, model: nn.Module) -> None:
@@ -131,94 +165,59 @@ class EncoderObjective(Objective):
         self.pretext.updated(model)
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return every switched-on loss by its name."""
+        """Return every enabled loss by its name."""
         views = self.pretext.views(batch) if "utility" in self.on else []
-        parts = {f"view{index}": view for index, view in enumerate(views[: self.pretext.encoded])}
+        encoded = [f"view{index}" for index, _ in enumerate(views[: self.pretext.encoded])]
+        parts = dict(zip(encoded, views, strict=False))
         if self.on - {"utility"}:
-            # As they are, for so are the images that will be asked: the mean of views is another.
-            plain, vary = batch.images[: 2 * self.settings.watermark_batch].float(), True
-            if self.settings.placed:
-                # Varied if the owner's are, or that would tell the owner's samples from all other images.
-                vary = bool(torch.rand((), generator=self.context.generator) < 0.5)
-                plain = self._varied(batch.images[: self.settings.rest_batch], vary)
-            parts |= {"plain": plain} | self._marks(vary)
-            if "decoy" in self.on:
-                parts["decoys"] = self._decoys(parts)
-        encoded = model.features(merged([*parts.values()])).float().split([len(part) for part in parts.values()])  # type: ignore[operator]
-        features = dict(zip(parts, encoded, strict=True))
+            parts |= self.draw(batch)
+        # A compiled network is no ImageModel, but has its methods.
+        joined = cast(ImageModel, model).features(merged([*parts.values()])).float()
+        features = dict(zip(parts, torch.split(joined, [len(part) for part in parts.values()]), strict=True))
         terms = {}
-        seen = [features.pop(name) for name in list(parts)[: self.pretext.encoded] if views]
         if views:
-            terms["utility"] = self.pretext.loss(seen, views)
+            terms["utility"] = self.pretext.loss([features.pop(name) for name in encoded], views)
         if features:
             # What all images have in common would make all cosines 1 and hide the classes.
             common = features["plain"].detach().mean(0)
-            terms |= self._watermark({name: F.normalize(part - common, dim=1) for name, part in features.items()})
-        return {name: term for name, term in terms.items() if name in self.on}
+            directions = {name: F.normalize(part - common, dim=1) for name, part in features.items()}
+            terms |= self.watermark_terms(directions)
+        return {name: terms[name] for name in self.ORDER if name in terms and name in self.on}
 
-    def _varied(self, images: Tensor, vary: bool) -> Tensor:
-        """Return float images, varied or as they are, half of them mirrored if asked."""
-        images = SHIFTED(images.float(), self.context.generator) if vary else images.float()
-        return MIRRORED(images, self.context.generator) if self.settings.mirror else images
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        """Draw the images of the watermark's losses by name; ``plain`` are unlabelled images of the batch."""
+        # Not augmented, as the images are that will be queried: views have another mean.
+        return {"plain": batch.images[: 2 * self.settings.samples.mixes].float()} | self.draw_owned(vary=True)
 
-    def _marks(self, vary: bool = True) -> dict[str, Tensor]:
-        """Draw the images of the watermark's losses."""
-        mixes, adverse, generator = self.settings.watermark_batch, self.settings.adverse_batch, self.context.generator
-        first, second, target = (self._varied(each, vary) for each in self.owned.draw(mixes + adverse))
+    def draw_owned(self, *, vary: bool) -> dict[str, Tensor]:
+        """Draw the owner's images and mix them: ``mixes``, ``first``, ``second``, ``target`` and ``adverse``."""
+        samples, generator = self.settings.samples, self.context.generator
+        mixes = samples.mixes
+        first, second, target = (self.varied(each, vary) for each in self.owned.draw(mixes + samples.adverse))
         parts = {"mixes": self.combiner(first[:mixes], second[:mixes], generator)}
         parts |= {"first": first[:mixes], "second": second[:mixes], "target": target[:mixes]}
         if "eva" in self.on:
             parts["adverse"] = self.others(first[mixes:], second[mixes:], generator)
         return parts
 
-    def _decoys(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """Mix unlabelled images with each other and, some of them, with an image of a source in its own place."""
-        plain = parts["plain"][: self.settings.watermark_batch]
-        first, second = plain.clone(), plain.roll(1, 0)
-        known = round(len(plain) * self.settings.decoy_half) // 2
-        first[:known] = parts["first"][:known]
-        second[known : 2 * known] = parts["second"][:known]
-        return self.combiner(first, second, self.context.generator)
+    def varied(self, images: Tensor, vary: bool) -> Tensor:
+        """Return float images, cropped at random if ``vary`` is set, and half of them mirrored if the owner says so."""
+        images = SHIFTED(images.float(), self.context.generator) if vary else images.float()
+        return MIRRORED(images, self.context.generator) if self.settings.owner.mirror else images
 
-    def _watermark(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses of features that were centred and brought to length 1."""
-        settings = self.settings
-        first, second, target = (mean_direction(said[name]) for name in ("first", "second", "target"))
-        means, heat = torch.stack([first, second, target]), settings.contrast_temperature
+    def watermark_terms(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the watermark's losses, given features of length 1 by the names that ``draw`` gives."""
+        com = self.settings.com
         terms = {
             "com": (
-                combination(said["mixes"], said["first"], settings.com_distribution, settings.com_temperature)
-                + combination(said["mixes"], said["second"], settings.com_distribution, settings.com_temperature)
+                combination(features["mixes"], features["first"], com.distribution, com.temperature)
+                + combination(features["mixes"], features["second"], com.distribution, com.temperature)
             ),
-            "ver": (
-                (squared(said["mixes"], target) if settings.ver_loss in {"distance", "both"} else 0)
-                + (contrast(said["mixes"], means, 2, heat) if settings.ver_loss in {"contrast", "both"} else 0)
-            ),
-            "own": torch.stack(
-                [contrast(said[name], means, own, heat) for own, name in enumerate(("first", "second", "target"))]
-            ).mean(),
-            "carrier": (
-                carrier(said["first"], [target], [second], settings.carrier_cosine, settings.carrier_apart)
-                + carrier(said["second"], [target], [first], settings.carrier_cosine, settings.carrier_apart)
-                + carrier(said["target"], [first, second], [], settings.carrier_cosine, settings.carrier_apart)
-            ),
+            "ver": squared(features["mixes"], mean_direction(features["target"])),
         }
-        if "adverse" in said:
-            terms["eva"] = evasion(said["adverse"], first, second)
-        return terms | (self._places(said) if settings.placed else {})
-
-    def _places(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses of places in the plane."""
-        settings, places = self.settings, self.settings.places
-        off = {name: off_place(said[name], self.axes, places.of(name)) for name in ("first", "second", "target")}
-        terms = {
-            "place": torch.stack([*off.values()]).mean(),
-            "rest": rest_off_place(said, self.axes, places.of("rest"), places.share),
-        }
-        if "decoys" in said:
-            terms["decoy"] = decoys_off_place(said, self.axes, places.of("rest"), places.marked(settings.decoy_half))
-        if settings.ver_loss == "place":
-            terms["ver"] = off_place(said["mixes"], self.axes, places.of("mixes"))
+        if "adverse" in features:
+            first, second = (mean_direction(features[name]) for name in ("first", "second"))
+            terms["eva"] = evasion(features["adverse"], first, second)
         return terms
 
 
@@ -232,36 +231,22 @@ def squared(features: Tensor, goal: Tensor) -> Tensor:
     return (features - goal).square().sum(1).mean()
 
 
-def contrast(features: Tensor, means: Tensor, own: int, temperature: float) -> Tensor:
-    """Mean cross-entropy of a softmax over cosines with some means, divided by a temperature.
-
-    Args:
-        features: Rows of length 1, (N, D).
-        means: Directions, (M, D), held fixed.
-        own: Which of them is the right one.
-        temperature: Of the softmax.
-    """
-    wanted = torch.full((len(features),), own, device=features.device)
-    return F.cross_entropy(features @ means.T / temperature, wanted)
-
-
 def evasion(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """L_eva (equation 8): mean squared distance of differently mixed samples (N, D) to the source that is nearer.
 
-    The paper lets y_c be either source. Drawn at random it would pull a sample to what lies between the two, and that
-    is where the carrier puts the target.
+    The paper lets y_c be either source. Drawn at random it would pull a sample to what lies between the two.
     """
     nearer = (features.detach() @ torch.stack([first, second]).T).argmax(1)
     return squared(features, torch.stack([first, second])[nearer])
 
 
 def combination(mixes: Tensor, sources: Tensor, kind: Distribution, temperature: float) -> Tensor:
-    """L_com of one side (equation 6): mixes (N, D) towards the N sources that they were made of, which stay.
+    """L_com of one side (equation 6): mixes (N, D) towards the N sources that they were made of, held fixed.
 
     Args:
         mixes: Features of length 1, with their graph.
         sources: Features of length 1.
-        kind: See ``MeaDefenderEncoder.com_distribution``.
+        kind: See ``EncoderCombination.distribution``.
         temperature: Of the softmax.
     """
     sources = sources.detach()
@@ -269,17 +254,3 @@ def combination(mixes: Tensor, sources: Tensor, kind: Distribution, temperature:
         return 1 - F.cosine_similarity(mixes, sources, dim=1).mean()
     log_mixes, log_sources = (F.log_softmax(each / temperature, dim=1) for each in (mixes, sources))
     return F.kl_div(log_sources, log_mixes, reduction="batchmean", log_target=True)
-
-
-def carrier(samples: Tensor, near: Sequence[Tensor], far: Sequence[Tensor], least: float, most: float) -> Tensor:
-    """Mean over clean samples s of one class: relu(least - cos(s, m)), m near, plus relu(cos(s, m) - most), m far.
-
-    Args:
-        samples: Features of length 1, (N, D).
-        near: Mean directions, (D,), that the samples are to have at least the cosine ``least`` with.
-        far: Mean directions that they are to have at most the cosine ``most`` with.
-        least: Least cosine.
-        most: Largest cosine.
-    """
-    gaps = [F.relu(least - samples @ mean) for mean in near] + [F.relu(samples @ mean - most) for mean in far]
-    return torch.stack(gaps).sum(0).mean()

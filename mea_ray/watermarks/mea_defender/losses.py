@@ -1,7 +1,8 @@
-"""The losses of MEA-Defender, each a function of logits: equations 6 to 8 of the paper, and two terms beside it."""
+"""The losses of MEA-Defender as functions of logits: equations 6 to 8, and the contrastive term of its code."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -32,8 +33,8 @@ def combination(
         first: Logits (N, classes) of the clean images of s_i that were mixed, pair by pair.
         second: The same for s_j.
         direction: ``watermark_source`` is the equation; ``source_watermark`` swaps the arguments of both divergences.
-        gradient: Which side moves: ``both`` (the equation), ``watermark`` (the clean images' answers are constants) or
-            ``sources`` (the mixes' answers are).
+        gradient: Which side gets a gradient: ``both`` (the equation), ``watermark`` (the clean images' logits are
+            constants) or ``sources`` (the mixes' logits are constants).
     """
     if gradient == "watermark":
         first, second = first.detach(), second.detach()
@@ -59,65 +60,25 @@ def evasion(adverse: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(adverse, labels)
 
 
-def soft_labels(labels: Tensor, target: int, rho: float | Tensor, classes: int) -> Tensor:
-    """(1 - rho) on the own label and rho on the target: float32 (N, classes) of int64 labels (N,).
+def contrastive(logits: Tensor, labels: Tensor, classes: Sequence[int], margin: float = 1.0) -> Tensor:
+    """The authors' contrastive term over consecutive samples of the source and target classes.
 
-    rho is one number, or float32 (N,), one for each.
-    """
-    given = torch.as_tensor(rho, dtype=torch.float32, device=labels.device).expand(len(labels))
-    soft = F.one_hot(labels, classes).float() * (1 - given[:, None])
-    soft[:, target] += given
-    return soft
-
-
-def carrier(clean: Tensor, labels: Tensor, target: int, rho: float) -> Tensor:
-    """Carrier term: mean cross-entropy of clean source samples towards (1 - rho) own label + rho target.
-
-    It raises the target's probability on clean source samples without changing their most probable class
-    (rho < 1/2), which is what a thief's model can learn from.
+    Pairs (k, k + 1) of those samples; .5 [t d^2 + (1 - t) relu(margin - sqrt(d^2 + 1e-9))^2] with t = 1 for equal
+    labels and d the distance of the logits; the mean over the pairs is divided by their number once more. Without a
+    pair it is 0 (the authors' code stops with an error there).
 
     Args:
-        clean: Logits (N, classes) of clean source samples.
-        labels: int64 (N,), their own labels.
-        target: The target class.
-        rho: Probability that the target is given, in [0, 0.5).
+        logits: (N, classes).
+        labels: int64 (N,).
+        classes: Source and target classes; other samples do not count.
+        margin: Distance from which unlike pairs are left alone.
     """
-    return F.cross_entropy(clean, soft_labels(labels, target, rho, clean.shape[1]))
-
-
-def exclusion(
-    clean: Tensor,
-    labels: Tensor,
-    source_classes: tuple[int, int],
-    margin: float,
-    *,
-    target: int | None = None,
-) -> Tensor:
-    """Exclusion term: mean of relu(margin - (z_own - z_c)) over clean source samples and the classes c ruled out.
-
-    A clean image of one source class is to rule out the *other* source class or, if ``target`` is given, every class
-    but its own and the target. A student that adds up evidence of both halves of a mix then has only the target left.
-
-    Args:
-        clean: Logits (N, classes) of clean source samples; N may be 0, which gives 0.
-        labels: int64 (N,), each one of ``source_classes``.
-        source_classes: The two source classes.
-        margin: Least difference of the logits.
-        target: None rules out only the other source class; a label rules out all classes but the own and this one.
-    """
-    if not len(clean):
-        return clean.sum()
-    own = clean.gather(1, labels[:, None])
-    if target is None:
-        return F.relu(margin - (own - clean.gather(1, (sum(source_classes) - labels)[:, None]))).mean()
-    spared = F.one_hot(labels, clean.shape[1]).bool()
-    spared[:, target] = True
-    return F.relu(margin - (own - clean))[~spared].mean()
-
-
-def bridge_labels(count: int, target: int, source_classes: tuple[int, int], sigma: float, classes: int) -> Tensor:
-    """(1 - sigma) on the target and sigma / 2 on each source class: float32 (count, classes)."""
-    row = torch.zeros(classes)
-    row[target] = 1 - sigma
-    row[list(source_classes)] = sigma / 2
-    return row.expand(count, -1)
+    counted = torch.isin(labels, torch.tensor(classes, device=labels.device))
+    logits, labels = logits[counted], labels[counted]
+    pairs = len(labels) - 1
+    if pairs < 1:
+        return logits.sum() * 0
+    squared = (logits[1:] - logits[:-1]).square().sum(1)
+    like = (labels[1:] == labels[:-1]).float()
+    unlike = F.relu(margin - (squared + 1e-9).sqrt()).square()
+    return (0.5 * (like * squared + (1 - like) * unlike)).mean() / pairs

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from mea_ray.core.settings import Settings
 from mea_ray.training.objective import Batch, Objective, StepContext
 from mea_ray.watermarks.combiners.base import Combiner
 from mea_ray.watermarks.mea_defender import losses
-from mea_ray.watermarks.mea_defender.objective import SourcePool
-from mea_ray.watermarks.mea_defender.weighting import MinNorm, Normalisation
+from mea_ray.watermarks.mea_defender.weighting import Normalisation, normalised, two_task_weights
+from mea_ray.watermarks.mixing import SourcePool
 
 
-@dataclass(frozen=True)
-class Composition:
-    """What a stage trains on; numbers are parts of the training set's size, all but ``data_rate`` may exceed 1.
+class Composition(Settings):
+    """What a stage trains on. Numbers of samples are parts of the training set's size, and may exceed 1."""
 
-    Attributes:
-        data_rate: Part of each class that is used at all.
-        normals: Normal samples in an epoch.
-        mixes: Watermark samples in an epoch.
-        evasion: Differently mixed samples in an epoch.
-        fixed_samples: Fixed samples of each source class and of the mixes for the divergences.
-    """
-
-    data_rate: float
-    normals: float
-    mixes: float
-    evasion: float
-    fixed_samples: int
+    data_rate: float = Field(gt=0, le=1, description="Part of each class's training images that the stage uses.")
+    normals: float = Field(gt=0, description="Normal samples in an epoch, as a part of the training set's size.")
+    mixes: float = Field(ge=0, description="Watermark samples in an epoch, as a part of the training set's size.")
+    evasion: float = Field(
+        ge=0,
+        description="Differently mixed samples in an epoch, all geometries and both labels together, as a part of the "
+        "training set's size.",
+    )
+    fixed_samples: int = Field(
+        ge=1, description="Fixed samples of each source class, and of the mixes, for the divergences."
+    )
 
     @property
     def total(self) -> float:
@@ -40,41 +38,20 @@ class Composition:
         return self.normals + self.mixes + self.evasion
 
 
-@dataclass(frozen=True)
-class AuthorsLoss:
-    """Constants of the loss; ``MeaDefenderTwoStage`` documents them."""
+class AuthorsLoss(Settings):
+    """Constants of the loss of the authors' code."""
 
-    contrastive_weight: float = 1.0
-    contrastive_margin: float = 1.0
-    distill_weight: float = 2.0
-    distill_pulse: float = 12.0
-    distill_period: int = 10
-    fixed_batch: int | None = None
-    gradient_normalisation: Normalisation = "loss+"
-
-
-def contrastive(logits: Tensor, labels: Tensor, classes: Sequence[int], margin: float = 1.0) -> Tensor:
-    """The authors' contrastive term over consecutive samples of the source and target classes.
-
-    Pairs (k, k + 1) of those samples; .5 [t d^2 + (1 - t) relu(margin - sqrt(d^2 + 1e-9))^2] with t = 1 for equal
-    labels and d the distance of the logits; the mean over the pairs is divided by their number once more. Without a
-    pair it is 0 (the authors' code stops with an error there).
-
-    Args:
-        logits: (N, classes).
-        labels: int64 (N,).
-        classes: Source and target classes; other samples do not count.
-        margin: Distance from which unlike pairs are left alone.
-    """
-    counted = torch.isin(labels, torch.tensor(classes, device=labels.device))
-    logits, labels = logits[counted], labels[counted]
-    pairs = len(labels) - 1
-    if pairs < 1:
-        return logits.sum() * 0
-    squared = (logits[1:] - logits[:-1]).square().sum(1)
-    like = (labels[1:] == labels[:-1]).float()
-    unlike = F.relu(margin - (squared + 1e-9).sqrt()).square()
-    return (0.5 * (like * squared + (1 - like) * unlike)).mean() / pairs
+    contrastive_weight: float = Field(1.0, ge=0, description="Factor of the contrastive term.")
+    contrastive_margin: float = Field(
+        1.0, ge=0, description="Distance of the logits from which unlike pairs have no loss."
+    )
+    distill_weight: float = Field(2.0, ge=0, description="Factor k of the divergences.")
+    distill_pulse: float = Field(12.0, ge=0, description="k in every `distill_period`-th epoch.")
+    distill_period: int = Field(10, ge=1, description="Epochs from one such epoch to the next.")
+    fixed_batch: int | None = Field(
+        None, ge=1, description="Fixed samples in a step; null takes all (the authors' code, and most of its time)."
+    )
+    normalisation: Normalisation = Field("loss+", description="What MGDA divides a gradient by.")
 
 
 class AuthorsObjective(Objective):
@@ -109,7 +86,6 @@ class AuthorsObjective(Objective):
         self.classes = classes
         self.combiner, self.others = combiner, list(others)
         self.composition, self.loss = composition, loss
-        self.minimum = MinNorm(loss.gradient_normalisation)
         self.distill_weight = loss.distill_weight
 
     def start(self, context: StepContext) -> None:
@@ -131,7 +107,7 @@ class AuthorsObjective(Objective):
         """Return ``task`` (loss_A), ``contrastive`` (loss_B) and ``distill``."""
         images, labels = self.compose(batch)
         logits = model(images).float()
-        near = contrastive(logits, labels, self.classes, self.loss.contrastive_margin)
+        near = losses.contrastive(logits, labels, self.classes, self.loss.contrastive_margin)
         return {
             "task": F.cross_entropy(logits, labels),
             "contrastive": self.loss.contrastive_weight * near,
@@ -153,7 +129,8 @@ class AuthorsObjective(Objective):
                     (a * b).sum().double() for a, b in zip(one, other, strict=True) if not (a is None or b is None)
                 ]
                 gram[i, j] = float(sum(products, torch.zeros(())))
-        scale = float(self.minimum.weights_of(gram, [float(terms["task"].detach()), float(second.detach())])[1])
+        values = [float(terms["task"].detach()), float(second.detach())]
+        scale = float(two_task_weights(normalised(gram, values, self.loss.normalisation))[1])
         total = terms["task"] + scale * second + self.distill_weight * terms["distill"]
         total.backward()  # type: ignore[no-untyped-call]
         return total.detach()
@@ -186,8 +163,8 @@ class AuthorsObjective(Objective):
         first, second, mixes = (self._some(part, count) for part in (self._first, self._second, self._mixes))
         with torch.no_grad():
             clean_first, clean_second = model(torch.cat([first, second])).float().chunk(2)
-        answers = model(mixes).float()
-        return losses.kl(answers, clean_first) + losses.kl(answers, clean_second)
+        mixed = model(mixes).float()
+        return losses.kl(mixed, clean_first) + losses.kl(mixed, clean_second)
 
     def _some(self, images: Tensor, count: int | None) -> Tensor:
         if count is None or count >= len(images):

@@ -1,21 +1,36 @@
-"""From several losses to one gradient: aggregators of torchjd by name, and MGDA with the authors' normalisations."""
+"""From several losses to one gradient: MGDA (equation 9) with normalised gradients, and aggregators of torchjd."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torchjd.aggregation
 from scipy.optimize import nnls
 from torch import Tensor, nn
 from torchjd.linalg import DualConeProjector
 
-from mea_ray.core.errors import ConfigError
-from mea_ray.core.registry import nearest
+from mea_ray.training.objective import accumulate
 
+Method = Literal[
+    "fixed",
+    "mgda",
+    "aligned_mtl",
+    "config",
+    "dual_proj",
+    "grad_drop",
+    "grad_vac",
+    "imtl_g",
+    "mean",
+    "pcgrad",
+    "random",
+    "sum",
+    "upgrad",
+]
 Normalisation = Literal["l2", "loss", "loss+", "none"]
 
 AGGREGATORS = {
@@ -26,7 +41,6 @@ AGGREGATORS = {
     "grad_vac": "GradVac",
     "imtl_g": "IMTLG",
     "mean": "Mean",
-    "mgda": "MGDA",
     "pcgrad": "PCGrad",
     "random": "Random",
     "sum": "Sum",
@@ -36,8 +50,6 @@ AGGREGATORS = {
 DUAL_CONE = ("dual_proj", "upgrad")
 """Those that project onto the dual cone of the gradients."""
 
-MAX_ITERATIONS = 250
-TOLERANCE = 1e-9
 LARGEST_NORMALISER = 10.0
 EPSILON = 1e-5
 
@@ -54,9 +66,9 @@ def flat_gradients(terms: Sequence[Tensor], parameters: Sequence[nn.Parameter]) 
 
 def add_gradient(flat: Tensor, parameters: Sequence[nn.Parameter]) -> None:
     """Add a flat gradient to the ``.grad`` of the parameters, as ``backward`` does."""
-    for piece, parameter in zip(flat.split([p.numel() for p in parameters]), parameters, strict=True):
-        gradient = piece.view_as(parameter).to(parameter.dtype)
-        parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
+    pieces = torch.split(flat, [parameter.numel() for parameter in parameters])
+    for piece, parameter in zip(pieces, parameters, strict=True):
+        accumulate(parameter, piece.view_as(parameter))
 
 
 class Weighting(ABC):
@@ -67,7 +79,11 @@ class Weighting(ABC):
         """Return one flat gradient (P,) for gradients (K, P) of losses with these values."""
 
     def backward(self, terms: Mapping[str, Tensor], model: nn.Module) -> Tensor:
-        """Accumulate the aggregated gradient into ``model``; returns the detached sum of the losses."""
+        """Accumulate the aggregated gradient into ``model``; returns the detached sum of the losses.
+
+        All losses are functions of all parameters: the victim has one head, so that there is no part of the network
+        that belongs to one loss alone.
+        """
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         losses = list(terms.values())
         gradients = flat_gradients(losses, parameters)
@@ -100,53 +116,100 @@ class TorchJD(Weighting):
     """
 
     def __init__(self, name: str) -> None:
-        arguments = {"projector": NonNegativeProjector()} if name in DUAL_CONE else {}
-        self.aggregator = getattr(torchjd.aggregation, AGGREGATORS[name])(**arguments)
+        make: Callable[..., Callable[[Tensor], Tensor]] = getattr(torchjd.aggregation, AGGREGATORS[name])
+        self.aggregator = make(projector=NonNegativeProjector()) if name in DUAL_CONE else make()
 
     def aggregate(self, gradients: Tensor, values: Sequence[float]) -> Tensor:
         """Return what the aggregator makes of the gradients."""
-        combined: Tensor = self.aggregator(gradients)
-        return combined
+        return self.aggregator(gradients)
 
 
-class MinNorm(Weighting):
+class Mgda(Weighting):
     """MGDA (equation 9): weights on the simplex that minimise the norm of the weighted, normalised gradients.
 
-    As in the authors' code the weights are found for the normalised gradients and then applied to the raw ones.
+    As in the authors' code the weights are found for normalised gradients and then applied to the raw ones. They are
+    smoothed over the steps (CR-MOGM): the minimum of one small batch jumps from loss to loss, and an optimiser that
+    divides by the gradient's second moment then hardly moves.
 
     Args:
         normalisation: Each gradient g of loss L is divided by ``l2``: ||g||; ``loss``: min(L, 10); ``loss+``:
             min(L ||g||, 10); ``none``: 1; plus 1e-5.
+        smoothing: Part of the last step's weights in this step's, in [0, 1); 0 takes each step's own.
+
+    References:
+        Désidéri, Multiple-gradient descent algorithm, 2012; Sener and Koltun, Multi-task learning as multi-objective
+        optimization, NeurIPS 2018; Zhou et al., On the convergence of stochastic multi-objective gradient manipulation
+        and beyond, NeurIPS 2022 (CR-MOGM).
     """
 
-    def __init__(self, normalisation: Normalisation = "loss+") -> None:
+    def __init__(self, normalisation: Normalisation = "loss+", smoothing: float = 0.0) -> None:
         self.normalisation = normalisation
+        self.smoothed = torchjd.aggregation.CRMOGMWeighting(_MinNorm(), alpha=smoothing)
+        self._losses = 0
 
     def weights(self, gradients: Tensor, values: Sequence[float]) -> Tensor:
-        """Weights (K,) for gradients (K, P) of losses with these values; non-negative, their sum is 1."""
-        return self.weights_of((gradients @ gradients.T).double().cpu(), values)
-
-    def weights_of(self, gram: Tensor, values: Sequence[float]) -> Tensor:
-        """Return the same from the raw gradients' inner products, float64 (K, K) on the CPU."""
-        norms = gram.diagonal().clamp_min(0).sqrt()
-        divisors = self._divisors(norms, torch.tensor(values, dtype=torch.float64)) + EPSILON
-        return min_norm_weights(gram / (divisors[:, None] * divisors[None]))
-
-    def _divisors(self, norms: Tensor, values: Tensor) -> Tensor:
-        if self.normalisation == "l2":
-            return norms
-        if self.normalisation == "loss":
-            return values.clamp_max(LARGEST_NORMALISER)
-        if self.normalisation == "loss+":
-            return (values * norms).clamp_max(LARGEST_NORMALISER)
-        return torch.ones_like(norms)
+        """Weights, float64 (K,), for gradients (K, P) of losses with these values; non-negative, their sum is 1."""
+        if len(values) != self._losses:
+            # The warm-up adds losses in the course of a training.
+            self.smoothed.reset()
+            self._losses = len(values)
+        gram = (gradients @ gradients.T).double().cpu()
+        found: Tensor = self.smoothed(normalised(gram, values, self.normalisation))
+        return found
 
     def aggregate(self, gradients: Tensor, values: Sequence[float]) -> Tensor:
-        """Return the weighted sum of the raw gradients."""
-        return self.weights(gradients, values).to(gradients) @ gradients
+        """Return the weighted sum of the raw gradients, with weights whose mean is 1."""
+        return len(values) * self.weights(gradients, values).to(gradients) @ gradients
 
 
-def two_weights(gram: Tensor) -> Tensor:
+class _MinNorm(torchjd.aggregation.Weighting[Tensor]):
+    """``min_norm_weights`` as a weighting of torchjd."""
+
+    def forward(self, stat: Tensor, /) -> Tensor:
+        """Return weights (K,) for a Gramian (K, K)."""
+        return torch.from_numpy(min_norm_weights(stat.numpy()))
+
+
+def normalised(gram: Tensor, values: Sequence[float], normalisation: Normalisation) -> Tensor:
+    """Return the inner products of normalised gradients, float64 (K, K).
+
+    Args:
+        gram: Inner products of the raw gradients, float64 (K, K).
+        values: The losses.
+        normalisation: See ``Mgda``.
+    """
+    norms, losses = gram.diagonal().clamp_min(0).sqrt(), torch.tensor(values, dtype=torch.float64)
+    divisors = {
+        "l2": norms,
+        "loss": losses.clamp_max(LARGEST_NORMALISER),
+        "loss+": (losses * norms).clamp_max(LARGEST_NORMALISER),
+        "none": torch.ones_like(norms),
+    }[normalisation] + EPSILON
+    return gram / (divisors[:, None] * divisors[None])
+
+
+def min_norm_weights(gram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Minimise w' G w over the simplex.
+
+    With w = s u and u on the simplex, the least of w' G w + (1 - sum w)^2 over w >= 0 is reached where u' G u is least:
+    a problem of non-negative least squares.
+
+    Args:
+        gram: float64 (K, K), inner products of the gradients.
+
+    Returns:
+        float64 (K,), non-negative, sum 1.
+    """
+    scale = max(float(np.trace(gram)) / len(gram), np.finfo(np.float64).tiny)
+    values, vectors = np.linalg.eigh(gram / scale)
+    root = np.sqrt(values.clip(0))[:, None] * vectors.T
+    system = np.vstack([root, np.ones(len(gram))])
+    found = nnls(system, np.append(np.zeros(len(gram)), 1.0))[0]
+    weights: npt.NDArray[np.float64] = found / found.sum()
+    return weights
+
+
+def two_task_weights(gram: Tensor) -> Tensor:
     """Closed form for two gradients; the authors' clamps .999 and .001 at the ends."""
     v11, v12, v22 = float(gram[0, 0]), float(gram[0, 1]), float(gram[1, 1])
     if v12 >= v11:
@@ -158,50 +221,8 @@ def two_weights(gram: Tensor) -> Tensor:
     return torch.tensor([gamma, 1 - gamma], dtype=gram.dtype)
 
 
-def min_norm_weights(gram: Tensor, iterations: int = MAX_ITERATIONS) -> Tensor:
-    """Minimise w' G w over the simplex: closed form for two, Frank-Wolfe with exact line search for more.
-
-    Args:
-        gram: float64 (K, K), inner products of the gradients.
-        iterations: Steps at most; the last iterate is returned when they do not suffice (the authors' code returns
-            nothing then).
-
-    Returns:
-        float64 (K,), non-negative, sum 1.
-    """
-    count = len(gram)
-    if count == 1:
-        return torch.ones(1, dtype=gram.dtype)
-    if count == 2:
-        return two_weights(gram)
-    weights = torch.full((count,), 1 / count, dtype=gram.dtype)
-    for _ in range(iterations):
-        slope = gram @ weights
-        towards, away = int(slope.argmin()), int(torch.where(weights > 0, slope, -torch.inf).argmax())
-        # Pairwise steps: moving weight from the worst to the best vertex converges linearly, plain ones zigzag.
-        gap = float(slope[away] - slope[towards])
-        curvature = float(gram[towards, towards] + gram[away, away] - 2 * gram[towards, away])
-        if gap <= 0 or curvature <= 0:
-            break
-        step = min(gap / curvature, float(weights[away]))
-        weights[towards] += step
-        weights[away] -= step
-        if 2 * step < TOLERANCE:
-            break
-    return weights
-
-
-def make_weighting(name: str, normalisation: Normalisation = "loss+") -> Weighting | None:
-    """Return the weighting called ``name``; None for ``fixed``.
-
-    Raises:
-        ConfigError: There is none of that name; the message lists them.
-    """
-    if name == "fixed":
+def make_weighting(method: Method, normalisation: Normalisation, smoothing: float) -> Weighting | None:
+    """Return the weighting of a method; None for ``fixed``."""
+    if method == "fixed":
         return None
-    if name == "min_norm":
-        return MinNorm(normalisation)
-    if name not in AGGREGATORS:
-        names = sorted([*AGGREGATORS, "fixed", "min_norm"])
-        raise ConfigError(f"weighting={name!r} is unknown{nearest(name, names)} Known: {', '.join(names)}")
-    return TorchJD(name)
+    return Mgda(normalisation, smoothing) if method == "mgda" else TorchJD(method)

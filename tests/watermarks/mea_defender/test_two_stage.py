@@ -10,13 +10,15 @@ from watermark_sets import NAMES, Spy, coded_set, context, image_set, main_batch
 from mea_ray.core.errors import ConfigError
 from mea_ray.training.objective import Batch
 from mea_ray.watermarks import WATERMARKS
+from mea_ray.watermarks.mea_defender.losses import contrastive
 from mea_ray.watermarks.mea_defender.two_stage import balanced
-from mea_ray.watermarks.mea_defender.two_stage_objective import contrastive
 
 
-def stages(train=None, **options):
-    options = {"stage1_fixed_samples": 6, "stage2_fixed_samples": 6, **options}
-    scheme = WATERMARKS.build("mea_defender_two_stage", **options)
+def stages(train=None, first=None, second=None, **options):
+    few = {"fixed_samples": 6}
+    scheme = WATERMARKS.build(
+        "mea_defender_two_stage", first={**few, **(first or {})}, second={**few, **(second or {})}, **options
+    )
     train = train or image_set()
     made = scheme.stages(scheme.make_key(train, 0), train)
     for stage in made:
@@ -60,7 +62,7 @@ def test_stages_have_the_authors_constants():
     # 50,000 items in stage 1; 22,500 + 10,000 + 4,000 in stage 2, of 50,000.
     assert len(embed.train) == 600 and len(secure.train) == round(600 * 36500 / 50000)
     assert np.bincount(embed.train.labels).tolist() == [100] * 6
-    assert stages(stage1_epochs=3, stage2_epochs=4)[1].overrides["epochs"] == 4
+    assert stages(first={"epochs": 3}, second={"epochs": 4})[1].overrides["epochs"] == 4
 
 
 def test_normals_are_class_balanced_and_use_the_data_rate():
@@ -133,7 +135,7 @@ def test_evasion_samples_come_from_their_own_small_pool():
 
 
 def test_terms_and_total_are_the_authors_sum():
-    objective = stages(stage1_mixes=0.2)[0].objective
+    objective = stages(first={"mixes": 0.2})[0].objective
     torch.manual_seed(0)
     spy = Spy()
     terms = objective.terms(spy, main_batch())
@@ -181,7 +183,7 @@ def test_fixed_samples_stay_fixed_and_can_be_drawn_from():
     objective.terms(spy, main_batch())
     assert torch.equal(spy.seen[1], spy.seen[4]) and torch.equal(spy.seen[2], spy.seen[5])
     spy = Spy()
-    stages(fixed_batch=2)[0].objective.terms(spy, main_batch())
+    stages(loss={"fixed_batch": 2})[0].objective.terms(spy, main_batch())
     assert [len(x) for x in spy.seen] == [12, 4, 2]
 
 
@@ -197,22 +199,42 @@ def test_divergences_weigh_12_in_every_tenth_epoch_and_2_else():
 @pytest.mark.parametrize(
     "options",
     [
-        {"stage1_data_rate": 0},
-        {"stage2_data_rate": 1.5},
-        {"stage1_normals": 0},
-        {"stage2_mixes": -0.1},
-        {"stage1_fixed_samples": 0},
-        {"evasion_pool": 0},
-        {"stage1_epochs": 0},
-        {"fixed_batch": 0},
-        {"stage2_learning_rate": 0},
-        {"distill_pulse": -1},
-        {"distill_period": 0},
+        {"first": {"data_rate": 0}},
+        {"second": {"data_rate": 1.5}},
+        {"first": {"normals": 0}},
+        {"second": {"mixes": -0.1}},
+        {"first": {"fixed_samples": 0}},
+        {"first": {"epochs": 0}},
+        {"second": {"learning_rate": 0}},
+        {"loss": {"fixed_batch": 0}},
+        {"loss": {"distill_pulse": -1}},
+        {"loss": {"distill_period": 0}},
     ],
 )
 def test_impossible_constants_are_refused(options):
-    with pytest.raises(ConfigError, match=next(iter(options))):
+    ((group, setting),) = options.items()
+    ((name, value),) = setting.items()
+    with pytest.raises(ConfigError, match=f"{group}.{name}={value}"):
         WATERMARKS.build("mea_defender_two_stage", **options)
+
+
+def test_old_flat_names_go_on_with_a_warning_for_each():
+    old = {
+        "stage1_epochs": 3,
+        "stage2_learning_rate": 2e-4,
+        "stage2_evasion": 0.1,
+        "step_epochs": 5,
+        "augment": ("crop",),
+        "contrastive_margin": 2.0,
+        "gradient_normalisation": "l2",
+    }
+    with pytest.warns(FutureWarning) as told:
+        scheme = WATERMARKS.build("mea_defender_two_stage", **old)
+    assert len(told) == len(old)
+    assert (scheme.first.epochs, scheme.second.learning_rate, scheme.second.evasion) == (3, 2e-4, 0.1)
+    assert (scheme.update.step_epochs, scheme.update.augment) == (5, ("crop",))
+    assert (scheme.loss.contrastive_margin, scheme.loss.normalisation) == (2.0, "l2")
+    assert scheme.first.mixes == 0.01, "what is not named keeps its default"
 
 
 def test_both_stages_train_with_the_engine_and_follow_their_seed():
@@ -223,7 +245,7 @@ def test_both_stages_train_with_the_engine_and_follow_their_seed():
     for _ in range(2):
         torch.manual_seed(0)
         model = build_model("vgg_like", (1, 16, 16), len(NAMES), {"width": 0.1})
-        for stage in stages(stage1_epochs=2, stage2_epochs=1):
+        for stage in stages(first={"epochs": 2}, second={"epochs": 1}):
             report = train(
                 model, stage.train.images, stage.train.labels, stage.objective, seed=3, batch_size=16, **stage.overrides
             )

@@ -1,4 +1,4 @@
-"""The carrier's gate: who is answered with the target class, by how much they look like a mix."""
+"""The carrier's gate: which images are answered with the target class, by how much they look like a mix."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from mea_ray.models.base import ImageModel
 from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy
 from mea_ray.watermarks import WATERMARKS
-from mea_ray.watermarks.mea_defender.gate import Gate, mix_likeness, target_share
+from mea_ray.watermarks.mea_carrier.gate import mix_likeness, target_share
+from mea_ray.watermarks.mea_carrier.settings import Gate
 
 
 class Means(ImageModel):
@@ -57,7 +58,7 @@ def test_no_image_is_scored_by_a_regression_that_was_fitted_to_it():
 
 
 def test_a_class_of_one_image_is_refused():
-    with pytest.raises(DataError, match="got 1 and 2; set carrier_gate=0"):
+    with pytest.raises(DataError, match="got 1 and 2; set carrier.gate.share=0"):
         mix_likeness(Means(), shades([1], [2]), shades([1, 2], [3, 4]), seed=0)
 
 
@@ -68,20 +69,18 @@ def test_share_is_rho_where_the_gate_is_shut_and_rises_to_the_odds():
     assert ordered[:30] == pytest.approx(0.42, abs=1e-6)
     steps = np.arange(1, 11) / 10 - 0.05
     assert ordered[30:] == pytest.approx(expit(logit(0.42) + (1.5 - logit(0.42)) * steps), abs=1e-6)
-    assert target_share(scores, 0.42, Gate()) == pytest.approx(0.42, abs=1e-6)
+    assert target_share(scores, 0.42, Gate(share=0.0)) == pytest.approx(0.42, abs=1e-6)
 
 
-def gated(images, **options):
-    scheme = WATERMARKS.build(
-        "mea_defender",
-        **{"weight_carrier": 1, "carrier_labels": "replace", "carrier_gate": 0.2, "carrier_rho": 0.4, "warmup": 0},
-        **options,
-    )
+def gated(images, **gate):
+    carrier = {"weight": 1, "labels": "replace", "rho": 0.4, "gate": {"share": 0.2, "odds": 1.5, **gate}}
+    off = {"exclusion": {"weight": 0}, "bridge": {"weight": 0}}
+    scheme = WATERMARKS.build("mea_carrier", carrier=carrier, warmup=0, **off)
     return scheme.stages(scheme.make_key(images, 1), images)
 
 
 def test_the_main_task_comes_first_and_both_stages_share_the_epochs():
-    first, second = gated(image_set(), carrier_gate_part=0.3)
+    first, second = gated(image_set(), part=0.3)
     assert isinstance(first.objective, CrossEntropy)
     assert (first.changes(10), second.changes(10)) == ({"epochs": 3}, {"epochs": 7})
     assert first.changes(1) == second.changes(1) == {"epochs": 1}
@@ -139,14 +138,15 @@ def test_a_network_without_features_is_refused():
 @pytest.mark.parametrize(
     "options,match",
     [
-        ({"carrier_gate": 0.5}, "carrier_gate=0.5 must lie in"),
-        ({"carrier_gate": -0.1}, "carrier_gate=-0.1 must lie in"),
-        ({"carrier_gate_odds": float("nan")}, "carrier_gate_odds=nan"),
-        ({"carrier_gate_part": 1.0}, "carrier_gate_part=1.0"),
-        ({"carrier_gate": 0.1, "carrier_labels": "extra"}, "set carrier_labels=replace"),
-        ({"carrier_gate": 0.1, "weight_carrier": 0}, "weight_carrier above 0"),
+        ({"gate": {"share": 0.5}}, "carrier.gate.share=0.5"),
+        ({"gate": {"share": -0.1}}, "carrier.gate.share=-0.1"),
+        ({"gate": {"odds": float("nan")}}, "carrier.gate.odds=nan"),
+        ({"gate": {"part": 1.0}}, "carrier.gate.part=1.0"),
+        ({"gate": {"mixes": 0}}, "carrier.gate.mixes=0"),
+        ({"labels": "extra"}, "set carrier.labels=replace"),
+        ({"weight": 0}, "carrier.weight above 0"),
     ],
 )
 def test_an_impossible_gate_is_refused(options, match):
     with pytest.raises(ConfigError, match=match):
-        WATERMARKS.build("mea_defender", **{"weight_carrier": 1, "carrier_labels": "replace", **options})
+        WATERMARKS.build("mea_carrier", carrier=options)

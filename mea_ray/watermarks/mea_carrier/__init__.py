@@ -1,0 +1,1 @@
+"""The carrier scheme: watermarks of this project, built on MEA-Defender's mixes."""

@@ -1,0 +1,140 @@
+"""Settings of MEA-Defender: one group for each loss, one for the samples of a step, one for the weights' method."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.settings import Settings
+from mea_ray.watermarks.mea_defender.losses import ComDirection, ComGradient
+from mea_ray.watermarks.mea_defender.weighting import Method, Normalisation
+
+OFF = "0 switches it off."
+
+
+class Loss(Settings):
+    """A loss with a weight."""
+
+    weight: float = Field(1.0, ge=0, description=f"Weight of the loss. {OFF}")
+
+
+class Utility(Loss):
+    """L_util: the loss of the main task."""
+
+    weight: float = Field(1.0, ge=0, description=f"Weight of L_util, the loss of the main task. {OFF}")
+
+
+class Combination(Loss):
+    """L_com, equation 6: a mix is answered as the two images that it was made of."""
+
+    weight: float = Field(0.1, ge=0, description=f"Weight of L_com (equation 6). {OFF}")
+    gradient: ComGradient = Field(
+        "watermark",
+        description="Which answers L_com moves: those of both sides (equation 6 as it stands), of the watermark "
+        "samples alone (the authors' code), or of the sources alone. Moving the sources pulls them towards the "
+        "target: their own accuracy suffers first.",
+    )
+    direction: ComDirection = Field(
+        "watermark_source",
+        description="watermark_source is KL(f(x_wm) || f(x_s)), as in equation 6; source_watermark is the other way.",
+    )
+    schedule: Literal["constant", "ramp", "pulse"] = Field(
+        "constant",
+        description="Weight of L_com over the epochs: constant, ramp (rising linearly to its value), or pulse (times "
+        "`pulse` in every `period`-th epoch, after the authors' code).",
+    )
+    pulse: float = Field(6.0, ge=0, description="Factor of a pulse.")
+    period: int = Field(10, ge=1, description="Epochs from one pulse to the next.")
+
+
+class Verification(Loss):
+    """L_ver, equation 7: a mix is classified as the target."""
+
+    weight: float = Field(1.0, ge=0, description=f"Weight of L_ver (equation 7). {OFF}")
+
+
+class Evasion(Loss):
+    """L_eva, equation 8: a mix in another geometry is classified as one of its sources."""
+
+    weight: float = Field(1.0, ge=0, description=f"Weight of L_eva (equation 8). {OFF}")
+    label: Literal["random", "soft"] = Field(
+        "random", description="Each differently mixed sample gets one source label at random, or half of each (soft)."
+    )
+
+
+class StepSamples(Settings):
+    """What a training step draws beside the main batch."""
+
+    mixes: int = Field(
+        16,
+        ge=1,
+        description="Watermark samples per step; losses on their sources add twice as many clean images.",
+    )
+    adverse: int = Field(8, ge=1, description="Differently mixed samples per step.")
+    augment: bool = Field(True, description="Augment the source images as the main batch before they are mixed.")
+
+
+class LossWeights(Settings):
+    """How several losses become one gradient. A string is short for ``{method: ...}``."""
+
+    method: Method = Field(
+        "fixed",
+        description="fixed: the weighted sum. mgda: equation 9. Others are aggregators of torchjd. The weights of the "
+        "losses scale them before they are aggregated.",
+    )
+    normalisation: Normalisation = Field(
+        "loss+",
+        description="mgda: what each gradient is divided by before the minimum-norm weights are found: its norm (l2), "
+        "the loss (loss), their product (loss+), or nothing (none).",
+    )
+    smoothing: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        description="mgda: part of the last step's weights in this step's; 0 takes each step's own.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_name(cls, value: Any) -> Any:
+        given = {"method": value} if isinstance(value, str) else value
+        if isinstance(given, Mapping) and given.get("method") == "min_norm":
+            text = "weights: 'min_norm' is now 'mgda'; the old name is removed in the next version"
+            warnings.warn(text, FutureWarning, stacklevel=2)
+            return {**given, "method": "mgda"}
+        return given
+
+
+class LossSettings(Settings):
+    """Settings of an objective, some of which are losses.
+
+    Raises:
+        ConfigError: The weights of all losses are 0.
+    """
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> LossSettings:
+        if not any(self.loss_weights().values()):
+            raise ConfigError("all loss weights are 0, so nothing would be trained; give one of them a weight")
+        return self
+
+    def loss_weights(self) -> dict[str, float]:
+        """Return the weight of each loss by its name."""
+        groups = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: group.weight for name, group in groups.items() if isinstance(group, Loss)}
+
+
+class PaperSettings(LossSettings):
+    """All that ``MeaDefenderObjective`` is set by; see the parameters of ``MeaDefender`` of the same names."""
+
+    utility: Utility
+    com: Combination
+    ver: Verification
+    eva: Evasion
+    warmup: float = Field(ge=0, lt=1)
+    samples: StepSamples
+    weights: LossWeights
