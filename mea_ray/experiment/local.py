@@ -23,6 +23,7 @@ from mea_ray.experiment.ports import Listener, Models, OnEpoch, Ports
 from mea_ray.experiment.run import Experiment
 from mea_ray.results.records import QueryLogRecord, TrialResult, read_record
 from mea_ray.storage.remote import Storage
+from mea_ray.training.device import threads
 
 
 class LocalService:
@@ -111,8 +112,8 @@ def run_local(
 ) -> LocalRun:
     """Run an experiment in this process, in the folder ``local/<name>-<start of the trial's name>`` of its storage.
 
-    Victim and null models become artifacts of the storage, as a sweep's do. An interrupted run goes on where it was: no
-    finished step is done again, and no query is repeated.
+    Names, results and artifacts are those of a sweep of this one experiment, on the same kind of device. An interrupted
+    run goes on where it was: no finished step is done again, and no query is repeated.
 
     Args:
         config: The experiment.
@@ -143,7 +144,11 @@ def run_local(
     write_yaml(config, journal.folder / "config.yaml")
     models = StoredModels(Store(storage, warn=warn), config, data, names, on_epoch)
     service = LocalService(config, data, models, folder / "ledgers" / f"{names.trial}.sqlite")
-    result = Experiment(config, data, names, Ports(models, service, journal, Listener())).run()
+    # The last bits of a training on a CPU follow from the number of threads: as many as on Ray.
+    with threads(config.resources.victim.cpus):
+        models.prepare()
+    with threads(config.resources.trial.cpus):
+        result = Experiment(config, data, names, Ports(models, service, journal, Listener())).run()
     result.save(path)
     storage.push(f"{relative}/results/{path.name}")
     return LocalRun(result, folder, found=False)

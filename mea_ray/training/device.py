@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,18 +51,23 @@ def use_threads(cpus: float) -> None:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def threads(cpus: float) -> Iterator[None]:
+    """Use as many threads as ``use_threads`` would inside the context, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    use_threads(cpus)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
     """Restrict torch to one thread of the CPU.
 
     With several threads the rows of a batch are divided among them, so that the last bits of an image's result depend
     on its position in the batch.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return threads(1)
 
 
 @contextmanager

@@ -284,7 +284,8 @@ class Yielding(Fixed):
         self.yielded = yielded
 
     def queries(self, thief: Thief) -> Queries:
-        yield from self.yielded
+        for each in self.yielded:  # noqa: UP028 - a list cannot be sent answers
+            yield each
 
 
 @pytest.mark.parametrize("indices", [np.array([4, 2, 9]), np.array([4, 2, 9], np.int32), np.array([4, 2, 9], np.uint8)])
