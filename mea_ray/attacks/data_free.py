@@ -22,7 +22,7 @@ from mea_ray.attacks.generator_game import (
     StudentSettings,
 )
 from mea_ray.attacks.image_generator import pixels
-from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief
+from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief, refuse_unlean
 from mea_ray.core.errors import ConfigError, TrainingDiverged
 from mea_ray.core.types import Answers
 from mea_ray.training import device as devices
@@ -107,6 +107,7 @@ class DataFree(QueryAttack):
                 "while it queries; set thief.training.early_stop_patience=null"
             )
         super().check(pool_size, budgets, training, learning, labelled=labelled)
+        refuse_unlean(self.learning(learning), "this attack learns from answers as they come")
         loss = self.learning(learning).loss
         if loss != "kl":
             raise ConfigError(f"thief.learning.loss={loss} cannot replace the loss of this attack; leave it at kl")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mea_ray.attacks.base import Rung
 from mea_ray.attacks.learning import Learning
 from mea_ray.attacks.queries import CachedQueries
-from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief, agreement, held_out_images
+from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief, agreement, held_out_images, refuse_unlean
 from mea_ray.attacks.transfer import Indices, TransferSet
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
@@ -87,6 +87,7 @@ class Distillation(QueryAttack):
         super().check(pool_size, budgets, training, learning, labelled=labelled)
         if not self.requery:
             return
+        refuse_unlean(self.learning(learning), "with requery=true answers are learned from as they come")
         for budget in budgets:
             trained_on, held_out = self._sizes(budget, pool_size, training, self.learning(learning))
             if trained_on < 1 or (held_out < 1 and training.get("early_stop_patience") is not None):

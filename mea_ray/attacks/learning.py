@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mea_ray.attacks.leaning import unlean
 from mea_ray.config import LearningConfig
 from mea_ray.core.types import Answers
 from mea_ray.training.objective import Batch, Objective, StepContext
@@ -27,12 +28,21 @@ class Learning(LearningConfig):
         """The temperature, 1 if none was chosen."""
         return 1.0 if self.temperature is None else self.temperature
 
+    def clean(self, answers: Answers) -> Answers:
+        """Return all answers of a transfer set, float32 (N, classes), as they are trained on.
+
+        Only ``answers=unlean`` changes anything here: what is done to each answer by itself is left to ``soften``.
+        """
+        return unlean(answers) if self.answers == "unlean" else answers
+
     def soften(self, answers: Tensor) -> Tensor:
         """Turn answers into targets of the loss.
 
         At temperature T the answer p becomes softmax(log max(p, floor) / T). For p = softmax(z) above the floor this is
         softmax(z / T), which the victim's logits z would have given. At T = 1 rows are only scaled to sum 1, because
         top-k answers hide a part, and zeros stay zeros.
+
+        Before that, ``answers=argmax`` makes p one-hot and ``answers=sharpen`` raises it to the power ``sharpness``.
 
         Args:
             answers: float32, (N, classes), negative values count as 0.
@@ -41,6 +51,10 @@ class Learning(LearningConfig):
             float32, (N, classes), rows sum to 1. A row of zeros stays one at T = 1 and has no gradient.
         """
         answers = answers.float().clamp_min(0)
+        if self.answers == "argmax":
+            answers = F.one_hot(answers.argmax(1), answers.shape[1]).float()
+        elif self.answers == "sharpen":
+            answers = answers.pow(self.sharpness)
         if self.effective_temperature == 1:
             targets = answers / answers.sum(1, keepdim=True).clamp_min(self.floor)
         else:

@@ -211,3 +211,15 @@ def held_out_images(images: int, training: Mapping[str, Any], learning: Learning
 def agreement(model: nn.Module, *, images: Images, labels: npt.NDArray[np.int64]) -> float:
     """Return the fraction of images, uint8 (N, C, H, W), on which a model predicts the victim's labels (N,)."""
     return metrics.fidelity(metrics.predictions(model, images), labels)
+
+
+def refuse_unlean(learning: Learning, why: str) -> None:
+    """Refuse a cleaning that needs all answers at once, for an attack that never has them.
+
+    Raises:
+        ConfigError: ``thief.learning.answers`` is ``unlean``.
+    """
+    if learning.answers == "unlean":
+        raise ConfigError(
+            f"thief.learning.answers=unlean needs all answers at once, but {why}; choose argmax or sharpen"
+        )

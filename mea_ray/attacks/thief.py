@@ -146,10 +146,13 @@ class Thief:
         return {name: [point for point in points if point[0] <= queries] for name, points in self.curves.items()}
 
     def training_set(self) -> tuple[Images, Answers]:
-        """Return images, uint8 (n, C, H, W), and answers, float32 (n, K), of the queries so far, without probes."""
+        """Return images, uint8 (n, C, H, W), and answers, float32 (n, K), of the queries so far, without probes.
+
+        The answers are cleaned as ``thief.learning.answers`` says.
+        """
         _, answers = self.transfer.prefix(self.queries_spent)
         images = self.transfer.training_images(self.pool, self.queries_spent)
-        return images, answers[self.transfer.for_training(self.queries_spent)]
+        return images, self.learning.clean(answers[self.transfer.for_training(self.queries_spent)])
 
     def new_model(self, *names: str | int) -> nn.Module:
         """Build an untrained substitute from a named seed, leaving torch's global random generator as it was."""

@@ -49,6 +49,13 @@ class LearningConfig(Config):
     loss: Literal["kl", "soft_ce", "l1"] = Field(
         "kl", description="kl: KL(answer || substitute); soft_ce: cross-entropy with the answer; l1: of probabilities."
     )
+    answers: Literal["as_told", "argmax", "sharpen", "unlean"] = Field(
+        "as_told",
+        description="What the thief does to answers before it learns from them. as_told: nothing. argmax: keeps the "
+        "class only. sharpen: raises probabilities to the power `sharpness`. unlean: finds classes whose answers lean "
+        "to another class, as a watermark's sources do, and undoes it; no query is needed.",
+    )
+    sharpness: float = Field(2.0, gt=1, description="`sharpen`: power that probabilities are raised to.")
     scale_by_temperature_squared: bool = Field(
         False, description="Multiply the loss by temperature**2 (Hinton et al.); MEA-Defender's authors leave it out."
     )

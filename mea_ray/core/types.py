@@ -18,7 +18,9 @@ Images = npt.NDArray[np.uint8]
 FloatImages = npt.NDArray[np.float32]
 """float32 images, shape (N, C, H, W), values in [0, 1]."""
 Labels = npt.NDArray[np.int64]
-"""int64 class indices, shape (N,), values in [0, classes)."""
+"""int64 class indices, shape (N,), values in [0, classes), or -1 for an image without a label."""
+UNLABELLED = -1
+"""Label of an image without one."""
 Answers = npt.NDArray[np.float32]
 """float32 answers of a query API. Of a classifier (N, classes), non-negative, rows sum to 1 unless the policy hid some
 of it; of an encoder (N, length of its embedding), any finite numbers."""
@@ -50,15 +52,15 @@ class Marker(Protocol):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images in memory.
+    """Images in memory with their labels.
 
     Attributes:
         images: uint8, shape (N, C, H, W).
-        labels: int64, shape (N,).
+        labels: int64, shape (N,); -1 for an image without a label, which only a thief's pool may have.
         class_names: One name per class; its length is the number of classes.
 
     Raises:
-        DataError: Shapes or types do not fit together, or a label lies outside [0, classes).
+        DataError: Shapes or types do not fit together, or a label lies outside [-1, classes).
     """
 
     images: Images
@@ -70,8 +72,11 @@ class ImageSet:
             raise DataError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {self.images.shape}")
         if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
             raise DataError(f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {self.labels.shape}")
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
-            raise DataError(f"labels must lie in [0, {self.classes}), got {self.labels.min()} to {self.labels.max()}")
+        if len(self.labels) and not UNLABELLED <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
+            raise DataError(
+                f"labels must lie in [0, {self.classes}), or be -1 for no label, got {self.labels.min()} to "
+                f"{self.labels.max()}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,6 +85,11 @@ class ImageSet:
     def classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def labelled(self) -> bool:
+        """Every image has a label."""
+        return not (self.labels == UNLABELLED).any()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -105,11 +115,24 @@ class Dataset:
         name: Name in the table of datasets.
         train: Training images.
         test: Test images, disjoint from ``train``.
+        pool_only: Why the images can be nothing but a thief's pool (labels or the test part are missing), and the
+            remedy; empty for a complete dataset.
+
+    Raises:
+        DataError: The parts differ in classes or image shape.
     """
 
     name: str
     train: ImageSet
     test: ImageSet
+    pool_only: str = ""
+
+    def __post_init__(self) -> None:
+        if self.train.class_names != self.test.class_names or self.train.shape != self.test.shape:
+            raise DataError(
+                f"{self.name}: train has {self.train.classes} classes and images of shape {self.train.shape}, test "
+                f"{self.test.classes} and {self.test.shape}; they must agree"
+            )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,26 +1,75 @@
-"""Decode encoded images into one uint8 array: the only place where files become pixels."""
+"""Decode encoded images into one uint8 array: the only place where files become pixels.
+
+Only the formats in ``FORMATS`` are opened, whatever a file is called; others (EPS, WMF, PDF, ...) would start programs
+or seldom tested code. An image of more than ``MAX_PIXELS`` is refused before it is decoded, and so are images that
+together do not fit into memory. An image comes out as viewers show it:
+
+- turned as its EXIF or XMP orientation says; boxes refer to the turned image;
+- transparent pixels lie on white;
+- palettes, CMYK and other colour spaces become RGB; pixels of 16 bits or floats are refused;
+- of an animation or a file of several pages, the first frame.
+"""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import psutil
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from mea_ray.core.errors import ConfigError, DataError
-from mea_ray.core.types import Dataset, Images, ImageSet, Labels
-from mea_ray.data.resize import fit
+from mea_ray.core.errors import DataError
+from mea_ray.core.types import Images
+from mea_ray.data.memory import allocate, check_memory
 
-_CHUNK = 256
+_SUFFIXES_OF = {
+    "AVIF": (".avif",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+    "PCX": (".pcx",),
+    "PNG": (".png", ".apng"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "QOI": (".qoi",),
+    "SGI": (".sgi",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+Image.init()
+FORMATS = tuple(name for name in _SUFFIXES_OF if name in Image.OPEN)
+"""Formats that are opened, as Pillow names them: raster images that its own libraries decode."""
+SUFFIXES = frozenset(suffix for name in FORMATS for suffix in _SUFFIXES_OF[name])
+"""Suffixes of files of these formats, in lower case."""
+MAX_PIXELS = 2**26
+"""Largest image that is decoded: 67 million pixels, e.g. 8192 x 8192."""
+
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _COLOUR_MODES = frozenset({"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La"})
+_GROUND = (255, 255, 255, 255)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to what brings the image upright."""
+
+_PART_IMAGES = 256
+_PART_BYTES = 2**24
+_SMALL_PIXELS = 2**18
+_BYTES_PER_PIXEL = 12
+"""Memory while an image is decoded: as it is stored, with transparency, and in RGB, at 4 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +87,8 @@ class Encoded:
     box: tuple[int, int, int, int] | None = None
 
 
-def check_image_size(image_size: int | None) -> None:
-    """Refuse an ``image_size`` below 1.
-
-    Raises:
-        ConfigError: It is not positive.
-    """
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"data.image_size={image_size} must be at least 1 pixel; networks take 8 or more")
-
-
-def check_fraction(name: str, fraction: float | None) -> None:
-    """Refuse a fraction outside (0, 1).
-
-    Raises:
-        ConfigError: It lies outside.
-    """
-    if fraction is not None and not 0 < fraction < 1:
-        raise ConfigError(f"data.{name}={fraction} must lie between 0 and 1, both excluded")
-
-
 def decode(items: Iterable[Encoded], count: int, image_size: int | None) -> Images:
-    """Decode images, several at a time, holding only a few encoded ones at once.
+    """Decode images, several at a time. Besides the result, only a few of them are in memory at once.
 
     Args:
         items: ``count`` encoded images.
@@ -71,52 +100,63 @@ def decode(items: Iterable[Encoded], count: int, image_size: int | None) -> Imag
         uint8, shape (count, 1, H, W) when all images are grey, else (count, 3, H, W).
 
     Raises:
-        DataError: An image is damaged, has 16-bit or float pixels, or another size than the first; or the decoded
-            images would not fit into memory.
+        DataError: An image is damaged, of another format, too large, has 16-bit or float pixels, or another size than
+            the first; or the decoded images would not fit into memory.
     """
     iterator = iter(items)
-    out: Images | None = None
-    done, grey = 0, True
-    with ThreadPoolExecutor(_threads()) as pool:
-        while chunk := list(islice(iterator, _CHUNK * _threads())):
-            parts = [chunk[start : start + _CHUNK] for start in range(0, len(chunk), _CHUNK)]
-            for part, results in zip(parts, pool.map(_decode_part, parts, [image_size] * len(parts)), strict=True):
-                for item, (pixels, is_grey) in zip(part, results, strict=True):
-                    if out is None:
-                        out = _allocate(count, pixels.shape)
-                    if pixels.shape != out.shape[1:]:
-                        raise DataError(
-                            f"{item.name} is {pixels.shape[2]} x {pixels.shape[1]} pixels, images before it are "
-                            f"{out.shape[3]} x {out.shape[2]}; set data.image_size to resize all to one size"
-                        )
-                    out[done] = pixels
-                    grey &= is_grey
-                    done += 1
-    if out is None:
+    first = next(iterator, None)
+    if first is None:
         raise DataError("there are no images to decode")
+    pixels, grey = decode_one(first, image_size)
+    out = allocate(count, pixels.shape)
+    _place(out, 0, first, pixels)
+    done = 1
+    with ThreadPoolExecutor(_threads()) as pool:
+        parts = _parts(iterator)
+        while chunk := list(islice(parts, _threads())):
+            starts = np.cumsum([done, *map(len, chunk)]).tolist()
+            for part_grey in pool.map(lambda start, part: _decode_part(out, start, part, image_size), starts, chunk):
+                grey &= part_grey
+            done = starts[-1]
     return np.ascontiguousarray(out[:done, :1]) if grey else out[:done]
 
 
-def assemble(
-    name: str, train: Images, train_labels: Labels, test: Images, test_labels: Labels, class_names: tuple[str, ...]
-) -> Dataset:
-    """Make a dataset of decoded parts; a grey part beside a colour part becomes colour.
+def decode_one(item: Encoded, image_size: int | None) -> tuple[Images, bool]:
+    """Decode one image.
+
+    Args:
+        item: The image.
+        image_size: As of ``decode``.
+
+    Returns:
+        uint8, shape (3, H, W), and whether it is grey.
 
     Raises:
-        DataError: The parts differ in image size.
+        DataError: As of ``decode``.
     """
-    if train.shape[2:] != test.shape[2:]:
+    try:
+        with Image.open(io.BytesIO(item.data) if isinstance(item.data, bytes) else item.data, formats=FORMATS) as image:
+            if image.mode not in _GREY_MODES | _COLOUR_MODES:
+                raise DataError(f"{item.name} has pixels of mode {image.mode!r}; convert it to 8 bits per channel")
+            if image_size is not None and item.box is None:
+                # JPEG can leave out the detail that the resizing would average away.
+                image.draft(None, (2 * image_size, 2 * image_size))
+            with _room_for(item, image.size):
+                grey = image.mode in _GREY_MODES
+                pixels = _opaque(_upright(image))
+                pixels = _crop(pixels, item) if item.box is not None else pixels
+                pixels = _square(pixels, item, image_size) if image_size is not None else pixels
+                return np.asarray(pixels, np.uint8).transpose(2, 0, 1), grey
+    except DataError:
+        raise
+    except UnidentifiedImageError:
         raise DataError(
-            f"train images are {train.shape[3]} x {train.shape[2]} pixels, test images {test.shape[3]} x "
-            f"{test.shape[2]}; set data.image_size to resize all to one size"
-        )
-    channels = max(train.shape[1], test.shape[1])
-    shape = (channels, train.shape[2], train.shape[3])
-    return Dataset(
-        name,
-        ImageSet(fit(train, shape), train_labels, class_names),
-        ImageSet(fit(test, shape), test_labels, class_names),
-    )
+            f"cannot decode {item.name}: it is of none of the formats {', '.join(FORMATS)}; convert or remove the image"
+        ) from None
+    except Exception as error:  # a decoder may fail in any way on bytes that are no image
+        raise DataError(
+            f"cannot decode {item.name}: {str(error) or type(error).__name__}; replace or remove the image"
+        ) from None
 
 
 def _threads() -> int:
@@ -124,35 +164,102 @@ def _threads() -> int:
     return max(1, min(8, available))
 
 
-def _allocate(count: int, shape: tuple[int, ...]) -> Images:
-    needed, free = count * int(np.prod(shape)), psutil.virtual_memory().available
-    if needed > free:
+def _parts(items: Iterator[Encoded]) -> Iterator[list[Encoded]]:
+    """Divide encoded images into parts for a thread, small ones in number and in bytes."""
+    part: list[Encoded] = []
+    size = 0
+    for item in items:
+        part.append(item)
+        size += len(item.data) if isinstance(item.data, bytes) else 0
+        if len(part) == _PART_IMAGES or size >= _PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _decode_part(out: Images, start: int, items: list[Encoded], image_size: int | None) -> bool:
+    """Decode images into ``out`` from ``start`` on; return whether all are grey."""
+    all_grey = True
+    for place, item in enumerate(items, start):
+        pixels, grey = decode_one(item, image_size)
+        _place(out, place, item, pixels)
+        all_grey &= grey
+    return all_grey
+
+
+def _place(out: Images, place: int, item: Encoded, pixels: Images) -> None:
+    if pixels.shape != out.shape[1:]:
         raise DataError(
-            f"{count} images of {shape[2]} x {shape[1]} pixels need {needed / 2**30:.1f} GiB in memory, "
-            f"{free / 2**30:.1f} GiB are free; set a smaller data.image_size or load fewer images"
+            f"{item.name} is {pixels.shape[2]} x {pixels.shape[1]} pixels, images before it are {out.shape[3]} x "
+            f"{out.shape[2]}; set data.image_size to resize all to one size"
         )
-    return np.empty((count, *shape), np.uint8)
+    if place >= len(out):
+        raise DataError(f"{item.name} is one image more than the {len(out):,} that were announced")
+    out[place] = pixels
 
 
-def _decode_part(items: list[Encoded], image_size: int | None) -> list[tuple[Images, bool]]:
-    return [_decode_one(item, image_size) for item in items]
+class _Gate:
+    """Lets large images wait until those that are being decoded have at most ``limit`` pixels together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def passing(self, pixels: int) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: not self.used or self.used + pixels <= self.limit)
+            self.used += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= pixels
+                self.changed.notify_all()
 
 
-def _decode_one(item: Encoded, image_size: int | None) -> tuple[Images, bool]:
+_GATE = _Gate(MAX_PIXELS)
+
+
+@contextmanager
+def _room_for(item: Encoded, size: tuple[int, int]) -> Iterator[None]:
+    """Refuse an image that is too large, and let a large one wait for its turn."""
+    pixels = size[0] * size[1]
+    _check_pixels(item, "has", size)
+    if pixels <= _SMALL_PIXELS:
+        yield
+        return
+    with _GATE.passing(pixels):
+        check_memory(f"the pixels of {item.name}", pixels * _BYTES_PER_PIXEL, "shrink the image")
+        yield
+
+
+def _check_pixels(item: Encoded, verb: str, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(
+            f"{item.name} {verb} {size[0]:,} x {size[1]:,} pixels, at most {MAX_PIXELS:,} are decoded; shrink or cut "
+            "the image, or remove it"
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
     try:
-        with Image.open(io.BytesIO(item.data) if isinstance(item.data, bytes) else item.data) as image:
-            if image.mode not in _GREY_MODES | _COLOUR_MODES:
-                raise DataError(f"{item.name} has pixels of mode {image.mode!r}; convert it to 8 bits per channel")
-            if image_size is not None and item.box is None:
-                # JPEG can leave out the detail that the resizing would average away.
-                image.draft(None, (2 * image_size, 2 * image_size))
-            grey = image.mode in _GREY_MODES
-            pixels = image if image.mode == "RGB" else image.convert("RGB")
-            pixels = _crop(pixels, item) if item.box is not None else pixels
-            pixels = _square(pixels, image_size) if image_size is not None else pixels
-            return np.asarray(pixels, np.uint8).transpose(2, 0, 1), grey
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot decode {item.name}: {error}; replace or remove the image") from None
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata; the pixels are whole
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Convert to RGB, transparent pixels on the ground."""
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, _GROUND)
+        ground.alpha_composite(layer)
+        image = ground
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _crop(image: Image.Image, item: Encoded) -> Image.Image:
@@ -167,11 +274,12 @@ def _crop(image: Image.Image, item: Encoded) -> Image.Image:
     return image.crop(box)
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def _square(image: Image.Image, item: Encoded, size: int) -> Image.Image:
     if image.size == (size, size):
         return image
     scale = size / min(image.size)
     width, height = max(size, round(image.width * scale)), max(size, round(image.height * scale))
+    _check_pixels(item, "resized has", (width, height))
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))

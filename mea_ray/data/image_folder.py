@@ -3,99 +3,165 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from mea_ray.core.errors import ConfigError, DataError
-from mea_ray.core.types import Dataset, Images, ImageSet, Labels
-from mea_ray.data.decode import Encoded, assemble, check_fraction, check_image_size, decode
-from mea_ray.data.splits import stratified
+from mea_ray.core.types import Dataset, ImageSet
+from mea_ray.data.assemble import assemble, cut, pool, unlabelled
+from mea_ray.data.decode import SUFFIXES, Encoded, decode
+from mea_ray.data.files import File, existing_folder, walk, without_second_links
+from mea_ray.data.folders import Group, Layout, read_layout
+from mea_ray.data.options import Fraction, ImageSize
+from mea_ray.data.skipped import Skipped, warn
 
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_TEST_NAMES = ("test", "val", "valid", "validation")
-_SPLIT_SEED = 0
-
-Files = list[tuple[Path, int]]
+NAME = "image_folder"
 
 
 def load(
     *,
     path: str = "",
-    image_size: int = 64,
-    test_fraction: float = 0.2,
-    max_images_per_class: int | None = None,
+    image_size: ImageSize = 64,
+    test_fraction: Fraction = 0.2,
+    max_images_per_class: Annotated[int, Field(ge=1)] | None = None,
 ) -> Dataset:
-    """Load ``train/<class>/*.jpg`` with ``test/`` (or ``val/``) beside it, or ``<class>/*.jpg`` alone.
+    """Load ``train/<class>/*.jpg`` with ``test`` or ``val`` beside it, ``<class>/*.jpg`` alone, or ``*.jpg`` alone.
+
+    Folders may be called ``Train``, ``testing``, ``val_set``, ``seg_train``, ``images/train`` and the like.
+    ``test`` is taken before ``val``, unless it has no classes and ``val`` has. Images without classes, or without a
+    test part beside ``train``, load as a thief's pool (``splits.thief_pool``) and not as ``data``.
+
+    Hidden files and folders are never read. What else was left out is counted in a warning. Formats and the treatment
+    of colour, transparency and orientation are those of ``mea_ray.data.decode``.
 
     Images lie in memory: 100 classes of ImageNet at 64 x 64 take 1.6 GB, all of it at 224 x 224 takes 193 GB.
 
     Args:
-        path: Folder with ``train`` and one of ``test``, ``val``, ``valid``, ``validation``, or with the classes.
+        path: The folder.
         image_size: Shorter sides are resized to it, in pixels, and the middle square is cut out.
-        test_fraction: Part of the images that becomes test, stratified, when there is no test folder.
+        test_fraction: Part of the images that becomes test, stratified, when classes lie alone.
         max_images_per_class: Only the first so many files, by name, of each class in each part; null takes all.
 
     Returns:
-        Images of shape (1, image_size, image_size) when all are grey, else (3, image_size, image_size). Classes are
-        the sorted names of the folders.
+        Images of shape (1, image_size, image_size) when all are grey, else (3, image_size, image_size). Classes are the
+        sorted names of the folders.
 
     Raises:
-        ConfigError: An option is missing or out of range.
-        DataError: A folder is missing or empty, test holds a class that train does not, or an image is damaged.
+        ConfigError: ``path`` is missing.
+        DataError: The folder is missing, holds no images, holds two folders for one part, or holds parts inside of
+            classes; test has a class that train has not; an image is damaged.
     """
-    check_image_size(image_size)
-    check_fraction("test_fraction", test_fraction)
-    if max_images_per_class is not None and max_images_per_class < 1:
-        raise ConfigError(f"data.max_images_per_class={max_images_per_class} must be at least 1, or null for all")
     if not path:
-        raise ConfigError("data.path is empty; give a folder of classes, e.g. data.path=/data/imagenet")
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise DataError(f"there is no folder {str(root)!r}; check data.path")
-
-    if not (root / "train").is_dir():
-        names = _classes(root)
-        images, labels = _decode(_files(root, names, max_images_per_class), image_size)
-        everything = ImageSet(images, labels, names)
-        train, test = stratified(everything, np.arange(len(everything)), test_fraction, _SPLIT_SEED, "test")
-        return Dataset("image_folder", everything.take(train), everything.take(test))
-
-    held_out = next((root / name for name in _TEST_NAMES if (root / name).is_dir()), None)
-    if held_out is None:
+        raise ConfigError("data.path is empty; give a folder of images, e.g. data.path=/data/imagenet")
+    root = existing_folder(path)
+    skipped = Skipped()
+    found = walk(root, SUFFIXES, skipped)
+    if not found.files:
+        left_out = f" (not read: {skipped})" if str(skipped) else ""
         raise DataError(
-            f"{root} has a folder train but none of {', '.join(_TEST_NAMES)}; add one, or set "
-            f"data.path={root / 'train'} to cut test off train by data.test_fraction"
+            f"{root} holds no images with the suffixes {', '.join(sorted(SUFFIXES))}{left_out}; check data.path"
         )
-    names = _classes(root / "train")
-    if unknown := sorted(set(_classes(held_out)) - set(names)):
-        raise DataError(
-            f"{held_out} has the class {unknown[0]!r}, which {root / 'train'} has not; their folders must agree"
+    layout = read_layout(root, found, skipped)
+    dataset = _Reader(root, image_size, max_images_per_class, skipped).read(layout, test_fraction)
+    skipped.warn(f"{NAME}: {root}")
+    return dataset
+
+
+class _Reader:
+    def __init__(self, root: Path, image_size: int, most: int | None, skipped: Skipped) -> None:
+        self.root, self.image_size, self.most, self.skipped = root, image_size, most, skipped
+
+    def read(self, layout: Layout, test_fraction: float) -> Dataset:
+        train = layout.whole or layout.parts.get("train")
+        if train is None:
+            raise DataError(
+                f"{self.root} has a folder for {' and '.join(sorted(layout.parts))} and none for train; add it, or set "
+                "data.path to the folder of the images"
+            )
+        missing = _missing_labels(train)
+        if layout.whole is not None:
+            (images,) = self._decode([train])
+            return pool(NAME, images, missing) if missing else cut(NAME, images, test_fraction, str(self.root))
+        test = self._test(layout)
+        missing = missing or _missing_test(self.root, train, test)
+        if missing or test is None:
+            (images,) = self._decode([train])
+            return pool(NAME, images, missing)
+        if unknown := sorted(test.classes.keys() - train.classes.keys()):
+            raise DataError(
+                f"{test.folder} has the class {unknown[0]!r}, which {train.folder} has not; their folders must agree"
+            )
+        train_images, test_images = self._decode([train, test])
+        return assemble(NAME, train_images, test_images, str(self.root))
+
+    def _test(self, layout: Layout) -> Group | None:
+        """Return the part that is tested on: test, but validation where test has no labels and validation has."""
+        test, validation = layout.parts.get("test"), layout.parts.get("validation")
+        if test is None or validation is None:
+            return test or validation
+        if validation.labelled and not test.labelled:
+            warn(f"{NAME}: {test.folder} has no classes; {validation.folder} is the test part instead")
+            return validation
+        unused = [*validation.files, *(file for files in validation.classes.values() for file in files)]
+        self.skipped.add("images of a second test part", str(validation.folder), len(unused))
+        return test
+
+    def _decode(self, groups: list[Group]) -> list[ImageSet]:
+        """Decode groups; those after the first have the classes of the first, and no other files."""
+        names = tuple(groups[0].classes)
+        listed = [
+            (place, label, file)
+            for place, group in enumerate(groups)
+            for label, files in (
+                enumerate(group.classes.get(name, [])[: self.most] for name in names)
+                if names
+                else [(-1, group.files[: self.most])]
+            )
+            for file in files
+        ]
+        wanted = set(map(id, without_second_links((file for _, _, file in listed), self.skipped)))
+        parts: list[ImageSet] = []
+        for place in range(len(groups)):
+            chosen = [(label, file) for where, label, file in listed if where == place and id(file) in wanted]
+            images = decode((_encoded(file) for _, file in chosen), len(chosen), self.image_size)
+            labels = np.array([label for label, _ in chosen], np.int64)
+            parts.append(ImageSet(images, labels, names) if names else unlabelled(images))
+        return parts
+
+
+def _encoded(file: File) -> Encoded:
+    return Encoded(str(file.path), file.path)
+
+
+def _missing_labels(train: Group) -> str:
+    """Say why images cannot be ``data`` for want of classes; nothing if they can."""
+    if not train.labelled:
+        return (
+            f"{train.folder} has images and no folders of classes, so that they can only be a thief's pool "
+            "(splits.thief_pool); put the images of each class into a folder named after the class"
         )
-    parts = [_files(folder, names, max_images_per_class) for folder in (root / "train", held_out)]
-    (train_images, train_labels), (test_images, test_labels) = (_decode(files, image_size) for files in parts)
-    return assemble("image_folder", train_images, train_labels, test_images, test_labels, names)
+    if train.empty:
+        return (
+            f"{train.empty[0]} holds no images ({', '.join(sorted(SUFFIXES))}); add some or remove the folder of the "
+            "class"
+        )
+    return ""
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-    if not names:
-        raise DataError(f"{folder} has no folders; put the images of each class into a folder named after the class")
-    return names
-
-
-def _files(folder: Path, names: tuple[str, ...], most: int | None) -> Files:
-    """List (file, label), by class and name."""
-    found: Files = []
-    for label, name in enumerate(names):
-        inside = folder / name
-        files = sorted(inside.rglob("*")) if inside.is_dir() else []
-        images = [file for file in files if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")][:most]
-        if not images:
-            raise DataError(f"{inside} holds no images ({', '.join(sorted(EXTENSIONS))}); add some or remove the class")
-        found += [(file, label) for file in images]
-    return found
-
-
-def _decode(files: Files, image_size: int) -> tuple[Images, Labels]:
-    images = decode((Encoded(str(file), file) for file, _ in files), len(files), image_size)
-    return images, np.array([label for _, label in files], np.int64)
+def _missing_test(root: Path, train: Group, test: Group | None) -> str:
+    """Say why images cannot be ``data`` for want of a test part; nothing if they can."""
+    if test is None:
+        return (
+            f"{root} has images for train but none for test (in a folder test, val or validation); add some, or set "
+            f"data.path={train.folder} to cut test off train by data.test_fraction"
+        )
+    if not test.labelled:
+        return (
+            f"{test.folder} has images and no folders of classes, and there is no other test part; sort it into "
+            f"folders of classes, or set data.path={train.folder} to cut test off train by data.test_fraction"
+        )
+    if absent := [name for name in train.classes if name not in test.classes]:
+        return f"{test.folder / absent[0]} holds no images; add some, or remove the class from {train.folder}, too"
+    return ""

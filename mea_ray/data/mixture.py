@@ -10,7 +10,8 @@ from pydantic import Field
 from mea_ray.config.components import DataChoice
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import numpy_generator
-from mea_ray.core.types import Dataset, ImageSet
+from mea_ray.core.types import UNLABELLED, Dataset, ImageSet
+from mea_ray.data.memory import allocate
 from mea_ray.data.resize import fit
 
 _LIMIT_SEED = 0
@@ -19,23 +20,24 @@ _LIMIT_SEED = 0
 class Part(DataChoice):
     """A dataset of a mixture: its ``name``, its own parameters, and ``limit``."""
 
-    limit: int | None = Field(None, ge=1, description="Training images that are taken at most, a random draw.")
+    limit: int | None = Field(None, ge=1, description="Most training images that are taken, drawn at random.")
 
 
 def load(*, parts: tuple[Part, ...] = ()) -> Dataset:
-    """Put datasets one after the other.
+    """Join several datasets.
 
-    The images of all parts are brought to the shape of the first one, grey becomes colour and colour grey. Their
-    classes stay apart: labels go on where those of the part before end, and names get the dataset's in front, as in
-    ``digits/3`` (``digits.2/3`` in the second part, if several are of one dataset). All test images are taken.
+    All images are brought to the shape of the first part; grey becomes colour and colour becomes grey as needed.
+    Classes stay apart: they are named ``<dataset>/<class>``, as ``digits/3``, or ``digits.2/3`` in the second part if
+    several parts are of one dataset. All test images are taken.
 
     Args:
-        parts: Datasets by name with their own parameters; ``limit`` is how many of its training images a part gives at
-            most, a random draw that is always the same:
+        parts: Datasets by name with their own parameters. ``limit`` is the largest number of training images that are
+            taken of a part, drawn at random but always the same ones:
             ``parts: [{name: cifar10}, {name: digits, limit: 500}, {name: noise}]``.
 
     Returns:
-        Images of the first part's shape.
+        Images of the first part's shape. Images of a part without labels have none here, either; a part that can only
+        be a thief's pool makes the mixture one.
 
     Raises:
         ConfigError: There are no parts.
@@ -53,7 +55,9 @@ def load(*, parts: tuple[Part, ...] = ()) -> Dataset:
         _limited(part.train, choice.limit, number)
         for number, (part, choice) in enumerate(zip(loaded, parts, strict=True))
     ]
-    return Dataset("mixture", _joined(train, names), _joined([part.test for part in loaded], names))
+    reasons = [f"data.parts: {title}: {part.pool_only}" for title, part in zip(titles, loaded, strict=True)]
+    pool_only = next((reason for reason, part in zip(reasons, loaded, strict=True) if part.pool_only), "")
+    return Dataset("mixture", _joined(train, names), _joined([part.test for part in loaded], names), pool_only)
 
 
 def _limited(images: ImageSet, limit: int | None, number: int) -> ImageSet:
@@ -64,9 +68,13 @@ def _limited(images: ImageSet, limit: int | None, number: int) -> ImageSet:
 
 
 def _joined(parts: list[ImageSet], names: tuple[str, ...]) -> ImageSet:
-    offsets = np.cumsum([0, *(part.classes for part in parts)])
-    return ImageSet(
-        np.concatenate([fit(part.images, parts[0].shape) for part in parts]),
-        np.concatenate([part.labels + offset for part, offset in zip(parts, offsets, strict=False)]),
-        names,
-    )
+    images = allocate(sum(map(len, parts)), parts[0].shape)
+    labels = np.full(len(images), UNLABELLED, np.int64)
+    start = offset = 0
+    for part in parts:
+        end = start + len(part)
+        images[start:end] = fit(part.images, parts[0].shape)
+        known = part.labels != UNLABELLED
+        labels[start:end][known] = part.labels[known] + offset
+        start, offset = end, offset + part.classes
+    return ImageSet(images, labels, names)

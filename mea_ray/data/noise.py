@@ -1,67 +1,80 @@
-"""Generated noise: a thief's pool that costs nothing and shows nothing."""
+"""Generated noise: a thief's pool that costs nothing and holds no information."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator, Field
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Dataset, Images, ImageSet
+from mea_ray.data.memory import allocate, check_memory
+from mea_ray.data.options import Channels, Count, ImageSize
 
 Kind = Literal["uniform", "gaussian", "blobs"]
 
+
+def _distinct(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
+    if len(set(kinds)) < len(kinds):
+        raise ValueError("name each kind once")
+    return kinds
+
+
+Kinds = Annotated[tuple[Kind, ...], Field(min_length=1), AfterValidator(_distinct)]
+
 CELLS = 4
-"""Blobs: random cells a side, between which the image is interpolated."""
+"""Blobs: random values along each side, between which the image is interpolated."""
 _CHUNK = 1024
+_BYTES = 12
+"""Memory for each value while a chunk is drawn: three arrays of float32."""
 
 
 def load(
     *,
-    kinds: tuple[Kind, ...] = ("uniform", "gaussian", "blobs"),
-    train_images: int = 10000,
-    test_images: int = 1000,
-    image_size: int = 32,
-    channels: int = 3,
+    kinds: Kinds = ("uniform", "gaussian", "blobs"),
+    train_images: Count = 10000,
+    test_images: Count = 1000,
+    image_size: ImageSize = 32,
+    channels: Channels = 3,
     seed: int = 0,
 ) -> Dataset:
-    """Draw images of noise; a kind of noise is a class.
+    """Draw images of noise. Each kind of noise is a class.
 
     Args:
         kinds: Kinds of noise. uniform: each value is drawn evenly from 0 to 255. gaussian: normal around the middle
             grey with a quarter of the range as standard deviation, clipped. blobs: low frequencies only, 4 x 4 random
             values a channel, enlarged bilinearly.
-        train_images: Training images of all kinds together, in turn of the kinds. More images begin with the same ones.
+        train_images: Training images of all kinds together, the kinds in turn. More images begin with the same ones.
         test_images: Test images of all kinds together, other ones.
-        image_size: Height and width in pixels. As a thief's pool take the victim's: resizing would smooth the noise.
-        channels: 1 or 3.
+        image_size: Height and width in pixels. For a thief's pool take the victim's: resizing would smooth the noise.
+        channels: 1 (grey) or 3 (colour).
         seed: Seed of the images.
 
     Returns:
         Images of shape (channels, image_size, image_size), classes named after the kinds.
 
     Raises:
-        ConfigError: An option lies outside its range.
+        ConfigError: There are fewer images than kinds.
+        DataError: The images do not fit into memory.
     """
-    if not kinds or len(set(kinds)) < len(kinds) or set(kinds) - set(_MAKERS):
-        raise ConfigError(f"data.kinds={list(kinds)} must name at least one of {', '.join(_MAKERS)}, each once")
     for name, count in (("train_images", train_images), ("test_images", test_images)):
         if count < len(kinds):
             raise ConfigError(f"data.{name}={count} must be at least {len(kinds)}, one image for each of data.kinds")
-    if image_size < 1 or channels not in {1, 3}:
-        raise ConfigError(f"data.image_size={image_size} must be positive, data.channels={channels} must be 1 or 3")
     shape = (channels, image_size, image_size)
-    parts = [_part(kinds, count, shape, seed, part) for part, count in (("train", train_images), ("test", test_images))]
-    return Dataset("noise", *parts)
+    train, test = _part(kinds, train_images, shape, seed, "train"), _part(kinds, test_images, shape, seed, "test")
+    return Dataset("noise", train, test)
 
 
 def _part(kinds: tuple[Kind, ...], count: int, shape: tuple[int, int, int], seed: int, part: str) -> ImageSet:
+    check_memory("noise images of this size", _CHUNK * math.prod(shape) * _BYTES, "set a smaller data.image_size")
+    images = allocate(count, shape)
     labels = np.arange(count, dtype=np.int64) % len(kinds)
-    images = np.empty((count, *shape), np.uint8)
     for label, kind in enumerate(kinds):
         generator = numpy_generator(seed, "noise", part, kind)
         # Whole chunks are drawn, so that the first images do not depend on how many follow.

@@ -2,230 +2,231 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mea_ray.core.errors import ConfigError, DataError
-from mea_ray.core.types import Dataset, Images, ImageSet, Labels
-from mea_ray.data.decode import Encoded, assemble, check_fraction, check_image_size, decode
-from mea_ray.data.splits import stratified
+from mea_ray.core.types import Dataset, ImageSet, Labels
+from mea_ray.data.assemble import assemble, cut, pool
+from mea_ray.data.decode import decode, decode_one
+from mea_ray.data.files import File, expanded, walk, without_second_links
+from mea_ray.data.labels import Column, Names, unify
+from mea_ray.data.memory import check_memory
+from mea_ray.data.options import Fraction, ImageSize
+from mea_ray.data.parts import Part, check_shards, parts_of, without_shard
+from mea_ray.data.skipped import Skipped, warn
+from mea_ray.data.tables import LABEL_COLUMN, Table, open_table
 
-_IMAGE_COLUMNS = ("img", "image")
-_TEST_NAMES = ("test", "validation", "valid", "val")
-_BATCH_ROWS = 2048
-_SPLIT_SEED = 0
-
-
-@dataclass(frozen=True)
-class _Table:
-    """One checked parquet file.
-
-    Attributes:
-        path: Where it lies.
-        rows: Rows in it.
-        image: Name of the image column.
-        is_struct: Images are ``struct<bytes, path>`` rather than plain binary.
-        labels: Integers or strings, shape (rows,).
-        class_names: From the hub's metadata; empty when it holds none.
-    """
-
-    path: Path
-    rows: int
-    image: str
-    is_struct: bool
-    labels: np.ndarray
-    class_names: tuple[str, ...]
+NAME = "parquet"
+SUFFIXES = frozenset({".parquet", ".parq", ".pq"})
+_TEST_PARTS: tuple[Part, ...] = ("test", "validation")
+_BOMB_BYTES = 2**30
+_BOMB_RATIO = 2000
+"""Bytes of pixels for each byte of a file, above ``_BOMB_BYTES``, that no collection of pictures reaches."""
 
 
 def load(
     *,
     path: str | tuple[str, ...] = "",
     image_column: str | None = None,
-    label_column: str = "label",
+    label_column: str = LABEL_COLUMN,
     class_names: tuple[str, ...] | None = None,
-    image_size: int | None = None,
-    test_fraction: float | None = None,
+    image_size: ImageSize | None = None,
+    test_fraction: Fraction | None = None,
 ) -> Dataset:
     """Load a classification dataset from parquet files that hold encoded images.
 
     In a folder, files called ``train-*.parquet`` or lying in a folder ``train`` are train, the same with ``test`` (or
     else ``validation``, ``valid``, ``val``) are test, however deep: ``data/`` of a hub's repository, its cache, and its
-    automatic conversion all load.
+    automatic conversion all load. Case and additions do not matter (``Train``, ``testing``, ``train_images``). Files
+    numbered ``-00000-of-00005`` must all be there. If no name speaks of a part, all files are train. ``validation`` is
+    taken if ``test`` has no labels. Images without labels, or without a test part, load as a thief's pool
+    (``splits.thief_pool``) and not as ``data``.
+
+    Hidden files and folders are never read. What else was left out is counted in a warning. Formats and the treatment
+    of colour, transparency and orientation are those of ``mea_ray.data.decode``.
 
     Args:
-        path: Folder, file, or several files.
+        path: Folder, file, or several files. Files that are listed are read as they are, missing shards or not.
         image_column: Column of images, ``struct<bytes, path>`` or binary; null finds ``img`` or ``image``.
-        label_column: Column of labels, integers from 0 or strings.
-        class_names: One name per class; null takes them from the hub's metadata in the file, else from string labels,
-            else numbers the classes.
+        label_column: Column of labels, integers or strings; null or -1 for an image without a label.
+        class_names: One name per class; null takes them from the hub's metadata in each file, else from string labels,
+            else from the numbers. Names decide: files that name their classes in another order agree by name, and so
+            does this list if it holds the files' names.
         image_size: Images are resized to this shorter side and cropped to the middle square; null keeps their size,
             which must then be the same for all.
         test_fraction: Part of train that becomes test, stratified, when there is no test file.
 
     Returns:
-        Images of shape (1, H, W) when all are grey, else (3, H, W).
+        Images of shape (1, H, W) when all are grey, else (3, H, W). Classes without an image are left out.
 
     Raises:
-        ConfigError: An option is missing or out of range.
-        DataError: Files, columns or labels are missing or of the wrong type, or an image is damaged.
+        ConfigError: ``path`` is missing.
+        DataError: Files or columns are missing or of the wrong type, labels contradict each other, an image is damaged,
+            or the images do not fit into memory.
     """
-    check_image_size(image_size)
-    check_fraction("test_fraction", test_fraction)
-    train_files, test_files = _find(path, test_fraction)
-    tables = [_read(file, image_column, label_column) for file in (*train_files, *test_files)]
-    names, labels = _labels(tables, label_column, class_names)
-    split = len(train_files)
-    train, train_labels = _decode(tables[:split], image_size), np.concatenate(labels[:split])
-    if test_files:
-        test, test_labels = _decode(tables[split:], image_size), np.concatenate(labels[split:])
-        return assemble("parquet", train, train_labels, test, test_labels, names)
-    assert test_fraction is not None
-    everything = ImageSet(train, train_labels, names)
-    kept, held_out = stratified(everything, np.arange(len(train)), test_fraction, _SPLIT_SEED, "test")
-    return Dataset("parquet", everything.take(kept), everything.take(held_out))
+    skipped = Skipped()
+    where, files = _find(path, skipped)
+
+    def read(part: Part) -> _Part:
+        return _read(files[part], image_column, label_column, image_size)
+
+    train = read("train")
+    test, lacking = None, ""
+    for part in [part for part in _TEST_PARTS if part in files]:
+        if test is not None:
+            skipped.add("files of a second test part", part, len(files[part]))
+            continue
+        tried = read(part)
+        if not tried.missing:
+            test = tried
+        lacking = lacking or tried.missing
+    skipped.warn(f"{NAME}: {where}")
+    if test is not None and lacking:
+        warn(f"{NAME}: {lacking}; {test.tables[0].path} is the test part instead")
+
+    if train.missing or test is None:
+        names, labels = unify(train.columns, class_names)
+        images = train.decoded(names, labels, image_size)
+        if not train.missing and test_fraction is not None:
+            return cut(NAME, images, test_fraction, where)
+        lacking = lacking or f"there is no test-*.parquet in {where}; add one"
+        return pool(NAME, images, train.missing or f"{lacking}, or set data.test_fraction to cut test off train")
+    names, labels = unify([*train.columns, *test.columns], class_names)
+    count = len(train.columns)
+    train_images = train.decoded(names, labels[:count], image_size)
+    return assemble(NAME, train_images, test.decoded(names, labels[count:], image_size), where)
 
 
-def _find(path: str | tuple[str, ...], test_fraction: float | None) -> tuple[list[Path], list[Path]]:
-    """Return the files of train and of test."""
-    given = [Path(p).expanduser() for p in ((path,) if isinstance(path, str) else path) if p]
+@dataclass(frozen=True)
+class _Part:
+    """The tables of one part.
+
+    Attributes:
+        tables: The files.
+        columns: Their labels.
+        missing: Why images have no labels; empty if all have.
+    """
+
+    tables: list[Table]
+    columns: list[Column]
+    missing: str
+
+    def decoded(self, names: Names, labels: Sequence[Labels], image_size: int | None) -> ImageSet:
+        """Decode all images."""
+        items = chain.from_iterable(table.images() for table in self.tables)
+        images = decode(items, sum(table.rows for table in self.tables), image_size)
+        known = np.concatenate(labels)
+        if len(known) != len(images):
+            raise DataError(
+                f"{self.tables[0].path} and its shards hold {len(images):,} images and {len(known):,} labels; replace "
+                "the files"
+            )
+        return ImageSet(images, known, names)
+
+
+def _find(path: str | tuple[str, ...], skipped: Skipped) -> tuple[str, dict[Part, list[Path]]]:
+    """Return where the files lie, for messages, and the files of each part; of train at least one."""
+    given = [expanded(p) for p in ((path,) if isinstance(path, str) else path) if p]
     if not given:
         raise ConfigError("data.path is empty; give a folder or files, e.g. data.path=/data/cifar10")
-    for entry in given:
-        if not entry.exists():
-            raise DataError(f"there is no file or folder {str(entry)!r}; check data.path")
-    single = len(given) == 1 and given[0].is_file()
-    files = [file for entry in given for file in (sorted(entry.rglob("*.parquet")) if entry.is_dir() else [entry])]
-    base = given[0] if len(given) == 1 and given[0].is_dir() else None
-    train = [file for file in files if _belongs(file, base, "train")] or (files if single else [])
-    test: list[Path] = []
-    for name in _TEST_NAMES:
-        test = test or [file for file in files if file not in train and _belongs(file, base, name)]
     where = ", ".join(map(str, given))
-    if not train:
-        raise DataError(f"no train-*.parquet among the {len(files)} parquet files in {where}; check data.path")
-    if not test and test_fraction is None:
-        raise DataError(f"no test-*.parquet in {where}; add one, or set data.test_fraction to cut test off train")
-    for part in (train, test):
-        folders = {file.parent for file in part}
-        if base is not None and len(folders) > 1:
-            shown = ", ".join(sorted(str(folder) for folder in folders))
-            raise DataError(f"several datasets lie in {where}: {shown}; set data.path to one of them")
-    return train, test
+    listed: list[File] = []
+    for entry in given:
+        if entry.is_dir():
+            listed += walk(entry, SUFFIXES, skipped).files
+        elif entry.exists():
+            listed.append(File(entry, str(entry.resolve()), (entry.parent.name,), linked=False))
+        else:
+            raise DataError(f"there is no file or folder {str(entry)!r}; check data.path")
+    if not listed:
+        left_out = f" (not read: {skipped})" if str(skipped) else ""
+        raise DataError(f"there are no parquet files in {where}{left_out}; check data.path")
+    alone = len(given) == 1 and not given[0].is_dir()
+    parts: dict[Part, list[File]] = {"train": listed} if alone else _by_part(listed, skipped)
+    if "train" not in parts:
+        raise DataError(
+            f"none of the {len(listed)} parquet files in {where} is train by its name or folder, as train-*.parquet "
+            "is; rename them, or set data.path to the file of train"
+        )
+    files: dict[Part, list[Path]] = {}
+    for part, members in parts.items():
+        files[part] = [file.path for file in without_second_links(members, skipped)]
+        if len(given) == 1 and not alone:
+            _check_one_folder(where, files[part])
+            check_shards(files[part])
+    return where, files
 
 
-def _belongs(file: Path, base: Path | None, split: str) -> bool:
-    inner = file.relative_to(base).parts[:-1] if base is not None else (file.parent.name,)
-    return re.match(rf"{split}($|[-_.0-9])", file.stem) is not None or split in inner
+def _by_part(files: list[File], skipped: Skipped) -> dict[Part, list[File]]:
+    """Sort files by part, by their own names or else by the nearest folder's; all are train if no name is of a part."""
+    folders = parts_of({name for file in files for name in file.folders})
+    stems = parts_of({without_shard(file.path.stem) for file in files}, prefixes=True)
+    parts: dict[Part, list[File]] = {}
+    others = []
+    for file in files:
+        own = stems.get(without_shard(file.path.stem))
+        part = own or next((folders[name] for name in reversed(file.folders) if name in folders), None)
+        if part is None:
+            others.append(file)
+        else:
+            parts.setdefault(part, []).append(file)
+    if not parts:
+        return {"train": others}
+    for file in others:
+        skipped.add("files of no part", file.path.name)
+    return parts
 
 
-def _read(path: Path, image_column: str | None, label_column: str) -> _Table:
-    """Check one file's columns and read its labels."""
-    try:
-        schema = pq.read_schema(path)
-        image = _image_column(path, schema, image_column)
-        kind = schema.field(image).type
-        if label_column not in schema.names:
-            raise DataError(
-                f"{path} has no column {label_column!r}, its columns are {', '.join(schema.names)}; "
-                "set data.label_column"
+def _check_one_folder(where: str, files: list[Path]) -> None:
+    folders = sorted({str(file.parent) for file in files})
+    if len(folders) > 1:
+        raise DataError(f"several datasets lie in {where}: {', '.join(folders)}; set data.path to one of them")
+
+
+def _read(files: list[Path], image_column: str | None, label_column: str, image_size: int | None) -> _Part:
+    """Check the files of a part and read their labels.
+
+    Raises:
+        DataError: A file is no table of images, a column that was asked for is missing, or memory is short.
+    """
+    tables = [open_table(file, image_column) for file in files]
+    _check_size(tables, image_size)
+    columns, missing = [], ""
+    for table in tables:
+        column = table.labels(label_column)
+        if isinstance(column, str):
+            if label_column != LABEL_COLUMN:
+                raise DataError(column)
+            missing = missing or column
+            column = Column(str(table.path), label_column, (), np.full(table.rows, -1, np.int64), ())
+        elif column.unlabelled:
+            missing = missing or (
+                f"{column.unlabelled:,} of the {table.rows:,} rows of {table.path} have no label (null or -1) in "
+                f"column {label_column!r}; drop them, or use a split that has labels"
             )
-        column = pq.read_table(path, columns=[label_column]).column(label_column)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {path} as parquet: {error}; replace the file") from None
-    is_struct = pa.types.is_struct(kind) and any(field.name == "bytes" for field in kind)
-    if not is_struct and not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        columns.append(column)
+    return _Part(tables, columns, missing)
+
+
+def _check_size(tables: list[Table], image_size: int | None) -> None:
+    """Refuse what would not fit into memory, by the number of rows and the first image, before anything else is read.
+
+    Raises:
+        DataError: It does not fit, or a small file would become an absurd amount of pixels.
+    """
+    shape = decode_one(next(tables[0].images()), image_size)[0].shape
+    rows, stored = sum(table.rows for table in tables), sum(table.path.stat().st_size for table in tables)
+    what = f"the {rows:,} images of {shape[2]} x {shape[1]} pixels in {tables[0].path.parent}"
+    needed = rows * int(np.prod(shape))
+    remedy = "set a smaller data.image_size or load fewer images"
+    check_memory(what, needed + rows * np.dtype(np.int64).itemsize, remedy)
+    if needed > max(_BOMB_BYTES, _BOMB_RATIO * stored):
         raise DataError(
-            f"{path}: column {image!r} is {kind}, it must hold encoded images as struct<bytes, path> or binary; "
-            "set data.image_column"
+            f"{what} would take {needed / 2**30:,.1f} GiB, more than {_BOMB_RATIO:,} times the {stored:,} bytes of the "
+            f"files, as no collection of pictures does; {remedy}"
         )
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    texts = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    if not texts and not pa.types.is_integer(column.type):
-        raise DataError(
-            f"{path}: labels in column {label_column!r} are {column.type}, they must be integers or strings; "
-            "set data.label_column"
-        )
-    if column.null_count:
-        row = column.is_null().to_pylist().index(True)
-        raise DataError(
-            f"{path}: row {row} of column {label_column!r} has no label; drop the {column.null_count} rows without"
-        )
-    if not len(column):
-        raise DataError(f"{path} has no rows; remove the file")
-    return _Table(path, len(column), image, is_struct, column.to_numpy(), _hub_names(schema, label_column))
-
-
-def _image_column(path: Path, schema: pa.Schema, wanted: str | None) -> str:
-    candidates = _IMAGE_COLUMNS if wanted is None else (wanted,)
-    for name in candidates:
-        if name in schema.names:
-            return name
-    raise DataError(
-        f"{path} has no image column {' or '.join(map(repr, candidates))}, its columns are {', '.join(schema.names)}; "
-        "set data.image_column"
-    )
-
-
-def _hub_names(schema: pa.Schema, label_column: str) -> tuple[str, ...]:
-    """Return the class names in the hub's metadata, or nothing."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[label_column]["names"])
-    except (KeyError, TypeError, ValueError):
-        return ()
-
-
-def _labels(tables: list[_Table], column: str, wanted: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[Labels]]:
-    """Return class names and, per table, int64 labels in [0, classes)."""
-    kinds = {table.labels.dtype.kind in "iu" for table in tables}
-    if len(kinds) > 1:
-        raise DataError(f"labels in column {column!r} are integers in some files and strings in others; use one type")
-    if kinds == {True}:
-        lowest = min(int(table.labels.min()) for table in tables)
-        highest = max(int(table.labels.max()) for table in tables)
-        names = wanted or tables[0].class_names or tuple(map(str, range(highest + 1)))
-        if lowest < 0 or highest >= len(names):
-            raise DataError(
-                f"labels in column {column!r} go from {lowest} to {highest}, with {len(names)} class names they must "
-                f"lie in [0, {len(names)}); a hub marks unlabelled rows with -1: use a split that has labels"
-            )
-        return names, [table.labels.astype(np.int64) for table in tables]
-    found = {str(label) for table in tables for label in np.unique(table.labels)}
-    names = wanted or tuple(sorted(found))
-    if unknown := sorted(found - set(names)):
-        raise DataError(f"label {unknown[0]!r} in column {column!r} is not among data.class_names {list(names)}")
-    index = {name: position for position, name in enumerate(names)}
-    return names, [np.array([index[str(label)] for label in table.labels], np.int64) for table in tables]
-
-
-def _decode(tables: list[_Table], image_size: int | None) -> Images:
-    def items() -> Iterator[Encoded]:
-        for table in tables:
-            yield from _items(table)
-
-    return decode(items(), sum(table.rows for table in tables), image_size)
-
-
-def _items(table: _Table) -> Iterator[Encoded]:
-    row = 0
-    try:
-        with pq.ParquetFile(table.path) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[table.image]):
-                column = batch.column(0)
-                for data in (pc.struct_field(column, "bytes") if table.is_struct else column).to_pylist():
-                    name = f"row {row} of {table.path}"
-                    if data is None:
-                        raise DataError(f"{name} holds no image bytes; embed the images in the file")
-                    yield Encoded(name, data)
-                    row += 1
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {table.path} after row {row}: {error}; replace the file") from None

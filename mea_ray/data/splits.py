@@ -43,12 +43,14 @@ def make_splits(
         seed: Seed of all cuts.
 
     Returns:
-        The five parts, and the fingerprints of the datasets that they come from.
+        The five parts, and the fingerprints of the datasets that they come from. Images of the pool may lack labels.
 
     Raises:
         ConfigError: A fraction lies outside (0, 1).
-        DataError: A class is too small for each part to get an image of it, or the pool cannot be converted.
+        DataError: The dataset lacks labels or a test part, a class is too small for each part to get an image of it,
+            or the pool is empty or cannot be converted.
     """
+    _check_complete(dataset)
     for name, value in {
         "validation_fraction": validation_fraction,
         "verification_fraction": verification_fraction,
@@ -61,6 +63,8 @@ def make_splits(
     pool = dataset.train
     if isinstance(thief_pool, Dataset):
         other = thief_pool.train
+        if not len(other):
+            raise DataError(f"splits.thief_pool={thief_pool.name} has no training images; give it some")
         pool = ImageSet(fit(other.images, dataset.train.shape), other.labels, other.class_names)
     elif thief_pool == "disjoint":
         owner, thief = stratified(dataset.train, owner, disjoint_fraction, seed, "disjoint", parts=3)
@@ -82,6 +86,18 @@ def make_splits(
         fingerprint=dataset.fingerprint,
         pool_fingerprint=thief_pool.fingerprint if isinstance(thief_pool, Dataset) else None,
     )
+
+
+def _check_complete(dataset: Dataset) -> None:
+    """Refuse a dataset that can only be a thief's pool."""
+    if dataset.pool_only:
+        raise DataError(dataset.pool_only)
+    for name, part in (("train", dataset.train), ("test", dataset.test)):
+        if not len(part) or not part.labelled:
+            raise DataError(
+                f"{dataset.name} has {len(part)} {name} images, {int((part.labels < 0).sum())} of them without a "
+                "label; data needs labelled images in both parts (a thief's pool, splits.thief_pool, does not)"
+            )
 
 
 def stratified(

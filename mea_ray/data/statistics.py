@@ -1,4 +1,4 @@
-"""Channel statistics of a set of images, exact and without a float copy of it."""
+"""Channel statistics of images, exact, without a copy of them as floats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mea_ray.core.errors import DataError
 from mea_ray.core.types import Images
 
 CHUNK = 4096
-"""Images counted at once; bounds the memory to a few hundred megabytes whatever the data's size."""
+"""Images counted at once, which bounds the memory."""
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from mea_ray.core.errors import DataError
 from mea_ray.core.types import Dataset, ImageSet
-from mea_ray.data.decode import check_image_size
+from mea_ray.data.options import ImageSize
 from mea_ray.data.resize import fit
 
 _ROOT = "~/.cache/mea_ray/datasets"
@@ -24,11 +24,11 @@ _STALLED_S = 30.0
 _DIGITS = tuple(map(str, range(10)))
 
 
-def load_cifar10(*, root: str = _ROOT, download: bool = True, image_size: int | None = None) -> Dataset:
+def load_cifar10(*, root: str = _ROOT, download: bool = True, image_size: ImageSize | None = None) -> Dataset:
     """Load CIFAR-10: 50,000 train and 10,000 test colour images, 32 x 32 pixels, 10 classes.
 
     Args:
-        root: Folder that holds or gets the published files.
+        root: Folder of the published files, or where to download them.
         download: Download them when they are not there.
         image_size: Height and width to resize to, in pixels; null keeps the published size.
 
@@ -38,11 +38,11 @@ def load_cifar10(*, root: str = _ROOT, download: bool = True, image_size: int | 
     return _cifar("cifar10", published.CIFAR10, root, download, image_size)
 
 
-def load_cifar100(*, root: str = _ROOT, download: bool = True, image_size: int | None = None) -> Dataset:
+def load_cifar100(*, root: str = _ROOT, download: bool = True, image_size: ImageSize | None = None) -> Dataset:
     """Load CIFAR-100: 50,000 train and 10,000 test colour images, 32 x 32 pixels, 100 classes.
 
     Args:
-        root: Folder that holds or gets the published files.
+        root: Folder of the published files, or where to download them.
         download: Download them when they are not there.
         image_size: Height and width to resize to, in pixels; null keeps the published size.
 
@@ -52,11 +52,11 @@ def load_cifar100(*, root: str = _ROOT, download: bool = True, image_size: int |
     return _cifar("cifar100", published.CIFAR100, root, download, image_size)
 
 
-def load_fashion_mnist(*, root: str = _ROOT, download: bool = True, image_size: int | None = None) -> Dataset:
+def load_fashion_mnist(*, root: str = _ROOT, download: bool = True, image_size: ImageSize | None = None) -> Dataset:
     """Load Fashion-MNIST: 60,000 train and 10,000 test grey images, 28 x 28 pixels, 10 classes.
 
     Args:
-        root: Folder that holds or gets the published files.
+        root: Folder of the published files, or where to download them.
         download: Download them when they are not there.
         image_size: Height and width to resize to, in pixels; null keeps the published size.
 
@@ -65,17 +65,17 @@ def load_fashion_mnist(*, root: str = _ROOT, download: bool = True, image_size: 
     """
 
     def part(train: bool) -> ImageSet:
-        data = _open("fashion_mnist", published.FashionMNIST, root, download, image_size, train=train)
+        data = _open("fashion_mnist", published.FashionMNIST, root, download, train=train)
         return _images(data.data.numpy()[:, None], data.targets.numpy(), tuple(data.classes), image_size)
 
     return Dataset("fashion_mnist", part(True), part(False))
 
 
-def load_stl10(*, root: str = _ROOT, download: bool = True, image_size: int | None = None) -> Dataset:
+def load_stl10(*, root: str = _ROOT, download: bool = True, image_size: ImageSize | None = None) -> Dataset:
     """Load the labelled part of STL-10: 5,000 train and 8,000 test colour images, 96 x 96 pixels, 10 classes.
 
     Args:
-        root: Folder that holds or gets the published files.
+        root: Folder of the published files, or where to download them.
         download: Download them when they are not there.
         image_size: Height and width to resize to, in pixels; null keeps the published size.
 
@@ -84,17 +84,17 @@ def load_stl10(*, root: str = _ROOT, download: bool = True, image_size: int | No
     """
 
     def part(split: str) -> ImageSet:
-        data = _open("stl10", published.STL10, root, download, image_size, split=split)
+        data = _open("stl10", published.STL10, root, download, split=split)
         return _images(data.data, data.labels, tuple(data.classes), image_size)
 
     return Dataset("stl10", part("train"), part("test"))
 
 
-def load_svhn(*, root: str = _ROOT, download: bool = True, image_size: int | None = None) -> Dataset:
+def load_svhn(*, root: str = _ROOT, download: bool = True, image_size: ImageSize | None = None) -> Dataset:
     """Load SVHN (cropped house numbers): 73,257 train and 26,032 test colour images, 32 x 32 pixels, 10 digits.
 
     Args:
-        root: Folder that holds or gets the published files.
+        root: Folder of the published files, or where to download them.
         download: Download them when they are not there.
         image_size: Height and width to resize to, in pixels; null keeps the published size.
 
@@ -103,7 +103,7 @@ def load_svhn(*, root: str = _ROOT, download: bool = True, image_size: int | Non
     """
 
     def part(split: str) -> ImageSet:
-        data = _open("svhn", published.SVHN, root, download, image_size, split=split)
+        data = _open("svhn", published.SVHN, root, download, split=split)
         return _images(data.data, data.labels, _DIGITS, image_size)
 
     return Dataset("svhn", part("train"), part("test"))
@@ -111,7 +111,7 @@ def load_svhn(*, root: str = _ROOT, download: bool = True, image_size: int | Non
 
 def _cifar(name: str, dataset: Callable[..., Any], root: str, download: bool, image_size: int | None) -> Dataset:
     def part(train: bool) -> ImageSet:
-        data = _open(name, dataset, root, download, image_size, train=train)
+        data = _open(name, dataset, root, download, train=train)
         return _images(data.data.transpose(0, 3, 1, 2), data.targets, tuple(data.classes), image_size)
 
     return Dataset(name, part(True), part(False))
@@ -124,23 +124,20 @@ def _images(images: Any, labels: Any, class_names: tuple[str, ...], image_size: 
     return ImageSet(resized, np.asarray(labels, np.int64), class_names)
 
 
-def _open(
-    name: str, dataset: Callable[..., Any], root: str, download: bool, image_size: int | None, **which: Any
-) -> Any:
-    """Open a dataset of torchvision, downloading its files first if they are missing and may be.
+def _open(name: str, dataset: Callable[..., Any], root: str, download: bool, **which: Any) -> Any:
+    """Open a dataset of torchvision; download its files first if they are missing and ``download`` is set.
 
     Processes wait for each other, so that none reads what another is still writing.
     """
-    check_image_size(image_size)
     folder = Path(root).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Nothing can be downloaded into a folder that cannot be written, so nothing has to be waited for there.
+        # Nobody can download into a folder that cannot be written, so there is nothing to wait for.
         writable = os.access(folder, os.W_OK)
         with FileLock(folder / f".{name}.lock") if writable else nullcontext():
             return _read_or_download(dataset, folder, download, which)
     except Exception as error:
-        # torchvision answers missing files, damaged files and a missing network with many unrelated types.
+        # torchvision raises many unrelated types for missing files, damaged files and a missing network.
         action = "check the network, or put" if download else "set data.download=true, or put"
         raise DataError(
             f"{name} cannot be {'read from or downloaded to' if download else 'read from'} {str(folder)!r} "
@@ -156,7 +153,7 @@ def _read_or_download(dataset: Callable[..., Any], folder: Path, download: bool,
         if not download:
             raise
     before = socket.getdefaulttimeout()
-    # torchvision sets no timeout of its own: without one, a network that swallows packets would hang for ever.
+    # torchvision sets no timeout, and a network that drops packets would block for ever.
     socket.setdefaulttimeout(_STALLED_S)
     try:
         return dataset(str(folder), download=True, **which)

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+import io
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.seeding import numpy_generator
-from mea_ray.core.types import Dataset, Images, Labels
-from mea_ray.data.decode import Encoded, assemble, check_fraction, check_image_size, decode
+from mea_ray.core.types import Dataset, ImageSet
+from mea_ray.data.assemble import assemble
+from mea_ray.data.decode import SUFFIXES, Encoded, decode
+from mea_ray.data.files import File, existing_folder, left_out, visible, walk, without_second_links
+from mea_ray.data.folders import class_name
+from mea_ray.data.options import Fraction, ImageSize
+from mea_ray.data.skipped import Skipped
+from mea_ray.data.text import read_text
 
 _FOLDER = "aligned_images_DB"
 _COLUMNS = ("Filename", "X1", "Y1", "X2", "Y2")
 _SPLIT_SEED = 0
 
 
+NAME = "youtube_faces"
+
+
 @dataclass(frozen=True)
 class _Frame:
-    path: Path
+    file: File
     video: str
     box: tuple[int, int, int, int] | None
 
@@ -29,27 +41,30 @@ class _Frame:
 def load(
     *,
     path: str = "",
-    image_size: int = 64,
+    image_size: ImageSize = 64,
     crop: Literal["box", "full"] = "box",
-    min_images: int = 100,
-    max_images_per_class: int | None = None,
-    test_fraction: float = 0.2,
+    min_images: Annotated[int, Field(ge=2)] = 100,
+    max_images_per_class: Annotated[int, Field(ge=2)] | None = None,
+    test_fraction: Fraction = 0.2,
 ) -> Dataset:
-    """Load ``<person>/<video>/*.jpg`` with ``<person>/<person>.csv``; a person is a class.
+    """Load ``<person>/<video>/*.jpg`` with ``<person>/<person>.csv``. Each person is a class.
 
     The table is separated by semicolons and has the columns ``Filename`` (``<video>/<frame>.jpg``), ``X1``, ``Y1``,
-    ``X2``, ``Y2`` (corners of the face in pixels); others are ignored. It is the layout that the authors of
-    MEA-Defender read.
+    ``X2``, ``Y2``: corners of the face in pixels of the frame as viewers show it, turned as its EXIF orientation says.
+    Other columns are ignored. The authors of MEA-Defender read the same layout. The table may be in UTF-8, UTF-16 or
+    Windows-1252.
 
-    Frames of one video are nearly the same picture, so test gets whole videos where a person has two or more, as many
-    as come closest to its fraction. Of a person with one video, test gets its last frames.
+    Frames of one video are nearly the same picture. Test therefore gets whole videos of a person who has two or more,
+    those that come closest to its fraction, and the last frames of a person who has one video.
+
+    Hidden files and folders are never read. What else was left out is counted in a warning.
 
     Args:
-        path: Folder of the persons, or the folder above (holding ``aligned_images_DB``).
+        path: Folder of the persons, or the folder above it (with ``aligned_images_DB``).
         image_size: Shorter sides are resized to it, in pixels, and the middle square is cut out.
         crop: ``box`` cuts out the face first; ``full`` takes the whole frame and needs no tables.
-        min_images: Persons with fewer frames are dropped. At least 2.
-        max_images_per_class: So many frames of a person at most, evenly spaced over all of them; null takes all.
+        min_images: Persons with fewer frames are dropped.
+        max_images_per_class: Largest number of frames of a person, evenly spaced over all of them; null takes all.
         test_fraction: Part of each person's frames that is test.
 
     Returns:
@@ -57,79 +72,107 @@ def load(
         sorted names of the persons.
 
     Raises:
-        ConfigError: An option is missing or out of range.
+        ConfigError: ``path`` is missing.
         DataError: Folders, tables or files are missing, a table is malformed, an image is damaged, or fewer than two
             persons have ``min_images`` frames.
     """
-    check_image_size(image_size)
-    check_fraction("test_fraction", test_fraction)
-    if min_images < 2 or (max_images_per_class is not None and max_images_per_class < 2):
-        raise ConfigError(
-            f"data.min_images={min_images} and data.max_images_per_class={max_images_per_class} must be at least 2: "
-            "one frame for train, one for test"
-        )
     if not path:
         raise ConfigError("data.path is empty; give the folder of YouTube Faces, e.g. data.path=/data/youtube_faces")
-    root = Path(path).expanduser()
+    root = existing_folder(path)
     root = root / _FOLDER if (root / _FOLDER).is_dir() else root
-    if not root.is_dir():
-        raise DataError(f"there is no folder {str(root)!r}; check data.path")
-
-    persons = {
-        person.name: frames
-        for person in sorted(entry for entry in root.iterdir() if entry.is_dir())
-        if len(frames := _frames(person, crop)) >= min_images
-    }
-    if len(persons) < 2:
-        raise DataError(
-            f"{len(persons)} persons in {root} have {min_images} frames or more, a classifier needs 2; lower "
-            "data.min_images or check data.path"
-        )
+    skipped = Skipped()
+    found = _whole_frames(root, skipped) if crop == "full" else _boxed_frames(root, skipped)
+    wanted = set(map(id, without_second_links((frame.file for frames in found.values() for frame in frames), skipped)))
+    unique = {name: [frame for frame in frames if id(frame.file) in wanted] for name, frames in sorted(found.items())}
+    persons = {name: frames for name, frames in unique.items() if len(frames) >= min_images}
+    for name in unique.keys() - persons.keys():
+        skipped.add(f"persons with fewer than {min_images} frames", name)
+    few = (
+        f"{len(persons)} persons in {root} have {min_images} frames or more, a classifier needs 2; lower "
+        "data.min_images or check data.path"
+    )
+    if not persons:
+        raise DataError(f"{few} (not read: {str(skipped) or 'nothing'})")
     train: list[tuple[_Frame, int]] = []
     test: list[tuple[_Frame, int]] = []
     for label, (name, frames) in enumerate(persons.items()):
         kept, held_out = _split(_thin(frames, max_images_per_class), test_fraction, name)
         train += [(frame, label) for frame in kept]
         test += [(frame, label) for frame in held_out]
-    return assemble("youtube_faces", *_decode(train, image_size), *_decode(test, image_size), tuple(persons))
+    skipped.warn(f"{NAME}: {root}")
+    names = tuple(persons)
+    dataset = assemble(NAME, _decode(train, image_size, names), _decode(test, image_size, names), str(root))
+    return dataset if len(persons) > 1 else replace(dataset, pool_only=few)
 
 
-def _frames(person: Path, crop: str) -> list[_Frame]:
-    """List a person's frames, by video and name."""
-    if crop == "full":
-        files = sorted(person.glob("*/*.jpg"))
-        return [_Frame(file, file.parent.name, None) for file in files]
-    table = person / f"{person.name}.csv"
-    if not table.is_file():
+def _whole_frames(root: Path, skipped: Skipped) -> dict[str, list[_Frame]]:
+    """List the images of every person, by video and name."""
+    found: dict[str, list[_Frame]] = {}
+    for file in walk(root, SUFFIXES, skipped).files:
+        if len(file.folders) == 2:
+            found.setdefault(class_name(file.folders[0]), []).append(_Frame(file, file.folders[1], None))
+        else:
+            skipped.add("images that are not in a folder <person>/<video>", str(file.path))
+    return found
+
+
+def _boxed_frames(root: Path, skipped: Skipped) -> dict[str, list[_Frame]]:
+    """List the frames in every person's table, by video and name."""
+    found: dict[str, list[_Frame]] = {}
+    for entry in visible(root, skipped):
+        if entry.is_dir():
+            frames = _table_of(Path(entry.path), skipped)
+            found[class_name(entry.name)] = sorted(frames, key=lambda frame: frame.file.path)
+        else:
+            skipped.add("files beside the folders of persons", entry.name)
+    return found
+
+
+def _table_of(person: Path, skipped: Skipped) -> list[_Frame]:
+    """Read a person's table."""
+    wanted = f"{person.name}.csv"
+    tables = [Path(entry.path) for entry in visible(person, skipped) if entry.name.lower() == wanted.lower()]
+    if not tables or not tables[0].is_file():
         raise DataError(
-            f"there is no table of boxes {str(table)!r} (Filename;Width;Height;X1;Y1;X2;Y2); add it, or set "
+            f"there is no table of boxes {str(person / wanted)!r} (Filename;Width;Height;X1;Y1;X2;Y2); add it, or set "
             "data.crop=full to use whole frames"
         )
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter=";")
+    table = tables[0]
+    reader = csv.DictReader(io.StringIO(read_text(table), newline=""), delimiter=";")
+    frames: dict[Path, _Frame] = {}
+    try:
         if missing := [column for column in _COLUMNS if column not in (reader.fieldnames or ())]:
             raise DataError(
                 f"{table} lacks the columns {', '.join(missing)}; its first line must read "
                 "Filename;Width;Height;X1;Y1;X2;Y2"
             )
-        frames = [_row(person, table, reader.line_num, row) for row in reader]
-    return sorted(frames, key=lambda frame: frame.path)
+        for row in reader:
+            frame = _row(person, f"{table}, line {reader.line_num}", row, skipped)
+            if frame is not None and frames.setdefault(frame.file.path, frame) is not frame:
+                skipped.add("lines that repeat a frame", f"{table.name}:{reader.line_num}")
+    except csv.Error as error:
+        raise DataError(f"{table}, line {reader.line_num}: {error}; correct the line") from None
+    return list(frames.values())
 
 
-def _row(person: Path, table: Path, line: int, row: dict[str, str]) -> _Frame:
+def _row(person: Path, where: str, row: dict[str, str | None], skipped: Skipped) -> _Frame | None:
+    """Check a line of a table; None if its frame is hidden."""
     try:
-        left, top, right, bottom = (int(row[column]) for column in _COLUMNS[1:])
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{table}, line {line}: X1;Y1;X2;Y2 must be four integers, got {row}; correct the line"
-        ) from None
-    name = row["Filename"].replace("\\", "/")
+        left, top, right, bottom = (int(row[column] or "") for column in _COLUMNS[1:])
+    except ValueError:
+        raise DataError(f"{where}: X1;Y1;X2;Y2 must be four integers, got {row}; correct the line") from None
+    name = (row["Filename"] or "").replace("\\", "/")
+    parts = Path(name).parts
+    if not parts or ".." in parts or Path(name).is_absolute():
+        raise DataError(f"{where}: {name!r} lies outside {person}; correct the line")
+    if any(left_out(part, skipped) for part in parts):
+        return None
     path = person / name
-    if person.resolve() not in path.resolve().parents:
-        raise DataError(f"{table}, line {line}: {name!r} lies outside {person}; correct the line")
-    if not path.is_file():
-        raise DataError(f"{table}, line {line}: there is no file {str(path)!r}; add it or remove the line")
-    return _Frame(path, path.parent.name, (left, top, right, bottom))
+    if not os.path.isfile(path):
+        raise DataError(f"{where}: there is no file {str(path)!r}; add it or remove the line")
+    real = os.path.realpath(path)
+    linked = real != os.path.join(os.path.realpath(person), *parts)
+    return _Frame(File(path, real, parts[:-1], linked), path.parent.name, (left, top, right, bottom))
 
 
 def _thin(frames: list[_Frame], most: int | None) -> list[_Frame]:
@@ -139,7 +182,7 @@ def _thin(frames: list[_Frame], most: int | None) -> list[_Frame]:
 
 
 def _split(frames: list[_Frame], fraction: float, person: str) -> tuple[list[_Frame], list[_Frame]]:
-    """Cut a person's frames into train and test, both non-empty, by whole videos where there are two or more."""
+    """Cut a person's frames into train and test, neither empty, by whole videos if there are two or more."""
     videos = sorted({frame.video for frame in frames})
     wanted = fraction * len(frames)
     if len(videos) == 1:
@@ -159,6 +202,7 @@ def _split(frames: list[_Frame], fraction: float, person: str) -> tuple[list[_Fr
     return [f for f in frames if f.video not in chosen], [f for f in frames if f.video in chosen]
 
 
-def _decode(frames: list[tuple[_Frame, int]], image_size: int) -> tuple[Images, Labels]:
-    items = (Encoded(str(frame.path), frame.path, frame.box) for frame, _ in frames)
-    return decode(items, len(frames), image_size), np.array([label for _, label in frames], np.int64)
+def _decode(frames: list[tuple[_Frame, int]], image_size: int, names: tuple[str, ...]) -> ImageSet:
+    items = (Encoded(str(frame.file.path), frame.file.path, frame.box) for frame, _ in frames)
+    images = decode(items, len(frames), image_size)
+    return ImageSet(images, np.array([label for _, label in frames], np.int64), names)

@@ -15,7 +15,7 @@ from mea_ray.blackbox.policies import AnswerPolicy
 from mea_ray.config import ExperimentConfig, ModelChoice, TrainingConfig, build, digest
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import Table
-from mea_ray.core.types import Splits
+from mea_ray.core.types import UNLABELLED, Labels, Splits
 from mea_ray.detection.base import Detection
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
@@ -43,8 +43,13 @@ def check(config: ExperimentConfig, data: Splits) -> None:
     """
     attack: Attack = config.thief.attack.build()
     _check_answers(config, attack)
-    pool = len(data.thief_pool)
-    attack.check(pool, config.thief.budgets, settings(config.thief.training), learning(config))
+    attack.check(
+        len(data.thief_pool),
+        config.thief.budgets,
+        settings(config.thief.training),
+        learning(config),
+        labelled=pool_labels(data) is not None,
+    )
     victim = _check_model("victim.model", config.victim.model, data)
     thief = _check_model("thief.model", config.thief.model, data)
     _check_smallest_batch(config, data, attack)
@@ -54,6 +59,12 @@ def check(config: ExperimentConfig, data: Splits) -> None:
     _check_watermark(config, data, victim, thief)
     _check_aftermath(config, data, attack)
     _check_marks(config, attack)
+
+
+def pool_labels(data: Splits) -> Labels | None:
+    """Return the labels that the thief's pool was published with, int64 (N,); None if none of its images has one."""
+    labels = data.thief_pool.labels
+    return labels if (labels != UNLABELLED).any() else None
 
 
 def settings(training: TrainingConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

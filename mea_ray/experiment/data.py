@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mea_ray.config import DataChoice, ExperimentConfig, digest
+from mea_ray.core.errors import DataError
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import Dataset, Splits
 
@@ -46,7 +47,7 @@ class Contents:
             DataError: A dataset that is not known cannot be loaded.
         """
         pool = pool_choice(config)
-        return Fingerprints(self._of(config.data), None if pool is None else self._of(pool))
+        return Fingerprints(self._of(config.data), None if pool is None else self._of(pool, load_pool))
 
     def learn(self, config: ExperimentConfig, read: Fingerprints) -> None:
         """Take the fingerprints of an experiment's data, which were loaded elsewhere."""
@@ -60,10 +61,10 @@ class Contents:
         for choice in (config.data, *([] if pool is None else [pool])):
             self.known.setdefault(dataset_key(choice), f"unread-{digest(dataset_key(choice))}")
 
-    def _of(self, choice: DataChoice) -> str:
+    def _of(self, choice: DataChoice, load: Callable[[DataChoice], Dataset] = DataChoice.build) -> str:
         key = dataset_key(choice)
         if key not in self.known:
-            self.known[key] = choice.build().fingerprint
+            self.known[key] = load(choice).fingerprint
         return self.known[key]
 
 
@@ -91,7 +92,20 @@ def load_splits(config: ExperimentConfig) -> Splits:
         DataError: A dataset is not at hand, cannot be read, or is too small to be split.
     """
     pool = pool_choice(config)
-    return split(config, config.data.build(), None if pool is None else pool.build())
+    return split(config, config.data.build(), None if pool is None else load_pool(pool))
+
+
+def load_pool(choice: DataChoice) -> Dataset:
+    """Load the dataset of the thief's pool.
+
+    Raises:
+        DataError: It cannot be loaded. The message begins with the setting, as it speaks of ``data.*`` otherwise.
+    """
+    try:
+        loaded: Dataset = choice.build()
+    except DataError as error:
+        raise DataError(f"splits.thief_pool (whose settings are called data.* here): {error}") from error
+    return loaded
 
 
 def load_owners_part(config: ExperimentConfig) -> Splits:

@@ -11,7 +11,7 @@ from mea_ray.blackbox.colluding import Colluding, CountingClient, account_names,
 from mea_ray.config import ExperimentConfig
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import BlackBox, Splits
-from mea_ray.experiment.checks import build_network, learning, settings
+from mea_ray.experiment.checks import build_network, learning, pool_labels, settings
 from mea_ray.results.records import ModelReport, RungResult
 
 
@@ -80,7 +80,7 @@ def run_attack(
         transfer=transfer,
         skip=skip,
         learning=learning(config),
-        labels=data.thief_pool.labels,
+        labels=pool_labels(data),
     )
 
 

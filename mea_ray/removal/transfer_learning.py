@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from mea_ray.config.components import DataChoice
-from mea_ray.core.errors import ConfigError
+from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.figures import fitting
@@ -102,6 +102,8 @@ class TransferLearning(Removal):
             if self.dataset is None
             else self.dataset.build()
         )
+        if not loaded.train.labelled:
+            raise DataError(loaded.pool_only or f"{loaded.name} has images without a label; take another dataset")
         order = numpy_generator(seed, "images").permutation(len(loaded.train))[:count]
         taken = loaded.train.take(np.sort(order))
         return ImageSet(fit(taken.images, shape), taken.labels, taken.class_names)

@@ -1,4 +1,4 @@
-"""An attack's methods are checked when its class is defined, what it may not be given before anything is trained."""
+"""An attack's methods are checked when its class is defined, and its settings before anything is trained."""
 
 from __future__ import annotations
 

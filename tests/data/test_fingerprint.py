@@ -19,6 +19,10 @@ def part(count: int, seed: int, names: tuple[str, ...] = ("a", "b")) -> ImageSet
     return ImageSet(images, np.arange(count, dtype=np.int64) % len(names), names)
 
 
+def reshaped(each: ImageSet) -> ImageSet:
+    return replace(each, images=each.images.reshape(len(each), 1, 4, 3))
+
+
 @pytest.fixture
 def dataset() -> Dataset:
     return Dataset("first", part(30, 1), part(12, 2))
@@ -47,10 +51,10 @@ def test_every_part_of_the_content_counts(dataset: Dataset) -> None:
     others = [
         Dataset("first", replace(dataset.train, images=images), dataset.test),
         Dataset("first", replace(dataset.train, labels=labels), dataset.test),
-        Dataset("first", replace(dataset.train, class_names=("b", "a")), dataset.test),
+        Dataset("first", part(30, 1, ("b", "a")), part(12, 2, ("b", "a"))),
         Dataset("first", dataset.train.take(np.arange(29)), dataset.test),
         Dataset("first", dataset.train.take(np.arange(30)[::-1]), dataset.test),
-        Dataset("first", replace(dataset.train, images=dataset.train.images.reshape(30, 1, 4, 3)), dataset.test),
+        Dataset("first", reshaped(dataset.train), reshaped(dataset.test)),
         Dataset("first", dataset.train, part(12, 3)),
         Dataset("first", dataset.test, dataset.train),
     ]

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import time
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pictures import bars_in, encoded, named_labels, picture, table
 from PIL import Image
 
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import Dataset
-from mea_ray.data import DATASETS
+from mea_ray.data import DATASETS, memory
+from mea_ray.data.splits import make_splits
 
 CIFAR = os.environ.get("MEA_RAY_CIFAR10", "")
 
@@ -36,7 +39,7 @@ def pixels(count: int, size: int = 9, seed: int = 0, grey: bool = False) -> np.n
 
 def write(
     path: Path,
-    images: Sequence[Any],
+    images: Sequence[Any] | np.ndarray,
     labels: Any,
     column: str = "img",
     names: list[str] | None = None,
@@ -54,7 +57,8 @@ def write(
 
 
 def load(path: Path | tuple[str, ...], **options: Any) -> Dataset:
-    return DATASETS.build("parquet", path=path if isinstance(path, tuple) else str(path), **options)
+    built: Dataset = DATASETS.build("parquet", path=path if isinstance(path, tuple) else str(path), **options)
+    return built
 
 
 @pytest.fixture
@@ -99,7 +103,7 @@ def test_files_given_one_by_one(folder: Path) -> None:
 def test_one_file_is_cut_in_two(tmp_path: Path) -> None:
     write(tmp_path / "all.parquet", pixels(20), [0, 1] * 10)
     with pytest.raises(DataError, match="data.test_fraction"):
-        load(tmp_path / "all.parquet")
+        make_splits(load(tmp_path / "all.parquet"))
     dataset = load(tmp_path / "all.parquet", test_fraction=0.3)
     assert np.bincount(dataset.test.labels).tolist() == [3, 3]
     together = {image.tobytes() for part in (dataset.train, dataset.test) for image in part.images}
@@ -109,7 +113,7 @@ def test_one_file_is_cut_in_two(tmp_path: Path) -> None:
 def test_class_names_come_from_the_hubs_metadata(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", pixels(3), [0, 1, 0], names=["cat", "dog", "never seen"])
     write(tmp_path / "test.parquet", pixels(1), [1])
-    assert load(tmp_path).train.class_names == ("cat", "dog", "never seen")
+    assert load(tmp_path).train.class_names == ("cat", "dog"), "a class without an image is none"
     assert load(tmp_path, class_names=("a", "b")).train.class_names == ("a", "b")
 
 
@@ -155,8 +159,9 @@ def test_sizes_must_agree_or_be_given(tmp_path: Path) -> None:
         ([None], [0], "row 0 .* holds no image bytes"),
         ([png(np.zeros((4, 4), np.uint16))], [0], "pixels of mode 'I.*8 bits per channel"),
         (pixels(2), [0.0, 1.0], "are double, they must be integers or strings"),
-        (pixels(2), pa.array([0, None]), "row 1 of column 'label' has no label"),
-        (pixels(2), [-1, 0], "go from -1 to 1"),
+        (pixels(2), pa.array([0, None]), "1 of the 2 rows of .*train.parquet have no label"),
+        (pixels(2), [-1, 0], "1 of the 2 rows of .*train.parquet have no label"),
+        (pixels(2), [-3, 0], "has the label -3; labels are 0 or more"),
         (pixels(2), ["a", "b"], "integers in some files and strings in others"),
         (np.empty((0, 9, 9, 3), np.uint8), pa.array([], pa.int64()), "has no rows"),
     ],
@@ -165,7 +170,7 @@ def test_bad_tables_are_refused(tmp_path: Path, images: Any, labels: Any, messag
     write(tmp_path / "train.parquet", images, labels)
     write(tmp_path / "test.parquet", pixels(2), [0, 1])
     with pytest.raises(DataError, match=message):
-        load(tmp_path)
+        make_splits(load(tmp_path))
 
 
 def test_missing_and_wrong_columns_are_refused(folder: Path) -> None:
@@ -185,7 +190,7 @@ def test_bad_paths_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file or folder"):
         load(tmp_path / "nowhere")
     (tmp_path / "other").mkdir()
-    with pytest.raises(DataError, match="no train-"):
+    with pytest.raises(DataError, match="there are no parquet files in"):
         load(tmp_path / "other")
     (tmp_path / "other" / "train.parquet").write_bytes(b"PAR1 not at all")
     with pytest.raises(DataError, match="cannot read .*train.parquet as parquet"):
@@ -210,6 +215,176 @@ def test_two_datasets_in_one_folder_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="several datasets"):
         load(tmp_path)
     assert len(load(tmp_path / "small").train) == 2
+
+
+def right(dataset: Dataset, names: str = "xyz") -> bool:
+    """Whether each image carries the name of its class: x has one bar, y two, z three."""
+    parts = (dataset.train, dataset.test)
+    return all(
+        names.index(name) + 1 == bars_in(image)
+        for part in parts
+        for name, image in zip(named_labels(part), part.images, strict=True)
+    )
+
+
+def test_each_file_says_what_its_numbers_mean(tmp_path: Path) -> None:
+    table(tmp_path / "train-00000-of-00002.parquet", [0, 1, 2] * 4, bars=[1, 2, 3] * 4, names="xyz")
+    table(tmp_path / "train-00001-of-00002.parquet", [0, 1, 2] * 4, bars=[3, 1, 2] * 4, names="zxy", seed=50)
+    table(tmp_path / "test-00000-of-00001.parquet", [0, 1, 2] * 4, bars=[2, 3, 1] * 4, names="yzx", seed=99)
+    dataset = load(tmp_path)
+    assert dataset.train.class_names == ("x", "y", "z") and right(dataset)
+    assert right(load(tmp_path, class_names=("z", "y", "x"))), "the config's order is one of names, too"
+    texts = [{1: "x", 2: "y", 3: "z"}[bars] for bars in [2, 3, 1] * 4]
+    table(tmp_path / "test-00000-of-00001.parquet", texts, bars=[2, 3, 1] * 4, seed=99)
+    assert right(load(tmp_path)), "strings agree with named numbers"
+
+
+def test_labels_from_one_on_or_with_gaps_make_whole_experiments(tmp_path: Path) -> None:
+    for labels, names in (([1, 2, 3], ("1", "2", "3")), ([0, 5, 2**62], ("0", "5", str(2**62)))):
+        table(tmp_path / "train.parquet", labels * 4)
+        table(tmp_path / "test.parquet", labels * 2, seed=50)
+        splits = make_splits(load(tmp_path))
+        assert splits.victim_train.class_names == names
+        assert set(splits.victim_train.labels.tolist()) == {0, 1, 2}
+
+
+def test_validation_stands_in_for_a_test_part_without_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table(tmp_path / "train.parquet", [0, 1] * 4)
+    table(tmp_path / "validation.parquet", [0, 1] * 2, seed=50)
+    for labels in ([-1] * 6, None):
+        table(tmp_path / "test.parquet", labels, bars=[1] * 6, seed=80)
+        dataset = load(tmp_path)
+        assert len(dataset.test) == 4 and not dataset.pool_only
+    assert "validation.parquet is the test part instead" in caplog.text
+    (tmp_path / "validation.parquet").unlink()
+    with pytest.raises(DataError, match="or set data.test_fraction to cut test off train"):
+        make_splits(load(tmp_path))
+    assert len(load(tmp_path, test_fraction=0.5).test) == 4
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Train.parquet", "TEST.parquet"),
+        ("TRAINING-0.PARQUET", "Testing-0.parquet"),
+        ("data/Train/0000.parquet", "data/Val/0000.parquet"),
+        ("seg_train/a.parquet", "seg_test/a.parquet"),
+        ("train.parquet/part-0.snappy.parquet", "test.parquet/part-0.snappy.parquet"),
+        ("cifar10_train-00000-of-00001.parquet", "cifar10_test-00000-of-00001.parquet"),
+        ("train-00000-of-00001-5b3e9d0fade1.parquet", "test-00000-of-00001-0a1b2c3d4e5f.parquet"),
+        ("train_images.pq", "test_images.pq"),
+    ],
+)
+def test_parts_by_whatever_name(tmp_path: Path, train: str, test: str) -> None:
+    table(tmp_path / train, [0, 1] * 2)
+    table(tmp_path / test, [0, 1], seed=50)
+    dataset = load(tmp_path)
+    assert (len(dataset.train), len(dataset.test)) == (4, 2)
+
+
+def test_the_cache_of_a_hub_with_its_links(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc" / "data"
+    snapshot.mkdir(parents=True)
+    for number, part in enumerate(("train", "test")):
+        table(blobs / part, [0, 1] * 2, seed=50 * number)
+        (snapshot / f"{part}-00000-of-00001.parquet").symlink_to(Path("../../../blobs") / part)
+    assert len(load(tmp_path).train) == 4
+
+
+def test_hidden_and_foreign_files_are_left_out_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in (".cache/train-0.parquet", "._train-00000-of-00002.parquet", "@eaDir/x.parquet", "README.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"junk")
+    write(folder / "unsupervised-0.parquet", pixels(2, seed=9), [-1, -1])
+    assert len(load(folder).train) == 9
+    assert "2 hidden files and folders (._train-00000-of-00002.parquet, .cache)" in caplog.text
+    assert "1 files of other types (.md)" in caplog.text and "1 files of no part (unsupervised-0" in caplog.text
+
+
+def test_missing_shards_are_refused_unless_the_files_are_listed(tmp_path: Path) -> None:
+    for index in (0, 2, 4):
+        table(tmp_path / f"data/train-{index:05d}-of-00005.parquet", [0, 1, 2] * 4, seed=20 * index)
+    table(tmp_path / "data/test-00000-of-00001.parquet", [0, 1, 2] * 4, seed=200)
+    with pytest.raises(DataError, match=r"3 of the 5 files train-\*-of-00005 .*; 00001 and 00003 are missing"):
+        load(tmp_path)
+    listed = tuple(str(path) for path in sorted((tmp_path / "data").iterdir()))
+    assert len(load(listed).train) == 36
+
+
+def test_the_same_image_in_both_parts_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table(tmp_path / "train.parquet", [0, 0, 0])
+    table(tmp_path / "test.parquet", [0, 0], seed=2)
+    load(tmp_path)
+    assert "1 different images in test are in train, too" in caplog.text
+
+
+def bomb(path: Path, rows: int, image: bytes) -> Path:
+    """Write a file of a few kilobytes that stores one image once, for all its rows."""
+    stored = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([image]))
+    images = pa.StructArray.from_arrays([stored], ["bytes"])
+    written = pa.table({"image": images, "label": pa.array(np.arange(rows) % 2)})
+    pq.write_table(written, path, compression="zstd", dictionary_pagesize_limit=2**24, store_schema=False)
+    assert path.stat().st_size < 100_000
+    return path
+
+
+def taken(path: Path, **options: Any) -> tuple[str, int]:
+    """Load a file; return the images' shape or the refusal, and the most memory that it took, in MiB."""
+    tracemalloc.start()
+    try:
+        result = str(load(path, test_fraction=0.5, **options).train.images.shape)
+    except DataError as error:
+        result = str(error)
+    peak = tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory()
+    tracemalloc.stop()
+    return result, peak // 2**20
+
+
+def test_small_files_do_not_become_gigabytes(tmp_path: Path) -> None:
+    large = bomb(tmp_path / "large.parquet", 3000, encoded(Image.new("L", (1000, 1000))))
+    many = bomb(tmp_path / "many.parquet", 2_000_000, encoded(Image.new("L", (64, 64))))
+    for path, needed in ((large, "8.4 GiB"), (many, "22.9 GiB")):
+        printed, peak = taken(path)
+        assert needed in printed and "set a smaller data.image_size" in printed and peak < 300
+    padded = bomb(tmp_path / "padded.parquet", 400, encoded(picture(1, 0)) + bytes(2_000_000))
+    printed, peak = taken(padded, image_size=8)
+    assert printed == "(200, 1, 8, 8)" and peak < 400, "its images with their padding are 800 MiB"
+
+
+@pytest.mark.parametrize("label", [2**62, -(2**62)])
+def test_a_huge_label_allocates_nothing(tmp_path: Path, label: int) -> None:
+    table(tmp_path / "train.parquet", [0, 0, label, label])
+    table(tmp_path / "test.parquet", [0, label], seed=50)
+    if label < 0:
+        with pytest.raises(DataError, match="has the label -4611686018427387904"):
+            load(tmp_path)
+    else:
+        assert load(tmp_path).train.class_names == ("0", str(label))
+
+
+def test_memory_is_checked_before_labels_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 2200)
+    with pytest.raises(DataError, match=r"the 9 images of 9 x 9 pixels in .* need .*; set a smaller data.image_size"):
+        load(folder)
+
+
+def test_doubled_columns_and_broken_metadata(tmp_path: Path) -> None:
+    table(tmp_path / "train.parquet", [0, 1] * 2)
+    written = pq.read_table(tmp_path / "train.parquet")
+    for column in ("image", "label"):
+        doubled = pa.table([*written.columns, written.column(column)], names=[*written.column_names, column])
+        pq.write_table(doubled, tmp_path / "train.parquet")
+        with pytest.raises(DataError, match=f"has several columns '{column}'"):
+            load(tmp_path, test_fraction=0.5)
+    for metadata in ("[" * 100_000, "{", '{"info": 3}', '{"info": {"features": {"label": {"names": "xy"}}}}'):
+        pq.write_table(written.replace_schema_metadata({"huggingface": metadata}), tmp_path / "train.parquet")
+        assert load(tmp_path, test_fraction=0.5).train.class_names == ("0", "1")
+
+
+def test_unused_categories_are_no_classes(tmp_path: Path) -> None:
+    labels = pa.DictionaryArray.from_arrays(pa.array([2, 0, 2, 0]), pa.array(["dog", "eel", "cat"]))
+    table(tmp_path / "train.parquet", labels)
+    assert load(tmp_path, test_fraction=0.5).train.class_names == ("cat", "dog")
 
 
 @pytest.mark.slow

@@ -56,10 +56,6 @@ def test_figures_are_drawn_anew_by_their_seed_and_more_begin_with_the_same() -> 
     assert len(np.unique(first.train.images.reshape(120, -1), axis=0)) == 120
     assert not np.array_equal(first.train.images[:24], first.test.images)
     np.testing.assert_array_equal(figures(train_images=600).train.images[:120], first.train.images)
-    with pytest.raises(ConfigError, match="train_images=3"):
-        figures(train_images=3)
-    with pytest.raises(ConfigError, match="channels=2"):
-        figures(channels=2)
 
 
 def test_figures_are_what_they_are_called() -> None:
@@ -96,7 +92,7 @@ def test_noise_is_what_it_is_called() -> None:
     + [{"image_size": 0}],
 )
 def test_noise_refuses_what_it_cannot_draw(bad: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"data.{next(iter(bad))}="):
+    with pytest.raises(ConfigError, match=f"{next(iter(bad))}="):
         noise(**bad)
     with pytest.raises(ConfigError, match="blob"):
         DATASETS.check("noise", {"kinds": ["blob"]})

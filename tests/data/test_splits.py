@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from mea_ray.config import ExperimentConfig, build
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import Dataset, ImageSet, Splits
 from mea_ray.data import DATASETS
@@ -110,13 +113,38 @@ def test_a_class_too_small_is_named() -> None:
 @pytest.mark.parametrize("name", ["validation_fraction", "verification_fraction", "disjoint_fraction"])
 @pytest.mark.parametrize("value", [0, 1, -0.1])
 def test_fractions_outside_are_refused(dataset: Dataset, name: str, value: float) -> None:
+    fractions: dict[str, Any] = {name: value}
     with pytest.raises(ConfigError, match=name):
-        make_splits(dataset, **{name: value})
+        make_splits(dataset, **fractions)
 
 
 def test_an_unknown_pool_is_refused(dataset: Dataset) -> None:
     with pytest.raises(ConfigError, match="'all' must be"):
         make_splits(dataset, thief_pool="all")  # type: ignore[arg-type]
+
+
+def test_labels_are_checked() -> None:
+    images = np.zeros((3, 1, 2, 2), np.uint8)
+    assert not ImageSet(images, np.array([0, -1, 1]), ("a", "b")).labelled
+    assert ImageSet(images, np.array([0, 0, 1]), ("a", "b")).labelled
+    for labels in ([0, 1, 2], [-2, 0, 1]):
+        with pytest.raises(DataError, match="or be -1 for no label"):
+            ImageSet(images, np.array(labels), ("a", "b"))
+    with pytest.raises(DataError, match="they must agree"):
+        Dataset("x", ImageSet(images, np.zeros(3, np.int64), ("a",)), ImageSet(images, np.zeros(3, np.int64), ("b",)))
+
+
+def test_a_dataset_without_labels_or_test_images_is_refused(dataset: Dataset) -> None:
+    unlabelled = ImageSet(dataset.train.images, np.full(len(dataset.train), -1), dataset.train.class_names)
+    with pytest.raises(DataError, match="numbered has 340 train images, 340 of them without a label"):
+        make_splits(Dataset("numbered", unlabelled, dataset.test))
+    empty = Dataset("numbered", dataset.train, dataset.test.take(np.arange(0)))
+    with pytest.raises(DataError, match="numbered has 0 test images"):
+        make_splits(empty)
+    with pytest.raises(DataError, match="^no test part$"):
+        make_splits(Dataset("numbered", dataset.train, dataset.test, "no test part"))
+    with pytest.raises(DataError, match="splits.thief_pool=numbered has no training images"):
+        make_splits(dataset, thief_pool=Dataset("numbered", empty.test, dataset.test))
 
 
 def test_stratified_partitions_what_it_is_given() -> None:
@@ -151,11 +179,30 @@ def test_digits_at_their_own_size_are_scikit_learns() -> None:
     assert len({i.tobytes() for i in dataset.train.images} & {i.tobytes() for i in dataset.test.images}) <= 2
 
 
-def test_digits_refuse_options_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="image_size=7"):
-        load_digits(image_size=7)
-    with pytest.raises(ConfigError, match="test_fraction=1.0"):
-        load_digits(test_fraction=1.0)
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("digits", "image_size", 7),
+        ("digits", "image_size", 10**9),
+        ("digits", "test_fraction", 1.0),
+        ("digits", "test_fraction", float("nan")),
+        ("noise", "train_images", 0),
+        ("noise", "channels", 2),
+        ("figures", "train_images", 11),
+        ("figures", "image_size", 7),
+        ("image_folder", "max_images_per_class", 0),
+        ("image_folder", "test_fraction", 0),
+        ("parquet", "image_size", 0),
+        ("parquet", "test_fraction", 1.5),
+        ("youtube_faces", "min_images", 1),
+        ("youtube_faces", "max_images_per_class", 1),
+        ("svhn", "image_size", -1),
+    ],
+)
+def test_options_out_of_range_are_refused_when_the_config_is_read(name: str, option: str, value: float) -> None:
+    for tree in ({"data": {"name": name, option: value}}, {"splits": {"thief_pool": {"name": name, option: value}}}):
+        with pytest.raises(ConfigError, match=f"{option}="):
+            build(ExperimentConfig, tree)
 
 
 def test_fit_changes_nothing_that_fits() -> None:

@@ -1,0 +1,83 @@
+"""Datasets out of decoded images, whole ones and those that can only be a thief's pool."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mea_ray.core.errors import DataError
+from mea_ray.core.types import UNLABELLED, Dataset, Images, ImageSet
+from mea_ray.data.resize import fit
+from mea_ray.data.skipped import warn
+from mea_ray.data.splits import stratified
+
+_SPLIT_SEED = 0
+
+
+def unlabelled(images: Images) -> ImageSet:
+    """Return images without labels and classes."""
+    return ImageSet(images, np.full(len(images), UNLABELLED, np.int64), ())
+
+
+def assemble(name: str, train: ImageSet, test: ImageSet, where: str) -> Dataset:
+    """Make a dataset of two parts; a grey part beside a colour part becomes colour.
+
+    Images that are in both parts, pixel by pixel, are counted in a warning.
+
+    Args:
+        name: Name in the table of datasets.
+        train: Training images.
+        test: Test images.
+        where: The folder or file that was read, for the warning.
+
+    Raises:
+        DataError: The parts differ in image size.
+    """
+    if train.images.shape[2:] != test.images.shape[2:]:
+        raise DataError(
+            f"train images are {train.images.shape[3]} x {train.images.shape[2]} pixels, test images "
+            f"{test.images.shape[3]} x {test.images.shape[2]}; set data.image_size to resize all to one size"
+        )
+    channels = max(train.images.shape[1], test.images.shape[1])
+    shape = (channels, train.images.shape[2], train.images.shape[3])
+    dataset = Dataset(
+        name,
+        ImageSet(fit(train.images, shape), train.labels, train.class_names),
+        ImageSet(fit(test.images, shape), test.labels, test.class_names),
+    )
+    known = {hash(image.tobytes()) for image in dataset.test.images}
+    repeated = known.intersection(hash(image.tobytes()) for image in dataset.train.images)
+    if repeated:
+        warn(
+            f"{name}: {where}: {len(repeated):,} different images in test are in train, too; accuracy on them says "
+            "nothing about other images, remove the copies"
+        )
+    return dataset
+
+
+def cut(name: str, images: ImageSet, fraction: float, where: str) -> Dataset:
+    """Cut a test part off, stratified; always the same images.
+
+    If a class has fewer than two images, all remain in train and the dataset can only be a pool.
+
+    Args:
+        name: Name in the table of datasets.
+        images: All images, each with a label.
+        fraction: Part of each class that becomes test.
+        where: As of ``assemble``.
+    """
+    try:
+        train, test = stratified(images, np.arange(len(images)), fraction, _SPLIT_SEED, "test")
+    except DataError as error:
+        return pool(name, images, str(error))
+    return assemble(name, images.take(train), images.take(test), where)
+
+
+def pool(name: str, images: ImageSet, reason: str) -> Dataset:
+    """Make a dataset without test part, which can only be a thief's pool.
+
+    Args:
+        name: Name in the table of datasets.
+        images: All images; labels may be missing.
+        reason: What is missing, and what to do about it.
+    """
+    return Dataset(name, images, images.take(np.arange(0)), reason)

@@ -1,0 +1,171 @@
+"""How folders of images are laid out: parts above classes, classes alone, or images without classes."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from mea_ray.core.errors import DataError
+from mea_ray.data.files import File, Walk
+from mea_ray.data.parts import Part, only_one, parts_of, says_nothing
+from mea_ray.data.skipped import Skipped
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The images of one part, or of a folder that has no parts.
+
+    Attributes:
+        folder: The folder that holds them.
+        classes: Class name to its files, sorted by name; empty if the images have no classes.
+        files: Files without a class; empty if the images have classes.
+        empty: Folders of classes that hold no images.
+    """
+
+    folder: Path
+    classes: dict[str, list[File]]
+    files: list[File]
+    empty: list[Path]
+
+    @property
+    def labelled(self) -> bool:
+        """The images lie in folders of classes."""
+        return bool(self.classes)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What lies in a folder of images.
+
+    Attributes:
+        parts: The images of each part; empty if there are no parts.
+        whole: All images, if there are no parts.
+    """
+
+    parts: dict[Part, Group]
+    whole: Group | None
+
+
+def read_layout(root: Path, found: Walk, skipped: Skipped) -> Layout:
+    """Tell parts and classes apart.
+
+    Parts are folders named after train and test, if train has folders of its own or test lies beside it. Folders that
+    say nothing may lie above and below: ``images/train/images/<class>``. Everything else at the level of the classes is
+    a class. Images below the folder of a class belong to it, however deep.
+
+    Args:
+        root: Where the walk began.
+        found: Its images, at least one, and its folders.
+        skipped: Counts images that belong to nothing.
+
+    Raises:
+        DataError: Two folders are the same part, or folders below the classes are named after train and test.
+    """
+    level = _level_of_parts([file.folders for file in found.files])
+    if level is None:
+        _check_no_parts_below(root, found)
+        inner = _down_to_classes((), found.files)
+        above = inner if all(len(file.folders) > len(inner) for file in found.files) else ()
+        return Layout({}, _group(root, above, found.files, found.folders, skipped))
+    above = next(file.folders[:level] for file in found.files if len(file.folders) > level)
+    parts = parts_of({file.folders[level] for file in found.files if len(file.folders) > level})
+    files: dict[str, list[File]] = defaultdict(list)
+    for file in found.files:
+        name = file.folders[level] if len(file.folders) > level else ""
+        if name in parts:
+            files[name].append(file)
+        else:
+            skipped.add("images outside of the folders of parts", str(file.path.parent))
+    groups: dict[Part, Group] = {}
+    for part in get_args(Part):
+        listed = sorted(name for name in parts if parts[name] == part)
+        if not listed:
+            continue
+        only_one(part, listed, root.joinpath(*above))
+        folder = _down_to_classes((*above, listed[0]), files[listed[0]])
+        groups[part] = _group(root, folder, files[listed[0]], found.folders, skipped)
+    return Layout(groups, None)
+
+
+def _level_of_parts(folders: Sequence[Names]) -> int | None:
+    """Return the depth at which folders are parts; None if there is none. Above it is a single folder at each depth."""
+    level = 0
+    while True:
+        names = {path[level] for path in folders if len(path) > level}
+        parts = parts_of(names)
+        if "train" in parts.values():
+            trains = {name for name, part in parts.items() if part == "train"}
+            nested = any(path[level] in trains for path in folders if len(path) > level + 1)
+            if nested or len(set(parts.values())) > 1:
+                return level
+        if parts and len(parts) == len(names):
+            return level
+        if len(names) != 1 or any(len(path) <= level for path in folders):
+            return None
+        level += 1
+
+
+def _check_no_parts_below(root: Path, found: Walk) -> None:
+    """Refuse folders of parts inside of what would be a class, and a part that would be a class itself."""
+    inside: dict[Names, set[str]] = defaultdict(set)
+    for file in found.files:
+        for depth in range(1, len(file.folders)):
+            inside[file.folders[:depth]].add(file.folders[depth])
+    for name, *_ in inside:
+        if part := parts_of([name]).get(name):
+            raise DataError(
+                f"{root / name} is a {part} part by its name, with folders of classes in it, and no train part lies "
+                "beside it; name that one train, or set data.path to the folder of the classes"
+            )
+    for above, names in inside.items():
+        parts = parts_of(names)
+        if "train" in parts.values() and len(set(parts.values())) > 1:
+            folder = root.joinpath(*above)
+            raise DataError(
+                f"{folder} has the folders {', '.join(sorted(parts))}, so that it would be a dataset rather than a "
+                f"class; set data.path={folder}, or lay the images out as train/<class> and test/<class>"
+            )
+
+
+def _group(root: Path, prefix: Names, files: list[File], folders: Iterable[Names], skipped: Skipped) -> Group:
+    """Sort the files below a folder by class."""
+    depth = len(prefix)
+    classes: dict[str, list[File]] = defaultdict(list)
+    loose = []
+    for file in files:
+        if len(file.folders) > depth:
+            classes[class_name(file.folders[depth])].append(file)
+        else:
+            loose.append(file)
+    if classes:
+        for file in loose:
+            skipped.add("images outside of the folders of classes", str(file.path))
+        loose = []
+    empty = [
+        root.joinpath(*path)
+        for path in folders
+        if len(path) == depth + 1 and path[:depth] == prefix and class_name(path[-1]) not in classes
+    ]
+    return Group(root.joinpath(*prefix), dict(sorted(classes.items())), loose, empty)
+
+
+def _down_to_classes(prefix: Names, files: Sequence[File]) -> Names:
+    """Descend into a single folder that says nothing or names the part again, as in ``seg_train/seg_train/<class>``."""
+    while True:
+        depth = len(prefix)
+        names = {file.folders[depth] if len(file.folders) > depth else "" for file in files}
+        name = next(iter(names)) if len(names) == 1 else ""
+        if not (says_nothing(name) or parts_of([name])):
+            return prefix
+        prefix = (*prefix, name)
+
+
+def class_name(folder: str) -> str:
+    """Return the name of a class: that of its folder, with accents composed, as desktops write them differently."""
+    return unicodedata.normalize("NFC", folder)

@@ -1,0 +1,168 @@
+"""Train, test or validation: read from the names of files and folders, for every loader alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import Literal
+
+from mea_ray.core.errors import DataError
+from mea_ray.data.skipped import warn
+
+Part = Literal["train", "test", "validation"]
+
+_WORDS: dict[str, Part] = {
+    **dict.fromkeys(("train", "training", "trainval"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation"), "validation"),
+}
+_NEUTRAL = frozenset(
+    {"set", "split", "part", "data", "dataset", "seg", "folder", "file", "files", "parquet", "jpg", "png"}
+    | {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "sample", "samples", "full"}
+)
+"""Words that say nothing about the content: ``seg_train`` and ``train_images`` are parts, ``train_station`` is not."""
+_JOINED = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})(set|split|data|images?|imgs?)?")
+_WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_SHARD = re.compile(r"(?P<head>.*?)(?P<index>\d{1,12})(?P<of>[-_.]of[-_.])(?P<total>\d{1,12})(?P<tail>.*)", re.DOTALL)
+_NUMBERED = re.compile(r"(?P<head>.*?)(?P<index>\d{1,12})", re.DOTALL)
+_SHOWN = 5
+
+
+def parts_of(names: Collection[str], *, prefixes: bool = False) -> dict[str, Part]:
+    """Find which of several sibling names are those of parts.
+
+    Case, separators, digits and words without content do not matter: ``Train``, ``TESTING``, ``val_set``,
+    ``seg_train``, ``trainImages`` and ``train2017`` are parts. Names with other words are parts if they differ in the
+    word for the part alone, as ``cifar_train`` and ``cifar_test``.
+
+    Args:
+        names: Names of files (without suffix) or of folders that lie beside each other.
+        prefixes: Take names that merely begin with the word, too, as ``train_fold3``. For files, which are no classes.
+
+    Returns:
+        The part of each name that is one.
+    """
+    read = {name: found for name in names if (found := _read(name)) is not None}
+    return {
+        name: part
+        for name, (part, rest) in read.items()
+        if _NEUTRAL.issuperset(rest)
+        or any(rest == others and part != other for other, others in read.values())
+        or (prefixes and _JOINED.fullmatch(_split(name)[0]))
+    }
+
+
+def says_nothing(name: str) -> bool:
+    """Whether a folder's name says nothing about its content, as ``images``."""
+    words = _split(name)
+    return bool(words) and _NEUTRAL.issuperset(words)
+
+
+def without_shard(stem: str) -> str:
+    """Return a file's stem without the number of a shard: ``train-00003-of-00005-5b3e`` becomes ``train-``."""
+    match = _SHARD.fullmatch(stem)
+    return (match["head"] or match["tail"]) if match else stem
+
+
+def check_shards(files: Sequence[Path]) -> None:
+    """Check that numbered files ``...-00000-of-00005`` are complete, of one total, and each there once.
+
+    Files that are numbered without a total are not known to be complete; a gap between them is said in a warning.
+
+    Args:
+        files: The files of one part of a dataset.
+
+    Raises:
+        DataError: A shard is missing, there twice, or beyond the total; two totals are mixed, or whole files with
+            shards.
+    """
+    matches = {file: match for file in files if (match := _SHARD.fullmatch(file.stem))}
+    if not matches:
+        _tell_gaps(files)
+        return
+    remedy = "list the wanted files in data.path to use them as they are"
+    if whole := [file for file in files if file not in matches]:
+        raise DataError(
+            f"{whole[0]} lies beside the shards {next(iter(matches)).name}; remove what is too much, or {remedy}"
+        )
+    totals: dict[int, Path] = {}
+    indices: dict[int, Path] = {}
+    for file, match in matches.items():
+        index, total = int(match["index"]), int(match["total"])
+        totals.setdefault(total, file)
+        if index in indices and len(totals) == 1:
+            raise DataError(f"{indices[index]} and {file} are both number {index} of {total}; remove one, or {remedy}")
+        if index >= total:
+            raise DataError(f"{file} is number {index} of {total}, which are numbered from 0; remove it, or {remedy}")
+        indices[index] = file
+    if len(totals) > 1:
+        one, other = list(totals.values())[:2]
+        raise DataError(f"{one} and {other} belong to different divisions of a dataset; remove one, or {remedy}")
+    (total,) = totals
+    if missing := total - len(indices):
+        match = next(iter(matches.values()))
+        pattern = f"{match['head']}*{match['of']}{match['total']}"
+        width = len(match["index"])
+        first = [f"{i:0{width}}" for i in islice((i for i in count() if i not in indices), min(missing, _SHOWN))]
+        raise DataError(
+            f"{len(indices):,} of the {total:,} files {pattern} are in {files[0].parent}; {_list(first, missing)} "
+            f"{'is' if missing == 1 else 'are'} missing; complete the download, or {remedy}"
+        )
+
+
+def _tell_gaps(files: Sequence[Path]) -> None:
+    """Warn of missing numbers among files that are numbered from 0 or 1 on."""
+    matches = [match for file in files if (match := _NUMBERED.fullmatch(file.stem))]
+    numbers = {int(match["index"]) for match in matches}
+    if len(matches) < len(files) or len({match["head"] for match in matches}) > 1 or not 0 <= min(numbers) <= 1:
+        return
+    if missing := max(numbers) + 1 - min(numbers) - len(numbers):
+        gap = next(number for number in count(min(numbers)) if number not in numbers)
+        warn(
+            f"{files[0].parent}: the files {matches[0]['head']}* are numbered from {min(numbers)} to {max(numbers)}, "
+            f"{missing:,} are missing, e.g. {gap}"
+        )
+
+
+def only_one(part: Part, names: Iterable[str], where: Path) -> None:
+    """Refuse two folders for one part.
+
+    Raises:
+        DataError: ``names`` has two names or more.
+    """
+    listed = sorted(names)
+    if len(listed) > 1:
+        raise DataError(
+            f"{where} has {len(listed)} folders for the {part} part: {', '.join(listed)}; rename all but one, or set "
+            "data.path to the folder that is meant"
+        )
+
+
+def _list(first: list[str], total: int) -> str:
+    if total > len(first):
+        return f"{', '.join(first)} and {total - len(first):,} more"
+    return f"{', '.join(first[:-1])} and {first[-1]}" if len(first) > 1 else first[0]
+
+
+def _read(name: str) -> tuple[Part, tuple[str, ...]] | None:
+    """Return the part that a name speaks of and its other words; None if it speaks of none, or of several."""
+    found: set[Part] = set()
+    rest = []
+    for word in _split(name):
+        if match := _JOINED.fullmatch(word):
+            found.add(_WORDS[match[1]])
+        else:
+            rest.append(word)
+    if found == {"train", "validation"}:  # both in one, to train on
+        found = {"train"}
+    return (found.pop(), tuple(rest)) if len(found) == 1 else None
+
+
+def _split(name: str) -> list[str]:
+    """Return the words of a name in lower case: runs of letters, cut where a capital begins (but not ``TESTset``)."""
+    words: list[str] = []
+    for run in re.findall(r"[^\W\d_]+", name):
+        words += [run.lower()] if _JOINED.fullmatch(run.lower()) else _WORD_STARTS.sub(" ", run).lower().split()
+    return words
