@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +30,10 @@ from mea_ray.storage.files import write_whole
 from mea_ray.storage.remote import Storage
 from mea_ray.sweep import cluster
 from mea_ray.sweep.modules import modules_to_send
+from mea_ray.sweep.tasks import Tasks
 from mea_ray.sweep.trainable import use_resources
+
+logger = logging.getLogger(__name__)
 
 Role = Literal["null", "victim"]
 ROLES: tuple[Role, ...] = ("null", "victim")
@@ -203,15 +208,16 @@ def verified(config: ExperimentConfig, index: int) -> tuple[Calibrated, Calibrat
 def _run(ray: Any, config: ExperimentConfig, left: list[int]) -> Iterator[tuple[Calibrated, Calibrated]]:
     reserved = config.resources.victim
     remote = ray.remote(verified).options(num_cpus=reserved.cpus, num_gpus=reserved.gpus, max_retries=2)
-    waiting = [remote.remote(config, index) for index in left]
+    tasks = Tasks(logger.warning)
+    for index in left:
+        tasks.add(str(index), f"training and verifying pair {index}", partial(remote.remote, config, index))
     try:
-        while waiting:
-            ready, waiting = ray.wait(waiting, timeout=1.0)
-            for reference in ready:
-                yield ray.get(reference)
+        for _, reference, error in tasks.results():
+            if error is not None:
+                raise error
+            yield ray.get(reference)
     except BaseException:
-        for reference in waiting:
-            ray.cancel(reference, force=True)
+        tasks.cancel()
         raise
 
 

@@ -127,5 +127,30 @@ class StorageUnavailable(MeaRayError):
         )
 
 
+class ClusterError(MeaRayError):
+    """Ray could not do a step of the work; what is finished is kept."""
+
+
+class OutOfMemory(ClusterError):
+    """A machine of the cluster ran out of memory each time that a step was tried; what is finished is kept.
+
+    Args:
+        what: The step, e.g. ``training victim 2d1278fe``.
+        attempts: Times that it was tried.
+    """
+
+    def __init__(self, what: str, attempts: int) -> None:
+        super().__init__(what, attempts)
+        self.what, self.attempts = what, attempts
+
+    def __str__(self) -> str:
+        times = "once" if self.attempts == 1 else f"{self.attempts} times"
+        return (
+            f"out of memory {times} while {self.what}; run fewer at once (raise resources.trial.cpus and "
+            "resources.victim.cpus), use smaller data, models or batches, or a machine with more memory, then go on "
+            "with --resume"
+        )
+
+
 class RequestConflict(QueryError):
     """A request id was used again for other images than the first time."""

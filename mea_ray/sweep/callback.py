@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import pickle
 import queue
+import re
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 
-from mea_ray.core.errors import MeaRayError, ReplicasAway
+from mea_ray.core.errors import ReplicasAway
 from mea_ray.results.records import TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
@@ -32,6 +31,7 @@ class Finisher:
     Attributes:
         failed: Trials that were given up, with the reason.
         ended: Trials that ended, in whatever way.
+        runs_ended: Runs of Tune that ended; more than ``ended`` where a search suggests a trial twice.
         before_telling: Called before a trial's end is told, so that what the trial told itself comes first.
     """
 
@@ -39,6 +39,8 @@ class Finisher:
         self.folder, self.shown, self.tell = folder, shown, tell
         self.failed: dict[str, str] = {}
         self.ended: set[str] = set()
+        self.runs_ended = 0
+        self._under_way: dict[str, tuple[str, int]] = {}
         self.before_telling: Callable[[], None] = lambda: None
         self._context: TrialContext | None = None
         self._names: dict[str, str] = {}
@@ -95,6 +97,15 @@ class Finisher:
         self.tell(events.TrialFinished(trial, str(path), result.status == "stopped"))
         self.show(trial)
 
+    def hear(self, event: events.Event) -> None:
+        """Learn where a trial runs."""
+        if isinstance(event, events.TrialStarted):
+            self._under_way[event.trial] = (event.node, event.pid)
+
+    def under_way(self) -> dict[str, tuple[str, int]]:
+        """Return the trials under way, each with the id of its node and its process."""
+        return {name: place for name, place in self._under_way.items() if name not in self.ended}
+
     def name_of(self, tune_trial: Any) -> str:
         """Return our name of a trial of Tune."""
         assert self._context is not None
@@ -104,7 +115,7 @@ class Finisher:
 
     def interrupted(self, trials: Mapping[str, Any] | None, samples: int) -> bool:
         """Return whether Tune came back before its trials had ended, which it does on Ctrl-C."""
-        return not self.ended.issuperset(trials) if trials is not None else len(self._names) < samples
+        return not self.ended.issuperset(trials) if trials is not None else self.runs_ended < samples
 
     def callback(self) -> Any:
         """Return the callback for Ray Tune."""
@@ -113,7 +124,8 @@ class Finisher:
     def release(self, trial: str) -> None:
         """Let go of a trial's service, whether or not its process could."""
         if self._context is not None:
-            self._context.broker.release.remote(trial)
+            # Not repeated by Ray: it may be under way when the broker is stopped for good.
+            self._context.broker.release.options(max_task_retries=0).remote(trial)
 
     def _serve(self) -> None:
         while True:
@@ -142,39 +154,69 @@ class TuneCallback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Take the result."""
         if self.finisher is not None:
+            self.finisher.runs_ended += 1
             self.finisher.finish(self.finisher.name_of(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tell that a killed trial goes on, or one that made way for its service."""
+        """Report that a killed trial goes on, or one that made way for its service."""
         if self.finisher is not None:
-            error = _error(trial)
-            kind = events.TrialMadeWay if isinstance(error, ReplicasAway) else events.TrialRestarted
-            self.finisher.tell(kind(self.finisher.name_of(trial), _reason(error)))
+            failure = Failure.of(trial.error_file)
+            kind = events.TrialMadeWay if failure.kind == ReplicasAway.__name__ else events.TrialRestarted
+            self.finisher.tell(kind(self.finisher.name_of(trial), failure.reason))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Give the trial up."""
         if self.finisher is not None:
             name = self.finisher.name_of(trial)
+            self.finisher.runs_ended += 1
             self.finisher.release(name)
-            self.finisher.fail(name, _reason(_error(trial)))
+            self.finisher.fail(name, Failure.of(trial.error_file).reason)
 
 
-def _error(trial: Any) -> Exception | None:
-    """Return what a trial of Tune ended with, of our own errors without Ray's around them; None if that is lost."""
-    with contextlib.suppress(Exception):
-        # Where Tune writes it first; it reaches Tune's storage later than this is called.
-        error = pickle.loads(Path(trial.local_path, trial.run_metadata.pickled_error_filename).read_bytes())
-        cause = getattr(error, "cause", None)
-        found: Exception = cause if isinstance(cause, MeaRayError) else error
-        return found
-    return None
+@dataclass(frozen=True)
+class Failure:
+    """Why a process of a trial ended, as read from the text that Tune keeps of it.
+
+    Tune keeps the exception as a pickle, too. That is not opened: it was made from what the trial's process sent, and
+    opening it would run code of that process in the driver.
+
+    Attributes:
+        kind: Name of an error of ours; empty for anything else.
+        reason: One line.
+    """
+
+    kind: str
+    reason: str
+
+    @classmethod
+    def of(cls, error_file: str | None) -> Failure:
+        """Read the last entry of ``error.txt`` of a trial of Tune; None if Tune kept none."""
+        try:
+            text = Path(error_file or "").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return cls("", "unknown")
+        text = text.rpartition(_ENTRY)[2]
+        ours = _OUR_ERROR.findall(text)
+        if ours:
+            kind, message = ours[-1]
+            return cls(kind, f"{kind}: {message}"[:_LONGEST_REASON])
+        for part, reason in _RAY_SAYS.items():
+            if part in text:
+                return cls("", reason)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return cls("", lines[-1][:300] if lines else "unknown")
 
 
-def _reason(error: Exception | None) -> str:
-    """Say in one line what happened to a trial: an error of ours as it is, and of Ray's what it means."""
-    if isinstance(error, MeaRayError):
-        return f"{type(error).__name__}: {error}"
-    if isinstance(error, ray.exceptions.RayActorError):
-        return "its node is gone" if "its node" in str(error) else "its process died"
-    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "unknown"
+OUT_OF_MEMORY = (
+    "its machine ran out of memory; raise resources.trial.cpus, so that fewer trials run at once, use smaller models "
+    "or batches, or machines with more memory"
+)
+_ENTRY = "Failure # "
+_OUR_ERROR = re.compile(r"^(?:ray\.exceptions\.RayTaskError\()?mea_ray\.core\.errors\.(\w+): (.+)$", re.MULTILINE)
+_LONGEST_REASON = 1000
+_RAY_SAYS = {
+    "OutOfMemoryError": OUT_OF_MEMORY,
+    "running low on memory": OUT_OF_MEMORY,
+    "its node": "its node is gone",
+    "The actor": "its process died",
+}

@@ -24,6 +24,7 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative data.path means the same in a trial as in the driver
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_task_oom_retries": "0",  # not without end, and not with thirty lines for each: see tasks.Tasks
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # snapshots of all trials, for a restore of Tune's own that is never asked for

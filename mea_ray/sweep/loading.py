@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mea_ray.config import DataChoice
-from mea_ray.core.errors import ConfigError, DataError, MeaRayError
+from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import Dataset, Splits
 from mea_ray.experiment.checks import check
 from mea_ray.experiment.data import Contents, Fingerprints, dataset_key, pool_choice, split, splits_key
 from mea_ray.sweep.plan import Draft
+from mea_ray.sweep.tasks import Tasks
 from mea_ray.sweep.trainable import load_data
 
 
@@ -29,27 +31,34 @@ class Loaded:
     contents: Contents
 
 
-def load(ray: Any, drafts: Sequence[Draft], known: Contents) -> Loaded:
+def load(ray: Any, drafts: Sequence[Draft], known: Contents, warn: Callable[[str], None]) -> Loaded:
     """Load the data of some experiments, each in a task of its own, and check every experiment against its data.
 
     Args:
         ray: The ``ray`` module, connected.
         drafts: The experiments.
         known: Fingerprints of data that need not be loaded; those of loaded data take their place.
+        warn: Called with a sentence when a machine ran out of memory and the data are loaded again.
 
     Raises:
+        OutOfMemory: Some data did not fit into the memory of a machine.
         ConfigError: An experiment cannot be run.
         DataError: Data cannot be read.
     """
     first = {splits_key(each.config): each for each in reversed(drafts)}
-    references = {
-        key: ray.remote(load_data).options(num_cpus=each.config.resources.victim.cpus).remote(each.config)
-        for key, each in first.items()
-    }
+    tasks, references = Tasks(warn), {}
+    for key, each in first.items():
+        task = ray.remote(load_data).options(num_cpus=each.config.resources.victim.cpus)
+        tasks.add(key, f"loading data {each.config.data.label}", partial(task.remote, each.config))
+    for key, reference, error in tasks.results():
+        if error is not None:
+            tasks.cancel()
+            raise error
+        references[key] = reference
     contents = Contents(known.known)
     data = {}
-    for key, reference in references.items():
-        data[key] = result_of(ray, reference)
+    for key in first:
+        data[key] = ray.get(references[key])
         contents.learn(first[key].config, Fingerprints.of(data[key]))
     for each in drafts:
         check_one(each, data[splits_key(each.config)])
@@ -109,13 +118,3 @@ def check_one(draft: Draft, data: Splits) -> None:
         check(draft.config, data)
     except (ConfigError, DataError) as error:
         raise type(error)(f"trial at {draft}: {error}") from None
-
-
-def result_of(ray: Any, reference: Any) -> Any:
-    """Return a task's result; an error of ours is raised as itself, not wrapped in Ray's."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, MeaRayError):
-            raise error.cause from None
-        raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 import threading
 import time
 import uuid
@@ -27,12 +26,14 @@ from mea_ray.sweep.broker import Broker, ServiceSpec, needs
 from mea_ray.sweep.callback import Finisher
 from mea_ray.sweep.event_log import EventLog
 from mea_ray.sweep.folder import Results, SweepFolder
-from mea_ray.sweep.loading import Loaded, load, result_of
+from mea_ray.sweep.loading import Loaded, load
 from mea_ray.sweep.modules import modules_to_send
 from mea_ray.sweep.plan import Draft, Plan, PlannedTrial, draft, plan, recorded_contents
 from mea_ray.sweep.sink import EventSink, SinkSender
-from mea_ray.sweep.trainable import TrialContext, train_model, tune_trial
+from mea_ray.sweep.tasks import Tasks
+from mea_ray.sweep.trainable import TrialContext, train_model
 from mea_ray.sweep.trial import Work, run_trial
+from mea_ray.sweep.tuning import Tuning
 from mea_ray.sweep.wandb_nodes import NodeWandb
 from mea_ray.tracking import trackers
 
@@ -97,7 +98,7 @@ def run_sweep(
         ray = stack.enter_context(cluster.ray_cluster(address, py_modules))
         demand = _demand(sweep, [each.config for each in pending])
         at_once = cluster.wait_for_room(demand, ray, sweep.cluster_wait_s)
-        data = load(ray, pending, known)
+        data = load(ray, pending, known, lambda text: on_event(events.Warned(text)) if on_event else None)
         start = _Start(ray, demand, at_once, data)
         return _run(sweep, plan(sweep, data.contents, drafts), folder, start, on_event, work, resume=resume)
 
@@ -162,7 +163,7 @@ def _run(
     log = EventLog(folder)
     tell = _Teller(on_event or (lambda event: None), log)
     wandb = NodeWandb(folder, sweep.base.tracking, lambda text: tell(events.Warned(text)))
-    tell.hear = wandb.hear
+    tell.listeners.append(wandb.hear)
     tell(
         events.SweepStarted(
             str(folder.path),
@@ -180,6 +181,7 @@ def _run(
     shown = trackers(sweep.base.tracking, folder.path, sweep.name, wandb.warn, wandb)
     shown.log_config(sweep.resolved())
     finisher = Finisher(folder, shown, tell)
+    tell.listeners.append(finisher.hear)
     how = "failed"
     try:
         patience = PATIENCE.during(
@@ -215,14 +217,15 @@ class _Teller:
     def __init__(self, on_event: events.OnEvent, log: EventLog) -> None:
         self._on_event, self.log, self._lock = on_event, log, threading.Lock()
         self._warned: dict[str, float] = {}
-        self.hear: events.OnEvent = lambda event: None
+        self.listeners: list[events.OnEvent] = []
 
     def __call__(self, event: events.Event) -> None:
         with self._lock:
             if isinstance(event, events.Warned) and self._just_said(event.message):
                 return
             self.log(event)
-            self.hear(event)
+            for listener in self.listeners:
+                listener(event)
             try:
                 self._on_event(event)
             except Exception:
@@ -268,7 +271,7 @@ class _Driver:
                 )
                 self.finisher.begin(context)
                 self._prepare(broker, left, demand.services)
-                self._tune(context, data, samples, at_once)
+                Tuning(context, self.finisher, data, at_once).run(samples)
 
     @contextlib.contextmanager
     def _events(self) -> Iterator[SinkSender]:
@@ -312,27 +315,21 @@ class _Driver:
             wanted.setdefault(trial.victim, ("victim", trial, 0))
             for index, name in enumerate(trial.nulls):
                 wanted.setdefault(name, ("null", trial, index))
-        tasks = {}
+        tasks = self._tasks()
         for name, (role, trial, index) in wanted.items():
             reserved = trial.config.resources.victim
             task = ray.remote(train_model).options(
                 num_cpus=reserved.cpus, num_gpus=reserved.gpus, max_retries=self.sweep.max_failures
             )
-            reference = task.remote(role, trial, index, data[trial.splits], self.folder, tell)
-            tasks[reference] = name
+            arguments = (role, trial, index, data[trial.splits], self.folder, tell)
+            tasks.add(name, f"training {role} {name[:8]}", partial(task.remote, *arguments))
         lost: dict[str, str] = {}
-        waiting = list(tasks)
         try:
-            while waiting:
-                ready, waiting = ray.wait(waiting, timeout=1.0)
-                for reference in ready:
-                    try:
-                        result_of(ray, reference)
-                    except Exception as error:  # whatever broke one model must not break the trials of others
-                        lost[tasks[reference]] = f"{type(error).__name__}: {error}"
+            for name, _, error in tasks.results():
+                if error is not None:  # whatever broke one model must not break the trials of others
+                    lost[name] = f"{type(error).__name__}: {error}"
         except BaseException:
-            for reference in waiting:
-                ray.cancel(reference, force=True)
+            tasks.cancel()
             raise
         kept = []
         for trial in left:
@@ -346,6 +343,9 @@ class _Driver:
             else:
                 kept.append(trial)
         return kept
+
+    def _tasks(self) -> Tasks:
+        return Tasks(lambda text: self.tell(events.Warned(text)))
 
     def _prepare(self, broker: Any, left: list[PlannedTrial], services: int) -> None:
         """Have the first services started while Tune starts the trials; what fails here is met again by the trials."""
@@ -385,45 +385,3 @@ class _Driver:
             with contextlib.suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
                 ray.get(broker.stop.remote(), timeout=30)
             ray.kill(broker)
-
-    def _tune(self, context: TrialContext, data: Mapping[str, Any], samples: int, at_once: int) -> None:
-        with tempfile.TemporaryDirectory(prefix="mea_ray_tune_", ignore_cleanup_errors=True) as notes:
-            self._fit(context, data, samples, at_once, notes)
-
-    def _fit(self, context: TrialContext, data: Mapping[str, Any], samples: int, at_once: int, notes: str) -> None:
-        from ray import tune
-
-        role = self.sweep.base.resources.trial
-        trainable = tune.with_resources(
-            tune.with_parameters(tune_trial, context=context, data=dict(data)), {"cpu": role.cpus, "gpu": role.gpus}
-        )
-        space: dict[str, Any] = {}
-        searcher = None
-        if self.plan.adaptive:
-            begun = [trial.point() for trial in self.folder.trials() if self.folder.result(trial.folder.name) is None]
-            searcher = search.optuna_search(self.sweep, self.folder.results(), [p for p in begun if p is not None])
-        else:
-            space, samples = {"trial": tune.grid_search(list(context.points))}, 1
-        tune.Tuner(
-            trainable,
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=search.scheduler(self.sweep),
-                num_samples=samples,
-                max_concurrent_trials=at_once,
-                # A process takes seconds to start and import; a trial leaves nothing behind in one but that.
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=f"run-{uuid.uuid4().hex[:8]}",
-                # Its own notes, which nobody reads: not where a storage that is away would hold up all trials.
-                storage_path=notes,
-                verbose=0,
-                callbacks=[self.finisher.callback()],
-                failure_config=tune.FailureConfig(max_failures=self.sweep.max_failures),
-            ),
-        ).fit()
-        if self.finisher.interrupted(context.points or None, samples):
-            raise KeyboardInterrupt

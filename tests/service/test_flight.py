@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from ray.exceptions import RayTaskError
 
 from mea_ray.core.errors import ReplicasAway, ServiceUnavailable, StorageUnavailable
 from mea_ray.service import flight
 from mea_ray.service.flight import Request, fly
 from mea_ray.storage.files import PATIENCE, patiently
-from mea_ray.sweep import events
-from mea_ray.sweep.callback import TuneCallback
 
 NAME = "flight/replica/0"
 
@@ -118,28 +114,3 @@ def test_replicas_that_stay_away_are_told_apart_from_what_fails(monkeypatch: pyt
     with pytest.raises(ReplicasAway, match=r"away for 1 s; answers received before are kept"):
         _fly({NAME: handle}, requests=1, timeout_s=1.0)
     assert 3 <= len(asked) <= 8 and 1.0 < asked[-1] - asked[0] < 5.0, "with pauses that grow"
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (RayTaskError("run", "Traceback ...", ReplicasAway("away for 20 s")), "TrialMadeWay"),
-        (RayTaskError("run", "Traceback ...", ServiceUnavailable("gone for good")), "TrialRestarted"),
-        (ray.exceptions.RayActorError(), "TrialRestarted"),
-        (None, "TrialRestarted"),
-    ],
-)
-def test_a_trial_that_makes_way_has_no_line_of_its_own(error: Exception | None, told: str, tmp_path: Path) -> None:
-    if error is not None:
-        (tmp_path / "error.pkl").write_bytes(pickle.dumps(error))
-    heard: list[events.Event] = []
-    finisher: Any = SimpleNamespace(tell=heard.append, name_of=lambda trial: "t1")
-    trial = SimpleNamespace(local_path=str(tmp_path), run_metadata=SimpleNamespace(pickled_error_filename="error.pkl"))
-    TuneCallback(finisher).on_trial_recover(1, [], trial)
-    (event,) = heard
-    assert type(event).__name__ == told
-    expected = {
-        "TrialMadeWay": "ReplicasAway: away",
-        "TrialRestarted": ("ServiceUnavailable: gone", "its process died", "unknown"),
-    }
-    assert event.reason.startswith(expected[told])  # type: ignore[attr-defined]

@@ -1,0 +1,142 @@
+"""The trials of a sweep under Ray Tune, also on machines that run out of memory.
+
+Tune does not survive it when Ray kills one of its trials for want of memory: the whole run ends with an error. It is
+then begun again with the trials that are left, which go on from what they have on disk.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from ray.exceptions import OutOfMemoryError
+
+from mea_ray.sweep import events, search
+from mea_ray.sweep.callback import OUT_OF_MEMORY, Finisher
+from mea_ray.sweep.trainable import TrialContext, tune_trial
+
+_NODE = re.compile(r"\bID: ([0-9a-f]{8,})")
+_KILLED = re.compile(r"^Selected to kill: .*?\bpid=(\d+), actual memory used=([\d.]+)GB", re.MULTILINE)
+
+
+class Tuning:
+    """Runs the trials of a sweep.
+
+    Args:
+        context: What the trials share.
+        finisher: Follows them.
+        data: References to the loaded data, by name.
+        at_once: Trials under way at once, at most.
+    """
+
+    def __init__(self, context: TrialContext, finisher: Finisher, data: Mapping[str, Any], at_once: int) -> None:
+        self.context, self.finisher, self.data, self.at_once = context, finisher, data, at_once
+        self.sweep = context.sweep
+        self._out_of_memory: Counter[str] = Counter()
+
+    def run(self, samples: int) -> None:
+        """Run until every trial has ended.
+
+        Args:
+            samples: Trials to run, if the search is adaptive; else those of the context are run.
+
+        Raises:
+            KeyboardInterrupt: Tune came back before they had ended, which it does on Ctrl-C.
+        """
+        while True:
+            left = [name for name in self.context.points if name not in self.finisher.ended]
+            if self.context.points and not left:
+                return
+            still = samples - self.finisher.runs_ended
+            if not self.context.points and still <= 0:
+                return
+            try:
+                with tempfile.TemporaryDirectory(prefix="mea_ray_tune_", ignore_cleanup_errors=True) as notes:
+                    self._fit(left, still, notes)
+            except Exception as error:
+                out_of_memory = _cause(error)
+                if out_of_memory is None:
+                    raise
+                self._blame(out_of_memory)
+            else:
+                break
+        if self.finisher.interrupted(self.context.points or None, samples):
+            raise KeyboardInterrupt
+
+    def _fit(self, left: list[str], samples: int, notes: str) -> None:
+        from ray import tune
+
+        role = self.sweep.base.resources.trial
+        trainable = tune.with_resources(
+            tune.with_parameters(tune_trial, context=self.context, data=dict(self.data)),
+            {"cpu": role.cpus, "gpu": role.gpus},
+        )
+        space: dict[str, Any] = {}
+        searcher = None
+        if left:
+            space, samples = {"trial": tune.grid_search(left)}, 1
+        else:
+            folder = self.context.folder
+            begun = [
+                trial.point()
+                for trial in folder.trials()
+                if folder.result(trial.folder.name) is None and trial.folder.name not in self.finisher.failed
+            ]
+            searcher = search.optuna_search(self.sweep, folder.results(), [p for p in begun if p is not None])
+        tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=search.scheduler(self.sweep),
+                num_samples=samples,
+                max_concurrent_trials=self.at_once,
+                # A process takes seconds to start and import; a trial leaves nothing behind in one but that.
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=f"run-{uuid.uuid4().hex[:8]}",
+                # Its own notes, which nobody reads: not where a storage that is away would hold up all trials.
+                storage_path=notes,
+                verbose=0,
+                callbacks=[self.finisher.callback()],
+                failure_config=tune.FailureConfig(max_failures=self.sweep.max_failures),
+            ),
+        ).fit()
+
+    def _blame(self, error: OutOfMemoryError) -> None:
+        """Count one failure of the trial that used most memory, and give it up if it had too many.
+
+        Where Ray does not say whose process that was, every trial that was under way is counted.
+        """
+        text = str(error)
+        node = _NODE.search(text)
+        killed = sorted(((float(size), int(pid)) for pid, size in _KILLED.findall(text)), reverse=True)
+        under_way = self.finisher.under_way()
+        largest = [
+            name
+            for _, pid in killed
+            for name, (its_node, its_pid) in under_way.items()
+            if its_pid == pid and (node is None or its_node == node[1])
+        ][:1]
+        for name in largest or list(under_way):
+            self._out_of_memory[name] += 1
+            if self._out_of_memory[name] > self.sweep.max_failures:
+                self.finisher.release(name)
+                self.finisher.fail(name, OUT_OF_MEMORY)
+                self.finisher.runs_ended += 1
+            else:
+                self.finisher.tell(events.TrialRestarted(name, OUT_OF_MEMORY))
+
+
+def _cause(error: BaseException) -> OutOfMemoryError | None:
+    """Return the lack of memory that an error comes from; None if it does not come from one."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, OutOfMemoryError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
