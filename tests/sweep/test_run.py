@@ -62,7 +62,7 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
     # Its process died, so it was started again; an error that would come again is not tried again.
     assert len(killed) == 1
     assert [event.trial for event in heard if isinstance(event, events.TrialRestarted)] == killed
-    assert list(outcome.failed) == [bad] and "asked in another order" in outcome.failed[bad]
+    assert list(outcome.failed) == [bad] and "queried in another order" in outcome.failed[bad]
     assert charged(outcome.folder) == {**dict.fromkeys(good, 96), bad: 0}  # it had an account before it was looked at
     for result in outcome.results:
         assert result.queries_charged == 96 and result.status == "finished"
