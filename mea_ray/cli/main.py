@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, Optional
 import typer
 
 from mea_ray.cli.bench import bench
-from mea_ray.cli.options import EPILOG, FAILED, INTERRUPTED, OK, USAGE, Debug
+from mea_ray.cli.options import EPILOG, FAILED, INTERRUPTED, OK, Debug
 
 app = typer.Typer(
     name="mea-ray",
@@ -313,12 +313,6 @@ def _exit(failed: bool) -> NoReturn:
     raise typer.Exit(FAILED if failed else OK)
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Ray wraps what an actor raised; what was raised on purpose is shown as itself."""
-    inner = getattr(error, "cause", None)
-    return inner if isinstance(inner, BaseException) else error
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -328,8 +322,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code (see ``EPILOG``).
     """
-    from mea_ray.core.errors import ConfigError, DataError, MeaRayError
-
     state: dict[str, Any] = {}
     command = typer.main.get_command(app)
     try:
@@ -338,18 +330,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
         if code == INTERRUPTED:  # typer turns Ctrl-C into this exit
             typer.echo(
-                "\ninterrupted; finished work is kept; calibrate goes on by itself, run and sweep with --resume",
+                "\ninterrupted; finished work is kept. run and sweep continue with --resume, calibrate by itself",
                 err=True,
             )
         return code
     except Exception as raised:
-        error = _cause(raised)
-        if state.get("debug") or not isinstance(error, MeaRayError):
+        if state.get("debug"):
             raise
+        from mea_ray.cli.errors import cause, report
         from mea_ray.report.terminal import error_panel, make_console
 
-        make_console(stderr=True).print(error_panel(error))
-        return USAGE if isinstance(error, (ConfigError, DataError)) else FAILED
+        shown = report(cause(raised))
+        make_console(stderr=True).print(error_panel(shown.text, shown.title))
+        return shown.code
     return OK
 
 

@@ -9,8 +9,8 @@ import typer
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EPILOG = (
-    "Exit codes: 0 all is well; 1 a trial or a running part failed; 2 the command, the config or the data cannot be "
-    "used, nothing was started; 130 interrupted (Ctrl-C, SIGTERM), finished work is kept."
+    "Exit codes: 0 success; 1 a trial or a running part failed; 2 the command, the config, the data or a file cannot "
+    "be used; 130 interrupted (Ctrl-C, SIGTERM), finished work is kept."
 )
 
 

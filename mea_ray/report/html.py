@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mea_ray.report import attacks, curves, detections, removals, samples, seeds, settings, tables, verdict
 from mea_ray.report import search as searches
 from mea_ray.results.records import TrialResult, read_results
+from mea_ray.storage.files import write_whole
 
 if TYPE_CHECKING:
     from mea_ray.config import SearchConfig
@@ -132,9 +132,7 @@ def write(folder: Path, *, storage: str | Path | None = None, png: Path | None =
         search=searches.search_of(folder),
     )
     path = folder / "report.html"
-    aside = folder / f".report.html.{os.getpid()}"
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, text)
     if png is not None:
         curves.png(_chunks(results)[0], png)
     return path

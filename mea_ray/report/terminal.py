@@ -38,10 +38,9 @@ def make_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, highlight=False)
 
 
-def error_panel(error: BaseException, *, title: str = "Error") -> Panel:
+def error_panel(text: str, title: str) -> Panel:
     """Return the one red panel that an error is shown in."""
-    name = type(error).__name__
-    return Panel(Text(str(error) or name), title=f"{title}: {name}", title_align="left", border_style="red")
+    return Panel(Text(text), title=f"Error: {escape(title)}", title_align="left", border_style="red")
 
 
 def results_table(results: Sequence[TrialResult]) -> RichTable:
@@ -169,7 +168,7 @@ def component_table(name: str, table: Table) -> RichTable:
     parameters = table.parameters(name)
     return _parameters_table(
         f"[bold]{escape(name)}[/]  {escape(_about(name, table))}",
-        [_row(parameter) for parameter in parameters if not parameter.name.startswith("on_")],
+        [parameter_row(parameter) for parameter in parameters if not parameter.name.startswith("on_")],
     )
 
 
@@ -180,10 +179,11 @@ def config_table(title: str, model: Any, skip: Sequence[str] = ()) -> RichTable:
 
 def config_rows(model: type[Settings]) -> list[tuple[str, str, str, str]]:
     """Return ``(path, type, default, meaning)`` of every setting below a config model."""
-    return [_row(parameter) for parameter in model.parameters()]
+    return [parameter_row(parameter) for parameter in model.parameters()]
 
 
-def _row(parameter: Parameter) -> tuple[str, str, str, str]:
+def parameter_row(parameter: Parameter) -> tuple[str, str, str, str]:
+    """Return name, type with range, default and meaning of a setting, as texts."""
     default = "required" if parameter.default is PydanticUndefined else setting(parameter.default)
     return parameter.name, f"{parameter.type} {parameter.range}".strip(), default, parameter.doc
 

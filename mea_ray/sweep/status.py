@@ -141,7 +141,7 @@ def read_status(folder: SweepFolder) -> Status:
         status = Status(folder.name, planned=int(plan["trial_count"]))
         status.queries_planned = sum(victim["queries"] for victim in plan["victims"].values())
         status.models_planned = len(plan["victims"]) + len(plan["nulls"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{folder.path / 'plan.json'} is damaged: {error}") from error
     # Listed before the log is read: a trial that ends in between is not counted as running.
     finished = {name.removesuffix(".json") for name in folder.storage.names(f"{folder.name}/results")}

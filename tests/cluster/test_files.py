@@ -19,11 +19,12 @@ from mea_ray.config import load_sweep
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
-IMAGE_HOME, JOB_FILE = "/home/ray/mea_ray/", "kuberay-job.yaml"
+IMAGE_HOME, JOB_FILE, GUIDE = "/home/ray/mea_ray/", "kuberay-job.yaml", "cluster.md"
 
 
 def read(name: str) -> str:
-    return (CLUSTER / name).read_text(encoding="utf-8")
+    folder = ROOT / "docs" if name == GUIDE else CLUSTER
+    return (folder / name).read_text(encoding="utf-8")
 
 
 def tool(name: str) -> str:
@@ -112,7 +113,7 @@ def test_all_files_take_one_version_of_ray() -> None:
     assert yaml.safe_load(read(JOB_FILE))["spec"]["rayClusterSpec"]["rayVersion"] == version[1]
 
 
-NAMES = sorted(path.name for path in CLUSTER.iterdir())
+NAMES = sorted({GUIDE, *(path.name for path in CLUSTER.iterdir())} - {"README.md"})
 VARIABLES = {'"$sweep"': "sweeps/quickstart.yaml", '"$@"': "", '"$address"': "auto", "$storage": "/shared/results"}
 
 
@@ -133,7 +134,7 @@ def close_quotes(command: str) -> str:
 
 
 def test_the_files_do_call_the_program() -> None:
-    assert {name for name in NAMES if commands(name)} >= {"README.md", "slurm.sh", JOB_FILE, "Dockerfile"}
+    assert {name for name in NAMES if commands(name)} >= {GUIDE, "slurm.sh", JOB_FILE, "Dockerfile"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -155,9 +156,9 @@ def test_a_wrong_flag_would_be_found() -> None:
         command.make_context("sweep", ["sweeps/quickstart.yaml", "--adress", "auto"])
 
 
-def test_the_readme_names_every_file_and_only_files_that_exist() -> None:
-    text = read("README.md")
+def test_the_guide_names_every_file_and_only_files_that_exist() -> None:
+    text = read(GUIDE)
     for name in NAMES:
-        assert name == "README.md" or f"cluster/{name}" in text, name
+        assert name == GUIDE or f"cluster/{name}" in text, name
     for path in re.findall(r"cluster/[\w.-]+\.(?:yaml|sh)", text):
         assert (ROOT / path).exists(), path

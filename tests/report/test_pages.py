@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import pytest
 from report_results import trial, with_removals, write_sweep
 
-from mea_ray.cli import main as cli
+from mea_ray.cli.main import main
+from mea_ray.cli.options import OK
 from mea_ray.core.errors import ConfigError
 from mea_ray.report import pages, published
 from mea_ray.report.markdown import removals_table, results_table
@@ -150,15 +151,15 @@ def test_removals_are_a_table_of_their_own() -> None:
 
 def test_the_command_line_prints_markdown_and_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(tmp_path)
-    assert cli.main(["report", str(tmp_path), "--markdown"]) == cli.OK
+    assert main(["report", str(tmp_path), "--markdown"]) == OK
     told = capsys.readouterr().out
     assert told.startswith("## demo\n\n| Model | Queries |") and not (tmp_path / "report.html").exists()
-    assert cli.main(["report", str(tmp_path), "--csv"]) == cli.OK
+    assert main(["report", str(tmp_path), "--csv"]) == OK
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(lines) == 30 and {line["model"] for line in lines} == {"victim", "null model", "substitute"}
 
 
 def test_the_command_line_rewrites_pages(page: Path, records: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["report", str(records), "--page", str(page), "--images", str(page.parent / "images")]
-    assert cli.main(argv) == cli.OK and "rewritten" in capsys.readouterr().out
-    assert cli.main(argv) == cli.OK and "up to date" in capsys.readouterr().out
+    assert main(argv) == OK and "rewritten" in capsys.readouterr().out
+    assert main(argv) == OK and "up to date" in capsys.readouterr().out

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from report_results import rate, trial, with_thief, write_sweep
 
-from mea_ray.cli import main as cli
+from mea_ray.cli.main import main
+from mea_ray.cli.options import OK
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.report import detections
 from mea_ray.report.record import SweepRecord, make_record, slim, without_paths
@@ -137,7 +138,7 @@ def test_only_a_record_is_replaced(tmp_path: Path) -> None:
 def test_the_command_line_makes_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finished(tmp_path / "sweep")
     target = tmp_path / "records" / "demo"
-    assert cli.main(["report", str(tmp_path / "sweep"), "--record", str(target), "--note", "a laptop"]) == cli.OK
+    assert main(["report", str(tmp_path / "sweep"), "--record", str(target), "--note", "a laptop"]) == OK
     assert "6 trials of 2026-11-30, commit abc1234" in capsys.readouterr().out
     assert SweepRecord.load(target).note == "a laptop"
 

@@ -1,0 +1,124 @@
+"""The reference pages, generated from the registry and the config when mkdocs builds: no page can be out of date.
+
+mkdocs calls ``on_files``; ``python docs/reference.py`` prints all pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from mea_ray.cli import catalogue
+from mea_ray.cli.main import main
+from mea_ray.config import ExperimentConfig, SweepConfig
+from mea_ray.core.registry import Table
+from mea_ray.core.settings import Parameter
+from mea_ray.report.markdown import table as markdown_table
+from mea_ray.report.terminal import parameter_row, summary_of
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+COMMANDS = ("run", "sweep", "plan", "status", "report", "sync", "calibrate", "list", "bench")
+HEADINGS = ("Setting", "Type", "Default", "Meaning")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages to the site."""
+    from mkdocs.structure.files import File
+
+    for path, text in pages().items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def pages() -> dict[str, str]:
+    """Return every generated page: its path below ``docs`` to its Markdown."""
+    return {
+        "reference/settings.md": settings_page(),
+        "reference/components.md": components_page(),
+        "reference/command_line.md": command_line_page(),
+    }
+
+
+def settings_page() -> str:
+    """Return every config path with its type, default and meaning, by section."""
+    parts = [
+        "# Settings",
+        "Every setting is a config path. Write it in the YAML file, or behind it on the command line: "
+        "`mea-ray run experiment.yaml thief.budgets=500,1000`. A component (`data`, `victim.model`, ...) has settings "
+        "of its own, see [Components](components.md).",
+        "## Experiment",
+        "One experiment, or `base` of a sweep.",
+    ]
+    sections: dict[str, list[Parameter]] = {}
+    for parameter in ExperimentConfig.parameters():
+        head = parameter.name.split(".")[0] if "." in parameter.name else "top"
+        sections.setdefault(head, []).append(parameter)
+    for name, parameters in sections.items():
+        if name != "top":
+            parts.append(f"### {name}")
+        parts.append(_table(parameters))
+    parts += ["## Sweep", _table([p for p in SweepConfig.parameters() if p.name.split(".")[0] != "base"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def components_page() -> str:
+    """Return every component of every table with its settings."""
+    parts = ["# Components", "Those of installed packages are listed by `mea-ray list` as well."]
+    for kind in catalogue.TABLES:
+        if kind == "benchmarks":
+            continue
+        table = catalogue.table(kind)
+        parts.append(f"## {kind.capitalize()}")
+        parts += [_component(name, table) for name in sorted(table.entries)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _component(name: str, table: Table) -> str:
+    parameters = [parameter for parameter in table.parameters(name) if not parameter.name.startswith("on_")]
+    text = f"### `{name}`\n\n{_escaped(summary_of(table.resolve(name)))}"
+    return f"{text}\n\n{_table(parameters)}" if parameters else text
+
+
+def _table(parameters: list[Parameter]) -> str:
+    rows = [parameter_row(parameter) for parameter in parameters]
+    return markdown_table(HEADINGS, [(f"`{row[0]}`", *map(_escaped, row[1:])) for row in rows]).replace("---:", "---")
+
+
+def _escaped(text: str) -> str:
+    """Return a docstring's text as Markdown: literals as code, everything else without markup."""
+    parts = text.replace("``", "`").split("`")
+    for place in range(0, len(parts), 2):
+        parts[place] = re.sub(r"([*_<\[])", r"\\\1", parts[place])
+    return "`".join(parts)
+
+
+def command_line_page() -> str:
+    """Return the help of every command."""
+    parts = ["# Command line", "`mea-ray COMMAND --help` shows the same."]
+    for name in COMMANDS:
+        parts.append(f"## `mea-ray {name}`\n\n```text\n{_help(name.split())}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _help(command: list[str]) -> str:
+    """Return what ``--help`` prints, 100 columns wide."""
+    captured = io.StringIO()
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"
+    try:
+        with contextlib.redirect_stdout(captured):
+            main([*command, "--help"])
+    finally:
+        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
+    return "\n".join(line.rstrip() for line in captured.getvalue().strip().splitlines())
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(pages().values()))

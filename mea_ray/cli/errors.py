@@ -1,0 +1,84 @@
+"""What the command line says when something fails: one line for each error, and an exit code."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from mea_ray.cli.options import FAILED, USAGE
+from mea_ray.core.errors import ArtifactError, ConfigError, DataError, MeaRayError
+
+REMEDIES = {
+    errno.EACCES: "choose a place that you may use (storage=..., data.path=...), or change its permissions",
+    errno.EPERM: "choose a place that you may use (storage=..., data.path=...), or change its permissions",
+    errno.EROFS: "choose a place that can be written (storage=...)",
+    errno.ENOSPC: "free some space, or choose another place (storage=...)",
+    errno.EDQUOT: "free some space, or choose another place (storage=...)",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path: a part of it is a file",
+    errno.EISDIR: "give a file, not a folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ELOOP: "the path is a link that leads back to itself; remove it",
+}
+"""Error number of the operating system, to what the user can do."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is shown of an error.
+
+    Attributes:
+        title: Heading of the panel.
+        text: One sentence: the value, the constraint, the remedy.
+        code: The exit code.
+        is_bug: Nobody foresaw this error.
+    """
+
+    title: str
+    text: str
+    code: int
+    is_bug: bool = False
+
+
+def report(error: BaseException) -> Report:
+    """Return what is shown of an error that ended a command."""
+    name = type(error).__name__
+    if isinstance(error, MeaRayError):
+        code = USAGE if isinstance(error, (ConfigError, DataError, ArtifactError)) else FAILED
+        return Report(name, str(error) or name, code)
+    if isinstance(error, OSError):
+        return Report(name, _of_the_system(error), USAGE)
+    if isinstance(error, UnicodeError):
+        return Report(name, f"a file or an argument is not UTF-8 text ({_line(error)}); save it as UTF-8", USAGE)
+    if isinstance(error, RecursionError):
+        return Report(name, "a file or a setting is nested too deeply; write it flatter", USAGE)
+    if isinstance(error, OverflowError):
+        return Report(name, f"a number is too large ({_line(error)}); choose a smaller one", USAGE)
+    if isinstance(error, MemoryError):
+        text = "there is not enough memory for this; take fewer or smaller images, or a smaller batch"
+        return Report(name, f"{text} ({_line(error)})" if str(error) else text, USAGE)
+    if type(error).__module__.split(".")[0] == "ray":
+        return Report(name, f"Ray failed: {_line(error)}; --debug shows everything", FAILED)
+    text = f"this is a bug in mea_ray: {name}: {_line(error)}; please report it with what --debug shows"
+    return Report("Bug", text, FAILED, is_bug=True)
+
+
+def cause(error: BaseException) -> BaseException:
+    """Return what an actor raised: Ray wraps it into an error of its own."""
+    inner = getattr(error, "cause", None)
+    return inner if isinstance(inner, BaseException) else error
+
+
+def _of_the_system(error: OSError) -> str:
+    """Return the file, what the operating system says, and a remedy."""
+    reason = error.strerror or _line(error) or type(error).__name__
+    where = f"{error.filename}: " if error.filename is not None else ""
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{where}{reason}; {remedy}" if remedy else f"{where}{reason}"
+
+
+def _line(error: BaseException) -> str:
+    """Return the first line of an error's text, shortened."""
+    first = str(error).strip().splitlines()[:1]
+    return first[0][:300] if first else ""

@@ -1,0 +1,37 @@
+"""Every command and every Python block of the documentation is run, or checked, as a reader would type it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from doc_blocks import LANGUAGES, ROOT, Runner, blocks
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SLOW = [page for page in PAGES if any(block.how == "slow" for block in blocks(page))]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f"{block.where}: say what it is: {', '.join(sorted(LANGUAGES))}"
+        assert block.language != "console" or block.commands(), f"{block.where}: no line begins with `$ `"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_blocks_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None:
+    runner = Runner(tmp_path)
+    for block in blocks(page):
+        runner.run(block)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SLOW, ids=name_of)
+def test_the_slow_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    runner = Runner(tmp_path, slow=True)
+    for block in blocks(page):
+        runner.run(block)
