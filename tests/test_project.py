@@ -20,8 +20,8 @@ def read(name: str) -> str:
 
 def test_the_readme_shows_the_two_commands() -> None:
     lines = read("README.md").splitlines()
-    assert any(line.startswith(MAIN_COMMAND) for line in lines)
-    assert any(line.startswith(TEST_COMMAND) for line in lines)
+    assert any(line.removeprefix("$ ").startswith(MAIN_COMMAND) for line in lines)
+    assert any(line.removeprefix("$ ").startswith(TEST_COMMAND) for line in lines)
 
 
 def test_ci_runs_exactly_the_readmes_test_command() -> None:
@@ -38,10 +38,25 @@ def test_every_command_in_the_readme_exists() -> None:
         assert main([verb, "--help"]) == 0, verb
 
 
-def test_every_path_in_the_readme_exists() -> None:
-    for path in re.findall(r"\]\(([^)#:]+)\)", read("README.md")):
-        if path != "sweeps/quickstart.png":  # made from a real run
-            assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
+def test_every_path_in_a_page_exists(page: str) -> None:
+    for path in re.findall(r"\]\(([^)#:]+)\)", read(page)):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_readme_can_be_read_to_its_end() -> None:
+    text = read("README.md")
+    assert len(text.splitlines()) <= 150
+    assert len(text.split()) <= 1500
+
+
+def test_the_citation_names_this_version() -> None:
+    from mea_ray import __version__
+
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["version"] == __version__ and citation["license"] == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert f"## {__version__}" in read("CHANGELOG.md")
 
 
 @pytest.mark.parametrize(("repository", "package"), [("ruff-pre-commit", "ruff"), ("mirrors-mypy", "mypy")])

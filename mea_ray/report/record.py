@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -102,7 +103,7 @@ def make_record(folder: Path, target: Path, *, command: str | None = None, note:
     if target.exists() and not (target / RECORD).exists() and any(target.iterdir()):
         raise ConfigError(f"{target} exists and is not a record (it holds no {RECORD}); choose another folder")
     record = SweepRecord(
-        command=without_paths(command),
+        command=_portable(command),
         commit=listed(result.versions.get("commit", "unknown") for result in results),
         date=(started or datetime.now(timezone.utc)).date().isoformat(),
         device=listed(result.device for result in results),
@@ -142,6 +143,15 @@ def slim(result: TrialResult) -> TrialResult:
 def without_paths(text: str) -> str:
     """Replace absolute paths and URIs in a text by their last part."""
     return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], text)
+
+
+def _portable(command: str) -> str:
+    """Return a command without what is of one machine only: its storage, and the folders of its paths."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # typed by hand, with an open quote
+        return without_paths(command)
+    return shlex.join(without_paths(word) for word in words if not word.startswith("storage="))
 
 
 def _clean(value: Any) -> Any:

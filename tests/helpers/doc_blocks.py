@@ -167,6 +167,7 @@ def _only_read(only_read: bool) -> Iterator[None]:
         yield
         return
     started = (
+        "mea_ray.cli.commands.check_address",
         "mea_ray.cli.commands.run_sweep",
         "mea_ray.cli.commands.run_local",
         "mea_ray.cli.commands.measure",

@@ -35,7 +35,7 @@ def test_a_record_says_how_the_sweep_was_made(tmp_path: Path) -> None:
     finished(tmp_path / "sweep")
     made = make_record(tmp_path / "sweep", tmp_path / "record", note="two CPU cores")
     assert made == SweepRecord.load(tmp_path / "record")
-    assert made.command == "mea-ray sweep sweeps/budgets.yaml data.path=cifar10 storage=x seeds=3"
+    assert made.command == "mea-ray sweep sweeps/budgets.yaml data.path=cifar10 seeds=3"
     assert (made.date, made.commit, made.device, made.trials) == ("2026-11-30", "abc1234", "cpu", 6)
     assert made.versions == {"python": "3.11.9", "torch": "2.9.0", "mea_ray": "0.1.0"}
     assert made.seconds == 75.0 and made.note == "two CPU cores"
@@ -88,6 +88,15 @@ def test_large_parts_are_thinned_and_the_numbers_stay() -> None:
     assert [rung.report for rung in small.rungs] == [rung.report for rung in result.rungs]
     assert small.query_log == result.query_log
     assert detections.pictures([small]) == [] and len(detections.pictures([result])) == 1
+
+
+def test_a_command_with_quotes_can_be_typed_again(tmp_path: Path) -> None:
+    finished(tmp_path / "sweep")
+    command = "mea-ray run x.yaml 'thief.budgets=[1, 2]' 'data={name: parquet, path: /a/b}' storage='/a b'"
+    made = make_record(tmp_path / "sweep", tmp_path / "record", command=command)
+    assert made.command == "mea-ray run x.yaml 'thief.budgets=[1, 2]' 'data={name: parquet, path: b}'"
+    made = make_record(tmp_path / "sweep", tmp_path / "record", command="an open 'quote in /a/b")
+    assert made.command == "an open 'quote in b"
 
 
 @pytest.mark.parametrize(

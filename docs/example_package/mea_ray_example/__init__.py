@@ -1,0 +1,1 @@
+"""Components for mea_ray in a package of their own."""
