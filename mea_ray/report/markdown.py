@@ -156,7 +156,7 @@ def provenance(folder: Path) -> str:
     return (
         f"{note}Commit `{record.commit}`, {record.date}, device `{record.device}`, Python "
         f"{record.versions.get('python', 'unknown')}, {packages}; {record.trials} trials.\n\n"
-        f"```console\n$ {record.command}\n```"
+        f"<!-- run: check -->\n```console\n$ {record.command}\n```"
     )
 
 

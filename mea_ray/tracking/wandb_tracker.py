@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import netrc
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -28,11 +31,28 @@ _CURVES = (
     "stolen_null_wsr",
 )
 _INIT_TIMEOUT_S = 20.0
+_LOGGED = "logged"
+"""Set in a run's summary when all of it is logged."""
+IGNORED_VARIABLES = (
+    "WANDB_RUN_ID",
+    "WANDB_NAME",
+    "WANDB_RESUME",
+    "WANDB_RUN_GROUP",
+    "WANDB_JOB_TYPE",
+    "WANDB_TAGS",
+    "WANDB_NOTES",
+    "WANDB_PROJECT",
+    "WANDB_MODE",
+    "WANDB_SWEEP_ID",
+    "WANDB_SWEEP_PARAM_PATH",
+)
+"""Variables that say which run, project or sweep a process logs to: each trial has a run of its own."""
 
 
 class WandbTracker:
-    """Logs to W&B, offline unless told otherwise. Files go below ``<folder>/wandb``; nothing is written elsewhere.
+    """Logs to W&B. Files go below ``<folder>/wandb``; nothing is written elsewhere.
 
+    A run's id follows from the names of the sweep and the trial, so logging a trial again reaches the same run.
     Offline runs reach an account later with ``mea-ray sync``. If an online run cannot be started, this and all later
     runs are kept offline instead.
 
@@ -43,10 +63,10 @@ class WandbTracker:
         project: W&B project.
         entity: W&B entity; None for the account's default.
         log_models: Log victims and substitutes as artifacts.
-        group: What groups runs; the other two are in each run's config and, the seed, in its tags.
-        runs_per_minute: Online: runs started in a minute, at most.
+        group: What groups runs. The other two are in each run's config; the seed is in its tags, too.
+        runs_per_minute: Online: largest number of runs started in a minute.
         storage: Storage that the folder lies in; finished offline runs are copied to it if it is a remote one.
-        warn: Told, once, that online has become offline.
+        warn: Called with a sentence when online becomes offline, and when a variable of the environment is ignored.
     """
 
     def __init__(
@@ -68,6 +88,7 @@ class WandbTracker:
         self.group, self.storage = group, storage
         self._pause_s, self._next = 60.0 / runs_per_minute, float("-inf")
         self._config: dict[str, Any] = {}
+        self._warned = False
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Keep the sweep's config for the summary run."""
@@ -91,11 +112,11 @@ class WandbTracker:
         import wandb
 
         columns = list(dict.fromkeys(name for line in lines for name in line))
-        # One type per column, which is what a W&B table insists on.
-        data = [[_cell(line.get(name)) for name in columns] for line in lines]
+        # A W&B table takes one type per column.
+        data: list[Iterable[Any]] = [[_cell(line.get(name)) for name in columns] for line in lines]
         run = self._start(f"summary-{self.sweep}", "summary", self._config, group=None)
         try:
-            run.log({"trials": wandb.Table(columns=columns, data=data, allow_mixed_types=True)})
+            run.log({"trials": wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)})
             run.summary.update({"trials": trials, "queries_charged": charged})
         finally:
             self._finish(run)
@@ -134,20 +155,27 @@ class WandbTracker:
         config = {**flatten(result.config), **{f"group.{name}": value for name, value in groups.items()}}
         run = self._start(result.trial, "trial", config, group=groups[self.group], tags=[groups["seed"]])
         try:
-            run.define_metric("queries")
-            for name in _CURVES:
-                run.define_metric(name, step_metric="queries")
-            for rung in result.rungs:
-                run.log(rung_metrics(result, rung))
-            for name, points in attack_curves(result).items():
-                run.define_metric(name, step_metric="queries")
-                for queries, value in points:
-                    run.log({"queries": queries, name: value})
-            run.summary.update(self._summary(result))
+            if run.summary.get(_LOGGED):  # online, by a start that was killed before it noted so on the disk
+                return
+            self._log_curves(run, result)
             if self.log_models:
                 self._link_models(run, result, models)
+            run.summary.update({**self._summary(result), _LOGGED: True})
         finally:
             self._finish(run)
+
+    @staticmethod
+    def _log_curves(run: Any, result: TrialResult) -> None:
+        """Log every point with a step of its own; W&B drops those that a run has already."""
+        run.define_metric("queries")
+        for name in _CURVES:
+            run.define_metric(name, step_metric="queries")
+        points = [rung_metrics(result, rung) for rung in result.rungs]
+        for name, curve in attack_curves(result).items():
+            run.define_metric(name, step_metric="queries")
+            points += [{"queries": queries, name: value} for queries, value in curve]
+        for step, numbers in enumerate(points):
+            run.log(numbers, step=step)
 
     @staticmethod
     def _summary(result: TrialResult) -> dict[str, Any]:
@@ -219,7 +247,7 @@ class WandbTracker:
     def _start(
         self, name: str, job_type: str, config: Mapping[str, Any], group: str | None, tags: Iterable[str] = ()
     ) -> Any:
-        """Start a run: quiet, within a time limit, and offline if online fails."""
+        """Start a run, or take up one of the same name: quiet, within a time limit, and offline if online fails."""
         import wandb
 
         home = self.folder / "wandb"
@@ -242,9 +270,11 @@ class WandbTracker:
             save_code=False,
             disable_git=True,
         )
+        identity = run_id(self.sweep, name)
         arguments: dict[str, Any] = {
             "project": self.project,
             "entity": self.entity,
+            "id": identity,
             "name": name,
             "group": group,
             "job_type": job_type,
@@ -254,20 +284,44 @@ class WandbTracker:
             "reinit": "create_new",
             "settings": settings,
         }
-        if self.mode == "online":
-            time.sleep(max(0.0, self._next - time.monotonic()))
-            self._next = time.monotonic() + self._pause_s
-            try:
-                _require_key()
-                return wandb.init(mode="online", **arguments)
-            except Exception as error:  # no account, no network, a refused key: all mean the same here
-                reason = " ".join(str(error).split())[:200]
-                self.mode = "offline"
-                self.warn(
-                    f"W&B cannot be reached ({type(error).__name__}: {reason}); runs are kept offline in {home}, "
-                    f"send them later with `mea-ray sync {self.folder}`"
-                )
-        return wandb.init(mode="offline", **arguments)
+        with self._own_environment():
+            if self.mode == "online":
+                time.sleep(max(0.0, self._next - time.monotonic()))
+                self._next = time.monotonic() + self._pause_s
+                try:
+                    _require_key()
+                    return wandb.init(mode="online", resume="allow", **arguments)
+                except Exception as error:  # no account, no network, a refused key: all mean the same here
+                    reason = " ".join(str(error).split())[:200]
+                    self.mode = "offline"
+                    self.warn(
+                        f"W&B cannot be reached ({type(error).__name__}: {reason}); runs are kept offline in {home}, "
+                        f"send them later with `mea-ray sync {self.folder}`"
+                    )
+            for path in home.glob(f"offline-run-*-{identity}"):  # a start that was interrupted, or an older summary
+                if not any(path.glob("*.synced")):
+                    shutil.rmtree(path, ignore_errors=True)
+            return wandb.init(mode="offline", **arguments)
+
+    @contextmanager
+    def _own_environment(self) -> Iterator[None]:
+        """Hide the variables that would make our run another one; warn of them once, by name."""
+        hidden = {name: os.environ.pop(name) for name in IGNORED_VARIABLES if name in os.environ}
+        if hidden and not self._warned:
+            self._warned = True
+            self.warn(
+                f"{', '.join(hidden)} {'is' if len(hidden) == 1 else 'are'} ignored: every trial has a W&B run of its "
+                "own; use tracking.project, tracking.group and tracking.wandb"
+            )
+        try:
+            yield
+        finally:
+            os.environ.update(hidden)
+
+
+def run_id(sweep: str, name: str) -> str:
+    """Return the id of the W&B run of a trial, a victim or a summary; the same for the same names."""
+    return hashlib.sha256(f"{sweep}/{name}".encode()).hexdigest()[:16]
 
 
 def _require_key() -> None:

@@ -8,6 +8,7 @@ import pytest
 from doc_blocks import LANGUAGES, ROOT, Runner, blocks
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRAIN = {"run", "sweep", "calibrate", "bench"}
 SLOW = [page for page in PAGES if any(block.how == "slow" for block in blocks(page))]
 
 
@@ -20,6 +21,9 @@ def test_every_block_says_what_it_is(page: Path) -> None:
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{block.where}: say what it is: {', '.join(sorted(LANGUAGES))}"
         assert block.language != "console" or block.commands(), f"{block.where}: no line begins with `$ `"
+        if block.how == "run":
+            long = [command for command in block.commands() if command.split()[:2][-1] in TRAIN]
+            assert not long, f"{block.where}: it trains; say `run: slow` or `run: check` above it: {long}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

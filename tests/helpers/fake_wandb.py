@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ class FakeRun:
         self.artifacts: list[Any] = []
         self.used: list[Any] = []
         self.finished = False
+        self.step = 0
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
         self.metrics[name] = step_metric
 
-    def log(self, numbers: dict[str, Any]) -> None:
+    def log(self, numbers: dict[str, Any], step: int | None = None) -> None:
         if self.owner.fails == "log":
             raise RuntimeError("disk full")
+        if step is not None and step < self.step:
+            return  # what W&B does with a step that a run has already
+        self.step = self.step + 1 if step is None else step + 1
         self.logged.append(numbers)
 
     def log_artifact(self, artifact: Any) -> None:
@@ -50,6 +55,7 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.runs: list[FakeRun] = []
         self.fails = ""
+        self.environment: dict[str, str] = {}
         self.Artifact = FakeArtifact
         self.Settings = dict
 
@@ -59,5 +65,9 @@ class FakeWandb(types.ModuleType):
     def init(self, **arguments: Any) -> FakeRun:
         if self.fails == "init" or (self.fails == "online" and arguments["mode"] == "online"):
             raise ConnectionError("no route to host")
+        self.environment = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+        same = [run for run in self.runs if run.arguments["id"] == arguments["id"]]
+        if same and arguments.get("resume") == "allow":
+            return same[0]
         self.runs.append(FakeRun(self, arguments))
         return self.runs[-1]

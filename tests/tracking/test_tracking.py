@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from mea_ray.config import TrackingConfig
 from mea_ray.results.records import ModelReport, QueryLogRecord, RungResult, SuccessRate, TrialResult
 from mea_ray.tracking import TrackerSet, trackers
 from mea_ray.tracking.rows import flatten, rung_metrics
-from mea_ray.tracking.wandb_tracker import WandbTracker
+from mea_ray.tracking.wandb_tracker import IGNORED_VARIABLES, WandbTracker, run_id
 
 
 def rate(value: float) -> SuccessRate:
@@ -121,6 +122,48 @@ def test_a_resumed_sweep_logs_no_trial_twice_but_those_that_failed_again(wandb: 
     for _ in range(2):
         WandbTracker(tmp_path, "sweep").log(result(), {})
     assert len(wandb.runs) == 2
+
+
+def test_online_a_killed_start_is_continued_in_the_same_run(wandb: FakeWandb, tmp_path: Path) -> None:
+    wandb.fails = "log"
+    with pytest.raises(RuntimeError):
+        WandbTracker(tmp_path / "a", "sweep", mode="online", runs_per_minute=1e6).log(result(), {})
+    wandb.fails = ""
+    for folder in ("a", "b", "c"):  # what was noted on a disk is not there
+        WandbTracker(tmp_path / folder, "sweep", mode="online", runs_per_minute=1e6).log(result(), {})
+    (run,) = wandb.runs
+    assert [line["queries"] for line in run.logged] == [100, 200] and run.summary["queries_charged"] == 200
+
+
+def test_ids_follow_from_the_names_of_sweep_and_trial() -> None:
+    assert run_id("s", "t0") == run_id("s", "t0")
+    assert len({run_id("s", "t0"), run_id("s", "t1"), run_id("other", "t0")}) == 3
+
+
+def test_the_environment_does_not_reach_our_runs(
+    wandb: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in IGNORED_VARIABLES:
+        monkeypatch.setenv(name, "leak")
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    warnings: list[str] = []
+    tracker = WandbTracker(tmp_path, "sweep", warn=warnings.append)
+    tracker.log(result("t0"), {})
+    tracker.log(result("t1"), {})
+    assert "leak" not in wandb.environment.values() and wandb.environment["WANDB_ENTITY"] == "team"
+    assert os.environ["WANDB_RUN_ID"] == "leak"  # it is not ours to change
+    assert len(warnings) == 1 and all(name in warnings[0] for name in IGNORED_VARIABLES)
+    assert len({run.arguments["id"] for run in wandb.runs}) == 2
+
+
+def test_an_interrupted_offline_run_is_replaced_and_a_sent_one_is_not(wandb: FakeWandb, tmp_path: Path) -> None:
+    home, identity = tmp_path / "wandb", run_id("sweep", "t0")
+    for name in ("1", "2"):
+        (home / f"offline-run-{name}-{identity}").mkdir(parents=True)
+    (home / f"offline-run-2-{identity}" / "run.wandb.synced").write_text("")
+    (home / "offline-run-1-other").mkdir()
+    WandbTracker(tmp_path, "sweep").log(result("t0"), {})
+    assert {path.name for path in home.glob("offline*")} == {f"offline-run-2-{identity}", "offline-run-1-other"}
 
 
 def test_the_summary_has_one_line_per_rung(wandb: FakeWandb, tmp_path: Path) -> None:
@@ -254,17 +297,23 @@ def test_the_real_wandb_writes_offline_quietly_and_only_into_the_folder(
 ) -> None:
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_SILENT"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_RUN_ID", "leak")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "leak")
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "sweep"
     folder.mkdir()
     started = time.monotonic()
-    shown = trackers(TrackingConfig(), folder, "sweep", warn=pytest.fail)
+    warnings: list[str] = []
+    shown = trackers(TrackingConfig(), folder, "sweep", warn=warnings.append)
     shown.log(result(), models)
     shown.summarize([result()])
     shown.close()
     assert time.monotonic() - started < 60
     runs = list((folder / "wandb").glob("offline-run-*"))
-    assert len(runs) == 3  # the victim, the trial, the summary
+    names = ("victim-v0", "t0", "summary-sweep")
+    assert {run.name.rpartition("-")[2] for run in runs} == {run_id("sweep", name) for name in names}
+    assert len(warnings) == 1 and "WANDB_RUN_ID, WANDB_SWEEP_ID are ignored" in warnings[0]
+    assert not any(b"leak" in path.read_bytes() for path in folder.rglob("*.wandb"))
     assert all(list(run.glob("run-*.wandb")) for run in runs)
     assert {path.name for path in tmp_path.iterdir()} == {"sweep", *models}
     printed = capfd.readouterr()
