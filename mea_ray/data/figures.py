@@ -60,7 +60,9 @@ def load(
     channels: Channels = 3,
     seed: int = 0,
 ) -> Dataset:
-    """Draw twelve kinds of figures and textures in two random colours, each turned, moved and scaled at random.
+    """Draw twelve kinds of figures and textures: labelled images of another domain without a download.
+
+    Each has two random colours and is turned, moved and scaled at random.
 
     Args:
         train_images: Training images of all kinds together, the kinds in turn. More images begin with the same ones.

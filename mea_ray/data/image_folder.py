@@ -27,19 +27,21 @@ def load(
     test_fraction: Fraction = 0.2,
     max_images_per_class: Annotated[int, Field(ge=1)] | None = None,
 ) -> Dataset:
-    """Load ``train/<class>/*.jpg`` with ``test`` or ``val`` beside it, ``<class>/*.jpg`` alone, or ``*.jpg`` alone.
+    """Load image files of your own: in folders of classes, or alone as a thief's pool.
 
+    ``train/<class>/*.jpg`` with ``test`` or ``val`` beside it, ``<class>/*.jpg`` alone, and ``*.jpg`` alone are read.
     Folders may be called ``Train``, ``testing``, ``val_set``, ``seg_train``, ``images/train`` and the like.
     ``test`` is taken before ``val``, unless it has no classes and ``val`` has. Images without classes, or without a
     test part beside ``train``, load as a thief's pool (``splits.thief_pool``) and not as ``data``.
 
-    Hidden files and folders are never read. What else was left out is counted in a warning. Formats and the treatment
-    of colour, transparency and orientation are those of ``mea_ray.data.decode``.
+    Hidden files and folders are never read. What else was left out is counted in a warning. Pictures are turned as
+    their EXIF orientation says, transparent pixels lie on white, and of an animation the first frame is read.
+    ``mea_ray.data.decode`` lists the formats and limits.
 
     Images lie in memory: 100 classes of ImageNet at 64 x 64 take 1.6 GB, all of it at 224 x 224 takes 193 GB.
 
     Args:
-        path: The folder.
+        path: Folder of the parts, of the classes, or of the images.
         image_size: Shorter sides are resized to it, in pixels, and the middle square is cut out.
         test_fraction: Part of the images that becomes test, stratified, when classes lie alone.
         max_images_per_class: Only the first so many files, by name, of each class in each part; null takes all.

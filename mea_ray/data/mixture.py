@@ -24,7 +24,7 @@ class Part(DataChoice):
 
 
 def load(*, parts: tuple[Part, ...] = ()) -> Dataset:
-    """Join several datasets.
+    """Join several datasets, for instance a thief's pool of some of the victim's classes among other images.
 
     All images are brought to the shape of the first part; grey becomes colour and colour becomes grey as needed.
     Classes stay apart: they are named ``<dataset>/<class>``, as ``digits/3``, or ``digits.2/3`` in the second part if

@@ -44,7 +44,7 @@ def load(
     channels: Channels = 3,
     seed: int = 0,
 ) -> Dataset:
-    """Draw images of noise. Each kind of noise is a class.
+    """Draw images of noise, a thief's pool for which no data are needed. Each kind of noise is a class.
 
     Args:
         kinds: Kinds of noise. uniform: each value is drawn evenly from 0 to 255. gaussian: normal around the middle

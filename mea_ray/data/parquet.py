@@ -38,7 +38,7 @@ def load(
     image_size: ImageSize | None = None,
     test_fraction: Fraction | None = None,
 ) -> Dataset:
-    """Load a classification dataset from parquet files that hold encoded images.
+    """Load encoded images from parquet files, as dataset hubs publish them.
 
     In a folder, files called ``train-*.parquet`` or lying in a folder ``train`` are train, the same with ``test`` (or
     else ``validation``, ``valid``, ``val``) are test, however deep: ``data/`` of a hub's repository, its cache, and its
@@ -47,8 +47,9 @@ def load(
     taken if ``test`` has no labels. Images without labels, or without a test part, load as a thief's pool
     (``splits.thief_pool``) and not as ``data``.
 
-    Hidden files and folders are never read. What else was left out is counted in a warning. Formats and the treatment
-    of colour, transparency and orientation are those of ``mea_ray.data.decode``.
+    Hidden files and folders are never read. What else was left out is counted in a warning. Pictures are turned as
+    their EXIF orientation says, transparent pixels lie on white, and of an animation the first frame is read.
+    ``mea_ray.data.decode`` lists the formats and limits.
 
     Args:
         path: Folder, file, or several files. Files that are listed are read as they are, missing shards or not.
@@ -219,7 +220,12 @@ def _check_size(tables: list[Table], image_size: int | None) -> None:
     Raises:
         DataError: It does not fit, or a small file would become an absurd amount of pixels.
     """
-    shape = decode_one(next(tables[0].images()), image_size)[0].shape
+    first = next(tables[0].images(), None)
+    if first is None:
+        raise DataError(
+            f"{tables[0].path} holds none of the {tables[0].rows:,} rows that it announces; replace the file"
+        )
+    shape = decode_one(first, image_size)[0].shape
     rows, stored = sum(table.rows for table in tables), sum(table.path.stat().st_size for table in tables)
     what = f"the {rows:,} images of {shape[2]} x {shape[1]} pixels in {tables[0].path.parent}"
     needed = rows * int(np.prod(shape))

@@ -111,7 +111,7 @@ def open_table(path: Path, image_column: str | None) -> Table:
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
             image = _image_column(path, schema, image_column)
-            batch_rows = _batch_rows(metadata, image)
+            batch_rows = _batch_rows(metadata)
     except _UNREADABLE as error:
         raise DataError(f"cannot read {path} as parquet: {error}; replace the file") from None
     kind = schema.field(image).type
@@ -139,18 +139,15 @@ def _image_column(path: Path, schema: pa.Schema, wanted: str | None) -> str:
     )
 
 
-def _batch_rows(metadata: pq.FileMetaData, image: str) -> int:
+def _batch_rows(metadata: pq.FileMetaData) -> int:
     """Return how many rows may be read at once.
 
     A row may be as large as all that its group of rows stores, if the file stores equal images once.
     """
-    largest = 1
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            if column.path_in_schema == image or column.path_in_schema.startswith(f"{image}."):
-                largest = max(largest, column.total_uncompressed_size)
-    check_memory("the encoded images of a group of rows", largest, "write the file with smaller groups of rows")
-    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // largest))
+    # The sizes of single columns would be closer, but pyarrow aborts the process on damaged ones.
+    largest = max((metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)), default=1)
+    check_memory("the rows of a group", largest, "write the file with smaller groups of rows")
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, largest)))
 
 
 def _distinct(encoded: pa.ChunkedArray) -> tuple[list[int] | list[str], np.ndarray]:

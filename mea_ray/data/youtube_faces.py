@@ -26,8 +26,7 @@ from mea_ray.data.text import read_text
 _FOLDER = "aligned_images_DB"
 _COLUMNS = ("Filename", "X1", "Y1", "X2", "Y2")
 _SPLIT_SEED = 0
-
-
+_TABLE_SUFFIX = ".csv"
 NAME = "youtube_faces"
 
 
@@ -47,12 +46,12 @@ def load(
     max_images_per_class: Annotated[int, Field(ge=2)] | None = None,
     test_fraction: Fraction = 0.2,
 ) -> Dataset:
-    """Load ``<person>/<video>/*.jpg`` with ``<person>/<person>.csv``. Each person is a class.
+    """Load YouTube Faces: frames of videos of persons with a table of boxes. Each person is a class.
 
-    The table is separated by semicolons and has the columns ``Filename`` (``<video>/<frame>.jpg``), ``X1``, ``Y1``,
-    ``X2``, ``Y2``: corners of the face in pixels of the frame as viewers show it, turned as its EXIF orientation says.
-    Other columns are ignored. The authors of MEA-Defender read the same layout. The table may be in UTF-8, UTF-16 or
-    Windows-1252.
+    Frames lie in ``<person>/<video>/*.jpg``, the table in ``<person>/<person>.csv``. The table is separated by
+    semicolons and has the columns ``Filename`` (``<video>/<frame>.jpg``), ``X1``, ``Y1``, ``X2``, ``Y2``: corners of
+    the face in pixels of the frame as viewers show it, turned as its EXIF orientation says. Other columns are ignored.
+    It may be in UTF-8, UTF-16 or Windows-1252. The authors of MEA-Defender read the same layout.
 
     Frames of one video are nearly the same picture. Test therefore gets whole videos of a person who has two or more,
     those that come closest to its fraction, and the last frames of a person who has one video.
@@ -85,7 +84,7 @@ def load(
     wanted = set(map(id, without_second_links((frame.file for frames in found.values() for frame in frames), skipped)))
     unique = {name: [frame for frame in frames if id(frame.file) in wanted] for name, frames in sorted(found.items())}
     persons = {name: frames for name, frames in unique.items() if len(frames) >= min_images}
-    for name in unique.keys() - persons.keys():
+    for name in sorted(unique.keys() - persons.keys()):
         skipped.add(f"persons with fewer than {min_images} frames", name)
     few = (
         f"{len(persons)} persons in {root} have {min_images} frames or more, a classifier needs 2; lower "
@@ -108,7 +107,9 @@ def load(
 def _whole_frames(root: Path, skipped: Skipped) -> dict[str, list[_Frame]]:
     """List the images of every person, by video and name."""
     found: dict[str, list[_Frame]] = {}
-    for file in walk(root, SUFFIXES, skipped).files:
+    for file in walk(root, SUFFIXES | {_TABLE_SUFFIX}, skipped).files:
+        if file.path.suffix.lower() == _TABLE_SUFFIX:
+            continue  # expected, and not needed
         if len(file.folders) == 2:
             found.setdefault(class_name(file.folders[0]), []).append(_Frame(file, file.folders[1], None))
         else:
@@ -121,16 +122,15 @@ def _boxed_frames(root: Path, skipped: Skipped) -> dict[str, list[_Frame]]:
     found: dict[str, list[_Frame]] = {}
     for entry in visible(root, skipped):
         if entry.is_dir():
-            frames = _table_of(Path(entry.path), skipped)
-            found[class_name(entry.name)] = sorted(frames, key=lambda frame: frame.file.path)
+            found.setdefault(class_name(entry.name), []).extend(_table_of(Path(entry.path), skipped))
         else:
             skipped.add("files beside the folders of persons", entry.name)
-    return found
+    return {name: sorted(frames, key=lambda frame: frame.file.path) for name, frames in found.items()}
 
 
 def _table_of(person: Path, skipped: Skipped) -> list[_Frame]:
     """Read a person's table."""
-    wanted = f"{person.name}.csv"
+    wanted = f"{person.name}{_TABLE_SUFFIX}"
     tables = [Path(entry.path) for entry in visible(person, skipped) if entry.name.lower() == wanted.lower()]
     if not tables or not tables[0].is_file():
         raise DataError(

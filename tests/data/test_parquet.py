@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import bars_in, encoded, named_labels, picture, table
 from PIL import Image
 
@@ -379,6 +381,25 @@ def test_doubled_columns_and_broken_metadata(tmp_path: Path) -> None:
     for metadata in ("[" * 100_000, "{", '{"info": 3}', '{"info": {"features": {"label": {"names": "xy"}}}}'):
         pq.write_table(written.replace_schema_metadata({"huggingface": metadata}), tmp_path / "train.parquet")
         assert load(tmp_path, test_fraction=0.5).train.class_names == ("0", "1")
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_damaged_files_are_refused_or_read_but_never_fail_otherwise(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged" / "all.parquet"
+    table(path, [0, 1] * 3, names=["a", "b"])
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        # Half of the damage in the metadata at the end, which decides what is read.
+        first = data.draw(st.sampled_from([0, len(content) - 900]))
+        content[data.draw(st.integers(first, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        load(path, test_fraction=0.5)
+    except DataError as error:
+        assert str(path.parent) in str(error) or "label" in str(error)
 
 
 def test_unused_categories_are_no_classes(tmp_path: Path) -> None:
