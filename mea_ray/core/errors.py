@@ -127,6 +127,10 @@ class StorageUnavailable(MeaRayError):
         )
 
 
+class LeaseLost(MeaRayError):
+    """This process was silent for so long that another one took over what only one may do at a time."""
+
+
 class ClusterError(MeaRayError):
     """Ray could not do a step of the work; what is finished is kept."""
 

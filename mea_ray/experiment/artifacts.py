@@ -2,26 +2,30 @@
 
 An artifact is a folder ``artifacts/<kind>/<name>`` of the storage with ``model.safetensors``, ``model.json``, for
 victims ``key.json`` (and ``key.safetensors``), ``config.yaml`` (the resolved config) and ``info.json`` (seed, package
-versions, history, checksums). ``info.json`` is written last.
+versions, history, and every file with its size and checksum). ``info.json`` is written last.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from mea_ray.config import ExperimentConfig, Tree, write_yaml
-from mea_ray.core.errors import ArtifactError
-from mea_ray.storage.files import patiently, write_whole
+from mea_ray.core.errors import ArtifactError, LeaseLost
+from mea_ray.storage.files import PATIENCE, patiently, write_whole
 from mea_ray.storage.lease import Lease
 from mea_ray.storage.remote import Storage
 
-SCHEMA = 1
+INFO = "info.json"
+SCHEMA = 2
+"""Of ``info.json``."""
 
 
 class Store:
@@ -54,16 +58,32 @@ class Store:
         relative = f"artifacts/{kind}/{name}"
         folder = self.storage.root / relative
         patiently(lambda: None, folder)  # what is away is not missing
-        if not (folder / "info.json").exists() and not self.storage.pull(relative, last="info.json"):
+        if not (folder / INFO).exists() and not self.storage.pull(relative, last=INFO):
             return None
         check(folder)
         return folder
 
-    def get_or_make(self, kind: str, name: str, config: ExperimentConfig, write: Callable[[Path], Tree]) -> Path:
-        """Return an artifact, made by ``write(folder) -> info`` in one process if it is missing or damaged."""
-        lease = Lease(
-            self.storage.path("artifacts/leases/x").parent, f"{kind}-{name}", beat_s=self.beat_s, expiry_s=self.expiry_s
-        )
+    def get_or_make(
+        self,
+        kind: str,
+        name: str,
+        config: ExperimentConfig,
+        write: Callable[[Path], Tree],
+        needed: Collection[str] = (),
+    ) -> Path:
+        """Return an artifact; if it is missing or damaged, one of all processes that ask makes it.
+
+        Args:
+            kind: ``victims`` or ``nulls``.
+            name: Its name.
+            config: The experiment, kept beside it.
+            write: Writes its files into a folder and returns what ``info.json`` has to say about them.
+            needed: Files that ``write`` must have written.
+
+        Raises:
+            ArtifactError: ``write`` left out a file.
+        """
+        lease = self.storage.lease("artifacts/leases", f"{kind}-{name}", beat_s=self.beat_s, expiry_s=self.expiry_s)
         found: list[Path] = []
 
         def is_there() -> bool:
@@ -76,41 +96,106 @@ class Store:
             return folder is not None
 
         poll_s = 0.2 if self.storage.remote is None else 2.0
-        if is_there() or not lease.acquire(give_up=is_there, poll_s=poll_s):
-            return found[-1]
-        try:
-            # Another process may have finished between the last look and the lease.
-            return found[-1] if is_there() else self._make(kind, name, config, write)
-        finally:
-            lease.release()
+        while not is_there():
+            if not lease.acquire(give_up=is_there, poll_s=poll_s):
+                break
+            try:
+                # Another process may have finished between the last look and the lease.
+                if not is_there():
+                    self._make(kind, name, config, write, needed, lease)
+            except LeaseLost as lost:
+                self.warn(f"{lost}; what that one makes is used")
+            finally:
+                lease.release()
+        return found[-1]
 
-    def _make(self, kind: str, name: str, config: ExperimentConfig, write: Callable[[Path], Tree]) -> Path:
+    def _make(
+        self,
+        kind: str,
+        name: str,
+        config: ExperimentConfig,
+        write: Callable[[Path], Tree],
+        needed: Collection[str],
+        lease: Lease,
+    ) -> None:
         relative = f"artifacts/{kind}/{name}"
         folder = self.storage.path(relative)
+        lease.ensure()
         if folder.exists():
             self.warn(f"{folder} is damaged; it is made again")
-            self.storage.delete(relative)
+            self._remove_damaged(relative)
         for left in folder.parent.glob(f".{name}.*"):
-            shutil.rmtree(left, ignore_errors=True)  # of a trainer that was killed: this process holds the lease
-        aside = folder.with_name(f".{name}.{uuid.uuid4().hex[:8]}")
+            _remove(left)  # of a process that was killed or is paused: this one holds the lease
+        aside = folder.with_name(f".{name}.{lease.token}")
         patiently(lambda: aside.mkdir(parents=True, exist_ok=True), aside)
         try:
-            info = write(aside)
-            write_yaml(config, aside / "config.yaml")
+            try:
+                info = write(aside)
+                write_yaml(config, aside / "config.yaml")
+            except OSError:
+                lease.ensure()  # the folder may have been removed by the process that took over
+                raise
+            missing = sorted(each for each in needed if not (aside / each).is_file())
+            lease.ensure()
+            if missing:
+                raise ArtifactError(f"{kind} {name} was made without {', '.join(missing)}")
             _write_info(aside, {"name": name, "kind": kind, "seed": config.victim.seed, **info})
-            patiently(lambda: aside.rename(folder), folder)
+            lease.ensure()
+            patiently(lambda: _publish(aside, folder), folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        self.storage.push(relative, last="info.json")
-        return folder
+        self.storage.push(relative, last=INFO)
+
+    def _remove_damaged(self, relative: str) -> None:
+        """Remove an artifact that was found damaged; put it back if it was made anew in the meantime."""
+        folder = self.storage.root / relative
+        grave = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        try:
+            folder.rename(grave)
+        except FileNotFoundError:
+            return
+        try:
+            check(grave)
+        except ArtifactError:
+            shutil.rmtree(grave, ignore_errors=True)
+            self.storage.delete(relative)
+        else:
+            _publish(grave, folder)
+            raise LeaseLost(f"{folder} was made anew by another process")
+
+
+def _publish(aside: Path, folder: Path) -> None:
+    """Give a folder its name, unless there is one of that name.
+
+    Raises:
+        LeaseLost: There is one, or the folder itself is gone: another process took over.
+    """
+    try:
+        aside.rename(folder)
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT} and not PATIENCE.away:
+            raise LeaseLost(f"{folder} was made by another process in the meantime") from error
+        raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that another process may still write into, and rename: it gets another name first."""
+    grave = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):
+        folder.rename(grave)
+        shutil.rmtree(grave, ignore_errors=True)
 
 
 def _write_info(folder: Path, info: Mapping[str, Any]) -> None:
     from mea_ray.core.versions import versions
 
-    files = {path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    body = {"schema_version": SCHEMA, **info, "versions": versions(), "sha256": files}
-    write_whole(folder / "info.json", json.dumps(body, indent=1, default=str))
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _checksum(path)}
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }
+    body = {"schema_version": SCHEMA, **info, "versions": versions(), "files": files}
+    write_whole(folder / INFO, json.dumps(body, indent=1, default=str))
 
 
 def _checksum(path: Path) -> str:
@@ -131,23 +216,28 @@ def read_info(folder: Path) -> dict[str, Any]:
         ArtifactError: It is missing, damaged, or of another schema.
     """
     try:
-        info = json.loads(patiently((folder / "info.json").read_bytes, folder))
+        info = json.loads(patiently((folder / INFO).read_bytes, folder))
     except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{folder}/info.json is not readable: {error}; delete the folder to train it again"
-        ) from error
+        raise ArtifactError(f"{folder}/{INFO} is not readable: {error}; delete the folder to train it again") from error
     if not isinstance(info, dict) or info.get("schema_version") != SCHEMA:
         raise ArtifactError(f"{folder} is not of artifact schema {SCHEMA}; delete it to train it again")
     return info
 
 
 def check(folder: Path) -> None:
-    """Compare every file of an artifact with its checksum.
+    """Compare every file of an artifact with what ``info.json`` says of it.
 
     Raises:
-        ArtifactError: A file is missing or was changed.
+        ArtifactError: A file is missing or was changed, or ``info.json`` does not list its files.
     """
-    for name, expected in read_info(folder)["sha256"].items():
+    files = read_info(folder).get("files", {})
+    try:
+        expected = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
+        if not expected:
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ArtifactError(f"{folder}/{INFO} does not list its files; delete {folder} to train it again") from None
+    for name, (size, checksum) in expected.items():
         path = folder / name
-        if not path.is_file() or _checksum(path) != expected:
+        if not path.is_file() or path.stat().st_size != size or _checksum(path) != checksum:
             raise ArtifactError(f"{path} is missing or damaged; delete {folder} to train it again")

@@ -15,7 +15,7 @@ from mea_ray.experiment.names import Names
 from mea_ray.experiment.owner import TrainedModel, train_null, train_victim
 from mea_ray.experiment.ports import OnEpoch, Role
 from mea_ray.models.base import ImageModel
-from mea_ray.training.checkpoint import load_model, save_model
+from mea_ray.training.checkpoint import DESCRIPTION, WEIGHTS, load_model, save_model
 from mea_ray.watermarks.base import Key
 
 KINDS: dict[Role, str] = {"victim": "victims", "null": "nulls"}
@@ -79,7 +79,8 @@ class StoredModels:
             return {**info, **made.info}
 
         if name not in self._folders:
-            self._folders[name] = self.store.get_or_make(KINDS[role], name, self.config, write)
+            needed = (WEIGHTS, DESCRIPTION)
+            self._folders[name] = self.store.get_or_make(KINDS[role], name, self.config, write, needed)
         return self._folders[name]
 
     def _load(self, folder: Path) -> ImageModel:

@@ -1,7 +1,8 @@
-"""A lease on a name in a shared folder: one process at a time holds it, and a killed holder loses it.
+"""A lease on a name: one process at a time holds it, and a killed holder loses it.
 
-Works on a local disk and on NFS, because creating a file exclusively is atomic on both. Nothing depends on clocks
-agreeing between machines: a waiter watches whether the holder's file still changes, by its own clock.
+Nothing depends on clocks that agree, or that run evenly. A waiter watches by its own monotonic clock whether the
+holder's heartbeat still changes. A holder that was paused for too long finds out that it lost the lease: it must call
+`ensure` right before it makes anything visible.
 """
 
 from __future__ import annotations
@@ -10,53 +11,49 @@ import contextlib
 import json
 import os
 import re
-import socket
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import psutil
-
+from mea_ray.core.errors import LeaseLost
+from mea_ray.storage import process
 from mea_ray.storage.files import patiently
 
-
-def _machine() -> str:
-    """Name where process numbers mean the same: a boot of a machine and, in it, one space of process numbers."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return "/".join(parts)
+_LONGEST_LOOK_S = 1.0
+"""Most that one look adds to a silence: a waiter that was paused itself must not take that for the holder's silence."""
 
 
-class Lease:
-    """Exclusive use of ``name`` among all processes that see ``folder``.
-
-    The file of the holder is ``<name>.<generation>``. A waiter that saw no heartbeat for ``expiry_s`` takes over by
-    creating the next generation, which only one of all waiters can; so no waiter ever removes a file it does not own.
+class Lease(ABC):
+    """Exclusive use of a name; what differs between storages is how a claim is made and seen.
 
     Args:
-        folder: Folder of the lease files, made if missing.
         name: What is leased; letters, digits, ``.``, ``_`` and ``-``.
         beat_s: Seconds between two heartbeats of the holder.
         expiry_s: Seconds without a heartbeat after which the holder counts as dead; several ``beat_s``.
+        on_lost: Called once, in the thread of the heartbeat, when another process has taken the lease over.
     """
 
-    def __init__(self, folder: Path, name: str, *, beat_s: float = 3.0, expiry_s: float = 45.0) -> None:
-        self.folder, self.name, self.beat_s, self.expiry_s = folder, name, beat_s, expiry_s
-        self._path: Path | None = None
+    def __init__(
+        self, name: str, *, beat_s: float, expiry_s: float, on_lost: Callable[[], None] = lambda: None
+    ) -> None:
+        self.name, self.beat_s, self.expiry_s, self.on_lost = name, beat_s, expiry_s, on_lost
+        self.token = ""
+        """Changes with every acquisition; empty while the lease is not held."""
         self._stop = threading.Event()
-        self._beat: threading.Thread | None = None
-        self._watched: tuple[str, str, float] | None = None
+        self._heart: threading.Thread | None = None
+        self._watched = ("", "")
+        self._silent_s, self._looked = 0.0, 0.0
 
     def acquire(self, *, give_up: Callable[[], bool] = lambda: False, poll_s: float = 0.2) -> bool:
         """Wait for the lease.
 
         Args:
-            give_up: Asked at every poll; waiting ends when it says True (what was wanted is there already).
+            give_up: Called at every look; waiting ends when it returns True (what was wanted is there already).
             poll_s: Seconds between two looks.
 
         Returns:
@@ -70,37 +67,79 @@ class Lease:
 
     def try_acquire(self) -> bool:
         """Take the lease if it is free or its holder is dead; waits for nothing but a storage that is away."""
-        return patiently(self._try, self.folder / self.name)
-
-    def _try(self) -> bool:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        newest = self._newest()
-        if newest is not None and not self._is_dead(self._file(newest)):
+        token = uuid.uuid4().hex
+        if not self._claim(token):
             return False
-        path = self._file(0 if newest is None else newest + 1)
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return False
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(self._identity(), file)
-        self._path = path
+        self.token = token
         self._stop.clear()
-        self._beat = threading.Thread(target=self._keep_alive, name=f"lease-{self.name}", daemon=True)
-        self._beat.start()
+        self._heart = threading.Thread(target=self._beat_until_stopped, name=f"lease-{self.name}", daemon=True)
+        self._heart.start()
         return True
 
     def release(self) -> None:
         """Give the lease back; nothing happens when it is not held."""
-        path, self._path = self._path, None
-        if path is None:
+        token, self.token = self.token, ""
+        if not token:
             return
         self._stop.set()
-        if self._beat is not None:
-            self._beat.join()
-        # Oldest first: the newest file is what holds others off.
-        for generation in range(self._generation(path) + 1):
-            self._file(generation).unlink(missing_ok=True)
+        if self._heart is not None and self._heart is not threading.current_thread():
+            self._heart.join()
+        self._withdraw(token)
+
+    def is_held(self) -> bool:
+        """Look whether this process still holds the lease."""
+        return bool(self.token) and self._is_mine(self.token)
+
+    def ensure(self) -> None:
+        """Check the lease, right before something is made visible that only its holder may make.
+
+        Raises:
+            LeaseLost: It was taken over, for this process was silent for too long.
+        """
+        if not self.is_held():
+            raise LeaseLost(
+                f"the lease on {self.name} was taken over by another process, since this one was silent for more than "
+                f"{self.expiry_s:g} s"
+            )
+
+    @abstractmethod
+    def holder(self) -> dict[str, Any] | None:
+        """Return how the present holder described itself, see `process.identity`; None if there is none."""
+
+    @abstractmethod
+    def _claim(self, token: str) -> bool:
+        """Try to become the holder, under a token of its own."""
+
+    @abstractmethod
+    def _is_mine(self, token: str) -> bool:
+        """Whether the holder is the one with this token."""
+
+    @abstractmethod
+    def _beat(self, token: str) -> None:
+        """Change what waiters watch."""
+
+    @abstractmethod
+    def _withdraw(self, token: str) -> None:
+        """Remove the claim with this token, and no other."""
+
+    def _is_silent(self, who: str, beat: str) -> bool:
+        """Watch a holder by what changes with its heartbeat; call it at every look."""
+        now = time.monotonic()
+        if (who, beat) != self._watched:
+            self._watched, self._silent_s = (who, beat), 0.0
+        else:
+            self._silent_s += min(now - self._looked, max(_LONGEST_LOOK_S, self.beat_s))
+        self._looked = now
+        return self._silent_s > self.expiry_s
+
+    def _beat_until_stopped(self) -> None:
+        while not self._stop.wait(self.beat_s):
+            token = self.token
+            with contextlib.suppress(OSError):  # a storage that is away: whoever waits cannot see it either
+                if token and not self._is_mine(token):
+                    self.on_lost()
+                    return
+                self._beat(token)
 
     def __enter__(self) -> Lease:
         self.acquire()
@@ -111,51 +150,102 @@ class Lease:
     ) -> None:
         self.release()
 
-    @staticmethod
-    def _identity() -> dict[str, object]:
-        """Who holds it; the process's start time tells a reused process number from the holder."""
-        started = psutil.Process().create_time()
-        return {"machine": _machine(), "pid": os.getpid(), "started": started, "token": uuid.uuid4().hex}
+
+class FileLease(Lease):
+    """A lease in a folder that all processes see. Creating a file exclusively is atomic on a local disk and on NFS.
+
+    The file of the holder is ``<name>.<generation>``. A waiter takes over by creating the next generation, which only
+    one of all waiters can.
+
+    Args:
+        folder: Folder of the lease files, made if missing.
+        name: See `Lease`.
+        beat_s: See `Lease`.
+        expiry_s: See `Lease`.
+        on_lost: See `Lease`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        beat_s: float = 3.0,
+        expiry_s: float = 45.0,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(name, beat_s=beat_s, expiry_s=expiry_s, on_lost=on_lost)
+        self.folder = folder
+        self._generation = -1
+
+    def holder(self) -> dict[str, Any] | None:
+        """See `Lease.holder`."""
+        newest = self._newest()
+        return None if newest is None else _read(self._file(newest))
+
+    def _claim(self, token: str) -> bool:
+        return patiently(lambda: self._try(token), self.folder / self.name)
+
+    def _try(self, token: str) -> bool:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        newest = self._newest()
+        if newest is not None and not self._is_dead(self._file(newest)):
+            return False
+        generation = 0 if newest is None else newest + 1
+        try:
+            with self._file(generation).open("x", encoding="utf-8") as file:
+                json.dump({**process.identity(), "token": token}, file)
+        except FileExistsError:
+            return False
+        self._generation = generation
+        return True
+
+    def _is_mine(self, token: str) -> bool:
+        newest = self._newest()
+        return newest == self._generation and (_read(self._file(newest)) or {}).get("token") == token
+
+    def _beat(self, token: str) -> None:
+        os.utime(self._file(self._generation))
+
+    def _withdraw(self, token: str) -> None:
+        # Oldest first: the newest file is what holds others off.
+        for generation in range(self._generation):
+            self._file(generation).unlink(missing_ok=True)
+        # Moved and looked at before it is removed: in the meantime the name may have come to belong to another process.
+        own, aside = self._file(self._generation), self.folder / f".{self.name}.{token}"
+        with contextlib.suppress(FileNotFoundError):
+            own.rename(aside)
+            if (_read(aside) or {}).get("token") != token:
+                with contextlib.suppress(OSError):
+                    os.link(aside, own)  # fails if there is another one by now
+            aside.unlink(missing_ok=True)
 
     def _file(self, generation: int) -> Path:
         return self.folder / f"{self.name}.{generation}"
 
-    @staticmethod
-    def _generation(path: Path) -> int:
-        return int(path.name.rpartition(".")[2])
-
     def _newest(self) -> int | None:
-        pattern = re.compile(re.escape(self.name) + r"\.\d+")
-        found = [self._generation(path) for path in self.folder.iterdir() if pattern.fullmatch(path.name)]
+        pattern = re.compile(re.escape(self.name) + r"\.(\d+)")
+        try:
+            found = [int(match[1]) for path in self.folder.iterdir() if (match := pattern.fullmatch(path.name))]
+        except FileNotFoundError:
+            return None
         return max(found, default=None)
 
-    def _keep_alive(self) -> None:
-        while not self._stop.wait(self.beat_s):
-            if self._path is not None:
-                with contextlib.suppress(OSError):
-                    os.utime(self._path)
-
     def _is_dead(self, path: Path) -> bool:
+        holder = _read(path)
         try:
-            text, stamp = path.read_text(), str(path.stat().st_mtime_ns)
+            stamp = str(path.stat().st_mtime_ns)
         except OSError:
             return False  # released between two looks; the next look finds it free
-        if self._holder_is_gone(text):
-            return True
-        now = time.monotonic()
-        if self._watched is None or self._watched[:2] != (path.name, stamp):
-            self._watched = (path.name, stamp, now)
-        return now - self._watched[2] > self.expiry_s
+        if holder is not None and process.is_gone(holder):
+            return True  # faster than to wait for its silence
+        return self._is_silent(path.name, stamp)
 
-    @staticmethod
-    def _holder_is_gone(text: str) -> bool:
-        """On the holder's own machine its process can be looked up, which is faster than waiting for the expiry."""
-        try:
-            holder = json.loads(text)
-            if holder["machine"] != _machine():
-                return False
-            return bool(abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) > 1.0)
-        except psutil.NoSuchProcess:
-            return True
-        except (ValueError, KeyError, psutil.Error):
-            return False  # half-written, or not allowed to look: the heartbeat decides
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Read how a holder describes itself; None if there is none."""
+    try:
+        holder = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return holder if isinstance(holder, dict) else None

@@ -17,6 +17,7 @@ from typing import Any
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.storage.files import patiently, refusing, write_whole
+from mea_ray.storage.lease import FileLease, Lease
 
 
 def _cache_root() -> Path:
@@ -72,6 +73,21 @@ class Storage:
             for folder in made:
                 with contextlib.suppress(OSError):  # not empty: another process uses it by now
                     folder.rmdir()
+
+    def lease(self, folder: str, name: str, **timing: Any) -> Lease:
+        """Return a lease among all processes that use this storage.
+
+        Args:
+            folder: Its folder in the storage.
+            name: What is leased.
+            timing: ``beat_s``, ``expiry_s`` and ``on_lost``, see `Lease`.
+        """
+        from mea_ray.storage.remote_lease import RemoteLease
+
+        if self.remote is None:
+            return FileLease(self.root / folder, name, **timing)
+        system, root = self.remote
+        return RemoteLease(system, f"{root}/{folder}", name, **timing)
 
     def path(self, relative: str) -> Path:
         """Return the local path of ``relative``; its parents exist afterwards."""

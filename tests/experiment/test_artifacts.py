@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -12,9 +12,10 @@ import pytest
 from pyarrow import fs
 
 from mea_ray.config import ExperimentConfig, Tree, build, merge
-from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.core.errors import ArtifactError, ConfigError, LeaseLost
+from mea_ray.experiment import artifacts
 from mea_ray.experiment.artifacts import Store, check, read_info
-from mea_ray.storage.lease import Lease
+from mea_ray.storage.files import write_whole
 from mea_ray.storage.remote import Storage
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -44,12 +45,6 @@ def _slow_writer(root: str, log: str, config: ExperimentConfig) -> None:
     Store(root).get_or_make("victims", "abc", config, write)
 
 
-def _hold_forever(folder: str) -> None:
-    Lease(Path(folder), "x", beat_s=0.05).acquire()
-    (Path(folder) / "held").touch()
-    time.sleep(60)
-
-
 def wait_for(path: Path, seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not path.exists():
@@ -75,10 +70,12 @@ def test_an_artifact_says_how_it_was_made(tmp_path: Path, config: ExperimentConf
     folder = Store(str(tmp_path)).get_or_make("victims", "abc", config, _write)
     info = read_info(folder)
     assert info["name"] == "abc" and info["seed"] == 0 and info["epochs"] == 3 and "torch" in info["versions"]
-    assert set(info["sha256"]) == {"model.safetensors", "config.yaml"}
+    assert set(info["files"]) == {"model.safetensors", "config.yaml"}
+    weights = info["files"]["model.safetensors"]
+    assert weights["bytes"] == 7 and weights["sha256"] == hashlib.sha256(b"weights").hexdigest()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "no json", "other schema"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "no json", "other schema", "no list"])
 def test_a_damaged_artifact_is_made_again(tmp_path: Path, config: ExperimentConfig, damage: str) -> None:
     store = Store(str(tmp_path))
     folder = store.get_or_make("victims", "abc", config, _write)
@@ -88,6 +85,8 @@ def test_a_damaged_artifact_is_made_again(tmp_path: Path, config: ExperimentConf
         (folder / "model.safetensors").unlink()
     elif damage == "no json":
         (folder / "info.json").write_text("{")
+    elif damage == "no list":
+        (folder / "info.json").write_text(json.dumps({**read_info(folder), "files": {}}))
     else:
         (folder / "info.json").write_text(json.dumps({**read_info(folder), "schema_version": 99}))
     with pytest.raises(ArtifactError, match="delete"):
@@ -109,54 +108,93 @@ def test_a_failed_training_leaves_nothing_behind_and_the_next_may_try(tmp_path: 
     assert store.get_or_make("victims", "abc", config, _write).is_dir()
 
 
-def test_a_killed_holder_loses_its_lease(tmp_path: Path) -> None:
-    holder = SPAWN.Process(target=_hold_forever, args=(str(tmp_path),))
-    holder.start()
-    wait_for(tmp_path / "held")
-    waiter = Lease(tmp_path, "x", expiry_s=30)
-    assert not waiter.try_acquire()
-    assert holder.pid is not None
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.join()
-    assert waiter.acquire(poll_s=0.01)
-    waiter.release()
+def test_what_lacks_a_file_is_no_artifact(tmp_path: Path, config: ExperimentConfig) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(ArtifactError, match="victims abc was made without model.json"):
+        store.get_or_make("victims", "abc", config, _write, ["model.safetensors", "model.json"])
+    assert list((tmp_path / "artifacts/victims").iterdir()) == []
 
 
-def test_a_holder_on_another_machine_is_judged_by_its_heartbeat(tmp_path: Path) -> None:
-    (tmp_path / "x.0").write_text(json.dumps({"machine": "elsewhere", "pid": 1, "started": 0}))
-    waiter = Lease(tmp_path, "x", beat_s=0.05, expiry_s=0.4)
-    for _ in range(12):  # 0.6 s of heartbeats, longer than the expiry
-        os.utime(tmp_path / "x.0")
-        assert not waiter.try_acquire()
-        time.sleep(0.05)
-    started = time.monotonic()
-    assert waiter.acquire(poll_s=0.02)
-    assert 0.3 < time.monotonic() - started < 5
-    waiter.release()
+def _paused_writer(root: str, config: ExperimentConfig, pause: str) -> None:
+    """Makes an artifact, and waits at a certain point until the test has stopped and continued this process."""
+
+    def stop_here(point: str) -> None:
+        if point == pause:
+            (Path(root) / "paused").touch()
+            while not (Path(root) / "continue").exists():
+                time.sleep(0.01)
+
+    def write(folder: Path) -> Tree:
+        stop_here("before it writes")
+        write_whole(folder / "model.safetensors", "of the first")
+        stop_here("while it writes")
+        write_whole(folder / "key.json", "of the first")
+        return {}
+
+    publish = artifacts._publish
+
+    def paused_publish(aside: Path, folder: Path) -> None:
+        stop_here("before it is named")
+        publish(aside, folder)
+
+    artifacts._publish = paused_publish
+    store = Store(root, beat_s=0.05, expiry_s=0.5)
+    folder = store.get_or_make("victims", "abc", config, write, ["model.safetensors", "key.json"])
+    (Path(root) / "got").write_text((folder / "model.safetensors").read_text())
 
 
-def test_a_holder_that_works_long_keeps_its_lease_and_only_one_of_many_waiters_takes_over(tmp_path: Path) -> None:
-    holder = Lease(tmp_path, "x", beat_s=0.05, expiry_s=0.5)
-    assert holder.try_acquire()
-    (tmp_path / "x.0").write_text(json.dumps({"machine": "elsewhere", "pid": 1, "started": 0}))
-    waiters = [Lease(tmp_path, "x", beat_s=0.05, expiry_s=0.5) for _ in range(4)]
-    end = time.monotonic() + 1.0
-    while time.monotonic() < end:
-        assert not any(waiter.try_acquire() for waiter in waiters)
-        time.sleep(0.05)
-    holder._stop.set()  # as if it had died
-    won: list[Lease] = []
-    threads = [
-        threading.Thread(target=lambda w=w: w.acquire(give_up=lambda: bool(won), poll_s=0.01) and won.append(w))
-        for w in waiters
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
-    won[0].release()
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("pause", "second"),
+    [
+        ("before it writes", "is still at work"),
+        ("while it writes", "finishes first"),
+        ("before it is named", "finishes first"),
+        ("before it is named", "is still at work"),
+    ],
+)
+def test_a_process_that_was_stopped_spoils_nothing(
+    pause: str, second: str, tmp_path: Path, config: ExperimentConfig
+) -> None:
+    first = SPAWN.Process(target=_paused_writer, args=(str(tmp_path), config, pause))
+    first.start()
+    wait_for(tmp_path / "paused")
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGSTOP)
+
+    def go_on() -> None:
+        (tmp_path / "continue").touch()
+        os.kill(first.pid or 0, signal.SIGCONT)
+
+    def write(folder: Path) -> Tree:
+        write_whole(folder / "model.safetensors", "of the second")
+        if second == "is still at work":
+            go_on()
+            time.sleep(0.5)
+        write_whole(folder / "key.json", "of the second")
+        return {}
+
+    store = Store(str(tmp_path), beat_s=0.05, expiry_s=0.5)
+    folder = store.get_or_make("victims", "abc", config, write, ["model.safetensors", "key.json"])
+    if second == "finishes first":
+        go_on()
+    first.join(20)
+    assert first.exitcode == 0
+    # Both have the same artifact, which is whole, and all of it is of one of them.
+    check(folder)
+    content = {(folder / name).read_text() for name in ("model.safetensors", "key.json")}
+    assert content == {(tmp_path / "got").read_text()} == {"of the second"}
+    assert [path.name for path in folder.parent.iterdir()] == ["abc"]
+    assert not list((tmp_path / "artifacts/leases").iterdir())
+
+
+def test_an_artifact_that_was_made_anew_meanwhile_is_not_removed_as_damaged(
+    tmp_path: Path, config: ExperimentConfig
+) -> None:
+    store = Store(str(tmp_path))
+    folder = store.get_or_make("victims", "abc", config, _write)
+    with pytest.raises(LeaseLost):
+        store._remove_damaged("artifacts/victims/abc")
+    check(folder)
 
 
 def test_a_remote_storage_is_filled_and_read_back_by_another_node(
