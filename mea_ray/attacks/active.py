@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from pydantic import Field
 from scipy.spatial.distance import cdist
 
 from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief
+from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.evaluation import metrics
@@ -73,8 +74,8 @@ class Active(QueryAttack):
         self,
         pool_size: int,
         budgets: Sequence[int],
-        training: Mapping[str, Any],
-        learning: Mapping[str, Any] | None = None,
+        training: TrainingConfig,
+        learning: LearningConfig = LearningConfig(),
     ) -> int:
         """Return the fewest images that a network is trained on at once; see ``Attack.smallest_batch``."""
         smallest = super().smallest_batch(pool_size, budgets, training, learning)

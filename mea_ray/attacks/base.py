@@ -15,6 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from mea_ray.attacks.transfer import TransferSet
+from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import BlackBox, Images, Labels
 
@@ -84,21 +85,21 @@ class Attack(ABC):
         self,
         pool_size: int,
         budgets: Sequence[int],
-        training: Mapping[str, Any],
-        learning: Mapping[str, Any] | None = None,
+        training: TrainingConfig,
+        learning: LearningConfig = LearningConfig(),
     ) -> int:
         """Return the fewest images that a network is trained on at once; batch normalisation needs two.
 
         A last batch of a single image does not count: the engine leaves it out. The arguments are those of ``check``.
         """
-        return min(*budgets, int(training.get("batch_size", budgets[0])))
+        return min(*budgets, training.batch_size)
 
     def check(
         self,
         pool_size: int,
         budgets: Sequence[int],
-        training: Mapping[str, Any],
-        learning: Mapping[str, Any] | None = None,
+        training: TrainingConfig,
+        learning: LearningConfig = LearningConfig(),
         *,
         labelled: bool = True,
     ) -> None:
@@ -135,11 +136,11 @@ class Attack(ABC):
         *,
         budgets: Sequence[int],
         make_model: MakeModel,
-        training: Mapping[str, Any],
+        training: TrainingConfig,
         seed: int,
         transfer: TransferSet | None = None,
         skip: Container[int] = (),
-        learning: Mapping[str, Any] | None = None,
+        learning: LearningConfig = LearningConfig(),
         labels: Labels | None = None,
     ) -> Iterator[Rung]:
         """Spend the budget and yield one freshly trained substitute per rung, smallest first.
@@ -149,11 +150,11 @@ class Attack(ABC):
             pool: The thief's images, uint8 (N, C, H, W).
             budgets: Rising budgets in images. Each rung uses the nested prefix of one transfer set.
             make_model: Builds an untrained substitute.
-            training: Settings of ``mea_ray.training.engine.train``.
+            training: How a substitute is trained.
             seed: Seed of the order of the queries, the initial weights and the batches.
             transfer: Where answers are stored. If it holds answers already (a resumed trial), the run continues them.
             skip: Budgets whose substitutes are not needed, because their rung was finished before an interruption.
-            learning: How a substitute learns from answers: fields of ``attacks.learning.Learning``.
+            learning: How a substitute learns from answers.
             labels: Labels that the thief's own pool was published with, int64 (N,); most attacks ignore them.
 
         Raises:

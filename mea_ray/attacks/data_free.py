@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from mea_ray.attacks.generator_game import (
 )
 from mea_ray.attacks.image_generator import pixels
 from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief, refuse_unlean
+from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError, TrainingDiverged
 from mea_ray.core.types import Answers
 from mea_ray.training import device as devices
@@ -85,8 +86,8 @@ class DataFree(QueryAttack):
         self,
         pool_size: int,
         budgets: Sequence[int],
-        training: Mapping[str, Any],
-        learning: Mapping[str, Any] | None = None,
+        training: TrainingConfig,
+        learning: LearningConfig = LearningConfig(),
     ) -> int:
         """Return the batch size of student and generator, which the thief's training does not set."""
         return self.game.batch_size
@@ -95,15 +96,15 @@ class DataFree(QueryAttack):
         self,
         pool_size: int,
         budgets: Sequence[int],
-        training: Mapping[str, Any],
-        learning: Mapping[str, Any] | None = None,
+        training: TrainingConfig,
+        learning: LearningConfig = LearningConfig(),
         *,
         labelled: bool = True,
     ) -> None:
         """Refuse what ``run`` could not finish; see ``Attack.check``."""
-        if training.get("early_stop_patience") is not None:
+        if training.early_stop_patience is not None:
             raise ConfigError(
-                f"early_stop_patience={training['early_stop_patience']} does not apply to a student that is trained "
+                f"early_stop_patience={training.early_stop_patience} does not apply to a student that is trained "
                 "while it queries; set thief.training.early_stop_patience=null"
             )
         super().check(pool_size, budgets, training, learning, labelled=labelled)

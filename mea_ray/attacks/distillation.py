@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from mea_ray.attacks.learning import Learning
 from mea_ray.attacks.queries import CachedQueries
 from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief, agreement, held_out_images, refuse_unlean
 from mea_ray.attacks.transfer import Indices, TransferSet
+from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import Answers, BlackBox
@@ -65,8 +66,8 @@ class Distillation(QueryAttack):
         self,
         pool_size: int,
         budgets: Sequence[int],
-        training: Mapping[str, Any],
-        learning: Mapping[str, Any] | None = None,
+        training: TrainingConfig,
+        learning: LearningConfig = LearningConfig(),
     ) -> int:
         """Return the fewest images that a network is trained on at once; see ``Attack.smallest_batch``."""
         smallest = super().smallest_batch(pool_size, budgets, training, learning)
@@ -78,8 +79,8 @@ class Distillation(QueryAttack):
         self,
         pool_size: int,
         budgets: Sequence[int],
-        training: Mapping[str, Any],
-        learning: Mapping[str, Any] | None = None,
+        training: TrainingConfig,
+        learning: LearningConfig = LearningConfig(),
         *,
         labelled: bool = True,
     ) -> None:
@@ -90,7 +91,7 @@ class Distillation(QueryAttack):
         refuse_unlean(self.learning(learning), "with requery=true answers are learned from as they come")
         for budget in budgets:
             trained_on, held_out = self._sizes(budget, pool_size, training, self.learning(learning))
-            if trained_on < 1 or (held_out < 1 and training.get("early_stop_patience") is not None):
+            if trained_on < 1 or (held_out < 1 and training.early_stop_patience is not None):
                 raise ConfigError(
                     f"a budget of {budget} leaves {trained_on} images to train on and {held_out} to validate with; "
                     "raise thief.budgets, or change thief.learning.validation_fraction or thief.training.epochs"
@@ -111,10 +112,10 @@ class Distillation(QueryAttack):
         return TransferSet(transfer.path / f"requery-{budget}" if transfer.path is not None else None)
 
     @staticmethod
-    def _sizes(budget: int, pool_size: int, training: Mapping[str, Any], learning: Learning) -> tuple[int, int]:
+    def _sizes(budget: int, pool_size: int, training: TrainingConfig, learning: Learning) -> tuple[int, int]:
         """Return how many images a rung trains on and how many it holds out, at a cost within the budget."""
-        fraction = learning.validation_fraction if training.get("early_stop_patience") is not None else 0.0
-        epochs = int(training.get("epochs", 20))
+        fraction = learning.validation_fraction if training.early_stop_patience is not None else 0.0
+        epochs = training.epochs
         # Held-out images are queried once, training images once per epoch.
         count = min(pool_size, int(budget / (fraction + (1 - fraction) * epochs)))
         while count and round(fraction * count) + (count - round(fraction * count)) * epochs > budget:
@@ -136,7 +137,7 @@ class Distillation(QueryAttack):
         model = thief.new_model("substitute", budget)
         seed = derive(thief.seed, "training", budget)
         try:
-            report = train(model, pool[images], None, objective, seed=seed, validate=validate, **thief.training)
+            report = train(model, pool[images], None, objective, thief.training, seed=seed, validate=validate)
         finally:
             cached.flush()
         return Rung(budget, cached.queries_spent, model, report.epochs, report.seconds)

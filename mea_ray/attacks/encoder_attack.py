@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mea_ray.attacks.learning import Learning
 from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief
-from mea_ray.config import LearningConfig
+from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Answers
 from mea_ray.training.objective import Objective, StepContext, merged
@@ -73,23 +73,23 @@ class EncoderAttack(QueryAttack):
         self,
         pool_size: int,
         budgets: Sequence[int],
-        training: Mapping[str, Any],
-        learning: Mapping[str, Any] | None = None,
+        training: TrainingConfig,
+        learning: LearningConfig = LearningConfig(),
         *,
         labelled: bool = True,
     ) -> None:
         """Refuse what ``run`` could not finish; see ``Attack.check``."""
         defaults = LearningConfig()
-        for name, value in (learning or {}).items():
-            default = getattr(defaults, name, value)
+        for name, value in learning:
+            default = getattr(defaults, name)
             if name != "statistics" and value != default:
                 raise ConfigError(
                     f"thief.learning.{name}={value!r} is for answers that are probabilities; this attack is trained on "
                     f"embeddings: leave it at {default!r}"
                 )
-        if training.get("early_stop_patience") is not None:
+        if training.early_stop_patience is not None:
             raise ConfigError(
-                f"thief.training.early_stop_patience={training['early_stop_patience']} stops on agreement of classes, "
+                f"thief.training.early_stop_patience={training.early_stop_patience} stops on agreement of classes, "
                 "which embeddings do not name; set it to null"
             )
         super().check(pool_size, budgets, training, learning, labelled=labelled)

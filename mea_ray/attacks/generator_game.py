@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mea_ray.attacks.image_generator import ImageGenerator, pixels
 from mea_ray.attacks.thief import Query, Thief
+from mea_ray.config import TrainingConfig
 from mea_ray.core.errors import ConfigError, TrainingDiverged
 from mea_ray.core.seeding import derive
 from mea_ray.core.settings import Settings
@@ -182,7 +183,7 @@ class GeneratorGame:
             torch.manual_seed(derive(thief.seed, "generator"))
             self.generator = ImageGenerator(game.generator.noise_size, thief.image_shape, game.generator.width)
         self.generator.to(self.where).train()
-        self.clip: float | None = thief.training.get("gradient_clip")
+        self.clip: float | None = thief.training.gradient_clip
         self.optimisers = {
             "student": self._optimiser(self.student, game.student),
             "generator": self._optimiser(self.generator, game.generator),
@@ -296,14 +297,13 @@ class GeneratorGame:
         return scale * self.disagreement(self.student(images) / temperature, targets, learning.floor)
 
     def _optimiser(self, model: nn.Module, settings: StudentSettings | GeneratorSettings) -> torch.optim.Optimizer:
-        return make_optimizer(
-            model,
-            self.where,
+        training = TrainingConfig(
             optimizer=settings.optimizer,
             learning_rate=settings.learning_rate,
             weight_decay=self.game.weight_decay if settings.optimizer == "sgd" else 0.0,
             momentum=MOMENTUM,
         )
+        return make_optimizer(model, self.where, training)
 
     def _step(self, name: str, model: nn.Module, learning_rate: float) -> None:
         for group in self.optimisers[name].param_groups:

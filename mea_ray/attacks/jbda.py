@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 
 from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief
 from mea_ray.attacks.transfer import content_names
+from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Answers, Images, Labels
 from mea_ray.training import device as devices
@@ -80,8 +81,8 @@ class Jbda(QueryAttack):
         self,
         pool_size: int,
         budgets: Sequence[int],
-        training: Mapping[str, Any],
-        learning: Mapping[str, Any] | None = None,
+        training: TrainingConfig,
+        learning: LearningConfig = LearningConfig(),
     ) -> int:
         """Return the fewest images that a network is trained on at once; see ``Attack.smallest_batch``."""
         smallest = super().smallest_batch(pool_size, budgets, training, learning)

@@ -24,7 +24,7 @@ from mea_ray.attacks.learning import DistillationObjective, Learning
 from mea_ray.attacks.queries import BudgetedQueries, check_remaining
 from mea_ray.attacks.thief import Queries, Query, Thief
 from mea_ray.attacks.transfer import TransferSet
-from mea_ray.config import build
+from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import Answers, BlackBox, Images, Labels
 from mea_ray.evaluation import metrics
@@ -65,34 +65,28 @@ class QueryAttack(Attack):
         """Return how many images the thief's pool must hold at least."""
         return max(budgets)
 
-    def learning(self, settings: Mapping[str, Any] | None) -> Learning:
-        """Check the section ``thief.learning`` and fill in this attack's temperature.
-
-        Raises:
-            ConfigError: A value is out of its range.
-        """
-        learning = build(Learning, settings or {})
-        if learning.temperature is not None:
-            return learning
-        return learning.model_copy(update={"temperature": self.default_temperature})
+    def learning(self, settings: LearningConfig) -> Learning:
+        """Return the settings ``thief.learning`` with this attack's temperature where they have none."""
+        learning = Learning(**dict(settings))
+        return learning if learning.temperature is not None else learning.changed(temperature=self.default_temperature)
 
     def smallest_batch(
         self,
         pool_size: int,
         budgets: Sequence[int],
-        training: Mapping[str, Any],
-        learning: Mapping[str, Any] | None = None,
+        training: TrainingConfig,
+        learning: LearningConfig = LearningConfig(),
     ) -> int:
         """Return the fewest images that a network is trained on at once; see ``Attack.smallest_batch``."""
         held_out = held_out_images(budgets[0], training, self.learning(learning))
-        return min(budgets[0] - held_out, int(training.get("batch_size", budgets[0])))
+        return min(budgets[0] - held_out, training.batch_size)
 
     def check(
         self,
         pool_size: int,
         budgets: Sequence[int],
-        training: Mapping[str, Any],
-        learning: Mapping[str, Any] | None = None,
+        training: TrainingConfig,
+        learning: LearningConfig = LearningConfig(),
         *,
         labelled: bool = True,
     ) -> None:
@@ -107,11 +101,11 @@ class QueryAttack(Attack):
                 "splits.disjoint_fraction)"
             )
         chosen = self.learning(learning)
-        if training.get("early_stop_patience") is None:
+        if training.early_stop_patience is None:
             return
         if not chosen.validation_fraction:
             raise ConfigError(
-                f"early_stop_patience={training['early_stop_patience']} of the substitute needs held-out answers; set "
+                f"early_stop_patience={training.early_stop_patience} of the substitute needs held-out answers; set "
                 "thief.learning.validation_fraction (e.g. 0.1) or thief.training.early_stop_patience=null"
             )
         for budget in budgets:
@@ -130,11 +124,11 @@ class QueryAttack(Attack):
         *,
         budgets: Sequence[int],
         make_model: MakeModel,
-        training: Mapping[str, Any],
+        training: TrainingConfig,
         seed: int,
         transfer: TransferSet | None = None,
         skip: Container[int] = (),
-        learning: Mapping[str, Any] | None = None,
+        learning: LearningConfig = LearningConfig(),
         labels: Labels | None = None,
     ) -> Iterator[Rung]:
         """Spend the budget and yield one freshly trained substitute per rung; see ``Attack.run``."""
@@ -154,7 +148,7 @@ class QueryAttack(Attack):
             blackbox.image_shape,
             transfer,
             chosen,
-            dict(training),
+            training,
             seed,
             make_model,
             objective=partial(self.objective, chosen),
@@ -203,9 +197,9 @@ class QueryAttack(Attack):
         return Rung(budget, thief.queries_spent, model, report.epochs, report.seconds, curves)
 
 
-def held_out_images(images: int, training: Mapping[str, Any], learning: Learning) -> int:
+def held_out_images(images: int, training: TrainingConfig, learning: Learning) -> int:
     """Return how many of the answered images a substitute is validated with, for its early stop."""
-    return round(learning.validation_fraction * images) if training.get("early_stop_patience") is not None else 0
+    return round(learning.validation_fraction * images) if training.early_stop_patience is not None else 0
 
 
 def agreement(model: nn.Module, *, images: Images, labels: npt.NDArray[np.int64]) -> float:

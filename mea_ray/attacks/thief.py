@@ -14,6 +14,7 @@ from torch import nn
 from mea_ray.attacks.base import Curves, MakeModel
 from mea_ray.attacks.learning import DistillationObjective, Learning
 from mea_ray.attacks.transfer import Indices, TransferSet
+from mea_ray.config import TrainingConfig
 from mea_ray.core.errors import DataError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Answers, FloatImages, Images, Labels
@@ -73,7 +74,7 @@ class Thief:
         image_shape: (channels, height, width) that the victim takes.
         transfer: All answers so far.
         learning: How substitutes are trained on answers.
-        training: Settings of ``mea_ray.training.engine.train``.
+        training: How a substitute is trained.
         seed: Seed of the attack.
         make_model: Builds an untrained substitute; see ``new_model``.
         queries_spent: Images answered so far.
@@ -88,7 +89,7 @@ class Thief:
     image_shape: tuple[int, int, int]
     transfer: TransferSet
     learning: Learning
-    training: dict[str, Any]
+    training: TrainingConfig
     seed: int
     make_model: MakeModel
     queries_spent: int = 0
@@ -186,7 +187,7 @@ class Thief:
             snapshots: See the engine.
             **overrides: Settings of the training engine that replace the thief's own.
         """
-        settings = {**self.training, **({} if validate is not None else {"early_stop_patience": None}), **overrides}
+        fixed = {} if validate is not None else {"early_stop_patience": None}
         objective = (
             self.objective(answers) if self.objective is not None else DistillationObjective(self.learning, answers)
         )
@@ -195,8 +196,8 @@ class Thief:
             images,
             None,
             objective,
+            self.training.changed(**{**fixed, **overrides}),
             seed=derive(self.seed, *names),
             validate=validate,
             snapshots=snapshots,
-            **settings,
         )

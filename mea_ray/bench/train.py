@@ -6,12 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mea_ray.config.training import Precision, TrainingConfig
 from mea_ray.core import seeding
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import ImageSet
@@ -71,7 +72,7 @@ def bench_train(
     steps: int = 30,
     rounds: int = 5,
     batch_size: int = 128,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Precision = "auto",
     seed: int = 0,
     on_round: Callable[[dict[str, float]], None] | None = None,
 ) -> TrainBench:
@@ -112,7 +113,7 @@ def bench_train(
     scheme: Watermark = WATERMARKS.build(watermark, **{**steady, **(watermark_params or {})})
     key = scheme.make_key(images, seed)
     epochs = max(1, steps * batch_size // len(images))
-    settings: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "epochs": epochs}
+    training = TrainingConfig(batch_size=batch_size, precision=precision, epochs=epochs)
 
     def fresh() -> ImageModel:
         with torch.random.fork_rng(devices=[]):
@@ -120,9 +121,9 @@ def bench_train(
             return build_model(model, images.shape, images.classes, model_params)
 
     contestants: list[tuple[str, Callable[[], float]]] = [
-        ("plain", lambda: _plain(fresh(), images, seed=seed, **settings)),
-        ("engine", lambda: _engine(fresh(), images, seed, settings)),
-        ("watermark", lambda: _watermark(fresh(), scheme, key, images, seed, settings)),
+        ("plain", lambda: _plain(fresh(), images, training, seed)),
+        ("engine", lambda: _engine(fresh(), images, seed, training)),
+        ("watermark", lambda: _watermark(fresh(), scheme, key, images, seed, training)),
     ]
     measured: list[dict[str, float]] = []
     for turn in range(rounds + 1):
@@ -172,18 +173,18 @@ def _synchronize(where: torch.device) -> None:
         torch.accelerator.synchronize(where)
 
 
-def _plain(model: ImageModel, images: ImageSet, *, seed: int, batch_size: int, epochs: int, precision: str) -> float:
+def _plain(model: ImageModel, images: ImageSet, training: TrainingConfig, seed: int) -> float:
     """Run what one would write without an engine; the same augmentation, precision and memory format."""
     where = devices.device()
     started = time.perf_counter()
-    half = use_bfloat16(precision, where)
+    half = use_bfloat16(training.precision, where)
     nhwc = half or where.type != "cpu"
-    model = model.to(where, memory_format=torch.channels_last if nhwc else torch.contiguous_format).train()
+    model = model.to(where).to(memory_format=torch.channels_last if nhwc else torch.contiguous_format).train()
     pixels, labels = torch.from_numpy(images.images).to(where), torch.from_numpy(images.labels).to(where)
     augment = Augment(images.shape, torch.Generator().manual_seed(seed), augment=("flip", "crop"))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    for _ in range(epochs):
-        for indices in torch.randperm(len(pixels)).to(where).split(batch_size):
+    for _ in range(training.epochs):
+        for indices in torch.randperm(len(pixels)).to(where).split(training.batch_size):
             batch = to_float(augment(pixels[indices]), nhwc)
             with torch.autocast(where.type, dtype=torch.bfloat16, enabled=half):
                 loss = F.cross_entropy(model(batch).float(), labels[indices])
@@ -191,21 +192,21 @@ def _plain(model: ImageModel, images: ImageSet, *, seed: int, batch_size: int, e
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     _synchronize(where)
-    return epochs * len(pixels) / (time.perf_counter() - started)
+    return training.epochs * len(pixels) / (time.perf_counter() - started)
 
 
-def _engine(model: ImageModel, images: ImageSet, seed: int, settings: Mapping[str, Any]) -> float:
-    report = train(model, images.images, images.labels, CrossEntropy(), seed=seed, **settings)
+def _engine(model: ImageModel, images: ImageSet, seed: int, training: TrainingConfig) -> float:
+    report = train(model, images.images, images.labels, CrossEntropy(), training, seed=seed)
     return report.images / report.seconds
 
 
 def _watermark(
-    model: ImageModel, scheme: Watermark, key: Key | None, images: ImageSet, seed: int, settings: Mapping[str, Any]
+    model: ImageModel, scheme: Watermark, key: Key | None, images: ImageSet, seed: int, training: TrainingConfig
 ) -> float:
     """Run every stage once, each for as many epochs as the others were run, whatever its own settings say."""
     seen, seconds = 0, 0.0
     for stage in scheme.stages(key, images):
-        chosen = {**settings, **{k: v for k, v in stage.overrides.items() if k not in {"epochs", "batch_size"}}}
-        report = train(model, stage.train.images, stage.train.labels, stage.objective, seed=seed, **chosen)
+        chosen = training.changed(**{k: v for k, v in stage.overrides.items() if k not in {"epochs", "batch_size"}})
+        report = train(model, stage.train.images, stage.train.labels, stage.objective, chosen, seed=seed)
         seen, seconds = seen + report.images, seconds + report.seconds
     return seen / seconds

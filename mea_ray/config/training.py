@@ -8,6 +8,8 @@ from pydantic import Field
 
 from mea_ray.config.components import Config
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
 
 class TrainingConfig(Config):
     """How a network is trained; the same engine for victims, null models and substitutes."""
@@ -33,7 +35,7 @@ class TrainingConfig(Config):
     early_stop_patience: int | None = Field(
         None, ge=1, description="Epochs without a better validation accuracy before stopping; null never stops."
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         "auto", description="bfloat16 autocast where the device computes it natively, else float32."
     )
     channels_last: bool | None = Field(None, description="Memory format; null chooses by device.")

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -22,6 +22,9 @@ from pydantic.fields import FieldInfo
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.words import nearest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Tree = dict[str, Any]
 """Settings as plain JSON types: ``{name: value or tree}``."""
@@ -95,6 +98,19 @@ class Settings(BaseModel):
             value = getattr(default, name) if default is not None else default_of(field)
             meaning = field.description or docs.get(name, "")
             yield from parameters_of(f"{prefix}{name}", field, value, meaning)
+
+    def changed(self, **changes: Any) -> Self:
+        """Return these settings with some of them replaced, checked again.
+
+        Raises:
+            InvalidSettings: A setting is unknown, or a value is out of its range.
+        """
+        if not changes:
+            return self
+        try:
+            return type(self).model_validate({**dict(self), **changes})
+        except ValidationError as error:
+            raise InvalidSettings("", problems(error, type(self))) from None
 
     def resolved(self) -> Tree:
         """Return the whole tree as plain JSON types, defaults filled in."""

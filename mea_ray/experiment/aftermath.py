@@ -20,7 +20,7 @@ from mea_ray.core.types import Images, ImageSet, Splits
 from mea_ray.detection.base import Detection, Trigger
 from mea_ray.evaluation import metrics
 from mea_ray.experiment.answers import pass_images, service_policy
-from mea_ray.experiment.checks import build_network, settings
+from mea_ray.experiment.checks import build_network
 from mea_ray.experiment.ports import Step, Steps
 from mea_ray.experiment.proof import Proof
 from mea_ray.experiment.theft import run_attack, rung_result
@@ -191,7 +191,7 @@ def holdings(config: ExperimentConfig, data: Splits, transfer: TransferSet, aske
     if asked is not None:
         answers = metrics.probabilities(asked, images)
     make_model = partial(build_network, config.thief.model, data.shape, data.classes)
-    return ThiefData(images, answers, make_model, settings(config.thief.training))
+    return ThiefData(images, answers, make_model, config.thief.training)
 
 
 def detections(bench: Workbench) -> list[DetectionResult]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -12,7 +10,7 @@ from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.base import Attack
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.policies import AnswerPolicy
-from mea_ray.config import ExperimentConfig, ModelChoice, TrainingConfig, build, digest
+from mea_ray.config import ExperimentConfig, ModelChoice, digest
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import Table
 from mea_ray.core.types import UNLABELLED, Labels, Splits
@@ -46,8 +44,8 @@ def check(config: ExperimentConfig, data: Splits) -> None:
     attack.check(
         len(data.thief_pool),
         config.thief.budgets,
-        settings(config.thief.training),
-        learning(config),
+        config.thief.training,
+        config.thief.learning,
         labelled=pool_labels(data) is not None,
     )
     victim = _check_model("victim.model", config.victim.model, data)
@@ -65,24 +63,6 @@ def pool_labels(data: Splits) -> Labels | None:
     """Return the labels that the thief's pool was published with, int64 (N,); None if none of its images has one."""
     labels = data.thief_pool.labels
     return labels if (labels != UNLABELLED).any() else None
-
-
-def settings(training: TrainingConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the keyword arguments of the training engine, some of them replaced.
-
-    Raises:
-        ConfigError: A replaced value is not allowed.
-    """
-    fields = {name: getattr(training, name) for name in TrainingConfig.model_fields}
-    if not overrides:
-        return fields
-    checked = build(TrainingConfig, {**fields, **overrides})
-    return {name: getattr(checked, name) for name in TrainingConfig.model_fields}
-
-
-def learning(config: ExperimentConfig) -> dict[str, Any]:
-    """Return how the thief learns from answers, as plain keyword arguments."""
-    return config.thief.learning.model_dump()
 
 
 def build_network(choice: ModelChoice, shape: tuple[int, int, int], classes: int) -> ImageModel:
@@ -117,7 +97,7 @@ def _check_model(section: str, choice: ModelChoice, data: Splits) -> int:
 def _check_smallest_batch(config: ExperimentConfig, data: Splits, attack: Attack) -> None:
     """Refuse to train a substitute that normalises batches on single images."""
     smallest = attack.smallest_batch(
-        len(data.thief_pool), config.thief.budgets, settings(config.thief.training), learning(config)
+        len(data.thief_pool), config.thief.budgets, config.thief.training, config.thief.learning
     )
     if smallest >= 2:
         return

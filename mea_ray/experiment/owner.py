@@ -15,7 +15,7 @@ from mea_ray.core.seeding import derive
 from mea_ray.core.types import ImageSet, Splits
 from mea_ray.data.statistics import channel_statistics
 from mea_ray.evaluation import metrics
-from mea_ray.experiment.checks import build_network, settings
+from mea_ray.experiment.checks import build_network
 from mea_ray.experiment.encoders import probe_set, with_probe
 from mea_ray.models.base import ImageModel
 from mea_ray.training.device import device as this_device
@@ -68,7 +68,7 @@ def _train(
     pretext = config.victim.pretext.build() if config.encodes else None
     stages = watermark.stages(key, owned) if pretext is None else watermark.encoder_stages(key, owned, pretext)
     for position, stage in enumerate(stages):
-        keywords = settings(config.victim.training, stage.changes(config.victim.training.epochs))
+        training = config.victim.training.changed(**stage.changes(config.victim.training.epochs))
 
         def record(epoch: dict[str, Any], name: str = stage.name) -> None:
             history.append({"stage": name, **epoch})
@@ -76,16 +76,16 @@ def _train(
                 on_epoch(dict(history[-1]))
 
         # Without early stop nothing reads the validation accuracy, so it is not computed.
-        stops_early = keywords["early_stop_patience"] is not None
+        stops_early = training.early_stop_patience is not None
         report = train(
             model,
             stage.train.images,
             stage.train.labels,
             stage.objective,
+            training,
             seed=derive(seed, "training", position),
             validate=partial(_accuracy, on=data.victim_validation) if stops_early else None,
             on_epoch=record,
-            **keywords,
         )
         seconds, images = seconds + report.seconds, images + report.images
     key = None if key is None else watermark.learned(key, stages)

@@ -11,7 +11,7 @@ from mea_ray.blackbox.colluding import Colluding, CountingClient, account_names,
 from mea_ray.config import ExperimentConfig
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import BlackBox, Splits
-from mea_ray.experiment.checks import build_network, learning, pool_labels, settings
+from mea_ray.experiment.checks import build_network, pool_labels
 from mea_ray.results.records import ModelReport, RungResult
 
 
@@ -75,11 +75,11 @@ def run_attack(
         data.thief_pool.images,
         budgets=config.thief.budgets,
         make_model=partial(build_network, config.thief.model, data.shape, data.classes),
-        training=settings(config.thief.training),
+        training=config.thief.training,
         seed=derive(config.seed, "thief"),
         transfer=transfer,
         skip=skip,
-        learning=learning(config),
+        learning=config.thief.learning,
         labels=pool_labels(data),
     )
 

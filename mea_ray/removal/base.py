@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from mea_ray.config import TrainingConfig
 from mea_ray.core.errors import DataError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Answers, Images, ImageSet, Labels
@@ -36,7 +37,7 @@ class ThiefData:
         images: The images of the thief's transfer set, uint8, (N, C, H, W), N >= 1.
         answers: The API's answers to them, float32, (N, classes).
         make_model: Builds an untrained network of the thief's architecture.
-        training: Keyword arguments of the training engine, as for the thief's substitute.
+        training: How the thief's substitute was trained.
 
     Raises:
         DataError: There are no images, or images and answers do not fit together.
@@ -45,7 +46,7 @@ class ThiefData:
     images: Images
     answers: Answers
     make_model: Callable[[], nn.Module]
-    training: Mapping[str, Any]
+    training: TrainingConfig
 
     def __post_init__(self) -> None:
         if not len(self.images) or len(self.images) != len(self.answers):
@@ -141,8 +142,8 @@ def tune(
         objective: The losses; cross-entropy with the labels when None.
         changes: Training settings that replace the thief's.
     """
-    settings = {**thief.training, "early_stop_patience": None, "schedule": "cosine", **changes}
-    train(model, data.images, data.labels, objective or CrossEntropy(), seed=derive(seed, "tune"), **settings)
+    training = thief.training.changed(**{"early_stop_patience": None, "schedule": "cosine", **changes})
+    train(model, data.images, data.labels, objective or CrossEntropy(), training, seed=derive(seed, "tune"))
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class SecondTheft(Removal):
             assert isinstance(fresh, ImageModel)
             fresh.mean.copy_(left.mean)
             fresh.std.copy_(left.std)
-            changes = {"schedule": thief.training.get("schedule", "one_cycle")}
+            changes: dict[str, Any] = {"schedule": thief.training.schedule}
             if self.epochs is not None:
                 changes["epochs"] = self.epochs
             objective = AnswerImitation(answers, self.temperature)

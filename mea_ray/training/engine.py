@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from mea_ray.config.training import Precision, TrainingConfig
 from mea_ray.core import seeding
 from mea_ray.core.errors import ConfigError
 from mea_ray.training import device as devices
@@ -52,30 +53,13 @@ def train(
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64] | None,
     objective: Objective,
+    training: TrainingConfig,
     *,
     seed: int,
     device: torch.device | None = None,
     validate: Callable[[nn.Module], float] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     snapshots: SnapshotFile | None = None,
-    epochs: int = 20,
-    batch_size: int = 128,
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam",
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.0,
-    momentum: float = 0.9,
-    schedule: Literal["constant", "step", "cosine", "one_cycle"] = "one_cycle",
-    step_epochs: int = 10,
-    step_factor: float = 0.5,
-    warmup_fraction: float = 0.2,
-    augment: tuple[Literal["flip", "crop"], ...] = ("flip", "crop"),
-    crop_padding: int = 4,
-    gradient_clip: float | None = None,
-    accumulate_steps: int = 1,
-    early_stop_patience: int | None = None,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    channels_last: bool | None = None,
-    compile: bool = False,
 ) -> TrainReport:
     """Train a model in place; it ends on the CPU, in eval mode, its weights contiguous.
 
@@ -84,6 +68,9 @@ def train(
         images: uint8, (N, C, H, W), N >= 1; not copied on a CPU and never written to.
         labels: int64, (N,); None where they are not known (the objective then sees -1).
         objective: The losses.
+        training: The settings. Objectives may apply the same augmentation to their own images. A last, smaller batch is
+            used, too, unless it is one image and fewer than two will not do (``least_batch``). Batches that are left
+            over from ``accumulate_steps`` at the end of an epoch are an update, too.
         seed: Seed of the batches, augmentation, dropout and the objective's own stream. Initial weights are the
             caller's.
         device: Where to train; None is the device of this process.
@@ -92,55 +79,37 @@ def train(
             under its name, ``validation`` (None without ``validate``), ``seconds`` and ``learning_rate`` (the last).
         snapshots: File for snapshots after an epoch, from which the next process that trains the same continues;
             ignored for an objective that is not ``resumable``.
-        epochs: See ``TrainingConfig``, as for all that follow.
-        batch_size: A last, smaller batch is used too, unless it is one image and fewer than two will not do
-            (``least_batch``).
-        optimizer: Fused where torch has it.
-        learning_rate: Peak.
-        weight_decay: As the optimiser means it.
-        momentum: Of sgd.
-        schedule: Changed at each update; ``step`` at epochs.
-        step_epochs: Of ``step``.
-        step_factor: Of ``step``.
-        warmup_fraction: Of ``one_cycle``.
-        augment: Of the main task's images. Objectives may apply the same to their own.
-        crop_padding: Pixels.
-        gradient_clip: Largest norm of the gradient of one update, the objective's heads included.
-        accumulate_steps: Batches whose gradients are summed for one update. What is left at the end of an epoch is an
-            update, too.
-        early_stop_patience: Epochs without a better ``validate``; the weights of the best epoch are restored.
-        precision: Of the losses' autocast; weights and optimiser are float32.
-        channels_last: None is on for a GPU, and for bfloat16 unless layers are too narrow (``device.aligned``).
-        compile: Compile the network for the loop only.
 
     Raises:
         DataError: There are no images, or labels or shapes do not fit the model.
-        ConfigError: A setting is unknown or impossible.
+        ConfigError: ``early_stop_patience`` without ``validate``, or a crop that the images are too small for.
         TrainingDiverged: A loss or a weight is not finite.
     """
     started = time.perf_counter()
     check_data(model, images, labels)
-    if early_stop_patience is not None and validate is None:
+    epochs, accumulate_steps, patience = training.epochs, training.accumulate_steps, training.early_stop_patience
+    if patience is not None and validate is None:
         raise ConfigError(
-            f"early_stop_patience={early_stop_patience} needs a validation split; set training.early_stop_patience=null"
+            f"early_stop_patience={patience} needs a validation split; set training.early_stop_patience=null"
         )
     where = device if device is not None else devices.device()
-    half = use_bfloat16(precision, where)
-    nhwc = channels_last if channels_last is not None else where.type != "cpu" or (half and devices.aligned(model))
+    half = use_bfloat16(training.precision, where)
+    nhwc = training.channels_last
+    if nhwc is None:
+        nhwc = where.type != "cpu" or (half and devices.aligned(model))
     order, drawn, lent, own = (
         torch.Generator().manual_seed(seeding.derive(seed, name))
         for name in ("batches", "augment", "lent", "objective")
     )
-    data = Loader(images, labels, where, batch_size, order, least=least_batch(model, objective))
-    augment_main = Augment(data.shape, drawn, augment=augment, crop_padding=crop_padding)
-    augment_lent = Augment(data.shape, lent, augment=augment, crop_padding=crop_padding)
+    data = Loader(images, labels, where, training.batch_size, order, least=least_batch(model, objective))
+    augment_main = Augment(data.shape, drawn, augment=training.augment, crop_padding=training.crop_padding)
+    augment_lent = Augment(data.shape, lent, augment=training.augment, crop_padding=training.crop_padding)
     updates = -(-data.steps // accumulate_steps)
 
     def rate_of(epoch: int, step: int) -> float:
-        update, settings = epoch * updates + step // accumulate_steps, (step_epochs, step_factor, warmup_fraction)
-        return learning_rate * factor(schedule, update, epochs * updates, epoch, *settings)
+        update = epoch * updates + step // accumulate_steps
+        return training.learning_rate * factor(training, update, epochs * updates, epoch)
 
-    rate_of(0, 0)  # an unknown schedule is refused before the model moves
     history: list[dict[str, Any]] = []
     seen = 0
     try:
@@ -149,20 +118,12 @@ def train(
             torch.manual_seed(seeding.derive(seed, "dropout"))
             model.to(where).to(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
             heads = objective.attach(model, where)
-            optimiser = make_optimizer(
-                model,
-                where,
-                optimizer=optimizer,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-                momentum=momentum,
-                heads=heads,
-            )
+            optimiser = make_optimizer(model, where, training, heads)
             optimiser.zero_grad(set_to_none=True)
-            network = cast(nn.Module, torch.compile(model)) if compile else model
+            network = cast(nn.Module, torch.compile(model)) if training.compile else model
             losses, best = LossMeans(1 if where.type == "cpu" else STEPS_BETWEEN_CHECKS), BestWeights(model)
             objective.start(StepContext(where, own, lambda x: to_float(augment_lent(x), nhwc), epochs, data.steps))
-            name = f"{seed}/{epochs}/{len(images)}/{batch_size}/{optimizer}/{learning_rate}"
+            name = f"{seed}/{epochs}/{len(images)}/{training.batch_size}/{training.optimizer}/{training.learning_rate}"
             file = snapshots if objective.resumable else None
             state = TrainingState(file, name, model, heads, optimiser, (order, drawn, lent, own), best)
             history, seen = state.resume()
@@ -180,8 +141,8 @@ def train(
                         continue
                     for group in optimiser.param_groups:
                         group["lr"] = rate_of(epoch, step)
-                    if gradient_clip is not None:
-                        nn.utils.clip_grad_norm_([*model.parameters(), *heads], gradient_clip)
+                    if training.gradient_clip is not None:
+                        nn.utils.clip_grad_norm_([*model.parameters(), *heads], training.gradient_clip)
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
                     objective.updated(model)
@@ -191,9 +152,7 @@ def train(
                 summary = {"epoch": epoch + 1, "epochs": epochs, **means, "validation": validation}
                 seconds = time.perf_counter() - epoch_started
                 history.append({**summary, "seconds": seconds, "learning_rate": optimiser.param_groups[0]["lr"]})
-                stop = bool(
-                    validation is not None and early_stop_patience and best.update(validation) >= early_stop_patience
-                )
+                stop = validation is not None and patience is not None and best.update(validation) >= patience
                 state.epoch_done(history, seen, last=stop)
                 if on_epoch is not None:
                     on_epoch(dict(history[-1]))
@@ -207,12 +166,6 @@ def train(
     return TrainReport(len(history), time.perf_counter() - started, seen, history)
 
 
-def use_bfloat16(precision: str, where: torch.device) -> bool:
-    """Whether a precision setting means bfloat16 autocast on a device.
-
-    Raises:
-        ConfigError: The setting is unknown.
-    """
-    if precision not in {"auto", "float32", "bfloat16"}:
-        raise ConfigError(f"unknown precision {precision!r}; use auto, float32 or bfloat16")
+def use_bfloat16(precision: Precision, where: torch.device) -> bool:
+    """Whether a precision setting means bfloat16 autocast on a device."""
     return precision == "bfloat16" or (precision == "auto" and devices.native_bfloat16(where))

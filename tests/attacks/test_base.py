@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attack_fakes import FAST, POOL, FakeBlackBox, Substitute
+from attack_fakes import FAST_TRAINING, POOL, FakeBlackBox, Substitute
 
 from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.base import Attack, Rung
 from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief
-from mea_ray.config import ExperimentConfig, build
+from mea_ray.config import ExperimentConfig, LearningConfig, build
 from mea_ray.core.errors import ConfigError
 
 
@@ -78,7 +78,7 @@ def test_a_run_of_its_own_is_possible_and_called_as_every_other() -> None:
             yield Rung(rest["budgets"][0], len(answers), rest["make_model"](), 0, 0.0)
 
     assert isinstance(Whole(), Attack)
-    settings: dict[str, Any] = {"training": FAST, "seed": 0, "transfer": None, "skip": (), "learning": {}}
+    settings: dict[str, Any] = {"training": FAST_TRAINING, "seed": 0, "transfer": None, "skip": ()}
     rungs = Whole().run(FakeBlackBox(), POOL, budgets=[5], make_model=Substitute, labels=None, **settings)
     assert [rung.queries for rung in rungs] == [5]
 
@@ -92,9 +92,9 @@ def test_an_attack_without_queries_is_refused(outside: Any) -> None:
 def test_a_pool_without_labels_is_refused_before_any_query_by_attacks_that_read_them() -> None:
     adaptive, plain = ATTACKS.build("knockoff", policy="adaptive"), ATTACKS.build("knockoff")
     with pytest.raises(ConfigError, match="labels of the thief's pool"):
-        adaptive.check(600, [10], FAST, labelled=False)
-    plain.check(600, [10], FAST, labelled=False)
-    adaptive.check(600, [10], FAST)
+        adaptive.check(600, [10], FAST_TRAINING, labelled=False)
+    plain.check(600, [10], FAST_TRAINING, labelled=False)
+    adaptive.check(600, [10], FAST_TRAINING)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_a_pool_without_labels_is_refused_before_any_query_by_attacks_that_read_
 def test_the_smallest_batch_is_known_before(
     name: str, params: dict[str, Any], budgets: list[int], smallest: int
 ) -> None:
-    training = {**FAST, "batch_size": 32}
+    training = FAST_TRAINING.changed(batch_size=32)
     assert ATTACKS.build(name, **params).smallest_batch(600, budgets, training) == smallest
     if name != "dfme":
-        assert ATTACKS.build(name, **params).smallest_batch(600, budgets, {**FAST, "batch_size": 1}) == 1
+        assert ATTACKS.build(name, **params).smallest_batch(600, budgets, FAST_TRAINING.changed(batch_size=1)) == 1
 
 
 def test_held_out_images_make_the_smallest_batch_smaller() -> None:
-    training = {**FAST, "batch_size": 32, "early_stop_patience": 3}
+    training = FAST_TRAINING.changed(batch_size=32, early_stop_patience=3)
     attack = ATTACKS.build("distillation")
-    assert attack.smallest_batch(600, [3], training, {"validation_fraction": 0.7}) == 1
+    assert attack.smallest_batch(600, [3], training, LearningConfig(validation_fraction=0.7)) == 1

@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attack_fakes import CLASSES, FAST, POOL, SHAPE, FakeBlackBox, Substitute, flat, same, steal, thief_of
+from attack_fakes import (
+    CLASSES,
+    FAST,
+    FAST_TRAINING,
+    POOL,
+    SHAPE,
+    FakeBlackBox,
+    Substitute,
+    flat,
+    same,
+    steal,
+    thief_of,
+)
 from torch import nn
 
 from mea_ray.attacks import ATTACKS
@@ -19,7 +31,7 @@ from mea_ray.attacks.generator_game import LOG_EVERY, GeneratorGame, OnlineDiver
 from mea_ray.attacks.image_generator import ImageGenerator, pixels
 from mea_ray.attacks.learning import Learning
 from mea_ray.attacks.transfer import TransferSet
-from mea_ray.config import merge
+from mea_ray.config import LearningConfig, merge
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import Answers
@@ -294,7 +306,7 @@ def test_it_follows_from_its_seed_and_leaves_the_callers_random_stream_alone(bui
 def test_one_attack_may_run_twice_at_once(build: Callable[..., DataFree]) -> None:
     attack = build()
     (alone,) = steal(FakeBlackBox(), [90], build())
-    settings: dict[str, Any] = {"budgets": [30, 90], "make_model": Substitute, "training": FAST}
+    settings: dict[str, Any] = {"budgets": [30, 90], "make_model": Substitute, "training": FAST_TRAINING}
     runs = [attack.run(FakeBlackBox(), POOL, seed=seed, **settings) for seed in (0, 1)]
     turns = [next(run) for _, run in zip(range(4), cycle(runs), strict=False)]
     assert same(turns[2].model, alone.model) and not same(turns[3].model, alone.model)
@@ -458,5 +470,5 @@ def test_a_student_that_diverges_says_so(build: Callable[..., DataFree]) -> None
 
 
 def test_a_learning_that_is_checked_is_the_shared_one() -> None:
-    assert dfme().learning({"mixing": "mixup"}) == Learning(temperature=1.0, mixing="mixup")
+    assert dfme().learning(LearningConfig(mixing="mixup")) == Learning(temperature=1.0, mixing="mixup")
     assert dfme().pool_needed([5]) == maze().pool_needed([7]) == 0

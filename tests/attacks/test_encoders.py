@@ -19,7 +19,7 @@ from mea_ray.attacks.stolen_encoder import ViewsObjective
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
-from mea_ray.config import TrainingConfig
+from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
@@ -145,9 +145,8 @@ def stolen(name: str, make_model: Any, pool: np.ndarray, victim: ImageModel, epo
     ledger.register("thief", len(pool))
     box = LocalBlackBox(victim, POLICIES.build("embedding"), ledger, "thief", pass_images=16)
     training = TrainingConfig(epochs=epochs, batch_size=16, learning_rate=3e-3, augment=(), precision="float32")
-    fields = {field: getattr(training, field) for field in TrainingConfig.model_fields}
     budgets = (len(pool) // 2, len(pool))
-    rungs = list(attack.run(box, pool, budgets=budgets, make_model=make_model, training=fields, seed=1))
+    rungs = list(attack.run(box, pool, budgets=budgets, make_model=make_model, training=training, seed=1))
     assert ledger.charged("thief") == len(pool)  # one query per image, views cost nothing
     assert [rung.queries for rung in rungs] == list(budgets)
     return rungs[-1].model
@@ -186,12 +185,11 @@ def test_a_thief_sees_images_as_the_victim_does_also_with_another_network_and_fe
 @pytest.mark.parametrize("setting", [{"temperature": 3.0}, {"mixing": "mixup"}, {"label_smoothing": 0.1}])
 def test_what_is_about_probabilities_is_refused(setting: dict[str, Any]) -> None:
     attack: EncoderAttack = ATTACKS.build("stolen_encoder")
-    training = {"early_stop_patience": None}
-    attack.check(50, [10], training, {"statistics": "none"})
+    attack.check(50, [10], TrainingConfig(), LearningConfig(statistics="none"))
     with pytest.raises(ConfigError, match=f"thief.learning.{next(iter(setting))}"):
-        attack.check(50, [10], training, setting)
+        attack.check(50, [10], TrainingConfig(), LearningConfig(**setting))
     with pytest.raises(ConfigError, match="early_stop_patience"):
-        attack.check(50, [10], {"early_stop_patience": 3}, {})
+        attack.check(50, [10], TrainingConfig(early_stop_patience=3))
 
 
 @pytest.mark.parametrize(

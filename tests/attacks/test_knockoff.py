@@ -21,7 +21,7 @@ from mea_ray.attacks.rewards import RewardKind, Rewards
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
-from mea_ray.config import ExperimentConfig, build
+from mea_ray.config import ExperimentConfig, LearningConfig, TrainingConfig, build
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.experiment.checks import build_network
@@ -96,7 +96,7 @@ def steal(
             pool,
             budgets=budgets,
             make_model=Substitute,
-            training=training,
+            training=TrainingConfig(**training),
             seed=seed,
             transfer=transfer,
             skip=skip,
@@ -161,7 +161,9 @@ def plain_policies(arms: list[int], rewards: np.ndarray, count: int) -> list[lis
 
 def test_the_table_builds_it_and_refuses_what_it_does_not_know() -> None:
     attack = ATTACKS.build("knockoff")
-    assert isinstance(attack, Knockoff) and not attack.uses_labels and attack.learning(None).temperature == 1.0
+    assert (
+        isinstance(attack, Knockoff) and not attack.uses_labels and attack.learning(LearningConfig()).temperature == 1.0
+    )
     for bad in (
         {"policy": "adaptiv"},
         {"reward": "entropy"},

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attack_fakes import CLASSES, FAST, POOL, SHAPE, FakeBlackBox, Substitute, flat, same, steal
+from attack_fakes import CLASSES, FAST, FAST_TRAINING, POOL, SHAPE, FakeBlackBox, Substitute, flat, same, steal
 
 from mea_ray.attacks.base import Rung
 from mea_ray.attacks.query_attack import Queries, Query, QueryAttack, Thief
@@ -219,7 +219,7 @@ def test_an_attack_with_nothing_left_to_ask_still_trains_every_rung() -> None:
 
 def test_the_attack_is_closed_when_the_thief_stops() -> None:
     attack = Scripted()
-    rungs = attack.run(FakeBlackBox(), POOL, budgets=[10, 20], make_model=Substitute, training=FAST, seed=0)
+    rungs = attack.run(FakeBlackBox(), POOL, budgets=[10, 20], make_model=Substitute, training=FAST_TRAINING, seed=0)
     next(rungs)
     assert not attack.closed
     rungs.close()  # type: ignore[attr-defined]
@@ -367,7 +367,7 @@ def test_labels_are_given_to_those_who_want_them_and_to_nobody_else() -> None:
     steal(FakeBlackBox(), [10], Wanting(), labels=labels)
     assert seen[0] is None and seen[1] is labels
     with pytest.raises(ConfigError, match="labels"):
-        Wanting().run(FakeBlackBox(), POOL, budgets=[10], make_model=Substitute, training=FAST, seed=0)
+        Wanting().run(FakeBlackBox(), POOL, budgets=[10], make_model=Substitute, training=FAST_TRAINING, seed=0)
 
 
 @pytest.mark.parametrize("online", [False, True])

@@ -266,14 +266,13 @@ def stolen(name: str, images: ImageSet, seed: int) -> tuple[list[Any], int, int]
     ledger.register("thief", allowed, None)
     policy = "embedding" if attack.learns_from == "features" else "probabilities"
     blackbox = LocalBlackBox(victim, table("policies").build(policy), ledger, "thief", pass_images=16)
-    training = {field: getattr(TrainingConfig(epochs=3, batch_size=8), field) for field in TrainingConfig.model_fields}
     rungs = list(
         attack.run(
             blackbox,
             images.images,
             budgets=budgets,
             make_model=Tiny,
-            training=training,
+            training=TrainingConfig(epochs=3, batch_size=8),
             seed=seed,
             transfer=TransferSet(),
         )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from keyword_training import train
 from report_results import trial
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel, initialise
 from mea_ray.report import detections
 from mea_ray.results.records import DetectionResult
-from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy
 
 SHAPE, CLASSES, TARGET = (1, 12, 12), 6, 4

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from keyword_training import train
 from report_results import trial
 from sklearn.neighbors import LocalOutlierFactor
 
@@ -22,7 +23,6 @@ from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.report import detections, html
 from mea_ray.results.records import DetectionResult
-from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy
 
 SHAPE, CLASSES, TARGET = (1, 12, 12), 6, 4

@@ -14,6 +14,7 @@ from mea_ray.attacks.base import Attack, Rung
 from mea_ray.attacks.learning import Learning
 from mea_ray.attacks.query_attack import Thief
 from mea_ray.attacks.transfer import TransferSet
+from mea_ray.config import LearningConfig, TrainingConfig, build
 from mea_ray.core.errors import OverBudget
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.models.base import ImageModel
@@ -21,6 +22,7 @@ from mea_ray.models.base import ImageModel
 CLASSES, SHAPE = 4, (1, 8, 8)
 POOL = np.random.default_rng(0).integers(0, 256, (600, *SHAPE), dtype=np.uint8)
 FAST: dict[str, Any] = {"epochs": 2, "batch_size": 50, "augment": (), "schedule": "constant"}
+FAST_TRAINING = TrainingConfig(**FAST)
 
 
 class FakeBlackBox:
@@ -118,15 +120,18 @@ def steal(
     **rest: Any,
 ) -> list[Rung]:
     """Run an attack over its rungs."""
+    if "learning" in rest:
+        rest["learning"] = build(LearningConfig, rest["learning"])
+    settings = build(TrainingConfig, training)
     return list(
-        attack.run(blackbox, pool, budgets=budgets, make_model=make_model, training=training, seed=seed, **rest)
+        attack.run(blackbox, pool, budgets=budgets, make_model=make_model, training=settings, seed=seed, **rest)
     )
 
 
 def thief_of(transfer: TransferSet, *, pool: Images = POOL, training: dict[str, Any] = FAST, seed: int = 0) -> Thief:
     """Return what an attack's queries see once everything in a transfer set is answered."""
     learning = Learning(temperature=1.0)
-    thief = Thief(pool, None, CLASSES, SHAPE, transfer, learning, dict(training), seed, Substitute)
+    thief = Thief(pool, None, CLASSES, SHAPE, transfer, learning, TrainingConfig(**training), seed, Substitute)
     thief.queries_spent = len(transfer)
     return thief
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from keyword_training import train
 from torch import Tensor
 
 from mea_ray.core.errors import ConfigError, DataError
@@ -13,7 +14,6 @@ from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.pretext import PRETEXTS
 from mea_ray.pretext.base import Pretext
-from mea_ray.training.engine import train
 from mea_ray.training.objective import StepContext
 
 SHAPE = (3, 16, 16)

@@ -46,7 +46,7 @@ def thief() -> ThiefData:
     pixels[np.arange(90), labels] += 150
     answers = np.full((90, 3), 0.05, np.float32)
     answers[np.arange(90), labels] = 0.9
-    training = {**TrainingConfig().model_dump(), **FAST}
+    training = TrainingConfig(**FAST)
     return ThiefData(pixels, answers, partial(build_model, "vgg_like", SHAPE, 3, {"width": 0.125}), training)
 
 
@@ -226,7 +226,7 @@ def test_wrk_moves_pixels_by_its_step_and_never_names_what_the_api_named(model: 
 
 
 def test_a_second_theft_learns_the_models_answers_and_nothing_from_the_api(model: ImageModel, thief: ThiefData) -> None:
-    liars = ThiefData(thief.images, np.roll(thief.answers, 1, axis=1), thief.make_model, {**thief.training})
+    liars = ThiefData(thief.images, np.roll(thief.answers, 1, axis=1), thief.make_model, thief.training)
     left = REMOVALS.build("second_theft").remove(model, liars, 0)
     same = metrics.accuracy(metrics.predictions(left, thief.images), metrics.predictions(model, thief.images))
     assert same > 0.8

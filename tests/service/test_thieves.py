@@ -25,6 +25,7 @@ from mea_ray.blackbox.colluding import Colluding, account_names, account_share
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.blackbox.prada import query_log_record
+from mea_ray.config import TrainingConfig
 from mea_ray.core.types import BlackBox
 from mea_ray.models.build import build_model
 from mea_ray.results.records import QueryLogRecord
@@ -34,7 +35,7 @@ from mea_ray.training.checkpoint import load_model, save_model
 
 SHAPE = (1, 8, 8)
 SMALL = {"width": 0.0625}
-TRAINING = {"epochs": 1, "batch_size": 16, "precision": "float32"}
+TRAINING = TrainingConfig(epochs=1, batch_size=16, precision="float32")
 THIEVES = {"ann": (0, 160, 1), "ben": (1, 96, 1), "cleo": (2, 128, 1), "dan": (3, 145, 2)}
 """Name: seed, budget, accounts."""
 

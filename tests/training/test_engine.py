@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from keyword_training import train
 from torch import Tensor, nn
 
-from mea_ray.config import TrainingConfig
 from mea_ray.core.errors import ConfigError, DataError, TrainingDiverged
-from mea_ray.training.engine import train
 from mea_ray.training.objective import Batch, CrossEntropy, Objective, StepContext
 from mea_ray.training.progress import LossMeans
 
@@ -68,13 +66,6 @@ class Loss(Objective):
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return self.function(model, batch)
-
-
-def test_settings_are_those_of_the_config() -> None:
-    keywords = inspect.signature(train).parameters
-    own = {"seed", "device", "validate", "on_epoch", "snapshots"}
-    settings = {name: p.default for name, p in keywords.items() if p.kind is p.KEYWORD_ONLY and name not in own}
-    assert settings == {name: field.default for name, field in TrainingConfig.model_fields.items()}
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

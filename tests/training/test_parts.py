@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from mea_ray.config import TrainingConfig
 from mea_ray.core.errors import ConfigError, TrainingDiverged
 from mea_ray.training import device as devices
 from mea_ray.training.augment import Augment, to_float
@@ -37,24 +38,26 @@ def test_one_cycle_is_torchs(updates: int, warmup: float) -> None:
     expected = torch_rates(
         scheduler, updates, 1, max_lr=1.0, total_steps=updates, pct_start=warmup, cycle_momentum=False
     )
-    ours = [factor("one_cycle", update, updates, 0, warmup_fraction=warmup) for update in range(updates)]
+    ours = [factor(TrainingConfig(warmup_fraction=warmup), update, updates, 0) for update in range(updates)]
     np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_cosine_and_step_are_torchs() -> None:
     schedulers = torch.optim.lr_scheduler
     expected = torch_rates(schedulers.CosineAnnealingLR, 30, 1, T_max=30)
-    np.testing.assert_allclose([factor("cosine", update, 30, 0) for update in range(30)], expected, rtol=1e-6)
+    cosine = TrainingConfig(schedule="cosine")
+    np.testing.assert_allclose([factor(cosine, update, 30, 0) for update in range(30)], expected, rtol=1e-6)
     expected = torch_rates(schedulers.StepLR, 30, 5, step_size=2, gamma=0.3)
-    ours = [factor("step", update, 30, update // 5, step_epochs=2, step_factor=0.3) for update in range(30)]
+    steps = TrainingConfig(schedule="step", step_epochs=2, step_factor=0.3)
+    ours = [factor(steps, update, 30, update // 5) for update in range(30)]
     np.testing.assert_allclose(ours, expected, rtol=1e-9)
-    assert factor("constant", 7, 9, 3) == 1.0
+    assert factor(TrainingConfig(schedule="constant"), 7, 9, 3) == 1.0
 
 
 @pytest.mark.parametrize("updates", [1, 2, 3, 5])
 @pytest.mark.parametrize("warmup", [0.0, 0.2, 0.5, 0.99])
 def test_short_cycles_still_train(updates: int, warmup: float) -> None:
-    rates = [factor("one_cycle", update, updates, 0, warmup_fraction=warmup) for update in range(updates)]
+    rates = [factor(TrainingConfig(warmup_fraction=warmup), update, updates, 0) for update in range(updates)]
     assert max(rates) > 0.4 and min(rates) > 0
 
 

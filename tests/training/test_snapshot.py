@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from keyword_training import train
 
 from mea_ray.attacks.learning import DistillationObjective, Learning
 from mea_ray.models.build import build_model
-from mea_ray.training.engine import TrainReport, train
+from mea_ray.training.engine import TrainReport
 from mea_ray.training.objective import CrossEntropy, Objective
 from mea_ray.training.snapshot import SnapshotFile
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from keyword_training import train
 
 from mea_ray.core.errors import ArtifactError, ConfigError, DataError
 from mea_ray.core.types import ImageSet
@@ -13,7 +14,6 @@ from mea_ray.data import DATASETS
 from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
-from mea_ray.training.engine import train
 from mea_ray.training.objective import Batch, CrossEntropy, StepContext
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark

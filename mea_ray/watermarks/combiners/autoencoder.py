@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from mea_ray.config.training import TrainingConfig
 from mea_ray.core.errors import ArtifactError
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import Images
@@ -128,12 +129,14 @@ class Autoencoder(Combiner):
             images,
             None,
             Reconstruction(),
+            TrainingConfig(
+                epochs=epochs,
+                batch_size=min(BATCH, len(images)),
+                learning_rate=2e-3,
+                augment=(),
+                precision="float32",
+            ),
             seed=derive(self.seed, "autoencoder"),
-            epochs=epochs,
-            batch_size=min(BATCH, len(images)),
-            learning_rate=2e-3,
-            augment=(),
-            precision="float32",
         )
         tensors = {PREFIX + name: value.cpu().numpy().copy() for name, value in network.state_dict().items()}
         self.load(tensors)

@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from encoder_sets import coloured, encoder, stage_of, unit, weights
+from keyword_training import train
 from torch import Tensor
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.evaluation import metrics
 from mea_ray.pretext import PRETEXTS
-from mea_ray.training.engine import train
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.mea_carrier.encoder_objective import CarrierEncoderObjective, carrier, contrast
 from mea_ray.watermarks.mea_carrier.feature_plane import (

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from keyword_training import train
 from scipy.special import expit, logit
 from torch import nn
 from watermark_sets import NAMES, Spy, context, image_set, main_batch
 
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.models.base import ImageModel
-from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.mea_carrier.gate import mix_likeness, target_share

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from encoder_sets import SHAPE, coloured, encoder, stage_of, unit, weights
+from keyword_training import train
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.evaluation import metrics
 from mea_ray.models.build import build_model
 from mea_ray.pretext import PRETEXTS
-from mea_ray.training.engine import train
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.mea_defender.encoder_objective import (
     EncoderObjective,

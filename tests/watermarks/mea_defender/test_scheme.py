@@ -454,8 +454,9 @@ def digits():
 
 
 def trained(scheme, key, splits, epochs):
+    from keyword_training import train
+
     from mea_ray.models.build import build_model
-    from mea_ray.training.engine import train
 
     torch.manual_seed(0)
     model = build_model("vgg_like", splits.victim_train.shape, splits.victim_train.classes, {"width": 0.25})

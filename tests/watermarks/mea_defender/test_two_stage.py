@@ -238,8 +238,9 @@ def test_old_flat_names_go_on_with_a_warning_for_each():
 
 
 def test_both_stages_train_with_the_engine_and_follow_their_seed():
+    from keyword_training import train
+
     from mea_ray.models.build import build_model
-    from mea_ray.training.engine import train
 
     weights = []
     for _ in range(2):

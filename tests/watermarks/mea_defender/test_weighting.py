@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from keyword_training import train
 from scipy.optimize import minimize
 from torch import nn
 
-from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy
 from mea_ray.watermarks.mea_defender.weighting import (
     AGGREGATORS,
