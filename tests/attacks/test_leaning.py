@@ -15,6 +15,7 @@ from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.leaning import leaning_pairs, unlean
 from mea_ray.attacks.learning import DistillationObjective, Learning
 from mea_ray.attacks.transfer import TransferSet
+from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Answers
 
@@ -191,15 +192,15 @@ def test_a_substitute_of_unleaned_answers_leans_no_more() -> None:
 @pytest.mark.parametrize(("name", "params"), [("dfme", {}), ("maze", {}), ("distillation", {"requery": True})])
 def test_attacks_that_never_have_all_answers_refuse_to_unlean(name: str, params: dict[str, Any]) -> None:
     attack = ATTACKS.build(name, **params)
-    training = {"epochs": 2, "batch_size": 50}
-    attack.check(600, [5000], training, {"answers": "argmax"})
+    training = TrainingConfig(epochs=2, batch_size=50)
+    attack.check(600, [5000], training, LearningConfig(answers="argmax"))
     with pytest.raises(ConfigError, match="needs all answers at once"):
-        attack.check(600, [5000], training, {"answers": "unlean"})
+        attack.check(600, [5000], training, LearningConfig(answers="unlean"))
 
 
 def test_encoders_refuse_to_clean_what_is_no_probability() -> None:
     with pytest.raises(ConfigError, match=r"thief\.learning\.answers='argmax'"):
-        ATTACKS.build("cont_steal").check(50, [10], {}, {"answers": "argmax"})
+        ATTACKS.build("cont_steal").check(50, [10], TrainingConfig(), LearningConfig(answers="argmax"))
 
 
 def test_an_objective_learns_from_the_answers_it_is_given() -> None:
