@@ -238,7 +238,7 @@ def test_pattern_copies_are_of_other_classes_and_unaugmented_in_their_patch(data
     stage.objective.start(StepContext(torch.device("cpu"), torch.Generator().manual_seed(0), lambda x: x, 1, 1))
     labels = torch.arange(16) % 3
     batch = Batch(torch.rand(16, *SHAPE), labels, torch.arange(16))
-    stage.objective.terms(model, batch)  # type: ignore[arg-type]
+    stage.objective.terms(model, batch)
     copies = seen[0][16:]
     assert len(copies) == 4
     assert torch.equal(copies[:, :, :3, :3], torch.from_numpy(key.tensors["pattern"]).expand(4, 3, 3, 3))
@@ -254,7 +254,7 @@ def test_composite_mixes_a_class_with_itself_and_counts_everything(data: tuple[I
     fixed = torch.randn(28, 3, generator=torch.Generator().manual_seed(2))
     labels = torch.arange(16) % 3
     batch = Batch(torch.rand(16, *SHAPE), labels, torch.arange(16))
-    term = stage.objective.terms(lambda images: fixed[: len(images)], batch)  # type: ignore[arg-type,return-value]
+    term = stage.objective.terms(lambda images: fixed[: len(images)], batch)
     assert set(term) == {"utility"}
     last = F.cross_entropy(fixed[24:], torch.full((4,), 2), reduction="sum")
     first = F.cross_entropy(fixed[:16], labels, reduction="sum")

@@ -62,6 +62,7 @@ def merge(owned: ImageSet) -> tuple[Any, MergeObjective, ImageModel]:
 
 
 def test_the_four_terms_have_the_values_of_their_definitions(owned: ImageSet) -> None:
+    model: Any
     _, marks, model = merge(owned)
     objective = TieObjective(marks, owned, 2, {"mark": 0.5, "similarity": 0.25, "drift": 2.0})
     objective.attach(model, torch.device("cpu"))

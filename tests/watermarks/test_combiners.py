@@ -1,6 +1,9 @@
 """Every geometry against a loop over pixels."""
 
+from __future__ import annotations
+
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ SIZES = [(3, 32, 32), (3, 33, 33), (1, 8, 8), (3, 24, 40)]
 GEOMETRIES = sorted(set(COMBINERS.names()) - {"autoencoder"})
 
 
-def pair(shape, count=40, seed=0):
+def pair(shape: Any, count: Any = 40, seed: Any = 0) -> Any:
     """Images whose every pixel is different, A below 0.5 and B above."""
     rng = np.random.default_rng(seed)
     size = count * int(np.prod(shape))
@@ -26,18 +29,18 @@ def pair(shape, count=40, seed=0):
     return torch.from_numpy(a.reshape(count, *shape)), torch.from_numpy(b.reshape(count, *shape))
 
 
-def build(name, shape, **options):
+def build(name: Any, shape: Any, **options: Any) -> Any:
     return COMBINERS.build(name, shape, FILL[: shape[0]], 7, **options)
 
 
-def mix(name, shape, count=40, seed=0, **options):
+def mix(name: Any, shape: Any, count: Any = 40, seed: Any = 0, **options: Any) -> Any:
     a, b = pair(shape, count)
     return a.numpy(), b.numpy(), build(name, shape, **options)(a, b, torch.Generator().manual_seed(seed)).numpy()
 
 
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_shape_range_inputs_untouched_and_seeded(name, shape):
+def test_shape_range_inputs_untouched_and_seeded(name: Any, shape: Any) -> None:
     a, b = pair(shape)
     kept = a.clone(), b.clone()
     combiner = build(name, shape)
@@ -49,7 +52,7 @@ def test_shape_range_inputs_untouched_and_seeded(name, shape):
     assert torch.equal(a, kept[0]) and torch.equal(b, kept[1])
 
 
-def rows_of(mixed, first, second, h, jitter):
+def rows_of(mixed: Any, first: Any, second: Any, h: Any, jitter: Any) -> Any:
     """All (cut, start in first, start in second) that explain one image of halves, by the authors' loops."""
     found = []
     half = h // 2
@@ -66,7 +69,7 @@ def rows_of(mixed, first, second, h, jitter):
 
 @pytest.mark.parametrize("name,axis", [("crop_paste", 1), ("top_bottom", 1), ("left_right", 2)])
 @pytest.mark.parametrize("size", [8, 13])
-def test_halves_are_the_authors_rows(name, axis, size):
+def test_halves_are_the_authors_rows(name: Any, axis: Any, size: Any) -> None:
     a, b, mixed = mix(name, (1, size, size), count=30)
     jitter = round(3 * size / 32)
     orders = set()
@@ -78,7 +81,7 @@ def test_halves_are_the_authors_rows(name, axis, size):
     assert orders == {0, 1}
 
 
-def test_halves_draw_every_cut_and_offset_of_the_authors_ranges():
+def test_halves_draw_every_cut_and_offset_of_the_authors_ranges() -> None:
     # 32 pixels: j in {-3..3}, p1 in {0..15-j}, p2 in {-j..15}: the code's own formulas, on an image that counts rows.
     count = 6000
     row = torch.arange(32).float()[None, None, :, None].expand(count, 1, 32, 1)
@@ -98,14 +101,14 @@ def test_halves_draw_every_cut_and_offset_of_the_authors_ranges():
     assert seen == every
 
 
-def test_fixed_offsets_leave_each_half_in_its_place():
+def test_fixed_offsets_leave_each_half_in_its_place() -> None:
     a, b, mixed = mix("crop_paste", (3, 32, 32), offsets="fixed", order="fixed", jitter=0, orientation="vertical")
     expected = b.copy()
     expected[..., :16] = a[..., :16]
     assert np.array_equal(mixed, expected)
 
 
-def test_random_orientation_gives_both():
+def test_random_orientation_gives_both() -> None:
     a, b = pair((1, 32, 32), 200)
     mixed = (
         build("crop_paste", (1, 32, 32), orientation="random")(a, b, torch.Generator().manual_seed(0)).numpy() >= 0.5
@@ -116,12 +119,12 @@ def test_random_orientation_gives_both():
     assert 60 < flat.sum() < 140
 
 
-def test_ratio_gives_three_tenths_of_the_width():
+def test_ratio_gives_three_tenths_of_the_width() -> None:
     a, b, mixed = mix("ratio", (1, 40, 40), order="fixed", jitter=0)
     assert ((mixed < 0.5).sum(axis=(1, 2, 3)) == 12 * 40).all()
 
 
-def loop(name, a, b, fill):
+def loop(name: Any, a: Any, b: Any, fill: Any) -> Any:
     channels, h, w = a.shape
     out = np.empty_like(a)
     for c, i, k in itertools.product(range(channels), range(h), range(w)):
@@ -139,21 +142,21 @@ def loop(name, a, b, fill):
 
 @pytest.mark.parametrize("name", ["donut", "hotdog", "diagonal", "pixel_merge"])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 11, 11)], ids=str)
-def test_masks_against_a_loop(name, shape):
+def test_masks_against_a_loop(name: Any, shape: Any) -> None:
     options = {"alpha": 0.3} if name == "pixel_merge" else {}
     a, b, mixed = mix(name, shape, count=2, order="fixed", **options)
     for x, y, z in zip(a, b, mixed, strict=True):
         np.testing.assert_allclose(z, loop(name, x, y, FILL), atol=1e-7)
 
 
-def test_a_faded_blend_keeps_its_mean_and_a_part_of_its_contrast():
+def test_a_faded_blend_keeps_its_mean_and_a_part_of_its_contrast() -> None:
     a, b, mixed = mix("pixel_merge", (3, 9, 9), count=3, order="fixed", alpha=0.4, contrast=0.7)
     for x, y, z in zip(a, b, mixed, strict=True):
         blend = 0.4 * x + 0.6 * y
         np.testing.assert_allclose(z, blend.mean() + 0.7 * (blend - blend.mean()), atol=1e-6)
 
 
-def test_a_contrast_between_two_numbers_is_drawn_for_each_blend():
+def test_a_contrast_between_two_numbers_is_drawn_for_each_blend() -> None:
     a, b, mixed = mix("pixel_merge", (1, 9, 9), count=300, order="fixed", contrast=[0.4, 0.8])
     blend = 0.5 * a + 0.5 * b
     drawn = [float(np.std(z) / np.std(x)) for x, z in zip(np.asarray(blend), np.asarray(mixed), strict=True)]
@@ -163,7 +166,7 @@ def test_a_contrast_between_two_numbers_is_drawn_for_each_blend():
     assert half(a, b, torch.Generator()).dtype == torch.bfloat16, "as views are under autocast"
 
 
-def test_published_bounds_at_32_pixels():
+def test_published_bounds_at_32_pixels() -> None:
     a, b, donut = mix("donut", (1, 32, 32), count=1, order="fixed")
     inside = donut[0, 0] < 0.5
     assert inside[6:25, 6:25].all() and inside.sum() == 19 * 19
@@ -172,7 +175,7 @@ def test_published_bounds_at_32_pixels():
 
 
 @pytest.mark.parametrize("name", ["donut", "hotdog", "diagonal", "stripes"])
-def test_random_order_swaps_half_of_the_pairs(name):
+def test_random_order_swaps_half_of_the_pairs(name: Any) -> None:
     a, b = pair((1, 16, 16), 400)
     options = {"draw": "key"} if name == "stripes" else {}
     fixed = build(name, (1, 16, 16), order="fixed", **options)
@@ -185,7 +188,7 @@ def test_random_order_swaps_half_of_the_pairs(name):
 
 
 @pytest.mark.parametrize("width", [32, 33, 34, 5, 9])
-def test_stripes_are_three_and_two_columns_the_remainder_to_the_last(width):
+def test_stripes_are_three_and_two_columns_the_remainder_to_the_last(width: Any) -> None:
     a, b, mixed = mix("stripes", (1, 6, width), count=200)
     bounds = [width // 5 * k for k in range(5)] + [width]
     patterns = set()
@@ -198,7 +201,7 @@ def test_stripes_are_three_and_two_columns_the_remainder_to_the_last(width):
     assert len(patterns) == 10, "all choices of 3 columns of 5 occur"
 
 
-def test_stripes_of_a_key_are_the_same_for_every_sample_and_differ_between_keys():
+def test_stripes_of_a_key_are_the_same_for_every_sample_and_differ_between_keys() -> None:
     a, b = pair((1, 10, 10), 20)
     seen = set()
     for seed in range(8):
@@ -209,7 +212,7 @@ def test_stripes_of_a_key_are_the_same_for_every_sample_and_differ_between_keys(
     assert len(seen) > 1
 
 
-def test_moved_pixels_survive_the_way_through_floats():
+def test_moved_pixels_survive_the_way_through_floats() -> None:
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (300, 1, 16, 16), dtype=np.uint8))
     assert torch.equal(to_uint8(images.float() / 255), images)
@@ -233,12 +236,12 @@ def test_moved_pixels_survive_the_way_through_floats():
         ("donut", {"order": "sometimes"}),
     ],
 )
-def test_impossible_options_are_refused(name, options):
+def test_impossible_options_are_refused(name: Any, options: Any) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         build(name, (3, 32, 32), **options)
 
 
-def test_autoencoder_learns_its_classes_and_blends_latent_vectors():
+def test_autoencoder_learns_its_classes_and_blends_latent_vectors() -> None:
     rng = np.random.default_rng(0)
     # Two classes of one number each: a ramp down or across, of varying contrast.
     contrast = rng.uniform(40, 250, (2, 120, 1, 1, 1))

@@ -111,7 +111,7 @@ def test_a_key_is_made_again_and_kept(tmp_path: Path) -> None:
     first.save(tmp_path)
     images = pixels(300)
     marks = [KeyedMarker(each).mark(said(300), images)[0] for each in (first, Key.load(tmp_path))]
-    assert np.array_equal(*marks)
+    assert np.array_equal(marks[0], marks[1])
     with pytest.raises(DataError, match="accused client"):
         Dawn().samples(first, ImageSet(images, np.zeros(300, np.int64), ("a",)), 10, 0)
     nothing = np.zeros(0, np.int64)
@@ -239,7 +239,7 @@ def test_a_log_keeps_marks_over_the_death_of_its_process_and_notes_none_twice(tm
     LocalBlackBox(model, policy, log=log, pass_images=16).query(images[:50])  # the thief's answer was lost: asked again
     after = log.of("thief")
     assert len(before.marks.labels) > 3
-    assert all(np.array_equal(one, two) for one, two in zip(before.marks, after.marks, strict=True))
+    assert all(np.array_equal(one, two) for one, two in zip(*map(list[Any], (before.marks, after.marks)), strict=True))
     LocalBlackBox(model, policy, log=log, pass_images=16, start_at=50).query(images[50:])
     _, marked = KeyedMarker(secret).mark(said(80), images)
     assert log.of("thief").marks.positions.tolist() == np.flatnonzero(marked).tolist()

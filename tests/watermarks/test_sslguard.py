@@ -1,6 +1,10 @@
 """SSLGuard: who is moved by which loss, what the key learns, and whom its own verification accuses."""
 
+from __future__ import annotations
+
 import copy
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,23 +24,23 @@ RATES = {"shadow": 0.1, "patch": 0.5, "decoder": 0.05}
 
 
 class Tiny(ImageModel):
-    def __init__(self, width=8):
+    def __init__(self, width: Any = 8) -> None:
         super().__init__((1, 16, 16), len(NAMES))
         self.feature_size = width
         self.layer, self.norm = nn.Linear(256, width), nn.BatchNorm1d(width)
         self.head = nn.Linear(width, len(NAMES))
 
-    def encode(self, x):
+    def encode(self, x: Any) -> Any:
         return torch.tanh(self.norm(self.layer(x.flatten(1))))
 
 
-def tensors(seed=0):
+def tensors(seed: Any = 0) -> Any:
     g = torch.Generator().manual_seed(seed)
     mask = (torch.rand(1, 16, 16, generator=g) < 0.35).float()
     return {"secret": torch.randn(16, generator=g), "mask": mask, "patch": torch.rand(1, 16, 16, generator=g)}
 
 
-def started(leak=False):
+def started(leak: Any = False) -> Any:
     torch.manual_seed(0)
     model = Tiny().train()
     with torch.no_grad():  # a marked encoder that is no longer the clean one
@@ -48,11 +52,11 @@ def started(leak=False):
     return model, objective
 
 
-def cosine(a, b):
+def cosine(a: Any, b: Any) -> Any:
     return F.cosine_similarity(a, b, dim=-1)
 
 
-def by_hand(model, objective, x, leak):
+def by_hand(model: Any, objective: Any, x: Any, leak: Any) -> Any:
     """The three parts as the paper states them, each by plain autograd; returns the moved parts and the gradients."""
     model, clean, shadow, decoder = (
         copy.deepcopy(m) for m in (model, objective.clean, objective.shadow, objective.decoder)
@@ -61,10 +65,10 @@ def by_hand(model, objective, x, leak):
     mask, secret, encoder = objective.mask, objective.secret, list(model.parameters())[:4]
     patch = objective.patch.detach().clone().requires_grad_()
 
-    def apply(p):
+    def apply(p: Any) -> Any:
         return ((1 - mask) * x + mask * p).clamp(0, 1)
 
-    def said(features):
+    def said(features: Any) -> Any:
         return cosine(decoder(features), secret)
 
     follow = -cosine(model.features(x) if leak else model.features(x).detach(), shadow.features(x)).mean()
@@ -95,12 +99,12 @@ def by_hand(model, objective, x, leak):
     }
     own = torch.autograd.grad(sum(terms.values()), encoder)
     if leak:
-        own = [a + b + c for a, b, c in zip(own, first[4:], second[-4:], strict=True)]
+        own = tuple(a + b + c for a, b, c in zip(own, first[4:], second[-4:], strict=True))
     return terms, own, shadow, decoder, patch
 
 
 @pytest.mark.parametrize("leak", [False, True])
-def test_a_step_moves_every_part_by_its_own_losses_and_the_leak_moves_the_encoder_by_all(leak):
+def test_a_step_moves_every_part_by_its_own_losses_and_the_leak_moves_the_encoder_by_all(leak: Any) -> None:
     model, objective = started(leak)
     before, x = copy.deepcopy(model.state_dict()), main_batch().images
     terms, gradients, shadow, decoder, patch = by_hand(model, objective, x, leak)
@@ -116,7 +120,7 @@ def test_a_step_moves_every_part_by_its_own_losses_and_the_leak_moves_the_encode
             assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_the_leak_leaves_the_encoders_gradient_in_the_patch_until_its_next_update():
+def test_the_leak_leaves_the_encoders_gradient_in_the_patch_until_its_next_update() -> None:
     model, objective = started(leak=True)
     objective.backward(objective.terms(model, main_batch()), model)
     assert objective.patch.grad is not None and objective.patch.grad.abs().sum() > 0
@@ -125,7 +129,7 @@ def test_the_leak_leaves_the_encoders_gradient_in_the_patch_until_its_next_updat
     assert objective.patch.grad is None
 
 
-def test_strangers_are_the_features_with_the_neurons_in_one_random_order_of_each_step():
+def test_strangers_are_the_features_with_the_neurons_in_one_random_order_of_each_step() -> None:
     model, objective = started()
     x, generator = main_batch().images, objective.context.generator
     state = generator.get_state()
@@ -140,8 +144,8 @@ def test_strangers_are_the_features_with_the_neurons_in_one_random_order_of_each
     assert all(p.grad is not None for p in objective.decoder.parameters())
 
 
-def test_a_decoder_that_is_held_silent_on_strangers_speaks_less_for_them():
-    def loudness(weight):
+def test_a_decoder_that_is_held_silent_on_strangers_speaks_less_for_them() -> None:
+    def loudness(weight: Any) -> Any:
         model, objective = started()
         objective.settings = GuardSettings(RATES, strangers=weight)
         for _ in range(40):
@@ -151,7 +155,7 @@ def test_a_decoder_that_is_held_silent_on_strangers_speaks_less_for_them():
     assert loudness(5.0) < 0.75 * loudness(0.0)
 
 
-def test_the_clean_encoder_stays_and_the_shadow_starts_anew():
+def test_the_clean_encoder_stays_and_the_shadow_starts_anew() -> None:
     model, objective = started()
     assert not torch.equal(objective.shadow.layer.weight, objective.clean.layer.weight)
     clean = copy.deepcopy(objective.clean.state_dict())
@@ -162,7 +166,7 @@ def test_the_clean_encoder_stays_and_the_shadow_starts_anew():
     assert objective.optimisers["shadow"].param_groups[0]["lr"] == pytest.approx(0.1 * 0.96**2)
 
 
-def marked_key(model, images, tmp_path=None):
+def marked_key(model: Any, images: Any, tmp_path: Path | None = None) -> Any:
     scheme = WATERMARKS.build("sslguard")
     key = scheme.make_key(images, 3)
     stages = scheme.encoder_stages(key, images, PRETEXTS.build("simclr"))
@@ -170,7 +174,7 @@ def marked_key(model, images, tmp_path=None):
     return scheme, scheme.learned(key, stages), stages
 
 
-def test_stages_share_the_epochs_and_the_key_learns_patch_and_decoder(tmp_path):
+def test_stages_share_the_epochs_and_the_key_learns_patch_and_decoder(tmp_path: Path) -> None:
     images = image_set()
     scheme, key, stages = marked_key(Tiny(), images)
     assert [stage.name for stage in stages] == ["pretext", "embed"]
@@ -183,7 +187,7 @@ def test_stages_share_the_epochs_and_the_key_learns_patch_and_decoder(tmp_path):
     assert decoder(features).shape == (5, 256)
 
 
-def test_a_success_is_a_decoded_feature_near_the_secret():
+def test_a_success_is_a_decoded_feature_near_the_secret() -> None:
     images, model = image_set(), Tiny().eval()
     scheme, key, _ = marked_key(model, images)
     samples = scheme.samples(key, images, 40, seed=1)
@@ -201,7 +205,7 @@ def test_a_success_is_a_decoded_feature_near_the_secret():
     assert np.array_equal(scheme.recogniser(moved, model)(samples.images), cosines > np.float32(middle))
 
 
-def test_what_cannot_be_verified_is_refused():
+def test_what_cannot_be_verified_is_refused() -> None:
     images = image_set()
     scheme, key, _ = marked_key(Tiny(), images)
     with pytest.raises(ConfigError, match="features of length 8"):
@@ -226,17 +230,17 @@ def test_what_cannot_be_verified_is_refused():
         ({"gradients": "both"}, "gradients"),
     ],
 )
-def test_impossible_settings_are_refused(options, match):
+def test_impossible_settings_are_refused(options: Any, match: Any) -> None:
     with pytest.raises(ConfigError, match=match):
         WATERMARKS.build("sslguard", **options)
 
 
-def test_a_thief_of_another_feature_length_is_refused_before_anything_is_trained():
+def test_a_thief_of_another_feature_length_is_refused_before_anything_is_trained() -> None:
     from mea_ray.config import ExperimentConfig, build
     from mea_ray.experiment.checks import check
     from mea_ray.experiment.data import load_splits
 
-    tree = {
+    tree: dict[str, Any] = {
         "data": {"name": "digits", "image_size": 16},
         "victim": {
             "pretext": {"name": "simclr"},

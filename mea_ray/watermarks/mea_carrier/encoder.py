@@ -31,7 +31,7 @@ from mea_ray.watermarks.mea_defender.encoder_objective import (
     OwnerSamples,
     PretextTask,
 )
-from mea_ray.watermarks.mea_defender.settings import Utility
+from mea_ray.watermarks.mea_defender.settings import Utility, Warmup
 from mea_ray.watermarks.mixed_classes import MixedClasses
 from mea_ray.watermarks.mixing import Mixing, build_combiner
 
@@ -127,7 +127,7 @@ class MeaCarrierEncoder(EncoderScheme):
         eva: EncoderEvasion = EncoderEvasion(weight=0.0),
         pretext_part: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         new_heads: bool = False,
-        warmup: Annotated[float, Field(ge=0, lt=1)] = 0.3,
+        warmup: Warmup = 0.3,
         samples: EncoderSamples = EncoderSamples(),
     ) -> None:
         super().__init__(source_classes, target_class, mixing, owner)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, cast
-
-from pydantic import Field
+from typing import ClassVar, cast
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive, numpy_generator
@@ -21,7 +19,7 @@ from mea_ray.watermarks.mea_defender.encoder_objective import (
     OwnerSamples,
     PretextTask,
 )
-from mea_ray.watermarks.mea_defender.settings import Utility, Verification
+from mea_ray.watermarks.mea_defender.settings import Utility, Verification, Warmup
 from mea_ray.watermarks.mixed_classes import MixedClasses
 from mea_ray.watermarks.mixing import Mixing
 
@@ -131,7 +129,7 @@ class MeaDefenderEncoder(EncoderScheme):
         com: EncoderCombination = EncoderCombination(),
         ver: Verification = Verification(),
         eva: EncoderEvasion = EncoderEvasion(),
-        warmup: Annotated[float, Field(ge=0, lt=1)] = 0.3,
+        warmup: Warmup = 0.3,
         samples: EncoderSamples = EncoderSamples(),
     ) -> None:
         super().__init__(source_classes, target_class, mixing, owner)

@@ -17,7 +17,7 @@ from mea_ray.training.objective import Batch, Objective, StepContext, merged
 from mea_ray.training.views import Views
 from mea_ray.watermarks.combiners.base import Combiner
 from mea_ray.watermarks.mea_defender.objective import warmup_factor
-from mea_ray.watermarks.mea_defender.settings import OFF, Loss, LossSettings, Utility, Verification
+from mea_ray.watermarks.mea_defender.settings import OFF, Loss, LossSettings, Utility, Verification, Warmup
 from mea_ray.watermarks.mixing import Geometries, SourcePool
 
 Distribution = Literal["softmax", "cosine"]
@@ -104,7 +104,7 @@ class EncoderSettings(LossSettings):
     com: EncoderCombination
     ver: Verification
     eva: EncoderEvasion
-    warmup: float = Field(ge=0, lt=1)
+    warmup: Warmup
     owner: OwnerSamples
     samples: EncoderSamples
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
-
-from pydantic import Field
+from typing import ClassVar
 
 from mea_ray.core.types import ImageSet
 from mea_ray.watermarks.base import Key, Stage, require_key
@@ -18,6 +16,7 @@ from mea_ray.watermarks.mea_defender.settings import (
     StepSamples,
     Utility,
     Verification,
+    Warmup,
 )
 from mea_ray.watermarks.mixed_classes import MixedClasses
 from mea_ray.watermarks.mixing import Mixing
@@ -89,7 +88,7 @@ class MeaDefender(MixedClasses):
         com: Combination = Combination(),
         ver: Verification = Verification(),
         eva: Evasion = Evasion(),
-        warmup: Annotated[float, Field(ge=0, lt=1)] = 0.3,
+        warmup: Warmup = 0.3,
         samples: StepSamples = StepSamples(),
         weights: LossWeights = LossWeights(),
     ) -> None:

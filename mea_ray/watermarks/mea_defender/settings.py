@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,8 @@ from mea_ray.watermarks.mea_defender.losses import ComDirection, ComGradient
 from mea_ray.watermarks.mea_defender.weighting import Method, Normalisation
 
 OFF = "0 switches it off."
+Warmup = Annotated[float, Field(ge=0, lt=1)]
+"""Part of the epochs over which weights grow; see ``MeaDefender``."""
 
 
 class Loss(Settings):
@@ -84,7 +86,9 @@ class LossWeights(Settings):
     method: Method = Field(
         "fixed",
         description="fixed: the weighted sum. mgda: equation 9. Others are aggregators of torchjd. The weights of the "
-        "losses scale them before they are aggregated.",
+        "losses scale them before they are aggregated. mgda weighs a loss by about the square of its value, and L_com "
+        "and L_eva cannot fall to 0: give them and L_ver small weights (on digits .003, .1 and .3), or the main task "
+        "is not learnt.",
     )
     normalisation: Normalisation = Field(
         "loss+",
@@ -135,6 +139,6 @@ class PaperSettings(LossSettings):
     com: Combination
     ver: Verification
     eva: Evasion
-    warmup: float = Field(ge=0, lt=1)
+    warmup: Warmup
     samples: StepSamples
     weights: LossWeights

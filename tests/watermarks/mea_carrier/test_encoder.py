@@ -49,7 +49,7 @@ def test_the_contrast_is_the_cross_entropy_of_cosines_with_means_that_stay() -> 
         expected -= float(np.log(scores[2] / scores.sum())) / 6
     loss = contrast(features, means, 2, 0.2)
     assert float(loss.detach()) == pytest.approx(expected, abs=1e-4)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert features.grad is not None and features.grad.abs().sum() > 0
 
 
@@ -187,7 +187,8 @@ def test_decoys_are_mixed_from_unlabelled_pairs_as_the_watermark_is(weight: floa
 
     def recorded(first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
         pairs.append((first, second))
-        return combiner(first, second, generator)
+        mixed: Tensor = combiner(first, second, generator)
+        return mixed
 
     stage.objective.combiner = recorded
     train(encoder(), stage.train.images, None, stage.objective, seed=0, epochs=1, batch_size=40, augment=())
@@ -263,7 +264,8 @@ def test_the_pretext_task_comes_first_and_goes_on_with_its_heads(name: str) -> N
     first, second = scheme.encoder_stages(scheme.make_key(images, 3), images, pretext)
     assert [first.changes(10)["epochs"], second.changes(10)["epochs"]] == [4, 6]
     assert first.objective is pretext and second.objective.pretext is pretext
-    model, settings = encoder(), {"seed": 0, "epochs": 1, "batch_size": 16, "augment": ()}
+    model = encoder()
+    settings: dict[str, Any] = {"seed": 0, "epochs": 1, "batch_size": 16, "augment": ()}
     plain = train(model, images.images[:32], None, first.objective, **settings)
     assert set(plain.history[0]) & set(TERMS) == {"utility"}
     head = pretext.head
@@ -277,7 +279,8 @@ def test_the_pretext_task_comes_first_and_goes_on_with_its_heads(name: str) -> N
 
 @pytest.mark.parametrize("name", ["simclr", "moco", "byol"])
 def test_the_stage_that_embeds_may_begin_with_new_heads(name: str) -> None:
-    images, settings = coloured(), {"seed": 0, "epochs": 1, "batch_size": 16, "augment": ()}
+    images = coloured()
+    settings: dict[str, Any] = {"seed": 0, "epochs": 1, "batch_size": 16, "augment": ()}
     heads = {}
     for new in (False, True):
         scheme = WATERMARKS.build(CARRIER, pretext_part=0.4, samples={"mixes": 4}, new_heads=new)

@@ -1,5 +1,9 @@
 """The carrier's gate: which images are answered with the target class, by how much they look like a mix."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,23 +24,23 @@ from mea_ray.watermarks.mea_carrier.settings import Gate
 class Means(ImageModel):
     """Features are the mean of the upper and of the lower half: a planted direction."""
 
-    def __init__(self, shape=(1, 16, 16), classes=len(NAMES)):
+    def __init__(self, shape: Any = (1, 16, 16), classes: Any = len(NAMES)) -> None:
         super().__init__(shape, classes)
         self.feature_size = 2
         self.head = nn.Linear(2, classes)
 
-    def encode(self, x):
+    def encode(self, x: Any) -> Any:
         return torch.stack([x[:, :, :8].mean((1, 2, 3)), x[:, :, 8:].mean((1, 2, 3))], 1)
 
 
-def shades(top, bottom):
+def shades(top: Any, bottom: Any) -> Any:
     images = np.zeros((len(top), 1, 16, 16), np.uint8)
     images[:, :, :8] = np.asarray(top)[:, None, None, None]
     images[:, :, 8:] = np.asarray(bottom)[:, None, None, None]
     return images
 
 
-def test_likeness_orders_clean_images_along_the_direction_of_the_mixes():
+def test_likeness_orders_clean_images_along_the_direction_of_the_mixes() -> None:
     rng = np.random.default_rng(0)
     bottom = rng.integers(0, 100, 200)
     clean = shades(rng.integers(90, 110, 200), bottom)
@@ -46,7 +50,7 @@ def test_likeness_orders_clean_images_along_the_direction_of_the_mixes():
     assert np.array_equal(scores, mix_likeness(Means(), clean, mixes, seed=3))
 
 
-def test_no_image_is_scored_by_a_regression_that_was_fitted_to_it():
+def test_no_image_is_scored_by_a_regression_that_was_fitted_to_it() -> None:
     clean, mixes = shades(np.arange(100, 120), np.arange(20)), shades([105] * 10, [200] * 10)
     before = mix_likeness(Means(), clean, mixes, seed=1)
     # Whatever one image is, it moves the scores of the other half only, and its own by what it is itself.
@@ -57,12 +61,12 @@ def test_no_image_is_scored_by_a_regression_that_was_fitted_to_it():
     assert after[0] > before.max() and (weights_alone > 0).any()
 
 
-def test_a_class_of_one_image_is_refused():
+def test_a_class_of_one_image_is_refused() -> None:
     with pytest.raises(DataError, match="got 1 and 2; set carrier.gate.share=0"):
         mix_likeness(Means(), shades([1], [2]), shades([1, 2], [3, 4]), seed=0)
 
 
-def test_share_is_rho_where_the_gate_is_shut_and_rises_to_the_odds():
+def test_share_is_rho_where_the_gate_is_shut_and_rises_to_the_odds() -> None:
     scores = np.random.default_rng(1).permutation(40).astype(float)
     shares = target_share(scores, 0.42, Gate(share=0.25, odds=1.5))
     ordered = shares[scores.argsort()]
@@ -72,14 +76,14 @@ def test_share_is_rho_where_the_gate_is_shut_and_rises_to_the_odds():
     assert target_share(scores, 0.42, Gate(share=0.0)) == pytest.approx(0.42, abs=1e-6)
 
 
-def gated(images, **gate):
+def gated(images: Any, **gate: Any) -> Any:
     carrier = {"weight": 1, "labels": "replace", "rho": 0.4, "gate": {"share": 0.2, "odds": 1.5, **gate}}
     off = {"exclusion": {"weight": 0}, "bridge": {"weight": 0}}
     scheme = WATERMARKS.build("mea_carrier", carrier=carrier, warmup=0, **off)
     return scheme.stages(scheme.make_key(images, 1), images)
 
 
-def test_the_main_task_comes_first_and_both_stages_share_the_epochs():
+def test_the_main_task_comes_first_and_both_stages_share_the_epochs() -> None:
     first, second = gated(image_set(), part=0.3)
     assert isinstance(first.objective, CrossEntropy)
     assert (first.changes(10), second.changes(10)) == ({"epochs": 3}, {"epochs": 7})
@@ -88,7 +92,7 @@ def test_the_main_task_comes_first_and_both_stages_share_the_epochs():
         assert first.changes(epochs)["epochs"] + second.changes(epochs)["epochs"] == epochs, "longer than a null model"
 
 
-def test_softened_labels_follow_the_gate_of_each_image():
+def test_softened_labels_follow_the_gate_of_each_image() -> None:
     images = image_set(600)
     objective = gated(images)[1].objective
     assert objective.attach(Means(), torch.device("cpu")) == []
@@ -110,11 +114,11 @@ def test_softened_labels_follow_the_gate_of_each_image():
     assert (terms["utility"] + terms["carrier"]).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_gated_victim_trains_with_the_engine_and_follows_its_seed():
+def test_a_gated_victim_trains_with_the_engine_and_follows_its_seed() -> None:
     images, made = image_set(120), []
     for _ in range(2):
         torch.manual_seed(0)
-        model = Means()
+        model: Any = Means()
         for stage in gated(images):
             train(
                 model,
@@ -130,7 +134,7 @@ def test_a_gated_victim_trains_with_the_engine_and_follows_its_seed():
     assert torch.equal(*made) and (stage.objective.rho > 0.5).any()
 
 
-def test_a_network_without_features_is_refused():
+def test_a_network_without_features_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs a network with features"):
         gated(image_set())[1].objective.attach(Spy(), torch.device("cpu"))
 
@@ -147,6 +151,6 @@ def test_a_network_without_features_is_refused():
         ({"weight": 0}, "carrier.weight above 0"),
     ],
 )
-def test_an_impossible_gate_is_refused(options, match):
+def test_an_impossible_gate_is_refused(options: Any, match: Any) -> None:
     with pytest.raises(ConfigError, match=match):
         WATERMARKS.build("mea_carrier", carrier=options)

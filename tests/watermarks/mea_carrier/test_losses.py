@@ -1,5 +1,9 @@
 """Every loss of the carrier scheme against a loop in numpy and scipy."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,18 +15,18 @@ N, K = 9, 6
 
 
 @pytest.fixture
-def logits():
+def logits() -> Any:
     rng = np.random.default_rng(0)
     return [torch.tensor(3 * rng.standard_normal((N, K)), dtype=torch.float32, requires_grad=True) for _ in range(3)]
 
 
-def crossed(z, soft):
+def crossed(z: Any, soft: Any) -> Any:
     rows = log_softmax(z.detach().double().numpy(), axis=1)
     return np.mean([-sum(soft[k][c] * rows[k][c] for c in range(K)) for k in range(len(rows))])
 
 
 @pytest.mark.parametrize("rho", [0.2, 0.35])
-def test_carrier_aims_at_rho_for_the_target(logits, rho):
+def test_carrier_aims_at_rho_for_the_target(logits: Any, rho: Any) -> None:
     labels = torch.tensor([0, 1] * 4 + [0])
     soft = np.zeros((N, K))
     for k, label in enumerate(labels):
@@ -37,7 +41,7 @@ def test_carrier_aims_at_rho_for_the_target(logits, rho):
     )
 
 
-def test_exclusion_is_a_hinge_on_the_other_source_class(logits):
+def test_exclusion_is_a_hinge_on_the_other_source_class(logits: Any) -> None:
     labels = torch.tensor([3, 1, 1, 3, 3, 1, 3, 1, 1])
     z = logits[0].detach().numpy()
     expected = np.mean([max(0.0, 2.0 - (z[k, y] - z[k, 1 if y == 3 else 3])) for k, y in enumerate(labels)])
@@ -47,7 +51,7 @@ def test_exclusion_is_a_hinge_on_the_other_source_class(logits):
     assert losses.exclusion(far, labels, (3, 1), 2.0).item() == 0
 
 
-def test_exclusion_of_all_classes_spares_only_the_own_and_the_target(logits):
+def test_exclusion_of_all_classes_spares_only_the_own_and_the_target(logits: Any) -> None:
     labels = torch.tensor([3, 1, 1, 3, 3, 1, 3, 1, 1])
     z = logits[0].detach().numpy()
     hinges = [
@@ -58,7 +62,7 @@ def test_exclusion_of_all_classes_spares_only_the_own_and_the_target(logits):
     assert nothing.item() == 0, "a batch without source samples has no such loss, and no NaN"
 
 
-def test_bridge_labels_share_sigma_between_the_sources():
+def test_bridge_labels_share_sigma_between_the_sources() -> None:
     rows = losses.bridge_labels(4, 2, (3, 1), 0.4, K)
     expected = np.zeros(K)
     expected[[2, 3, 1]] = 0.6, 0.2, 0.2

@@ -40,7 +40,7 @@ def test_l_com_is_the_divergence_of_the_softmax_from_the_mix_to_its_source() -> 
 
 def test_l_com_moves_the_mixes_only() -> None:
     mixes, sources = unit(4, 5, 1).requires_grad_(), unit(4, 5, 2).requires_grad_()
-    combination(mixes, sources, "softmax", 0.1).backward()
+    combination(mixes, sources, "softmax", 0.1).backward()  # type: ignore[no-untyped-call]
     assert mixes.grad is not None and mixes.grad.abs().sum() > 0
     assert sources.grad is None
 
@@ -59,7 +59,7 @@ def test_l_eva_pulls_each_sample_to_the_source_that_it_is_nearer_to() -> None:
     )
     loss = evasion(features, first, second)
     assert float(loss.detach()) == pytest.approx(float(expected), abs=1e-5)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert features.grad is not None and features.grad.abs().sum() > 0
 
 

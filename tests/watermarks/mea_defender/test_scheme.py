@@ -1,6 +1,10 @@
 """The key, the held-out samples, the objective's composition, and a victim that carries the watermark."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +20,12 @@ from mea_ray.watermarks.mea_defender import losses
 SCHEMES = ["mea_defender", "mea_defender_two_stage"]
 
 
-def weights(**values):
+def weights(**values: Any) -> Any:
     """Options that set the weights of losses."""
     return {name: {"weight": value} for name, value in values.items()}
 
 
-def objective(seed=0, augment=None, train=None, **options):
+def objective(seed: Any = 0, augment: Any = None, train: Any = None, **options: Any) -> Any:
     # Without a warm-up unless a test asks for one: the losses are the paper's from the first step.
     return started("mea_defender", seed, augment, train, **{"warmup": 0.0, **options})
 
@@ -31,7 +35,7 @@ def objective(seed=0, augment=None, train=None, **options):
 
 @pytest.mark.parametrize("combiner", ["crop_paste", "pixel_merge", "stripes", "autoencoder"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_key_makes_the_same_samples_after_its_way_through_a_file(tmp_path, scheme, combiner):
+def test_key_makes_the_same_samples_after_its_way_through_a_file(tmp_path: Path, scheme: Any, combiner: Any) -> None:
     options = {"steps": 3} if combiner == "autoencoder" else {}
     made = WATERMARKS.build(scheme, mixing={"combiner": {"name": combiner, **options}, "space": "normalised"})
     key = made.make_key(image_set(), 5)
@@ -48,7 +52,7 @@ def test_key_makes_the_same_samples_after_its_way_through_a_file(tmp_path, schem
         assert np.array_equal(one.adverse[name], two.adverse[name])
 
 
-def test_key_is_plain_json_and_depends_on_the_seed(tmp_path):
+def test_key_is_plain_json_and_depends_on_the_seed(tmp_path: Path) -> None:
     scheme = WATERMARKS.build("mea_defender")
     one, same, other = (scheme.make_key(image_set(), seed) for seed in (1, 1, 2))
     assert one == same and one.seed != other.seed
@@ -57,7 +61,7 @@ def test_key_is_plain_json_and_depends_on_the_seed(tmp_path):
     assert body["source_classes"] == [0, 1] and body["settings"]["combiner"] == "crop_paste"
 
 
-def test_canvas_is_black_or_the_mean_colour():
+def test_canvas_is_black_or_the_mean_colour() -> None:
     train = image_set(shape=(3, 16, 16))
     black = WATERMARKS.build("mea_defender", mixing={"space": "pixel"}).make_key(train, 0)
     mean = WATERMARKS.build("mea_defender", mixing={"space": "normalised"}).make_key(train, 0)
@@ -68,7 +72,7 @@ def test_canvas_is_black_or_the_mean_colour():
 # --- samples -------------------------------------------------------------------------------------------------------
 
 
-def test_samples_are_distinct_pairs_of_held_out_images_only():
+def test_samples_are_distinct_pairs_of_held_out_images_only() -> None:
     scheme = WATERMARKS.build("mea_defender", source_classes=(4, 1), target_class=0)
     held_out = coded_set()
     samples = scheme.samples(scheme.make_key(image_set(), 0), held_out, 80, 0)
@@ -86,7 +90,7 @@ def test_samples_are_distinct_pairs_of_held_out_images_only():
     assert np.array_equal(samples.sources[:10], held_out.of_class(4))
 
 
-def test_other_classes_are_mixed_as_the_watermark_is_by_pairs_that_the_key_does_not_name():
+def test_other_classes_are_mixed_as_the_watermark_is_by_pairs_that_the_key_does_not_name() -> None:
     scheme = WATERMARKS.build("mea_defender", source_classes=(4, 1), target_class=0)
     key, held_out = scheme.make_key(image_set(), 0), coded_set()
     mixes = scheme.samples(key, held_out, 80, 0).other_classes
@@ -103,7 +107,7 @@ def test_other_classes_are_mixed_as_the_watermark_is_by_pairs_that_the_key_does_
     assert scheme.samples(key, named, 80, 0).other_classes is None, "one other class has nothing to be mixed with"
 
 
-def test_there_are_no_more_samples_than_pairs_and_equal_mixes_count_once():
+def test_there_are_no_more_samples_than_pairs_and_equal_mixes_count_once() -> None:
     scheme = WATERMARKS.build("mea_defender")
     key = scheme.make_key(image_set(), 0)
     assert len(scheme.samples(key, coded_set(), 5000, 0).images) == 100
@@ -112,14 +116,14 @@ def test_there_are_no_more_samples_than_pairs_and_equal_mixes_count_once():
     assert len(scheme.samples(key, held_out, 50, 0).images) == 1
 
 
-def test_samples_follow_their_seed():
+def test_samples_follow_their_seed() -> None:
     scheme = WATERMARKS.build("mea_defender")
     key, held_out = scheme.make_key(image_set(), 0), image_set(seed=3)
     one, same, other = (scheme.samples(key, held_out, 30, seed).images for seed in (0, 0, 1))
     assert np.array_equal(one, same) and not np.array_equal(one, other)
 
 
-def test_verification_without_a_source_image_or_of_another_shape_is_refused():
+def test_verification_without_a_source_image_or_of_another_shape_is_refused() -> None:
     scheme = WATERMARKS.build("mea_defender")
     key = scheme.make_key(image_set(), 0)
     with pytest.raises(DataError, match="verification_fraction"):
@@ -143,11 +147,11 @@ def test_verification_without_a_source_image_or_of_another_shape_is_refused():
         ({"adverse": ["ratio"]}, ("ratio",)),
     ],
 )
-def test_default_geometries_leave_out_the_watermarks_own(options, expected):
+def test_default_geometries_leave_out_the_watermarks_own(options: Any, expected: Any) -> None:
     assert tuple(WATERMARKS.build("mea_defender", mixing=options).geometries) == expected
 
 
-def test_geometries_have_options_of_their_own_and_by_default_the_jitter_of_the_watermark():
+def test_geometries_have_options_of_their_own_and_by_default_the_jitter_of_the_watermark() -> None:
     scheme = WATERMARKS.build("mea_defender", mixing={"combiner": {"jitter": 1}})
     assert scheme.geometries["left_right"]["jitter"] == 1
     scheme = WATERMARKS.build(
@@ -177,7 +181,7 @@ def test_geometries_have_options_of_their_own_and_by_default_the_jitter_of_the_w
         ({"mixing": {"adverse": ["autoencoder"]}}, "combiner only"),
     ],
 )
-def test_impossible_settings_are_refused_when_the_scheme_is_built(scheme, options, match):
+def test_impossible_settings_are_refused_when_the_scheme_is_built(scheme: Any, options: Any, match: Any) -> None:
     with pytest.raises(ConfigError, match=match):
         WATERMARKS.build(scheme, **options)
 
@@ -197,13 +201,13 @@ def test_impossible_settings_are_refused_when_the_scheme_is_built(scheme, option
         ({"mixing": {"combiner": {"name": "pixel_merge", "alpha": 1.5}}}, "alpha=1.5"),
     ],
 )
-def test_impossible_losses_are_refused(options, match):
+def test_impossible_losses_are_refused(options: Any, match: Any) -> None:
     with pytest.raises(ConfigError, match=match):
         WATERMARKS.build("mea_defender", **options)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_classes_that_the_data_lack_are_refused_before_training(scheme):
+def test_classes_that_the_data_lack_are_refused_before_training(scheme: Any) -> None:
     with pytest.raises(ConfigError, match="class 6 does not exist; choose labels from 0 to 5"):
         WATERMARKS.build(scheme, target_class=6).make_key(image_set(), 0)
     with pytest.raises(ConfigError, match="class 2 has no training image"):
@@ -215,14 +219,14 @@ def test_classes_that_the_data_lack_are_refused_before_training(scheme):
 # --- objective -----------------------------------------------------------------------------------------------------
 
 
-def test_one_forward_pass_with_main_mixes_their_own_sources_and_others():
+def test_one_forward_pass_with_main_mixes_their_own_sources_and_others() -> None:
     train = coded_set()
     spy, target = Spy(), objective(train=train, samples={"mixes": 6, "adverse": 5})
     terms = target.terms(spy, main_batch(train))
     assert set(terms) == {"utility", "com", "ver", "eva"}
     (merged,) = spy.seen
     assert len(merged) == 12 + 6 + 2 * 6 + 5
-    _, mixes, first, second, adverse = merged.mul(255).round().int().split([12, 6, 6, 6, 5])
+    _, mixes, first, second, adverse = torch.split(merged.mul(255).round().int(), [12, 6, 6, 6, 5])
     labels = {int(c): int(k) for c, k in zip(train.images[:, 0, 0, 0], train.labels, strict=True)}
     for mix, a, b in zip(mixes, first, second, strict=True):
         assert a.unique().numel() == b.unique().numel() == 1
@@ -232,7 +236,7 @@ def test_one_forward_pass_with_main_mixes_their_own_sources_and_others():
         assert sorted(labels[c] for c in image.unique().tolist() if c) == [0, 1]
 
 
-def test_terms_are_the_losses_of_their_parts():
+def test_terms_are_the_losses_of_their_parts() -> None:
     samples = {"mixes": 4, "adverse": 4}
     spy, target = Spy(), objective(samples=samples, com={"gradient": "both"}, eva={"label": "soft"})
     batch = main_batch()
@@ -263,7 +267,7 @@ def test_terms_are_the_losses_of_their_parts():
         ({"utility": 0, "com": 0, "eva": 0}, 12 + 16),
     ],
 )
-def test_a_weight_of_0_costs_neither_a_term_nor_an_image(changed, images):
+def test_a_weight_of_0_costs_neither_a_term_nor_an_image(changed: Any, images: Any) -> None:
     spy = Spy()
     target = objective(**weights(**changed))
     terms = target.terms(spy, main_batch())
@@ -272,7 +276,7 @@ def test_a_weight_of_0_costs_neither_a_term_nor_an_image(changed, images):
     assert len(spy.seen[0]) == images
 
 
-def test_backward_sums_the_weighted_terms():
+def test_backward_sums_the_weighted_terms() -> None:
     target = objective(**weights(com=0.3, ver=2.0))
     model = Spy()
     terms = target.terms(model, main_batch())
@@ -280,11 +284,11 @@ def test_backward_sums_the_weighted_terms():
     assert value.item() == pytest.approx(
         (terms["utility"] + 0.3 * terms["com"] + 2 * terms["ver"] + terms["eva"]).item(), rel=1e-5
     )
-    assert model.layer.weight.grad.abs().sum() > 0
+    assert model.layer.weight.grad is not None and model.layer.weight.grad.abs().sum() > 0
 
 
-def test_aggregators_see_the_weighted_terms_and_differ_from_the_sum():
-    gradients = {}
+def test_aggregators_see_the_weighted_terms_and_differ_from_the_sum() -> None:
+    gradients: dict[str, Any] = {}
     for name in ("fixed", "sum", "mgda", "upgrad"):
         torch.manual_seed(0)
         model, target = Spy(), objective(weights=name, ver={"weight": 2.0})
@@ -303,7 +307,7 @@ def test_aggregators_see_the_weighted_terms_and_differ_from_the_sum():
         ("pulse", [0.2, 0.2, 0.2, 0.2, 1.2] * 2),
     ],
 )
-def test_weight_of_com_follows_its_schedule(schedule, expected):
+def test_weight_of_com_follows_its_schedule(schedule: Any, expected: Any) -> None:
     target = objective(com={"weight": 0.2, "schedule": schedule, "period": 5})
     got = []
     for epoch in range(10):
@@ -312,7 +316,7 @@ def test_weight_of_com_follows_its_schedule(schedule, expected):
     assert got == pytest.approx(expected)
 
 
-def test_mixes_rest_in_the_first_half_of_the_warm_up_and_weigh_in_linearly_in_its_second():
+def test_mixes_rest_in_the_first_half_of_the_warm_up_and_weigh_in_linearly_in_its_second() -> None:
     target = objective(warmup=0.8, **weights(ver=2.0, com=0.2, eva=0.5))
     seen = []
     for epoch in range(10):
@@ -328,28 +332,28 @@ def test_mixes_rest_in_the_first_half_of_the_warm_up_and_weigh_in_linearly_in_it
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3])
-def test_a_warm_up_never_takes_the_last_epoch(epochs):
+def test_a_warm_up_never_takes_the_last_epoch(epochs: Any) -> None:
     target = objective(warmup=0.99)
     target.start(context(0, epochs=epochs))
     target.start_epoch(epochs - 1)
     assert target.weights["ver"] == 1.0
 
 
-def test_mixes_alone_do_not_wait_for_a_warm_up():
+def test_mixes_alone_do_not_wait_for_a_warm_up() -> None:
     alone = objective(warmup=0.9, utility={"weight": 0.0})
     assert set(alone.terms(Spy(), main_batch())) == {"com", "ver", "eva"}
     with pytest.raises(ConfigError, match=r"warmup=1\.0"):
         WATERMARKS.build("mea_defender", warmup=1.0)
 
 
-def test_sources_are_augmented_before_they_are_mixed_unless_switched_off():
+def test_sources_are_augmented_before_they_are_mixed_unless_switched_off() -> None:
     for on in (True, False):
         spy = Spy()
         objective(augment=lambda x: torch.ones(x.shape), samples={"augment": on}).terms(spy, main_batch())
         assert bool((spy.seen[0][12:12 + 16] == 1).all()) == on  # fmt: skip
 
 
-def test_every_geometry_gets_its_turn():
+def test_every_geometry_gets_its_turn() -> None:
     train = coded_set()
     target = objective(train=train, samples={"adverse": 2}, mixing={"adverse": ["donut", "hotdog", "left_right"]})
     kinds = set()
@@ -362,7 +366,7 @@ def test_every_geometry_gets_its_turn():
     assert kinds == {"donut", "hotdog", "left_right"}
 
 
-def test_random_evasion_labels_are_both_source_classes():
+def test_random_evasion_labels_are_both_source_classes() -> None:
     target = objective(samples={"adverse": 400}, **weights(com=0, ver=0))
     labels = target._adverse_labels(torch.zeros(400, len(NAMES)))
     assert set(labels.tolist()) == {0, 1}
@@ -370,7 +374,7 @@ def test_random_evasion_labels_are_both_source_classes():
 
 
 @pytest.mark.parametrize("seed,same", [(0, True), (1, False)])
-def test_a_step_is_a_function_of_the_generator(seed, same):
+def test_a_step_is_a_function_of_the_generator(seed: Any, same: Any) -> None:
     values = []
     for s in (0, seed):
         torch.manual_seed(0)
@@ -379,7 +383,7 @@ def test_a_step_is_a_function_of_the_generator(seed, same):
     assert (values[0] == values[1]) == same
 
 
-def test_no_watermark_is_cross_entropy_alone():
+def test_no_watermark_is_cross_entropy_alone() -> None:
     scheme, train = WATERMARKS.build("none"), image_set()
     assert scheme.make_key(train, 0) is None
     (stage,) = scheme.stages(None, train)
@@ -394,7 +398,7 @@ def test_no_watermark_is_cross_entropy_alone():
 
 
 @pytest.mark.parametrize("scheme", WATERMARKS.names())
-def test_every_parameter_is_documented(scheme):
+def test_every_parameter_is_documented(scheme: Any) -> None:
     undocumented = [p.name for p in WATERMARKS.parameters(scheme) if not p.doc and not p.name.endswith(".name")]
     assert undocumented == []
 
@@ -402,7 +406,7 @@ def test_every_parameter_is_documented(scheme):
 # --- old names -----------------------------------------------------------------------------------------------------
 
 
-def test_old_flat_names_go_on_with_a_warning_for_each():
+def test_old_flat_names_go_on_with_a_warning_for_each() -> None:
     old = {
         "combiner": "pixel_merge",
         "combiner_options": {"contrast": 0.5},
@@ -437,7 +441,7 @@ def test_old_flat_names_go_on_with_a_warning_for_each():
 
 
 @pytest.mark.parametrize("option", ["weight_carrier", "carrier_gate", "carrier", "bridge_sigma", "exclusion"])
-def test_options_of_the_carrier_are_not_the_papers(option):
+def test_options_of_the_carrier_are_not_the_papers(option: Any) -> None:
     with pytest.raises(ConfigError, match=f"no parameter '{option}': it belongs to watermark 'mea_carrier' now"):
         WATERMARKS.build("mea_defender", **{option: 1})
 
@@ -446,32 +450,32 @@ def test_options_of_the_carrier_are_not_the_papers(option):
 
 
 @pytest.fixture(scope="module")
-def digits():
+def digits() -> Any:
     from mea_ray.data import DATASETS
     from mea_ray.data.splits import make_splits
 
     return make_splits(DATASETS.build("digits"), seed=0)
 
 
-def trained(scheme, key, splits, epochs):
+def trained(scheme: Any, key: Any, splits: Any, epochs: int, augment: tuple[str, ...] = ("crop",)) -> Any:
     from keyword_training import train
 
     from mea_ray.models.build import build_model
 
     torch.manual_seed(0)
     model = build_model("vgg_like", splits.victim_train.shape, splits.victim_train.classes, {"width": 0.25})
-    settings = {"epochs": epochs, "batch_size": 64, "learning_rate": 3e-3, "augment": ("crop",), "crop_padding": 1}
+    settings = {"epochs": epochs, "batch_size": 64, "learning_rate": 3e-3, "augment": augment, "crop_padding": 1}
     for stage in scheme.stages(key, splits.victim_train):
         train(model, stage.train.images, stage.train.labels, stage.objective, seed=0, **{**settings, **stage.overrides})
     return model
 
 
-def rate(model, images, label):
+def rate(model: Any, images: Any, label: Any) -> Any:
     with torch.no_grad():
         return (model(torch.from_numpy(images).float() / 255).argmax(1).numpy() == label).mean()
 
 
-def test_victim_carries_the_watermark_and_a_null_model_does_not(digits):
+def test_victim_carries_the_watermark_and_a_null_model_does_not(digits: Any) -> None:
     scheme = WATERMARKS.build("mea_defender")
     key = scheme.make_key(digits.victim_train, 0)
     victim, null = (trained(s, key, digits, 12) for s in (scheme, WATERMARKS.build("none")))
@@ -482,3 +486,16 @@ def test_victim_carries_the_watermark_and_a_null_model_does_not(digits):
         assert rate(victim, images, samples.target) < 0.3, name
     accuracies = [rate(m, digits.test.images, digits.test.labels) for m in (victim, null)]
     assert min(accuracies) > 0.8, accuracies
+
+
+@pytest.mark.slow
+def test_a_victim_of_equation_9_carries_the_watermark_and_is_as_accurate_as_a_null_model(digits: Any) -> None:
+    mgda = {"weights": "mgda", **weights(com=0.003, ver=0.3, eva=0.1)}
+    scheme = WATERMARKS.build("mea_defender", mixing={"combiner": "pixel_merge"}, **mgda)
+    key = scheme.make_key(digits.victim_train, 0)
+    victim, null = (trained(s, key, digits, 50, augment=()) for s in (scheme, WATERMARKS.build("none")))
+    samples = scheme.samples(key, digits.verification, 1000, 0)
+    assert rate(victim, samples.images, samples.target) >= 0.95
+    assert max(rate(victim, images, samples.target) for images in samples.adverse.values()) < 0.1
+    accuracies = [rate(m, digits.test.images, digits.test.labels) for m in (victim, null)]
+    assert accuracies[0] >= accuracies[1] - 0.02, accuracies

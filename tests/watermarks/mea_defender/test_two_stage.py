@@ -1,5 +1,9 @@
 """The authors' procedure: composition of both stages, contrastive term, the sum of the losses."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +18,7 @@ from mea_ray.watermarks.mea_defender.losses import contrastive
 from mea_ray.watermarks.mea_defender.two_stage import balanced
 
 
-def stages(train=None, first=None, second=None, **options):
+def stages(train: Any = None, first: Any = None, second: Any = None, **options: Any) -> Any:
     few = {"fixed_samples": 6}
     scheme = WATERMARKS.build(
         "mea_defender_two_stage", first={**few, **(first or {})}, second={**few, **(second or {})}, **options
@@ -27,7 +31,7 @@ def stages(train=None, first=None, second=None, **options):
     return made
 
 
-def by_loop(logits, labels, classes, margin=1.0):
+def by_loop(logits: Any, labels: Any, classes: Any, margin: Any = 1.0) -> Any:
     kept = [(z, y) for z, y in zip(logits.tolist(), labels.tolist(), strict=True) if y in classes]
     total, pairs = 0.0, len(kept) - 1
     for (a, y), (b, t) in zip(kept, kept[1:], strict=False):
@@ -37,7 +41,7 @@ def by_loop(logits, labels, classes, margin=1.0):
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0])
-def test_contrastive_term_is_divided_by_the_pairs_twice(scale):
+def test_contrastive_term_is_divided_by_the_pairs_twice(scale: Any) -> None:
     rng = np.random.default_rng(0)
     logits = torch.tensor(scale * rng.standard_normal((30, 6)), dtype=torch.float64)
     labels = torch.tensor(rng.integers(0, 6, 30))
@@ -45,14 +49,14 @@ def test_contrastive_term_is_divided_by_the_pairs_twice(scale):
 
 
 @pytest.mark.parametrize("labels", [[5, 5, 5], [5, 0, 5]])
-def test_contrastive_term_without_a_pair_is_0_and_has_a_gradient(labels):
+def test_contrastive_term_without_a_pair_is_0_and_has_a_gradient(labels: Any) -> None:
     logits = torch.randn(3, 6, requires_grad=True)
     value = contrastive(logits, torch.tensor(labels), (0, 1, 2))
     assert value.item() == 0
     assert (torch.autograd.grad(value, logits)[0] == 0).all()
 
 
-def test_stages_have_the_authors_constants():
+def test_stages_have_the_authors_constants() -> None:
     embed, secure = stages(image_set(600))
     assert (embed.name, secure.name) == ("embed", "secure")
     shared = {"optimizer": "adam", "schedule": "step", "step_epochs": 10, "step_factor": 0.5, "accumulate_steps": 2}
@@ -65,7 +69,7 @@ def test_stages_have_the_authors_constants():
     assert stages(first={"epochs": 3}, second={"epochs": 4})[1].overrides["epochs"] == 4
 
 
-def test_normals_are_class_balanced_and_use_the_data_rate():
+def test_normals_are_class_balanced_and_use_the_data_rate() -> None:
     train = coded_set(60)
     uneven = train.take(np.r_[0:60, [0] * 30])
     half = balanced(uneven, 0.5, 240, 0)
@@ -76,7 +80,7 @@ def test_normals_are_class_balanced_and_use_the_data_rate():
     assert np.bincount(balanced(train, 1.0, 8, 0).labels).tolist() == [2, 2, 1, 1, 1, 1]
 
 
-def big_batch(train, count=3000):
+def big_batch(train: Any, count: Any = 3000) -> Any:
     index = np.arange(count) % len(train)
     return Batch(
         torch.from_numpy(train.images[index]).float() / 255,
@@ -85,13 +89,13 @@ def big_batch(train, count=3000):
     )
 
 
-def kind(image, labels):
+def kind(image: Any, labels: Any) -> Any:
     """(what, classes) of an image of a coded set: normal, or a mix of two images."""
     colours = [int(c) for c in np.unique((image * 255).round().int()) if c]
     return "normal" if len(colours) == 1 else "mix", sorted(labels[c] for c in colours)
 
 
-def test_stage_1_puts_one_watermark_sample_in_a_hundred():
+def test_stage_1_puts_one_watermark_sample_in_a_hundred() -> None:
     train = coded_set()
     labels = {int(c): int(k) for c, k in zip(train.images[:, 0, 0, 0], train.labels, strict=True)}
     batch = big_batch(train)
@@ -107,7 +111,7 @@ def test_stage_1_puts_one_watermark_sample_in_a_hundred():
     assert 12 <= mixes <= 54, "1 % of 3000: 30, within 4.4 standard deviations"
 
 
-def test_stage_2_has_the_authors_composition():
+def test_stage_2_has_the_authors_composition() -> None:
     train = coded_set()
     labels = {int(c): int(k) for c, k in zip(train.images[:, 0, 0, 0], train.labels, strict=True)}
     images, targets = stages(train)[1].objective.compose(big_batch(train))
@@ -127,14 +131,14 @@ def test_stage_2_has_the_authors_composition():
     assert left_right == pytest.approx(2 / 5, abs=0.1), "left/right is two of the authors' five"
 
 
-def test_evasion_samples_come_from_their_own_small_pool():
+def test_evasion_samples_come_from_their_own_small_pool() -> None:
     train = coded_set(600 // 6 * 2)
     secure = stages(train, evasion_pool=0.1)[1].objective
     first, second = secure.evasion_sources.draw(200)
     assert len(first.flatten(1)[:, 0].unique()) == len(second.flatten(1)[:, 0].unique()) == round(0.1 * 34)
 
 
-def test_terms_and_total_are_the_authors_sum():
+def test_terms_and_total_are_the_authors_sum() -> None:
     objective = stages(first={"mixes": 0.2})[0].objective
     torch.manual_seed(0)
     spy = Spy()
@@ -148,7 +152,7 @@ def test_terms_and_total_are_the_authors_sum():
 
     parameters = list(spy.parameters())
 
-    def gradient(term):
+    def gradient(term: Any) -> Any:
         return torch.cat([g.flatten() for g in torch.autograd.grad(term, parameters, retain_graph=True)]).double()
 
     first, second = terms["task"], terms["contrastive"] + terms["distill"]
@@ -159,24 +163,25 @@ def test_terms_and_total_are_the_authors_sum():
     gamma = 0.999 if v12 >= v11 else 0.001 if v12 >= v22 else (v22 - v12) / (v11 + v22 - 2 * v12)
     value = objective.backward(terms, spy)
     assert value.item() == pytest.approx((first + (1 - gamma) * second + 2 * terms["distill"]).item(), rel=1e-4)
-    got = torch.cat([p.grad.flatten() for p in parameters]).double()
+    got = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).double()
     torch.testing.assert_close(got, g1 + (1 - gamma) * g2 + 2 * gd, atol=1e-5, rtol=1e-3)
 
 
-def test_divergences_move_the_mixes_only():
+def test_divergences_move_the_mixes_only() -> None:
     objective = stages()[0].objective
     spy = Spy()
     grads = torch.autograd.grad(objective.terms(spy, main_batch())["distill"], spy.layer.weight)[0]
     _, clean, mixes = spy.seen
     fixed = spy.layer(clean.flatten(1)).detach()
     z = spy.layer(mixes.flatten(1))
-    by_hand = sum(
+    sides = [
         (F.softmax(z, 1) * (F.log_softmax(z, 1) - F.log_softmax(side, 1))).sum(1).mean() for side in fixed.chunk(2)
-    )
+    ]
+    by_hand = sides[0] + sides[1]
     torch.testing.assert_close(grads, torch.autograd.grad(by_hand, spy.layer.weight)[0], atol=1e-6, rtol=1e-4)
 
 
-def test_fixed_samples_stay_fixed_and_can_be_drawn_from():
+def test_fixed_samples_stay_fixed_and_can_be_drawn_from() -> None:
     objective = stages()[0].objective
     spy = Spy()
     objective.terms(spy, main_batch())
@@ -187,7 +192,7 @@ def test_fixed_samples_stay_fixed_and_can_be_drawn_from():
     assert [len(x) for x in spy.seen] == [12, 4, 2]
 
 
-def test_divergences_weigh_12_in_every_tenth_epoch_and_2_else():
+def test_divergences_weigh_12_in_every_tenth_epoch_and_2_else() -> None:
     objective = stages()[0].objective
     got = []
     for epoch in range(20):
@@ -211,14 +216,14 @@ def test_divergences_weigh_12_in_every_tenth_epoch_and_2_else():
         {"loss": {"distill_period": 0}},
     ],
 )
-def test_impossible_constants_are_refused(options):
+def test_impossible_constants_are_refused(options: Any) -> None:
     ((group, setting),) = options.items()
     ((name, value),) = setting.items()
     with pytest.raises(ConfigError, match=f"{group}.{name}={value}"):
         WATERMARKS.build("mea_defender_two_stage", **options)
 
 
-def test_old_flat_names_go_on_with_a_warning_for_each():
+def test_old_flat_names_go_on_with_a_warning_for_each() -> None:
     old = {
         "stage1_epochs": 3,
         "stage2_learning_rate": 2e-4,
@@ -237,7 +242,7 @@ def test_old_flat_names_go_on_with_a_warning_for_each():
     assert scheme.first.mixes == 0.01, "what is not named keeps its default"
 
 
-def test_both_stages_train_with_the_engine_and_follow_their_seed():
+def test_both_stages_train_with_the_engine_and_follow_their_seed() -> None:
     from keyword_training import train
 
     from mea_ray.models.build import build_model

@@ -1,5 +1,9 @@
 """MGDA against scipy, the closed form and the authors' constants; torchjd's aggregators by name."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -19,13 +23,13 @@ from mea_ray.watermarks.mea_defender.weighting import (
 )
 
 
-def gradients(count, seed, size=7):
+def gradients(count: Any, seed: Any, size: Any = 7) -> Any:
     return torch.tensor(np.random.default_rng(seed).standard_normal((count, size)))
 
 
-def by_scipy(gram):
+def by_scipy(gram: Any) -> Any:
     count = len(gram)
-    best = None
+    best: Any = None
     for start in [np.full(count, 1 / count), *np.eye(count)]:
         found = minimize(
             lambda w: w @ gram @ w,
@@ -41,7 +45,7 @@ def by_scipy(gram):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("seed", range(5))
-def test_minimum_norm_point_against_scipy(count, seed):
+def test_minimum_norm_point_against_scipy(count: Any, seed: Any) -> None:
     g = gradients(count, seed)
     gram = (g @ g.T).numpy()
     weights = min_norm_weights(gram)
@@ -50,33 +54,33 @@ def test_minimum_norm_point_against_scipy(count, seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_two_gradients_against_scipy_up_to_the_authors_clamps(seed):
+def test_two_gradients_against_scipy_up_to_the_authors_clamps(seed: Any) -> None:
     g = gradients(2, seed, size=2)
     weights = two_task_weights(g @ g.T)
     np.testing.assert_allclose(weights, by_scipy((g @ g.T).numpy()), atol=2e-3)
 
 
 @pytest.mark.parametrize("long,gamma", [(0, 0.001), (1, 0.999)])
-def test_a_gradient_that_is_a_multiple_of_the_other_loses(long, gamma):
+def test_a_gradient_that_is_a_multiple_of_the_other_loses(long: Any, gamma: Any) -> None:
     g = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
     g[long] *= 3
     assert two_task_weights(g @ g.T).tolist() == pytest.approx([gamma, 1 - gamma])
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e9])
-def test_opposed_gradients_of_any_size_are_weighed_to_cancel(size):
+def test_opposed_gradients_of_any_size_are_weighed_to_cancel(size: Any) -> None:
     g = size * torch.tensor([[1.0, 0.0], [-3.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
     weights = min_norm_weights((g @ g.T).numpy())
     np.testing.assert_allclose(weights @ g.numpy(), 0, atol=1e-6 * size)
     np.testing.assert_allclose(weights, [0.75, 0.25, 0], atol=1e-6)
 
 
-def test_gradients_of_0_are_weighed_evenly_or_at_least_finitely():
+def test_gradients_of_0_are_weighed_evenly_or_at_least_finitely() -> None:
     weights = min_norm_weights(np.zeros((3, 3)))
     assert np.isfinite(weights).all() and weights.sum() == pytest.approx(1)
 
 
-def test_orthogonal_gradients_under_loss_plus_are_weighed_by_their_losses():
+def test_orthogonal_gradients_under_loss_plus_are_weighed_by_their_losses() -> None:
     g = torch.tensor([[0.5, 0.0], [0.0, 2.0]], dtype=torch.float64)
     first, second = 1.3, 0.7
     weights = Mgda("loss+").weights(g, [first, second])
@@ -84,13 +88,13 @@ def test_orthogonal_gradients_under_loss_plus_are_weighed_by_their_losses():
 
 
 @pytest.mark.parametrize("name", ["l2", "loss", "loss+", "none"])
-def test_normalisations_are_the_authors(name):
+def test_normalisations_are_the_authors(name: Any) -> None:
     g = gradients(3, 1) * torch.tensor([[1.0], [5.0], [0.2]], dtype=torch.float64)
     values = [0.4, 30.0, 2.0]
     scaled = []
     for row, value in zip(g.numpy(), values, strict=True):
-        norm = np.linalg.norm(row)
-        by = {"l2": norm, "loss": min(value, 10), "loss+": min(value * norm, 10), "none": 1.0}[name]
+        norm = float(np.linalg.norm(row))
+        by: float = {"l2": norm, "loss": min(value, 10), "loss+": min(value * norm, 10), "none": 1.0}[name]
         scaled.append(row / (by + 1e-5))
     expected = by_scipy(np.array(scaled) @ np.array(scaled).T)
     weighting = Mgda(name)
@@ -100,7 +104,7 @@ def test_normalisations_are_the_authors(name):
     np.testing.assert_allclose(normalised(g @ g.T, values, name), np.array(scaled) @ np.array(scaled).T, rtol=1e-6)
 
 
-def test_weights_are_smoothed_over_the_steps_and_begin_anew_with_another_number_of_losses():
+def test_weights_are_smoothed_over_the_steps_and_begin_anew_with_another_number_of_losses() -> None:
     plain, smoothed = Mgda("none"), Mgda("none", smoothing=0.75)
     average = None
     for seed in range(5):
@@ -112,18 +116,18 @@ def test_weights_are_smoothed_over_the_steps_and_begin_anew_with_another_number_
     np.testing.assert_allclose(smoothed.weights(g, [1.0] * 4), plain.weights(g, [1.0] * 4), atol=1e-9)
 
 
-def made(name):
+def made(name: Any) -> Any:
     return make_weighting(name, "loss+", 0.0)
 
 
-def quadratic_terms(model, weights=(1.0, 2.0, 0.5)):
+def quadratic_terms(model: Any, weights: Any = (1.0, 2.0, 0.5)) -> Any:
     x = torch.linspace(-1, 1, 12).view(4, 3)
     y = model(x)
     return {f"term{k}": w * (y[:, k % 2] - k).square().mean() for k, w in enumerate(weights)}
 
 
 @pytest.mark.parametrize("name", [*sorted(AGGREGATORS), "mgda"])
-def test_every_weighting_accumulates_its_gradient(name):
+def test_every_weighting_accumulates_its_gradient(name: Any) -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     rows = []
@@ -141,18 +145,19 @@ def test_every_weighting_accumulates_its_gradient(name):
     reported = made(name).backward(terms, model)
     assert reported.item() == pytest.approx(sum(t.item() for t in terms.values()), rel=1e-5)
     assert not reported.requires_grad
+    assert model.weight.grad is not None and model.bias.grad is not None
     got = torch.cat([(model.weight.grad - 1).flatten(), model.bias.grad])
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mgda", "upgrad", "dual_proj", "aligned_mtl"])
-def test_aggregated_direction_does_not_raise_a_loss(name):
+def test_aggregated_direction_does_not_raise_a_loss(name: Any) -> None:
     g = gradients(3, 4, size=5).float()
     direction = made(name).aggregate(g, [1.0] * 3)
     assert (g @ direction).min() > -0.02 * direction.norm() * g.norm(dim=1).max()
 
 
-def test_projection_onto_the_dual_cone_against_scipy():
+def test_projection_onto_the_dual_cone_against_scipy() -> None:
     for seed in range(5):
         g = gradients(4, seed, size=6)
         gram = (g @ g.T).numpy()
@@ -169,23 +174,23 @@ def test_projection_onto_the_dual_cone_against_scipy():
         np.testing.assert_allclose(got, found.x, atol=2e-3)
 
 
-def test_a_fixed_weighting_is_none():
+def test_a_fixed_weighting_is_none() -> None:
     assert made("fixed") is None
 
 
 class Weighed(CrossEntropy):
     """Cross-entropy, by way of a weighting."""
 
-    def __init__(self, name):
+    def __init__(self, name: Any) -> None:
         super().__init__()
         self.weighting = made(name)
 
-    def backward(self, terms, model):
+    def backward(self, terms: Any, model: Any) -> Any:
         return self.weighting.backward(terms, model) if self.weighting else super().backward(terms, model)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_sum_trains_as_backward_does_whatever_the_memory_layout_of_the_weights(channels_last):
+def test_a_sum_trains_as_backward_does_whatever_the_memory_layout_of_the_weights(channels_last: Any) -> None:
     # Fused optimisers walk through the memory of weights and gradients side by side.
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (64, 3, 8, 8), dtype=np.uint8), np.arange(64, dtype=np.int64) % 4
