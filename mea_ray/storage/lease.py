@@ -46,6 +46,8 @@ class Lease(ABC):
         """Changes with every acquisition; empty while the lease is not held."""
         self._stop = threading.Event()
         self._heart: threading.Thread | None = None
+        self.saw_heartbeat = False
+        """Whether the present holder was seen alive since `try_acquire` was first called."""
         self._watched = ("", "")
         self._silent_s, self._looked = 0.0, 0.0
 
@@ -126,6 +128,7 @@ class Lease(ABC):
         """Watch a holder by what changes with its heartbeat; call it at every look."""
         now = time.monotonic()
         if (who, beat) != self._watched:
+            self.saw_heartbeat = self._watched[0] == who
             self._watched, self._silent_s = (who, beat), 0.0
         else:
             self._silent_s += min(now - self._looked, max(_LONGEST_LOOK_S, self.beat_s))

@@ -28,6 +28,7 @@ from mea_ray.sweep.event_log import EventLog
 from mea_ray.sweep.folder import Results, SweepFolder
 from mea_ray.sweep.loading import Loaded, load
 from mea_ray.sweep.modules import modules_to_send
+from mea_ray.sweep.only_driver import only_driver
 from mea_ray.sweep.plan import Draft, Plan, PlannedTrial, draft, plan, recorded_contents
 from mea_ray.sweep.sink import EventSink, SinkSender
 from mea_ray.sweep.tasks import Tasks
@@ -88,8 +89,10 @@ def run_sweep(
     py_modules = modules_to_send(sweep.resolved(), sweep.base.resources.py_modules, address)
     folder = SweepFolder(sweep.base.storage, sweep.name)
     folder.storage.check_writable()
-    pending, known = _pending(sweep, drafts, folder, folder.begun(resume=resume))
+    warn = lambda text: on_event(events.Warned(text)) if on_event else None  # noqa: E731
     with contextlib.ExitStack() as stack:
+        stack.enter_context(only_driver(folder.storage, sweep.name, warn))
+        pending, known = _pending(sweep, drafts, folder, folder.begun(resume=resume))
         if not pending:
             return _run(
                 sweep, plan(sweep, _read_again(drafts, known), drafts), folder, None, on_event, work, resume=True
@@ -98,7 +101,7 @@ def run_sweep(
         ray = stack.enter_context(cluster.ray_cluster(address, py_modules))
         demand = _demand(sweep, [each.config for each in pending])
         at_once = cluster.wait_for_room(demand, ray, sweep.cluster_wait_s)
-        data = load(ray, pending, known, lambda text: on_event(events.Warned(text)) if on_event else None)
+        data = load(ray, pending, known, warn)
         start = _Start(ray, demand, at_once, data)
         return _run(sweep, plan(sweep, data.contents, drafts), folder, start, on_event, work, resume=resume)
 

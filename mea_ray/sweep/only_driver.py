@@ -1,0 +1,83 @@
+"""One driver at a time works on a sweep, on whatever machine: two would ask, and be charged, for the same answers."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from mea_ray.core.errors import ConfigError
+from mea_ray.storage import process
+from mea_ray.storage.lease import Lease
+from mea_ray.storage.remote import Storage
+
+LEASES = "artifacts/leases"
+
+
+@contextlib.contextmanager
+def only_driver(
+    storage: Storage, sweep: str, tell: Callable[[str], None], *, beat_s: float | None = None
+) -> Iterator[Lease]:
+    """Hold the lease on a sweep while the block runs.
+
+    A driver that was killed on this machine is succeeded at once. One on another machine is given ten heartbeats to
+    show that it lives. A driver that was paused for longer than that, and was succeeded, is interrupted as by Ctrl-C
+    when it goes on.
+
+    Args:
+        storage: Where the sweep's results go.
+        sweep: Name of the sweep.
+        tell: Called with a sentence when it has to be waited, or when the lease was lost.
+        beat_s: Seconds between heartbeats; 2 on a disk, 5 in an object store when None.
+
+    Raises:
+        ConfigError: Another driver works on the sweep.
+    """
+    if beat_s is None:
+        beat_s = 2.0 if storage.remote is None else 5.0
+
+    def lost() -> None:
+        tell("another driver went on with this sweep, since this one was silent for too long; this one ends")
+        _interrupt()
+
+    lease = storage.lease(LEASES, f"sweep-{sweep}", beat_s=beat_s, expiry_s=10 * beat_s, on_lost=lost)
+    folder = storage.root / LEASES
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with storage.writing():
+            _take(lease, sweep, tell)
+        yield lease
+    finally:
+        with contextlib.suppress(OSError):  # a storage that is away: the next driver finds that this process is gone
+            lease.release()
+        for path in made:
+            with contextlib.suppress(OSError):  # not empty: artifacts are in it by now
+                path.rmdir()
+
+
+def _interrupt() -> None:
+    """Interrupt this process as Ctrl-C does, also one that a script started with & and that ignores SIGINT."""
+    number = signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT
+    ident = threading.main_thread().ident
+    if ident is not None:
+        signal.pthread_kill(ident, number)
+
+
+def _take(lease: Lease, sweep: str, tell: Callable[[str], None]) -> None:
+    waiting = False
+    while not lease.try_acquire():
+        holder = lease.holder() or {}
+        if holder.get("machine") == process.machine() or lease.saw_heartbeat:
+            raise ConfigError(
+                f"the sweep {sweep!r} is being run by {process.describe(holder)}; wait until it has ended, stop it, or "
+                "choose another name (name=...)"
+            )
+        if not waiting:
+            waiting = True
+            tell(
+                f"{process.describe(holder)} ran this sweep and did not say that it ended; waiting up to "
+                f"{lease.expiry_s:g} s for a sign of it"
+            )
+        time.sleep(min(0.5, lease.beat_s / 4))
