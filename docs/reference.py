@@ -13,12 +13,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from mea_ray.cli import catalogue
+from mea_ray.cli.listing import SettingRow, choice_of, component_rows, config_rows, setting_row, summary_of
 from mea_ray.cli.main import main
 from mea_ray.config import ExperimentConfig, SweepConfig
 from mea_ray.core.registry import Table
 from mea_ray.core.settings import Parameter
 from mea_ray.report.markdown import table as markdown_table
-from mea_ray.report.terminal import parameter_row, summary_of
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -63,8 +63,8 @@ def settings_page() -> str:
     for name, parameters in sections.items():
         if name != "top":
             parts.append(f"### {name}")
-        parts.append(_table(parameters))
-    parts += ["## Sweep", _table([p for p in SweepConfig.parameters() if p.name.split(".")[0] != "base"])]
+        parts.append(_table([setting_row(parameter) for parameter in parameters]))
+    parts += ["## Sweep", _table([row for row in config_rows(SweepConfig) if row[0].split(".")[0] != "base"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -81,13 +81,15 @@ def components_page() -> str:
 
 
 def _component(name: str, table: Table) -> str:
-    parameters = [parameter for parameter in table.parameters(name) if not parameter.name.startswith("on_")]
-    text = f"### `{name}`\n\n{_escaped(summary_of(table.resolve(name)))}"
-    return f"{text}\n\n{_table(parameters)}" if parameters else text
+    component = table.resolve(name)
+    text = f"### `{name}`\n\n{_escaped(summary_of(component))}"
+    if choice_of(component) not in summary_of(component):
+        text += f"\n\n{_escaped(choice_of(component))}"
+    rows = component_rows(name, table)
+    return f"{text}\n\n{_table(rows)}" if rows else text
 
 
-def _table(parameters: list[Parameter]) -> str:
-    rows = [parameter_row(parameter) for parameter in parameters]
+def _table(rows: list[SettingRow]) -> str:
     return markdown_table(HEADINGS, [(f"`{row[0]}`", *map(_escaped, row[1:])) for row in rows]).replace("---:", "---")
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table as RichTable
+from rich.text import Text
 
+from mea_ray.cli import sweeps
+from mea_ray.cli.listing import component_listing, config_listing, names_table
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import Table, nearest
-from mea_ray.report.terminal import component_table, config_table, names_table
 
 BENCHMARKS = Table(
     "benchmark",
@@ -48,27 +52,47 @@ def show(console: Console, kind: str | None = None, name: str | None = None) -> 
 
     Args:
         console: Where to.
-        kind: One of ``TABLES`` or ``config``; the names of everything when None.
+        kind: One of ``TABLES``, ``sweeps`` or ``config``; the names of everything when None.
         name: One component, or a section of the config.
 
     Raises:
         ConfigError: There is no such component or section; the message gives the nearest one.
     """
     if kind is None:
-        for each in [kind for kind in TABLES if kind != "benchmarks"]:
-            console.print(names_table(f"[bold underline]{each}[/]", table(each)))
-        console.print("mea-ray list KIND [NAME] shows the parameters; mea-ray list config all config paths.")
+        _show_everything(console)
     elif kind == "config":
         _show_config(console, name)
+    elif kind == "sweeps":
+        console.print(_sweeps_table([name] if name else sweeps.names()))
     else:
         found = table(kind)
         for each in [name] if name else found.names():
             try:
-                console.print(component_table(each, found))
+                console.print(component_listing(each, found))
             except ConfigError as error:
                 if name:
                     raise
                 console.print(f"[bold]{escape(each)}[/]  cannot be used: {escape(str(error))}")  # of another package
+
+
+def _show_everything(console: Console) -> None:
+    for kind in TABLES:
+        if kind != "benchmarks":
+            console.print(f"[bold underline]{kind}[/]")
+            console.print(names_table(table(kind)), "")
+    console.print("[bold underline]sweeps[/]")
+    console.print(_sweeps_table(sweeps.names()), "")
+    console.print("mea-ray list KIND [NAME] shows the settings, mea-ray list config all other settings.")
+
+
+def _sweeps_table(names: list[str]) -> RichTable:
+    shown = RichTable(box=None, show_header=False, padding=(0, 2, 0, 0))
+    shown.add_column(style="bold", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for name in names:
+        sweeps.find(Path(name))  # refuses an unknown name
+        shown.add_row(name, Text(sweeps.description(name)))
+    return shown
 
 
 def _show_config(console: Console, section: str | None) -> None:
@@ -76,8 +100,8 @@ def _show_config(console: Console, section: str | None) -> None:
 
     fields = {**SweepConfig.model_fields, **ExperimentConfig.model_fields}
     if section is None:
-        console.print(config_table("[bold]experiment[/]  one experiment, or `base` of a sweep", ExperimentConfig))
-        console.print(config_table("[bold]sweep[/]", SweepConfig, skip=("base",)))
+        console.print(config_listing("experiment", "One experiment, or `base` of a sweep.", ExperimentConfig))
+        console.print(config_listing("sweep", "A base experiment and the settings that vary.", SweepConfig, ("base",)))
         return
     if section not in fields:
         raise ConfigError(
@@ -85,4 +109,4 @@ def _show_config(console: Console, section: str | None) -> None:
         )
     owner = ExperimentConfig if section in ExperimentConfig.model_fields else SweepConfig
     others = tuple(field for field in owner.model_fields if field != section)
-    console.print(config_table(f"[bold]{section}[/]  {fields[section].description or ''}", owner, skip=others))
+    console.print(config_listing(section, fields[section].description or "", owner, others))

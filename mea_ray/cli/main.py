@@ -278,6 +278,7 @@ class Kind(str, Enum):
     datasets = "datasets"
     policies = "policies"
     benchmarks = "benchmarks"
+    sweeps = "sweeps"
     config = "config"
 
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import PydanticUndefined
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -15,15 +14,12 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mea_ray.core.errors import ConfigError
 from mea_ray.report import detections, removals, search, seeds, tables, verdict
 from mea_ray.results.points import setting
 from mea_ray.results.records import TrialResult
 
 if TYPE_CHECKING:
     from mea_ray.config import SearchConfig
-    from mea_ray.core.registry import Table
-    from mea_ray.core.settings import Parameter, Settings
 
 PIPE_WIDTH = 160
 ROWS = 200
@@ -135,65 +131,3 @@ def pairs_table(title: str, pairs: Iterable[tuple[str, Any]]) -> RichTable:
     for name, value in pairs:
         table.add_row(escape(name), escape(value if isinstance(value, str) else setting(value)))
     return table
-
-
-def summary_of(component: Any) -> str:
-    """Return the first sentence of a docstring."""
-    return (component.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ").strip()
-
-
-def names_table(title: str, table: Table) -> RichTable:
-    """Return the names of a table of components, each with its first sentence."""
-    shown = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, show_header=False, pad_edge=False)
-    shown.add_column(style="bold", no_wrap=True)
-    shown.add_column(overflow="fold")
-    for name in table.names():
-        shown.add_row(name, escape(_about(name, table)))
-    for name, other in table.hidden().items():
-        shown.add_row("", escape(f"{name} hides {other}; write module:attribute for that"))
-    return shown
-
-
-def _about(name: str, table: Table) -> str:
-    """Return the first sentence of a component and where it comes from; what is wrong with it if it cannot be used."""
-    try:
-        summary = summary_of(table.resolve(name))
-    except ConfigError as error:
-        return f"cannot be used: {error}"
-    return f"{summary} [{table.origin(name)}]" if table.origin(name) else summary
-
-
-def component_table(name: str, table: Table) -> RichTable:
-    """Return the parameters of one component: type, default, meaning."""
-    parameters = table.parameters(name)
-    return _parameters_table(
-        f"[bold]{escape(name)}[/]  {escape(_about(name, table))}",
-        [parameter_row(parameter) for parameter in parameters if not parameter.name.startswith("on_")],
-    )
-
-
-def config_table(title: str, model: Any, skip: Sequence[str] = ()) -> RichTable:
-    """Return every config path of a section, without the fields ``skip``, with its type, default and meaning."""
-    return _parameters_table(title, [row for row in config_rows(model) if row[0].split(".")[0] not in skip])
-
-
-def config_rows(model: type[Settings]) -> list[tuple[str, str, str, str]]:
-    """Return ``(path, type, default, meaning)`` of every setting below a config model."""
-    return [parameter_row(parameter) for parameter in model.parameters()]
-
-
-def parameter_row(parameter: Parameter) -> tuple[str, str, str, str]:
-    """Return name, type with range, default and meaning of a setting, as texts."""
-    default = "required" if parameter.default is PydanticUndefined else setting(parameter.default)
-    return parameter.name, f"{parameter.type} {parameter.range}".strip(), default, parameter.doc
-
-
-def _parameters_table(title: str, rows: Sequence[tuple[str, str, str, str]]) -> RichTable:
-    shown = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, title_style="")
-    for heading in ("Parameter", "Type", "Default", "Meaning"):
-        shown.add_column(heading, overflow="fold", style="bold" if heading == "Parameter" else None)
-    for row in rows:
-        shown.add_row(*map(escape, row))
-    if not rows:
-        shown.add_row("[dim]none[/]", "", "", "")
-    return shown

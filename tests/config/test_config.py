@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
+from mea_ray.cli.listing import config_rows
 from mea_ray.config import (
     Choice,
     Config,
@@ -22,7 +23,6 @@ from mea_ray.config import (
 from mea_ray.config.yaml_text import read
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.settings import Settings
-from mea_ray.report.terminal import config_rows
 from mea_ray.watermarks import WATERMARKS
 
 

@@ -15,7 +15,7 @@ from mea_ray.sweep.plan import Plan, plan
 from mea_ray.sweep.search import check_metric
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "sweeps").rglob("*.yaml"))
+FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 NEEDED = {
     "quickstart",
     "loss_weights",
