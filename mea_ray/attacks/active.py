@@ -28,6 +28,8 @@ PAIRS_AT_ONCE = 2**22
 class Active(QueryAttack):
     """Query some images at random, then in rounds those that a fresh substitute selects.
 
+    Choose it to get more from a small budget.
+
     A round trains a substitute from new weights on all answers so far, lets it predict the images that were not queried
     yet, and queries ``round_images`` of them, the best first. The last round is cut by the budget, or by the end of the
     pool. ``random`` trains nothing and queries what distillation queries under the same seed.

@@ -19,6 +19,8 @@ from mea_ray.training.views import Views
 class ContSteal(EncoderAttack):
     """Train substitutes with a contrastive loss of their features against the embeddings.
 
+    Choose it against an encoder, to train with a contrastive loss.
+
     The victim's embedding is that of the unaugmented image, queried once. The substitute sees an augmented view of it.
     The paper augments both sides, which would cost a query per view.
 

@@ -159,6 +159,8 @@ class DataFree(QueryAttack):
 class DFME(DataFree):
     """Data-free model extraction: generator and student are trained against each other over their disagreement.
 
+    Choose it for a thief without images and with a very large budget.
+
     The disagreement is the mean absolute difference, over the classes, of the student's logits and the victim's, which
     are recovered from its probabilities as log p - mean log p. Zeros of hard or cut answers are replaced by
     ``thief.learning.floor``. At 1e-12 this makes a hard label a logit of 25; raise it for label-only answers. Defaults
@@ -211,6 +213,8 @@ class DFME(DataFree):
 
 class MAZE(DataFree):
     """Model stealing by zeroth-order gradient estimation: as DFME, with KL(victim || student) and replay.
+
+    Choose it as dfme, to compare: it replays earlier queries.
 
     Queried images are stored, and the student is trained on draws of them in every iteration. Defaults are those of
     the authors' code, at 1,920 queries per iteration. It queries 5 million in all, or 30 million on CIFAR-10, and

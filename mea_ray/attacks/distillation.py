@@ -28,6 +28,8 @@ from mea_ray.training.objective import Batch, Objective
 class Distillation(QueryAttack):
     """Train substitutes on the victim's answers to the thief's own images.
 
+    Choose it first: the thief has images like the victim's.
+
     Each image is queried once, unaugmented. Its augmented views are trained towards the same answer, so a budget of n
     is n images charged. The images of a rung are the first n of one random order of the pool, the same for all rungs. A
     substitute depends on its own prefix only, never on the rungs before it. The loss is set in ``thief.learning``; its

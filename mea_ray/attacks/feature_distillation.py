@@ -19,6 +19,8 @@ FeatureLoss = Literal["mse", "cosine", "centred_cosine"]
 class FeatureDistillation(EncoderAttack):
     """Train substitutes to give the victim's embeddings of the thief's own images.
 
+    Choose it first against an encoder.
+
     Each image is queried once; its augmented views (``thief.training.augment``) are trained towards the same embedding.
 
     Args:

@@ -27,6 +27,8 @@ Count = Annotated[int, Field(ge=1)]
 class Jbda(QueryAttack):
     """Query a seed set, then steps from every queried image along the sign of a fresh substitute's gradient.
 
+    Choose it for a thief with few images of his own.
+
     A round trains a substitute from new weights on all answers so far. From each queried image x it makes the image
     ``clip(x + step * sign(dF_c(x) / dx))``, where c is the class that the victim gave to x (never a label of the
     thief's own). Images that are new are queried, and the next round starts from all. A set of n images grows to 2n at

@@ -31,6 +31,8 @@ LOG_GROWTH = 1.06
 class Knockoff(QueryAttack):
     """Query the images of a pool, without replacement, and train substitutes on the answers (soft cross-entropy).
 
+    Choose it for a thief with a large pool of images of other classes.
+
     ``random`` queries them in a random order, the same as ``distillation`` with the same seed. ``adaptive`` needs a
     pool with labels and learns a policy over its classes. It draws a class from softmax(H), queries a new image of that
     class, and moves H by the reward of the answer, with the step 1 / N(class). The baseline is the mean of the rewards

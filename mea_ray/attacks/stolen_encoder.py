@@ -17,6 +17,8 @@ from mea_ray.training.views import Views
 class StolenEncoder(EncoderAttack):
     """Train substitutes on d(f(x), e(x)) + augmentation_weight * mean over the views d(f(view), e(x)).
 
+    Choose it against an encoder, to use augmented views that cost no query.
+
     e(x) is the victim's embedding of the unaugmented image, queried once; views cost no query. Embeddings and features
     are scaled to length 1. Losses are means over the batch, where the authors' code sums: a matter of the learning
     rate. Views are flips, colour jitter and greyscale, without a crop, as in the authors' code.

@@ -14,7 +14,10 @@ TINY = np.float32(1e-12)
 
 
 class PlainEmbedding:
-    """The features, as the encoder computes them."""
+    """The features, as the encoder computes them.
+
+    Choose it for an API that sells an encoder's features.
+    """
 
     source: Source = "features"
 
@@ -24,7 +27,10 @@ class PlainEmbedding:
 
 
 class NormalisedEmbedding:
-    """The features scaled to L2 norm 1. A row of zeros is unchanged."""
+    """The features scaled to L2 norm 1. A row of zeros is unchanged.
+
+    Choose it for an API that sells features of length 1.
+    """
 
     source: Source = "features"
 
@@ -37,6 +43,8 @@ class NormalisedEmbedding:
 
 class RoundedEmbedding:
     """Features scaled to L2 norm 1 and rounded.
+
+    Choose it for an API that rounds the features that it sells.
 
     Args:
         decimals: Number of decimals.

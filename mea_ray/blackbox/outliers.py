@@ -25,6 +25,8 @@ from mea_ray.evaluation.local_outlier_factor import check_outliers, fit_outliers
 class OutlierFilter:
     """Flags queries that are local outliers among the owner's images, and shuffles the answers to them.
 
+    Choose it for an API that gives useless answers to unusual queries.
+
     A flagged image is answered with the victim's probabilities in a random order. The order follows from the image and
     a secret seed, so asking again gives the same answer, and its confidence looks normal. All other answers are
     unchanged. The paper leaves neighbours, threshold and features open. The filter is fitted once, by the service.

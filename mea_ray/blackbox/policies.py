@@ -101,7 +101,10 @@ def respond(
 
 
 class Probabilities:
-    """All probabilities, as the victim computes them."""
+    """All probabilities, as the victim computes them.
+
+    Choose it first: the setting of most papers.
+    """
 
     source: Source = "probabilities"
 
@@ -112,6 +115,8 @@ class Probabilities:
 
 class TopK:
     """Only the largest probabilities; the others are zero.
+
+    Choose it for an API that shows the most probable classes only.
 
     Args:
         k: Number of probabilities revealed; all of them if there are fewer classes. Ties go to the lower class index.
@@ -142,6 +147,8 @@ class TopK:
 class Rounded:
     """Probabilities rounded to a few decimals; rows may no longer sum to 1.
 
+    Choose it for an API that rounds its answers.
+
     Args:
         decimals: Number of decimals.
 
@@ -162,7 +169,10 @@ class Rounded:
 
 
 class LabelOnly:
-    """The most probable class only, as a one-hot row. Ties go to the lower class index."""
+    """The most probable class only, as a one-hot row. Ties go to the lower class index.
+
+    Choose it for an API that names the class and nothing else.
+    """
 
     source: Source = "probabilities"
 
@@ -175,6 +185,8 @@ class LabelOnly:
 
 class AdditiveNoise:
     """Gaussian noise on each probability, clipped at zero and renormalised.
+
+    Choose it for an API that perturbs its answers.
 
     The noise is a function of the image and of a secret seed, so asking again does not average it out. Images that are
     equal after rounding to 8 bits share their noise, so invisible changes do not average it out either.

@@ -18,6 +18,8 @@ _SPLIT_SEED = 0
 def load(*, image_size: Annotated[ImageSize, Field(ge=8)] = 16, test_fraction: Fraction = 0.4) -> Dataset:
     """Load scikit-learn's 1,797 handwritten digits, grey, 8 x 8 pixels, enlarged: a first try without a download.
 
+    Choose it first: it needs no download.
+
     There is no published test split; a fixed, stratified one is cut off. By default it has 70 or more images of each
     digit, and half of them make 1,000 distinct watermark samples for verification.
 

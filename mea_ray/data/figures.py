@@ -62,6 +62,8 @@ def load(
 ) -> Dataset:
     """Draw twelve kinds of figures and textures: labelled images of another domain without a download.
 
+    Choose it as a pool of other images that needs no download.
+
     Each has two random colours and is turned, moved and scaled at random.
 
     Args:

@@ -29,6 +29,8 @@ def load(
 ) -> Dataset:
     """Load image files of your own: in folders of classes, or alone as a thief's pool.
 
+    Choose it for images of your own in one folder per class.
+
     ``train/<class>/*.jpg`` with ``test`` or ``val`` beside it, ``<class>/*.jpg`` alone, and ``*.jpg`` alone are read.
     Folders may be called ``Train``, ``testing``, ``val_set``, ``seg_train``, ``images/train`` and the like.
     ``test`` is taken before ``val``, unless it has no classes and ``val`` has. Images without classes, or without a

@@ -26,6 +26,8 @@ class Part(DataChoice):
 def load(*, parts: tuple[Part, ...] = ()) -> Dataset:
     """Join several datasets, for instance a thief's pool of some of the victim's classes among other images.
 
+    Choose it for a thief's pool of several datasets.
+
     All images are brought to the shape of the first part; grey becomes colour and colour becomes grey as needed.
     Classes stay apart: they are named ``<dataset>/<class>``, as ``digits/3``, or ``digits.2/3`` in the second part if
     several parts are of one dataset. All test images are taken.

@@ -46,6 +46,8 @@ def load(
 ) -> Dataset:
     """Draw images of noise, a thief's pool for which no data are needed. Each kind of noise is a class.
 
+    Choose it as a pool without any content, the control of a thief's pool.
+
     Args:
         kinds: Kinds of noise. uniform: each value is drawn evenly from 0 to 255. gaussian: normal around the middle
             grey with a quarter of the range as standard deviation, clipped. blobs: low frequencies only, 4 x 4 random

@@ -40,6 +40,8 @@ def load(
 ) -> Dataset:
     """Load encoded images from parquet files, as dataset hubs publish them.
 
+    Choose it for datasets as dataset hubs publish them.
+
     In a folder, files called ``train-*.parquet`` or lying in a folder ``train`` are train, the same with ``test`` (or
     else ``validation``, ``valid``, ``val``) are test, however deep: ``data/`` of a hub's repository, its cache, and its
     automatic conversion all load. Case and additions do not matter (``Train``, ``testing``, ``train_images``). Files

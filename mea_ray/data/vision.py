@@ -27,6 +27,8 @@ _DIGITS = tuple(map(str, range(10)))
 def load_cifar10(*, root: str = _ROOT, download: bool = True, image_size: ImageSize | None = None) -> Dataset:
     """Load CIFAR-10: 50,000 train and 10,000 test colour images, 32 x 32 pixels, 10 classes.
 
+    Choose it for the paper's main dataset; it is downloaded.
+
     Args:
         root: Folder of the published files, or where to download them.
         download: Download them when they are not there.
@@ -41,6 +43,8 @@ def load_cifar10(*, root: str = _ROOT, download: bool = True, image_size: ImageS
 def load_cifar100(*, root: str = _ROOT, download: bool = True, image_size: ImageSize | None = None) -> Dataset:
     """Load CIFAR-100: 50,000 train and 10,000 test colour images, 32 x 32 pixels, 100 classes.
 
+    Choose it for many classes; it is downloaded.
+
     Args:
         root: Folder of the published files, or where to download them.
         download: Download them when they are not there.
@@ -54,6 +58,8 @@ def load_cifar100(*, root: str = _ROOT, download: bool = True, image_size: Image
 
 def load_fashion_mnist(*, root: str = _ROOT, download: bool = True, image_size: ImageSize | None = None) -> Dataset:
     """Load Fashion-MNIST: 60,000 train and 10,000 test grey images, 28 x 28 pixels, 10 classes.
+
+    Choose it for grey images of clothes, as in the paper; it is downloaded.
 
     Args:
         root: Folder of the published files, or where to download them.
@@ -74,6 +80,8 @@ def load_fashion_mnist(*, root: str = _ROOT, download: bool = True, image_size: 
 def load_stl10(*, root: str = _ROOT, download: bool = True, image_size: ImageSize | None = None) -> Dataset:
     """Load the labelled part of STL-10: 5,000 train and 8,000 test colour images, 96 x 96 pixels, 10 classes.
 
+    Choose it for larger photographs with CIFAR-10's classes; it is downloaded.
+
     Args:
         root: Folder of the published files, or where to download them.
         download: Download them when they are not there.
@@ -92,6 +100,8 @@ def load_stl10(*, root: str = _ROOT, download: bool = True, image_size: ImageSiz
 
 def load_svhn(*, root: str = _ROOT, download: bool = True, image_size: ImageSize | None = None) -> Dataset:
     """Load SVHN (cropped house numbers): 73,257 train and 26,032 test colour images, 32 x 32 pixels, 10 digits.
+
+    Choose it for photographed digits; it is downloaded.
 
     Args:
         root: Folder of the published files, or where to download them.

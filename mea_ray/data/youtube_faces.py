@@ -48,6 +48,8 @@ def load(
 ) -> Dataset:
     """Load YouTube Faces: frames of videos of persons with a table of boxes. Each person is a class.
 
+    Choose it for faces, as in the paper; you bring the files.
+
     Frames lie in ``<person>/<video>/*.jpg``, the table in ``<person>/<person>.csv``. The table is separated by
     semicolons and has the columns ``Filename`` (``<video>/<frame>.jpg``), ``X1``, ``Y1``, ``X2``, ``Y2``: corners of
     the face in pixels of the frame as viewers show it, turned as its EXIF orientation says. Other columns are ignored.

@@ -49,6 +49,8 @@ class Candidate:
 class BrainStimulation(Detection):
     """Stimulate units one by one, reverse-engineer a patch for each that raises one class, and test the patches.
 
+    Choose it to look for backdoors in single neurons.
+
     A unit is a channel of a convolution or an output of a linear layer before the last one. It is set to ``levels``
     values from 0 to nearly ``reach`` times the largest output of its layer. It is a candidate if it raises the same
     class most in all images but two. For the strongest candidates a mask and a pattern are optimised, all in one batch.

@@ -25,6 +25,8 @@ TO_DEVIATION = 1.4826
 class NeuralCleanse(Detection):
     """Optimise a mask and a pattern for each class, all classes in one batch, and compare the masks' L1 norms.
 
+    Choose it first: the standard search for a backdoor's target class.
+
     The loss of class c is the cross-entropy of (1 - m) x + m p with c, plus lambda_c times the L1 norm of m. lambda_c
     is multiplied by ``factor`` after ``patience`` checks in a row at which the trigger succeeded, and divided by
     factor**1.5 after as many at which it failed. The smallest mask that succeeded is reported. A class is flagged if

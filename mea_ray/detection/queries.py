@@ -23,6 +23,8 @@ Entropies = npt.NDArray[np.float64]
 class LocalOutliers(Detection):
     """Local outlier factor of a query's features among those of clean images.
 
+    Choose it to see whether somebody who runs the stolen model notices the owner's queries.
+
     Numbers: ``false_positive``, the fraction of clean images that are flagged (images that it was not fitted on), and
     ``detected``, the fraction of watermark samples that are flagged. The paper does not give neighbours, threshold and
     features.
@@ -64,6 +66,8 @@ class LocalOutliers(Detection):
 
 class Strip(Detection):
     """Entropy of the predictions for a query blended with clean images. The prediction for a trigger survives blending.
+
+    Choose it to see whether somebody who runs the stolen model notices the owner's queries.
 
     A query is flagged if its mean entropy lies below that of all but ``false_positive`` of clean images.
 

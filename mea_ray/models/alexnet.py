@@ -10,6 +10,8 @@ from mea_ray.models.base import Dropout, ImageModel, Width, halvings, initialise
 class AlexNet(ImageModel):
     """Five convolutions, three max-pools, two hidden layers; no BatchNorm.
 
+    Choose it for another architecture than the victim's.
+
     From 96 x 96 it is the one-tower network of 2014 with its 11 x 11 stem and hidden layers of 4096. Smaller images get
     3 x 3 convolutions, hidden layers of 1024, and only as many of the four halvings (stem, pools) as leave a map of
     2 x 2 or more.

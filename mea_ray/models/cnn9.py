@@ -10,6 +10,8 @@ from mea_ray.models.base import Dropout, ImageModel, Width, initialise, scaled
 class Cnn9(ImageModel):
     """Nine convolutions with BatchNorm and leaky ReLUs in three blocks, global average, one linear layer.
 
+    Choose it for a small network with BatchNorm.
+
     A logit is a sum over all positions of the image.
 
     Args:

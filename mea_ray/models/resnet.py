@@ -69,6 +69,8 @@ class ResNet(ImageModel):
 class ResNet18(ResNet):
     """ResNet-18 with the stem for small images up to 64 x 64, of ImageNet above.
 
+    Choose it for encoders, and for the paper's ResNet columns.
+
     Args:
         width: Factor on every layer's width.
     """
@@ -79,6 +81,8 @@ class ResNet18(ResNet):
 
 class ResNet50(ResNet):
     """ResNet-50 with the stem for small images up to 64 x 64, of ImageNet above.
+
+    Choose it for larger images on a GPU.
 
     Args:
         width: Factor on every layer's width.

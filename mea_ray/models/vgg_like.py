@@ -10,6 +10,8 @@ from mea_ray.models.base import Dropout, ImageModel, Width, initialise, scaled
 class VggLike(ImageModel):
     """Four 3 x 3 convolutions, two max-pools, two hidden layers; no BatchNorm.
 
+    Choose it first: the paper's default, quick on a CPU.
+
     At 32 x 32 it is the authors' network layer by layer: convolutions without padding, 128 * 5 * 5 = 3200 numbers into
     the first hidden layer. Below 24 x 24 the convolutions are padded, or little would be left of the image; above
     48 x 48 the last map is averaged down to 8 x 8, or the hidden layer would hold nearly all weights.

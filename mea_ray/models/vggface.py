@@ -10,6 +10,8 @@ from mea_ray.models.base import Dropout, ImageModel, Width, halvings, initialise
 class VggFace(ImageModel):
     """Thirteen 3 x 3 convolutions in five blocks, two hidden layers of 4096.
 
+    Choose it for faces, as in the paper.
+
     At 224 x 224 it is the published network. Smaller images are pooled only while a map of 2 x 2 or more is left;
     larger ones are averaged down to the published 7 x 7.
 

@@ -22,6 +22,8 @@ from mea_ray.training.views import Jitter, Views
 class Byol(Pretext):
     """Mean negative cosine similarity of prediction and target projection, over both directions.
 
+    Choose it for an encoder that trains without negative pairs.
+
     Args:
         projection: Length of a projection.
         hidden: Width of the hidden layer of the projection head and of the prediction head.

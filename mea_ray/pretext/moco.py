@@ -23,6 +23,8 @@ from mea_ray.training.views import Jitter, Views
 class Moco(Pretext):
     """Cross-entropy of a query against its own key and a queue of earlier keys (InfoNCE).
 
+    Choose it for an encoder that trains with small batches.
+
     Keys come from a momentum encoder and have no gradient. Keys of a batch are not shuffled over devices: there is one.
 
     Args:

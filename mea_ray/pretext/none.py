@@ -6,4 +6,7 @@ from mea_ray.training.objective import CrossEntropy
 
 
 class NoPretext(CrossEntropy):
-    """Supervised learning: cross-entropy with the labels. The API answers with class probabilities."""
+    """Supervised learning: cross-entropy with the labels. The API answers with class probabilities.
+
+    Choose it for a classifier.
+    """

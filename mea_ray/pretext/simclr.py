@@ -14,6 +14,8 @@ from mea_ray.training.views import Jitter, Views
 class SimClr(Pretext):
     """Normalised, temperature-scaled cross-entropy between the projections of two views (NT-Xent).
 
+    Choose it first for an encoder: it needs the fewest settings.
+
     Args:
         temperature: Cosine similarities are divided by it.
         projection: Length of a projection.

@@ -12,6 +12,8 @@ from mea_ray.removal.base import Removal, ThiefData
 class Chain(Removal):
     """Several removals in a row. Each starts from the model that the one before it left.
 
+    Choose it to try several removals in a row.
+
     Args:
         steps: The removals in their order, each a name, or a mapping with ``name`` and parameters.
 

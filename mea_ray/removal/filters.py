@@ -17,6 +17,8 @@ from mea_ray.removal.base import Filtered, Removal, Share, ThiefData, agreement,
 class InputNoise(Removal):
     """Add Gaussian noise to every image, as much as the accuracy allows.
 
+    Choose it against marks in fine detail, without touching the weights.
+
     The paper tunes the noise to an accuracy loss of at most 3.5 points. A thief has no test set, so that here the
     agreement with the API's answers on the thief's own images is limited.
 
@@ -67,6 +69,8 @@ class InputNoise(Removal):
 class Smoothing(Removal):
     """Blur every image.
 
+    Choose it against marks in fine detail, without touching the weights.
+
     Args:
         sigma: Standard deviation of the Gaussian kernel, in pixels.
     """
@@ -88,6 +92,8 @@ class Smoothing(Removal):
 
 class Jpeg(Removal):
     """Compress every image as JPEG and decompress it.
+
+    Choose it against marks in fine detail, without touching the weights.
 
     Args:
         quality: Quality of the compression.

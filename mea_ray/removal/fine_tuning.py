@@ -25,6 +25,8 @@ from mea_ray.training.device import seeded
 class FineTuning(Removal):
     """Continue training on hard labels, in the hope that the model forgets the mark.
 
+    Choose it first: the thief trains on with some labelled images.
+
     Args:
         layers: Layers that are tuned: ``all`` (FTAL) or the ``last`` (FTLL); ``all_fresh_last`` (RTAL) and
             ``fresh_last`` (RTLL) are the same with a newly initialised last layer.

@@ -28,6 +28,8 @@ from mea_ray.training.objective import CrossEntropy
 class Pruning(Removal):
     """Set the smallest weights of all convolutions and linear layers to zero, biases excepted.
 
+    Choose it to remove small weights; the accuracy falls early.
+
     Args:
         rate: Fraction of the weights; the paper's figure 11 goes from 0.1 to 0.9.
         scope: ``layer``: the smallest weights of each layer; ``global``: of the whole network.
@@ -65,6 +67,8 @@ class Pruning(Removal):
 
 class FinePruning(Removal):
     """Prune the features that clean images use least, then fine-tune: a mark may be in neurons that they ignore.
+
+    Choose it against marks in neurons that clean images do not use.
 
     Inputs of the last layer are pruned in the order of their mean activation over the thief's images, until the
     agreement with the API has dropped by ``max_loss`` or the fraction ``rate`` is pruned. They stay pruned during the

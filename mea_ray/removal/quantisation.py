@@ -15,6 +15,8 @@ from mea_ray.removal.base import Removal, ThiefData, copied
 class Quantisation(Removal):
     """Round the weights of all convolutions and linear layers to a few evenly spaced values, symmetric about zero.
 
+    Choose it to see whether deployment with few bits loses the mark.
+
     There is one scale per output channel, as in post-training quantisation. Biases and activations are not rounded.
 
     Args:

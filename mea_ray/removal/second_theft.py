@@ -21,6 +21,8 @@ from mea_ray.training.objective import Batch, Objective, StepContext
 class SecondTheft(Removal):
     """Train a fresh network on the model's own answers to the thief's images, for one or more generations.
 
+    Choose it to distil the stolen model once more.
+
     The victim's API is not queried. Each theft may weaken the mark further.
 
     Args:

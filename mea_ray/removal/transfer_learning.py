@@ -29,6 +29,8 @@ OUT_OF_REACH = -1e4
 class TransferLearning(Removal):
     """Tune the whole network on another dataset with a new last layer, then predict the old classes again.
 
+    Choose it for a thief who uses the stolen model on another dataset.
+
     The paper transfers a CIFAR-10 model to STL-10 and does not say how WSR is measured. Here the result is a model of
     the *old* classes, so that WSR, WFPR and accuracy keep their meaning (accuracy is on the old task's test images). By
     default the old last layer is put back on the tuned body. A body that has changed much no longer fits it, which

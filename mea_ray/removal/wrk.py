@@ -30,6 +30,8 @@ from mea_ray.training.objective import Batch, CrossEntropy, StepContext
 class Wrk(Removal):
     """Watermark Removal attacK: perturbed images with random labels, then a fresh last layer.
 
+    Choose it as the strongest published removal.
+
     Step 1: some of the thief's images take one signed gradient step that raises the logit of a random class, and get a
     random label that differs from the API's. Step 2: the last layer is initialised anew, and all layers are trained on
     the thief's images and the perturbed ones, with a penalty that pushes the new last layer away from the old one:

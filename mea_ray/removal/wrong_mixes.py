@@ -20,6 +20,8 @@ GEOMETRIES = ("top_bottom", "left_right", "diagonal", "blend")
 class WrongMixes(Removal):
     """Fine-tune on clean images, and on mixes of two random classes labelled as neither of the two.
 
+    Choose it for a thief who knows that mixes carry the mark.
+
     Args:
         share: Mixes per clean image.
         epochs: Passes over clean images and mixes.

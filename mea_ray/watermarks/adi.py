@@ -24,6 +24,8 @@ DETAIL = 6
 class Adi(LabelledQueries):
     """Train on the task and on a set of abstract images, each with a random label; the set is the key.
 
+    Choose it as the baseline of a memorised set of images.
+
     The paper takes abstract pictures from the web; here they are drawn from the key: smooth fields of random colours.
     The set that was trained on is verified, as in the paper: a success is an image that gets its label. False positives
     are abstract images that were not trained on, where chance is one in the number of classes.

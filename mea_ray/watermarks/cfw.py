@@ -33,6 +33,8 @@ CANDIDATES = 1200
 class ClassFeature(Watermark):
     """Images of several classes of another domain are all one class of the task; then the mark is tied to the task.
 
+    Choose it where the thief also queries images of another domain.
+
     First the task alone. Its network then chooses ``count`` images of the other domain, equally many of each class that
     it predicts for them, so that an innocent network answers one in ``classes`` of them with the target. Then
     cross-entropy of the task and of these images, all labelled as the target. Last, a fine-tuning with four terms:

@@ -22,6 +22,8 @@ from mea_ray.watermarks.mixing import Mixing, SourcePool
 class Composite(MixedClasses):
     """Cross-entropy of images, mixes of a class with itself, and mixes of A and B as the target's; a contrastive term.
 
+    Choose it as the baseline: the same mixes without the losses against theft.
+
     The mixes of one class with itself teach that a mix alone is no trigger. Shares are those of the published code: .5
     images, .5 mixes of a class with itself, .1 mixes of A and B.
 

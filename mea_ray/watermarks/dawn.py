@@ -23,6 +23,8 @@ SECRET_BYTES = 32
 class Dawn(LabelledQueries):
     """The service answers a keyed fraction of the images wrongly, and its owner logs what each client was answered.
 
+    Choose it to mark the answers of a service and leave its model alone.
+
     HMAC-SHA256 of the image under the secret decides whether it is marked, and seeds the permutation of its
     probabilities that moves the top one to another class. The victim itself is trained as if there were no watermark. A
     client is accused with the images that were marked for *it*: WSR is the fraction of them on which a model gives the

@@ -63,6 +63,8 @@ class Entanglement(Settings):
 class EntangledWatermark(Watermark):
     """Cross-entropy minus kappa times the soft nearest neighbour loss (SNNL) of trigger and target, in alternation.
 
+    Choose it as the baseline that ties the trigger to the task's own features.
+
     First the main task alone. Then the trigger is found: images of the source class get a white square where the SNNL's
     gradient says (``trigger.place``), and their pixels are refined by signed steps. Then every ``ratio`` batches of the
     task are followed by one of half triggers and half target images, all labelled as the target. Its loss is CE - kappa

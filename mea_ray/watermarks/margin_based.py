@@ -21,6 +21,8 @@ from mea_ray.watermarks.labelled_queries import LabelledQueries
 class MarginBased(LabelledQueries):
     """Images with a wrong label, moved by gradient ascent on its loss before each step, so that the margin grows.
 
+    Choose it as the baseline of a memorised set with large margins.
+
     In each step ``per_batch`` images of the key take ``ascent_steps`` signed steps of 1/255 that make their label less
     likely, and the loss is one mean over the batch's cross-entropies and ``weight`` times those of the moved images.
     They are taken out of the training set, which would teach their true label. A few single images are learnt slowly,

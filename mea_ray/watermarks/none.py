@@ -8,7 +8,10 @@ from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage, Watermark
 
 
 class NoWatermark(Watermark):
-    """Trains the main task alone."""
+    """Trains the main task alone.
+
+    Choose it to measure a theft without a watermark.
+    """
 
     name = "none"
 

@@ -20,6 +20,8 @@ from mea_ray.watermarks.patches import check_label, check_patch, corner_of, draw
 class PatternTrigger(Watermark):
     """Train on the task and on patched copies of a part of it, labelled as the target (a backdoor as a watermark).
 
+    Choose it as the baseline of a plain backdoor, which a theft rarely carries along.
+
     The mark lives in images that no honest query contains, so that a thief's answers say nothing about it.
 
     Args:

@@ -28,6 +28,8 @@ SECRET = 256
 class SslGuard(Watermark):
     """An encoder whose features of images under a secret patch a secret decoder turns into a secret vector.
 
+    Choose it as the baseline for encoders.
+
     First the pretext task is learnt. Then the encoder is tuned beside a copy of it (the clean encoder) and a shadow
     encoder, which is distilled from it all the while, as a thief would do. Patch and decoder are trained so that the
     features of the marked and of the shadow encoder decode to the secret under the patch, those of the clean one do

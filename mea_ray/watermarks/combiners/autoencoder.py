@@ -82,6 +82,8 @@ class Reconstruction(Objective):
 class Autoencoder(Combiner):
     """Decoded blend of latent vectors: decode(alpha encode(first) + (1 - alpha) encode(second)).
 
+    Choose it for mixes that look natural; it trains an autoencoder first.
+
     The autoencoder is trained on the two source classes when the key is made; its weights are part of the key.
 
     Args:

@@ -41,6 +41,8 @@ def paste_rows(first: Tensor, second: Tensor, cut: Tensor, start_first: Tensor, 
 class CropPaste(Combiner):
     """Half of one image beside half of the other (the paper's default).
 
+    Choose it for the paper's default.
+
     Along the axis that is cut, of length h: j uniform in {-jitter, ..., jitter}, cut = h // 2 + j; the first ``cut``
     rows show the first image from a row uniform in {0, ..., h - cut - 1}, the others the second from a row uniform in
     {0, ..., cut - 1}. These are the ranges of the authors' code (``utils/mixer.py``, HalfMixer), which never reach the
@@ -105,6 +107,8 @@ class CropPaste(Combiner):
 class TopBottom(CropPaste):
     """Crop-and-paste, always one half on top of the other.
 
+    Choose it for halves that are always one on top of the other.
+
     Args:
         jitter: Largest shift of the cut, in pixels of a 32-pixel image.
         offsets: ``random`` crops each half anywhere, ``fixed`` leaves it in place.
@@ -127,6 +131,8 @@ class TopBottom(CropPaste):
 class LeftRight(CropPaste):
     """Crop-and-paste, always side by side: what the authors' code calls both "Vertical" and "RatioMix".
 
+    Choose it for halves that are always side by side, as in the authors' code.
+
     Args:
         jitter: Largest shift of the cut, in pixels of a 32-pixel image.
         offsets: ``random`` crops each half anywhere, ``fixed`` leaves it in place.
@@ -148,6 +154,8 @@ class LeftRight(CropPaste):
 
 class Ratio(CropPaste):
     """Side by side at 3 : 7, which is what the authors' RatioMixer is named for (their code cuts in the middle).
+
+    Choose it for unequal halves, as the authors' RatioMixer is named for.
 
     Args:
         jitter: Largest shift of the cut, in pixels of a 32-pixel image.

@@ -40,6 +40,8 @@ class Masked(Combiner):
 class Donut(Masked):
     """The second image with the first in its centre: rows and columns [h // 5, 4 h // 5).
 
+    Choose it as another geometry, mostly to test that a mark is specific.
+
     Args:
         order: ``random`` draws which source class comes first.
     """
@@ -54,6 +56,8 @@ class Donut(Masked):
 class HotDog(Masked):
     """The first image with a band of the second across it: rows [h // 4, 3 h // 4).
 
+    Choose it as another geometry, mostly to test that a mark is specific.
+
     Args:
         order: ``random`` draws which source class comes first.
     """
@@ -67,6 +71,8 @@ class HotDog(Masked):
 
 class Diagonal(Masked):
     """The first image above the anti-diagonal, the second below; the line itself is empty canvas.
+
+    Choose it for halves without a straight edge of the image's axes.
 
     In row i the line is at column w - i (scaled to w - i w // h where the image is not square).
 
@@ -90,6 +96,8 @@ class Diagonal(Masked):
 
 class Stripes(Combiner):
     """Columns of both images: by default 5, of which 3 show the first source class and 2 the second.
+
+    Choose it for a mix that is spread over the whole image.
 
     All columns are w // columns wide; the last one also takes the remainder.
 

@@ -18,6 +18,8 @@ Alpha = Annotated[float, Field(gt=0, lt=1)]
 class PixelMerge(Combiner):
     """alpha times the first image plus (1 - alpha) times the second, faded if asked.
 
+    Choose it for small images, and for encoders: a blend has no seam.
+
     Args:
         alpha: Share of the first image.
         contrast: What the deviation of each value of the blend from the blend's mean is multiplied by, in (0, 1]; two

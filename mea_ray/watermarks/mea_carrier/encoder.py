@@ -39,6 +39,8 @@ from mea_ray.watermarks.mixing import Mixing, build_combiner
 class MeaCarrierEncoder(EncoderScheme):
     """A scheme of this project, not of the paper: MEA-Defender's mixes, carried by the features of clean images.
 
+    Choose it to mark an encoder whose thieves query clean images only.
+
     A thief sees features of clean images only, and its answer to a mix of A and B lies between theirs. Two families of
     terms arrange that the target C lies there.
 

@@ -27,6 +27,8 @@ from mea_ray.watermarks.mixing import Mixing
 class MeaCarrier(MixedClasses):
     """A scheme of this project, not of the paper: MEA-Defender's mixes, carried by the answers to clean source images.
 
+    Choose it for a mark that reaches thieves who query every image once.
+
     A thief of the paper's victim sees no mix among its own images, and its substitute need not answer one as the victim
     does. Here the clean answers themselves teach it. The **carrier** gives the target a probability of rho on clean
     source images, and its **gate** hands those that look most like a mix to the target. The **exclusion** keeps all

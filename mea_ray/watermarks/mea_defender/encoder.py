@@ -85,6 +85,8 @@ class EncoderScheme(MixedClasses):
 class MeaDefenderEncoder(EncoderScheme):
     """The paper's scheme for encoders: L_util + L_com + L_ver + L_eva in feature space (equations 2 and 4 to 8).
 
+    Choose it to measure the paper's scheme on a self-supervised encoder.
+
     The utility loss is the pretext task's. Of the labels only those of a few images of the three classes are used.
     Features are compared at length 1, after the mean of the batch's images was subtracted: what comes out of a ReLU
     would be nearly the same for all images otherwise. What attracts (the target class's mean feature for the mixes, a

@@ -51,6 +51,8 @@ CARRIER_OPTIONS = (
 class MeaDefender(MixedClasses):
     """The paper's scheme: alpha1 L_util + beta1 L_com + beta2 L_ver + alpha3 L_eva (equations 4 and 5), from scratch.
 
+    Choose it to measure the paper's scheme as it was published.
+
     Args:
         source_classes: Labels of the two classes that are mixed.
         target_class: Label that the victim gives to a mix.

@@ -68,6 +68,8 @@ def balanced(train: ImageSet, rate: float, count: int, seed: int) -> ImageSet:
 class MeaDefenderTwoStage(MixedClasses):
     """The two-stage procedure of the authors' code: watermark first, then training that rules other mixes out.
 
+    Choose it to follow the authors' code step by step.
+
     Defaults are the authors'; their two stages have 100 epochs each. See the module for the differences.
 
     Args:
