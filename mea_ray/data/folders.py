@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from typing import get_args
 
 from mea_ray.core.errors import DataError
 from mea_ray.data.files import File, Walk
-from mea_ray.data.parts import Part, only_one, parts_of, says_nothing
+from mea_ray.data.parts import Part, mentioned_parts, only_one, parts_of, says_nothing
 from mea_ray.data.skipped import Skipped
 
 Names = tuple[str, ...]
@@ -55,9 +56,9 @@ class Layout:
 def read_layout(root: Path, found: Walk, skipped: Skipped) -> Layout:
     """Tell parts and classes apart.
 
-    Parts are folders named after train and test, if train has folders of its own or test lies beside it. Folders that
-    say nothing may lie above and below: ``images/train/images/<class>``. Everything else at the level of the classes is
-    a class. Images below the folder of a class belong to it, however deep.
+    Parts are folders named after train and test, if train has folders of its own or test lies beside it. Single folders
+    may lie above parts and classes, and below parts one that says nothing: ``animals/train/images/<class>``. Images
+    below the folder of a class belong to it, however deep.
 
     Args:
         root: Where the walk began.
@@ -69,9 +70,8 @@ def read_layout(root: Path, found: Walk, skipped: Skipped) -> Layout:
     """
     level = _level_of_parts([file.folders for file in found.files])
     if level is None:
-        _check_no_parts_below(root, found)
-        inner = _down_to_classes((), found.files)
-        above = inner if all(len(file.folders) > len(inner) for file in found.files) else ()
+        above = _above_classes(found.files)
+        _check_no_parts_below(root, found, len(above))
         return Layout({}, _group(root, above, found.files, found.folders, skipped))
     above = next(file.folders[:level] for file in found.files if len(file.folders) > level)
     parts = parts_of({file.folders[level] for file in found.files if len(file.folders) > level})
@@ -111,17 +111,33 @@ def _level_of_parts(folders: Sequence[Names]) -> int | None:
         level += 1
 
 
-def _check_no_parts_below(root: Path, found: Walk) -> None:
-    """Refuse folders of parts inside of what would be a class, and a part that would be a class itself."""
+def _above_classes(files: Sequence[File]) -> Names:
+    """Return the single folders above the folders of classes."""
+    depth = 0
+    while len({file.folders[: depth + 1] for file in files}) == 1 and len(files[0].folders) > depth + 1:
+        depth += 1
+    return files[0].folders[:depth]
+
+
+def _check_no_parts_below(root: Path, found: Walk, level: int) -> None:
+    """Refuse folders of parts inside of what would be a class, and parts that would be classes themselves."""
+    names = {file.folders[level] for file in found.files if len(file.folders) > level}
+    nested = {file.folders[level] for file in found.files if len(file.folders) > level + 1}
+    mentioned = mentioned_parts(names)
+    if len(set(mentioned.values())) > 1 and (len(mentioned) == len(names) or nested.intersection(mentioned)):
+        raise DataError(
+            f"{root} has the folders {', '.join(sorted(mentioned))}, which are parts rather than classes by their "
+            "names; call them train and test"
+        )
     inside: dict[Names, set[str]] = defaultdict(set)
     for file in found.files:
         for depth in range(1, len(file.folders)):
             inside[file.folders[:depth]].add(file.folders[depth])
-    for name, *_ in inside:
+    for name in sorted(nested):
         if part := parts_of([name]).get(name):
             raise DataError(
-                f"{root / name} is a {part} part by its name, with folders of classes in it, and no train part lies "
-                "beside it; name that one train, or set data.path to the folder of the classes"
+                f"{name} in {root} is a {part} part by its name, with folders of classes in it, and no train part lies "
+                "beside it; call that one train, or set data.path to the folder of the classes"
             )
     for above, names in inside.items():
         parts = parts_of(names)
@@ -167,5 +183,12 @@ def _down_to_classes(prefix: Names, files: Sequence[File]) -> Names:
 
 
 def class_name(folder: str) -> str:
-    """Return the name of a class: that of its folder, with accents composed, as desktops write them differently."""
+    """Return the name of a class: that of its folder, in whatever encoding, with accents composed.
+
+    Desktops write accents differently, and old archives hold names in Latin-1.
+    """
+    try:
+        folder.encode("utf-8")
+    except UnicodeEncodeError:
+        folder = os.fsencode(folder).decode("latin-1")
     return unicodedata.normalize("NFC", folder)

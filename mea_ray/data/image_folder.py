@@ -129,6 +129,8 @@ class _Reader:
         parts: list[ImageSet] = []
         for place in range(len(groups)):
             chosen = [(label, file) for where, label, file in listed if where == place and id(file) in wanted]
+            if not chosen:
+                raise DataError(f"{groups[place].folder} holds only links to images of {groups[0].folder}; add others")
             images = decode((_encoded(file) for _, file in chosen), len(chosen), self.image_size)
             labels = np.array([label for label, _ in chosen], np.int64)
             parts.append(ImageSet(images, labels, names) if names else unlabelled(images))

@@ -54,7 +54,7 @@ def load(
     ``mea_ray.data.decode`` lists the formats and limits.
 
     Args:
-        path: Folder, file, or several files. Files that are listed are read as they are, missing shards or not.
+        path: Folder, file, or several files. Files that are listed are read as they are; missing shards are a warning.
         image_column: Column of images, ``struct<bytes, path>`` or binary; null finds ``img`` or ``image``.
         label_column: Column of labels, integers or strings; null or -1 for an image without a label.
         class_names: One name per class; null takes them from the hub's metadata in each file, else from string labels,
@@ -159,9 +159,10 @@ def _find(path: str | tuple[str, ...], skipped: Skipped) -> tuple[str, dict[Part
     files: dict[Part, list[Path]] = {}
     for part, members in parts.items():
         files[part] = [file.path for file in without_second_links(members, skipped)]
-        if len(given) == 1 and not alone:
+        in_one_folder = len(given) == 1 and not alone
+        if in_one_folder:
             _check_one_folder(where, files[part])
-            check_shards(files[part])
+        check_shards(files[part], listed=not in_one_folder)
     return where, files
 
 

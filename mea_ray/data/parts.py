@@ -14,9 +14,11 @@ from mea_ray.data.skipped import warn
 Part = Literal["train", "test", "validation"]
 
 _WORDS: dict[str, Part] = {
-    **dict.fromkeys(("train", "training", "trainval"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("train", "training", "trainval", "trn"), "train"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout"), "test"),
+    **dict.fromkeys(
+        ("val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation"), "validation"
+    ),
 }
 _NEUTRAL = frozenset(
     {"set", "split", "part", "data", "dataset", "seg", "folder", "file", "files", "parquet", "jpg", "png"}
@@ -54,6 +56,11 @@ def parts_of(names: Collection[str], *, prefixes: bool = False) -> dict[str, Par
     }
 
 
+def mentioned_parts(names: Collection[str]) -> dict[str, Part]:
+    """Return the part of each name that has the word for one, whatever its other words."""
+    return {name: found[0] for name in names if (found := _read(name)) is not None}
+
+
 def says_nothing(name: str) -> bool:
     """Whether a folder's name says nothing about its content, as ``images``."""
     words = _split(name)
@@ -66,50 +73,59 @@ def without_shard(stem: str) -> str:
     return (match["head"] or match["tail"]) if match else stem
 
 
-def check_shards(files: Sequence[Path]) -> None:
+def check_shards(files: Sequence[Path], *, listed: bool = False) -> None:
     """Check that numbered files ``...-00000-of-00005`` are complete, of one total, and each there once.
 
     Files that are numbered without a total are not known to be complete; a gap between them is said in a warning.
 
     Args:
         files: The files of one part of a dataset.
+        listed: The user named each of them; what is wrong is a warning then.
 
     Raises:
         DataError: A shard is missing, there twice, or beyond the total; two totals are mixed, or whole files with
             shards.
     """
+    problem = _problem_of_shards(files)
+    if problem and listed:
+        warn(f"{problem[0]}; they are read as they are listed")
+    elif problem:
+        raise DataError(f"{problem[0]}; {problem[1]}, or list the wanted files in data.path to use them as they are")
+
+
+def _problem_of_shards(files: Sequence[Path]) -> tuple[str, str] | None:
+    """Return what is wrong with numbered files, and what to do; None if nothing is."""
     matches = {file: match for file in files if (match := _SHARD.fullmatch(file.stem))}
     if not matches:
         _tell_gaps(files)
-        return
-    remedy = "list the wanted files in data.path to use them as they are"
+        return None
     if whole := [file for file in files if file not in matches]:
-        raise DataError(
-            f"{whole[0]} lies beside the shards {next(iter(matches)).name}; remove what is too much, or {remedy}"
-        )
+        return f"{whole[0]} lies beside the shards {next(iter(matches)).name}", "remove what is too much"
     totals: dict[int, Path] = {}
     indices: dict[int, Path] = {}
     for file, match in matches.items():
         index, total = int(match["index"]), int(match["total"])
         totals.setdefault(total, file)
-        if index in indices and len(totals) == 1:
-            raise DataError(f"{indices[index]} and {file} are both number {index} of {total}; remove one, or {remedy}")
+        if len(totals) > 1:
+            one, other = totals.values()
+            return f"{one} and {other} belong to different divisions of a dataset", "remove one"
+        if index in indices:
+            return f"{indices[index]} and {file} are both number {index} of {total}", "remove one"
         if index >= total:
-            raise DataError(f"{file} is number {index} of {total}, which are numbered from 0; remove it, or {remedy}")
+            return f"{file} is number {index} of {total}, which are numbered from 0", "remove it"
         indices[index] = file
-    if len(totals) > 1:
-        one, other = list(totals.values())[:2]
-        raise DataError(f"{one} and {other} belong to different divisions of a dataset; remove one, or {remedy}")
-    (total,) = totals
-    if missing := total - len(indices):
-        match = next(iter(matches.values()))
-        pattern = f"{match['head']}*{match['of']}{match['total']}"
-        width = len(match["index"])
-        first = [f"{i:0{width}}" for i in islice((i for i in count() if i not in indices), min(missing, _SHOWN))]
-        raise DataError(
-            f"{len(indices):,} of the {total:,} files {pattern} are in {files[0].parent}; {_list(first, missing)} "
-            f"{'is' if missing == 1 else 'are'} missing; complete the download, or {remedy}"
-        )
+    missing = total - len(indices)
+    if not missing:
+        return None
+    shown = next(iter(matches.values()))
+    pattern = f"{shown['head']}*{shown['of']}{shown['total']}"
+    width = len(shown["index"])
+    first = [f"{i:0{width}}" for i in islice((i for i in count() if i not in indices), min(missing, _SHOWN))]
+    return (
+        f"{len(indices):,} of the {total:,} files {pattern} are in {files[0].parent}; {_list(first, missing)} "
+        f"{'is' if missing == 1 else 'are'} missing",
+        "complete the download",
+    )
 
 
 def _tell_gaps(files: Sequence[Path]) -> None:

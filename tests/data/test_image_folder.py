@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,13 @@ def test_classes_that_are_called_like_parts_remain_classes(tmp_path: Path) -> No
     assert folder(tmp_path, test_fraction=0.5).train.class_names == ("bus", "test_tube", "train")
 
 
+def test_single_folders_above_the_classes_are_passed(tmp_path: Path) -> None:
+    class_folders(tmp_path / "archive" / "PetImages", ("Cat", "Dog"))
+    assert folder(tmp_path).train.class_names == ("Cat", "Dog")
+    image_files(tmp_path / "archive" / "Fish" / "deep" / "deeper", first=60)
+    assert folder(tmp_path).train.class_names == ("Fish", "PetImages")
+
+
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
@@ -171,7 +179,12 @@ def test_classes_that_are_called_like_parts_remain_classes(tmp_path: Path) -> No
         (("Train/a", "train/a", "test/a"), "has 2 folders for the train part: Train, train; rename all but one"),
         (("trainA", "trainB", "testA", "testB"), "2 folders for the train part: trainA, trainB"),
         (("test/a", "test/b"), "has a folder for test and none for train; add it"),
-        (("eval/a", "other/b"), "eval is a validation part by its name, with folders of classes in it"),
+        (("eval/a", "other/b"), "eval in .* is a validation part by its name, with folders of classes in it"),
+        (
+            ("train_old/a", "train_old/b", "test_new/a", "test_new/b"),
+            "has the folders test_new, train_old, which are parts",
+        ),
+        (("my/train_old", "my/test_new"), "has the folders test_new, train_old, which are parts rather than classes"),
     ],
 )
 def test_ambiguous_folders_are_refused_and_never_become_classes(
@@ -253,6 +266,19 @@ def test_names_with_accents_are_one_class_however_they_are_composed(tmp_path: Pa
     image_files(tmp_path / "test" / "bar", first=30)
     dataset = folder(tmp_path)
     assert dataset.train.class_names == ("bar", "caf\u00e9") and np.bincount(dataset.test.labels).tolist() == [4, 4]
+
+
+def test_names_in_latin_1_are_read(tmp_path: Path) -> None:
+    for name in (b"caf\xe9", b"bar"):
+        image_files(Path(os.fsdecode(os.fsencode(tmp_path / "set") + b"/" + name)))
+    assert folder(tmp_path / "set").train.class_names == ("bar", "caf\u00e9")
+
+
+def test_a_test_part_that_links_to_train_is_none(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train")
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    with pytest.raises(DataError, match=r"test holds only links to images of .*train; add others"):
+        folder(tmp_path)
 
 
 def test_the_suffix_says_nothing_about_the_format(tmp_path: Path) -> None:

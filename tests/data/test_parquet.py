@@ -303,14 +303,18 @@ def test_hidden_and_foreign_files_are_left_out_and_counted(folder: Path, caplog:
     assert "1 files of other types (.md)" in caplog.text and "1 files of no part (unsupervised-0" in caplog.text
 
 
-def test_missing_shards_are_refused_unless_the_files_are_listed(tmp_path: Path) -> None:
+def test_missing_shards_are_refused_unless_the_files_are_listed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for index in (0, 2, 4):
         table(tmp_path / f"data/train-{index:05d}-of-00005.parquet", [0, 1, 2] * 4, seed=20 * index)
     table(tmp_path / "data/test-00000-of-00001.parquet", [0, 1, 2] * 4, seed=200)
     with pytest.raises(DataError, match=r"3 of the 5 files train-\*-of-00005 .*; 00001 and 00003 are missing"):
         load(tmp_path)
     listed = tuple(str(path) for path in sorted((tmp_path / "data").iterdir()))
-    assert len(load(listed).train) == 36
+    assert len(load(listed).train) == 36 and len(load(listed[1:2], test_fraction=0.5).train) == 6
+    assert "00001 and 00003 are missing; they are read as they are listed" in caplog.text
+    assert "1 of the 5 files train-*-of-00005" in caplog.text
 
 
 def test_the_same_image_in_both_parts_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
