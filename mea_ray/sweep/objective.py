@@ -1,17 +1,13 @@
 """What a search looks for: one metric or the front of several, under constraints.
 
-Tune's searcher for Optuna knows no constraints, Optuna itself does: its samplers prefer feasible trials to infeasible
-ones and, among the latter, the lesser violation. ``searcher_class`` tells Optuna how far each trial is beyond each
-limit. Nothing is penalised there; WSR and the rest stay what was measured. Only for ASHA, which knows one number and
-nothing of Optuna, an infeasible trial's number is replaced (``judged``).
+Optuna handles constraints itself (`optuna_search`). ASHA compares a single number, so for ASHA alone the number of an
+infeasible trial is replaced by one worse than any feasible trial's (``judged``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from typing import Any
 
 from mea_ray.config import SearchConfig
 
@@ -68,54 +64,3 @@ def best(search: SearchConfig, trials: Sequence[Mapping[str, float]]) -> list[in
 
 def _dominated(own: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
     return any(other != own and all(o >= m for o, m in zip(other, own, strict=True)) for other in others)
-
-
-@cache
-def searcher_class() -> Any:
-    """Return Tune's searcher for Optuna, with constraints; made when needed, for both are slow to import."""
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    class ConstrainedSearch(OptunaSearch):  # type: ignore[misc]
-        """Optuna's TPE over one or several objectives, which is told of each trial how far it is beyond the limits."""
-
-        def __init__(
-            self,
-            *,
-            metric: list[str],
-            mode: list[str],
-            constraints: Mapping[str, float],
-            **settings: Any,
-        ) -> None:
-            self.names, self.limits = metric, dict(constraints)
-            single = len(metric) == 1
-            super().__init__(metric=metric[0] if single else metric, mode=mode[0] if single else mode, **settings)
-
-        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            """Take a trial's last numbers; one that lacks some (it failed) teaches nothing."""
-            beyond = self._beyond(result) if result else None
-            if beyond is None:
-                super().on_trial_complete(trial_id, None, error=True)
-                return
-            if trial_id not in self._completed_trials:
-                for name, value in beyond.items():
-                    self._ot_trials[trial_id].set_constraint(name, value)
-            super().on_trial_complete(trial_id, result, error)
-
-        def add_finished(self, point: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
-            """Take a trial that finished before this search began."""
-            beyond = self._beyond(numbers)
-            told = {} if beyond is None else {"values": [numbers[name] for name in self.names], "constraints": beyond}
-            state = optuna.trial.TrialState.FAIL if beyond is None else optuna.trial.TrialState.COMPLETE
-            self._ot_study.add_trial(
-                optuna.trial.create_trial(state=state, params=dict(point), distributions=self._space, **told)
-            )
-
-        def _beyond(self, numbers: Mapping[str, Any]) -> dict[str, float] | None:
-            """Return value minus limit for each constraint; None if a number that is needed does not exist."""
-            needed = [float(numbers.get(name, math.nan)) for name in (*self.names, *self.limits)]
-            if any(map(math.isnan, needed)):
-                return None
-            return {name: float(numbers[name]) - limit for name, limit in self.limits.items()}
-
-    return ConstrainedSearch

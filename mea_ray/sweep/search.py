@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mea_ray.config import SweepConfig
 from mea_ray.core.errors import ConfigError
@@ -12,8 +12,14 @@ from mea_ray.core.registry import nearest
 from mea_ray.core.seeding import derive
 from mea_ray.results.numbers import METRICS, trial_metrics
 from mea_ray.results.records import TrialResult
-from mea_ray.sweep.objective import JUDGED, searcher_class
+from mea_ray.sweep.objective import JUDGED
 from mea_ray.sweep.space import Axis, Point, axes
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from ray.tune.schedulers import TrialScheduler
+
+    from mea_ray.sweep.optuna_search import OptunaSearch
 
 
 def check_metric(sweep: SweepConfig) -> None:
@@ -31,12 +37,12 @@ def check_metric(sweep: SweepConfig) -> None:
             )
 
 
-def scheduler(sweep: SweepConfig) -> Any:
+def scheduler(sweep: SweepConfig) -> TrialScheduler:
     """Return Tune's scheduler; its unit of time is one rung of the budget."""
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     if sweep.scheduler.name == "fifo":
-        return FIFOScheduler()
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
     return ASHAScheduler(
         time_attr="training_iteration",
         # The first objective, and infeasible trials below all others: they are stopped at the first rung.
@@ -80,43 +86,46 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def optuna_search(sweep: SweepConfig, finished: Iterable[TrialResult], begun: Iterable[Point]) -> Any:
+def optuna_search(sweep: SweepConfig, finished: Iterable[TrialResult], begun: Iterable[Point]) -> OptunaSearch:
     """Return an Optuna searcher that knows what was tried before.
 
     Args:
         sweep: The sweep.
-        finished: Results from before; they are told to Optuna as evaluated and are not run again.
+        finished: Earlier results; Optuna learns from them and they are not run again.
         begun: Points that were begun and not finished; they are suggested first.
+
+    Raises:
+        ConfigError: The space is empty.
     """
     import optuna
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    from mea_ray.sweep.optuna_search import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it writes to the terminal past Python's own settings
     all_axes = axes(sweep)
-    space: dict[str, Any] = {}
-    for place, axis in enumerate(all_axes):
-        log = axis.kind == "loguniform"
-        if not axis.is_range:
-            space[f"p{place}"] = CategoricalDistribution(list(range(len(axis.values))))
-        elif axis.whole:
-            space[f"p{place}"] = IntDistribution(*axis.values, log=log)
-        else:
-            space[f"p{place}"] = FloatDistribution(*map(float, axis.values), log=log)
-    if not space:
+    if not all_axes:
         raise ConfigError("search.name=optuna needs a space; add config paths under `space`, or use search.name=grid")
-    known = [(suggestion_of(all_axes, result.point), result) for result in finished]
-    told = [(point, result) for point, result in known if point is not None]
-    objectives = sweep.search.objectives
-    searcher = searcher_class()(
-        space=space,
-        metric=[name for name, _ in objectives],
-        mode=[mode for _, mode in objectives],
+    suggestions = [(suggestion_of(all_axes, result.point), result) for result in finished]
+    known = [(point, result) for point, result in suggestions if point is not None]
+    searcher = OptunaSearch(
+        {f"p{place}": _distribution(axis) for place, axis in enumerate(all_axes)},
+        sweep.search.objectives,
+        sweep.search.constraints,
         # Another seed after an interruption: the same would suggest what has been tried already.
-        seed=derive(sweep.search.seed, "optuna", len(told)) % 2**32,
-        points_to_evaluate=[s for p in begun if (s := suggestion_of(all_axes, p)) is not None] or None,
-        constraints=sweep.search.constraints,
+        seed=derive(sweep.search.seed, "optuna", len(known)) % 2**32,
+        first=[point for each in begun if (point := suggestion_of(all_axes, each)) is not None],
     )
-    for point, result in told:
+    for point, result in known:
         if result.rungs:
             searcher.add_finished(point, trial_metrics(result, result.rungs[-1]))
     return searcher
+
+
+def _distribution(axis: Axis) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not axis.is_range:
+        return CategoricalDistribution(list(range(len(axis.values))))
+    low, high = axis.values
+    log = axis.kind == "loguniform"
+    return IntDistribution(low, high, log=log) if axis.whole else FloatDistribution(float(low), float(high), log=log)

@@ -56,7 +56,7 @@ def test_optuna_goes_where_wsr_is_highest_and_with_a_constraint_stays_within_it(
 def test_the_constraint_is_told_and_the_value_is_not_penalised() -> None:
     searcher = optuna_search(sweep(constraints={"victim_gap": 0.05}), [], [])
     (x,) = play(searcher, 1)
-    (told,) = searcher._ot_study.trials
+    (told,) = searcher.study.trials
     assert told.value == x and told.constraints == {"victim_gap": pytest.approx(x / 10 - 0.05)}
 
 
@@ -67,18 +67,18 @@ def test_several_objectives_are_several_values_and_what_failed_teaches_nothing()
     searcher.on_trial_complete("bad", numbers())
     searcher.suggest("dead")
     searcher.on_trial_complete("dead", error=True)
-    *good, bad, dead = searcher._ot_study.trials
+    *good, bad, dead = searcher.study.trials
     assert [each.values for each in good] == [[x, x / 10] for x in xs]
     assert [each.state.name for each in (bad, dead)] == ["FAIL", "FAIL"]
 
 
 def test_finished_trials_are_told_with_their_constraints() -> None:
     done = trial("t").model_copy(update={"point": {"victim.watermark.com.weight": 0.25}})
-    (told,) = optuna_search(sweep(constraints={"victim_gap": 0.001}), [done], [])._ot_study.trials
+    (told,) = optuna_search(sweep(constraints={"victim_gap": 0.001}), [done], []).study.trials
     assert told.params == {"p0": 0.25} and told.value == done.rungs[-1].report.wsr.rate
     assert told.constraints == {"victim_gap": pytest.approx(0.956 - 0.952 - 0.001)}
     markless = done.rungs[-1].model_copy(update={"report": done.rungs[-1].report.model_copy(update={"wsr": None})})
-    (failed,) = optuna_search(sweep(), [done.model_copy(update={"rungs": [markless]})], [])._ot_study.trials
+    (failed,) = optuna_search(sweep(), [done.model_copy(update={"rungs": [markless]})], []).study.trials
     assert failed.state.name == "FAIL"
 
 

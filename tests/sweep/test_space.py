@@ -183,7 +183,7 @@ def test_optuna_is_told_what_was_tried_and_starts_with_what_was_begun() -> None:
     )  # fmt: skip
     searcher = optuna_search(config, [result], [begun])
     assert point_of(config, searcher.suggest("next")) == begun
-    (known,) = searcher._ot_study.get_trials(states=None)[1:2]
+    (known,) = searcher.study.get_trials(states=None)[1:2]
     assert known.value == 0.4 and known.params == {"p0": 0.5, "p1": 3, "p2": 0}
     drawn = point_of(config, searcher.suggest("after"))
     experiment_at(config, drawn)
