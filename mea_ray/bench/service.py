@@ -118,7 +118,7 @@ def bench_service(
             use_threads(replicas)
             bare, _ = load_model(Path(folder))
             # The replicas' memory format, which is the fastest: the comparison is of the service alone.
-            bare = bare.to(device(), memory_format=torch.channels_last)
+            bare = bare.to(device()).to(memory_format=torch.channels_last)
             flow: dict[str, Any] = {"request_images": request_images, "max_in_flight": max_in_flight}
             stream = services["merged"].client("bulk", **flow)
             streams = _streams(services["merged"], bulk_clients, flow)

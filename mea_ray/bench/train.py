@@ -184,7 +184,7 @@ def _plain(model: ImageModel, images: ImageSet, training: TrainingConfig, seed: 
     augment = Augment(images.shape, torch.Generator().manual_seed(seed), augment=("flip", "crop"))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     for _ in range(training.epochs):
-        for indices in torch.randperm(len(pixels)).to(where).split(training.batch_size):
+        for indices in torch.randperm(len(pixels)).to(where).split(training.batch_size):  # type: ignore[no-untyped-call]
             batch = to_float(augment(pixels[indices]), nhwc)
             with torch.autocast(where.type, dtype=torch.bfloat16, enabled=half):
                 loss = F.cross_entropy(model(batch).float(), labels[indices])

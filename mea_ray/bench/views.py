@@ -139,7 +139,7 @@ def _per_image(size: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
     """What one would write with torchvision: the same crop, flip, jitter and greyscale."""
     from torchvision.transforms import v2
 
-    return v2.Compose(
+    composed: Callable[[Tensor], Tensor] = v2.Compose(
         [
             v2.ToDtype(torch.float32, scale=True),
             v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=False),
@@ -148,3 +148,4 @@ def _per_image(size: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
             v2.RandomGrayscale(0.2),
         ]
     )
+    return composed

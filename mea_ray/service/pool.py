@@ -131,13 +131,12 @@ class VictimService:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         if exists(ledger_name(name)):
             raise ConfigError(f"a victim service {name!r} is running; connect to it, stop it, or choose another name")
-        ledger = (
-            ray.remote(LedgerActor)
-            .options(**common, name=ledger_name(name), num_cpus=0, max_task_retries=-1, scheduling_strategy=here)
-            .remote(str(journal.resolve()), rate, description)
-        )
+        ledger_class: Any = ray.remote(LedgerActor)
+        ledger = ledger_class.options(
+            **common, name=ledger_name(name), num_cpus=0, max_task_retries=-1, scheduling_strategy=here
+        ).remote(str(journal.resolve()), rate, description)
         # No retries by Ray here: the client asks another replica, which is up already.
-        remote_replica = ray.remote(Replica)
+        remote_replica: Any = ray.remote(Replica)
         answer_of("the ledger", ledger.describe.remote())
         handles = [
             remote_replica.options(

@@ -295,9 +295,10 @@ def services_group(demand: Demand, timeout_s: float = 120.0) -> Iterator[Any]:
     try:
         ready, _ = ray.wait([group.ready()], timeout=timeout_s)
         if not ready:
+            free = ray.available_resources()  # type: ignore[no-untyped-call]
             raise ConfigError(
                 f"no room for {len(demand.bundles)} replicas of {dict(demand.replica)} within {timeout_s:g} s: free are"
-                f" {ray.available_resources()}; lower service.cpus_per_replica, service.gpus_per_replica or "
+                f" {free}; lower service.cpus_per_replica, service.gpus_per_replica or "
                 "max_services, or wait until the cluster is free"
             )
         yield group

@@ -40,8 +40,7 @@ class OptunaSearch(Searcher):
     ) -> None:
         self.names = [name for name, _ in objectives]
         modes = [mode for _, mode in objectives]
-        single = len(objectives) == 1
-        super().__init__(metric=self.names[0] if single else self.names, mode=modes[0] if single else modes)
+        super().__init__(metric=self.names[0], mode=modes[0])  # Tune itself looks at one; the study at all
         self.space, self.limits = dict(space), dict(constraints)
         self.study = optuna.create_study(
             directions=["maximize" if mode == "max" else "minimize" for mode in modes],

@@ -30,6 +30,7 @@ class PretextTask(Protocol):
     """What is needed of a pretext task; ``mea_ray.pretext.base.Pretext`` is one."""
 
     encoded: int
+    least_batch: int
 
     def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
         """Build the heads."""
