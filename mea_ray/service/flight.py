@@ -142,7 +142,8 @@ class _Flights:
         avoid = request.avoid
         if not self.replicas:
             self.outcomes[index] = ServiceUnavailable(
-                f"all replicas of service {self.service!r} are gone for good; start it again, then repeat the query"
+                f"service {self.service!r} has ended: none of its replicas can be found; start it again, then repeat "
+                "the query: answers received before are kept, and nothing is charged twice"
             )
             return
         load = dict.fromkeys(self.replicas, 0)

@@ -200,6 +200,9 @@ def _run(
             if start is not None:
                 _Driver(sweep, the_plan, folder, finisher, tell, start, work).run(left, samples)
             results = folder.results()
+            expected = {trial.name for trial in the_plan.trials} if not the_plan.adaptive else done | finisher.ended
+            for trial in sorted(expected - {result.trial for result in results} - set(finisher.failed)):
+                finisher.fail(trial, "its result was removed or damaged meanwhile; --resume makes it again")
             finisher.drain()
             shown.summarize(results)
         how = "done"
