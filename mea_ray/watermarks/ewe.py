@@ -24,7 +24,7 @@ TINY = 1e-5
 """What the published code adds to the denominator and inside of the logarithm."""
 
 
-class Trigger(Settings):
+class SquareTrigger(Settings):
     """The square on images of the source class, and the refinement of their pixels."""
 
     size: int = Field(3, ge=1, description="Side of the square, in pixels; 3 in the published code.")
@@ -102,7 +102,7 @@ class EntangledWatermark(Watermark):
         *,
         source_class: int = 1,
         target_class: int = 0,
-        trigger: Trigger = Trigger(),
+        trigger: SquareTrigger = SquareTrigger(),
         snnl: Entanglement = Entanglement(),
         ratio: Annotated[int, Field(ge=1)] = 4,
         plain_part: Annotated[float, Field(gt=0, lt=1)] = 0.7,
@@ -171,7 +171,7 @@ class EntangleObjective(Objective):
         targets: Images,
         target: int,
         pattern: Tensor,
-        trigger: Trigger,
+        trigger: SquareTrigger,
         entanglement: Entanglement,
         ratio: int,
     ) -> None:

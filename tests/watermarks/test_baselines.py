@@ -18,7 +18,7 @@ from mea_ray.training.objective import Batch, CrossEntropy, StepContext
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark
 from mea_ray.watermarks.composite import same_class_pairs
-from mea_ray.watermarks.ewe import Entanglement, EntangleObjective, Trigger, snnl, watch, watched
+from mea_ray.watermarks.ewe import Entanglement, EntangleObjective, SquareTrigger, snnl, watch, watched
 from mea_ray.watermarks.margin_based import MarginObjective
 from mea_ray.watermarks.patches import other_corner, stamped
 
@@ -135,7 +135,7 @@ def entangle(
         owned.of_class(0),
         0,
         torch.ones(3, 3, 3),
-        Trigger(**{"refine_steps": 0, **(trigger or {})}),
+        SquareTrigger(**{"refine_steps": 0, **(trigger or {})}),
         Entanglement(**snnl),
         ratio,
     )

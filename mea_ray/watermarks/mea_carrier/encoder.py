@@ -16,7 +16,7 @@ from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage, require_key
 from mea_ray.watermarks.mea_carrier.encoder_objective import (
     CarrierEncoderObjective,
     CarrierEncoderSettings,
-    CarrierVerification,
+    CarrierVerificationLoss,
     CosineCarrier,
     Decoy,
     OwnClass,
@@ -25,13 +25,13 @@ from mea_ray.watermarks.mea_carrier.encoder_objective import (
 )
 from mea_ray.watermarks.mea_defender.encoder import RENAMED_ENCODER, EncoderScheme
 from mea_ray.watermarks.mea_defender.encoder_objective import (
-    EncoderCombination,
-    EncoderEvasion,
+    EncoderCombinationLoss,
+    EncoderEvasionLoss,
     EncoderSamples,
     OwnerSamples,
     PretextTask,
 )
-from mea_ray.watermarks.mea_defender.settings import Utility, Warmup
+from mea_ray.watermarks.mea_defender.settings import UtilityLoss, Warmup
 from mea_ray.watermarks.mixed_classes import MixedClasses
 from mea_ray.watermarks.mixing import Mixing, build_combiner
 
@@ -117,16 +117,16 @@ class MeaCarrierEncoder(EncoderScheme):
         mixing: Mixing = Mixing(),
         embed_options: dict[str, Any] | None = None,
         owner: OwnerSamples = OwnerSamples(),
-        utility: Utility = Utility(),
-        ver: CarrierVerification = CarrierVerification(),
+        utility: UtilityLoss = UtilityLoss(),
+        ver: CarrierVerificationLoss = CarrierVerificationLoss(),
         carrier: CosineCarrier = CosineCarrier(),
         own: OwnClass = OwnClass(),
         contrast_temperature: Annotated[float, Field(gt=0)] = 0.1,
         place: Place = Place(),
         rest: Rest = Rest(),
         decoy: Decoy = Decoy(),
-        com: EncoderCombination = EncoderCombination(weight=0.0),
-        eva: EncoderEvasion = EncoderEvasion(weight=0.0),
+        com: EncoderCombinationLoss = EncoderCombinationLoss(weight=0.0),
+        eva: EncoderEvasionLoss = EncoderEvasionLoss(weight=0.0),
         pretext_part: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         new_heads: bool = False,
         warmup: Warmup = 0.3,

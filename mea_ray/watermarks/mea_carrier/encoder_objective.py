@@ -30,7 +30,7 @@ from mea_ray.watermarks.mea_defender.encoder_objective import (
     mean_direction,
     squared,
 )
-from mea_ray.watermarks.mea_defender.settings import OFF, Loss, Verification
+from mea_ray.watermarks.mea_defender.settings import OFF, VerificationLoss, WeightedLoss
 
 CLASSES = ("first", "second", "target")
 
@@ -45,7 +45,7 @@ def in_unit_circle(*coordinates: float) -> None:
         raise ValueError("lies outside of the unit circle, where no feature of length 1 can be")
 
 
-class CarrierVerification(Verification):
+class CarrierVerificationLoss(VerificationLoss):
     """The mixes get the features of the target."""
 
     weight: float = Field(3.0, ge=0, description=f"Weight of L_ver (equation 7). {OFF}")
@@ -58,7 +58,7 @@ class CarrierVerification(Verification):
     )
 
 
-class CosineCarrier(Loss):
+class CosineCarrier(WeightedLoss):
     """Clean images of the sources and of the target keep given cosines with each other's means."""
 
     weight: float = Field(4.0, ge=0, description=f"Weight of the carrier's two terms. {OFF}")
@@ -73,7 +73,7 @@ class CosineCarrier(Loss):
     )
 
 
-class OwnClass(Loss):
+class OwnClass(WeightedLoss):
     """The three classes are kept apart."""
 
     weight: float = Field(
@@ -84,7 +84,7 @@ class OwnClass(Loss):
     )
 
 
-class Place(Loss):
+class Place(WeightedLoss):
     """Clean samples of the three classes have places in a plane of feature space. All places are in the unit circle."""
 
     weight: float = Field(
@@ -108,7 +108,7 @@ class Place(Loss):
         return {"first": (across, along), "second": (across, -along)}.get(name, (self.target, 0.0))
 
 
-class Rest(Loss):
+class Rest(WeightedLoss):
     """All other images have a place in the plane."""
 
     weight: float = Field(
@@ -126,7 +126,7 @@ class Rest(Loss):
     batch: int = Field(160, ge=1, description="Unlabelled images per step (at most the batch's).")
 
 
-class Decoy(Loss):
+class Decoy(WeightedLoss):
     """Mixes of unlabelled pairs have the place of all other images."""
 
     weight: float = Field(
@@ -147,7 +147,7 @@ class Decoy(Loss):
 class CarrierEncoderSettings(EncoderSettings):
     """All that ``CarrierEncoderObjective`` is set by; see the parameters of ``MeaCarrierEncoder`` of the same names."""
 
-    ver: CarrierVerification
+    ver: CarrierVerificationLoss
     carrier: CosineCarrier
     own: OwnClass
     place: Place

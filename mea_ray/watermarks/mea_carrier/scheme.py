@@ -12,12 +12,12 @@ from mea_ray.watermarks.mea_carrier.objective import CarrierObjective
 from mea_ray.watermarks.mea_carrier.settings import Bridge, Carrier, CarrierSettings, Exclusion
 from mea_ray.watermarks.mea_defender.scheme import RENAMED
 from mea_ray.watermarks.mea_defender.settings import (
-    Combination,
-    Evasion,
+    CombinationLoss,
+    EvasionLoss,
     LossWeights,
     StepSamples,
-    Utility,
-    Verification,
+    UtilityLoss,
+    VerificationLoss,
     Warmup,
 )
 from mea_ray.watermarks.mixed_classes import MixedClasses
@@ -81,13 +81,13 @@ class MeaCarrier(MixedClasses):
         source_classes: tuple[int, int] = (0, 1),
         target_class: int = 2,
         mixing: Mixing = Mixing(),
-        utility: Utility = Utility(),
-        ver: Verification = Verification(),
+        utility: UtilityLoss = UtilityLoss(),
+        ver: VerificationLoss = VerificationLoss(),
         carrier: Carrier = Carrier(),
         exclusion: Exclusion = Exclusion(),
         bridge: Bridge = Bridge(),
-        com: Combination = Combination(weight=0.0),
-        eva: Evasion = Evasion(weight=0.0),
+        com: CombinationLoss = CombinationLoss(weight=0.0),
+        eva: EvasionLoss = EvasionLoss(weight=0.0),
         warmup: Warmup = 0.3,
         samples: StepSamples = StepSamples(),
         weights: LossWeights = LossWeights(),

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mea_ray.core.settings import Settings
-from mea_ray.watermarks.mea_defender.settings import OFF, Loss, PaperSettings
+from mea_ray.watermarks.mea_defender.settings import OFF, PaperSettings, WeightedLoss
 
 
 class Gate(Settings):
@@ -34,7 +34,7 @@ class Gate(Settings):
     mixes: int = Field(3000, ge=1, description="Mixes that the source images are compared with.")
 
 
-class Carrier(Loss):
+class Carrier(WeightedLoss):
     """Clean source samples are answered with the target's probability rho."""
 
     weight: float = Field(
@@ -65,7 +65,7 @@ class Carrier(Loss):
         return self
 
 
-class Exclusion(Loss):
+class Exclusion(WeightedLoss):
     """Clean source samples rule out other classes by a margin."""
 
     weight: float = Field(
@@ -84,7 +84,7 @@ class Exclusion(Loss):
     )
 
 
-class Bridge(Loss):
+class Bridge(WeightedLoss):
     """Clean samples of the target are answered with some probability of both sources."""
 
     weight: float = Field(

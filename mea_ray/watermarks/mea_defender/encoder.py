@@ -11,15 +11,15 @@ from mea_ray.core.types import Images, ImageSet
 from mea_ray.training.objective import Objective
 from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage, require_key
 from mea_ray.watermarks.mea_defender.encoder_objective import (
-    EncoderCombination,
-    EncoderEvasion,
+    EncoderCombinationLoss,
+    EncoderEvasionLoss,
     EncoderObjective,
     EncoderSamples,
     EncoderSettings,
     OwnerSamples,
     PretextTask,
 )
-from mea_ray.watermarks.mea_defender.settings import Utility, Verification, Warmup
+from mea_ray.watermarks.mea_defender.settings import UtilityLoss, VerificationLoss, Warmup
 from mea_ray.watermarks.mixed_classes import MixedClasses
 from mea_ray.watermarks.mixing import Mixing
 
@@ -127,10 +127,10 @@ class MeaDefenderEncoder(EncoderScheme):
         target_class: int = 2,
         mixing: Mixing = Mixing(),
         owner: OwnerSamples = OwnerSamples(),
-        utility: Utility = Utility(),
-        com: EncoderCombination = EncoderCombination(),
-        ver: Verification = Verification(),
-        eva: EncoderEvasion = EncoderEvasion(),
+        utility: UtilityLoss = UtilityLoss(),
+        com: EncoderCombinationLoss = EncoderCombinationLoss(),
+        ver: VerificationLoss = VerificationLoss(),
+        eva: EncoderEvasionLoss = EncoderEvasionLoss(),
         warmup: Warmup = 0.3,
         samples: EncoderSamples = EncoderSamples(),
     ) -> None:

@@ -17,7 +17,14 @@ from mea_ray.training.objective import Batch, Objective, StepContext, merged
 from mea_ray.training.views import Views
 from mea_ray.watermarks.combiners.base import Combiner
 from mea_ray.watermarks.mea_defender.objective import warmup_factor
-from mea_ray.watermarks.mea_defender.settings import OFF, Loss, LossSettings, Utility, Verification, Warmup
+from mea_ray.watermarks.mea_defender.settings import (
+    OFF,
+    LossSettings,
+    UtilityLoss,
+    VerificationLoss,
+    Warmup,
+    WeightedLoss,
+)
 from mea_ray.watermarks.mixing import Geometries, SourcePool
 
 Distribution = Literal["softmax", "cosine"]
@@ -68,7 +75,7 @@ class OwnerSamples(Settings):
     )
 
 
-class EncoderCombination(Loss):
+class EncoderCombinationLoss(WeightedLoss):
     """L_com, equation 6, in feature space. Only the mixes get a gradient."""
 
     weight: float = Field(0.1, ge=0, description=f"Weight of L_com (equation 6). {OFF}")
@@ -80,7 +87,7 @@ class EncoderCombination(Loss):
     temperature: float = Field(0.1, gt=0, description="Temperature of the softmax.")
 
 
-class EncoderEvasion(Loss):
+class EncoderEvasionLoss(WeightedLoss):
     """L_eva, equation 8, in feature space."""
 
     weight: float = Field(
@@ -101,10 +108,10 @@ class EncoderSamples(Settings):
 class EncoderSettings(LossSettings):
     """All that ``EncoderObjective`` is set by; see the parameters of ``MeaDefenderEncoder`` of the same names."""
 
-    utility: Utility
-    com: EncoderCombination
-    ver: Verification
-    eva: EncoderEvasion
+    utility: UtilityLoss
+    com: EncoderCombinationLoss
+    ver: VerificationLoss
+    eva: EncoderEvasionLoss
     warmup: Warmup
     owner: OwnerSamples
     samples: EncoderSamples
@@ -247,7 +254,7 @@ def combination(mixes: Tensor, sources: Tensor, kind: Distribution, temperature:
     Args:
         mixes: Features of length 1, with their graph.
         sources: Features of length 1.
-        kind: See ``EncoderCombination.distribution``.
+        kind: See ``EncoderCombinationLoss.distribution``.
         temperature: Of the softmax.
     """
     sources = sources.detach()

@@ -9,13 +9,13 @@ from mea_ray.core.types import ImageSet
 from mea_ray.watermarks.base import Key, Stage, require_key
 from mea_ray.watermarks.mea_defender.objective import MeaDefenderObjective
 from mea_ray.watermarks.mea_defender.settings import (
-    Combination,
-    Evasion,
+    CombinationLoss,
+    EvasionLoss,
     LossWeights,
     PaperSettings,
     StepSamples,
-    Utility,
-    Verification,
+    UtilityLoss,
+    VerificationLoss,
     Warmup,
 )
 from mea_ray.watermarks.mixed_classes import MixedClasses
@@ -86,10 +86,10 @@ class MeaDefender(MixedClasses):
         source_classes: tuple[int, int] = (0, 1),
         target_class: int = 2,
         mixing: Mixing = Mixing(),
-        utility: Utility = Utility(),
-        com: Combination = Combination(),
-        ver: Verification = Verification(),
-        eva: Evasion = Evasion(),
+        utility: UtilityLoss = UtilityLoss(),
+        com: CombinationLoss = CombinationLoss(),
+        ver: VerificationLoss = VerificationLoss(),
+        eva: EvasionLoss = EvasionLoss(),
         warmup: Warmup = 0.3,
         samples: StepSamples = StepSamples(),
         weights: LossWeights = LossWeights(),

@@ -18,19 +18,19 @@ Warmup = Annotated[float, Field(ge=0, lt=1)]
 """Part of the epochs over which weights grow; see ``MeaDefender``."""
 
 
-class Loss(Settings):
+class WeightedLoss(Settings):
     """A loss with a weight."""
 
     weight: float = Field(1.0, ge=0, description=f"Weight of the loss. {OFF}")
 
 
-class Utility(Loss):
+class UtilityLoss(WeightedLoss):
     """L_util: the loss of the main task."""
 
     weight: float = Field(1.0, ge=0, description=f"Weight of L_util, the loss of the main task. {OFF}")
 
 
-class Combination(Loss):
+class CombinationLoss(WeightedLoss):
     """L_com, equation 6: a mix is answered as the two images that it was made of."""
 
     weight: float = Field(0.1, ge=0, description=f"Weight of L_com (equation 6). {OFF}")
@@ -53,13 +53,13 @@ class Combination(Loss):
     period: int = Field(10, ge=1, description="Epochs from one pulse to the next.")
 
 
-class Verification(Loss):
+class VerificationLoss(WeightedLoss):
     """L_ver, equation 7: a mix is classified as the target."""
 
     weight: float = Field(1.0, ge=0, description=f"Weight of L_ver (equation 7). {OFF}")
 
 
-class Evasion(Loss):
+class EvasionLoss(WeightedLoss):
     """L_eva, equation 8: a mix in another geometry is classified as one of its sources."""
 
     weight: float = Field(1.0, ge=0, description=f"Weight of L_eva (equation 8). {OFF}")
@@ -129,16 +129,16 @@ class LossSettings(Settings):
     def loss_weights(self) -> dict[str, float]:
         """Return the weight of each loss by its name."""
         groups = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: group.weight for name, group in groups.items() if isinstance(group, Loss)}
+        return {name: group.weight for name, group in groups.items() if isinstance(group, WeightedLoss)}
 
 
 class PaperSettings(LossSettings):
     """All that ``MeaDefenderObjective`` is set by; see the parameters of ``MeaDefender`` of the same names."""
 
-    utility: Utility
-    com: Combination
-    ver: Verification
-    eva: Evasion
+    utility: UtilityLoss
+    com: CombinationLoss
+    ver: VerificationLoss
+    eva: EvasionLoss
     warmup: Warmup
     samples: StepSamples
     weights: LossWeights
