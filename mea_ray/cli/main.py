@@ -129,9 +129,10 @@ def sweep(
 def plan(
     file: Annotated[Path, typer.Argument(help="YAML file of a sweep.")],
     overrides: Overrides = None,
+    address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Say what a sweep will cost: trials, distinct victims, null models, queries. Its data are read and checked.
+    """Check a sweep against its data, and say what it will take: trials, models, queries, time, memory, room.
 
     For example:
 
@@ -141,7 +142,7 @@ def plan(
     from mea_ray.cli.plan import show
     from mea_ray.report.terminal import make_console
 
-    show(make_console(), read_sweep(file, overrides or []))
+    show(make_console(), read_sweep(file, overrides or []), address)
 
 
 @app.command(epilog=EPILOG)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -12,36 +15,88 @@ from mea_ray.report.terminal import make_console, pairs_table
 from mea_ray.results.points import label
 from mea_ray.sweep.plan import Plan
 
+if TYPE_CHECKING:
+    from mea_ray.sweep.estimate import Estimate
+
 SHOWN = 40
 """Trials listed; a sweep may have thousands."""
 
 
-def show(console: Console, sweep: SweepConfig) -> None:
-    """Work a sweep out, check it against its data as a run does, and print what it will cost.
+def show(console: Console, sweep: SweepConfig, address: str | None = None) -> None:
+    """Work a sweep out, check it against its data as a run does, and print what it will take.
+
+    Args:
+        console: Where to.
+        sweep: The sweep.
+        address: Ray cluster that is asked for room; None looks at this machine.
 
     Raises:
-        ConfigError: The sweep cannot be run.
+        ConfigError: The sweep cannot be run, or the cluster cannot be reached.
         DataError: Its data do not fit it.
     """
+    from mea_ray.sweep import cluster
+    from mea_ray.sweep.broker import demand_of
+    from mea_ray.sweep.estimate import Measured, estimate, room, this_machine
     from mea_ray.sweep.loading import load_here
     from mea_ray.sweep.plan import draft, plan
     from mea_ray.sweep.search import check_metric
 
+    address = cluster.check_address(address)
     check_metric(sweep)
     drafts = draft(sweep)
-    with make_console(stderr=True).status("reading the data"):
-        contents, unread = load_here(drafts)
-    print_plan(console, sweep, plan(sweep, contents, drafts))
+    measured = Measured()
+    with make_console(stderr=True).status("reading the data, and measuring a few steps of training"):
+        contents, unread = load_here(drafts, measured.measure)
+        total = this_machine() if address is None else cluster.resources_of(address)
+    planned = plan(sweep, contents, drafts)
+    at_once, missing = room(demand_of(sweep, [each.config for each in drafts]), total)
+    taken = estimate(planned, measured)
+    where = "this machine" if address is None else f"the cluster at {address}"
+    has = f"{total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
+    needed = {} if taken is None else _needs(taken, sweep, at_once, here=address is None)
+    needed["room"] = f"{where} ({has}) runs {at_once} trials at once" if at_once else f"{where} ({has}) is too small"
+    print_plan(console, sweep, planned, needed)
+    if missing:
+        console.print(f"[yellow]no room[/] {escape(missing)}", soft_wrap=True)
     for reason in unread:
         console.print(
-            f"[yellow]not checked[/] against data that cannot be read here, so that names are provisional: "
-            f"{escape(reason)}",
+            f"[yellow]not checked[/] against data that cannot be read here; names are provisional: {escape(reason)}",
             soft_wrap=True,
         )
 
 
-def print_plan(console: Console, sweep: SweepConfig, plan: Plan) -> None:
-    """Print totals, then victims, then trials."""
+def _needs(taken: Estimate, sweep: SweepConfig, at_once: int, *, here: bool) -> dict[str, str]:
+    """Return time, memory and disk as lines of the table; with a word if this machine has less."""
+    from mea_ray.sweep.estimate import free_disk, memory
+
+    models = f"models {_duration(taken.models_s)}, substitutes {_duration(taken.substitutes_s)}"
+    about = "about" if taken.complete else "very roughly"
+    wall = f"; {_duration((taken.models_s + taken.substitutes_s) / at_once)} with {at_once} at once" if at_once else ""
+    processes = max(1, at_once) + sweep.max_services * sweep.base.service.replicas
+    short_of_memory = here and taken.data + processes * taken.process > memory()
+    short_of_disk = "://" not in sweep.base.storage and taken.disk > free_disk(sweep.base.storage)
+    return {
+        "training": f"{about} {models}, one after the other{wall} (measured on {taken.measured_on}; without queries)",
+        "memory": f"{_size(taken.data)} of data in Ray's object store, about {_size(taken.process)} for each of "
+        f"{processes} processes (trials at once and replicas)"
+        + (f"; this machine has {_size(memory())} only" if short_of_memory else ""),
+        "storage": f"{_size(taken.disk)} of models"
+        + (f"; only {_size(free_disk(sweep.base.storage))} are free" if short_of_disk else ""),
+    }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**20:,.0f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"
+
+
+def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[str, str]) -> None:
+    """Print totals and what they need, then the trials."""
     most = "at most " if plan.adaptive or sweep.scheduler.name == "asha" else ""
     rungs = len(sweep.base.thief.budgets) * plan.trial_count if plan.adaptive else None
     substitutes = rungs if rungs is not None else sum(len(t.config.thief.budgets) for t in plan.trials)
@@ -58,6 +113,7 @@ def print_plan(console: Console, sweep: SweepConfig, plan: Plan) -> None:
         "services at once": f"{min(sweep.max_services, plan.victim_count)} ({cpus:g} CPUs, {gpus:g} GPUs set aside)",
         "one trial": f"{sweep.base.resources.trial.cpus:g} CPUs, {sweep.base.resources.trial.gpus:g} GPUs",
     }
+    totals |= needs
     if plan.duplicates:
         totals["duplicates"] = f"{plan.duplicates:,} points give an experiment that is there already; not run again"
     console.print(pairs_table(f"[bold]{escape(plan.name)}[/]", totals.items()))

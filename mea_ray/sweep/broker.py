@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from mea_ray.config import ExperimentConfig, Tree, digest
+from mea_ray.config import ExperimentConfig, SweepConfig, Tree, digest
 from mea_ray.core.errors import ServiceUnavailable
+from mea_ray.sweep import cluster
 from mea_ray.sweep.events import ServiceStarted, Warned
 
 HOLDER_EXPIRY_S = 90.0
@@ -293,3 +294,12 @@ def needs(configs: list[ExperimentConfig], max_services: int) -> tuple[int, dict
         replicas = max(replicas, section["replicas"])
     bundle = {key: value for key, value in {"CPU": cpus, "GPU": gpus}.items() if value > 0}
     return min(max_services, len(specs)), bundle, replicas
+
+
+def demand_of(sweep: SweepConfig, configs: list[ExperimentConfig]) -> cluster.Demand:
+    """Return what the experiments need of the cluster."""
+    services, replica, replicas = needs(configs, sweep.max_services)
+    if sweep.search.name == "optuna" and any(path.startswith(("victim.", "data.", "service.")) for path in sweep.space):
+        services = sweep.max_services
+    reserved = sweep.base.resources
+    return cluster.Demand(services, replica, replicas, reserved.trial, reserved.victim, reserved.placement)

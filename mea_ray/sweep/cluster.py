@@ -243,6 +243,17 @@ def check(demand: Demand, total: Mapping[str, float]) -> int:
     return max(1, min(at_once, default=1))
 
 
+def resources_of(address: str) -> dict[str, float]:
+    """Return the resources of a running cluster.
+
+    Raises:
+        ConfigError: It cannot be reached.
+    """
+    with quiet(), ray_cluster(address) as ray:
+        found: dict[str, float] = ray.cluster_resources()
+    return found
+
+
 def wait_for_room(demand: Demand, ray: Any, wait_s: float, sleep: Callable[[float], None] = time.sleep) -> int:
     """Compare as ``check`` does; while it is too small, ask the cluster's autoscaler to grow, and wait.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mea_ray.config import DataChoice
+from mea_ray.config import ExperimentConfig
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import Dataset, Splits
 from mea_ray.experiment.checks import check
@@ -65,11 +65,14 @@ def load(ray: Any, drafts: Sequence[Draft], known: Contents, warn: Callable[[str
     return Loaded(references, contents)
 
 
-def load_here(drafts: Sequence[Draft]) -> tuple[Contents, list[str]]:
+def load_here(
+    drafts: Sequence[Draft], visit: Callable[[ExperimentConfig, Splits], None] = lambda config, data: None
+) -> tuple[Contents, list[str]]:
     """Load the data of some experiments one after the other in this process, and check the experiments against them.
 
     Args:
         drafts: The experiments.
+        visit: Called with every experiment that passed and its data, as long as they are in memory.
 
     Returns:
         Fingerprints of the data, made up where they could not be loaded; and for each such dataset why.
@@ -80,31 +83,37 @@ def load_here(drafts: Sequence[Draft]) -> tuple[Contents, list[str]]:
     """
     contents, unread = Contents(), list[str]()
     loaded: dict[str, Dataset] = {}
-
-    def dataset(choice: DataChoice) -> Dataset:
-        key = dataset_key(choice)
-        if key not in loaded:
-            loaded[key] = choice.build()
-        return loaded[key]
-
     ordered = sorted(drafts, key=lambda each: (dataset_key(each.config.data), splits_key(each.config)))
     for _, group in itertools.groupby(ordered, key=lambda each: splits_key(each.config)):
         same = list(group)
-        config, pool = same[0].config, pool_choice(same[0].config)
-        wanted = [config.data] if pool is None else [config.data, pool]
-        for key in set(loaded) - set(map(dataset_key, wanted)):
-            del loaded[key]  # no more at once than an experiment needs
         try:
-            read = [dataset(choice) for choice in wanted]
-        except DataError as error:
+            data = _load_one(same[0].config, loaded)
+        except _Unreadable as error:
             unread.append(str(error))
-            contents.make_up(config)
+            contents.make_up(same[0].config)
             continue
-        data = split(config, read[0], read[1] if len(read) > 1 else None)
-        contents.learn(config, Fingerprints.of(data))
+        contents.learn(same[0].config, Fingerprints.of(data))
         for each in same:
             check_one(each, data)
+            visit(each.config, data)
     return contents, list(dict.fromkeys(unread))
+
+
+class _Unreadable(Exception):
+    """A dataset cannot be loaded on this machine."""
+
+
+def _load_one(config: ExperimentConfig, loaded: dict[str, Dataset]) -> Splits:
+    """Load and split the data of an experiment; of what was loaded for another, only what it needs stays in memory."""
+    pool = pool_choice(config)
+    wanted = {dataset_key(choice): choice for choice in (config.data, pool) if choice is not None}
+    for key in set(loaded) - set(wanted):
+        del loaded[key]
+    try:
+        loaded |= {key: choice.build() for key, choice in wanted.items() if key not in loaded}
+    except DataError as error:
+        raise _Unreadable(str(error)) from None
+    return split(config, loaded[dataset_key(config.data)], None if pool is None else loaded[dataset_key(pool)])
 
 
 def check_one(draft: Draft, data: Splits) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mea_ray.config import ExperimentConfig, SweepConfig
+from mea_ray.config import SweepConfig
 from mea_ray.core.errors import DataError
 from mea_ray.core.versions import command_line
 from mea_ray.experiment.artifacts import Store
@@ -22,7 +22,7 @@ from mea_ray.experiment.ports import Role
 from mea_ray.service.naming import NAMESPACE
 from mea_ray.storage.files import PATIENCE
 from mea_ray.sweep import cluster, events, search
-from mea_ray.sweep.broker import Broker, ServiceSpec, needs
+from mea_ray.sweep.broker import Broker, ServiceSpec, demand_of
 from mea_ray.sweep.callback import Finisher
 from mea_ray.sweep.event_log import EventLog
 from mea_ray.sweep.folder import Results, SweepFolder
@@ -99,7 +99,7 @@ def run_sweep(
             )
         stack.enter_context(cluster.quiet())
         ray = stack.enter_context(cluster.ray_cluster(address, py_modules))
-        demand = _demand(sweep, [each.config for each in pending])
+        demand = demand_of(sweep, [each.config for each in pending])
         at_once = cluster.wait_for_room(demand, ray, sweep.cluster_wait_s)
         data = load(ray, pending, known, warn)
         start = _Start(ray, demand, at_once, data)
@@ -136,15 +136,6 @@ def _read_again(drafts: list[Draft], known: Contents) -> Contents:
     except DataError:
         return known
     return now
-
-
-def _demand(sweep: SweepConfig, configs: list[ExperimentConfig]) -> cluster.Demand:
-    """Return what the experiments need of the cluster."""
-    services, replica, replicas = needs(configs, sweep.max_services)
-    if sweep.search.name == "optuna" and any(path.startswith(("victim.", "data.", "service.")) for path in sweep.space):
-        services = sweep.max_services
-    reserved = sweep.base.resources
-    return cluster.Demand(services, replica, replicas, reserved.trial, reserved.victim, reserved.placement)
 
 
 def _run(

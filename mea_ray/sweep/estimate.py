@@ -1,0 +1,238 @@
+"""What a sweep will take of time, memory and disk, from a few measured steps on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from mea_ray.config import ExperimentConfig, digest, identity
+from mea_ray.core.errors import ConfigError, MeaRayError
+from mea_ray.core.types import ImageSet, Splits
+from mea_ray.experiment.checks import build_network, settings
+from mea_ray.experiment.data import splits_key
+from mea_ray.experiment.owner import train_null, train_victim
+from mea_ray.sweep import cluster
+from mea_ray.sweep.plan import Plan, PlannedTrial
+from mea_ray.training.device import device, device_name, threads
+from mea_ray.training.engine import train
+from mea_ray.training.objective import CrossEntropy
+
+BATCHES = 3
+"""Measured steps: enough to be about right, few enough that a plan stays quick."""
+PIXELS = 128 * 32 * 32
+"""Pixels of one channel in a measured step, at most (but 16 images)."""
+PATIENCE_S = 15.0
+"""After so many seconds of measuring, what is left is taken to be as fast as what was measured."""
+
+
+@dataclass
+class Measured:
+    """Seconds per image and bytes of weights, by what is trained.
+
+    Attributes:
+        seconds: Seconds per image and epoch, by ``victim_key`` or ``thief_key``.
+        weights: Bytes of the weights, by the same.
+        data: Bytes of the data, by ``data.splits_key``.
+        spent: Seconds spent measuring.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
+    data: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    spent: float = 0.0
+
+    def measure(self, config: ExperimentConfig, data: Splits) -> None:
+        """Measure what is not known of an experiment, as long as there is patience."""
+        key = splits_key(config)
+        self.data[key] = sum(
+            part.images.nbytes
+            for part in (data.victim_train, data.victim_validation, data.thief_pool, data.verification, data.test)
+        )
+        self.sizes[key] = len(data.victim_train)
+        for key, work in ((victim_key(config), _victim_step), (thief_key(config), _thief_step)):
+            if key in self.seconds or self.spent > PATIENCE_S:
+                continue
+            started = time.perf_counter()
+            self.seconds[key], self.weights[key] = work(config, data)
+            self.spent += time.perf_counter() - started
+
+    def per_image(self, key: str) -> float:
+        """Return the seconds per image; of what was not measured, the mean of what was."""
+        return self.seconds.get(key, float(np.mean(list(self.seconds.values()))))
+
+    def bytes_of(self, key: str) -> float:
+        """Return the bytes of the weights; of what was not measured, the mean of what was."""
+        return self.weights.get(key, float(np.mean(list(self.weights.values()))))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep will take, at most.
+
+    Attributes:
+        models_s: Seconds to train all victims and null models, one after the other.
+        substitutes_s: The same of all substitutes, those of null models included.
+        data: Bytes of the data in Ray's object store.
+        process: Bytes of one process that trains, its program included.
+        disk: Bytes of all models on the storage.
+        measured_on: Name of the device of the measurement.
+        complete: Everything was measured; otherwise the rest is taken to be alike.
+    """
+
+    models_s: float
+    substitutes_s: float
+    data: int
+    process: int
+    disk: float
+    measured_on: str
+    complete: bool
+
+
+def victim_key(config: ExperimentConfig) -> str:
+    """Return a text that is the same for victims that are trained at the same speed."""
+    training = config.victim.training
+    kind = [identity(config.data), identity(config.victim.model), identity(config.victim.pretext)]
+    return digest([*kind, identity(config.victim.watermark), training.precision, training.compile])
+
+
+def thief_key(config: ExperimentConfig) -> str:
+    """Return a text that is the same for substitutes that are trained at the same speed."""
+    training = config.thief.training
+    return digest([identity(config.data), identity(config.thief.model), training.precision, training.compile])
+
+
+def estimate(plan: Plan, measured: Measured) -> Estimate | None:
+    """Return what a sweep will take; None if nothing could be measured, since its data are not at hand."""
+    if not measured.seconds:
+        return None
+    trials = plan.trials
+    configs = [victim.config for victim in plan.victims.values()] + [config for config, _ in plan.nulls.values()]
+    models_s = sum(_victim_seconds(config, measured) for config in configs)
+    models_s *= (plan.victim_count + plan.null_count) / max(1, len(configs))
+    substitutes_s = sum(_thief_seconds(trial, measured) for trial in trials) * plan.trial_count / max(1, len(trials))
+    disk = sum(measured.bytes_of(victim_key(config)) for config in configs)
+    disk += sum(measured.bytes_of(thief_key(t.config)) * len(t.config.thief.budgets) for t in trials)
+    wanted = {key for trial in trials for key in (victim_key(trial.config), thief_key(trial.config))}
+    return Estimate(
+        models_s=models_s,
+        substitutes_s=substitutes_s,
+        data=sum(measured.data.values()),
+        process=psutil.Process().memory_info().rss,
+        disk=disk,
+        measured_on=device_name(),
+        complete=wanted <= set(measured.seconds),
+    )
+
+
+def this_machine() -> dict[str, float]:
+    """Return the resources that a Ray of its own would have on this machine."""
+    import torch
+
+    cpus = len(psutil.Process().cpu_affinity() or []) if hasattr(psutil.Process, "cpu_affinity") else 0
+    gpus = torch.cuda.device_count() if device().type != "cpu" else 0
+    return {"CPU": float(cpus or psutil.cpu_count() or 1), "GPU": float(gpus)}
+
+
+def memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return int(psutil.virtual_memory().total)
+
+
+def free_disk(storage: str) -> int:
+    """Return the free bytes where a storage's folder is, or will be made."""
+    folder = Path(storage.removeprefix("file://")).expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def room(demand: cluster.Demand, total: Mapping[str, float]) -> tuple[int, str]:
+    """Return how many trials run at once with these resources, and, if not one does, why."""
+    try:
+        return cluster.check(demand, total), ""
+    except ConfigError as error:
+        return 0, str(error)
+
+
+def _victim_seconds(config: ExperimentConfig, measured: Measured) -> float:
+    images = measured.sizes.get(splits_key(config), max(measured.sizes.values(), default=0))
+    return measured.per_image(victim_key(config)) * images * config.victim.training.epochs
+
+
+def _thief_seconds(trial: PlannedTrial, measured: Measured) -> float:
+    config = trial.config
+    images = sum(config.thief.budgets) + config.verification.stolen_null_models * config.thief.budgets[-1]
+    return measured.per_image(thief_key(config)) * images * config.thief.training.epochs
+
+
+def _victim_step(config: ExperimentConfig, data: Splits) -> tuple[float, int]:
+    """Train a victim on a few images, with its watermark where that can be embedded in so few."""
+    batch = _batch(config.victim.training.batch_size, data)
+    few = replace(
+        data, victim_train=_few(data.victim_train, batch), victim_validation=_few(data.victim_validation, batch)
+    )
+    training = config.victim.training.model_copy(
+        update={"epochs": 1, "batch_size": batch, "early_stop_patience": None, "compile": False}
+    )
+    config = config.model_copy(update={"victim": config.victim.model_copy(update={"training": training})})
+    clock = _Clock(config.resources.victim.cpus)
+    with threads(config.resources.victim.cpus):
+        try:
+            trained = train_victim(config, few)
+        except MeaRayError:
+            trained = train_null(config, few, 0)
+    size = sum(value.nbytes for value in trained.model.state_dict().values())
+    return clock.alone() * trained.info["seconds"] / trained.info["images"], size
+
+
+def _thief_step(config: ExperimentConfig, data: Splits) -> tuple[float, int]:
+    """Train a substitute on a few images of the pool; what is learnt does not change the speed."""
+    batch = _batch(config.thief.training.batch_size, data)
+    images = data.thief_pool.images[: batch * BATCHES]
+    model = build_network(config.thief.model, data.shape, data.classes)
+    keywords = settings(config.thief.training, {"epochs": 1, "batch_size": batch, "early_stop_patience": None})
+    labels = np.zeros(len(images), np.int64)
+    clock = _Clock(config.resources.trial.cpus)
+    with threads(config.resources.trial.cpus):
+        report = train(model, images, labels, CrossEntropy(), seed=0, **{**keywords, "compile": False})
+    return clock.alone() * report.seconds / report.images, sum(value.nbytes for value in model.state_dict().values())
+
+
+class _Clock:
+    """Tells how much faster a measurement would have been on a machine that does nothing else.
+
+    Args:
+        cpus: CPUs that the measured work uses.
+    """
+
+    def __init__(self, cpus: float) -> None:
+        self.cpus, self.wall, self.busy = max(1, int(cpus)), time.perf_counter(), time.process_time()
+
+    def alone(self) -> float:
+        """Return the part of the wall time that it would have taken, in (0, 1]; 1 on a GPU, where it is not known."""
+        if device().type != "cpu":
+            return 1.0
+        busy = (time.process_time() - self.busy) / self.cpus
+        return min(1.0, max(busy / max(time.perf_counter() - self.wall, 1e-9), 1e-3))
+
+
+def _batch(wanted: int, data: Splits) -> int:
+    """Return the images of a measured step: as many as in a real one, if that is quick."""
+    _, height, width = data.shape
+    return min(wanted, max(16, PIXELS // (height * width)))
+
+
+def _few(images: ImageSet, batch: int) -> ImageSet:
+    """Return the images of a few steps, of every class in turn."""
+    rank = np.empty(len(images), np.int64)
+    for label in range(images.classes):
+        places = np.flatnonzero(images.labels == label)
+        rank[places] = np.arange(len(places))
+    count = max(batch * BATCHES, 2 * images.classes)
+    return images.take(np.sort(np.argsort(rank, kind="stable")[:count]))
