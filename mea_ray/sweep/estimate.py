@@ -14,7 +14,7 @@ import psutil
 from mea_ray.config import ExperimentConfig, digest, identity
 from mea_ray.core.errors import ConfigError, MeaRayError
 from mea_ray.core.types import ImageSet, Splits
-from mea_ray.experiment.checks import build_network, settings
+from mea_ray.experiment.checks import build_network
 from mea_ray.experiment.data import splits_key
 from mea_ray.experiment.owner import train_null, train_victim
 from mea_ray.sweep import cluster
@@ -177,9 +177,7 @@ def _victim_step(config: ExperimentConfig, data: Splits) -> tuple[float, int]:
     few = replace(
         data, victim_train=_few(data.victim_train, batch), victim_validation=_few(data.victim_validation, batch)
     )
-    training = config.victim.training.model_copy(
-        update={"epochs": 1, "batch_size": batch, "early_stop_patience": None, "compile": False}
-    )
+    training = config.victim.training.changed(epochs=1, batch_size=batch, early_stop_patience=None, compile=False)
     config = config.model_copy(update={"victim": config.victim.model_copy(update={"training": training})})
     clock = _Clock(config.resources.victim.cpus)
     with threads(config.resources.victim.cpus):
@@ -196,11 +194,11 @@ def _thief_step(config: ExperimentConfig, data: Splits) -> tuple[float, int]:
     batch = _batch(config.thief.training.batch_size, data)
     images = data.thief_pool.images[: batch * BATCHES]
     model = build_network(config.thief.model, data.shape, data.classes)
-    keywords = settings(config.thief.training, {"epochs": 1, "batch_size": batch, "early_stop_patience": None})
+    training = config.thief.training.changed(epochs=1, batch_size=batch, early_stop_patience=None, compile=False)
     labels = np.zeros(len(images), np.int64)
     clock = _Clock(config.resources.trial.cpus)
     with threads(config.resources.trial.cpus):
-        report = train(model, images, labels, CrossEntropy(), seed=0, **{**keywords, "compile": False})
+        report = train(model, images, labels, CrossEntropy(), training, seed=0)
     return clock.alone() * report.seconds / report.images, sum(value.nbytes for value in model.state_dict().values())
 
 
