@@ -19,7 +19,7 @@ from mea_ray.experiment.data import splits_key
 from mea_ray.experiment.owner import train_null, train_victim
 from mea_ray.sweep import cluster
 from mea_ray.sweep.plan import Plan, PlannedTrial
-from mea_ray.training.device import device, device_name, threads
+from mea_ray.training.device import device, device_name, threads, visible_gpus
 from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy
 
@@ -133,11 +133,8 @@ def estimate(plan: Plan, measured: Measured) -> Estimate | None:
 
 def this_machine() -> dict[str, float]:
     """Return the resources that a Ray of its own would have on this machine."""
-    import torch
-
     cpus = len(psutil.Process().cpu_affinity() or []) if hasattr(psutil.Process, "cpu_affinity") else 0
-    gpus = torch.cuda.device_count() if device().type != "cpu" else 0
-    return {"CPU": float(cpus or psutil.cpu_count() or 1), "GPU": float(gpus)}
+    return {"CPU": float(cpus or psutil.cpu_count() or 1), "GPU": float(visible_gpus())}
 
 
 def memory() -> int:

@@ -41,6 +41,11 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def visible_gpus() -> int:
+    """Return the number of GPUs that this process could use."""
+    return torch.cuda.device_count() if device().type == "cuda" else 0
+
+
 def use_threads(cpus: float) -> None:
     """Set torch's number of threads to this process's CPUs.
 
