@@ -116,7 +116,7 @@ def unify(columns: Sequence[Column], wanted: Names | None) -> tuple[Names, list[
         order, renamed = _by_number(labelled, wanted)
     used = {renamed[meaning] for each in meanings.values() for meaning in each}
     names = tuple(name for name in order if name in used)
-    _tell_changes(columns, order, names, lists, wanted)
+    _warn_of_changes(columns, order, names, lists, wanted)
     place = {name: position for position, name in enumerate(names)}
     labels = []
     for column in columns:
@@ -190,10 +190,10 @@ def _by_number(columns: list[Column], wanted: Names | None) -> tuple[list[str], 
     )
 
 
-def _tell_changes(
+def _warn_of_changes(
     columns: Sequence[Column], order: list[str], names: Names, lists: list[Names], wanted: Names | None
 ) -> None:
-    """Say when classes are not numbered as in the files."""
+    """Warn when classes are not numbered as in the files."""
     dropped = [name for name in order if name not in set(names)]
     where = f"column {columns[0].name!r} of {columns[0].source}"
     if dropped and names:

@@ -196,7 +196,7 @@ def _read(files: list[Path], image_column: str | None, label_column: str, image_
     """Check the files of a part and read their labels.
 
     Raises:
-        DataError: A file is no table of images, a column that was asked for is missing, or memory is short.
+        DataError: A file is no table of images, a column that the config names is missing, or memory is short.
     """
     tables = [open_table(file, image_column) for file in files]
     _check_size(tables, image_size)

@@ -76,7 +76,7 @@ def without_shard(stem: str) -> str:
 def check_shards(files: Sequence[Path], *, listed: bool = False) -> None:
     """Check that numbered files ``...-00000-of-00005`` are complete, of one total, and each there once.
 
-    Files that are numbered without a total are not known to be complete; a gap between them is said in a warning.
+    Files that are numbered without a total are not known to be complete; a gap between them is a warning.
 
     Args:
         files: The files of one part of a dataset.
@@ -97,7 +97,7 @@ def _problem_of_shards(files: Sequence[Path]) -> tuple[str, str] | None:
     """Return what is wrong with numbered files, and what to do; None if nothing is."""
     matches = {file: match for file in files if (match := _SHARD.fullmatch(file.stem))}
     if not matches:
-        _tell_gaps(files)
+        _warn_of_gaps(files)
         return None
     if whole := [file for file in files if file not in matches]:
         return f"{whole[0]} lies beside the shards {next(iter(matches)).name}", "remove what is too much"
@@ -107,8 +107,8 @@ def _problem_of_shards(files: Sequence[Path]) -> tuple[str, str] | None:
         index, total = int(match["index"]), int(match["total"])
         totals.setdefault(total, file)
         if len(totals) > 1:
-            one, other = totals.values()
-            return f"{one} and {other} belong to different divisions of a dataset", "remove one"
+            left, right = totals.values()
+            return f"{left} and {right} belong to different divisions of a dataset", "remove one"
         if index in indices:
             return f"{indices[index]} and {file} are both number {index} of {total}", "remove one"
         if index >= total:
@@ -117,9 +117,9 @@ def _problem_of_shards(files: Sequence[Path]) -> tuple[str, str] | None:
     missing = total - len(indices)
     if not missing:
         return None
-    shown = next(iter(matches.values()))
-    pattern = f"{shown['head']}*{shown['of']}{shown['total']}"
-    width = len(shown["index"])
+    one = next(iter(matches.values()))
+    pattern = f"{one['head']}*{one['of']}{one['total']}"
+    width = len(one["index"])
     first = [f"{i:0{width}}" for i in islice((i for i in count() if i not in indices), min(missing, _SHOWN))]
     return (
         f"{len(indices):,} of the {total:,} files {pattern} are in {files[0].parent}; {_list(first, missing)} "
@@ -128,7 +128,7 @@ def _problem_of_shards(files: Sequence[Path]) -> tuple[str, str] | None:
     )
 
 
-def _tell_gaps(files: Sequence[Path]) -> None:
+def _warn_of_gaps(files: Sequence[Path]) -> None:
     """Warn of missing numbers among files that are numbered from 0 or 1 on."""
     matches = [match for file in files if (match := _NUMBERED.fullmatch(file.stem))]
     numbers = {int(match["index"]) for match in matches}

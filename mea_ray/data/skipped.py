@@ -1,4 +1,4 @@
-"""What a loader did not read, counted by reason and said once."""
+"""Counts of what a loader did not read, for one warning."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Skipped:
 
         Args:
             reason: What it is, in the plural, e.g. ``"hidden files and folders"``.
-            example: A name or suffix to show; repetitions are shown once.
+            example: A name or suffix to show; listed once.
             count: How many.
         """
         self._counts[reason] += count
-        shown = self._examples.setdefault(reason, [])
-        if example not in shown:
-            shown.append(example)
+        examples = self._examples.setdefault(reason, [])
+        if example not in examples:
+            examples.append(example)
 
     def __getitem__(self, reason: str) -> int:
         return self._counts[reason]

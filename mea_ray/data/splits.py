@@ -1,4 +1,4 @@
-"""Who sees which images: stratified, deterministic, and disjoint by construction."""
+"""Division of a dataset among owner, thief and verifier: stratified, deterministic, disjoint by construction."""
 
 from __future__ import annotations
 

@@ -97,9 +97,9 @@ def load(
     train: list[tuple[_Frame, int]] = []
     test: list[tuple[_Frame, int]] = []
     for label, (name, frames) in enumerate(persons.items()):
-        kept, held_out = _split(_thin(frames, max_images_per_class), test_fraction, name)
-        train += [(frame, label) for frame in kept]
-        test += [(frame, label) for frame in held_out]
+        trained, tested = _split(_thin(frames, max_images_per_class), test_fraction, name)
+        train += [(frame, label) for frame in trained]
+        test += [(frame, label) for frame in tested]
     skipped.warn(f"{NAME}: {root}")
     names = tuple(persons)
     dataset = assemble(NAME, _decode(train, image_size, names), _decode(test, image_size, names), str(root))

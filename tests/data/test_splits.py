@@ -17,7 +17,7 @@ from mea_ray.data.splits import make_splits, stratified
 
 
 def numbered(counts: list[int], start: int) -> ImageSet:
-    """Images that each carry their own number, so that a set of them can be told apart; classes are shuffled."""
+    """Images that each carry their own number, so that they can be recognised; classes are shuffled."""
     labels = np.repeat(np.arange(len(counts)), counts)
     labels = np.random.default_rng(start).permutation(labels).astype(np.int64)
     number = np.arange(start, start + len(labels))
