@@ -125,6 +125,11 @@ class VerificationConfig(Config):
     samples: int = Field(1000, ge=1, description="Held-out watermark samples (fewer if fewer distinct ones exist).")
     threshold: float = Field(0.3, gt=0, lt=1, description="The paper's threshold on WSR.")
     significance: float = Field(0.01, gt=0, lt=1, description="Largest p-value at which theft is claimed.")
+    statistic: Literal["wsr", "log_probability", "paired", "paired_labels", "lean", "lean_labels"] = Field(
+        "log_probability",
+        description="What a suspect is ranked by among innocent models; `wsr` for schemes with a test of their own. "
+        "`mea-ray calibrate` measures all of them.",
+    )
     reading: Literal["linear_probe", "linear_probe_cv", "prototype"] = Field(
         "linear_probe",
         description="How an encoder's features are read as classes: logistic regression with scikit-learn's penalty, "
@@ -133,12 +138,12 @@ class VerificationConfig(Config):
     probe_images: int = Field(
         5000, ge=1, description="Labelled training images that the reading of an encoder is fitted on, at most."
     )
-    null_models: int = Field(1, ge=1, le=1000, description="Innocent models trained to learn the false-positive rate.")
+    null_models: int = Field(1, ge=1, le=1000, description="Innocent models that a suspect is ranked among.")
     stolen_null_models: int = Field(
         0,
         ge=0,
         le=1000,
-        description="How many of them are stolen in the same way at the largest budget, as the control of the theft.",
+        description="How many of them are stolen in the same way with each budget, as the control of the theft.",
     )
 
     @model_validator(mode="after")

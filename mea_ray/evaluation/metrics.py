@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_ray.core.errors import DataError
-from mea_ray.core.types import Images
+from mea_ray.core.types import Images, ImageSet
 from mea_ray.models.base import ImageModel
 from mea_ray.training import device as devices
 from mea_ray.training.augment import to_float
@@ -105,6 +105,17 @@ def accuracy(predicted: Predictions, labels: Predictions) -> float:
 def fidelity(a: Predictions, b: Predictions) -> float:
     """Return the fraction of images that two models classify alike, in [0, 1]; same errors as ``accuracy``."""
     return accuracy(a, b)
+
+
+def chance(test: ImageSet) -> float:
+    """Return the accuracy of always predicting the most frequent class, in [0, 1].
+
+    Raises:
+        DataError: There are no images.
+    """
+    if not len(test):
+        raise DataError("there are no test images to measure an accuracy on")
+    return float(np.bincount(test.labels).max() / len(test))
 
 
 def calibration_error(probabilities: npt.NDArray[np.floating[Any]], labels: Predictions, bins: int = 15) -> float:

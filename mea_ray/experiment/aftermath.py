@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -57,7 +57,7 @@ class Aftermath:
     """What followed the last rung.
 
     Attributes:
-        controls: Substitutes of null models, stolen in the same way at the largest budget.
+        controls: Substitutes of null models, stolen in the same way with each budget.
         removals: What removals left.
         detections: What detections found.
     """
@@ -75,6 +75,7 @@ class Workbench:
         config: The experiment.
         data: Its data.
         proof: The proof at the largest budget.
+        proof_at: Gives the proof at a budget.
         transfer: What the thief was answered.
         suspects: ``substitute``, ``victim`` and ``null_model`` to the models.
         null: Loads a null model by its index.
@@ -85,6 +86,7 @@ class Workbench:
     config: ExperimentConfig
     data: Splits
     proof: Proof
+    proof_at: Callable[[int], Proof]
     transfer: TransferSet
     suspects: Mapping[str, Suspect]
     null: Callable[[int], ImageModel]
@@ -98,41 +100,42 @@ def follow(bench: Workbench) -> Aftermath:
 
 
 def steal_nulls(bench: Workbench) -> list[RungResult]:
-    """Steal as many null models as the config says."""
+    """Steal as many null models as the config says, with every budget."""
     controls = []
     for index in range(bench.config.verification.stolen_null_models):
-        name = f"controls/{index}"
-        control = bench.steps.find(name, RungResult)
-        if control is None:
-            control = steal_null(bench.config, bench.data, bench.null(index), bench.proof)
-            bench.steps.keep(name, control)
-            bench.on_step(control)
-        controls.append(control)
+        names = {budget: f"controls/{index}-{budget}" for budget in bench.config.thief.budgets}
+        found = {budget: bench.steps.find(name, RungResult) for budget, name in names.items()}
+        done = {budget: rung for budget, rung in found.items() if rung is not None}
+        if len(done) < len(names):
+            for rung in steal_null(bench, bench.null(index), skip=done):
+                bench.steps.keep(names[rung.budget], rung)
+                bench.on_step(rung)
+                done[rung.budget] = rung
+        controls += [done[budget] for budget in names]
     return controls
 
 
-def steal_null(config: ExperimentConfig, data: Splits, model: ImageModel, proof: Proof) -> RungResult:
-    """Steal an innocent model as the victim is stolen, and ask the owner's key about that substitute.
+def steal_null(bench: Workbench, model: ImageModel, skip: Container[int] = ()) -> Iterator[RungResult]:
+    """Steal an innocent model as the victim is stolen, and ask the owner's key about each substitute.
 
     What a thief learns from answers may look like the mark without being one: a poor substitute errs towards some
-    class. Only a thief of an innocent model shows how much. The same attack, images and seeds at the largest budget,
-    against a query API of its own in this process.
+    class. Only a thief of an innocent model shows how much, and only at the same budget. The attack, the images and the
+    seeds are those of the victim's thief; the query API is one of its own in this process.
 
     Args:
-        config: The experiment.
-        data: Its data.
+        bench: The experiment.
         model: The innocent model.
-        proof: The proof that the victim's thief is judged against.
+        skip: Budgets that are left out.
 
     Returns:
-        The largest rung; its fidelity is to ``model``.
+        The rungs, smallest budget first; their fidelity is to ``model``.
     """
-    thief = config.thief.model_copy(update={"budgets": config.thief.budgets[-1:]})
-    config = config.model_copy(update={"thief": thief})
+    config, data = bench.config, bench.data
     policy = service_policy(config, data, model, None)
-    (rung,) = run_attack(config, data, LocalBlackBox(model, policy, pass_images=pass_images(config)))
-    labels = proof.verifier.predictions(model)
-    return rung_result(rung, proof.judge(rung.model, stolen_from=labels))
+    blackbox = LocalBlackBox(model, policy, pass_images=pass_images(config))
+    labels = bench.proof.verifier.predictions(model)
+    for rung in run_attack(config, data, blackbox, skip=skip):
+        yield rung_result(rung, bench.proof_at(rung.budget).judge(rung.model, stolen_from=labels))
 
 
 def removals(bench: Workbench) -> list[RemovalResult]:

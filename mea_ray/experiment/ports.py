@@ -84,7 +84,7 @@ class QueryService(Protocol):
 
 
 class Steps(Protocol):
-    """Records of finished steps by name (``rungs/200``, ``controls/0``)."""
+    """Records of finished steps by name (``rungs/200``, ``controls/0-200``)."""
 
     def find(self, name: str, kind: type[RecordT]) -> RecordT | None:
         """Return a record; None if the step is not done, or its record is damaged and has to be made again."""

@@ -20,7 +20,6 @@ from mea_ray.experiment.answers import Served, marker_of
 from mea_ray.experiment.verifier import Verifier
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport
-from mea_ray.verification import proportions
 from mea_ray.watermarks.base import ClientQueries, Key, Watermark
 
 
@@ -53,11 +52,6 @@ class Proof:
         """The key that is verified with."""
         return self.verifier.key
 
-    @property
-    def null_rate(self) -> float | None:
-        """See ``null_rate``."""
-        return null_rate(self.nulls)
-
     def judge(self, model: nn.Module, *, stolen_from: Labels | None = None) -> ModelReport:
         """Verify a model of somebody else's.
 
@@ -66,7 +60,7 @@ class Proof:
             stolen_from: Classes that the model it was stolen from gives the test images; the victim's when None.
         """
         labels = self.victim_labels if stolen_from is None else stolen_from
-        return self.verifier.report(self.verifier.classifier(model), victim=labels, null_rate=self.null_rate)
+        return self.verifier.report(self.verifier.classifier(model), victim=labels, nulls=self.nulls)
 
 
 class Proofs:
@@ -124,19 +118,13 @@ class Proofs:
 
     def _assessment(self, verifier: Verifier, victim: nn.Module) -> Assessment:
         nulls = [verifier.report(null, victim=self._labels) for null in self._nulls()]
-        return Assessment(victim=verifier.report(victim, null_rate=null_rate(nulls)), nulls=nulls)
+        return Assessment(victim=verifier.report(victim, nulls=nulls), nulls=nulls)
 
 
 def marks_answers(config: ExperimentConfig) -> bool:
     """Return whether the watermark is in the answers of the service, and not in the model."""
     watermark: Watermark = config.victim.watermark.build()
     return watermark.marks_answers
-
-
-def null_rate(reports: Sequence[ModelReport]) -> float | None:
-    """Return the success rate that innocent models are taken to have, from their reports; None if they have no WSR."""
-    rates = [report.wsr for report in reports if report.wsr is not None]
-    return proportions.null_rate(rates) if rates else None
 
 
 def accusing(config: ExperimentConfig, key: Key, seen: Sequence[ClientLog], budget: int) -> Key | None:

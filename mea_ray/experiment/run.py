@@ -11,6 +11,7 @@ from mea_ray.blackbox.query_log import ClientLog
 from mea_ray.config import ExperimentConfig, digest, identity
 from mea_ray.core.types import Splits
 from mea_ray.core.versions import versions
+from mea_ray.evaluation import metrics
 from mea_ray.experiment.aftermath import Aftermath, Suspect, Workbench, follow
 from mea_ray.experiment.names import Names
 from mea_ray.experiment.ports import Ports, QueryService
@@ -105,6 +106,7 @@ class _Run:
             removals=self.aftermath.removals,
             detections=self.aftermath.detections,
             status=status,
+            chance=metrics.chance(self.data.test),
             queries_charged=sum(map(self.service.charged, self.accounts)),
             query_log={account: self.service.query_log(account) for account in self.accounts},
             seconds=time.perf_counter() - self.started,
@@ -137,6 +139,7 @@ class _Run:
                 config=self.config,
                 data=self.data,
                 proof=proof,
+                proof_at=self.proofs.at,
                 transfer=journal.transfer,
                 suspects=suspects,
                 null=models.null,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property, partial
 
 from torch import nn
@@ -15,6 +16,8 @@ from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport
 from mea_ray.verification import verify
 from mea_ray.watermarks.base import Key, Watermark, WatermarkSamples
+from mea_ray.watermarks.mixed_classes import MixedClasses
+from mea_ray.watermarks.pairs import MixedPairs, mixed_pairs
 
 
 class Verifier:
@@ -37,6 +40,14 @@ class Verifier:
     def with_key(self, key: Key | None) -> Verifier:
         """Return a verifier with another key for the same data."""
         return Verifier(self.config, self.data, key)
+
+    @cached_property
+    def pairs(self) -> MixedPairs | None:
+        """The source images of the watermark samples, and mixes to compare them with; None for other schemes."""
+        if self.key is None or not isinstance(self._watermark, MixedClasses):
+            return None
+        count, seed = self.config.verification.samples, derive(self.config.seed, "verification")
+        return mixed_pairs(self.key, self.data.verification, count, seed)
 
     @cached_property
     def probe_set(self) -> ImageSet:
@@ -75,13 +86,15 @@ class Verifier:
         """
         return metrics.predictions(model, self.data.test.images)
 
-    def report(self, model: nn.Module, *, victim: Labels | None = None, null_rate: float | None = None) -> ModelReport:
+    def report(
+        self, model: nn.Module, *, victim: Labels | None = None, nulls: Sequence[ModelReport] = ()
+    ) -> ModelReport:
         """Measure one model.
 
         Args:
             model: A classifier; an encoder after ``classifier``, or as the owner's training left it.
             victim: The victim's ``predictions``; None leaves out the fidelity.
-            null_rate: Success rate of innocent models, in [0, 1]; None leaves out the p-value.
+            nulls: Reports of the null models, among which the model is ranked; empty for null models themselves.
         """
         key = self.key
         voted = None
@@ -92,10 +105,11 @@ class Verifier:
             partial(metrics.logits, model),
             self.data.test,
             samples=self.samples(),
+            pairs=self.pairs,
             victim=victim,
-            null_rate=null_rate,
+            nulls=[null.statistics for null in nulls],
+            statistic=self.config.verification.statistic,
             threshold=self.config.verification.threshold,
-            significance=self.config.verification.significance,
             knn_accuracy=voted,
             recognise=None if key is None else self._watermark.recogniser(key, model),
             chance=None if key is None else self._watermark.chance(key),

@@ -23,9 +23,9 @@ def null_wsr(result: TrialResult) -> float | None:
     return mean_wsr(result.null_reports)
 
 
-def stolen_null_wsr(result: TrialResult) -> float | None:
-    """Return the mean WSR of substitutes of null models, in [0, 1]; None if none was made."""
-    return mean_wsr([rung.report for rung in result.stolen_nulls])
+def stolen_null_wsr(result: TrialResult, budget: int) -> float | None:
+    """Return the mean WSR of null models stolen with a budget, in [0, 1]; None if none was."""
+    return mean_wsr([rung.report for rung in result.stolen_nulls if rung.budget == budget])
 
 
 def victim_gap(result: TrialResult) -> float | None:
@@ -49,6 +49,7 @@ def report_numbers(report: ModelReport) -> dict[str, float]:
         "knn_accuracy": report.knn_accuracy,
         "fidelity": report.fidelity,
         "p_value": report.p_value,
+        **report.statistics,
     }
     return {name: value for name, value in numbers.items() if value is not None}
 
@@ -60,7 +61,7 @@ def rung_metrics(result: TrialResult, rung: RungResult) -> dict[str, float | int
         "budget": rung.budget,
         **report_numbers(rung.report),
         "null_wsr": null_wsr(result),
-        "stolen_null_wsr": stolen_null_wsr(result),
+        "stolen_null_wsr": stolen_null_wsr(result, rung.budget),
         "victim_gap": victim_gap(result),
         "train_seconds": rung.seconds,
         "train_epochs": rung.epochs,

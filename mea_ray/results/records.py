@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mea_ray.core.errors import ArtifactError
 from mea_ray.results.points import sort_key
+from mea_ray.results.upgrade import from_version_1
 from mea_ray.storage.files import patiently, write_whole
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 RESULTS = "results"
 """Folder of the result files, inside a sweep's folder."""
 
@@ -38,7 +39,11 @@ class _Record(BaseModel):
 
 
 class SuccessRate(_Record):
-    """A number of successes in a number of trials, with the 95% Wilson interval of the rate."""
+    """A number of successes in a number of trials, with a 95% interval of the rate.
+
+    It is Wilson's interval, or for a WSR on mixes a bootstrap over the source images: mixes that share an image are not
+    independent.
+    """
 
     successes: Count
     trials: Count
@@ -53,6 +58,23 @@ class SuccessRate(_Record):
         return self
 
 
+class RankRecord(_Record):
+    """Where a statistic stands among those of reference models, or of other keys.
+
+    Attributes:
+        at_least: References whose statistic is at least as large.
+        references: Number of references.
+    """
+
+    at_least: Count
+    references: Count
+
+    @property
+    def p_value(self) -> float:
+        """The rank's p-value."""
+        return (1 + self.at_least) / (1 + self.references)
+
+
 class ModelReport(_Record):
     """What verification measured of one model: a victim, a null model or a substitute.
 
@@ -65,10 +87,14 @@ class ModelReport(_Record):
         wfpr_mean: Mean of ``wfpr``.
         wfpr_classes: False-positive rate on classes that the key does not name, mixed in the key's way; None for a
             scheme that mixes no classes.
-        p_value: Exact binomial test against the null models' rate; None for null models.
-        p_value_chance: The same test against chance, for schemes whose paper uses it; None for others.
+        statistics: What tells stolen models from innocent ones, by name (see ``verification.statistic``).
+        null_ranks: Rank of each statistic among the null models; empty for null models.
+        key_ranks: Rank of each statistic of the key among those of all admissible keys, on this model.
+        specificity: p-value of a test that the key's mixes score above what only looks like them, by the names of
+            ``wfpr`` and ``other_classes``.
+        p_value: That of the rank of ``verification.statistic`` among the null models; None for null models.
+        p_value_chance: Exact binomial test against chance, for schemes whose paper uses it; None for others.
         infringes_threshold: ``wsr`` is above ``verification.threshold``.
-        infringes_significance: ``p_value`` is at or below ``verification.significance``.
         source_accuracy: Accuracy on held-out clean samples of the source classes, by class name.
         source_target_probability: Mean probability of the target class on these samples.
         calibration_error: Expected calibration error (15 bins) on these samples.
@@ -81,10 +107,13 @@ class ModelReport(_Record):
     wfpr: dict[str, SuccessRate] = Field(default_factory=dict)
     wfpr_mean: Fraction | None = None
     wfpr_classes: SuccessRate | None = None
+    statistics: dict[str, float] = Field(default_factory=dict)
+    null_ranks: dict[str, RankRecord] = Field(default_factory=dict)
+    key_ranks: dict[str, RankRecord] = Field(default_factory=dict)
+    specificity: dict[str, Fraction] = Field(default_factory=dict)
     p_value: Fraction | None = None
     p_value_chance: Fraction | None = None
     infringes_threshold: bool | None = None
-    infringes_significance: bool | None = None
     source_accuracy: dict[str, Fraction] = Field(default_factory=dict)
     source_target_probability: Fraction | None = None
     calibration_error: Fraction | None = None
@@ -215,10 +244,13 @@ class TrialResult(_Record):
         victim_report: Verification of the victim.
         null_reports: Verification of the null models.
         rungs: The robustness curve, one entry per budget.
-        stolen_nulls: Null models stolen in the same way with the largest budget: the control of the theft.
+        stolen_nulls: Null models stolen in the same way with each budget: the control of the theft.
         removals: What removals left of the substitute of the largest budget, and of other models.
         detections: What detections found.
         status: ``stopped`` if the sweep's scheduler ended the trial early.
+        chance: Accuracy of always predicting the most frequent class of the test set; None in older results.
+        key_drawn: Whether the key was drawn at random from all admissible keys. The ranks of a key that was chosen by
+            hand are no p-values.
         queries_charged: Images charged for this trial by the service's ledger, over all accounts of its thief.
         query_log: The service's log, by account of the thief.
         seconds: Wall time of the trial.
@@ -226,7 +258,7 @@ class TrialResult(_Record):
         versions: Versions of Python and of the packages that the result depends on; ``commit`` of a git checkout.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     trial: str = Field(min_length=1)
     point: dict[str, Any] = Field(default_factory=dict)
     config: dict[str, Any]
@@ -239,11 +271,20 @@ class TrialResult(_Record):
     removals: list[RemovalResult] = Field(default_factory=list)
     detections: list[DetectionResult] = Field(default_factory=list)
     status: Literal["finished", "stopped"] = "finished"
+    chance: Fraction | None = None
+    key_drawn: bool = False
     queries_charged: Count
     query_log: dict[str, QueryLogRecord] = Field(default_factory=dict)
     seconds: Seconds
     device: str
     versions: dict[str, str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("schema_version") == 1:
+            return from_version_1(tree)
+        return tree
 
     def save(self, path: Path) -> None:
         """Write the file aside and rename it, so that no reader sees half a result."""

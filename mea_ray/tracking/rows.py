@@ -100,5 +100,5 @@ def rows(result: TrialResult) -> list[dict[str, Any]]:
         "seconds": result.seconds,
     }
     return [
-        fixed | rung_metrics(result, rung) | {"infringes": rung.report.infringes_significance} for rung in result.rungs
+        fixed | rung_metrics(result, rung) | {"infringes": rung.report.infringes_threshold} for rung in result.rungs
     ]

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mea_ray.results.records import ModelReport, TrialResult
-from mea_ray.verification.ranks import rank_among
+from mea_ray.verification.pairs import OTHER_CLASSES
+from mea_ray.verification.ranks import Rank, rank_among
 from mea_ray.verification.verdict import Comparison, Evidence, Judgement, judge, least_accuracy
 
 THRESHOLD = 0.3
@@ -74,33 +75,62 @@ def evidence(result: TrialResult, report: ModelReport, budget: int) -> Evidence 
     Returns:
         The evidence; None if the victim carries no watermark or there is no null model.
     """
-    if report.wsr is None:
-        return None
     nulls = [null for null in result.null_reports if null.wsr is not None]
     stolen = [rung.report for rung in result.stolen_nulls if rung.budget == budget and rung.report.wsr is not None]
-    null_rates, stolen_rates = ([each.wsr.rate for each in group if each.wsr] for group in (nulls, stolen))
-    if not nulls:
-        return None
     victim = result.victim_report
-    victim_wsr = victim.wsr.rate if victim.wsr else 0.0
+    if report.wsr is None or victim.wsr is None or not nulls:
+        return None
+    name = statistic(result, [report, *nulls, *stolen])
+    key = report.key_ranks.get(name)
     return Evidence(
         accuracy=report.accuracy,
         chance=chance(result),
         victim_accuracy=victim.accuracy,
         wsr=report.wsr.rate,
-        victim_wsr=victim_wsr,
-        null_models=rank_among(report.wsr.rate, null_rates),
-        stolen_null_models=rank_among(report.wsr.rate, stolen_rates) if stolen else None,
-        victim_rank=rank_among(victim_wsr, null_rates),
+        victim_wsr=victim.wsr.rate,
+        null_models=_rank(report, nulls, name),
+        stolen_null_models=_among(report, stolen, name) if stolen else None,
+        victim_rank=_rank(victim, nulls, name),
+        key=Rank(key.at_least, key.references, "keys") if key is not None else None,
+        key_drawn=result.key_drawn,
         comparisons=_comparisons(report),
         controls=len(nulls) + len(stolen),
         accused_controls=sum(accused(result, each) for each in [*nulls, *stolen]),
         threshold=threshold(result),
+        statistic=name,
     )
 
 
+def statistic(result: TrialResult, reports: Sequence[ModelReport]) -> str:
+    """Return the statistic that models are ranked by: the config's where all reports have it, else ``wsr``."""
+    name = str(_verification(result).get("statistic", "wsr"))
+    return name if all(name in report.statistics for report in reports) else "wsr"
+
+
+def _value(report: ModelReport, name: str) -> float:
+    if name in report.statistics:
+        return report.statistics[name]
+    assert report.wsr is not None  # results of older versions have no other statistic
+    return report.wsr.rate
+
+
+def _among(report: ModelReport, references: Sequence[ModelReport], name: str) -> Rank:
+    return rank_among(_value(report, name), [_value(each, name) for each in references])
+
+
+def _rank(report: ModelReport, nulls: Sequence[ModelReport], name: str) -> Rank:
+    """Return the rank among the null models as it was recorded, or from the recorded statistics.
+
+    A watermark of answers has another key for every budget, and null models were measured with each of them.
+    """
+    recorded = report.null_ranks.get(name)
+    return Rank(recorded.at_least, recorded.references) if recorded is not None else _among(report, nulls, name)
+
+
 def chance(result: TrialResult) -> float:
-    """Return the accuracy of guessing, one over the number of classes; 0 where the record does not say it."""
+    """Return the accuracy of guessing: as recorded, else one over the number of classes, 0 where that is not known."""
+    if result.chance is not None:
+        return result.chance
     classes = max((len(log.classes) for log in result.query_log.values()), default=0)
     return 1 / classes if classes > 1 else 0.0
 
@@ -112,8 +142,9 @@ def _verification(result: TrialResult) -> Mapping[str, Any]:
 
 def _comparisons(report: ModelReport) -> tuple[Comparison, ...]:
     assert report.wsr is not None
-    own = report.wsr.rate
-    found = [Comparison(f"samples of {name}", own, rate.rate) for name, rate in report.wfpr.items()]
+    own, p_values = report.wsr.rate, report.specificity
+    found = [Comparison(f"samples of {name}", own, rate.rate, p_values.get(name)) for name, rate in report.wfpr.items()]
     if report.wfpr_classes is not None:
-        found.append(Comparison("mixes of other classes", own, report.wfpr_classes.rate))
+        other = report.wfpr_classes.rate
+        found.append(Comparison("mixes of other classes", own, other, p_values.get(OTHER_CLASSES)))
     return tuple(found)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from scipy.stats import binomtest
 
 from mea_ray.core.errors import DataError
 from mea_ray.results.records import SuccessRate
-
-NULL_RATE_FLOOR = 0.01
-"""Smallest success rate that an innocent model is assumed to have (see ``null_rate``)."""
 
 
 def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -63,34 +58,6 @@ def binomial_p_value(k: int, n: int, rate: float) -> float:
     if not 0 <= rate <= 1:
         raise DataError(f"the rate of a binomial must lie in [0, 1], got {rate}")
     return float(binomtest(k, n, rate, alternative="greater").pvalue) if n else 1.0
-
-
-def null_rate(rates: Sequence[SuccessRate], *, confidence: float = 0.95, floor: float = NULL_RATE_FLOOR) -> float:
-    """Return a conservative success rate of innocent models, from what the null models did on the same samples.
-
-    It is the largest of three rates:
-
-    - the upper Wilson bound of the counts pooled over all null models;
-    - the rate of the null model that succeeded most: null models differ by more than the binomial spread, which
-      pooling hides;
-    - ``floor``.
-
-    Args:
-        rates: Watermark success of each null model.
-        confidence: Coverage of the pooled interval.
-        floor: Smallest rate returned, in (0, 1).
-
-    Returns:
-        A rate in [floor, 1].
-
-    Raises:
-        DataError: There is no null model.
-    """
-    trials = sum(rate.trials for rate in rates)
-    if not trials:
-        raise DataError("the null rate needs at least one null model with samples; set verification.null_models >= 1")
-    pooled = wilson(sum(rate.successes for rate in rates), trials, confidence)[1]
-    return max(pooled, floor, *(rate.rate for rate in rates))
 
 
 def _check_counts(k: int, n: int) -> None:

@@ -47,8 +47,8 @@ class Comparison:
         name: What the samples are compared with, e.g. ``mixes in the geometry donut`` or ``mixes of other classes``.
         own: Success rate on the key's samples, in [0, 1].
         other: Success rate on the samples compared with, in [0, 1].
-        p_value: Of a paired one-sided test that the key's samples score above the others; None if only the two rates
-            are known.
+        p_value: Of a one-sided test that the key's samples score above the others; None if only the two rates are
+            known. A significant difference is not enough: ``other`` must be below the paper's threshold as well.
     """
 
     name: str
@@ -246,9 +246,8 @@ def _unspecific(suspect: Evidence, adjusted: float, significance: float) -> list
 
 
 def _told_apart(comparison: Comparison, threshold: float, significance: float) -> bool:
-    if comparison.p_value is not None:
-        return comparison.p_value <= significance
-    return comparison.other < min(threshold, comparison.own)
+    significant = comparison.p_value is None or comparison.p_value <= significance
+    return significant and comparison.other < min(threshold, comparison.own)
 
 
 def _unmarked_victim(suspect: Evidence) -> list[Reason]:

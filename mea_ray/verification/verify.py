@@ -1,8 +1,9 @@
-"""Judge one model: is it the owner's, and what does carrying (or stealing) the watermark cost it?"""
+"""Measure one model: what it knows of the watermark, and what carrying or stealing the watermark costs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,11 +13,13 @@ from scipy.special import softmax
 from mea_ray.core.errors import DataError
 from mea_ray.core.types import Images, ImageSet, Labels, Recognise
 from mea_ray.evaluation import metrics
-from mea_ray.results.records import ModelReport
+from mea_ray.results.records import ModelReport, RankRecord
+from mea_ray.verification.pairs import MixedPairs, PredictLogits, measure_pairs
 from mea_ray.verification.proportions import binomial_p_value, proportion
+from mea_ray.verification.ranks import Rank, rank_among
+from mea_ray.verification.statistic import StatisticName, label_scores, lean, log_probabilities
 
-PredictLogits = Callable[[Images], npt.NDArray[np.float32]]
-"""uint8 images (N, C, H, W) to logits (N, classes)."""
+Logits = npt.NDArray[np.float32]
 
 
 class Samples(Protocol):
@@ -58,31 +61,33 @@ def report(
     test: ImageSet,
     *,
     samples: Samples | None = None,
+    pairs: MixedPairs | None = None,
     victim: Labels | None = None,
-    null_rate: float | None = None,
+    nulls: Sequence[Mapping[str, float]] = (),
+    statistic: StatisticName = "wsr",
     threshold: float = 0.3,
-    significance: float = 0.01,
     knn_accuracy: float | None = None,
     recognise: Recognise | None = None,
     chance: float | None = None,
 ) -> ModelReport:
-    """Measure a model on held-out data and give the verdict.
+    """Measure a model on held-out data.
 
     Args:
-        predict_logits: The model under judgement.
+        predict_logits: The model.
         test: Where accuracy and fidelity are measured.
         samples: Held-out watermark samples; None without a key, and nothing of the watermark is reported.
-        victim: The victim's predictions on ``test``, int64 (N,); None leaves the fidelity out.
-        null_rate: An innocent model's success rate (``proportions.null_rate``), in [0, 1]; None leaves the p-value out.
-        threshold: The paper's verdict: WSR strictly above it infringes.
-        significance: The statistical verdict: a p-value at or below it infringes.
-        knn_accuracy: Of an encoder, reported as it is.
-        recognise: A scheme's own test of what counts as a success; None counts what is classified as the target.
-        chance: A scheme's own rate of innocent models, in [0, 1], for a second p-value; it gives no verdict.
+        pairs: The source images of ``samples``, and mixes to compare them with; None for schemes that mix no images.
+        victim: The victim's predictions on ``test``, int64 (N,); None leaves out the fidelity.
+        nulls: The statistics of every null model; empty for null models themselves.
+        statistic: The statistic whose rank gives the p-value; ``wsr`` where it does not exist.
+        threshold: The paper's threshold on WSR.
+        knn_accuracy: Of an encoder, copied to the report.
+        recognise: A scheme's own test of a success; None counts what is classified as the target.
+        chance: A scheme's own success rate of innocent models, in [0, 1], for ``p_value_chance``.
 
     Returns:
-        The report. What the carrier costs (``source_accuracy``, ``source_target_probability``, ``calibration_error``)
-        is measured on the clean held-out samples of the source classes, as a customer could see it.
+        The report. What the mark costs (``source_accuracy``, ``source_target_probability``, ``calibration_error``) is
+        measured on the clean held-out samples of the source classes, as a customer could see it.
 
     Raises:
         DataError: There are no test images or no watermark samples, or the model gives no logits: another shape,
@@ -99,14 +104,21 @@ def report(
         raise DataError("there are no watermark samples to verify with; raise splits.verification_fraction")
 
     def successes(images: Images) -> tuple[int, int]:
-        said = predict_logits(images).argmax(1) == samples.target if recognise is None else recognise(images)
-        return int(said.sum()), len(images)
+        recognised = predict_logits(images).argmax(1) == samples.target if recognise is None else recognise(images)
+        return int(recognised.sum()), len(images)
 
-    hits, trials = successes(samples.images)
-    wsr = proportion(hits, trials)
+    sources = predict_logits(samples.sources) if len(samples.sources) else None
+    if recognise is None:
+        mark = _read_mark(predict_logits, samples, pairs, sources)
+    else:
+        mark = _recognised_mark(*successes(samples.images))
     wfpr = {name: proportion(*successes(images)) for name, images in samples.adverse.items() if len(images)}
     others = samples.other_classes
-    p_value = binomial_p_value(hits, trials, null_rate) if null_rate is not None else None
+    null_ranks = ranks_among(mark.statistics, nulls)
+    ranked = null_ranks.get(statistic, null_ranks.get("wsr"))
+    wsr = proportion(mark.successes, mark.trials)
+    if mark.interval is not None:
+        wsr = wsr.model_copy(update={"low": mark.interval[0], "high": mark.interval[1]})
     return ModelReport(
         accuracy=accuracy,
         knn_accuracy=knn_accuracy,
@@ -115,12 +127,65 @@ def report(
         wfpr=wfpr,
         wfpr_mean=float(np.mean([rate.rate for rate in wfpr.values()])) if wfpr else None,
         wfpr_classes=proportion(*successes(others)) if others is not None and len(others) else None,
-        p_value=p_value,
-        p_value_chance=binomial_p_value(hits, trials, chance) if chance is not None else None,
+        statistics=dict(mark.statistics),
+        null_ranks={name: _record(rank) for name, rank in null_ranks.items()},
+        key_ranks={name: _record(rank) for name, rank in mark.key_ranks.items()},
+        specificity=dict(mark.specificity),
+        p_value=ranked.p_value if ranked is not None else None,
+        p_value_chance=binomial_p_value(mark.successes, mark.trials, chance) if chance is not None else None,
         infringes_threshold=wsr.rate > threshold,
-        infringes_significance=p_value <= significance if p_value is not None else None,
-        **_carrier_cost(predict_logits, samples, test.class_names),
+        **(_mark_cost(sources, samples, test.class_names) if sources is not None else {}),
     )
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What a model knows of the mark; see ``ModelReport``."""
+
+    successes: int
+    trials: int
+    statistics: Mapping[str, float]
+    interval: tuple[float, float] | None = None
+    key_ranks: Mapping[str, Rank] = field(default_factory=dict)
+    specificity: Mapping[str, float] = field(default_factory=dict)
+
+
+def _recognised_mark(successes: int, trials: int) -> _Mark:
+    return _Mark(successes, trials, {"wsr": successes / trials})
+
+
+def _read_mark(
+    predict_logits: PredictLogits, samples: Samples, pairs: MixedPairs | None, sources: Logits | None
+) -> _Mark:
+    own = predict_logits(samples.images)
+    hits = int((own.argmax(1) == samples.target).sum())
+    statistics = {
+        "wsr": hits / len(own),
+        "log_probability": float(log_probabilities(own)[:, samples.target].mean()),
+    }
+    if sources is not None:
+        statistics["lean"] = lean(log_probabilities(sources)[:, samples.target], samples.source_labels)
+        statistics["lean_labels"] = lean(label_scores(sources.argmax(1), samples.target), samples.source_labels)
+    if pairs is None:
+        return _Mark(hits, len(own), statistics)
+    measured = measure_pairs(predict_logits, own, samples.target, pairs, seed=0)
+    interval = (measured.wsr.low, measured.wsr.high)
+    statistics |= measured.statistics
+    return _Mark(hits, len(own), statistics, interval, measured.key_ranks, measured.specificity)
+
+
+def ranks_among(found: Mapping[str, float], nulls: Sequence[Mapping[str, float]]) -> dict[str, Rank]:
+    """Rank each statistic among the null models that have it; none where there is no null model."""
+    ranks = {}
+    for name, value in found.items():
+        references = [null[name] for null in nulls if name in null]
+        if references:
+            ranks[name] = rank_among(value, references)
+    return ranks
+
+
+def _record(rank: Rank) -> RankRecord:
+    return RankRecord(at_least=rank.at_least, references=rank.references)
 
 
 def _check_logits(logits: npt.NDArray[np.float32], test: ImageSet) -> None:
@@ -137,10 +202,9 @@ def _check_logits(logits: npt.NDArray[np.float32], test: ImageSet) -> None:
         )
 
 
-def _carrier_cost(predict_logits: PredictLogits, samples: Samples, class_names: tuple[str, ...]) -> dict[str, Any]:
-    if not len(samples.sources):
-        return {}
-    probabilities = softmax(predict_logits(samples.sources).astype(np.float64), axis=1)
+def _mark_cost(logits: Logits, samples: Samples, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Return what the mark costs on clean images of the source classes, as fields of the report."""
+    probabilities = softmax(logits.astype(np.float64), axis=1)
     right = probabilities.argmax(1) == samples.source_labels
     return {
         "source_accuracy": {

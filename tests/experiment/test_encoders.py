@@ -168,7 +168,7 @@ def test_the_head_of_each_model_is_fitted_once(monkeypatch: pytest.MonkeyPatch) 
         )
     )
     models = 1 + len(result.null_reports) + len(result.rungs) + len(result.stolen_nulls)
-    assert len(fits) == models == 7
+    assert len(fits) == models == 9
 
 
 @pytest.fixture(scope="module")

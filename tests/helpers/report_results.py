@@ -28,8 +28,7 @@ def model_report(accuracy: float, wsr: float | None, **more: Any) -> ModelReport
         "wfpr": {"stripes": rate(0.1), "pixel_merge": rate(0.2)},
         "wfpr_mean": 0.15,
         "infringes_threshold": infringes,
-        "infringes_significance": infringes,
-        "p_value": 0.0 if infringes else 0.4,
+        "p_value": 0.5 if infringes else 1.0,
     }
     return ModelReport(**{**known, **more})
 
@@ -67,8 +66,8 @@ def trial(
         or {"seed": seed, "verification": {"threshold": 0.3, "significance": 0.01}, "victim": {"seed": 3}},
         victim="0123456789abcdef",
         nulls=["fedcba9876543210"],
-        victim_report=model_report(0.952, 0.996, p_value=0.0, **costs),
-        null_reports=[model_report(0.956, 0.013, p_value=None, infringes_significance=None, fidelity=0.94, **innocent)],
+        victim_report=model_report(0.952, 0.996, p_value=0.5, **costs),
+        null_reports=[model_report(0.956, 0.013, p_value=None, fidelity=0.94, **innocent)],
         rungs=rungs,
         queries_charged=1000,
         seconds=12.5,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_results import model_report, trial, with_removals, with_thief
+from report_results import model_report, trial, with_innocents, with_removals, with_thief
 
 from mea_ray.core.errors import ArtifactError
 from mea_ray.results.records import TrialResult, read_results
@@ -36,7 +36,7 @@ def test_a_number_that_is_not_finite_survives_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"schema_version": 2}, "schema version 2, this version of mea_ray reads 1"),
+        ({"schema_version": 3}, "schema version 3, this version of mea_ray reads 2"),
         ({"queries_charged": -1}, "queries_charged: Input should be greater than or equal to 0"),
         ({"seconds": "soon"}, "seconds: "),
         ({"trial": "t2"}, "holds the result of another trial, 't2'"),
@@ -85,3 +85,24 @@ def test_a_folder_without_results_says_what_to_give(tmp_path: Path) -> None:
     for path, reason in (("nothing", "does not exist"), ("file", "is a file"), ("empty", "there are no trial results")):
         with pytest.raises(ArtifactError, match=f"{reason}.*mea-ray sweep"):
             read_results(tmp_path / path)
+
+
+def test_a_result_of_version_1_is_read_with_ranks_in_place_of_its_binomial(tmp_path: Path) -> None:
+    result = with_innocents(trial("t1", end=0.8), 3, wsr=0.35)
+    old = json.loads(result.model_dump_json())
+    old["schema_version"] = 1
+    reports = [
+        old["victim_report"],
+        *old["null_reports"],
+        *(rung["report"] for rung in old["rungs"] + old["stolen_nulls"]),
+    ]
+    for report in reports:
+        report.update(p_value=1e-16, infringes_significance=True)
+        for name in ("statistics", "null_ranks", "key_ranks", "specificity"):
+            del report[name]
+    del old["chance"], old["key_drawn"]
+    (tmp_path / "t1.json").write_text(json.dumps(old), encoding="utf-8")
+    found = TrialResult.load(tmp_path / "t1.json")
+    assert found.schema_version == 2
+    assert [rung.report.p_value for rung in found.rungs] == [1.0, 0.25, 0.25]
+    assert [null.p_value for null in found.null_reports] == [None] * 3

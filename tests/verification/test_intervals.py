@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mea_ray.core.errors import DataError
-from mea_ray.verification.intervals import clustered_interval
+from mea_ray.verification.intervals import clustered_interval, difference_p_value
 from mea_ray.verification.proportions import wilson
 
 
@@ -84,3 +84,20 @@ def test_what_makes_no_interval_is_refused() -> None:
             clustered_interval(values, clusters)
     with pytest.raises(DataError, match="confidence"):
         clustered_interval(ones, [np.arange(3)], confidence=1.0)
+
+
+def test_the_difference_of_two_means_is_tested_by_both_sets_of_images() -> None:
+    rng = np.random.default_rng(6)
+    values, clusters = crossed(rng, 15, 200, 0.5)
+    others, other_clusters = crossed(rng, 15, 200, 0.5)
+    assert difference_p_value(values + 3, clusters, others, other_clusters) == pytest.approx(1 / 2001)
+    assert difference_p_value(values - 3, clusters, others, other_clusters) == 1.0
+
+
+def test_equal_means_are_rarely_told_apart() -> None:
+    rng = np.random.default_rng(7)
+    p_values = [
+        difference_p_value(*crossed(rng, 15, 150, 0.7), *crossed(rng, 15, 150, 0.7), draws=200, seed=repeat)
+        for repeat in range(200)
+    ]
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)

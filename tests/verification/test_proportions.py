@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binomtest
 
 from mea_ray.core.errors import DataError
-from mea_ray.verification.proportions import binomial_p_value, null_rate, proportion, wilson
+from mea_ray.verification.proportions import binomial_p_value, proportion, wilson
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 1000), (1, 3), (17, 40), (999, 1000), (1000, 1000)])
@@ -35,17 +35,6 @@ def test_without_trials_nothing_is_known() -> None:
     assert proportion(0, 0).rate == 0.0
 
 
-def test_the_null_rate_is_conservative() -> None:
-    # No success in 2,000: still not impossible, and never below the floor.
-    assert null_rate([proportion(0, 1000)] * 2) == 0.01
-    assert null_rate([proportion(0, 1000)] * 2, floor=1e-9) == pytest.approx(wilson(0, 2000)[1])
-    # One success in 20 is a rate between 0.2 % and 25 %: the upper end counts.
-    assert null_rate([proportion(1, 20)]) == pytest.approx(wilson(1, 20)[1])
-    assert null_rate([proportion(1, 20)]) > 0.2
-    # A null model far above the others is not averaged away.
-    assert null_rate([proportion(0, 1000)] * 9 + [proportion(200, 1000)]) == 0.2
-
-
 @pytest.mark.parametrize(("k", "n"), [(-1, 3), (4, 3), (0, -1)])
 def test_impossible_counts_are_refused(k: int, n: int) -> None:
     with pytest.raises(DataError):
@@ -59,5 +48,3 @@ def test_impossible_rates_are_refused() -> None:
         wilson(1, 2, 1.0)
     with pytest.raises(DataError):
         binomial_p_value(1, 2, 1.1)
-    with pytest.raises(DataError, match="null_models"):
-        null_rate([])

@@ -77,9 +77,10 @@ def test_an_unspecific_mark_is_called_so(comparison: Comparison) -> None:
     assert found.verdict == "not specific" and "donut" in found.reasons[0].text
 
 
-def test_a_paired_test_decides_where_there_is_one() -> None:
+def test_a_significant_difference_does_not_excuse_a_high_rate() -> None:
     close = Comparison("mixes in donut", 0.8, 0.5, p_value=0.001)
-    assert verdict(replace(GOOD, comparisons=(close,))).verdict == "proved"
+    assert verdict(replace(GOOD, comparisons=(close,))).verdict == "not specific"
+    assert verdict(replace(GOOD, comparisons=(replace(close, other=0.25),))).verdict == "proved"
 
 
 def test_what_is_read_on_clean_images_is_specific_by_the_keys_rank() -> None:

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy.stats import binomtest
 
 from mea_ray.core.errors import DataError
 from mea_ray.core.types import Images, ImageSet
 from mea_ray.evaluation import metrics
+from mea_ray.results.records import RankRecord
 from mea_ray.verification.verify import report
 
 CLASSES, TARGET = 4, 2
@@ -20,7 +23,7 @@ def labelled(labels: list[int]) -> Images:
     return np.array(labels, np.uint8).reshape(-1, 1, 1, 1)
 
 
-def by_pixel(images: Images) -> np.ndarray:
+def by_pixel(images: Images) -> npt.NDArray[np.float32]:
     return np.where(np.eye(CLASSES)[images[:, 0, 0, 0]] > 0, 3.0, 0.0).astype(np.float32)
 
 
@@ -36,7 +39,8 @@ SAMPLES = SimpleNamespace(
 
 
 def test_everything_is_counted() -> None:
-    found = report(by_pixel, TEST, samples=SAMPLES, victim=np.array([0, 1, 2, 3, 1]), null_rate=0.1)
+    nulls = [{"wsr": 0.1}, {"wsr": 0.31}, {"wsr": 0.0}, {"wsr": 0.2, "lean": 0.0}]
+    found = report(by_pixel, TEST, samples=SAMPLES, victim=np.array([0, 1, 2, 3, 1]), nulls=nulls)
     assert found.accuracy == pytest.approx(4 / 5) and found.fidelity == pytest.approx(4 / 5)
     assert found.wsr is not None and (found.wsr.successes, found.wsr.trials) == (31, 100)
     expected = binomtest(31, 100).proportion_ci(0.95, method="wilson")
@@ -44,8 +48,10 @@ def test_everything_is_counted() -> None:
     assert {name: rate.rate for name, rate in found.wfpr.items()} == {"donut": 0.25, "hotdog": 0.0}
     assert found.wfpr_mean == pytest.approx(0.125)
     assert found.wfpr_classes is not None and (found.wfpr_classes.successes, found.wfpr_classes.trials) == (3, 12)
-    assert found.p_value == pytest.approx(binomtest(31, 100, 0.1, alternative="greater").pvalue)
-    assert found.infringes_threshold and found.infringes_significance
+    assert found.p_value == pytest.approx(2 / 5)  # a tie with one of four null models
+    assert found.null_ranks["wsr"] == RankRecord(at_least=1, references=4)
+    assert found.null_ranks["lean"].references == 1 and "log_probability" not in found.null_ranks
+    assert found.infringes_threshold
 
 
 def test_the_cost_of_the_carrier_is_measured_on_clean_sources() -> None:
@@ -57,25 +63,39 @@ def test_the_cost_of_the_carrier_is_measured_on_clean_sources() -> None:
     assert found.calibration_error == pytest.approx(metrics.calibration_error(probabilities, SAMPLES.source_labels))
 
 
-@pytest.mark.parametrize(
-    ("threshold", "significance", "null_rate", "verdicts"),
-    [
-        (0.3, 0.01, 0.1, (True, True)),
-        (0.31, 0.01, 0.1, (False, True)),  # strictly above the threshold
-        (0.3, 0.01, 0.3, (True, False)),
-        (0.5, 0.5, 0.3, (False, True)),
-    ],
-)
-def test_the_two_verdicts_are_independent(
-    threshold: float, significance: float, null_rate: float, verdicts: tuple[bool, bool]
-) -> None:
-    found = report(by_pixel, TEST, samples=SAMPLES, null_rate=null_rate, threshold=threshold, significance=significance)
-    assert (found.infringes_threshold, found.infringes_significance) == verdicts
+def test_the_threshold_is_strict_and_says_nothing_of_the_rank() -> None:
+    assert report(by_pixel, TEST, samples=SAMPLES, threshold=0.3).infringes_threshold
+    assert not report(by_pixel, TEST, samples=SAMPLES, threshold=0.31).infringes_threshold
+    beaten = report(by_pixel, TEST, samples=SAMPLES, nulls=[{"wsr": 0.9}])
+    assert beaten.infringes_threshold and beaten.p_value == 1.0
 
 
-def test_null_models_and_models_without_a_key_get_no_verdict() -> None:
+def test_the_statistics_are_those_of_their_names() -> None:
+    found = report(by_pixel, TEST, samples=SAMPLES)
+    high, low = np.log(np.exp(3) / (np.exp(3) + 3)), np.log(1 / (np.exp(3) + 3))
+    assert found.statistics == {
+        "wsr": 0.31,
+        "log_probability": pytest.approx((31 * high + 69 * low) / 100),
+        "lean": pytest.approx(low),  # of class 1 no image is called the target, of class 0 one in three
+        "lean_labels": 0.0,
+    }
+
+
+def test_the_p_value_is_that_of_the_chosen_statistic() -> None:
+    nulls = [{"wsr": 0.9, "lean": -9.0}, {"wsr": 0.8, "lean": -8.0}]
+    assert report(by_pixel, TEST, samples=SAMPLES, nulls=nulls, statistic="lean").p_value == pytest.approx(1 / 3)
+    assert report(by_pixel, TEST, samples=SAMPLES, nulls=nulls, statistic="wsr").p_value == 1.0
+    assert report(by_pixel, TEST, samples=SAMPLES, nulls=nulls, statistic="paired").p_value == 1.0, "there is none"
+
+
+def test_a_scheme_with_a_test_of_its_own_is_read_by_that_alone() -> None:
+    found = report(by_pixel, TEST, samples=SAMPLES, recognise=lambda images: images[:, 0, 0, 0] == 0)
+    assert found.wsr is not None and found.wsr.rate == 0.69 and found.statistics == {"wsr": 0.69}
+
+
+def test_null_models_and_models_without_a_key_have_no_p_value() -> None:
     null = report(by_pixel, TEST, samples=SAMPLES)
-    assert null.p_value is None and null.infringes_significance is None and null.fidelity is None
+    assert null.p_value is None and not null.null_ranks and null.fidelity is None
     plain = report(by_pixel, TEST)
     assert plain.wsr is None and plain.infringes_threshold is None and plain.accuracy == pytest.approx(4 / 5)
 
@@ -87,9 +107,10 @@ def test_no_samples_is_no_proof() -> None:
 
 
 def test_probabilities_are_not_taken_for_logits() -> None:
-    def softened(images: Images) -> np.ndarray:
+    def softened(images: Images) -> npt.NDArray[np.float32]:
         powers = np.exp(by_pixel(images))
-        return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+        shares: npt.NDArray[np.float32] = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+        return shares
 
     with pytest.raises(DataError, match="softmax"):
         report(softened, TEST, samples=SAMPLES)
@@ -107,6 +128,6 @@ def test_probabilities_are_not_taken_for_logits() -> None:
         (lambda x: x * np.inf, "finite"),
     ],
 )
-def test_what_cannot_be_logits_is_refused(change: Callable[[np.ndarray], np.ndarray], words: str) -> None:
+def test_what_cannot_be_logits_is_refused(change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], words: str) -> None:
     with np.errstate(invalid="ignore"), pytest.raises(DataError, match=words):
         report(lambda images: change(by_pixel(images)), TEST)

@@ -235,5 +235,5 @@ def test_a_victim_of_digits_carries_the_mark_and_an_innocent_model_does_not() ->
     assert victim.wsr is not None and null.wsr is not None and thief.wsr is not None
     assert victim.wsr.trials == thief.wsr.trials == 200
     assert victim.wsr.rate > 0.8 and victim.accuracy > null.accuracy - 0.05 > 0.85
-    assert null.wsr.rate < 0.3 and victim.infringes_significance and victim.infringes_threshold
+    assert null.wsr.rate < 0.3 and victim.infringes_threshold and victim.p_value == 0.5
     assert set(victim.wfpr) == {"other_classes", "noise"} and thief.p_value is not None

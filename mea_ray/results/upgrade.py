@@ -1,0 +1,38 @@
+"""Results of older schema versions, brought to the current one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Tree = dict[str, Any]
+
+
+def from_version_1(tree: Mapping[str, Any]) -> Tree:
+    """Return a result of schema version 1 as one of version 2.
+
+    Version 1 tested each WSR with a binomial against one rate. That test is dropped; the p-value becomes the rank among
+    the null models that are on record.
+    """
+    upgraded: Tree = {**tree, "schema_version": 2}
+    rates = [report["wsr"]["rate"] for report in tree.get("null_reports", ()) if report.get("wsr")]
+    innocent = {id(report) for report in tree.get("null_reports", ())}
+    for report in _reports(upgraded):
+        report.pop("infringes_significance", None)
+        wsr = report.get("wsr")
+        if wsr is None or id(report) in innocent or not rates:
+            report["p_value"] = None
+        else:
+            report["p_value"] = (1 + sum(rate >= wsr["rate"] for rate in rates)) / (len(rates) + 1)
+    return upgraded
+
+
+def _reports(tree: Tree) -> Iterator[Tree]:
+    """Yield every report of a model in a result."""
+    yield tree["victim_report"]
+    yield from tree.get("null_reports", ())
+    for rung in (*tree.get("rungs", ()), *tree.get("stolen_nulls", ())):
+        yield rung["report"]
+    for removal in tree.get("removals", ()):
+        yield removal["before"]
+        yield removal["after"]

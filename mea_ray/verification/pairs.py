@@ -1,0 +1,164 @@
+"""What is measured on mixes whose source images are known: interval, specificity, and ranks of the key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mea_ray.core.types import Images, Labels
+from mea_ray.verification.intervals import Interval, clustered_interval, difference_p_value
+from mea_ray.verification.keys import AdmissibleKeys, ClassKey, key_rank, lean_by_key, mean_by_key
+from mea_ray.verification.ranks import Rank
+from mea_ray.verification.statistic import Scores, label_scores, log_probabilities, paired
+
+PredictLogits = Callable[[Images], npt.NDArray[np.float32]]
+"""uint8 images (N, C, H, W) to logits (N, classes)."""
+Positions = npt.NDArray[np.int64]
+OTHER_CLASSES = "other_classes"
+
+
+class MixedPairs(Protocol):
+    """Mixes with their source images, by position in the held-out set; ``watermarks.pairs.MixedPairs`` is one."""
+
+    @property
+    def positions(self) -> Positions:
+        """Source images of each watermark sample, int64 (n, 2), in the samples' order."""
+        ...
+
+    @property
+    def otherwise(self) -> Mapping[str, Images]:
+        """For each other geometry, the first m pairs mixed that way, uint8 (m, C, H, W), m <= n."""
+        ...
+
+    @property
+    def every_pair(self) -> Images:
+        """Mixes of all ordered pairs of classes in the key's geometry, uint8 (k, C, H, W)."""
+        ...
+
+    @property
+    def every_classes(self) -> Positions:
+        """Their source classes, int64 (k, 2)."""
+        ...
+
+    @property
+    def every_positions(self) -> Positions:
+        """Their source images, int64 (k, 2)."""
+        ...
+
+    @property
+    def clean(self) -> Images:
+        """Clean held-out images of all classes, uint8 (c, C, H, W)."""
+        ...
+
+    @property
+    def clean_labels(self) -> Labels:
+        """Their labels, int64 (c,)."""
+        ...
+
+    @property
+    def source_classes(self) -> tuple[int, int]:
+        """The key's source classes."""
+        ...
+
+
+@dataclass(frozen=True)
+class PairMeasurements:
+    """What was measured on one model.
+
+    Attributes:
+        wsr: Mean label score of the key's mixes, with an interval over source images.
+        statistics: ``paired`` and ``paired_labels``.
+        specificity: p-value of each comparison: names of geometries, and ``other_classes`` where there are such mixes.
+        key_ranks: Rank of the key by ``wsr``, ``log_probability``, ``lean`` and ``lean_labels``; those on mixes only if
+            ``every_pair`` holds all pairs.
+    """
+
+    wsr: Interval
+    statistics: Mapping[str, float]
+    specificity: Mapping[str, float]
+    key_ranks: Mapping[str, Rank]
+
+
+def measure_pairs(
+    predict_logits: PredictLogits, own: npt.NDArray[np.floating[Any]], target: int, pairs: MixedPairs, seed: int
+) -> PairMeasurements:
+    """Measure one model on mixes whose source images are known.
+
+    Args:
+        predict_logits: The model.
+        own: Its logits of the watermark samples, (n, classes).
+        target: The key's target.
+        pairs: The mixes.
+        seed: Seed of the bootstraps.
+    """
+    labels, logs = label_scores(own.argmax(1), target), log_probabilities(own)[:, target]
+    first, second = pairs.positions.T
+    other_labels, other_logs = {}, {}
+    specificity = {}
+    for name, images in pairs.otherwise.items():
+        if len(images):
+            logits, part = predict_logits(images), slice(len(images))
+            other_labels[name] = label_scores(logits.argmax(1), target)
+            other_logs[name] = log_probabilities(logits)[:, target]
+            difference = logs[part] - other_logs[name]
+            specificity[name] = clustered_interval(difference, [first[part], second[part]], seed=seed).p_not_positive
+    every = predict_logits(pairs.every_pair) if len(pairs.every_pair) else np.empty((0, own.shape[1]))
+    unnamed = ~np.isin(pairs.every_classes, [*pairs.source_classes, target]).any(1)
+    strangers = every[unnamed]
+    if len(strangers):
+        clusters = list(pairs.every_positions[unnamed].T)
+        scores = log_probabilities(strangers)[:, target]
+        specificity[OTHER_CLASSES] = difference_p_value(logs, [first, second], scores, clusters, seed=seed)
+    statistics = {}
+    if specificity:
+        statistics = {
+            "paired": paired(logs, other_logs, log_probabilities(strangers)[:, target]),
+            "paired_labels": paired(labels, other_labels, label_scores(strangers.argmax(1), target)),
+        }
+    return PairMeasurements(
+        wsr=clustered_interval(labels, [first, second], seed=seed),
+        statistics=statistics,
+        specificity=specificity,
+        key_ranks=_key_ranks(every, predict_logits(pairs.clean), target, pairs),
+    )
+
+
+def _key_ranks(
+    every: npt.NDArray[np.floating[Any]], clean: npt.NDArray[np.floating[Any]], target: int, pairs: MixedPairs
+) -> dict[str, Rank]:
+    """Rank the key among all admissible keys by what is read on mixes, and by what is read on clean images."""
+    classes = clean.shape[1]
+    first, second = pairs.source_classes
+    ranks = {}
+    unordered = AdmissibleKeys(classes)
+    for name, scores in (("lean", log_probabilities(clean)), ("lean_labels", _label_table(clean))):
+        by_class = _means(scores, pairs.clean_labels, classes)
+        if not np.isnan(by_class).any():
+            ranks[name] = key_rank(lean_by_key(by_class, unordered), ClassKey((first, second), target), unordered)
+    ordered = AdmissibleKeys(classes, ordered=True)
+    place = pairs.every_classes[:, 0] * classes + pairs.every_classes[:, 1]
+    if len(np.unique(place)) == classes * (classes - 1):
+        for name, scores in (("log_probability", log_probabilities(every)), ("wsr", _label_table(every))):
+            means = _means(scores, place, classes**2)
+            by_pair = {((a, b), ""): means[a * classes + b] for a in range(classes) for b in range(classes) if a != b}
+            ranks[name] = key_rank(mean_by_key(by_pair, ordered), ClassKey((first, second), target), ordered)
+    return ranks
+
+
+def _label_table(logits: npt.NDArray[np.floating[Any]]) -> Scores:
+    """Return the predicted classes as rows of zeros with a single one, (N, classes)."""
+    rows: Scores = np.eye(logits.shape[1])[logits.argmax(1)]
+    return rows
+
+
+def _means(scores: Scores, groups: npt.NDArray[np.integer[Any]], count: int) -> Scores:
+    """Return the mean of the scores of each group, (count, classes); NaN for empty groups."""
+    sums = np.zeros((count, scores.shape[1]))
+    np.add.at(sums, groups, scores)
+    with np.errstate(invalid="ignore"):
+        means: Scores = sums / np.bincount(groups, minlength=count)[:, None]
+    return means
