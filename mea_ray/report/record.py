@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mea_ray.config import load_tree, yaml_text
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.report.tables import listed
-from mea_ray.results.records import RESULTS, TrialResult, read_results
+from mea_ray.results.records import RESULTS, SCHEMA_VERSION, TrialResult, read_results
 from mea_ray.storage.files import write_whole
 from mea_ray.sweep.event_log import EVENTS
 
@@ -119,7 +119,9 @@ def make_record(folder: Path, target: Path, *, command: str | None = None, note:
     shutil.rmtree(target / RESULTS, ignore_errors=True)
     for result in results:
         path = target / RESULTS / f"{result.trial}.json"
-        write_whole(path, slim(result).model_dump_json(indent=1, exclude_defaults=True) + "\n")
+        # Every default is left out but the version: without it nobody can tell what the others were.
+        tree = {"schema_version": SCHEMA_VERSION, **json.loads(slim(result).model_dump_json(exclude_defaults=True))}
+        write_whole(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
     if (folder / SWEEP).exists():
         tree = _clean(load_tree(folder / SWEEP))
         tree["base"] = _anonymous(tree.get("base") or {})

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mea_ray.core.errors import ArtifactError
 from mea_ray.results.points import sort_key
-from mea_ray.results.upgrade import from_version_1
+from mea_ray.results.upgrade import upgraded
 from mea_ray.storage.files import patiently, write_whole
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -279,13 +279,6 @@ class TrialResult(_Record):
     device: str
     versions: dict[str, str]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _current(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and tree.get("schema_version") == 1:
-            return from_version_1(tree)
-        return tree
-
     def save(self, path: Path) -> None:
         """Write the file aside and rename it, so that no reader sees half a result."""
         write_whole(path, self.model_dump_json(indent=1))
@@ -303,7 +296,7 @@ class TrialResult(_Record):
         """
         remedy = "delete it and run the sweep again with --resume"
         try:
-            result = cls.model_validate_json(patiently(path.read_bytes, path))
+            result = cls.model_validate_json(upgraded(patiently(path.read_bytes, path)))
         except (OSError, ValidationError) as error:
             raise ArtifactError(f"{path} is not a readable trial result ({_first_problem(error)}); {remedy}") from error
         if result.trial != path.stem:

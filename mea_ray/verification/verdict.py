@@ -212,6 +212,14 @@ def _void(suspect: Evidence, significance: float) -> list[Reason]:
 
 
 def _too_poor(suspect: Evidence) -> list[Reason]:
+    if suspect.victim_accuracy <= suspect.chance:
+        return [
+            Reason(
+                "too poor to judge",
+                f"The victim itself is right on {_percent(suspect.victim_accuracy)} of the test images, no better than "
+                f"chance ({_percent(suspect.chance)}), so no suspect can be judged by it.",
+            )
+        ]
     if suspect.accuracy >= suspect.least_accuracy:
         return []
     return [

@@ -22,9 +22,9 @@ from mea_ray.watermarks.mixed_classes import MixedClasses, as_float
 
 Positions = npt.NDArray[np.int64]
 
-MOST_PAIRED = 300
+MOST_PAIRED = 150
 """Mixes in each other geometry."""
-MOST_OF_A_PAIR = 12
+MOST_OF_A_PAIR = 10
 """Mixes of each ordered pair of classes."""
 MOST_OF_ALL_PAIRS = 5000
 """Mixes of all pairs of classes together. With too many classes for two mixes each, there are none."""

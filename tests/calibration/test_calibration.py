@@ -13,6 +13,7 @@ from mea_ray.calibration.forger import best_of_pairs, forge
 from mea_ray.calibration.run import Calibrated, calibrate, seeded
 from mea_ray.calibration.thresholds import thresholds
 from mea_ray.cli import main as cli
+from mea_ray.cli.options import USAGE
 from mea_ray.config import ExperimentConfig, build
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import ImageSet
@@ -156,4 +157,4 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path: Path, models: int, more:
 def test_the_command_takes_a_sweep_and_refuses_a_wrong_key() -> None:
     sweep = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
     assert "--models" in CliRunner().invoke(cli.app, ["calibrate", "--help"]).output
-    assert cli.main(["calibrate", str(sweep), "victim.modle=vgg_like"]) == cli.USAGE
+    assert cli.main(["calibrate", str(sweep), "victim.modle=vgg_like"]) == USAGE

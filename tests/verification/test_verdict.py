@@ -63,6 +63,11 @@ def test_a_poor_model_is_too_poor_to_judge() -> None:
     assert verdict(replace(GOOD, accuracy=least - 1e-6)).verdict == "too poor to judge"
 
 
+def test_a_victim_that_only_guesses_judges_nobody() -> None:
+    found = verdict(replace(GOOD, victim_accuracy=0.1, accuracy=0.9))
+    assert found.verdict == "too poor to judge" and "no better than chance" in found.reasons[0].text
+
+
 @pytest.mark.parametrize(
     "comparison",
     [
