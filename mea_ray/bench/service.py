@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from mea_ray.blackbox.passes import default_pass_images
+from mea_ray.config import ClientConfig, ServingConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Images
 from mea_ray.models.base import ImageModel
@@ -89,13 +90,13 @@ def bench_service(
     g = np.random.default_rng(0)
     bulk = g.integers(0, 256, (images, *shape), dtype=np.uint8)
     threads = torch.get_num_threads()
-    common: dict[str, Any] = {
-        "replicas": replicas,
-        "cpus_per_replica": cpus_per_replica,
-        "gpus_per_replica": gpus_per_replica,
-        "max_wait_ms": max_wait_ms,
-        "max_request_images": max(request_images, 1024),
-    }
+    common = ServingConfig(
+        replicas=replicas,
+        cpus_per_replica=cpus_per_replica,
+        gpus_per_replica=gpus_per_replica,
+        max_wait_ms=max_wait_ms,
+        max_request_images=max(request_images, 1024),
+    )
     variants: dict[str, dict[str, Any]] = {
         "merged": {"pass_images": size, "max_batch_images": max(256, size)},
         "unmerged": {"pass_images": size, "max_batch_images": 1},
@@ -112,15 +113,15 @@ def bench_service(
             save_model(Path(folder), build_model(model, shape, classes), {})
             tag = f"bench-{time.time_ns()}"
             for name, settings in variants.items():
-                services[name] = VictimService.start(folder, f"{tag}-{name}", **common, **settings)
+                services[name] = VictimService.start(folder, f"{tag}-{name}", common.changed(**settings))
                 services[name].register("bulk")
             # After the services started: starting them must not find this process's threads.
             use_threads(replicas)
             bare, _ = load_model(Path(folder))
             # The replicas' memory format, which is the fastest: the comparison is of the service alone.
             bare = bare.to(device()).to(memory_format=torch.channels_last)
-            flow: dict[str, Any] = {"request_images": request_images, "max_in_flight": max_in_flight}
-            stream = services["merged"].client("bulk", **flow)
+            flow = ClientConfig(request_images=request_images, max_in_flight=max_in_flight)
+            stream = services["merged"].client("bulk", flow)
             streams = _streams(services["merged"], bulk_clients, flow)
             callers = {name: _callers(service, clients) for name, service in services.items()}
             singles = {"merged": single_images, "unmerged": max(clients, single_images // 8)}
@@ -189,13 +190,14 @@ def _forward(model: ImageModel, images: Images, batch: int) -> None:
 def _callers(service: VictimService, clients: int) -> list[ServiceClient]:
     for index in range(clients):
         service.register(f"single-{index}")
-    return [service.client(f"single-{index}", request_images=1, max_in_flight=1) for index in range(clients)]
+    one_by_one = ClientConfig(request_images=1, max_in_flight=1)
+    return [service.client(f"single-{index}", one_by_one) for index in range(clients)]
 
 
-def _streams(service: VictimService, clients: int, flow: dict[str, Any]) -> list[ServiceClient]:
+def _streams(service: VictimService, clients: int, flow: ClientConfig) -> list[ServiceClient]:
     for index in range(clients):
         service.register(f"bulk-{index}")
-    return [service.client(f"bulk-{index}", **flow) for index in range(clients)]
+    return [service.client(f"bulk-{index}", flow) for index in range(clients)]
 
 
 def _ask_shares(streams: list[ServiceClient], images: Images) -> None:

@@ -25,7 +25,15 @@ from mea_ray.config.experiment import (
 from mea_ray.config.identity import digest, identity
 from mea_ray.config.loading import build, load_experiment, load_sweep, write_yaml
 from mea_ray.config.overrides import load_tree, merge, set_path
-from mea_ray.config.running import RateConfig, ResourcesConfig, RoleResources, ServiceConfig, TrackingConfig
+from mea_ray.config.running import (
+    ClientConfig,
+    RateConfig,
+    ResourcesConfig,
+    RoleResources,
+    ServiceConfig,
+    ServingConfig,
+    TrackingConfig,
+)
 from mea_ray.config.sweep import RESERVED_NAMES, SchedulerConfig, SearchConfig, SweepConfig
 from mea_ray.config.training import LearningConfig, TrainingConfig
 from mea_ray.core.settings import Tree
@@ -34,6 +42,7 @@ __all__ = [
     "RESERVED_NAMES",
     "AttackChoice",
     "Choice",
+    "ClientConfig",
     "CombinerChoice",
     "Config",
     "DataChoice",
@@ -52,6 +61,7 @@ __all__ = [
     "SchedulerConfig",
     "SearchConfig",
     "ServiceConfig",
+    "ServingConfig",
     "SplitsConfig",
     "SweepConfig",
     "ThiefConfig",

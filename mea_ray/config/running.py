@@ -19,8 +19,8 @@ class RateConfig(Config):
     burst: int = Field(1000, ge=1, description="Images that may be asked at once after a pause.")
 
 
-class ServiceConfig(Config):
-    """The victim behind Ray actors."""
+class ServingConfig(Config):
+    """A victim's service: its replicas, and what they answer."""
 
     replicas: int = Field(1, ge=1, le=10_000, description="Replica actors that hold the victim.")
     cpus_per_replica: float = Field(1.0, ge=0, description="CPUs of one replica, which computes on one.")
@@ -38,12 +38,29 @@ class ServiceConfig(Config):
     query_log_images: int = Field(
         2000, ge=0, description="Owner's log: first images of a client whose distances are judged; 0 only counts."
     )
-    request_images: int = Field(256, ge=1, description="Thief's client: images in a request.")
-    max_in_flight: int = Field(8, ge=1, description="Thief's client: requests under way at once.")
-    request_timeout_s: float = Field(
-        120.0, gt=0, description="Thief's client: wait for one answer before asking again."
-    )
-    retries: int = Field(5, ge=0, description="Thief's client: times a request is asked again after a failure.")
+
+
+class ClientConfig(Config):
+    """A client of a service: how the thief sends its requests."""
+
+    request_images: int = Field(256, ge=1, description="Images in a request.")
+    max_in_flight: int = Field(8, ge=1, description="Requests under way at once.")
+    request_timeout_s: float = Field(120.0, gt=0, description="Wait for one answer before asking again.")
+    retries: int = Field(5, ge=0, description="Times a request is asked again after a failure.")
+
+
+class ServiceConfig(ClientConfig, ServingConfig):
+    """The victim behind Ray actors, and the thief's client of it."""
+
+    @property
+    def serving(self) -> ServingConfig:
+        """The settings of the service alone: trials with equal ones may share a service."""
+        return ServingConfig(**{name: getattr(self, name) for name in ServingConfig.model_fields})
+
+    @property
+    def client(self) -> ClientConfig:
+        """The settings of the thief's client alone."""
+        return ClientConfig(**{name: getattr(self, name) for name in ClientConfig.model_fields})
 
 
 class TrackingConfig(Config):

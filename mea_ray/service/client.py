@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from mea_ray.blackbox.validate import check_images, image_digest
+from mea_ray.config import ClientConfig
 from mea_ray.core.errors import ConfigError, MeaRayError, OverBudget, ServiceUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.service.flight import Request, fly
@@ -48,22 +49,15 @@ class ServiceClient:
         self,
         service: str,
         client: str,
+        settings: ClientConfig = ClientConfig(),
         *,
-        request_images: int = 256,
-        max_in_flight: int = 8,
-        request_timeout_s: float = 120.0,
-        retries: int = 5,
         start_at: int = 0,
         request_prefix: str = "",
     ) -> None:
-        if min(request_images, max_in_flight) < 1 or request_timeout_s <= 0 or min(retries, start_at) < 0:
-            raise ConfigError(
-                f"request_images={request_images} and max_in_flight={max_in_flight} must be at least 1, "
-                f"request_timeout_s={request_timeout_s} positive, retries={retries}, start_at={start_at} not negative"
-            )
+        if start_at < 0:
+            raise ConfigError(f"start_at={start_at} must not be negative")
         self.service, self.client, self.asked, self.request_prefix = service, client, start_at, request_prefix
-        self.request_images, self.max_in_flight = request_images, max_in_flight
-        self.request_timeout_s, self.retries = request_timeout_s, retries
+        self.settings = settings
         self._turn = threading.RLock()
         self._ledger: Any = None
         self._handles: dict[str, Any] = {}
@@ -72,10 +66,10 @@ class ServiceClient:
         self._classes: int = description["classes"]
         channels, height, width = description["image_shape"]
         self._shape: tuple[int, int, int] = channels, height, width
-        if request_images > description["max_request_images"]:
+        if settings.request_images > description["max_request_images"]:
             raise ConfigError(
-                f"request_images={request_images} is more than the {description['max_request_images']} that the "
-                "service takes; lower `service.request_images` or raise `service.max_request_images`"
+                f"request_images={settings.request_images} is more than the {description['max_request_images']} that "
+                "the service takes; lower `service.request_images` or raise `service.max_request_images`"
             )
 
     @property
@@ -142,15 +136,15 @@ class ServiceClient:
             self._replicas,
             self._handles,
             self.client,
-            max_in_flight=self.max_in_flight,
-            timeout_s=self.request_timeout_s,
-            retries=self.retries,
+            max_in_flight=self.settings.max_in_flight,
+            timeout_s=self.settings.request_timeout_s,
+            retries=self.settings.retries,
         )
 
     def _split(self, images: Images | FloatImages) -> list[Request]:
         requests = []
-        for start in range(0, len(images), self.request_images):
-            part = images[start : start + self.request_images]
+        for start in range(0, len(images), self.settings.request_images):
+            part = images[start : start + self.settings.request_images]
             requests.append(Request(f"{self.request_prefix}{self.asked + start}-{image_digest(part)}", part))
         return requests
 
@@ -159,7 +153,7 @@ class ServiceClient:
             self._ledger = find(ledger_name(self.service))
         try:
             # Ray asks again by itself after the ledger died and came back.
-            return ray.get(getattr(self._ledger, method).remote(*args), timeout=self.request_timeout_s)
+            return ray.get(getattr(self._ledger, method).remote(*args), timeout=self.settings.request_timeout_s)
         except RayTaskError as error:
             if isinstance(error.cause, MeaRayError):
                 raise error.cause from None

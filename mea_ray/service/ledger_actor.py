@@ -8,6 +8,7 @@ from typing import Any
 
 from mea_ray.blackbox.ledger import Charge, Ledger, RateLimit
 from mea_ray.blackbox.query_log import ClientLog, LogEntry, QueryLog
+from mea_ray.config import RateConfig
 from mea_ray.core.errors import QueryError
 from mea_ray.service.watch import incarnation
 
@@ -21,15 +22,15 @@ class LedgerActor:
     Args:
         path: Journal file, with the log beside it, on a file system that every node sees where the actor may be
             restarted.
-        rate: ``images_per_second`` and ``burst`` given to every client; None for no limit.
+        rate: Rate limit of every client; None for no limit.
         description: What `VictimService.connect` needs to know; kept as it is.
     """
 
-    def __init__(self, path: str, rate: Mapping[str, Any] | None, description: Mapping[str, Any]) -> None:
+    def __init__(self, path: str, rate: RateConfig | None, description: Mapping[str, Any]) -> None:
         self._ledger = Ledger(Path(path))
         # After the ledger: who holds its journal alone holds the log alone, too.
         self._log = QueryLog(log_path(path))
-        self._rate = RateLimit(float(rate["images_per_second"]), int(rate["burst"])) if rate else None
+        self._rate = RateLimit(rate.images_per_second, rate.burst) if rate else None
         self._description = dict(description)
 
     def describe(self) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.passes import answer_size
+from mea_ray.blackbox.policies import AnswerPolicy
 from mea_ray.blackbox.prada import query_log_record
-from mea_ray.blackbox.query_log import SAMPLE_IMAGES, ClientLog
+from mea_ray.blackbox.query_log import ClientLog
+from mea_ray.config import ClientConfig, ServingConfig
 from mea_ray.core.errors import ConfigError, ServiceUnavailable
 from mea_ray.results.records import QueryLogRecord
 from mea_ray.service.client import ServiceClient
@@ -54,17 +55,8 @@ class VictimService:
         cls,
         folder: str | Path,
         name: str,
+        settings: ServingConfig = ServingConfig(),
         *,
-        replicas: int = 1,
-        cpus_per_replica: float = 1.0,
-        gpus_per_replica: float = 0.0,
-        max_batch_images: int = 256,
-        max_wait_ms: float = 2.0,
-        pass_images: int | None = None,
-        max_request_images: int = 1024,
-        policy: Mapping[str, Any] | None = None,
-        rate: Mapping[str, Any] | None = None,
-        query_log_images: int = SAMPLE_IMAGES,
         ledger_path: str | Path | None = None,
         placement_group: Any = None,
         detached: bool = False,
@@ -76,16 +68,7 @@ class VictimService:
             folder: Artifact folder of the victim; every node that may hold a replica must see it. If its key
                 marks answers (``dawn``), those of this service are marked.
             name: Unique in the Ray cluster.
-            replicas: Replica actors.
-            cpus_per_replica: CPUs of one replica, may be a fraction.
-            gpus_per_replica: GPUs of one replica, may be a fraction.
-            max_batch_images: Images merged at most; with 1, requests are never merged.
-            max_wait_ms: Longest wait of an idle replica for more requests to fill a pass.
-            pass_images: Images in every forward pass; None chooses by device, at most ``max_batch_images``.
-            max_request_images: Images in one request at most.
-            policy: ``{"name": ..., **parameters}``; all probabilities when None.
-            rate: ``{"images_per_second": ..., "burst": ...}`` for each client; no limit when None.
-            query_log_images: First images of a client whose distances the owner's log keeps; 0 for counts only.
+            settings: Replicas, passes, answer policy and rate limit.
             ledger_path: Journal of the ledger, with the query log beside it; None for temporary files that `stop`
                 deletes.
             placement_group: Where the replicas are placed; see `bundles`. The ledger is on the node of the caller, as
@@ -95,16 +78,10 @@ class VictimService:
 
         Raises:
             ArtifactError: The folder holds no readable victim.
-            ConfigError: The policy is unknown, a number is out of range, or a service of this name is running.
+            ConfigError: The policy cannot be built, or a service of this name is running.
             ServiceUnavailable: The replicas did not start in time, for want of resources, say.
         """
-        if min(replicas, max_batch_images, max_request_images, pass_images or 1) < 1 or max_wait_ms < 0:
-            raise ConfigError(
-                f"replicas={replicas}, max_batch_images={max_batch_images}, pass_images={pass_images} and "
-                f"max_request_images={max_request_images} must be at least 1, max_wait_ms={max_wait_ms} not negative"
-            )
-        chosen = dict(policy or {"name": "probabilities"})
-        worded = POLICIES.build(chosen["name"], **{key: value for key, value in chosen.items() if key != "name"})
+        policy: AnswerPolicy = settings.policy.build()
         folder = Path(folder).resolve()
         model, _ = load_model(folder)
         temporary = ledger_path is None
@@ -113,13 +90,13 @@ class VictimService:
             if temporary
             else Path(str(ledger_path))
         )
-        names = [replica_name(name, index) for index in range(replicas)]
+        names = [replica_name(name, index) for index in range(settings.replicas)]
         description = {
             "replicas": names,
-            "classes": answer_size(model, worded),
-            "source": worded.source,
+            "classes": answer_size(model, policy),
+            "source": policy.source,
             "image_shape": model.shape,
-            "max_request_images": max_request_images,
+            "max_request_images": settings.max_request_images,
             "temporary_journal": str(journal) if temporary else None,
         }
         common: dict[str, Any] = {"namespace": NAMESPACE, "max_restarts": -1}
@@ -134,7 +111,7 @@ class VictimService:
         ledger_class: Any = ray.remote(LedgerActor)
         ledger = ledger_class.options(
             **common, name=ledger_name(name), num_cpus=0, max_task_retries=-1, scheduling_strategy=here
-        ).remote(str(journal.resolve()), rate, description)
+        ).remote(str(journal.resolve()), settings.rate, description)
         # No retries by Ray here: the client asks another replica, which is up already.
         remote_replica: Any = ray.remote(Replica)
         answer_of("the ledger", ledger.describe.remote())
@@ -143,21 +120,10 @@ class VictimService:
                 **common,
                 **placed,
                 name=replica,
-                num_cpus=cpus_per_replica,
-                num_gpus=gpus_per_replica,
+                num_cpus=settings.cpus_per_replica,
+                num_gpus=settings.gpus_per_replica,
                 max_task_retries=0,
-            ).remote(
-                str(folder),
-                name,
-                policy=chosen,
-                cpus=cpus_per_replica,
-                gpus=gpus_per_replica,
-                max_batch_images=max_batch_images,
-                max_wait_ms=max_wait_ms,
-                pass_images=pass_images,
-                max_request_images=max_request_images,
-                query_log_images=query_log_images,
-            )
+            ).remote(str(folder), name, settings)
             for replica in names
         ]
         service = cls(name, ledger, handles, description)
@@ -167,7 +133,7 @@ class VictimService:
             service.stop()
             raise ServiceUnavailable(
                 f"service {name!r} did not start within {start_timeout_s} s: {error}; check that the cluster has "
-                f"{replicas} x ({cpus_per_replica} CPUs, {gpus_per_replica} GPUs) free"
+                f"{settings.replicas} x ({settings.cpus_per_replica} CPUs, {settings.gpus_per_replica} GPUs) free"
             ) from error
         return service
 
@@ -197,25 +163,13 @@ class VictimService:
     def client(
         self,
         client: str,
+        settings: ClientConfig = ClientConfig(),
         *,
-        request_images: int = 256,
-        max_in_flight: int = 8,
-        request_timeout_s: float = 120.0,
-        retries: int = 5,
         start_at: int = 0,
         request_prefix: str = "",
     ) -> ServiceClient:
         """Return a registered client's black box; the arguments are those of `ServiceClient`."""
-        return ServiceClient(
-            self.name,
-            client,
-            request_images=request_images,
-            max_in_flight=max_in_flight,
-            request_timeout_s=request_timeout_s,
-            retries=retries,
-            start_at=start_at,
-            request_prefix=request_prefix,
-        )
+        return ServiceClient(self.name, client, settings, start_at=start_at, request_prefix=request_prefix)
 
     def charged(self, client: str) -> int:
         """Return the images that a client has been charged.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.ledger import Charge
 from mea_ray.blackbox.passes import FixedShapePasses, answer_size, default_pass_images
 from mea_ray.blackbox.policies import Response
 from mea_ray.blackbox.query_log import LogEntry, log_entry, sample_size
 from mea_ray.blackbox.validate import check_images, check_name, image_digest
+from mea_ray.config import ServingConfig
 from mea_ray.core.errors import MeaRayError, ServiceUnavailable, StorageUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.experiment.answers import answer_policy, stored_key, stored_owners_images
@@ -51,14 +50,7 @@ class Replica:
     Args:
         folder: Artifact folder of the victim; with a key that marks answers in it, its answers are marked.
         service: Name of the service, under which its ledger is found.
-        policy: ``{"name": ..., **parameters}`` of an answer policy.
-        cpus: CPUs of this replica: torch's threads.
-        gpus: GPUs of this replica, may be a fraction; 0 computes on the CPU.
-        max_batch_images: Images handed to the worker thread at once; with 1, requests are never merged.
-        max_wait_ms: Longest time that an idle replica waits for more requests to fill a pass.
-        pass_images: Images in every forward pass; None chooses by device, at most ``max_batch_images``.
-        max_request_images: Images in one request at most.
-        query_log_images: First images of a client whose distances the owner's log keeps.
+        settings: Its resources, passes and answer policy.
 
     Raises:
         ArtifactError: The folder holds no readable victim.
@@ -69,23 +61,15 @@ class Replica:
         self,
         folder: str,
         service: str,
-        *,
-        policy: Mapping[str, Any],
-        cpus: float,
-        gpus: float,
-        max_batch_images: int,
-        max_wait_ms: float,
-        pass_images: int | None,
-        max_request_images: int,
-        query_log_images: int,
+        settings: ServingConfig,
     ) -> None:
-        use_gpus(gpus)
-        use_threads(cpus)
+        use_gpus(settings.gpus_per_replica)
+        use_threads(settings.cpus_per_replica)
         model, _ = load_model(Path(folder))
         where = device()
-        images = default_pass_images(where, max_batch_images) if pass_images is None else pass_images
+        images = settings.pass_images or default_pass_images(where, settings.max_batch_images)
         worded = answer_policy(
-            POLICIES.build(policy["name"], **{key: value for key, value in policy.items() if key != "name"}),
+            settings.policy.build(),
             model,
             stored_key(Path(folder)),
             lambda: stored_owners_images(Path(folder)),
@@ -97,9 +81,9 @@ class Replica:
         self._shape, self._classes, self._source = model.shape, answer_size(model, worded), worded.source
         # By name and not by handle: arguments in the object store die with their owner, and then no restart succeeds.
         self._ledger = find(ledger_name(service))
-        self._max_batch_images, self._max_request_images = max_batch_images, max_request_images
-        self._max_wait_s = max_wait_ms / 1000
-        self._sample = sample_size(self._shape, query_log_images)
+        self._max_batch_images, self._max_request_images = settings.max_batch_images, settings.max_request_images
+        self._max_wait_s = settings.max_wait_ms / 1000
+        self._sample = sample_size(self._shape, settings.query_log_images)
         self._leaving: set[Any] = set()
         self._worker = ThreadPoolExecutor(1)
         self._arrived: deque[_Request] = deque()

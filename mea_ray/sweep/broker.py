@@ -8,20 +8,18 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from mea_ray.config import ExperimentConfig, SweepConfig, Tree, digest
+from mea_ray.config import ExperimentConfig, ServingConfig, SweepConfig, digest, identity
 from mea_ray.core.errors import ServiceUnavailable
 from mea_ray.sweep import cluster
 from mea_ray.sweep.events import ServiceStarted, Warned
 
 HOLDER_EXPIRY_S = 90.0
 _START_ATTEMPTS, _START_PAUSE_S = 5, 3.0
-CLIENT_FIELDS = ("request_images", "max_in_flight", "request_timeout_s", "retries")
-"""Of the ``service`` section: what the thief's client is opened with, and the service itself knows nothing of."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +34,17 @@ class ServiceSpec:
 
     victim: str
     folder: str
-    settings: Tree
+    settings: ServingConfig
 
     @classmethod
     def of(cls, config: ExperimentConfig, victim: str, folder: str) -> ServiceSpec:
         """Return the spec of an experiment."""
-        section = config.service.resolved()
-        return cls(victim, folder, {key: value for key, value in section.items() if key not in CLIENT_FIELDS})
+        return cls(victim, folder, config.service.serving)
 
     @property
     def key(self) -> str:
         """Name of the service, the same for equal specs."""
-        return digest({"victim": self.victim, "settings": self.settings})
+        return digest({"victim": self.victim, "settings": identity(self.settings)})
 
 
 @dataclass
@@ -185,7 +182,7 @@ class Broker:
             service = start(
                 spec.folder,
                 name,
-                **spec.settings,
+                spec.settings,
                 ledger_path=f"{self.ledgers}/{spec.key}.sqlite",
                 placement_group=self._group,
             )
@@ -287,11 +284,10 @@ def needs(configs: list[ExperimentConfig], max_services: int) -> tuple[int, dict
     cpus = gpus = 0.0
     replicas = 1
     for config in configs:
-        section: Mapping[str, Any] = config.service.resolved()
-        served = {key: value for key, value in section.items() if key not in CLIENT_FIELDS}
-        specs.add(digest({"data": config.data.resolved(), "victim": config.victim.resolved(), "service": served}))
-        cpus, gpus = max(cpus, section["cpus_per_replica"]), max(gpus, section["gpus_per_replica"])
-        replicas = max(replicas, section["replicas"])
+        served = config.service.serving
+        specs.add(digest([identity(part) for part in (config.data, config.victim, served)]))
+        cpus, gpus = max(cpus, served.cpus_per_replica), max(gpus, served.gpus_per_replica)
+        replicas = max(replicas, served.replicas)
     bundle = {key: value for key, value in {"CPU": cpus, "GPU": gpus}.items() if value > 0}
     return min(max_services, len(specs)), bundle, replicas
 

@@ -15,7 +15,7 @@ from mea_ray.results.numbers import trial_metrics
 from mea_ray.results.records import QueryLogRecord, RungResult, TrialResult
 from mea_ray.storage.files import patiently
 from mea_ray.sweep import events
-from mea_ray.sweep.broker import CLIENT_FIELDS, Hold, ServiceSpec
+from mea_ray.sweep.broker import Hold, ServiceSpec
 from mea_ray.sweep.folder import SweepFolder, TrialFolder
 from mea_ray.sweep.plan import PlannedTrial
 
@@ -163,8 +163,7 @@ class SharedService:
 
     def open(self, client: str, start_at: int) -> ServiceClient:
         """Return the black box of an account."""
-        section = self.trial.config.service.model_dump(include=set(CLIENT_FIELDS))
-        return self.service.client(client, **section, start_at=start_at)
+        return self.service.client(client, self.trial.config.service.client, start_at=start_at)
 
     def charged(self, client: str) -> int:
         """Return the images that an account has been charged."""

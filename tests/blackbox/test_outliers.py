@@ -16,7 +16,7 @@ from mea_ray.blackbox.outliers import OutlierFilter
 from mea_ray.blackbox.policies import Response, respond
 from mea_ray.blackbox.prada import query_log_record
 from mea_ray.blackbox.query_log import QueryLog
-from mea_ray.config import ExperimentConfig, build, write_yaml
+from mea_ray.config import ClientConfig, ExperimentConfig, ServingConfig, build, write_yaml
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import Splits
 from mea_ray.evaluation import metrics
@@ -159,11 +159,11 @@ def test_the_service_flags_what_one_process_flags(
     log = QueryLog()
     expected = served(victim, data, log).query(images)
     policy = {"name": "lof", "contamination": CONTAMINATION}
-    service = VictimService.start(tmp_path, "wary", cpus_per_replica=0.5, pass_images=16, policy=policy)
+    service = VictimService.start(tmp_path, "wary", ServingConfig(cpus_per_replica=0.5, pass_images=16, policy=policy))
     try:
         service.register("thief")
         torch.set_num_threads(1)
-        answers = service.client("thief", request_images=16).query(images)
+        answers = service.client("thief", ClientConfig(request_images=16)).query(images)
         assert np.array_equal(answers, expected)
         assert service.query_log("thief").flagged == log.of("thief").flagged > 5
     finally:

@@ -12,7 +12,7 @@ import torch
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.blackbox.passes import FixedShapePasses
-from mea_ray.config import ExperimentConfig, build, merge
+from mea_ray.config import ClientConfig, ExperimentConfig, ServingConfig, build, merge
 from mea_ray.core.errors import ConfigError
 from mea_ray.evaluation import metrics, probes
 from mea_ray.experiment import owner
@@ -202,11 +202,11 @@ def test_the_service_answers_with_the_same_embeddings_and_charges_them(ray_sessi
     model, _ = load_model(folder)
     expected = LocalBlackBox(model, POLICIES.build("embedding_normalised"), pass_images=16).query(images)
     service = VictimService.start(
-        folder, "encoder", cpus_per_replica=0.5, pass_images=16, policy={"name": "embedding_normalised"}
+        folder, "encoder", ServingConfig(cpus_per_replica=0.5, pass_images=16, policy={"name": "embedding_normalised"})
     )
     try:
         service.register("thief", 100)
-        client = service.client("thief", request_images=16)
+        client = service.client("thief", ClientConfig(request_images=16))
         assert client.classes == model.feature_size
         assert np.array_equal(client.query(images), expected)
         assert service.charged("thief") == 70 and client.remaining == 30

@@ -17,6 +17,7 @@ import torch
 from ray.exceptions import RayTaskError
 
 from mea_ray.blackbox.local import LocalBlackBox
+from mea_ray.config import ClientConfig, PolicyChoice, ServingConfig
 from mea_ray.core.errors import (
     ArtifactError,
     BadQuery,
@@ -54,7 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(ray_session: None, folder: Path) -> Iterator[VictimService]:
     running = VictimService.start(
-        folder, "shared", replicas=2, cpus_per_replica=0.5, max_request_images=300, pass_images=16, max_batch_images=64
+        folder,
+        "shared",
+        ServingConfig(replicas=2, cpus_per_replica=0.5, max_request_images=300, pass_images=16, max_batch_images=64),
     )
     yield running
     running.stop()
@@ -67,7 +70,7 @@ def expected(folder: Path) -> LocalBlackBox:
 
 def test_answers_charges_and_order(service: VictimService, expected: LocalBlackBox) -> None:
     service.register("order", 1000)
-    client = service.client("order", request_images=30, max_in_flight=3)
+    client = service.client("order", ClientConfig(request_images=30, max_in_flight=3))
     assert isinstance(client, BlackBox)
     assert (client.classes, client.image_shape, client.remaining) == (10, SHAPE, 1000)
     images = _images(250)
@@ -77,7 +80,7 @@ def test_answers_charges_and_order(service: VictimService, expected: LocalBlackB
     assert (service.charged("order"), client.remaining, client.asked) == (250, 750, 250)
     client.query(images[:10])
     assert service.charged("order") == 260, "asking again on purpose is charged again"
-    resumed = service.client("order", request_images=30, start_at=0)
+    resumed = service.client("order", ClientConfig(request_images=30), start_at=0)
     assert np.array_equal(resumed.query(images), answers)
     assert service.charged("order") == 260, "the same query, resumed, is not"
 
@@ -106,7 +109,7 @@ def test_one_client_alone_and_many_merged_get_the_same_bits(service: VictimServi
 
     def ask(index: int) -> np.ndarray:
         service.register(f"many{index}")
-        client = service.client(f"many{index}", request_images=1 + index % 5)
+        client = service.client(f"many{index}", ClientConfig(request_images=1 + index % 5))
         mine = images[index::12]
         if index % 2:
             mine = mine.astype(np.float32) / np.float32(255)
@@ -118,7 +121,7 @@ def test_one_client_alone_and_many_merged_get_the_same_bits(service: VictimServi
     after = service.stats()
     assert after["images"] - before["images"] == 96
     assert after["passes"] - before["passes"] < after["requests"] - before["requests"], "nothing was merged"
-    whole = service.client("alone", request_images=96, start_at=96).query(images)
+    whole = service.client("alone", ClientConfig(request_images=96), start_at=96).query(images)
     assert np.array_equal(whole, alone)
 
 
@@ -132,7 +135,7 @@ NAN = np.full((1, *SHAPE), np.nan, dtype=np.float32)
 )
 def test_bad_queries_are_typed_uncharged_and_harmless(service: VictimService, images: object) -> None:
     service.register("bad", 1000)
-    client = service.client("bad", request_images=100)
+    client = service.client("bad", ClientConfig(request_images=100))
     before = service.charged("bad")
     with pytest.raises(BadQuery) as caught:  # as the replica sees it
         client.request("some id", images)
@@ -147,7 +150,7 @@ def test_bad_queries_are_typed_uncharged_and_harmless(service: VictimService, im
 def test_a_nan_does_not_reach_the_neighbours(service: VictimService, expected: LocalBlackBox) -> None:
     service.register("clean")
     service.register("dirty")
-    clean, dirty = service.client("clean", request_images=1), service.client("dirty")
+    clean, dirty = service.client("clean", ClientConfig(request_images=1)), service.client("dirty")
     stop = threading.Event()
 
     def spoil() -> int:
@@ -168,7 +171,7 @@ def test_a_nan_does_not_reach_the_neighbours(service: VictimService, expected: L
 
 
 def test_unknown_clients_and_conflicting_ids(service: VictimService) -> None:
-    stranger = service.client("stranger", request_images=10)
+    stranger = service.client("stranger", ClientConfig(request_images=10))
     for images in (_images(3), _images(30)):
         with pytest.raises(UnknownClient) as caught:
             stranger.query(images)
@@ -186,7 +189,7 @@ def test_unknown_clients_and_conflicting_ids(service: VictimService) -> None:
 
 def test_over_budget_charges_nothing_and_keeps_what_it_has(service: VictimService) -> None:
     service.register("poor", 50)
-    client = service.client("poor", request_images=10, max_in_flight=2)
+    client = service.client("poor", ClientConfig(request_images=10, max_in_flight=2))
     first = client.query(_images(40))
     for images in (_images(11, seed=1), _images(10**4, seed=1)):
         with pytest.raises(OverBudget) as caught:
@@ -194,7 +197,7 @@ def test_over_budget_charges_nothing_and_keeps_what_it_has(service: VictimServic
         assert type(caught.value) is OverBudget
         assert (caught.value.asked, caught.value.remaining, caught.value.budget) == (len(images), 10, 50)
     assert service.charged("poor") == 40
-    assert np.array_equal(service.client("poor", request_images=10).query(_images(40)), first), (
+    assert np.array_equal(service.client("poor", ClientConfig(request_images=10)).query(_images(40)), first), (
         "what was paid for stays"
     )
     client.query(_images(10, seed=1))
@@ -207,7 +210,7 @@ def test_over_budget_charges_nothing_and_keeps_what_it_has(service: VictimServic
 
 def test_four_threads_on_one_client_are_charged_and_counted_exactly(service: VictimService) -> None:
     service.register("threads", 4 * 10 * 6)
-    client = service.client("threads", request_images=4, max_in_flight=2)
+    client = service.client("threads", ClientConfig(request_images=4, max_in_flight=2))
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda seed: [client.query(_images(6, seed=seed)) for _ in range(10)], [0, 0, 1, 2]))
     assert client.asked == service.charged("threads") == 240 and client.remaining == 0
@@ -225,13 +228,15 @@ def test_a_malformed_request_id_is_refused_and_stops_no_other(service: VictimSer
 def test_query_iter_yields_before_the_budget_ends(service: VictimService) -> None:
     """Another user of the account spends it meanwhile: what came before is kept, what follows is refused."""
     service.register("raced", 60)
-    client = service.client("raced", request_images=10, max_in_flight=1)
+    client = service.client("raced", ClientConfig(request_images=10, max_in_flight=1))
     got = []
     with pytest.raises(OverBudget):
         for answers in client.query_iter(_images(60)):
             got.append(answers)
             if len(got) == 2:
-                service.client("raced", request_images=40, request_prefix="other").query(_images(30, seed=1))
+                service.client("raced", ClientConfig(request_images=40), request_prefix="other").query(
+                    _images(30, seed=1)
+                )
     assert 20 <= sum(map(len, got)) == client.asked <= 30
     assert service.charged("raced") <= 60
 
@@ -241,7 +246,7 @@ def test_two_clients_at_once_have_separate_budgets(service: VictimService) -> No
     service.register("right", 120)
 
     def spend(name: str) -> int:
-        client = service.client(name, request_images=7, max_in_flight=4)
+        client = service.client(name, ClientConfig(request_images=7, max_in_flight=4))
         spent = 0
         try:
             for seed in range(100):
@@ -260,9 +265,9 @@ def test_killed_replicas_lose_and_double_nothing(service: VictimService, victims
     name = f"killed{len(victims)}"
     images = _images(400, seed=9)
     service.register("calm")
-    calm = service.client("calm", request_images=50).query(images)
+    calm = service.client("calm", ClientConfig(request_images=50)).query(images)
     service.register(name, 400)
-    client = service.client(name, request_images=4, max_in_flight=8)
+    client = service.client(name, ClientConfig(request_images=4, max_in_flight=8))
     got = []
     for count, answers in enumerate(client.query_iter(images)):
         got.append(answers)
@@ -275,7 +280,7 @@ def test_killed_replicas_lose_and_double_nothing(service: VictimService, victims
 
 def test_killed_ledger_recovers_and_charges_nothing_twice(service: VictimService) -> None:
     service.register("ledger", 500)
-    client = service.client("ledger", request_images=4, max_in_flight=8)
+    client = service.client("ledger", ClientConfig(request_images=4, max_in_flight=8))
     images = _images(400, seed=11)
     got = []
     for count, answers in enumerate(client.query_iter(images)):
@@ -287,27 +292,19 @@ def test_killed_ledger_recovers_and_charges_nothing_twice(service: VictimService
     assert client.remaining == 100
     with pytest.raises(OverBudget):
         client.query(_images(101))
-    assert np.array_equal(service.client("ledger", request_images=4).query(images), np.concatenate(got))
+    assert np.array_equal(service.client("ledger", ClientConfig(request_images=4)).query(images), np.concatenate(got))
     assert service.charged("ledger") == 400
 
 
 def test_start_refuses_before_it_starts(service: VictimService, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
         VictimService.start(tmp_path, "broken")
-    with pytest.raises(ConfigError, match="top_k"):
-        VictimService.start(folder, "broken", policy={"name": "top_j"})
-    with pytest.raises(ConfigError, match="parameter"):
-        VictimService.start(folder, "broken", policy={"name": "top_k", "j": 3})
-    with pytest.raises(ConfigError, match="at least 1"):
-        VictimService.start(folder, "broken", replicas=0)
     with pytest.raises(ConfigError, match="is running"):
         VictimService.start(folder, "shared")
     with pytest.raises(ServiceUnavailable):
         VictimService.connect("broken")
     with pytest.raises(ConfigError, match="request_images=301"):
-        service.client("anyone", request_images=301)
-    with pytest.raises(ConfigError, match="max_in_flight=0"):
-        service.client("anyone", max_in_flight=0)
+        service.client("anyone", ClientConfig(request_images=301))
 
 
 def test_second_service_in_a_placement_group_with_rate_policy_and_journal(
@@ -318,14 +315,14 @@ def test_second_service_in_a_placement_group_with_rate_policy_and_journal(
 
     group = placement_group(VictimService.bundles(1, 0.25))
     ray.get(group.ready(), timeout=60)
-    options = {"cpus_per_replica": 0.25, "policy": {"name": "label_only"}, "ledger_path": tmp_path / "journal"}
+    settings = ServingConfig(cpus_per_replica=0.25, policy=PolicyChoice(name="label_only"))
+    limited = settings.changed(rate={"images_per_second": 20.0, "burst": 20})
+    journal = tmp_path / "journal"
     free = ray.available_resources()["CPU"]
-    second = VictimService.start(
-        folder, "second", **options, rate={"images_per_second": 20.0, "burst": 20}, placement_group=group
-    )
+    second = VictimService.start(folder, "second", limited, ledger_path=journal, placement_group=group)
     assert ray.available_resources()["CPU"] == free, "it lives off its own group"
     second.register("thief", 100)
-    client = second.client("thief", request_images=10)
+    client = second.client("thief", ClientConfig(request_images=10))
     start = time.monotonic()
     answers = client.query(_images(40))
     assert time.monotonic() - start > 0.9, "40 images at 20 a second after a burst of 20 take a second"
@@ -337,10 +334,10 @@ def test_second_service_in_a_placement_group_with_rate_policy_and_journal(
         client.query(_images(5))
     with pytest.raises(ServiceUnavailable):
         VictimService.connect("second")
-    third = VictimService.start(folder, "second", **options, detached=True)
+    third = VictimService.start(folder, "second", settings, ledger_path=journal, detached=True)
     try:
         assert (third.clients(), third.charged("thief")) == (["thief"], 40)
-        assert np.array_equal(third.client("thief", request_images=10).query(_images(40)), answers)
+        assert np.array_equal(third.client("thief", ClientConfig(request_images=10)).query(_images(40)), answers)
         assert third.charged("thief") == 40
     finally:
         third.stop()

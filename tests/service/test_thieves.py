@@ -25,7 +25,7 @@ from mea_ray.blackbox.colluding import Colluding, account_names, account_share
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.blackbox.prada import query_log_record
-from mea_ray.config import TrainingConfig
+from mea_ray.config import ClientConfig, ServingConfig, TrainingConfig
 from mea_ray.core.types import BlackBox
 from mea_ray.models.build import build_model
 from mea_ray.results.records import QueryLogRecord
@@ -54,7 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(ray_session: None, folder: Path) -> Iterator[VictimService]:
-    running = VictimService.start(folder, "robbed", cpus_per_replica=0.5, pass_images=16, max_wait_ms=10.0)
+    running = VictimService.start(
+        folder, "robbed", ServingConfig(cpus_per_replica=0.5, pass_images=16, max_wait_ms=10.0)
+    )
     yield running
     running.stop()
 
@@ -86,7 +88,10 @@ def burglars(service: VictimService) -> list[Any]:
             told = len(transfer)
             opened = [
                 ServiceClient(
-                    "robbed", name, request_images=8, max_in_flight=1, start_at=account_share(index, accounts, told)
+                    "robbed",
+                    name,
+                    ClientConfig(request_images=8, max_in_flight=1),
+                    start_at=account_share(index, accounts, told),
                 )
                 for index, name in enumerate(account_names(client, accounts))
             ]
@@ -194,7 +199,7 @@ def test_the_log_survives_deaths_and_equals_that_of_one_process(service: VictimS
     images = _pool(9)
     service.register("watched")
     service.register("quiet")
-    client = service.client("watched", request_images=5, max_in_flight=4)
+    client = service.client("watched", ClientConfig(request_images=5, max_in_flight=4))
     for count, _ in enumerate(client.query_iter(images)):
         if count == 10:
             ray.kill(service.ledger, no_restart=False)
@@ -265,7 +270,7 @@ def test_nothing_that_an_attack_gets_leads_to_a_model(service: VictimService, fo
         service.register(name, 100)
     victim, _ = load_model(folder)
     weights = {value.numpy().tobytes() for value in victim.state_dict().values() if value.numel() > 1}
-    opened = [service.client(name, request_images=8) for name in account_names("blind", 2)]
+    opened = [service.client(name, ClientConfig(request_images=8)) for name in account_names("blind", 2)]
     held: list[Any] = []
 
     class Spy(QueryAttack):

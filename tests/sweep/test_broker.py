@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mea_ray.config import ExperimentConfig, RoleResources, build
+from mea_ray.config import ExperimentConfig, RoleResources, ServingConfig, build
 from mea_ray.core.errors import ConfigError, ServiceUnavailable
 from mea_ray.sweep import broker as module
 from mea_ray.sweep.broker import Broker, ServiceSpec, needs
@@ -20,12 +20,12 @@ class Services:
         self.started: list[str] = []
         self.failures = 0
 
-    def start(self, folder: str, name: str, **settings: Any) -> Any:
+    def start(self, folder: str, name: str, settings: ServingConfig, **rest: Any) -> Any:
         if self.failures:
             self.failures -= 1
             raise ServiceUnavailable("the ledger is held by another process")
         self.up.append(name)
-        self.started.append(settings["ledger_path"])
+        self.started.append(rest["ledger_path"])
 
         class Service:
             def stop(inner) -> None:  # noqa: N805
@@ -35,7 +35,7 @@ class Services:
 
 
 def spec(victim: str) -> ServiceSpec:
-    return ServiceSpec(victim, f"/victims/{victim}", {"replicas": 1})
+    return ServiceSpec(victim, f"/victims/{victim}", ServingConfig())
 
 
 @pytest.fixture
