@@ -15,19 +15,21 @@ from tiny import tiny_sweep
 
 from mea_ray.config import ExperimentConfig, build, write_yaml
 from mea_ray.core.errors import ConfigError
+from mea_ray.experiment.data import Fingerprints
+from mea_ray.experiment.names import trial_name
 from mea_ray.results.records import read_results
 from mea_ray.sweep.modules import modules_to_send
 
 ROOT = Path(__file__).parents[2]
 ATTACK = """
 from my_parts.size import CHUNK
-from mea_ray.attacks.driver import TransferAttack
+from mea_ray.attacks.query_attack import QueryAttack
 
-class Mine(TransferAttack):
-    '''Asks the pool in its order.'''
+class Mine(QueryAttack):
+    '''Queries the pool in random order.'''
 
     def queries(self, thief):
-        yield from thief.pool_in_order(CHUNK)
+        yield from thief.query_pool(CHUNK)
 """
 
 
@@ -74,10 +76,8 @@ def test_what_is_given_is_sent_and_nothing_else(package: Path) -> None:
 
 
 def test_where_the_packages_are_is_no_part_of_an_experiment() -> None:
-    from mea_ray.sweep.plan import trial_name
-
-    plain = build(ExperimentConfig, {})
-    assert trial_name(build(ExperimentConfig, {"resources": {"py_modules": ["/x"]}})) == trial_name(plain)
+    plain, sent = build(ExperimentConfig, {}), build(ExperimentConfig, {"resources": {"py_modules": ["/x"]}})
+    assert trial_name(sent, Fingerprints("data")) == trial_name(plain, Fingerprints("data"))
 
 
 def test_a_ray_of_our_own_whatever_the_environment_says_with_an_attack_of_the_working_directory(
