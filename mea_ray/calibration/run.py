@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from mea_ray.calibration import forger as forging
+from mea_ray.calibration.separation import Separation, separations
 from mea_ray.calibration.thresholds import Threshold, thresholds
 from mea_ray.config import ExperimentConfig, digest, identity
 from mea_ray.core.errors import ConfigError
@@ -77,6 +78,7 @@ class Calibration(BaseModel):
         class_names: Names of the classes.
         models: All verified models.
         thresholds: On the WSR of a given key.
+        statistics: How well each statistic tells watermarked models from innocent ones, the best first.
         forging: On what a forger gets who may choose classes and geometry: the threshold that he does not reach.
     """
 
@@ -85,6 +87,7 @@ class Calibration(BaseModel):
     class_names: list[str]
     models: list[Calibrated]
     thresholds: list[Threshold]
+    statistics: list[Separation]
     forging: list[Threshold]
 
     def rates(self, role: Role) -> list[float]:
@@ -166,6 +169,7 @@ def calibrate(
         thresholds=thresholds(
             [m.wsr for m in innocent], [m.wsr for m in marked], paper=paper, significance=significance
         ),
+        statistics=separations([m.report.statistics for m in innocent], [m.report.statistics for m in marked]),
         forging=thresholds(
             [m.best_forgery for m in innocent], [m.wsr for m in marked], paper=paper, significance=significance
         ),

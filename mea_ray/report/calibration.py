@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from mea_ray.calibration.run import Calibrated, Calibration
+    from mea_ray.calibration.separation import Separation
     from mea_ray.calibration.thresholds import Threshold
 
 NAMES = {
@@ -56,10 +57,22 @@ def show(console: Console, calibration: Calibration) -> None:
             f"{kind} models: WSR {percent(float(np.mean(rates)))} on average, {percent(min(rates))} to "
             f"{percent(max(rates))} ({len(rates)} models)"
         )
+    console.print(_statistics(calibration.statistics))
     console.print(_table("Threshold on the WSR of a given key", calibration.thresholds))
     console.print(
         _table("Threshold that a forger does not reach, who may choose classes and geometry", calibration.forging)
     )
+
+
+def _statistics(rows: list[Separation]) -> RichTable:
+    table = RichTable(
+        title="What tells watermarked models from innocent ones", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for heading in ("Statistic", "Recognised at no false accusation", "at 1%", "AUC"):
+        table.add_column(heading, justify="left" if heading == "Statistic" else "right")
+    for row in rows:
+        table.add_row(row.statistic, percent(row.tpr_at_0, 0), percent(row.tpr_at_1, 0), f"{row.auc:.3f}")
+    return table
 
 
 def _table(title: str, rows: list[Threshold]) -> RichTable:

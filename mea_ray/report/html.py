@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mea_ray.report import attacks, curves, detections, removals, samples, seeds, settings, tables, verdict
+from mea_ray.report import attacks, curves, detections, removals, samples, seeds, settings, statistics, tables, verdict
 from mea_ray.report import search as searches
 from mea_ray.results.records import TrialResult, read_results
 from mea_ray.storage.files import write_whole
@@ -64,6 +64,8 @@ def render(
         "means_caption": seeds.CAPTION,
         "found": searches.found(search, results) if search is not None else None,
         "costs": tables.costs(results),
+        "statistic_headings": statistics.HEADINGS,
+        "statistics": statistics.lines(results),
         "removal_headings": removals.HEADINGS,
         "removals": removals.lines(results),
         "planes": removals.figures(results),

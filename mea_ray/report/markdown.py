@@ -13,6 +13,8 @@ from mea_ray.report.detections import lines as detection_rows
 from mea_ray.report.record import RECORD, SWEEP, SweepRecord
 from mea_ray.report.removals import ON, losses
 from mea_ray.report.seeds import counted
+from mea_ray.report.statistics import HEADINGS as STATISTIC_HEADINGS
+from mea_ray.report.statistics import lines as statistic_rows
 from mea_ray.report.tables import common_prefix, grouped, mean, percent
 from mea_ray.results.points import label
 from mea_ray.results.records import ModelReport, RungResult, TrialResult, read_results
@@ -140,10 +142,17 @@ def detections_table(_: str, results: Sequence[TrialResult]) -> str:
     return table(tuple(DETECTION_HEADINGS.values()), rows) if rows else "No detection was tried."
 
 
+def statistics_table(_: str, results: Sequence[TrialResult]) -> str:
+    """Return how well each statistic tells stolen models from innocent ones, for each budget."""
+    rows = [tuple(getattr(row, column) for column in STATISTIC_HEADINGS) for row in statistic_rows(results)]
+    return table(tuple(STATISTIC_HEADINGS.values()), rows) if rows else "Too few innocent models were measured."
+
+
 TABLES: Mapping[str, Callable[[str, Sequence[TrialResult]], str]] = {
     "results": results_table,
     "removals": removals_table,
     "detections": detections_table,
+    "statistics": statistics_table,
 }
 """Name of a table, to what renders it from the sweep's name and its trials."""
 
@@ -172,6 +181,8 @@ def report(folder: Path) -> str:
     if (folder / RECORD).exists():
         parts.append(provenance(folder))
     parts.append(results_table(name, results))
+    if statistic_rows(results):
+        parts.append(statistics_table(name, results))
     if any(result.removals for result in results):
         parts.append(removals_table(name, results))
     if any(result.detections for result in results):

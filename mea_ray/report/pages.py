@@ -5,8 +5,9 @@ A page marks what is rendered, everything between the two comments is replaced:
     <!-- record: budgets/results -->
     <!-- end -->
 
-The part before the slash is a folder of records, the part behind it ``results``, ``removals``, ``detections``
-(tables), ``made`` (command, commit, date, device) or ``curve`` (a picture, kept in the pages' folder of images).
+The part before the slash is a folder of records, the part behind it ``results``, ``removals``, ``detections``,
+``statistics`` (tables), ``made`` (command, commit, date, device) or ``curve`` (a picture, kept in the pages' folder of
+images).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mea_ray.report import detections, removals, search, seeds, tables, verdict
+from mea_ray.report import detections, removals, search, seeds, statistics, tables, verdict
 from mea_ray.results.points import setting
 from mea_ray.results.records import TrialResult
 
@@ -75,6 +75,16 @@ def detections_table(lines: Sequence[detections.DetectionRow]) -> RichTable:
     return table
 
 
+def statistics_table(lines: Sequence[statistics.StatisticRow]) -> RichTable:
+    """Return the table of statistics."""
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+    for column, heading in statistics.HEADINGS.items():
+        table.add_column(heading, justify="left" if column == "statistic" else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*(escape(str(getattr(line, column))) for column in statistics.HEADINGS))
+    return table
+
+
 def means_table(lines: Sequence[seeds.SeedsRow]) -> RichTable:
     """Return the table of means over seeds."""
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False, caption=seeds.CAPTION, caption_justify="left")
@@ -113,6 +123,8 @@ def print_results(console: Console, results: Sequence[TrialResult], sought: Sear
     best = search.found(sought, results) if sought is not None else None
     if best is not None:
         console.print(found_table(best))
+    if told_apart := statistics.lines(results):
+        console.print(statistics_table(told_apart))
     if removed := removals.lines(results):
         console.print(removals_table(removed))
     if detected := detections.lines(results):
