@@ -11,7 +11,7 @@ from mea_ray.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 1}, {"workers": 10**4}, {"trials": 3}, {"trials": 0}, {"repeats": 0}])
-def test_what_does_not_fit_is_refused(wrong: dict[str, int]) -> None:
+def test_what_does_not_fit_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         efficiency.bench_efficiency(**wrong)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,12 @@ from mea_ray.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("wrong", [{"trials": 15}, {"few": 0}, {"at_once": 0}, {"seconds": -1.0}])
-def test_counts_that_do_not_fit_are_refused(wrong):
+def test_counts_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         bench.bench_sweep(**wrong)
 
 
-def test_repeats_are_trials_that_had_finished_and_began_again(tmp_path: Path):
+def test_repeats_are_trials_that_had_finished_and_began_again(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     for name in "abc":
         (tmp_path / "results" / f"{name}.json").touch()
@@ -27,12 +28,12 @@ def test_repeats_are_trials_that_had_finished_and_began_again(tmp_path: Path):
     assert found == {"finished_before": 2, "repeated": 1, "begun_again": 1, "missing": 1}
 
 
-def test_growth_is_that_of_the_second_half():
+def test_growth_is_that_of_the_second_half() -> None:
     assert bench._slope([(10, 900.0), (20, 1000.0), (30, 1001.0), (40, 1002.0)]) == pytest.approx(102.4)
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_repeats_nothing():
+def test_a_killed_sweep_goes_on_and_repeats_nothing() -> None:
     measured = bench.bench_sweep(trials=40, few=10, seconds=0.5, at_once=2)
     assert (measured["repeated"], measured["missing"], measured["failed"]) == (0, 0, 0)
     assert 20 <= measured["finished_before"] < 40 and measured["begun_again"] <= 2

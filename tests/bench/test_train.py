@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from mea_ray.bench.train import bench_train
 from mea_ray.bench.views import bench_views
 from mea_ray.core.errors import ConfigError, DataError
 
-TINY = {"model_params": {"width": 0.1}, "steps": 3, "rounds": 2, "batch_size": 16}
+TINY: dict[str, Any] = {"model_params": {"width": 0.1}, "steps": 3, "rounds": 2, "batch_size": 16}
 
 
 def test_measures_all_three_in_each_round() -> None:

@@ -12,9 +12,10 @@ import pytest
 from fake_wandb import FakeWandb
 
 from mea_ray.config import TrackingConfig
+from mea_ray.results.numbers import rung_metrics
 from mea_ray.results.records import ModelReport, QueryLogRecord, RungResult, SuccessRate, TrialResult
 from mea_ray.tracking import TrackerSet, trackers
-from mea_ray.tracking.rows import flatten, rung_metrics
+from mea_ray.tracking.rows import flatten
 from mea_ray.tracking.wandb_tracker import IGNORED_VARIABLES, WandbTracker, run_id
 
 
