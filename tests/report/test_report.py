@@ -280,7 +280,7 @@ def test_a_stopped_trial_without_rungs_is_shown_and_breaks_nothing(tmp_path: Pat
 
 def test_unmarked_victims_make_a_report_too(tmp_path: Path) -> None:
     plain = trial("a")
-    none = {"wsr": None, "wfpr": {}, "wfpr_mean": None, "p_value": None}
+    none: dict[str, Any] = {"wsr": None, "wfpr": {}, "wfpr_mean": None, "p_value": None}
     none |= {"infringes_threshold": None}
     rungs = [r.model_copy(update={"report": r.report.model_copy(update=none)}) for r in plain.rungs]
     update = {"victim_report": plain.victim_report.model_copy(update=none), "rungs": rungs, "null_reports": []}
