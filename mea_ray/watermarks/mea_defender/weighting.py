@@ -128,8 +128,8 @@ class Mgda(Weighting):
     """MGDA (equation 9): weights on the simplex that minimise the norm of the weighted, normalised gradients.
 
     As in the authors' code the weights are found for normalised gradients and then applied to the raw ones. They are
-    smoothed over the steps (CR-MOGM): the minimum of one small batch jumps from loss to loss, and an optimiser that
-    divides by the gradient's second moment then hardly moves.
+    smoothed over the steps (CR-MOGM): those of one small batch jump from loss to loss, and they depend on the very
+    gradients that they multiply, which biases the step.
 
     Args:
         normalisation: Each gradient g of loss L is divided by ``l2``: ||g||; ``loss``: min(L, 10); ``loss+``:
