@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from mea_ray.core.errors import DataError
 from mea_ray.verification.holm import holm
@@ -25,15 +25,7 @@ Verdict = Literal[
     "suggestive",
     "proved",
 ]
-SEVERITY: tuple[Verdict, ...] = (
-    "void",
-    "too poor to judge",
-    "not specific",
-    "not proved",
-    "not committed",
-    "suggestive",
-    "proved",
-)
+SEVERITY: tuple[Verdict, ...] = get_args(Verdict)
 """Verdicts, worst first. That of a suspect is the worst for which there is a reason."""
 TEXTS: dict[Verdict, str] = {"void": "void: innocent models would be accused"}
 """How a verdict is written, where that differs from its name."""

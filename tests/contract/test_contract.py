@@ -1,6 +1,6 @@
-"""The contract of every table: entries resolve, are documented, build from defaults and refuse what they do not know.
+"""The contract of every table: entries resolve, are documented, build from defaults and refuse unknown arguments.
 
-A new watermark, attack, model, dataset, combiner or answer policy is tested by this file the day its line is added.
+A new component is tested by this file the day its line is added; ``test_trials.py`` takes it through a whole trial.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ import pytest
 import torch
 from policy_answers import answers, ready
 
-from mea_ray.attacks.transfer import TransferSet
-from mea_ray.blackbox.ledger import Ledger
-from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.cli.catalogue import TABLES, table
 from mea_ray.config import TrainingConfig
 from mea_ray.core.errors import ConfigError, DataError
@@ -227,68 +224,3 @@ def test_a_watermark_makes_a_key_stages_and_samples(name: str, images: ImageSet,
     # A scheme that mixes no classes names none (-1), and must then have no sources; any other must have all of them.
     assert set(np.unique(made.source_labels)) == {label for label in key.source_classes if label >= 0}
     assert made.adverse and all(len(mixed) for mixed in made.adverse.values())
-
-
-class Tiny(torch.nn.Module):
-    """A linear network that is trained in no time."""
-
-    classes, shape, feature_size = 3, SHAPE, 3
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = torch.nn.Linear(3, 3)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.head(4 * pixels.mean(dim=(2, 3)))
-
-    features = forward
-
-    def set_normalisation(self, *_: Any) -> None:
-        """Nothing to normalise."""
-
-
-# Attacks whose first query is larger than the small budgets here at their defaults, which are those of the papers.
-SMALLER: dict[str, dict[str, Any]] = {
-    "dfme": {"batch_size": 2},
-    "maze": {"batch_size": 2, "generator": {"directions": 3}},
-}
-
-
-def stolen(name: str, images: ImageSet, seed: int) -> tuple[list[Any], int, int]:
-    victim = Tiny().eval()
-    with torch.no_grad():
-        victim.head.weight.copy_(10 * torch.eye(3))
-        victim.head.bias.zero_()
-    attack = table("attacks").build(name, **SMALLER.get(name, {}))
-    budgets = (16, 40)
-    allowed = attack.query_cost(budgets)
-    ledger = Ledger(None)
-    ledger.register("thief", allowed, None)
-    policy = "embedding" if attack.learns_from == "features" else "probabilities"
-    blackbox = LocalBlackBox(victim, table("policies").build(policy), ledger, "thief", pass_images=16)
-    rungs = list(
-        attack.run(
-            blackbox,
-            images.images,
-            budgets=budgets,
-            make_model=Tiny,
-            training=TrainingConfig(epochs=3, batch_size=8),
-            seed=seed,
-            transfer=TransferSet(),
-        )
-    )
-    return rungs, ledger.charged("thief"), allowed
-
-
-@names("attacks")
-def test_an_attack_keeps_its_budget_and_is_deterministic(name: str, images: ImageSet) -> None:
-    rungs, charged, allowed = stolen(name, images, seed=1)
-    assert [rung.budget for rung in rungs] == [16, 40]
-    assert 0 < charged <= allowed
-    assert all(0 < rung.queries <= rung.budget for rung in rungs)
-    again, _, _ = stolen(name, images, seed=1)
-    for first, second in zip(rungs, again, strict=True):
-        for key, value in first.model.state_dict().items():
-            assert torch.equal(value, second.model.state_dict()[key])
-    other, _, _ = stolen(name, images, seed=2)
-    assert not torch.equal(rungs[-1].model.head.weight, other[-1].model.head.weight)
