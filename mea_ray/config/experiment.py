@@ -116,7 +116,7 @@ class DetectionConfig(Config):
     tried_on: tuple[Suspect, ...] = Field(
         ("substitute", "null_model"), description="On which models, as `removal.tried_on`."
     )
-    images: int = Field(1000, ge=2, description="Images of the thief's pool that whoever looks holds, at most.")
+    images: int = Field(1000, ge=2, description="Images of the thief's pool that a detection may use, at most.")
 
 
 class VerificationConfig(Config):

@@ -20,7 +20,7 @@ TRIALS = 4
 LOG_ROWS = 40
 """Clients in the table of the query log."""
 POINTS = 200
-"""Points of a line; more are not told apart in a small picture."""
+"""Points of a line; more cannot be distinguished in a small picture."""
 COMPONENT = "/"
 """Lines ``reward``, ``reward/certainty`` and ``reward/loss`` share a picture."""
 
@@ -86,11 +86,11 @@ def svg(title: str, lines: Mapping[str, Line], identity: str) -> str:
             axes.plot(queries, values, color=curves.COLOURS[position], linewidth=1.6, marker=marker)
         axes.set_xlabel("queries (images answered)", color=curves.MUTED, fontsize=9)
         curves.plain(axes)
-        told = [
+        described = [
             f"{name or title}: {points[0][1]:.3g} at {points[0][0]:,} queries, {points[-1][1]:.3g} at {points[-1][0]:,}"
             for name, points in lines.items()
         ]
-        return curves.as_svg(figure, identity, title, "; ".join(told))
+        return curves.as_svg(figure, identity, title, "; ".join(described))
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ def run(config: ExperimentConfig, models: int, address: str | None) -> None:
     """Calibrate with progress, then show the thresholds and say where everything is."""
     from mea_ray.calibration.run import calibrate
 
-    said = make_console(stderr=True)
+    progress = make_console(stderr=True)
 
     def tell(found: Calibrated, done: int, of: int) -> None:
         kind = "innocent" if found.role == "null" else "watermarked"
-        said.print(f"{done:>4} of {of}  {kind} {found.index}: WSR {percent(found.wsr)}", soft_wrap=True)
+        progress.print(f"{done:>4} of {of}  {kind} {found.index}: WSR {percent(found.wsr)}", soft_wrap=True)
 
     calibration, folder = calibrate(config, models, address=address, on_model=tell)
     console = make_console()

@@ -33,7 +33,7 @@ METRICS = {
 }
 """Metric to the title of its picture."""
 MAX_LINES = 8
-"""Lines in one picture; more are told apart by nobody, so they go to further pictures."""
+"""Lines in one picture; more cannot be distinguished, so they go to further pictures."""
 COLOURS = ("#0a6fb8", "#d1570a", "#0f8a5f", "#b03a8c", "#8a6d00", "#5b4bc4", "#c22f3d", "#4a6572")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
@@ -203,8 +203,8 @@ def describe(groups: Mapping[str, list[TrialResult]], metric: str) -> str:
     for name, trials in groups.items():
         points = series(trials, metric)
         if points:
-            told = ", ".join(f"{percent(point.mean)} at {point.queries:,.0f} queries" for point in points)
-            parts.append(f"{name}: {told}")
+            listed = ", ".join(f"{percent(point.mean)} at {point.queries:,.0f} queries" for point in points)
+            parts.append(f"{name}: {listed}")
     all_trials = [trial for trials in groups.values() for trial in trials]
     lines = [f"{name} {percent(value)}" for name, value in references(all_trials, metric).items()]
     return "; ".join(parts or ["nothing measured"]) + (f". Lines: {', '.join(lines)}." if lines else ".")

@@ -169,8 +169,8 @@ def svg(by_name: dict[str, list[Loss]], identity: str) -> str:
         axes.set_xlabel("accuracy lost (points)", color=curves.MUTED, fontsize=9)
         axes.set_ylabel("WSR lost (points)", color=curves.MUTED, fontsize=9)
         curves.plain(axes)
-        told = [
+        described = [
             f"{name}: " + ", ".join(f"{p.wsr:.0f} points of WSR for {p.accuracy:.1f} of accuracy" for p in points)
             for name, points in by_name.items()
         ]
-        return curves.as_svg(figure, identity, "What removals took", "; ".join(told))
+        return curves.as_svg(figure, identity, "What removals took", "; ".join(described))

@@ -17,7 +17,7 @@ HEADLINES: dict[Verdict, str] = {
     "void": "Nothing is proved: innocent models would be accused as well.",
     "too poor to judge": "Nothing is proved: {models} too poor to judge.",
     "not specific": "Nothing is proved: {models} fooled by samples that only look like the owner's.",
-    "not proved": "Theft is not proved: {models} not told from innocent models.",
+    "not proved": "Theft is not proved: {models} not distinguishable from innocent models.",
     "not committed": "Nothing is proved yet: {models} recognised, but nobody can check that the key is older.",
     "suggestive": "The evidence is suggestive, but no proof: {models} recognised, and too little rules out chance.",
     "proved": "Theft is proved: {models} recognised.",
@@ -91,7 +91,7 @@ def findings(results: Sequence[TrialResult]) -> list[Finding]:
 
 
 def _reasons(judgement: Judgement) -> list[Finding]:
-    """Give the reasons for the worst verdict; of several samples that the mark is not told from, the first only."""
+    """Give the reasons for the worst verdict; of several reasons why a mark is not specific, the first only."""
     unspecific = [reason for reason in judgement.reasons if reason.verdict == "not specific"][1:]
     return [Finding(each.text, tone_of(each.verdict)) for each in judgement.reasons if each not in unspecific]
 

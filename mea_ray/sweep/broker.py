@@ -67,7 +67,7 @@ class Broker:
         max_services: Services up at once.
         placement_group: Where they run; anywhere when None.
         start: ``VictimService.start``, or what stands for it in a test.
-        on_event: Told when a service is started, and when one of its actors died.
+        on_event: Called when a service starts, and when one of its actors dies.
         be_patient: Called first, in the process of the broker: it says how long to wait for the storage.
     """
 

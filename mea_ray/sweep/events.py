@@ -1,4 +1,4 @@
-"""What happens in a sweep, as plain records; whoever shows progress listens to these and to nothing else."""
+"""What happens in a sweep, as plain records; progress displays listen to these and to nothing else."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def run_sweep(
         resume: Go on in the folder of an earlier start; nothing that is finished there is repeated.
         address: Ray cluster, ``host:port`` or ``auto``; None uses the Ray that runs in this process, or starts one on
             this machine.
-        on_event: Told what happens, one event after the other, in a thread of its own.
+        on_event: Called with one event after the other, from a thread of its own.
         work: What a trial does; something else than a theft only where the machinery itself is measured.
 
     Returns:
@@ -229,7 +229,7 @@ class _Teller:
                 logger.exception("the listener of the sweep's events failed on %r; the sweep goes on", event)
 
     def _just_said(self, message: str) -> bool:
-        """Every process notices when the storage is away; it is said once."""
+        """Every process notices when the storage is away; one warning is enough."""
         now = time.monotonic()
         before, self._warned[message] = self._warned.get(message), now
         return before is not None and now - before < SAID_ONCE_IN_S

@@ -64,7 +64,7 @@ class NodeWandb:
     Args:
         folder: The sweep's folder.
         config: The ``tracking`` section.
-        warn: Told what went wrong, a sentence for each.
+        warn: Called with a sentence for each problem.
     """
 
     def __init__(self, folder: SweepFolder, config: TrackingConfig, warn: Callable[[str], None]) -> None:

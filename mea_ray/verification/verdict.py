@@ -65,7 +65,7 @@ class Evidence:
         victim_rank: Rank of the victim's statistic among the innocent models; None if it was not measured.
         key: Rank of the true key among all admissible keys on the suspect; None if it was not measured.
         key_drawn: Whether the key was drawn at random. The rank of a key that the owner chose is no p-value.
-        comparisons: What the mark must be told from. Not looked at for a statistic that is read on clean images.
+        comparisons: What the mark must be distinguished from. Ignored for a statistic that is read on clean images.
         controls: Innocent models judged in the same way: null models, and those stolen at the same budget.
         accused_controls: How many of them the same criteria accuse.
         committed: Whether the key was committed to before the suspect existed; None where that does not arise, as in an
