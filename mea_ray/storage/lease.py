@@ -138,11 +138,15 @@ class Lease(ABC):
     def _beat_until_stopped(self) -> None:
         while not self._stop.wait(self.beat_s):
             token = self.token
-            with contextlib.suppress(OSError):  # a storage that is away: whoever waits cannot see it either
-                if token and not self._is_mine(token):
+            with contextlib.suppress(OSError):  # a storage that is away: nobody else can see it either
+                if token and self._has_lost_it(token):
                     self.on_lost()
                     return
                 self._beat(token)
+
+    def _has_lost_it(self, token: str) -> bool:
+        """Whether the lease with this token was taken over, which a storage that is away does not mean."""
+        return not self._is_mine(token)
 
     def __enter__(self) -> Lease:
         self.acquire()
@@ -206,6 +210,10 @@ class FileLease(Lease):
     def _is_mine(self, token: str) -> bool:
         newest = self._newest()
         return newest == self._generation and (_read(self._file(newest)) or {}).get("token") == token
+
+    def _has_lost_it(self, token: str) -> bool:
+        holder = self.holder()  # none where the folder is away: a disk does not say so, as an object store does
+        return holder is not None and holder.get("token") != token
 
     def _beat(self, token: str) -> None:
         os.utime(self._file(self._generation))

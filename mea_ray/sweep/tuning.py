@@ -6,11 +6,14 @@ then begun again with the trials that are left, which go on from what they have 
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 import tempfile
+import threading
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray.exceptions import OutOfMemoryError
@@ -87,7 +90,7 @@ class Tuning:
                 if folder.result(trial.folder.name) is None and trial.folder.name not in self.finisher.failed
             ]
             searcher = search.optuna_search(self.sweep, folder.results(), [p for p in begun if p is not None])
-        tune.Tuner(
+        tuner = tune.Tuner(
             trainable,
             param_space=space,
             tune_config=tune.TuneConfig(
@@ -107,7 +110,9 @@ class Tuning:
                 callbacks=[self.finisher.callback()],
                 failure_config=tune.FailureConfig(max_failures=self.sweep.max_failures),
             ),
-        ).fit()
+        )
+        with _own_signals():
+            tuner.fit()
 
     def _blame(self, error: OutOfMemoryError) -> None:
         """Count one failure of the trial that used most memory, and give it up if it had too many.
@@ -132,6 +137,19 @@ class Tuning:
                 self.finisher.runs_ended += 1
             else:
                 self.finisher.tell(events.TrialRestarted(name, OUT_OF_MEMORY))
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Take back the signal handlers that Tune installs and leaves behind: the next Ctrl-C would do nothing."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # no other thread may set them, and Tune does not
+            for number, handler in before.items():
+                if handler is not None:  # one that was not set from Python cannot be set from here
+                    signal.signal(number, handler)
 
 
 def _cause(error: BaseException) -> OutOfMemoryError | None:

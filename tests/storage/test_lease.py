@@ -136,6 +136,19 @@ def test_a_stopped_holder_loses_it_and_finds_out(make: Make, tmp_path: Path) -> 
     waiter.release()
 
 
+def test_a_folder_that_is_away_for_a_while_takes_the_lease_from_nobody(tmp_path: Path) -> None:
+    lost = threading.Event()
+    folder, away = tmp_path / "leases", tmp_path / "away"
+    with file_lease(folder, beat_s=0.02, on_lost=lost.set) as lease:
+        folder.rename(away)
+        assert not lost.wait(0.5) and not lease.is_held()
+        away.rename(folder)
+        (claim,) = folder.iterdir()
+        before = claim.stat().st_mtime_ns
+        assert not lost.wait(0.5) and lease.is_held()
+        assert claim.stat().st_mtime_ns > before, "its heart goes on beating"
+
+
 def test_the_clock_of_the_machine_does_not_matter(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     holder = make(tmp_path, beat_s=0.05, expiry_s=0.5)
     assert holder.try_acquire()

@@ -56,7 +56,9 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
             killed.append(event.trial)
             os.kill(pids[event.trial], signal.SIGKILL)
 
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
     outcome = run_sweep(sweep, on_event=listen)
+    assert signal.getsignal(signal.SIGINT) is on_ctrl_c, "Ray Tune leaves a handler of its own behind"
 
     assert sorted(result.trial for result in outcome.results) == sorted(good)
     # Its process died, so it was started again; an error that would come again is not tried again.

@@ -10,6 +10,7 @@ import pytest
 from report_results import trial
 
 from mea_ray.cli import main as cli
+from mea_ray.cli.options import USAGE
 from mea_ray.cli.status import duration, watch
 from mea_ray.core.errors import ConfigError
 from mea_ray.report import html
@@ -200,7 +201,7 @@ def test_status_prints_what_happens(folder: SweepFolder, capsys: pytest.CaptureF
     told = capsys.readouterr().out
     for text in ("1 of 4", "33/100", "running, last heard", "RuntimeError: [no]", "seed=0: finished"):
         assert text in told
-    assert cli.main(["status", str(folder.path.parent)]) == cli.USAGE
+    assert cli.main(["status", str(folder.path.parent)]) == USAGE
 
 
 def test_watching_renders_new_results_until_the_sweep_ends(folder: SweepFolder) -> None:
