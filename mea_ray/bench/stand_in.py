@@ -32,7 +32,7 @@ BEGUN = "begun.log"
 def stand_in(
     trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools, pid: int, node: str, *, seconds: float
 ) -> TrialResult:
-    """Sleep in place of a theft; keep, tell and report what a trial would, with numbers that are made up.
+    """Sleep in place of a theft; store and report what a trial would, with made-up numbers.
 
     Args:
         trial: The trial.

@@ -74,23 +74,25 @@ def bench_sweep(
             raise ConfigError(f"{name}={value} must be a multiple of {_SEEDS}: the sweeps have {_SEEDS} seeds")
     if at_once < 1 or seconds < 0:
         raise ConfigError(f"at_once={at_once} must be at least 1, and seconds={seconds} at least 0")
-    tell = on_progress or (lambda text: None)
+    notify = on_progress or (lambda text: None)
     share = (float(cpus or os.cpu_count() or 1) - 0.1) / at_once
     with tempfile.TemporaryDirectory(prefix="mea_ray_bench_") as aside:
         home = Path(folder or aside).absolute()
 
         def measured(name: str, count: int, *, resume: bool = False) -> dict[str, Any]:
             found = _finish(_start(home, name, _sweep(home, name, count, share, wandb), seconds, resume=resume))
-            tell(f"{name}: {found['trials_s']:.1f} s for {found['finished']} trials, peak {found['peak_mib']:.0f} MiB")
+            notify(
+                f"{name}: {found['trials_s']:.1f} s for {found['finished']} trials, peak {found['peak_mib']:.0f} MiB"
+            )
             return found
 
         small, large = measured("few", few), measured("many", trials)
-        told: dict[str, Any] = {}
+        killed: dict[str, Any] = {}
         if kill:
             tree = _sweep(home, "killed", trials, share, wandb)
             begun, finished = _killed(_start(home, "killed", tree, seconds), home / "killed", trials // 2)
             resumed = measured("killed", trials, resume=True)
-            told = {**_repeats(home / "killed", begun, finished, trials), "resume_plan_s": resumed["plan_s"]}
+            killed = {**_repeats(home / "killed", begun, finished, trials), "resume_plan_s": resumed["plan_s"]}
     per_trial = large["trials_s"] / large["finished"]
     return {
         "plan_s": large["plan_s"],
@@ -102,7 +104,7 @@ def bench_sweep(
         "peak_mib": large["peak_mib"],
         "memory_ratio": large["peak_mib"] / small["peak_mib"],
         "kib_per_trial": _slope(large["memory"]),
-        **told,
+        **killed,
         "failed": small["failed"] + large["failed"],
         "trials": trials,
         "few": few,

@@ -78,7 +78,7 @@ class Calibration(BaseModel):
         class_names: Names of the classes.
         models: All verified models.
         thresholds: On the WSR of a given key.
-        statistics: How well each statistic tells watermarked models from innocent ones, the best first.
+        statistics: How well each statistic separates watermarked models from innocent ones, the best first.
         forging: On what a forger gets who may choose classes and geometry: the threshold that he does not reach.
     """
 
@@ -142,7 +142,7 @@ def calibrate(
     folder = storage.root / "calibration" / digest(made_by)
     done: dict[tuple[Role, int], Calibrated] = {}
 
-    def tell(found: Calibrated) -> None:
+    def report(found: Calibrated) -> None:
         done[found.role, found.index] = found
         if on_model is not None:
             on_model(found, len(done), 2 * models)
@@ -150,7 +150,7 @@ def calibrate(
     for role, index in product(ROLES, range(models)):
         before = read_record(Calibrated, _file(folder, role, index))
         if before is not None:
-            tell(before)
+            report(before)
     left = [index for index in range(models) if any((role, index) not in done for role in ROLES)]
     if left:
         py_modules = modules_to_send(config.resolved(), config.resources.py_modules, address)
@@ -158,7 +158,7 @@ def calibrate(
             for pair in _run(ray, config, left):
                 for found in pair:
                     write_whole(_file(folder, found.role, found.index), found.model_dump_json(indent=1))
-                    tell(found)
+                    report(found)
     found_models = [done[role, index] for index in range(models) for role in ROLES]
     innocent, marked = ([m for m in found_models if m.role == role] for role in ("null", "victim"))
     paper = config.verification.threshold

@@ -1,4 +1,4 @@
-"""How well each statistic tells stolen models from innocent ones: the table from which a default is chosen."""
+"""How well each statistic separates stolen models from innocent ones: the table from which a default is chosen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Separation(BaseModel):
         statistic: Its name, see ``mea_ray.verification.statistic``.
         innocent: Number of innocent models.
         stolen: Number of stolen, marked models.
-        auc: Area under the ROC curve, in [0, 1]; 0.5 tells nothing apart.
+        auc: Area under the ROC curve, in [0, 1]; 0.5 is chance.
         tpr_at_0: Part of the stolen models above every innocent one.
         tpr_at_1: Part of the stolen models above a threshold that accuses at most 1% of the innocent ones. With fewer
             than 100 innocent models it equals ``tpr_at_0``.
@@ -34,7 +34,7 @@ class Separation(BaseModel):
 
 
 def separation(statistic: str, innocent: Sequence[float], stolen: Sequence[float]) -> Separation:
-    """Measure how well a statistic tells stolen models from innocent ones.
+    """Measure how well a statistic separates stolen models from innocent ones.
 
     Args:
         statistic: Its name.

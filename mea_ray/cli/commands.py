@@ -36,7 +36,7 @@ def read_experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
     """Read an experiment.
 
     Raises:
-        ConfigError: It is no valid experiment; a sweep is told from one.
+        ConfigError: It is no valid experiment; of a sweep it says that it is one.
     """
     file = find(file)
     if {"base", "space"} & set(load_tree(file)):
@@ -50,7 +50,7 @@ def read_sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
     """Read a sweep.
 
     Raises:
-        ConfigError: It is no valid sweep; a single experiment is told from one.
+        ConfigError: It is no valid sweep; of a single experiment it says that it is one.
     """
     file = find(file)
     keys = set(load_tree(file))

@@ -170,7 +170,7 @@ def sync(
     per_minute: Annotated[float, typer.Option(help="Runs sent in a minute, at most.", min=1.0)] = 60.0,
     debug: Debug = False,
 ) -> None:
-    """Send the W&B runs that a sweep kept offline, of all nodes, to the account of `wandb login`; none twice.
+    """Send the W&B runs that a sweep stored offline, on all nodes, to the account of `wandb login`; none is sent twice.
 
     For example:
 
@@ -332,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
         if code == INTERRUPTED:  # typer turns Ctrl-C into this exit
             typer.echo(
-                "\ninterrupted; finished work is kept. run and sweep continue with --resume, calibrate by itself",
+                "\ninterrupted; finished work is saved. run and sweep continue with --resume, calibrate by itself",
                 err=True,
             )
         return code

@@ -127,11 +127,11 @@ class SweepProgress:
 
     @_show.register
     def _(self, event: e.RungFinished) -> None:
-        told = f"accuracy {percent(event.accuracy)}, fidelity {percent(event.fidelity)}"
+        measures = f"accuracy {percent(event.accuracy)}, fidelity {percent(event.fidelity)}"
         wsr = f"[bold]WSR {percent(event.wsr)}[/], WFPR {percent(event.wfpr)}"
         if event.trial in self.tasks:
             self.bars.update(self.tasks[event.trial], note=f"WSR {percent(event.wsr)} at {event.queries:,}")
-        self.line(f"{self._name(event.trial)}: {event.queries:,} queries: {told}, {wsr}")
+        self.line(f"{self._name(event.trial)}: {event.queries:,} queries: {measures}, {wsr}")
 
     @_show.register
     def _(self, event: e.Tried) -> None:

@@ -73,8 +73,8 @@ def print_status(console: Console, status: Status, *, lines: int = 8, now: float
 
 def _state(status: Status, now: float) -> str:
     state = status.state(now)
-    ago = "" if status.heard is None else f", last heard of {duration(now - status.heard)} ago"
-    told = {
+    ago = "" if status.last_seen is None else f", last seen {duration(now - status.last_seen)} ago"
+    shown = {
         "running": f"running{ago}",
         "silent": f"silent{ago}: its driver was killed or cannot write; go on with --resume",
         "done": f"done{ago}",
@@ -82,7 +82,7 @@ def _state(status: Status, now: float) -> str:
         "failed": f"ended by an error{ago}; go on with --resume",
         "unknown": "unknown: it has no log of events",
     }[state]
-    return told
+    return shown
 
 
 def _running(status: Status, now: float) -> RichTable:
@@ -101,17 +101,17 @@ def _running(status: Status, now: float) -> RichTable:
 
 
 def _recent(status: Status, lines: int, now: float) -> list[Text]:
-    """Return the last events as the sweep itself would tell them, each with how long ago it was."""
+    """Return the last events as the sweep itself would notify them, each with how long ago it was."""
     buffer = io.StringIO()
     console = Console(file=buffer, width=10_000, highlight=False)
-    told = SweepProgress(console, clock=lambda: 0.0)
-    told.line = lambda text: console.print(text, soft_wrap=True)  # type: ignore[method-assign]
+    shown = SweepProgress(console, clock=lambda: 0.0)
+    shown.line = lambda text: console.print(text, soft_wrap=True)  # type: ignore[method-assign]
     found: list[Text] = []
-    told.names.update({name: label(point, seeds=True) for name, point in status.points.items() if point})
+    shown.names.update({name: label(point, seeds=True) for name, point in status.points.items() if point})
     for at, event in status.recent:
         buffer.seek(0)
         buffer.truncate()
-        told(event)
+        shown(event)
         text = " ".join(buffer.getvalue().split())
         if text:
             found.append(Text(f"{duration(now - at):>10} ago  {text}"))
@@ -121,7 +121,7 @@ def _recent(status: Status, lines: int, now: float) -> list[Text]:
 def watch(
     folder: SweepFolder,
     render: Callable[[], Path],
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
     *,
     every_s: float = 30.0,
     sleep: Callable[[float], None] = time.sleep,
@@ -131,7 +131,7 @@ def watch(
     Args:
         folder: The sweep's folder.
         render: Renders the report, atomically, and gives its path.
-        tell: Told about each rendering.
+        notify: Called with a sentence after each rendering.
         every_s: Seconds between two looks.
         sleep: Waits so many seconds.
 
@@ -148,8 +148,8 @@ def watch(
         now = [(path.name, path.stat().st_mtime_ns) for path in sorted(results.glob("[!.]*.json"))]
         if now != seen:
             page, seen = render(), now
-            tell(f"{status.done:,} of {status.planned:,} trials done: {page}")
+            notify(f"{status.done:,} of {status.planned:,} trials done: {page}")
         if ended:
-            tell(f"the sweep is {status.state()}")
+            notify(f"the sweep is {status.state()}")
             return page
         sleep(every_s)

@@ -1,4 +1,4 @@
-"""``mea-ray sync``: the W&B runs of a sweep that were kept offline, sent at a bearable rate, none twice."""
+"""``mea-ray sync``: the W&B runs that a sweep stored offline, sent at a limited rate, none twice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _wandb_sync(runs: Sequence[Path]) -> bool:
 
 def send(
     folder: SweepFolder,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
     *,
     per_minute: float = 60.0,
     sync: Callable[[Sequence[Path]], bool] = _wandb_sync,
@@ -40,7 +40,7 @@ def send(
 
     Args:
         folder: The sweep's folder.
-        tell: Told how it goes.
+        notify: Called with a sentence about the progress.
         per_minute: Runs sent in a minute, at most.
         sync: Sends some runs and says whether all arrived.
         sleep: Waits so many seconds.
@@ -49,17 +49,17 @@ def send(
         Whether something could not be sent; the same command tries it again.
     """
     waiting = unsent(folder)
-    tell(f"{len(waiting):,} runs to send")
+    notify(f"{len(waiting):,} runs to send")
     for start in range(0, len(waiting), CHUNK):
         part = waiting[start : start + CHUNK]
         began = time.monotonic()
         if not sync(part):
-            tell(f"[red]wandb sync failed[/] after {start:,} runs; the same command goes on")
+            notify(f"[red]wandb sync failed[/] after {start:,} runs; the same command goes on")
             return True
         for run in part:
             for mark in run.glob("*.synced"):
                 folder.push((mark.relative_to(folder.path)).as_posix())
-        tell(f"{start + len(part):,} of {len(waiting):,} sent")
+        notify(f"{start + len(part):,} of {len(waiting):,} sent")
         if start + CHUNK < len(waiting):
             sleep(max(0.0, 60.0 * len(part) / per_minute - (time.monotonic() - began)))
     return False

@@ -112,7 +112,7 @@ class StorageUnavailable(MeaRayError):
         place: The folder.
         why: ``full`` or ``away``.
         waited_s: Seconds that it was waited for.
-        reason: What the operating system said.
+        reason: The message of the operating system.
     """
 
     def __init__(self, place: str, why: str, waited_s: float, reason: str) -> None:

@@ -138,7 +138,7 @@ class Listener:
         Args:
             rung: The rung.
             so_far: The result of the rungs so far, which the journal has already: a scheduler may end the process here.
-            again: An earlier process finished the rung and told of it.
+            again: An earlier process finished and reported the rung.
         """
 
     def on_step(self, step: Step) -> None:

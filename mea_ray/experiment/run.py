@@ -69,11 +69,11 @@ class _Run:
         self.proofs = Proofs(Verifier(self.config, self.data, key), self.victim, self._nulls, self._seen, self._assess)
         self.aftermath = Aftermath()
 
-    def rungs(self, told: set[int]) -> list[RungResult]:
+    def rungs(self, reported: set[int]) -> list[RungResult]:
         """Do the rungs that are left and what follows the last; return all of them, by rising budget.
 
         Args:
-            told: Budgets of the rungs that an earlier process told of.
+            reported: Budgets of the rungs that an earlier process reported.
         """
         for account, budget in self.accounts.items():
             self.service.register(account, budget)
@@ -81,13 +81,13 @@ class _Run:
         done = [rung for budget in budgets if (rung := self.journal.rung(budget)) is not None]
         if len(done) == len(budgets):
             self.aftermath = self._follow(done[-1])
-        for place in range(len(done)):  # a scheduler counts rungs, so it hears of those from before again
-            self._tell(done[: place + 1], again=done[place].budget in told)
+        for place in range(len(done)):  # a scheduler counts rungs, so the earlier ones are reported again
+            self._report(done[: place + 1], again=done[place].budget in reported)
         for rung in self._steal(skip={rung.budget for rung in done}):
             done.append(rung)
-            if len(done) == len(budgets):  # before it is told: a scheduler may end this process at the last rung
+            if len(done) == len(budgets):  # before it is reported: a scheduler may end this process at the last rung
                 self.aftermath = self._follow(max(done, key=lambda each: each.budget))
-            self._tell(done, again=False)
+            self._report(done, again=False)
         return sorted(done, key=lambda rung: rung.budget)
 
     def result(self, rungs: list[RungResult], status: Literal["finished", "stopped"] = "finished") -> TrialResult:
@@ -148,8 +148,8 @@ class _Run:
             )
         )
 
-    def _tell(self, done: list[RungResult], *, again: bool) -> None:
-        """Keep what there is as a result, then tell of the newest rung: the process may be ended in there."""
+    def _report(self, done: list[RungResult], *, again: bool) -> None:
+        """Save what there is as a result, then report the newest rung: the scheduler may end the process there."""
         so_far = self.result(done, "finished" if len(done) == len(self.config.thief.budgets) else "stopped")
         self.journal.keep_partial(so_far)
         self.ports.listener.on_rung(done[-1], so_far, again=again)

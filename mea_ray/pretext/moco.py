@@ -1,4 +1,4 @@
-"""MoCo v2: a view must be told from a queue of other images, as a momentum encoder encodes them."""
+"""MoCo v2: a view must be distinguished from a queue of other images, as a momentum encoder encodes them."""
 
 from __future__ import annotations
 

@@ -36,11 +36,11 @@ def run(config: ExperimentConfig, models: int, address: str | None) -> None:
 
     progress = make_console(stderr=True)
 
-    def tell(found: Calibrated, done: int, of: int) -> None:
+    def show_progress(found: Calibrated, done: int, of: int) -> None:
         kind = "innocent" if found.role == "null" else "watermarked"
         progress.print(f"{done:>4} of {of}  {kind} {found.index}: WSR {percent(found.wsr)}", soft_wrap=True)
 
-    calibration, folder = calibrate(config, models, address=address, on_model=tell)
+    calibration, folder = calibrate(config, models, address=address, on_model=show_progress)
     console = make_console()
     show(console, calibration)
     picture = folder / "calibration.png"
@@ -66,7 +66,10 @@ def show(console: Console, calibration: Calibration) -> None:
 
 def _statistics(rows: list[Separation]) -> RichTable:
     table = RichTable(
-        title="What tells watermarked models from innocent ones", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+        title="How well each statistic separates watermarked from innocent models",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
     for heading in ("Statistic", "Recognised at no false accusation", "at 1%", "AUC"):
         table.add_column(heading, justify="left" if heading == "Statistic" else "right")

@@ -181,7 +181,7 @@ def sheet(groups: Mapping[str, list[TrialResult]], identity: str, digest: str) -
     Args:
         groups: Name of a line to its trials; at most ``MAX_LINES``.
         identity: Prefix of the element's ids.
-        digest: What is drawn, in short; it is written into the file, so that a page can tell whether it is out of date.
+        digest: What is drawn, in short; it is written into the file, so that an out-of-date page can be recognised.
     """
     with style(identity):
         buffer = io.StringIO()

@@ -119,7 +119,7 @@ def make_record(folder: Path, target: Path, *, command: str | None = None, note:
     shutil.rmtree(target / RESULTS, ignore_errors=True)
     for result in results:
         path = target / RESULTS / f"{result.trial}.json"
-        # Every default is left out but the version: without it nobody can tell what the others were.
+        # Every default is left out but the version: without it the others are unknown.
         tree = {"schema_version": SCHEMA_VERSION, **json.loads(slim(result).model_dump_json(exclude_defaults=True))}
         write_whole(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
     if (folder / SWEEP).exists():

@@ -105,7 +105,7 @@ class _Flights:
         self.later: list[tuple[float, int]] = []
         self.outcomes: dict[int, Answers | Exception] = {}
         self.launched = 0
-        self.refused = self.told = self.told_storage = False
+        self.refused = self.warned = self.warned_storage = False
         self.ledger = ""
 
     def _find(self, name: str) -> None:
@@ -180,9 +180,9 @@ class _Flights:
         request = self.requests[flight.index]
         try:
             self.outcomes[flight.index] = ray.get(reference)
-            if self.told_storage and request.stored_since is not None:
-                self.told_storage = False
-                PATIENCE.tell_back(Path(self.ledger))
+            if self.warned_storage and request.stored_since is not None:
+                self.warned_storage = False
+                PATIENCE.notify_back(Path(self.ledger))
         except RayTaskError as error:
             if isinstance(error.cause, RateLimited):
                 self._again(flight.index, error.cause.retry_after_s)
@@ -221,9 +221,9 @@ class _Flights:
             self._give_up(flight.index, f"it failed {request.failures} times on one request, last: {reason}")
         else:
             request.avoid = flight.replica
-            if request.failures == 2 and not self.told:
-                self.told = True
-                PATIENCE.tell(f"service {self.service}: {reason.splitlines()[0][:200]}; asking again, charged once")
+            if request.failures == 2 and not self.warned:
+                self.warned = True
+                PATIENCE.notify(f"service {self.service}: {reason.splitlines()[0][:200]}; asking again, charged once")
             # What fails may need a while: a ledger whose disk is full or away, say.
             pause = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * _RETRY_FACTOR ** (request.failures - 1))
             self._again(flight.index, pause)
@@ -233,9 +233,9 @@ class _Flights:
         request, now = self.requests[index], time.monotonic()
         if request.stored_since is None:
             request.stored_since = now
-        if not self.told_storage:
-            self.told_storage, self.ledger = True, error.place
-            PATIENCE.tell_waiting(Path(error.place), error.why)
+        if not self.warned_storage:
+            self.warned_storage, self.ledger = True, error.place
+            PATIENCE.notify_waiting(Path(error.place), error.why)
         waited = now - request.stored_since
         if waited >= PATIENCE.seconds:
             place = str(PATIENCE.place(Path(error.place)))

@@ -195,10 +195,10 @@ class VictimService:
         found: ClientLog = answer_of("the ledger", self.ledger.seen.remote(client))
         return found
 
-    def watch(self, tell: Callable[[str], None]) -> Watch:
-        """Have it told when a replica or the ledger died and is up again, see `Watch`; `stop` ends that."""
+    def watch(self, notify: Callable[[str], None]) -> Watch:
+        """Report when a replica or the ledger died and is up again, see `Watch`; `stop` ends that."""
         actors = {f"replica {index}": handle for index, handle in enumerate(self.replicas)}
-        self._watch = Watch({**actors, "the ledger": self.ledger}, tell)
+        self._watch = Watch({**actors, "the ledger": self.ledger}, notify)
         return self._watch
 
     def clients(self) -> list[str]:

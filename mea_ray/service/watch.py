@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 AWAY_S = 15.0
-"""Seconds after which an actor that does not answer is told to be away, rather than when it is back."""
+"""Seconds after which an actor that does not answer is reported as away."""
 
 
 class Watch:
@@ -21,12 +21,12 @@ class Watch:
     Args:
         actors: Handles by what they are called in a message, each with a method ``incarnation`` that returns another
             text after a restart and names the node.
-        tell: Told a sentence, without the service's name: ``replica 0 died and is up again (on node ...)``.
+        notify: Called with a sentence, without the service's name: ``replica 0 died and is up again (on node ...)``.
         every_s: Seconds between two rounds, and to wait for an answer.
     """
 
-    def __init__(self, actors: dict[str, Any], tell: Callable[[str], None], every_s: float = 2.0) -> None:
-        self.actors, self.tell, self.every_s = actors, tell, every_s
+    def __init__(self, actors: dict[str, Any], notify: Callable[[str], None], every_s: float = 2.0) -> None:
+        self.actors, self.notify, self.every_s = actors, notify, every_s
         self._known: dict[str, str] = {}
         self._silent: dict[str, float] = {}
         self._told_away: set[str] = set()
@@ -66,14 +66,14 @@ class Watch:
             since = self._silent.setdefault(name, now)
             if now - since > AWAY_S and name not in self._told_away:
                 self._told_away.add(name)
-                self.tell(f"{name} has been away for {now - since:.0f} s; who asks it waits, or makes way for it")
+                self.notify(f"{name} has been away for {now - since:.0f} s; its clients wait")
             return
         self._silent.pop(name, None)
         self._told_away.discard(name)
         if self._known.setdefault(name, incarnation) != incarnation:
             self._known[name] = incarnation
             where = incarnation.partition(" ")[0]
-            self.tell(f"{name} died and is up again on node {where}: what it owes is asked again, charged once")
+            self.notify(f"{name} died and is up again on node {where}: what it owes is asked again, charged once")
 
 
 def incarnation() -> str:

@@ -28,29 +28,29 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 
 class Patience:
-    """How long this process waits for its storage, and whom it tells.
+    """How long this process waits for its storage, and where it reports that.
 
     Attributes:
         seconds: Longest wait; 0 raises at once.
         marker: A file that is there as long as the storage is; None if there is none to look at. A storage that was
             unmounted looks like an empty folder: without the marker a process would begin anew in it.
-        tell: Told a sentence when a wait begins and when it ends.
+        notify: Called with a sentence when a wait begins and when it ends.
     """
 
     def __init__(self) -> None:
         self.seconds: float = 0.0
         self.marker: Path | None = None
-        self.tell: Callable[[str], None] = lambda text: None
+        self.notify: Callable[[str], None] = lambda text: None
 
-    def begin(self, seconds: float, marker: Path | None, tell: Callable[[str], None]) -> None:
+    def begin(self, seconds: float, marker: Path | None, notify: Callable[[str], None]) -> None:
         """Be patient from now on."""
-        self.seconds, self.marker, self.tell = seconds, marker, tell
+        self.seconds, self.marker, self.notify = seconds, marker, notify
 
     @contextlib.contextmanager
-    def during(self, seconds: float, marker: Path | None, tell: Callable[[str], None]) -> Iterator[None]:
+    def during(self, seconds: float, marker: Path | None, notify: Callable[[str], None]) -> Iterator[None]:
         """Be patient in a ``with`` block."""
-        before = (self.seconds, self.marker, self.tell)
-        self.begin(seconds, marker, tell)
+        before = (self.seconds, self.marker, self.notify)
+        self.begin(seconds, marker, notify)
         try:
             yield
         finally:
@@ -65,13 +65,13 @@ class Patience:
         """Return what a message names: the storage's folder, or the file's own where there is no marker."""
         return self.marker.parent if self.marker is not None else path.parent
 
-    def tell_waiting(self, path: Path, why: str) -> None:
-        """Tell that a wait for the storage begins; in the same words whoever waits, so that they can be said once."""
-        self.tell(f"storage {self.place(path)} is {why}; waiting for it up to {self.seconds:g} s")
+    def notify_waiting(self, path: Path, why: str) -> None:
+        """Report that a wait begins, in the same words from every process, so that one warning can stand for all."""
+        self.notify(f"storage {self.place(path)} is {why}; waiting for it up to {self.seconds:g} s")
 
-    def tell_back(self, path: Path) -> None:
+    def notify_back(self, path: Path) -> None:
         """Tell that it is over."""
-        self.tell(f"storage {self.place(path)} takes files again; going on")
+        self.notify(f"storage {self.place(path)} takes files again; going on")
 
     def why(self, error: OSError | StorageUnavailable) -> str | None:
         """Return what a wait would be for: ``full`` or ``away``; None for an error that will not pass."""
@@ -113,14 +113,14 @@ def patiently(work: Callable[[], T], path: Path) -> T:
             now = time.monotonic()
             if began is None:
                 began = now
-                PATIENCE.tell_waiting(path, why)
+                PATIENCE.notify_waiting(path, why)
             if now - began >= PATIENCE.seconds:
                 raise StorageUnavailable(str(place), why, now - began, str(error)) from error
             time.sleep(pause)
             pause = min(_LONGEST_PAUSE_S, 2 * pause)
         else:
             if began is not None:
-                PATIENCE.tell_back(path)
+                PATIENCE.notify_back(path)
             return result
 
 

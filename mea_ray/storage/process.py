@@ -25,8 +25,8 @@ def machine() -> str:
 def started(pid: int) -> int | None:
     """Return when a process of this machine was started, in a unit of the system's; None if there is no such process.
 
-    On Linux these are clock ticks since the machine was booted. They tell a process from a later one with its number,
-    and no change of the clock alters them.
+    On Linux these are clock ticks since the machine was booted. They distinguish a process from a later one with its
+    number, and no change of the clock alters them.
     """
     try:
         # The second field is the command in parentheses, which may hold anything; the start is the 22nd.

@@ -165,7 +165,7 @@ def _check_answer(address: Address, host: str, port: int) -> None:
     try:
         with socket.create_connection((host, port), CONNECT_S) as connection:
             if os.environ.get("RAY_USE_TLS", "0").lower() in {"1", "true"}:
-                return  # what answers is encrypted: joining will tell
+                return  # the connection is encrypted: only joining shows whether it is Ray
             connection.settimeout(CONNECT_S)
             connection.sendall(_HTTP2_PREFACE)
             answer = connection.recv(9)

@@ -58,7 +58,7 @@ class _Slot:
 class Broker:
     """Starts, shares and stops victim services.
 
-    A trial holds its service until it releases it, its driver releases it, or it has not been heard of for
+    A trial holds its service until it releases it, its driver releases it, or it has sent no heartbeat for
     ``HOLDER_EXPIRY_S``. A service that nobody holds stays up until its room is needed.
 
     Args:
@@ -195,8 +195,8 @@ class Broker:
         self._failed_starts.pop(spec.key, None)
         if self._on_event is not None:
             self._on_event(ServiceStarted(name, spec.victim))
-            told = self._on_event
-            service.watch(lambda text: told(Warned(f"service of victim {spec.victim[:8]}: {text}")))
+            emit = self._on_event
+            service.watch(lambda text: emit(Warned(f"service of victim {spec.victim[:8]}: {text}")))
         slot = self._slots[spec.key] = _Slot(service, name)
         return slot
 

@@ -1,4 +1,4 @@
-"""What the driver does when a trial ends: keeps its result, shows it, lets go of its service."""
+"""What the driver does when a trial ends: store its result, show it to the trackers, release its service."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from mea_ray.tracking import TrackerSet
 
 
 class Finisher:
-    """Follows the trials of a sweep. Trackers are served in a thread, so that a slow one holds up no trial.
+    """Follows the trials of a sweep. A thread serves the trackers, so that a slow one delays no trial.
 
     Args:
         folder: The sweep's folder.
-        shown: The trackers.
-        tell: Where events go.
+        trackers: They are shown each finished trial.
+        emit: Where events go.
 
     Attributes:
         failed: Trials that were given up, with the reason.
         ended: Trials that ended, in whatever way.
         runs_ended: Runs of Tune that ended; more than ``ended`` where a search suggests a trial twice.
-        before_telling: Called before a trial's end is told, so that what the trial told itself comes first.
+        before_emitting: Called before the event of a trial's end, so that the trial's own events come first.
     """
 
-    def __init__(self, folder: SweepFolder, shown: TrackerSet, tell: events.OnEvent) -> None:
-        self.folder, self.shown, self.tell = folder, shown, tell
+    def __init__(self, folder: SweepFolder, trackers: TrackerSet, emit: events.OnEvent) -> None:
+        self.folder, self.trackers, self.emit = folder, trackers, emit
         self.failed: dict[str, str] = {}
         self.ended: set[str] = set()
         self.runs_ended = 0
         self._under_way: dict[str, tuple[str, int]] = {}
-        self.before_telling: Callable[[], None] = lambda: None
+        self.before_emitting: Callable[[], None] = lambda: None
         self._context: TrialContext | None = None
         self._names: dict[str, str] = {}
         self._queue: queue.Queue[str | None] = queue.Queue()  # names: trackers may lag, and results are large
@@ -49,11 +49,11 @@ class Finisher:
         self._thread.start()
 
     def begin(self, context: TrialContext) -> None:
-        """Learn what the trials share, before Tune starts them."""
+        """Take what the trials share, before Tune starts them."""
         self._context = context
 
     def show(self, trial: str) -> None:
-        """Have the trackers shown a trial's result."""
+        """Queue a trial's result for the trackers."""
         self._queue.put(trial)
 
     def drain(self) -> None:
@@ -69,8 +69,8 @@ class Finisher:
         """Give a trial up."""
         self.failed[trial] = reason
         self.ended.add(trial)
-        self.before_telling()
-        self.tell(events.TrialFailed(trial, reason))
+        self.before_emitting()
+        self.emit(events.TrialFailed(trial, reason))
 
     def finish(self, trial: str) -> None:
         """Take the result of a trial that ended by itself or by the scheduler."""
@@ -93,12 +93,12 @@ class Finisher:
                 return
             self.folder.save_result(stopped)  # stopped by the scheduler after a rung
         result = TrialResult.load(path)
-        self.before_telling()
-        self.tell(events.TrialFinished(trial, str(path), result.status == "stopped"))
+        self.before_emitting()
+        self.emit(events.TrialFinished(trial, str(path), result.status == "stopped"))
         self.show(trial)
 
-    def hear(self, event: events.Event) -> None:
-        """Learn where a trial runs."""
+    def follow(self, event: events.Event) -> None:
+        """Note where a trial runs."""
         if isinstance(event, events.TrialStarted):
             self._under_way[event.trial] = (event.node, event.pid)
 
@@ -122,7 +122,7 @@ class Finisher:
         return TuneCallback(self)
 
     def release(self, trial: str) -> None:
-        """Let go of a trial's service, whether or not its process could."""
+        """Release a trial's service, whether or not its process could."""
         if self._context is not None:
             # Not repeated by Ray: it may be under way when the broker is stopped for good.
             self._context.broker.release.options(max_task_retries=0).remote(trial)
@@ -132,17 +132,17 @@ class Finisher:
             trial = self._queue.get()
             try:
                 if trial is None:
-                    self.shown.close()
+                    self.trackers.close()
                     return
                 result = self.folder.result(trial)
                 if result is not None:
-                    self.shown.log(result, self.folder.models(result))
+                    self.trackers.log(result, self.folder.models(result))
             finally:
                 self._queue.task_done()
 
 
 class TuneCallback(tune.Callback):
-    """Tells a ``Finisher`` how Tune's trials end."""
+    """Reports to a ``Finisher`` how Tune's trials end."""
 
     def __init__(self, finisher: Finisher | None = None) -> None:
         self.finisher = finisher
@@ -162,7 +162,7 @@ class TuneCallback(tune.Callback):
         if self.finisher is not None:
             failure = Failure.of(trial.error_file)
             kind = events.TrialMadeWay if failure.kind == ReplicasAway.__name__ else events.TrialRestarted
-            self.finisher.tell(kind(self.finisher.name_of(trial), failure.reason))
+            self.finisher.emit(kind(self.finisher.name_of(trial), failure.reason))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Give the trial up."""
@@ -181,7 +181,7 @@ class Failure:
     opening it would run code of that process in the driver.
 
     Attributes:
-        kind: Name of an error of ours; empty for anything else.
+        kind: Name of an error of this package; empty for anything else.
         reason: One line.
     """
 
@@ -200,7 +200,7 @@ class Failure:
         if ours:
             kind, message = ours[-1]
             return cls(kind, f"{kind}: {message}"[:_LONGEST_REASON])
-        for part, reason in _RAY_SAYS.items():
+        for part, reason in _REASONS.items():
             if part in text:
                 return cls("", reason)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -214,7 +214,7 @@ OUT_OF_MEMORY = (
 _ENTRY = "Failure # "
 _OUR_ERROR = re.compile(r"^(?:ray\.exceptions\.RayTaskError\()?mea_ray\.core\.errors\.(\w+): (.+)$", re.MULTILINE)
 _LONGEST_REASON = 1000
-_RAY_SAYS = {
+_REASONS = {
     "OutOfMemoryError": OUT_OF_MEMORY,
     "running low on memory": OUT_OF_MEMORY,
     "its node": "its node is gone",

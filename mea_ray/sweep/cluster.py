@@ -151,12 +151,12 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
         return
 
-    def heard(number: int, frame: Any) -> None:
+    def interrupt(number: int, frame: Any) -> None:
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of what a script started with &
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)  # Tune has a handler of its own
 
-    before = signal.signal(signal.SIGTERM, heard)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

@@ -72,7 +72,7 @@ class EventLog:
     def close(self, how: str) -> None:
         """Write how the sweep ended."""
         self._write(ENDED, {"how": how})
-        with contextlib.suppress(OSError):  # a full disk, of which was told already
+        with contextlib.suppress(OSError):  # a full disk, which was reported already
             self._file.close()
         self._push()
 

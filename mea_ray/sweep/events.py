@@ -141,7 +141,7 @@ class TrialRestarted(Event):
 class TrialMadeWay(Event):
     """A trial ended its process, since the replicas of its service are away; it goes on from what is on disk.
 
-    What it held may be the room that they wait for. That they are away is told of the service, once for all trials.
+    The slot that it used may be what they wait for. That they are away is an event of the service, not of each trial.
     """
 
     trial: str

@@ -177,7 +177,7 @@ class SweepFolder:
         return self.path / "plan.json"
 
     def be_patient(self, seconds: float, on_event: OnEvent) -> None:
-        """Have this process wait for the storage while it is full or away, and tell it."""
+        """Make this process wait for the storage while it is full or away, with a warning."""
         PATIENCE.begin(seconds, self.marker, lambda text: on_event(Warned(text)))
 
     def wait(self) -> None:

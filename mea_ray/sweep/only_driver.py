@@ -18,7 +18,7 @@ LEASES = "artifacts/leases"
 
 @contextlib.contextmanager
 def only_driver(
-    storage: Storage, sweep: str, tell: Callable[[str], None], *, beat_s: float | None = None
+    storage: Storage, sweep: str, notify: Callable[[str], None], *, beat_s: float | None = None
 ) -> Iterator[Lease]:
     """Hold the lease on a sweep while the block runs.
 
@@ -29,7 +29,7 @@ def only_driver(
     Args:
         storage: Where the sweep's results go.
         sweep: Name of the sweep.
-        tell: Called with a sentence when it has to be waited, or when the lease was lost.
+        notify: Called with a sentence when this driver has to wait, or has lost the lease.
         beat_s: Seconds between heartbeats; 2 on a disk, 5 in an object store when None.
 
     Raises:
@@ -39,7 +39,7 @@ def only_driver(
         beat_s = 2.0 if storage.remote is None else 5.0
 
     def lost() -> None:
-        tell("another driver went on with this sweep, since this one was silent for too long; this one ends")
+        notify("another driver went on with this sweep, since this one was silent for too long; this one ends")
         _interrupt()
 
     lease = storage.lease(LEASES, f"sweep-{sweep}", beat_s=beat_s, expiry_s=10 * beat_s, on_lost=lost)
@@ -47,7 +47,7 @@ def only_driver(
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with storage.writing():
-            _take(lease, sweep, tell)
+            _take(lease, sweep, notify)
         yield lease
     finally:
         with contextlib.suppress(OSError):  # a storage that is away: the next driver finds that this process is gone
@@ -65,7 +65,7 @@ def _interrupt() -> None:
         signal.pthread_kill(ident, number)
 
 
-def _take(lease: Lease, sweep: str, tell: Callable[[str], None]) -> None:
+def _take(lease: Lease, sweep: str, notify: Callable[[str], None]) -> None:
     waiting = False
     while not lease.try_acquire():
         holder = lease.holder() or {}
@@ -76,7 +76,7 @@ def _take(lease: Lease, sweep: str, tell: Callable[[str], None]) -> None:
             )
         if not waiting:
             waiting = True
-            tell(
+            notify(
                 f"{process.describe(holder)} ran this sweep and did not say that it ended; waiting up to "
                 f"{lease.expiry_s:g} s for a sign of it"
             )

@@ -40,7 +40,7 @@ from mea_ray.tracking import trackers
 
 logger = logging.getLogger(__name__)
 
-SAID_ONCE_IN_S = 60.0
+SAME_WARNING_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,10 @@ def _run(
     left = [] if the_plan.adaptive else [trial for trial in the_plan.trials if trial.name not in done]
     samples = the_plan.trial_count - len(done) if the_plan.adaptive else len(left)
     log = EventLog(folder)
-    tell = _Teller(on_event or (lambda event: None), log)
-    wandb = NodeWandb(folder, sweep.base.tracking, lambda text: tell(events.Warned(text)))
-    tell.listeners.append(wandb.hear)
-    tell(
+    emit = _Emitter(on_event or (lambda event: None), log)
+    wandb = NodeWandb(folder, sweep.base.tracking, lambda text: emit(events.Warned(text)))
+    emit.listeners.append(wandb.follow)
+    emit(
         events.SweepStarted(
             str(folder.path),
             the_plan.trial_count,
@@ -171,15 +171,15 @@ def _run(
     )
     for path in found.paths:
         if path.stem not in done:
-            tell(events.Warned(f"{path} is damaged; the trial is run again from its finished rungs"))
+            emit(events.Warned(f"{path} is damaged; the trial is run again from its finished rungs"))
     shown = trackers(sweep.base.tracking, folder.path, sweep.name, wandb.warn, wandb)
     shown.log_config(sweep.resolved())
-    finisher = Finisher(folder, shown, tell)
-    tell.listeners.append(finisher.hear)
+    finisher = Finisher(folder, shown, emit)
+    emit.listeners.append(finisher.follow)
     how = "failed"
     try:
         patience = PATIENCE.during(
-            sweep.base.resources.storage_patience_s, folder.marker, lambda text: tell(events.Warned(text))
+            sweep.base.resources.storage_patience_s, folder.marker, lambda text: emit(events.Warned(text))
         )
         with contextlib.ExitStack() as stack:
             if start is not None:
@@ -189,7 +189,7 @@ def _run(
             for trial in sorted(done):  # a driver that was killed may have shown none of them
                 finisher.show(trial)
             if start is not None:
-                _Driver(sweep, the_plan, folder, finisher, tell, start, work).run(left, samples)
+                _Driver(sweep, the_plan, folder, finisher, emit, start, work).run(left, samples)
             results = folder.results()
             expected = {trial.name for trial in the_plan.trials} if not the_plan.adaptive else done | finisher.ended
             for trial in sorted(expected - {result.trial for result in results} - set(finisher.failed)):
@@ -208,8 +208,8 @@ def _run(
     return SweepOutcome(folder.path, results, dict(finisher.failed))
 
 
-class _Teller:
-    """Gives events to log and listener one at a time, from whichever thread; the listener can do the sweep no harm."""
+class _Emitter:
+    """Passes events to the log and the listener, one at a time from any thread; a failing listener harms no sweep."""
 
     def __init__(self, on_event: events.OnEvent, log: EventLog) -> None:
         self._on_event, self.log, self._lock = on_event, log, threading.Lock()
@@ -218,7 +218,7 @@ class _Teller:
 
     def __call__(self, event: events.Event) -> None:
         with self._lock:
-            if isinstance(event, events.Warned) and self._just_said(event.message):
+            if isinstance(event, events.Warned) and self._just_warned(event.message):
                 return
             self.log(event)
             for listener in self.listeners:
@@ -228,11 +228,11 @@ class _Teller:
             except Exception:
                 logger.exception("the listener of the sweep's events failed on %r; the sweep goes on", event)
 
-    def _just_said(self, message: str) -> bool:
+    def _just_warned(self, message: str) -> bool:
         """Every process notices when the storage is away; one warning is enough."""
         now = time.monotonic()
         before, self._warned[message] = self._warned.get(message), now
-        return before is not None and now - before < SAID_ONCE_IN_S
+        return before is not None and now - before < SAME_WARNING_S
 
 
 class _Driver:
@@ -244,27 +244,27 @@ class _Driver:
         the_plan: Plan,
         folder: SweepFolder,
         finisher: Finisher,
-        tell: _Teller,
+        emit: _Emitter,
         start: _Start,
         work: Work,
     ) -> None:
         self.sweep, self.plan, self.folder = sweep, the_plan, folder
-        self.finisher, self.tell, self.start, self.ray, self.work = finisher, tell, start, start.ray, work
+        self.finisher, self.emit, self.start, self.ray, self.work = finisher, emit, start, start.ray, work
 
     def run(self, left: list[PlannedTrial], samples: int) -> None:
         demand, data = self.start.demand, self.start.data.references
         # With an autoscaler, trials that find no room yet are what makes the cluster grow further.
         at_once = samples if self.sweep.cluster_wait_s else self.start.at_once
-        with self._events() as tell:
+        with self._events() as emit:
             if not self.plan.adaptive:
-                left = self._prefetch(left, data, tell)
+                left = self._prefetch(left, data, emit)
                 samples = len(left)
             if not samples:
                 return
-            with cluster.services_group(demand) as group, self._broker(demand, group, tell) as broker:
+            with cluster.services_group(demand) as group, self._broker(demand, group, emit) as broker:
                 points = {trial.name: trial.point for trial in left}
                 context = TrialContext(
-                    self.sweep, self.folder, broker, tell, points, self.start.data.contents, self.work
+                    self.sweep, self.folder, broker, emit, points, self.start.data.contents, self.work
                 )
                 self.finisher.begin(context)
                 self._prepare(broker, left, demand.services)
@@ -285,26 +285,26 @@ class _Driver:
         def drain() -> None:
             with turn, contextlib.suppress(ray.exceptions.RayError):
                 for event in ray.get(sink.drain.remote(), timeout=10):
-                    self.tell(event)
+                    self.emit(event)
 
         def pump() -> None:
             while not stop.wait(0.2):
                 drain()
-                self.tell.log.beat()
+                self.emit.log.beat()
 
         thread = threading.Thread(target=pump, name="sweep-events", daemon=True)
         thread.start()
-        self.finisher.before_telling = drain
+        self.finisher.before_emitting = drain
         try:
             yield SinkSender(name)
         finally:
             stop.set()
             thread.join(15)
             drain()
-            self.finisher.before_telling = lambda: None
+            self.finisher.before_emitting = lambda: None
             ray.kill(sink)
 
-    def _prefetch(self, left: list[PlannedTrial], data: Mapping[str, Any], tell: SinkSender) -> list[PlannedTrial]:
+    def _prefetch(self, left: list[PlannedTrial], data: Mapping[str, Any], emit: SinkSender) -> list[PlannedTrial]:
         """Train every distinct victim and null model, in parallel; return the trials whose models are there."""
         ray = self.ray
         wanted: dict[str, tuple[Role, PlannedTrial, int]] = {}
@@ -318,7 +318,7 @@ class _Driver:
             task = ray.remote(train_model).options(
                 num_cpus=reserved.cpus, num_gpus=reserved.gpus, max_retries=self.sweep.max_failures
             )
-            arguments = (role, trial, index, data[trial.splits], self.folder, tell)
+            arguments = (role, trial, index, data[trial.splits], self.folder, emit)
             tasks.add(name, f"training {role} {name[:8]}", partial(task.remote, *arguments))
         lost: dict[str, str] = {}
         try:
@@ -342,7 +342,7 @@ class _Driver:
         return kept
 
     def _tasks(self) -> Tasks:
-        return Tasks(lambda text: self.tell(events.Warned(text)))
+        return Tasks(lambda text: self.emit(events.Warned(text)))
 
     def _prepare(self, broker: Any, left: list[PlannedTrial], services: int) -> None:
         """Have the first services started while Tune starts the trials; what fails here is met again by the trials."""
@@ -359,9 +359,9 @@ class _Driver:
             broker.prepare.remote(spec)
 
     @contextlib.contextmanager
-    def _broker(self, demand: cluster.Demand, group: Any, tell: SinkSender) -> Iterator[Any]:
+    def _broker(self, demand: cluster.Demand, group: Any, emit: SinkSender) -> Iterator[Any]:
         ray, prefix = self.ray, f"{self.sweep.name}-{uuid.uuid4().hex[:8]}"
-        be_patient = partial(self.folder.be_patient, self.sweep.base.resources.storage_patience_s, tell)
+        be_patient = partial(self.folder.be_patient, self.sweep.base.resources.storage_patience_s, emit)
         broker = (
             ray.remote(Broker)
             .options(
@@ -374,7 +374,7 @@ class _Driver:
                 max_restarts=-1,
                 max_task_retries=-1,
             )
-            .remote(prefix, str(self.folder.path / "ledgers"), demand.services, group, None, tell, be_patient)
+            .remote(prefix, str(self.folder.path / "ledgers"), demand.services, group, None, emit, be_patient)
         )
         try:
             yield broker

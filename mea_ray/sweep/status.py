@@ -60,7 +60,7 @@ class Status:
         models: Victims and null models that are ready.
         models_planned: Victims and null models in all.
         started: When the last start began; None without a log.
-        heard: When the driver last wrote; None without a log.
+        last_seen: When the driver last wrote; None without a log.
         how: How it ended; None if it has not.
         points: What the sweep set, by trial that was ever begun.
         recent: The last events, with their times.
@@ -78,7 +78,7 @@ class Status:
     models: int = 0
     models_planned: int = 0
     started: float | None = None
-    heard: float | None = None
+    last_seen: float | None = None
     how: str | None = None
     points: dict[str, dict[str, Any]] = field(default_factory=dict)
     recent: deque[tuple[float, events.Event]] = field(default_factory=lambda: deque(maxlen=40))
@@ -93,9 +93,9 @@ class Status:
         """Return what the driver is doing; ``silent`` if it says nothing more and has not said that it ended."""
         if self.how in {"done", "interrupted", "failed"}:
             return self.how  # type: ignore[return-value]
-        if self.heard is None:
+        if self.last_seen is None:
             return "done" if self.planned and self.done >= self.planned else "unknown"
-        return "silent" if (time.time() if now is None else now) - self.heard > SILENT_S else "running"
+        return "silent" if (time.time() if now is None else now) - self.last_seen > SILENT_S else "running"
 
     def rate(self) -> float | None:
         """Return finished trials per second over the last fifty of this start; None before there are two."""
@@ -169,7 +169,7 @@ class _Fold:
         self._at = 0.0
 
     def __call__(self, at: float, name: str, fields: dict[str, Any]) -> None:
-        self._at = self.status.heard = at
+        self._at = self.status.last_seen = at
         if name == event_log.ENDED:
             self.status.how = str(fields.get("how"))
             return

@@ -34,7 +34,7 @@ class TrialContext:
         sweep: The sweep.
         folder: Its folder.
         broker: Handle of the broker actor.
-        tell: Where events go.
+        emit: Where events go.
         points: The trials' points by name; empty for an adaptive search. Every trial gets all of them, so that they
             are points and not whole experiments.
         contents: Fingerprints of the sweep's data.
@@ -44,7 +44,7 @@ class TrialContext:
     sweep: SweepConfig
     folder: SweepFolder
     broker: Any
-    tell: events.OnEvent
+    emit: events.OnEvent
     points: Mapping[str, Point]
     contents: Contents
     work: Work = run_trial
@@ -93,12 +93,12 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
         loaded: Splits = ray.get(data[trial.splits]) if trial.splits in data else load_splits(trial.config)
         return loaded
 
-    context.folder.be_patient(context.sweep.base.resources.storage_patience_s, context.tell)
+    context.folder.be_patient(context.sweep.base.resources.storage_patience_s, context.emit)
 
     def report(numbers: dict[str, float]) -> None:
         tune.report({**numbers, JUDGED: judged(context.sweep.search, numbers)})
 
-    tools = Tools(context.folder, context.broker, context.tell, report)
+    tools = Tools(context.folder, context.broker, context.emit, report)
     try:
         context.work(trial, load, tools, os.getpid(), ray.get_runtime_context().get_node_id())
     except (ServiceUnavailable, StorageUnavailable, RayError):
@@ -115,7 +115,7 @@ def load_data(config: ExperimentConfig) -> Splits:
 
 
 def train_model(
-    role: Role, trial: PlannedTrial, index: int, data: Splits, folder: SweepFolder, tell: events.OnEvent
+    role: Role, trial: PlannedTrial, index: int, data: Splits, folder: SweepFolder, emit: events.OnEvent
 ) -> None:
     """Get or train one victim or null model into the storage.
 
@@ -125,14 +125,14 @@ def train_model(
         index: Which null model.
         data: Its data.
         folder: The sweep's folder.
-        tell: Where events go.
+        emit: Where events go.
     """
     from mea_ray.experiment.model_sources import StoredModels
 
     config = trial.config
     use_resources(config.resources.victim.cpus, config.resources.victim.gpus)
-    folder.be_patient(config.resources.storage_patience_s, tell)
-    store = Store(folder.storage, warn=lambda text: tell(events.Warned(text)))
-    models = StoredModels(store, config, data, trial.names, epoch_events(config.victim.training.epochs, tell))
+    folder.be_patient(config.resources.storage_patience_s, emit)
+    store = Store(folder.storage, warn=lambda text: emit(events.Warned(text)))
+    models = StoredModels(store, config, data, trial.names, epoch_events(config.victim.training.epochs, emit))
     path = models.victim_folder() if role == "victim" else models.null_folder(index)
-    tell(events.ModelReady(role, path.name, str(path)))
+    emit(events.ModelReady(role, path.name, str(path)))

@@ -136,7 +136,7 @@ class Tuning:
                 self.finisher.fail(name, OUT_OF_MEMORY)
                 self.finisher.runs_ended += 1
             else:
-                self.finisher.tell(events.TrialRestarted(name, OUT_OF_MEMORY))
+                self.finisher.emit(events.TrialRestarted(name, OUT_OF_MEMORY))
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from mea_ray.sweep.folder import SweepFolder
 from mea_ray.tracking import TrackerSet
 from mea_ray.tracking.base import Tracker, wandb_tracker
 
-_TELL_S = 30.0
+_WARN_EVERY_S = 30.0
 
 
 class WandbOwner:
@@ -52,8 +52,8 @@ class WandbOwner:
         return self._told()
 
     def _told(self) -> list[str]:
-        told, self._warnings[:] = list(self._warnings), []
-        return told
+        sent, self._warnings[:] = list(self._warnings), []
+        return sent
 
 
 class NodeWandb:
@@ -91,7 +91,7 @@ class NodeWandb:
         self._waiting.clear()
         self._ray = None
 
-    def hear(self, event: events.Event) -> None:
+    def follow(self, event: events.Event) -> None:
         """Learn where a trial runs."""
         if isinstance(event, events.TrialStarted):
             self._nodes[event.trial] = event.node
@@ -116,11 +116,11 @@ class NodeWandb:
         if self._ray is None:
             self._itself().summarize(results)
             return
-        told = time.monotonic()
+        warned_at = time.monotonic()
         while self._waiting:
             self._hear_of(timeout_s=1.0)
-            if time.monotonic() - told > _TELL_S:
-                told = time.monotonic()
+            if time.monotonic() - warned_at > _WARN_EVERY_S:
+                warned_at = time.monotonic()
                 self.warn(f"W&B is {len(self._waiting)} runs behind; Ctrl-C leaves them to the next --resume")
         self._waiting[self._owner(self._here).summarize.remote()] = self._here
         while self._waiting:

@@ -54,7 +54,7 @@ class WandbTracker:
 
     A run's id follows from the names of the sweep and the trial, so logging a trial again reaches the same run.
     Offline runs reach an account later with ``mea-ray sync``. If an online run cannot be started, this and all later
-    runs are kept offline instead.
+    runs are stored offline instead.
 
     Args:
         folder: The sweep's folder.
@@ -295,7 +295,7 @@ class WandbTracker:
                     reason = " ".join(str(error).split())[:200]
                     self.mode = "offline"
                     self.warn(
-                        f"W&B cannot be reached ({type(error).__name__}: {reason}); runs are kept offline in {home}, "
+                        f"W&B cannot be reached ({type(error).__name__}: {reason}); runs are stored offline in {home}, "
                         f"send them later with `mea-ray sync {self.folder}`"
                     )
             for path in home.glob(f"offline-run-*-{identity}"):  # a start that was interrupted, or an older summary

@@ -26,8 +26,8 @@ SCHEMA_VERSION = 1
 def save_model(folder: Path, model: ImageModel, info: Mapping[str, Any]) -> None:
     """Write ``model.safetensors`` and ``model.json`` into a folder, which is made if it is missing.
 
-    Each file is written aside and renamed, the JSON last: whoever sees the JSON sees the weights that it describes, and
-    the digest in it says so.
+    Each file is written aside and renamed, the JSON last: a process that sees the JSON sees the weights that it
+    describes, and can check their digest.
 
     Args:
         folder: Where to write.

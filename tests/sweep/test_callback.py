@@ -57,7 +57,7 @@ def test_a_trial_that_makes_way_has_an_event_of_its_own(error: Exception, said: 
     # What a trial's process sent, opened, would run its code here.
     (tmp_path / "error.pkl").write_bytes(b"cos\n_exit\n(I3\ntR.")
     heard: list[events.Event] = []
-    finisher: Any = SimpleNamespace(tell=heard.append, name_of=lambda trial: "t1")
+    finisher: Any = SimpleNamespace(emit=heard.append, name_of=lambda trial: "t1")
     trial = SimpleNamespace(
         error_file=str(tmp_path / "error.txt"),
         pickled_error_file=str(tmp_path / "error.pkl"),

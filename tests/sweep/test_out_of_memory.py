@@ -95,7 +95,7 @@ class Followed:
         self.runs_ended = 0
         self.failed: dict[str, str] = {}
         self.told: list[events.Event] = []
-        self.tell = self.told.append
+        self.emit = self.told.append
 
     def under_way(self) -> dict[str, tuple[str, int]]:
         places = {"a": ("ab" * 28, 7), "b": ("ab" * 28, 8), "c": ("cd" * 28, 7)}

@@ -199,7 +199,7 @@ def test_status_prints_what_happens(folder: SweepFolder, capsys: pytest.CaptureF
     log(e.TrialFailed("t2", "RuntimeError: [no]"))
     assert cli.main(["status", str(folder.path)]) == cli.OK
     told = capsys.readouterr().out
-    for text in ("1 of 4", "33/100", "running, last heard", "RuntimeError: [no]", "seed=0: finished"):
+    for text in ("1 of 4", "33/100", "running, last seen", "RuntimeError: [no]", "seed=0: finished"):
         assert text in told
     assert cli.main(["status", str(folder.path.parent)]) == USAGE
 

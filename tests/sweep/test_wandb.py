@@ -111,7 +111,7 @@ def test_one_process_owns_wandb_and_its_death_costs_nothing(
     try:
         for name in ("t0", "t1", "t2"):
             here = ray.get_runtime_context().get_node_id()
-            node.hear(events.TrialStarted(name, {}, 1, here, (1,), 0))
+            node.follow(events.TrialStarted(name, {}, 1, here, (1,), 0))
             node.log(trial(name), {})
         node.summarize(folder.results())
         assert len(node._owners) == 1
