@@ -1,4 +1,4 @@
-"""The command line: ``mea-ray run | sweep | plan | status | sync | report | calibrate | list | bench``.
+"""The command line: ``mea-ray run | train | sweep | plan | status | sync | report | calibrate | list | bench``.
 
 Nothing heavy is imported before a command needs it, so that ``--help`` is instant.
 """
@@ -97,6 +97,36 @@ def run(
     if local:
         _exit(commands.run_local(config, name))
     _exit(commands.run_sweep(commands.sweep_of_one(config, name), resume, address))
+
+
+@app.command(epilog=EPILOG)
+def train(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="YAML file of an experiment or a sweep, or a victim's folder in STORAGE/artifacts/victims."
+        ),
+    ],
+    to: Annotated[Path, typer.Option(help="Folder to write; its name becomes the victim's.")],
+    overrides: Overrides = None,
+    copies: Annotated[
+        bool, typer.Option("--copies/--no-copies", help="Also write model.pt2, and model.onnx with the extra onnx.")
+    ] = True,
+    debug: Debug = False,
+) -> None:
+    """Train the watermarked victim of an experiment and write it as a folder: model, card, exports, and the key.
+
+    What a run or a sweep trained before is used again. The folder is what serve, commit, nulls and verify work on.
+
+    For example:
+
+      mea-ray train experiment.yaml --to victims/flowers
+
+      mea-ray train mea_ray_results/artifacts/victims/2d1278fe01234567 --to victims/flowers
+    """
+    from mea_ray.cli import train as training
+
+    training.train(file, overrides or [], to, copies)
 
 
 @app.command(epilog=EPILOG)

@@ -52,12 +52,26 @@ def check(config: ExperimentConfig, data: Splits) -> None:
     victim = _check_model("victim.model", config.victim.model, data)
     thief = _check_model("thief.model", config.thief.model, data)
     _check_smallest_batch(config, data, attack)
-    _check_victim_batches(config, data)
-    if config.victim.training.early_stop_patience is not None and not len(data.victim_validation):
-        raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
-    _check_watermark(config, data, victim, thief)
+    check_owner(config, data)
+    _check_reading(config, victim, thief)
     _check_aftermath(config, data, attack)
     _check_marks(config, attack)
+
+
+def check_owner(config: ExperimentConfig, data: Splits) -> None:
+    """Refuse a victim that could not be trained, marked and verified, before anything is trained.
+
+    Raises:
+        ConfigError: The images are too small for the network or too few for its batches, the watermark's classes do not
+            exist, or too few watermark samples could be mixed.
+    """
+    _check_model("victim.model", config.victim.model, data)
+    _check_victim_batches(config, data)
+    if config.encodes and config.victim.training.early_stop_patience is not None:
+        raise ConfigError("victim.training.early_stop_patience stops on accuracy, an encoder has none; set it to null")
+    if config.victim.training.early_stop_patience is not None and not len(data.victim_validation):
+        raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
+    _check_classes(config, data)
 
 
 def pool_labels(data: Splits) -> Labels | None:
@@ -145,8 +159,6 @@ def _check_answers(config: ExperimentConfig, attack: Attack) -> None:
             f"thief.attack={config.thief.attack.name} learns from {kinds[attack.learns_from]}, but {sells}; choose one "
             f"of {', '.join(_fitting(ATTACKS, 'learns_from', victim))}, or another victim.pretext"
         )
-    if config.encodes and config.victim.training.early_stop_patience is not None:
-        raise ConfigError("victim.training.early_stop_patience stops on accuracy, an encoder has none; set it to null")
 
 
 def _fitting(table: Table, attribute: str, value: str) -> list[str]:
@@ -190,11 +202,8 @@ def _check_marks(config: ExperimentConfig, attack: Attack) -> None:
         )
 
 
-def _check_watermark(config: ExperimentConfig, data: Splits, victim: int, thief: int) -> None:
-    """Check the classes of a watermark that mixes two of them, and that a stolen model could be verified.
-
-    All else the schemes check themselves in ``make_key``. ``victim`` and ``thief`` are the lengths of their features.
-    """
+def _check_reading(config: ExperimentConfig, victim: int, thief: int) -> None:
+    """Check that a stolen model could be verified; ``victim`` and ``thief`` are the lengths of their features."""
     watermark: Watermark = config.victim.watermark.build()
     if watermark.reads_features and victim != thief:
         raise ConfigError(
@@ -202,6 +211,11 @@ def _check_watermark(config: ExperimentConfig, data: Splits, victim: int, thief:
             f"{victim}; those of thief.model={config.thief.model.name} have {thief}, so that nothing "
             "could be said of a theft: take the victim's network, or mea_carrier_encoder"
         )
+
+
+def _check_classes(config: ExperimentConfig, data: Splits) -> None:
+    """Check the classes of a watermark that mixes two of them. All else the schemes check in ``make_key``."""
+    watermark: Watermark = config.victim.watermark.build()
     sources: tuple[int, ...] | None = getattr(watermark, "source_classes", None)
     target: int | None = getattr(watermark, "target_class", None)
     if sources is None or target is None:

@@ -1,0 +1,64 @@
+"""``mea-ray train``: the victim of an experiment as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mea_ray.cli.commands import read_base
+from mea_ray.core.errors import ConfigError
+from mea_ray.experiment.victim import Victim
+from mea_ray.experiment.victim.card import card_text
+from mea_ray.experiment.victim.folder import check_free
+from mea_ray.report.terminal import make_console, pairs_table
+from mea_ray.storage.files import refusing
+from mea_ray.storage.remote import Storage
+
+
+def train(source: Path, overrides: Sequence[str], to: Path, copies: bool) -> None:
+    """Train a victim, or convert the artifact of one, and write its folder.
+
+    Args:
+        source: YAML file of an experiment or a sweep, or the folder of a victim's artifact.
+        overrides: Config paths to override.
+        to: The folder to write.
+        copies: Also write the copies for ONNX and ``torch.export``.
+
+    Raises:
+        ConfigError: The folder holds something, or the experiment cannot be run.
+        ArtifactError: The artifact is damaged.
+    """
+    from mea_ray.experiment.victim.make import make_victim, victim_of_artifact
+
+    with refusing(f"{to} cannot be written", "choose another folder"):
+        check_free(to.resolve())
+    console = make_console(stderr=True)
+    with console.status("loading the data") as status:
+
+        def on_epoch(role: str, model: str, epoch: Mapping[str, Any]) -> None:
+            stage, number = epoch.get("stage", ""), epoch.get("epoch", "")
+            status.update(f"training the victim, stage {stage}: epoch {number} of {epoch.get('epochs', '')}")
+
+        if source.is_dir():
+            if overrides:
+                raise ConfigError(f"{source} was trained already, so {overrides[0]} changes nothing; leave it out")
+            victim = victim_of_artifact(source, to.name)
+        else:
+            config = read_base(source, overrides)
+            Storage(config.storage).check_writable()
+            victim = make_victim(config, to.name, on_epoch=on_epoch)
+        status.update("writing the folder")
+        with refusing(f"{to} cannot be written", "choose another folder"):
+            victim = victim.save(to, copies=copies)
+    show(victim)
+
+
+def show(victim: Victim) -> None:
+    """Print a victim's card and what can be done next."""
+    console = make_console()
+    lines = [line.strip("| ").split(" | ", 1) for line in card_text(victim.about).splitlines() if line.startswith("| ")]
+    rows: list[tuple[str, object]] = [(name, value) for name, value in (each for each in lines if len(each) == 2)]
+    console.print(pairs_table(f"[bold]{victim.name}[/]", rows))
+    console.print(f"\nvictim   {victim.folder}", soft_wrap=True)
+    console.print(f"secret   {victim.require_folder() / 'owner'}: the key; never deploy it", soft_wrap=True)

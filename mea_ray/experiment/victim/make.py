@@ -1,0 +1,103 @@
+"""From an experiment, or from the artifact of one, to a victim with its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mea_ray.config import ExperimentConfig, build, load_experiment
+from mea_ray.core.errors import ArtifactError
+from mea_ray.core.types import Splits
+from mea_ray.experiment import artifacts
+from mea_ray.experiment.answers import stored_key
+from mea_ray.experiment.checks import check_owner
+from mea_ray.experiment.data import Fingerprints, load_owners_part
+from mea_ray.experiment.model_sources import StoredModels
+from mea_ray.experiment.names import Names, victim_name
+from mea_ray.experiment.ports import OnEpoch
+from mea_ray.experiment.verifier import Verifier
+from mea_ray.experiment.victim.folder import Victim
+from mea_ray.experiment.victim.records import Card
+from mea_ray.models.base import ImageModel
+from mea_ray.training.checkpoint import load_model
+from mea_ray.training.device import threads
+from mea_ray.watermarks.base import Key
+
+
+def make_victim(
+    config: ExperimentConfig, name: str = "victim", *, on_epoch: OnEpoch = lambda role, name, epoch: None
+) -> Victim:
+    """Train the victim of an experiment, or take it from the experiment's storage if it was trained before.
+
+    Args:
+        config: The experiment; its thief does nothing here.
+        name: What to call the victim.
+        on_epoch: Called after each epoch.
+
+    Raises:
+        ConfigError: The victim cannot be trained; nothing was started.
+        DataError: The data cannot be read.
+    """
+    data = load_owners_part(config)
+    check_owner(config, data)
+    models = StoredModels(
+        artifacts.Store(config.storage), config, data, Names.of(config, Fingerprints.of(data)), on_epoch
+    )
+    with threads(config.resources.victim.cpus):
+        folder = models.victim_folder()
+        model, key = models.victim()
+        return _described(config, data, model, key, folder, name)
+
+
+def victim_of_artifact(folder: Path, name: str = "victim") -> Victim:
+    """Return the victim in an artifact of a sweep or of a local run, ``STORAGE/artifacts/victims/NAME``.
+
+    Raises:
+        ArtifactError: It is no victim, or its data changed since it was trained.
+    """
+    if not (folder / artifacts.INFO).is_file() or not (folder / "config.yaml").is_file():
+        raise ArtifactError(f"{folder} is no artifact of a victim: {artifacts.INFO} or config.yaml is missing")
+    artifacts.check(folder)
+    config = load_experiment(folder / "config.yaml")
+    data = load_owners_part(config)
+    if victim_name(config, Fingerprints.of(data)) != folder.name:
+        raise ArtifactError(f"the data of {folder} changed since it was trained; restore them, or train again")
+    model, _ = load_model(folder)
+    with threads(config.resources.victim.cpus):
+        return _described(config, data, model, stored_key(folder), folder, name)
+
+
+def _described(
+    config: ExperimentConfig, data: Splits, model: ImageModel, key: Key | None, folder: Path, name: str
+) -> Victim:
+    report = Verifier(config, data, key).report(model)
+    card = Card(
+        data=config.data.label,
+        data_fingerprint=data.fingerprint,
+        train_images=len(data.victim_train),
+        test_images=len(data.test),
+        accuracy=report.accuracy,
+        watermark=config.victim.watermark.label,
+        seconds=float(artifacts.read_info(folder).get("seconds", 0.0)),
+    )
+    return Victim.made(
+        name,
+        model,
+        key,
+        anchored(config),
+        artifact=folder.name,
+        class_names=data.test.class_names,
+        card=card,
+        report=report,
+    )
+
+
+def anchored(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the experiment with absolute paths, so that it can be read from another working directory."""
+    changes: dict[str, Any] = {}
+    if "://" not in config.storage:
+        changes["storage"] = str(Path(config.storage).expanduser().absolute())
+    path = config.data.params.get("path")
+    if isinstance(path, str) and Path(path).expanduser().exists():
+        changes["data"] = {"path": str(Path(path).expanduser().absolute())}
+    return build(ExperimentConfig, config.over(changes))
