@@ -57,6 +57,10 @@ class UnknownClient(QueryError):
     """The client was never registered with the service."""
 
 
+class WrongToken(QueryError):
+    """The caller does not show the token of the account, or the secret of the service, that it acts for."""
+
+
 class OverBudget(QueryError):
     """The query would take the client past its budget; the images answered before stay the client's.
 

@@ -20,6 +20,7 @@ from mea_ray.blackbox.validate import check_images, image_digest
 from mea_ray.config import ClientConfig
 from mea_ray.core.errors import ConfigError, MeaRayError, OverBudget, ServiceUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
+from mea_ray.service.accounts import Account
 from mea_ray.service.flight import Request, fly
 from mea_ray.service.naming import find, ledger_name
 
@@ -32,7 +33,7 @@ class ServiceClient:
 
     Args:
         service: Name of the service.
-        client: Name of the client, registered with the service.
+        account: Name and token of a client that the service's owner registered, see `VictimService.account`.
         request_images: Images in a request; ``query`` splits what is longer.
         max_in_flight: Requests under way at once.
         request_timeout_s: Seconds to wait for one answer, or for a dead replica's return, before asking again.
@@ -48,7 +49,7 @@ class ServiceClient:
     def __init__(
         self,
         service: str,
-        client: str,
+        account: Account,
         settings: ClientConfig = ClientConfig(),
         *,
         start_at: int = 0,
@@ -56,7 +57,7 @@ class ServiceClient:
     ) -> None:
         if start_at < 0:
             raise ConfigError(f"start_at={start_at} must not be negative")
-        self.service, self.client, self.asked, self.request_prefix = service, client, start_at, request_prefix
+        self.service, self.account, self.asked, self.request_prefix = service, account, start_at, request_prefix
         self.settings = settings
         self._turn = threading.RLock()
         self._ledger: Any = None
@@ -73,6 +74,11 @@ class ServiceClient:
             )
 
     @property
+    def client(self) -> str:
+        """Name of the client."""
+        return self.account.client
+
+    @property
     def classes(self) -> int:
         """Numbers in an answer: classes, or the length of an embedding."""
         return self._classes
@@ -85,7 +91,7 @@ class ServiceClient:
     @property
     def remaining(self) -> int | None:
         """Images that may still be asked; None without a budget."""
-        left: int | None = self._ask_ledger("remaining", self.client)
+        left: int | None = self._ask_ledger("remaining", self.account)
         return left
 
     def query(self, images: Images | FloatImages) -> Answers:
@@ -97,6 +103,7 @@ class ServiceClient:
         Raises:
             BadQuery: The images are not acceptable; nothing was charged.
             UnknownClient: The client is not registered.
+            WrongToken: The token is not that of the client.
             OverBudget: They do not fit in what is left of the budget; nothing was charged.
             ServiceUnavailable: No replica answered, although asked again ``retries`` times.
         """
@@ -119,7 +126,7 @@ class ServiceClient:
         if len(requests) > 1:
             # One request is refused as a whole by the ledger; several must be refused before the first is charged.
             ids = [(request.request_id, len(request.images)) for request in requests]
-            unpaid, remaining, budget = self._ask_ledger("unpaid", self.client, ids)
+            unpaid, remaining, budget = self._ask_ledger("unpaid", self.account, ids)
             if remaining is not None and unpaid > remaining:
                 raise OverBudget(self.client, unpaid, remaining, budget)
         for request, answers in zip(requests, self._fly(requests), strict=True):
@@ -135,7 +142,7 @@ class ServiceClient:
             requests,
             self._replicas,
             self._handles,
-            self.client,
+            self.account,
             max_in_flight=self.settings.max_in_flight,
             timeout_s=self.settings.request_timeout_s,
             retries=self.settings.retries,

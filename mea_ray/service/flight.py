@@ -15,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from mea_ray.core.errors import QueryError, RateLimited, ReplicasAway, ServiceUnavailable, StorageUnavailable
 from mea_ray.core.types import Answers
+from mea_ray.service.accounts import Account
 from mea_ray.service.naming import find
 from mea_ray.storage.files import PATIENCE
 
@@ -55,7 +56,7 @@ def fly(
     requests: Sequence[Request],
     replicas: Sequence[str],
     handles: dict[str, Any],
-    client: str,
+    account: Account,
     *,
     max_in_flight: int,
     timeout_s: float,
@@ -67,7 +68,7 @@ def fly(
         requests: What to ask, each with an id of its own.
         replicas: Names of the replica actors.
         handles: Handles of those that were found before; kept up to date for the next call.
-        client: In whose name.
+        account: In whose name.
         max_in_flight: Requests under way at once.
         timeout_s: Seconds to wait for one answer, or for the return of dead replicas when none is left.
         retries: Failures of one request that are borne; before each it is waited, four times as long as before.
@@ -78,7 +79,7 @@ def fly(
         ReplicasAway: Its replicas were away longer.
         StorageUnavailable: The ledger's storage was full or away longer than this process waits for storage.
     """
-    return _Flights(requests, replicas, handles, client, max_in_flight, timeout_s, retries).run()
+    return _Flights(requests, replicas, handles, account, max_in_flight, timeout_s, retries).run()
 
 
 class _Flights:
@@ -89,12 +90,12 @@ class _Flights:
         requests: Sequence[Request],
         replicas: Sequence[str],
         handles: dict[str, Any],
-        client: str,
+        account: Account,
         max_in_flight: int,
         timeout_s: float,
         retries: int,
     ) -> None:
-        self.requests, self.client = requests, client
+        self.requests, self.account = requests, account
         self.replicas = handles
         for name in replicas:
             if name not in handles:
@@ -153,7 +154,7 @@ class _Flights:
         names = sorted(load, key=lambda name: (name == avoid, load[name]))
         equal = [name for name in names if (name == avoid, load[name]) == (names[0] == avoid, load[names[0]])]
         name = equal[next(self._turn) % len(equal)]
-        reference = self.replicas[name].answer.remote(self.client, request.request_id, request.images)
+        reference = self.replicas[name].answer.remote(self.account, request.request_id, request.images)
         self.flights[reference] = _Flight(index, name, time.monotonic() + self.timeout_s)
 
     def _land(self) -> None:

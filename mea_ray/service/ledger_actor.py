@@ -10,6 +10,7 @@ from mea_ray.blackbox.ledger import Charge, Ledger, RateLimit
 from mea_ray.blackbox.query_log import ClientLog, LogEntry, QueryLog
 from mea_ray.config import RateConfig
 from mea_ray.core.errors import QueryError
+from mea_ray.service.accounts import Account, check_account, check_owner
 from mea_ray.service.watch import incarnation
 
 
@@ -19,19 +20,23 @@ class LedgerActor:
     Ray builds it again from the same arguments after its process died, and asks again what was under way; the journal
     and the request ids see to it that nothing is lost or charged twice.
 
+    A client learns of its own account only, by its token. All else needs the secret, which the owner and the replicas
+    hold; a call without it raises ``WrongToken``.
+
     Args:
         path: Journal file, with the log beside it, on a file system that every node sees where the actor may be
             restarted.
         rate: Rate limit of every client; None for no limit.
         description: What `VictimService.connect` needs to know; kept as it is.
+        secret: The service's secret, see `accounts`.
     """
 
-    def __init__(self, path: str, rate: RateConfig | None, description: Mapping[str, Any]) -> None:
+    def __init__(self, path: str, rate: RateConfig | None, description: Mapping[str, Any], secret: str) -> None:
         self._ledger = Ledger(Path(path))
         # After the ledger: who holds its journal alone holds the log alone, too.
         self._log = QueryLog(log_path(path))
         self._rate = RateLimit(rate.images_per_second, rate.burst) if rate else None
-        self._description = dict(description)
+        self._description, self._secret = dict(description), secret
 
     def describe(self) -> dict[str, Any]:
         """Return the description given at the start."""
@@ -41,37 +46,43 @@ class LedgerActor:
         """Return what is different after a restart, see `watch.incarnation`."""
         return incarnation()
 
-    def register(self, client: str, budget: int | None) -> None:
+    def register(self, secret: str, client: str, budget: int | None) -> None:
         """Open an account or change its budget, see `Ledger.register`."""
+        check_owner(self._secret, secret)
         self._ledger.register(client, budget, self._rate)
 
-    def charge_many(self, charges: Sequence[Charge]) -> list[QueryError | None]:
+    def charge_many(self, secret: str, charges: Sequence[Charge]) -> list[QueryError | None]:
         """Charge merged requests, see `Ledger.charge_many`."""
+        check_owner(self._secret, secret)
         return self._ledger.charge_many(charges)
 
-    def note(self, notes: Sequence[LogEntry]) -> None:
+    def note(self, secret: str, notes: Sequence[LogEntry]) -> None:
         """Keep what a replica answered, see `QueryLog.add`."""
+        check_owner(self._secret, secret)
         self._log.add(notes)
 
-    def seen(self, client: str) -> ClientLog:
+    def seen(self, secret: str, client: str) -> ClientLog:
         """Return what was answered to a client; it is judged by who asks, for charges wait while this actor works."""
+        check_owner(self._secret, secret)
         return self._log.of(client)
 
-    def remaining(self, client: str) -> int | None:
+    def remaining(self, account: Account) -> int | None:
         """Return the images that the client may still ask; None without a budget."""
-        return self._ledger.remaining(client)
+        return self._ledger.remaining(check_account(self._secret, account))
 
-    def charged(self, client: str) -> int:
+    def charged(self, secret: str, client: str) -> int:
         """Return the images that the client has been charged."""
+        check_owner(self._secret, secret)
         return self._ledger.charged(client)
 
-    def unpaid(self, client: str, requests: Sequence[tuple[str, int]]) -> tuple[int, int | None, int | None]:
+    def unpaid(self, account: Account, requests: Sequence[tuple[str, int]]) -> tuple[int, int | None, int | None]:
         """Return images of ``requests`` not charged before, images remaining, and the budget."""
-        ledger = self._ledger
+        ledger, client = self._ledger, check_account(self._secret, account)
         return ledger.unpaid(client, requests), ledger.remaining(client), ledger.budget(client)
 
-    def clients(self) -> list[str]:
+    def clients(self, secret: str) -> list[str]:
         """Return the names of all clients."""
+        check_owner(self._secret, secret)
         return self._ledger.clients()
 
     def close(self) -> None:

@@ -20,6 +20,8 @@ from mea_ray.blackbox.query_log import ClientLog
 from mea_ray.config import ClientConfig, ServingConfig
 from mea_ray.core.errors import ConfigError, ServiceUnavailable
 from mea_ray.results.records import QueryLogRecord
+from mea_ray.service import accounts
+from mea_ray.service.accounts import Account
 from mea_ray.service.client import ServiceClient
 from mea_ray.service.ledger_actor import LedgerActor, log_path
 from mea_ray.service.naming import NAMESPACE, answer_of, exists, find, ledger_name, replica_name
@@ -37,10 +39,13 @@ class VictimService:
         name: Name of the service.
         ledger: Handle of the `LedgerActor`.
         replicas: Handles of the `Replica` actors.
+        secret: What its owner shows to open accounts and to read them; see `accounts`.
     """
 
-    def __init__(self, name: str, ledger: Any, replicas: list[Any], description: Mapping[str, Any]) -> None:
-        self.name, self.ledger, self.replicas = name, ledger, replicas
+    def __init__(
+        self, name: str, ledger: Any, replicas: list[Any], description: Mapping[str, Any], secret: str
+    ) -> None:
+        self.name, self.ledger, self.replicas, self.secret = name, ledger, replicas, secret
         self._description = dict(description)
         self._watch: Watch | None = None
 
@@ -99,6 +104,7 @@ class VictimService:
             "max_request_images": settings.max_request_images,
             "temporary_journal": str(journal) if temporary else None,
         }
+        secret = accounts.new_secret()
         common: dict[str, Any] = {"namespace": NAMESPACE, "max_restarts": -1}
         if detached:
             common["lifetime"] = "detached"
@@ -111,7 +117,7 @@ class VictimService:
         ledger_class: Any = ray.remote(LedgerActor)
         ledger = ledger_class.options(
             **common, name=ledger_name(name), num_cpus=0, max_task_retries=-1, scheduling_strategy=here
-        ).remote(str(journal.resolve()), settings.rate, description)
+        ).remote(str(journal.resolve()), settings.rate, description, secret)
         # No retries by Ray here: the client asks another replica, which is up already.
         remote_replica: Any = ray.remote(Replica)
         answer_of("the ledger", ledger.describe.remote())
@@ -123,10 +129,10 @@ class VictimService:
                 num_cpus=settings.cpus_per_replica,
                 num_gpus=settings.gpus_per_replica,
                 max_task_retries=0,
-            ).remote(str(folder), name, settings)
+            ).remote(str(folder), name, settings, secret)
             for replica in names
         ]
-        service = cls(name, ledger, handles, description)
+        service = cls(name, ledger, handles, description, secret)
         try:
             ray.get([handle.describe.remote() for handle in [*handles, ledger]], timeout=start_timeout_s)
         except (RayError, GetTimeoutError) as error:
@@ -138,15 +144,20 @@ class VictimService:
         return service
 
     @classmethod
-    def connect(cls, name: str, timeout_s: float = 60.0) -> VictimService:
+    def connect(cls, name: str, secret: str, timeout_s: float = 60.0) -> VictimService:
         """Find a running service, from any process of the Ray cluster.
+
+        Args:
+            name: Its name.
+            secret: Its secret, from the object that `start` returned.
+            timeout_s: Seconds to wait for its ledger.
 
         Raises:
             ServiceUnavailable: There is none of this name, or its ledger does not answer within ``timeout_s``.
         """
         ledger = find(ledger_name(name))
         description = answer_of("the ledger", ledger.describe.remote(), timeout_s)
-        return cls(name, ledger, [find(replica) for replica in description["replicas"]], description)
+        return cls(name, ledger, [find(replica) for replica in description["replicas"]], description, secret)
 
     def register(self, client: str, budget: int | None = None) -> None:
         """Open an account or change its budget; what was charged stays charged.
@@ -158,7 +169,11 @@ class VictimService:
         Raises:
             ConfigError: The budget is below what the client has been charged.
         """
-        answer_of("the ledger", self.ledger.register.remote(client, budget))
+        answer_of("the ledger", self.ledger.register.remote(self.secret, client, budget))
+
+    def account(self, client: str) -> Account:
+        """Return name and token of a client, which is all that it needs to query; `register` it first."""
+        return accounts.account(self.secret, client)
 
     def client(
         self,
@@ -169,7 +184,9 @@ class VictimService:
         request_prefix: str = "",
     ) -> ServiceClient:
         """Return a registered client's black box; the arguments are those of `ServiceClient`."""
-        return ServiceClient(self.name, client, settings, start_at=start_at, request_prefix=request_prefix)
+        return ServiceClient(
+            self.name, self.account(client), settings, start_at=start_at, request_prefix=request_prefix
+        )
 
     def charged(self, client: str) -> int:
         """Return the images that a client has been charged.
@@ -177,7 +194,7 @@ class VictimService:
         Raises:
             UnknownClient: The client is not registered.
         """
-        images: int = answer_of("the ledger", self.ledger.charged.remote(client))
+        images: int = answer_of("the ledger", self.ledger.charged.remote(self.secret, client))
         return images
 
     def query_log(self, client: str) -> QueryLogRecord:
@@ -192,7 +209,7 @@ class VictimService:
                 ray.get(handle.settle.remote())
             except RayError:  # what it answered was noted, or it is asked again
                 continue
-        found: ClientLog = answer_of("the ledger", self.ledger.seen.remote(client))
+        found: ClientLog = answer_of("the ledger", self.ledger.seen.remote(self.secret, client))
         return found
 
     def watch(self, notify: Callable[[str], None]) -> Watch:
@@ -203,7 +220,7 @@ class VictimService:
 
     def clients(self) -> list[str]:
         """Return the names of all clients."""
-        names: list[str] = answer_of("the ledger", self.ledger.clients.remote())
+        names: list[str] = answer_of("the ledger", self.ledger.clients.remote(self.secret))
         return names
 
     def stats(self) -> dict[str, float]:

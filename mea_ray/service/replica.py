@@ -26,6 +26,7 @@ from mea_ray.config import ServingConfig
 from mea_ray.core.errors import MeaRayError, ServiceUnavailable, StorageUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.experiment.answers import answer_policy, stored_key, stored_owners_images
+from mea_ray.service.accounts import Account, check_account
 from mea_ray.service.naming import cause_of, find, ledger_name
 from mea_ray.service.watch import incarnation
 from mea_ray.training.checkpoint import load_model
@@ -51,6 +52,7 @@ class Replica:
         folder: Artifact folder of the victim; with a key that marks answers in it, its answers are marked.
         service: Name of the service, under which its ledger is found.
         settings: Its resources, passes and answer policy.
+        secret: The service's secret, see `accounts`: it charges with it, and tells its clients' tokens by it.
 
     Raises:
         ArtifactError: The folder holds no readable victim.
@@ -62,6 +64,7 @@ class Replica:
         folder: str,
         service: str,
         settings: ServingConfig,
+        secret: str,
     ) -> None:
         use_gpus(settings.gpus_per_replica)
         use_threads(settings.cpus_per_replica)
@@ -80,7 +83,7 @@ class Replica:
         self._passes.answer([np.zeros((1, *model.shape), dtype=np.uint8)])
         self._shape, self._classes, self._source = model.shape, answer_size(model, worded), worded.source
         # By name and not by handle: arguments in the object store die with their owner, and then no restart succeeds.
-        self._ledger = find(ledger_name(service))
+        self._ledger, self._secret = find(ledger_name(service)), secret
         self._max_batch_images, self._max_request_images = settings.max_batch_images, settings.max_request_images
         self._max_wait_s = settings.max_wait_ms / 1000
         self._sample = sample_size(self._shape, settings.query_log_images)
@@ -114,11 +117,11 @@ class Replica:
         """Return what is different after a restart, see `watch.incarnation`."""
         return incarnation()
 
-    async def answer(self, client: str, request_id: str, images: Images | FloatImages) -> Answers:
+    async def answer(self, account: Account, request_id: str, images: Images | FloatImages) -> Answers:
         """Check, charge and answer one request.
 
         Args:
-            client: Name of the client.
+            account: Name and token of the client.
             request_id: Its name for this request; the same id with the same images is charged once.
             images: uint8 or float32 in [0, 1], (N, C, H, W), 1 <= N <= ``max_request_images``.
 
@@ -127,12 +130,14 @@ class Replica:
 
         Raises:
             BadQuery: The images or the request id are not acceptable.
+            WrongToken: The token is not that of the client.
             UnknownClient: The client is not registered.
             OverBudget: The request does not fit in the client's budget.
             RateLimited: The client is too fast.
             RequestConflict: The id was used for other images.
         """
         try:
+            client = check_account(self._secret, account)
             check_images(images, self._shape, self._max_request_images)
             check_name("a client's name", client)
             check_name("a request id", request_id)
@@ -156,7 +161,9 @@ class Replica:
                 requests = list(self._arrived)
                 self._arrived.clear()
                 try:
-                    outcomes = await self._ledger.charge_many.remote([request.charge for request in requests])
+                    outcomes = await self._ledger.charge_many.remote(
+                        self._secret, [request.charge for request in requests]
+                    )
                 except Exception as error:
                     # Ray asks a dead ledger again by itself; here its disk is full or away, or it is gone for good.
                     gone: MeaRayError = ServiceUnavailable(f"the ledger cannot charge: {cause_of(error)}")
@@ -221,7 +228,7 @@ class Replica:
         """Have notes kept; a full disk is waited for. Whatever else the log complains about must not reach a client."""
         for pause in (*_NOTE_PAUSES_S, None):
             try:
-                await self._ledger.note.remote(notes)
+                await self._ledger.note.remote(self._secret, notes)
                 return
             except Exception as error:  # the ledger's actor is gone for good, say, which the next charge will say
                 passes = isinstance(getattr(error, "cause", None), StorageUnavailable)

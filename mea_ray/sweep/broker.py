@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from mea_ray.config import ExperimentConfig, ServingConfig, SweepConfig, digest, identity
 from mea_ray.core.errors import ServiceUnavailable
@@ -45,6 +45,13 @@ class ServiceSpec:
     def key(self) -> str:
         """Name of the service, the same for equal specs."""
         return digest({"victim": self.victim, "settings": identity(self.settings)})
+
+
+class Entry(NamedTuple):
+    """The way into a running service: its name, and the secret that its owner shows."""
+
+    name: str
+    secret: str
 
 
 @dataclass
@@ -89,7 +96,7 @@ class Broker:
         self._failed_starts: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
 
-    def acquire(self, trial: str, spec: ServiceSpec, broken: str | None = None) -> str | None:
+    def acquire(self, trial: str, spec: ServiceSpec, broken: str | None = None) -> Entry | None:
         """Give a trial its service; asking again is no second hold.
 
         Args:
@@ -98,7 +105,7 @@ class Broker:
             broken: Name of a service that did not answer this trial; it is replaced.
 
         Returns:
-            Name of the running service; None if there is no room yet: ask again.
+            The running service; None if there is no room yet: ask again.
 
         Raises:
             ArtifactError: The victim's folder is damaged.
@@ -120,7 +127,7 @@ class Broker:
                 return None
             slot.holders.add(trial)
             slot.used = time.monotonic()
-            return slot.name
+            return Entry(slot.name, slot.service.secret)
 
     def prepare(self, spec: ServiceSpec) -> None:
         """Start a service that will be asked for, while the trials that will ask are starting themselves."""
@@ -211,7 +218,7 @@ class Hold:
         broker: Handle of the broker actor.
         trial: Name of the trial.
         spec: The service that it needs.
-        answers: Whether the service of this name answers; one that does not is replaced.
+        answers: Whether a service answers; one that does not is replaced.
         pulse: Called at every heartbeat, in the heartbeat's thread.
         beat_s: Seconds between heartbeats.
     """
@@ -222,7 +229,7 @@ class Hold:
         trial: str,
         spec: ServiceSpec,
         *,
-        answers: Callable[[str], bool] = lambda name: True,
+        answers: Callable[[Entry], bool] = lambda entry: True,
         pulse: Callable[[], None] = lambda: None,
         beat_s: float = 1.0,
     ) -> None:
@@ -231,10 +238,10 @@ class Hold:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"hold-{trial}", daemon=True)
 
-    def __enter__(self) -> str:
-        name = self._acquire()
+    def __enter__(self) -> Entry:
+        entry = self._acquire()
         self._thread.start()
-        return name
+        return entry
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -244,13 +251,13 @@ class Hold:
         self.pulse()
         self.broker.release.remote(self.trial)
 
-    def _acquire(self) -> str:
+    def _acquire(self) -> Entry:
         broken: str | None = None
         while True:
-            name: str | None = ask(self.broker.acquire.remote(self.trial, self.spec, broken))
-            if name is not None and self.answers(name):
-                return name
-            broken = name
+            entry: Entry | None = ask(self.broker.acquire.remote(self.trial, self.spec, broken))
+            if entry is not None and self.answers(entry):
+                return entry
+            broken = None if entry is None else entry.name
             time.sleep(0.3)
 
     def _beat(self) -> None:

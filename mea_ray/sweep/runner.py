@@ -365,8 +365,7 @@ class _Driver:
         broker = (
             ray.remote(Broker)
             .options(
-                name=f"{prefix}-broker",
-                namespace=NAMESPACE,
+                # Without a name: only who was given its handle can ask it for a service, and so for its secret.
                 num_cpus=0,
                 # The services live as long as their broker: it must not go with a node that only works for the sweep.
                 scheduling_strategy=cluster.on_this_node(),

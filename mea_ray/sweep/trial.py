@@ -15,7 +15,7 @@ from mea_ray.results.numbers import trial_metrics
 from mea_ray.results.records import QueryLogRecord, RungResult, TrialResult
 from mea_ray.storage.files import patiently
 from mea_ray.sweep import events
-from mea_ray.sweep.broker import Hold, ServiceSpec
+from mea_ray.sweep.broker import Entry, Hold, ServiceSpec
 from mea_ray.sweep.folder import SweepFolder, TrialFolder
 from mea_ray.sweep.plan import PlannedTrial
 
@@ -144,9 +144,9 @@ class SharedService:
         spec = ServiceSpec.of(self.trial.config, self.trial.victim, str(self.models.victim_folder()))
         self.transfer = self.journal.transfer
         self._hold = Hold(self.tools.broker, self.trial.name, spec, answers=_answers, pulse=self._pulse)
-        name = self._hold.__enter__()
+        entry = self._hold.__enter__()
         try:
-            self.service = VictimService.connect(name)
+            self.service = VictimService.connect(*entry)
         except BaseException as error:
             self._hold.__exit__(type(error), error, error.__traceback__)
             raise
@@ -201,13 +201,13 @@ def epoch_events(epochs: int, on_event: events.OnEvent) -> OnEpoch:
     return on_epoch
 
 
-def _answers(name: str) -> bool:
+def _answers(entry: Entry) -> bool:
     from ray.exceptions import RayError
 
     from mea_ray.service.pool import VictimService
 
     try:
-        VictimService.connect(name)
+        VictimService.connect(*entry)
     except (ServiceUnavailable, RayError):
         return False
     return True

@@ -14,6 +14,7 @@ import ray
 
 from mea_ray.core.errors import ReplicasAway, ServiceUnavailable, StorageUnavailable
 from mea_ray.service import flight
+from mea_ray.service.accounts import Account
 from mea_ray.service.flight import Request, fly
 from mea_ray.storage.files import PATIENCE, patiently
 
@@ -29,7 +30,7 @@ def _replica() -> Any:
         def __init__(self, full: int, journal: str) -> None:
             self.full, self.journal = full, journal
 
-        def answer(self, client: str, request_id: str, images: Any) -> Any:
+        def answer(self, account: Any, request_id: str, images: Any) -> Any:
             if self.full:
                 self.full -= 1
                 raise StorageUnavailable(self.journal, "full", 0.0, "database or disk is full")
@@ -55,7 +56,7 @@ def replica(ray_session: None, tmp_path: Path) -> Iterator[Any]:
 def _fly(handles: dict[str, Any], requests: int = 3, timeout_s: float = 10.0, retries: int = 0) -> list[Any]:
     asked = [Request(str(index), np.zeros((index + 1, 1, 2, 2), np.uint8)) for index in range(requests)]
     limits = {"max_in_flight": 2, "timeout_s": timeout_s, "retries": retries}
-    return list(fly(asked, [NAME], handles, "thief", **limits))
+    return list(fly(asked, [NAME], handles, Account("thief", ""), **limits))
 
 
 def test_a_ledger_whose_disk_is_full_is_waited_for_as_any_file_is(replica: Any, tmp_path: Path) -> None:

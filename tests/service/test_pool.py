@@ -94,11 +94,11 @@ def test_client_travels_and_connects(service: VictimService) -> None:
 
     images = _images(20)
     answers = ray.get(ray.remote(elsewhere).options(num_cpus=0).remote(client, images))
-    again = VictimService.connect("shared")
+    again = VictimService.connect("shared", service.secret)
     assert np.array_equal(again.client("traveller", start_at=20).query(images), answers)
     assert again.charged("traveller") == 40
     with pytest.raises(ServiceUnavailable, match="no-such"):
-        VictimService.connect("no-such")
+        VictimService.connect("no-such", "secret")
 
 
 def test_one_client_alone_and_many_merged_get_the_same_bits(service: VictimService) -> None:
@@ -302,7 +302,7 @@ def test_start_refuses_before_it_starts(service: VictimService, folder: Path, tm
     with pytest.raises(ConfigError, match="is running"):
         VictimService.start(folder, "shared")
     with pytest.raises(ServiceUnavailable):
-        VictimService.connect("broken")
+        VictimService.connect("broken", service.secret)
     with pytest.raises(ConfigError, match="request_images=301"):
         service.client("anyone", ClientConfig(request_images=301))
 
@@ -333,7 +333,7 @@ def test_second_service_in_a_placement_group_with_rate_policy_and_journal(
     with pytest.raises(ServiceUnavailable):
         client.query(_images(5))
     with pytest.raises(ServiceUnavailable):
-        VictimService.connect("second")
+        VictimService.connect("second", "secret")
     third = VictimService.start(folder, "second", settings, ledger_path=journal, detached=True)
     try:
         assert (third.clients(), third.charged("thief")) == (["thief"], 40)

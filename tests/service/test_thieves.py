@@ -29,6 +29,7 @@ from mea_ray.config import ClientConfig, ServingConfig, TrainingConfig
 from mea_ray.core.types import BlackBox
 from mea_ray.models.build import build_model
 from mea_ray.results.records import QueryLogRecord
+from mea_ray.service.accounts import Account
 from mea_ray.service.client import ServiceClient
 from mea_ray.service.pool import VictimService
 from mea_ray.training.checkpoint import load_model, save_model
@@ -78,7 +79,7 @@ def burglars(service: VictimService) -> list[Any]:
             return True
 
         def steal(
-            self, client: str, seed: int, budget: int, accounts: int, start: float, keep: str = "", die_at: int = 0
+            self, accounts: list[Account], seed: int, budget: int, start: float, keep: str = "", die_at: int = 0
         ) -> dict[str, Any]:
             import os
 
@@ -89,14 +90,14 @@ def burglars(service: VictimService) -> list[Any]:
             opened = [
                 ServiceClient(
                     "robbed",
-                    name,
+                    account,
                     ClientConfig(request_images=8, max_in_flight=1),
-                    start_at=account_share(index, accounts, told),
+                    start_at=account_share(index, len(accounts), told),
                 )
-                for index, name in enumerate(account_names(client, accounts))
+                for index, account in enumerate(accounts)
             ]
             box: Any = opened[0]
-            if accounts > 1:
+            if len(accounts) > 1:
                 box = Colluding(opened, budget=budget, start_at=told, at_once=True)
             calls = [0]
             answer = opened[-1].query
@@ -130,11 +131,11 @@ def burglars(service: VictimService) -> list[Any]:
     return made
 
 
-def _register(service: VictimService, client: str, budget: int, accounts: int) -> list[str]:
+def _register(service: VictimService, client: str, budget: int, accounts: int) -> list[Account]:
     names = account_names(client, accounts)
     for index, name in enumerate(names):
         service.register(name, account_share(index, accounts, budget))
-    return names
+    return [service.account(name) for name in names]
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -149,14 +150,14 @@ def test_four_thieves_at_once_get_what_they_get_one_after_another(service: Victi
     alone = {}
     before = service.stats()
     for (name, (seed, budget, accounts)), burglar in zip(THIEVES.items(), burglars, strict=True):
-        _register(service, f"alone-{name}", budget, accounts)
-        alone[name] = ray.get(burglar.steal.remote(f"alone-{name}", seed, budget, accounts, 0.0))
+        opened = _register(service, f"alone-{name}", budget, accounts)
+        alone[name] = ray.get(burglar.steal.remote(opened, seed, budget, 0.0))
     between = service.stats()
     under_way = []
     start = time.time() + 0.5
     for (name, (seed, budget, accounts)), burglar in zip(THIEVES.items(), burglars, strict=True):
-        _register(service, name, budget, accounts)
-        under_way.append(burglar.steal.remote(name, seed, budget, accounts, start))
+        opened = _register(service, name, budget, accounts)
+        under_way.append(burglar.steal.remote(opened, seed, budget, start))
     together = dict(zip(THIEVES, ray.get(under_way), strict=True))
     after = service.stats()
 
@@ -181,16 +182,17 @@ def test_four_thieves_at_once_get_what_they_get_one_after_another(service: Victi
 def test_a_thief_with_two_keys_who_is_killed_goes_on_and_pays_once(
     service: VictimService, burglars: list[Any], tmp_path: Path
 ) -> None:
-    names = _register(service, "killed", 145, 2)
+    accounts = _register(service, "killed", 145, 2)
+    names = [each.client for each in accounts]
     *_, last = burglars
     with pytest.raises(ray.exceptions.RayError):
-        ray.get(last.steal.remote("killed", 3, 145, 2, 0.0, str(tmp_path), 4))
+        ray.get(last.steal.remote(accounts, 3, 145, 0.0, str(tmp_path), 4))
     spent = sum(map(service.charged, names))
     assert 3 * 16 < spent <= 4 * 16, "it died over its fourth query"
     first = burglars[0]
-    resumed = ray.get(first.steal.remote("killed", 3, 145, 2, 0.0, str(tmp_path)))
-    _register(service, "lived", 145, 2)
-    assert _same(resumed, ray.get(first.steal.remote("lived", 3, 145, 2, 0.0)))
+    resumed = ray.get(first.steal.remote(accounts, 3, 145, 0.0, str(tmp_path)))
+    lived = _register(service, "lived", 145, 2)
+    assert _same(resumed, ray.get(first.steal.remote(lived, 3, 145, 0.0)))
     assert [service.charged(name) for name in names] == [73, 72]
     assert service.query_log("killed-1") == service.query_log("lived-1")
 

@@ -28,6 +28,8 @@ class Services:
         self.started.append(rest["ledger_path"])
 
         class Service:
+            secret = "s"
+
             def stop(inner) -> None:  # noqa: N805
                 self.up.remove(name)
 
@@ -49,7 +51,7 @@ def broker(services: Services, max_services: int = 1) -> Broker:
 
 def test_trials_of_one_victim_share_a_service(services: Services) -> None:
     one = broker(services)
-    names = {one.acquire("a", spec("v")), one.acquire("b", spec("v")), one.acquire("a", spec("v"))}
+    names = {one.acquire(trial, spec("v")) for trial in ("a", "b", "a")}
     assert len(names) == 1 and len(services.up) == 1
     assert list(one.holders().values()) == [["a", "b"]]
 
@@ -86,11 +88,12 @@ def test_a_trial_that_was_killed_does_not_keep_its_service(services: Services, m
 def test_a_service_that_came_back_keeps_its_ledger(services: Services) -> None:
     one = broker(services)
     first = one.acquire("a", spec("v"))
-    again = one.acquire("a", spec("v"), broken=first)
+    assert first is not None
+    again = one.acquire("a", spec("v"), broken=first.name)
     assert again not in {None, first} and len(services.up) == 1
     assert services.started[0] == services.started[1]
     # A second trial that meets the old one does not take the new one down.
-    assert one.acquire("b", spec("v"), broken=first) == again
+    assert one.acquire("b", spec("v"), broken=first.name) == again
 
 
 def test_a_start_that_fails_is_tried_again_before_the_trial_hears_of_it(
@@ -111,7 +114,7 @@ def test_a_prepared_service_is_held_by_nobody_and_used_by_the_first_that_asks(se
     one = broker(services)
     one.prepare(spec("v"))
     (name,) = services.up
-    assert one.holders() == {name: []} and one.acquire("a", spec("v")) == name
+    assert one.holders() == {name: []} and one.acquire("a", spec("v")) == (name, "s")
 
 
 def test_stop_stops_all(services: Services) -> None:

@@ -1,0 +1,56 @@
+"""Who may do what at a service: its owner holds a secret, and each client a token that follows from it.
+
+Nothing is stored: a restarted ledger or replica that knows the secret knows every token again. A service that is
+started anew has another secret, so tokens of the old one are worth nothing.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from typing import Any, NamedTuple
+
+from mea_ray.core.errors import WrongToken
+
+
+class Account(NamedTuple):
+    """A client's name and its token: 64 hexadecimal digits, which only the service's owner can make."""
+
+    client: str
+    token: str
+
+
+def new_secret() -> str:
+    """Draw a service's secret from the system: 64 hexadecimal digits."""
+    return secrets.token_hex(32)
+
+
+def account(secret: str, client: str) -> Account:
+    """Return the account of a client: its token is HMAC-SHA256 of its name under the service's secret."""
+    return Account(client, hmac.new(secret.encode(), client.encode(), "sha256").hexdigest())
+
+
+def check_account(secret: str, given: Any) -> str:
+    """Return the name of a client that shows the right token.
+
+    Raises:
+        WrongToken: The token is not that of this name. Whether there is such a client is not said.
+    """
+    client, token = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if isinstance(client, str) and isinstance(token, str):
+        expected = account(secret, client.encode(errors="replace").decode()).token
+        if hmac.compare_digest(token.encode(errors="replace"), expected.encode()):
+            return client
+    raise WrongToken(
+        f"client {str(client)[:200]!r} shows no token of this service; take the account that its owner opened"
+    )
+
+
+def check_owner(secret: str, given: Any) -> None:
+    """Refuse a caller that does not show the service's secret.
+
+    Raises:
+        WrongToken: It is another one.
+    """
+    if not isinstance(given, str) or not hmac.compare_digest(given.encode(errors="replace"), secret.encode()):
+        raise WrongToken("only the service's owner may open accounts, charge them and read what they queried")
