@@ -1,73 +1,75 @@
-"""Many innocent and many watermarked models in parallel on Ray, each verified once; what is done is on disk."""
+"""Many innocent and many watermarked models in parallel on Ray, stolen and judged; what is done is on disk."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from mea_ray.calibration import forger as forging
-from mea_ray.calibration.separation import Separation, separations
+from mea_ray.calibration.measured import KeyMeasurements, find_measurements, measure_key
+from mea_ray.calibration.models import (
+    Folder,
+    Forged,
+    forged_file,
+    make_innocent,
+    make_marked,
+    with_innocents,
+)
 from mea_ray.calibration.thresholds import Threshold, thresholds
+from mea_ray.calibration.verdicts import BudgetTable, VerdictCounts, all_verdicts, statistics_at
 from mea_ray.config import ExperimentConfig, digest, identity
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.seeding import derive
-from mea_ray.experiment.artifacts import Store
+from mea_ray.core.versions import versions
 from mea_ray.experiment.checks import check
 from mea_ray.experiment.data import Fingerprints, load_splits
-from mea_ray.experiment.model_sources import StoredModels
 from mea_ray.experiment.names import Names
 from mea_ray.experiment.proof import marks_answers
-from mea_ray.experiment.verifier import Verifier
-from mea_ray.models.base import ImageModel
-from mea_ray.results.records import ModelReport, read_record
+from mea_ray.results.records import read_record
 from mea_ray.storage.files import write_whole
 from mea_ray.storage.remote import Storage
 from mea_ray.sweep import cluster
 from mea_ray.sweep.modules import modules_to_send
 from mea_ray.sweep.tasks import Tasks
-from mea_ray.sweep.trainable import use_resources
 
 logger = logging.getLogger(__name__)
 
-Role = Literal["null", "victim"]
-ROLES: tuple[Role, ...] = ("null", "victim")
-OnModel = Callable[["Calibrated", int, int], None]
-"""Called with each verified model, how many are done, and how many there will be."""
+OnStep = Callable[[str, int, int], None]
+"""Called with each step that is done, how many are done, and how many there will be."""
+FILE = "calibration.json"
 
 
-class Calibrated(BaseModel):
-    """One verified model.
+@dataclass(frozen=True)
+class Numbers:
+    """How many models a calibration has.
 
     Attributes:
-        role: Innocent (``null``) or watermarked (``victim``).
-        index: Which one; the two of one index share their data's splits and the key.
-        report: What verification says.
-        forged: What a forger gets from each pair of classes, (classes, classes); None where there is nothing.
+        innocents: Innocent models, at least 2.
+        stolen_innocents: How many of them are stolen with each budget.
+        marked: Watermarked models, each with a key of its own, and each stolen with each budget.
+
+    Raises:
+        ConfigError: There are too few, or more are stolen than there are.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    role: Role
-    index: int
-    report: ModelReport
-    forged: list[list[float | None]]
+    innocents: int = 20
+    stolen_innocents: int = 8
+    marked: int = 8
 
-    @property
-    def wsr(self) -> float:
-        """Watermark success rate."""
-        assert self.report.wsr is not None
-        return self.report.wsr.rate
-
-    @property
-    def best_forgery(self) -> float:
-        """The largest rate that a forger gets."""
-        return max((value for row in self.forged for value in row if value is not None), default=0.0)
+    def __post_init__(self) -> None:
+        if self.innocents < 2 or self.marked < 1:
+            raise ConfigError(
+                f"innocents={self.innocents} must be at least 2, and marked={self.marked} at least 1: a spread needs "
+                "two models, and a key needs one"
+            )
+        if not 0 <= self.stolen_innocents <= self.innocents:
+            raise ConfigError(
+                f"stolen_innocents={self.stolen_innocents} must lie between 0 and innocents={self.innocents}"
+            )
 
 
 class Calibration(BaseModel):
@@ -76,53 +78,93 @@ class Calibration(BaseModel):
     Attributes:
         config: The experiment, resolved.
         class_names: Names of the classes.
-        models: All verified models.
+        innocents: Innocent models.
+        stolen_innocents: How many of them were stolen with each budget.
+        marked: Watermarked models, and as many keys.
+        keys: What was measured with each key.
+        forged: What a forger gets of each innocent model.
         thresholds: On the WSR of a given key.
-        statistics: How well each statistic separates watermarked models from innocent ones, the best first.
         forging: On what a forger gets who may choose classes and geometry: the threshold that he does not reach.
+        statistics: For each budget, how well each statistic tells stolen models from innocent ones.
+        verdicts: For each budget and statistic, what the verdict says of innocent and of stolen models.
+        versions: Versions of Python and of the packages, and the commit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     config: dict[str, Any]
     class_names: list[str]
-    models: list[Calibrated]
+    innocents: int
+    stolen_innocents: int
+    marked: int
+    keys: list[KeyMeasurements]
+    forged: list[Forged]
     thresholds: list[Threshold]
-    statistics: list[Separation]
     forging: list[Threshold]
+    statistics: list[BudgetTable]
+    verdicts: list[VerdictCounts]
+    versions: dict[str, str]
 
-    def rates(self, role: Role) -> list[float]:
-        """WSR of all models of a role."""
-        return [model.wsr for model in self.models if model.role == role]
+    @property
+    def innocent_rates(self) -> list[float]:
+        """WSR of every innocent model with every key."""
+        return [each.wsr for key in self.keys for each in key.models if each.role == "innocent"]
+
+    @property
+    def marked_rates(self) -> list[float]:
+        """WSR of every watermarked model with its own key."""
+        return [each.wsr for key in self.keys for each in key.models if each.role == "marked"]
 
 
 def calibrate(
     config: ExperimentConfig,
-    models: int,
+    numbers: Numbers = Numbers(),
     *,
     address: str | None = None,
     significance: float = 0.05,
-    on_model: OnModel | None = None,
+    on_step: OnStep | None = None,
 ) -> tuple[Calibration, Path]:
-    """Train and verify ``models`` innocent and as many watermarked models, and set thresholds.
+    """Train and steal innocent and watermarked models, and measure all of them with every key.
 
-    Each pair has a victim's seed of its own: key, splits, weights and batches. A model that was trained or verified
-    before, by an interrupted start or by a sweep with the same settings, is not trained again.
+    Each watermarked model has a victim's seed of its own: key, splits, weights and batches. Each thief has a seed of
+    its own. What was made before, by an interrupted start or by a sweep with the same settings, is not made again.
 
     Args:
-        config: The experiment; its thief does nothing.
-        models: Models of each kind, at least 2.
+        config: The experiment.
+        numbers: How many models.
         address: Ray cluster, ``host:port`` or ``auto``; None starts one on this machine.
         significance: Part of innocent models that the fitted threshold may accuse.
-        on_model: Told each verified model.
+        on_step: Called with each step.
 
     Returns:
         The calibration and the folder it was written to.
 
     Raises:
-        ConfigError: There are too few models, or victims carry no watermark, or are encoders.
+        ConfigError: Victims carry no watermark, or one in their answers, or are encoders.
     """
-    if models < 2:
-        raise ConfigError(f"models={models} must be at least 2 of each kind: a spread needs two")
+    _check_kind(config)
+    address = cluster.check_address(address)
+    storage = Storage(config.storage)
+    storage.check_writable()
+    data = load_splits(config)
+    check(config, data)
+    config = with_innocents(config, numbers.innocents)
+    folder = Folder(storage, f"calibration/{_name(config)}")
+    budgets = config.thief.budgets
+    left = [index for index in range(numbers.marked) if _found(folder, index, budgets, numbers) is None]
+    if left or not all(read_record(Forged, forged_file(folder, each)) for each in range(numbers.innocents)):
+        py_modules = modules_to_send(config.resolved(), config.resources.py_modules, address)
+        with cluster.quiet(), cluster.ray_cluster(address, py_modules) as ray:
+            for text, done, of in _run(ray, config, folder.relative, numbers, left):
+                if on_step is not None:
+                    on_step(text, done, of)
+    keys = [found for index in range(numbers.marked) if (found := _found(folder, index, budgets, numbers)) is not None]
+    calibration = _summary(config, data.test.class_names, numbers, keys, folder, significance)
+    write_whole(folder.path / FILE, calibration.model_dump_json(indent=1))
+    storage.push(f"{folder.relative}/{FILE}")
+    return calibration, folder.path
+
+
+def _check_kind(config: ExperimentConfig) -> None:
     if config.victim.watermark.name == "none":
         raise ConfigError("victim.watermark=none has nothing to calibrate; choose a watermark")
     if marks_answers(config):
@@ -132,98 +174,79 @@ def calibrate(
         )
     if config.encodes:
         raise ConfigError("calibrate works on classifiers; set victim.pretext=none")
-    address = cluster.check_address(address)
-    storage = Storage(config.storage)
-    storage.check_writable()
-    data = load_splits(config)
-    check(config, data)
-    names = Names.of(config, Fingerprints.of(data))
-    made_by = {"victim": names.victim, "splits": names.data, "verification": identity(config.verification)}
-    folder = storage.root / "calibration" / digest(made_by)
-    done: dict[tuple[Role, int], Calibrated] = {}
-
-    def report(found: Calibrated) -> None:
-        done[found.role, found.index] = found
-        if on_model is not None:
-            on_model(found, len(done), 2 * models)
-
-    for role, index in product(ROLES, range(models)):
-        before = read_record(Calibrated, _file(folder, role, index))
-        if before is not None:
-            report(before)
-    left = [index for index in range(models) if any((role, index) not in done for role in ROLES)]
-    if left:
-        py_modules = modules_to_send(config.resolved(), config.resources.py_modules, address)
-        with cluster.quiet(), cluster.ray_cluster(address, py_modules) as ray:
-            for pair in _run(ray, config, left):
-                for found in pair:
-                    write_whole(_file(folder, found.role, found.index), found.model_dump_json(indent=1))
-                    report(found)
-    found_models = [done[role, index] for index in range(models) for role in ROLES]
-    innocent, marked = ([m for m in found_models if m.role == role] for role in ("null", "victim"))
-    paper = config.verification.threshold
-    calibration = Calibration(
-        config=config.resolved(),
-        class_names=list(data.test.class_names),
-        models=found_models,
-        thresholds=thresholds(
-            [m.wsr for m in innocent], [m.wsr for m in marked], paper=paper, significance=significance
-        ),
-        statistics=separations([m.report.statistics for m in innocent], [m.report.statistics for m in marked]),
-        forging=thresholds(
-            [m.best_forgery for m in innocent], [m.wsr for m in marked], paper=paper, significance=significance
-        ),
-    )
-    write_whole(folder / "calibration.json", calibration.model_dump_json(indent=1))
-    return calibration, folder
 
 
-def seeded(config: ExperimentConfig, index: int) -> ExperimentConfig:
-    """Return the experiment with the ``index``-th victim's seed."""
-    victim = config.victim.model_copy(update={"seed": config.victim.seed + index})
-    return config.model_copy(update={"victim": victim})
+def _name(config: ExperimentConfig) -> str:
+    """Name a calibration by all that makes its models and measurements, but not by how many there are."""
+    names = Names.of(with_innocents(config, 1), Fingerprints.of(load_splits(config)))
+    tree = identity(config)
+    made_by = {part: tree.get(part) for part in ("seed", "service", "thief")}
+    samples = {"samples": config.verification.samples}
+    return digest({"victim": names.victim, "splits": names.data, "verification": samples, **made_by})
 
 
-def verified(config: ExperimentConfig, index: int) -> tuple[Calibrated, Calibrated]:
-    """Get or train an innocent and a watermarked model, and verify both; this is what runs in a worker.
-
-    The innocent model is asked with the very key of its pair, on images that neither of the two was trained on.
-
-    Args:
-        config: The experiment, with the victim's seed of the first pair.
-        index: Which pair.
-    """
-    use_resources(config.resources.victim.cpus, config.resources.victim.gpus)
-    own = seeded(config, index)
-    data = load_splits(own)
-    models = StoredModels(Store(own.storage), own, data, Names.of(own, Fingerprints.of(data)))
-    victim, key = models.victim()
-    verifier = Verifier(own, data, key)
-
-    def judged(role: Role, model: ImageModel) -> Calibrated:
-        rates = forging.forge(model, data.verification, seed=derive(own.seed, "forger"))
-        best = forging.best_of_pairs(rates)
-        forged = [[None if np.isnan(value) else float(value) for value in row] for row in best]
-        return Calibrated(role=role, index=index, report=verifier.report(model), forged=forged)
-
-    return judged("null", models.null(0)), judged("victim", victim)
+def _found(folder: Folder, index: int, budgets: tuple[int, ...], numbers: Numbers) -> KeyMeasurements | None:
+    return find_measurements(folder, index, budgets, numbers.innocents, numbers.stolen_innocents)
 
 
-def _run(ray: Any, config: ExperimentConfig, left: list[int]) -> Iterator[tuple[Calibrated, Calibrated]]:
+def _run(
+    ray: Any, config: ExperimentConfig, relative: str, numbers: Numbers, left: list[int]
+) -> Iterator[tuple[str, int, int]]:
+    """Make all models, then measure them with each key that is left; yield what was done."""
     reserved = config.resources.victim
-    remote = ray.remote(verified).options(num_cpus=reserved.cpus, num_gpus=reserved.gpus, max_retries=2)
-    tasks = Tasks(logger.warning)
-    for index in left:
-        tasks.add(str(index), f"training and verifying pair {index}", partial(remote.remote, config, index))
-    try:
-        for _, reference, error in tasks.results():
-            if error is not None:
-                raise error
-            yield ray.get(reference)
-    except BaseException:
-        tasks.cancel()
-        raise
+    options = {"num_cpus": reserved.cpus, "num_gpus": reserved.gpus, "max_retries": 2}
+    innocent, marked, measure = (
+        ray.remote(each).options(**options) for each in (make_innocent, make_marked, measure_key)
+    )
+    first: dict[str, Callable[[], Any]] = {
+        f"innocent model {index}": partial(innocent.remote, config, relative, index, index < numbers.stolen_innocents)
+        for index in range(numbers.innocents)
+    }
+    first |= {f"watermarked model {index}": partial(marked.remote, config, relative, index) for index in left}
+    second = {
+        f"key {index}": partial(measure.remote, config, relative, index, numbers.innocents, numbers.stolen_innocents)
+        for index in left
+    }
+    done, of = 0, len(first) + len(second)
+    for steps in (first, second):
+        tasks = Tasks(logger.warning)
+        for name, submit in steps.items():
+            tasks.add(name, f"making or measuring {name}", submit)
+        try:
+            for name, _, error in tasks.results():
+                if error is not None:
+                    raise error
+                done += 1
+                yield name, done, of
+        except BaseException:
+            tasks.cancel()
+            raise
 
 
-def _file(folder: Path, role: Role, index: int) -> Path:
-    return folder / "models" / f"{role}-{index:03d}.json"
+def _summary(
+    config: ExperimentConfig,
+    class_names: tuple[str, ...],
+    numbers: Numbers,
+    keys: list[KeyMeasurements],
+    folder: Folder,
+    significance: float,
+) -> Calibration:
+    paths = [forged_file(folder, index) for index in range(numbers.innocents)]
+    forged = [found for path in paths if (found := read_record(Forged, path)) is not None]
+    innocent = [each.wsr for key in keys for each in key.models if each.role == "innocent"]
+    marked = [each.wsr for key in keys for each in key.models if each.role == "marked"]
+    limits = partial(thresholds, paper=config.verification.threshold, significance=significance)
+    return Calibration(
+        config=config.resolved(),
+        class_names=list(class_names),
+        innocents=numbers.innocents,
+        stolen_innocents=numbers.stolen_innocents,
+        marked=numbers.marked,
+        keys=keys,
+        forged=forged,
+        thresholds=limits(innocent, marked),
+        forging=limits([each.best for each in forged], marked),
+        statistics=[statistics_at(keys, budget) for budget in config.thief.budgets],
+        verdicts=all_verdicts(keys, config.thief.budgets, config.verification),
+        versions=versions(),
+    )

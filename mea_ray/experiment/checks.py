@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from mea_ray.attacks import ATTACKS
@@ -22,6 +23,8 @@ from mea_ray.training.loader import least_batch, normalises_batches
 from mea_ray.training.objective import Objective
 from mea_ray.watermarks.base import Watermark
 from mea_ray.watermarks.dawn import Dawn
+from mea_ray.watermarks.key_draw import KeyDraw
+from mea_ray.watermarks.mixed_classes import admissible_keys
 
 MIN_SAMPLES = 30
 """Fewest distinct watermark samples that a proof may rest on."""
@@ -221,15 +224,25 @@ def _check_classes(config: ExperimentConfig, data: Splits) -> None:
     if sources is None or target is None:
         return
     owned, held_out = data.victim_train, data.verification
-    for label in (*sources, target):
-        if not 0 <= label < data.classes or not (owned.labels == label).any():
-            raise ConfigError(
-                f"victim.watermark: class {label} has no training image; source_classes and target_class must be "
-                f"labels of the data, 0 to {data.classes - 1}"
-            )
+    draw: KeyDraw | None = getattr(watermark, "key_draw", None)
+    if draw is not None and draw.classes != "chosen":
+        admissible_keys(owned)
+        # Whichever classes are drawn: those with the fewest held-out images.
+        sources = tuple(map(int, np.argsort(np.bincount(held_out.labels, minlength=data.classes), kind="stable")[:2]))
+    else:
+        _check_classes(sources, target, data)
     counts = [int((held_out.labels == label).sum()) for label in sources]
     if math.prod(counts) < min(MIN_SAMPLES, config.verification.samples):
         raise ConfigError(
             f"the {' and '.join(map(str, counts))} held-out images of the source classes {list(sources)} make "
             f"{math.prod(counts)} watermark samples, a proof needs {MIN_SAMPLES}; raise splits.verification_fraction"
         )
+
+
+def _check_classes(sources: tuple[int, ...], target: int, data: Splits) -> None:
+    for label in (*sources, target):
+        if not 0 <= label < data.classes or not (data.victim_train.labels == label).any():
+            raise ConfigError(
+                f"victim.watermark: class {label} has no training image; source_classes and target_class must be "
+                f"labels of the data, 0 to {data.classes - 1}"
+            )

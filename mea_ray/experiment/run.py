@@ -107,6 +107,7 @@ class _Run:
             detections=self.aftermath.detections,
             status=status,
             chance=metrics.chance(self.data.test),
+            key_drawn=proof.key is not None and proof.key.drawn,
             queries_charged=sum(map(self.service.charged, self.accounts)),
             query_log={account: self.service.query_log(account) for account in self.accounts},
             seconds=time.perf_counter() - self.started,

@@ -1,7 +1,9 @@
-"""A calibration on the terminal and as one picture: who would be accused, and what a forger gets."""
+"""A calibration on the terminal, as one picture and on record: who would be accused, and what a forger gets."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,16 +13,25 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from mea_ray.config import ExperimentConfig
+from mea_ray.core.errors import ArtifactError
+from mea_ray.core.versions import command_line
 from mea_ray.report import curves
+from mea_ray.report.markdown import table
+from mea_ray.report.record import RECORD, SweepRecord, anonymous, check_target, cleaned, portable
 from mea_ray.report.tables import percent
 from mea_ray.report.terminal import make_console
+from mea_ray.results.records import ModelReport, read_record
+from mea_ray.storage.files import write_whole
+from mea_ray.training.device import device_name
+from mea_ray.verification.verdict import SEVERITY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from mea_ray.calibration.run import Calibrated, Calibration
-    from mea_ray.calibration.separation import Separation
+    from mea_ray.calibration.measured import Measured
+    from mea_ray.calibration.run import Calibration, Numbers
     from mea_ray.calibration.thresholds import Threshold
+    from mea_ray.calibration.verdicts import VerdictCounts
 
 NAMES = {
     "paper": "the configured one",
@@ -28,54 +39,180 @@ NAMES = {
     "normal": "normal fitted to innocent ones",
 }
 """Where a threshold comes from, to how it is called."""
+CALIBRATION = "calibration.json"
+CALIBRATION_PARTS = ("statistics", "verdicts")
+"""Tables of a recorded calibration."""
+STATISTIC_HEADINGS = (
+    "Queries",
+    "Statistic",
+    "Innocent comparisons",
+    "Stolen models",
+    "Recognised at no false accusation",
+    "at 1%",
+    "AUC",
+)
+VERDICT_HEADINGS = ("Queries", "Statistic", 'Innocent, "proved"', 'Stolen, "proved"', "Other verdicts on stolen models")
 
 
-def run(config: ExperimentConfig, models: int, address: str | None) -> None:
-    """Calibrate with progress, then show the thresholds and say where everything is."""
-    from mea_ray.calibration.run import calibrate
+def run(
+    config: ExperimentConfig, numbers: Numbers, address: str | None, record: Path | None = None, note: str = ""
+) -> None:
+    """Calibrate with progress, then show the tables and say where everything is.
+
+    Args:
+        config: The experiment.
+        numbers: How many models.
+        address: See ``calibrate``.
+        record: Folder of a record that is made of it; None makes none.
+        note: What readers of the record should know.
+    """
+    from mea_ray.calibration.run import FILE, calibrate
 
     progress = make_console(stderr=True)
 
-    def show_progress(found: Calibrated, done: int, of: int) -> None:
-        kind = "innocent" if found.role == "null" else "watermarked"
-        progress.print(f"{done:>4} of {of}  {kind} {found.index}: WSR {percent(found.wsr)}", soft_wrap=True)
+    def show_step(text: str, done: int, of: int) -> None:
+        progress.print(f"{done:>4} of {of}  {text}", soft_wrap=True)
 
-    calibration, folder = calibrate(config, models, address=address, on_model=show_progress)
+    calibration, folder = calibrate(config, numbers, address=address, on_step=show_step)
     console = make_console()
     show(console, calibration)
     picture = folder / "calibration.png"
     draw(calibration, picture)
-    console.print(f"\ncalibration  {folder / 'calibration.json'}", soft_wrap=True)
+    console.print(f"\ncalibration  {folder / FILE}", soft_wrap=True)
     console.print(f"picture      {picture}", soft_wrap=True)
+    if record is not None:
+        put_on_record(calibration, record, note)
+        console.print(f"record       {record}", soft_wrap=True)
+
+
+def put_on_record(calibration: Calibration, target: Path, note: str = "") -> None:
+    """Turn a calibration into a record that the documentation can be rendered from.
+
+    Args:
+        calibration: The calibration.
+        target: Folder of the record, e.g. ``sweeps/results/calibration_digits``; a record that is there is replaced.
+        note: What a reader should know, e.g. the machine.
+
+    Raises:
+        ConfigError: ``target`` is a folder that holds anything but a record.
+    """
+    check_target(target)
+    known = calibration.versions
+    made = SweepRecord(
+        command=portable(command_line()),
+        commit=known.get("commit", "unknown"),
+        date=datetime.now(timezone.utc).date().isoformat(),
+        device=device_name(),
+        versions={name: version for name, version in known.items() if name != "commit"},
+        trials=calibration.marked,
+        seconds=0.0,
+        note=note,
+    )
+    slim = calibration.model_copy(
+        update={
+            "config": anonymous(cleaned(calibration.config)),
+            "keys": [
+                key.model_copy(update={"models": [_slim(each) for each in key.models]}) for key in calibration.keys
+            ],
+        }
+    )
+    write_whole(target / CALIBRATION, slim.model_dump_json(exclude_defaults=True) + "\n")
+    write_whole(target / RECORD, made.model_dump_json(indent=1) + "\n")
+
+
+def _slim(measured: Measured) -> Measured:
+    """Return a measurement without what no table of a calibration shows."""
+    report = measured.report
+    kept = {"wsr": report.wsr, "statistics": report.statistics, "key_ranks": report.key_ranks}
+    return measured.model_copy(
+        update={"report": ModelReport(accuracy=report.accuracy, fidelity=report.fidelity, **kept)}
+    )
 
 
 def show(console: Console, calibration: Calibration) -> None:
-    """Print rates and thresholds."""
-    for role, kind in (("null", "Innocent"), ("victim", "Watermarked")):
-        rates = calibration.rates(role)  # type: ignore[arg-type]
+    """Print rates, statistics, verdicts and thresholds."""
+    for rates, kind in ((calibration.innocent_rates, "Innocent"), (calibration.marked_rates, "Watermarked")):
         console.print(
             f"{kind} models: WSR {percent(float(np.mean(rates)))} on average, {percent(min(rates))} to "
-            f"{percent(max(rates))} ({len(rates)} models)"
+            f"{percent(max(rates))} ({len(rates)} measurements)"
         )
-    console.print(_statistics(calibration.statistics))
+    console.print(_rich("What tells stolen models from innocent ones", STATISTIC_HEADINGS, statistic_rows(calibration)))
+    console.print(_rich("Verdicts, each suspect judged alone", VERDICT_HEADINGS, verdict_rows(calibration)))
     console.print(_table("Threshold on the WSR of a given key", calibration.thresholds))
     console.print(
         _table("Threshold that a forger does not reach, who may choose classes and geometry", calibration.forging)
     )
 
 
-def _statistics(rows: list[Separation]) -> RichTable:
-    table = RichTable(
-        title="How well each statistic separates watermarked from innocent models",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for heading in ("Statistic", "Recognised at no false accusation", "at 1%", "AUC"):
-        table.add_column(heading, justify="left" if heading == "Statistic" else "right")
+def statistic_rows(calibration: Calibration) -> list[tuple[str, ...]]:
+    """Return one row for each budget and statistic, the best statistic of a budget first; see STATISTIC_HEADINGS."""
+    return [
+        (
+            f"{table.budget:,}",
+            row.statistic,
+            f"{row.innocent:,}",
+            f"{row.stolen:,}",
+            percent(row.tpr_at_0, 0),
+            percent(row.tpr_at_1, 0),
+            f"{row.auc:.3f}",
+        )
+        for table in calibration.statistics
+        for row in table.rows
+    ]
+
+
+def verdict_rows(calibration: Calibration) -> list[tuple[str, ...]]:
+    """Return one row for each budget and statistic; see VERDICT_HEADINGS."""
+    return [
+        (
+            f"{counts.budget:,}",
+            counts.statistic,
+            f"{counts.false_proofs:,} of {counts.comparisons:,}",
+            f"{counts.proofs:,} of {sum(counts.stolen.values()):,}",
+            _others(counts),
+        )
+        for counts in calibration.verdicts
+    ]
+
+
+def _others(counts: VerdictCounts) -> str:
+    """Return the other verdicts on stolen models, worst first."""
+    known = [(verdict, counts.stolen[verdict]) for verdict in SEVERITY if counts.stolen.get(verdict)]
+    return ", ".join(f"{verdict}: {number:,}" for verdict, number in known if verdict != "proved")
+
+
+def render(folder: Path, part: str) -> str:
+    """Render a table of a recorded calibration as Markdown.
+
+    Args:
+        folder: The record.
+        part: One of ``CALIBRATION_PARTS``.
+
+    Raises:
+        ArtifactError: The record holds no readable calibration.
+    """
+    from mea_ray.calibration.run import Calibration
+
+    path = folder / CALIBRATION
+    found = read_record(Calibration, path)
+    if found is None:
+        raise ArtifactError(
+            f"{path} is no readable calibration; make it again with mea-ray calibrate --record {folder}"
+        )
+    headings, rows = {
+        "statistics": (STATISTIC_HEADINGS, statistic_rows(found)),
+        "verdicts": (VERDICT_HEADINGS, verdict_rows(found)),
+    }[part]
+    return table(headings, rows)
+
+
+def _rich(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> RichTable:
+    made = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for place, heading in enumerate(headings):
+        made.add_column(heading, justify="left" if place == 1 else "right")
     for row in rows:
-        table.add_row(row.statistic, percent(row.tpr_at_0, 0), percent(row.tpr_at_1, 0), f"{row.auc:.3f}")
-    return table
+        made.add_row(*row)
+    return made
 
 
 def _table(title: str, rows: list[Threshold]) -> RichTable:
@@ -103,11 +240,10 @@ def draw(calibration: Calibration, path: Path) -> None:
 
 
 def _distributions(axes: Axes, calibration: Calibration) -> None:
-    innocent = [model for model in calibration.models if model.role == "null"]
     values = {
-        "innocent: given key": [model.wsr for model in innocent],
-        "innocent: best forgery": [model.best_forgery for model in innocent],
-        "watermarked: given key": calibration.rates("victim"),
+        "innocent: given key": calibration.innocent_rates,
+        "innocent: best forgery": [each.best for each in calibration.forged],
+        "watermarked: given key": calibration.marked_rates,
     }
     bins = [float(edge) for edge in np.linspace(0, 100, 41)]
     for colour, (name, rates) in zip(curves.COLOURS, values.items(), strict=False):
@@ -122,8 +258,8 @@ def _distributions(axes: Axes, calibration: Calibration) -> None:
 
 
 def _heat_map(axes: Axes, calibration: Calibration) -> None:
-    innocent = [model.forged for model in calibration.models if model.role == "null"]
-    cube = np.array([[[np.nan if v is None else v for v in row] for row in forged] for forged in innocent])
+    innocent = [each.rates for each in calibration.forged]
+    cube = np.array([[[np.nan if v is None else v for v in row] for row in rates] for rates in innocent])
     known = ~np.isnan(cube)
     counts = known.sum(0)
     means = np.where(counts, np.where(known, cube, 0).sum(0) / np.maximum(counts, 1), np.nan)

@@ -17,7 +17,7 @@ from mea_ray.report.statistics import HEADINGS as STATISTIC_HEADINGS
 from mea_ray.report.statistics import lines as statistic_rows
 from mea_ray.report.tables import common_prefix, grouped, mean, percent
 from mea_ray.results.points import label
-from mea_ray.results.records import ModelReport, RungResult, TrialResult, read_results
+from mea_ray.results.records import RESULTS, ModelReport, RungResult, TrialResult, read_results
 from mea_ray.verification.evidence import accused, judge_rungs
 
 SEEDS_LISTED = 5
@@ -162,9 +162,10 @@ def provenance(folder: Path) -> str:
     record = SweepRecord.load(folder)
     note = f"{record.note[0].upper()}{record.note[1:].rstrip('.')}. " if record.note else ""
     packages = ", ".join(f"{name} {record.versions[name]}" for name in ("torch", "ray") if name in record.versions)
+    trials = f"; {record.trials} trials" if (folder / RESULTS).is_dir() else ""
     return (
         f"{note}Commit `{record.commit}`, {record.date}, device `{record.device}`, Python "
-        f"{record.versions.get('python', 'unknown')}, {packages}; {record.trials} trials.\n\n"
+        f"{record.versions.get('python', 'unknown')}, {packages}{trials}.\n\n"
         f"<!-- run: check -->\n```console\n$ {record.command}\n```"
     )
 

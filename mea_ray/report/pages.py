@@ -7,7 +7,7 @@ A page marks what is rendered, everything between the two comments is replaced:
 
 The part before the slash is a folder of records, the part behind it ``results``, ``removals``, ``detections``,
 ``statistics`` (tables), ``made`` (command, commit, date, device) or ``curve`` (a picture, kept in the pages' folder of
-images).
+images). A recorded calibration has ``statistics``, ``verdicts`` and ``made``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import nearest
-from mea_ray.report import curves, markdown
+from mea_ray.report import calibration, curves, markdown
 from mea_ray.report.tables import common_prefix, grouped
 from mea_ray.results.records import TrialResult, read_results
 from mea_ray.storage.files import write_whole
 
 _BLOCK = re.compile(r"(<!-- record: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _OPENING = re.compile(r"<!-- record: (\S+) -->")
-PARTS = (*markdown.TABLES, "made", "curve")
+PARTS = tuple(dict.fromkeys((*markdown.TABLES, *calibration.CALIBRATION_PARTS, "made", "curve")))
 
 
 def render(page: Path, records: Path, images: Path) -> tuple[str, dict[Path, str]]:
@@ -94,6 +94,8 @@ def _part(name: str, page: Path, records: Path, images: Path, pictures: dict[Pat
         )
     if part == "made":
         return markdown.provenance(folder)
+    if (folder / calibration.CALIBRATION).exists() and part in calibration.CALIBRATION_PARTS:
+        return calibration.render(folder, part)
     results = read_results(folder)
     if part in markdown.TABLES:
         return markdown.TABLES[part](record, results)

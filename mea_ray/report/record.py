@@ -100,10 +100,9 @@ def make_record(folder: Path, target: Path, *, command: str | None = None, note:
         raise ArtifactError(
             f"{folder} holds {len(results)} results of {planned} trials; finish the sweep with --resume first"
         )
-    if target.exists() and not (target / RECORD).exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} exists and is not a record (it holds no {RECORD}); choose another folder")
+    check_target(target)
     record = SweepRecord(
-        command=_portable(command),
+        command=portable(command),
         commit=listed(result.versions.get("commit", "unknown") for result in results),
         date=(started or datetime.now(timezone.utc)).date().isoformat(),
         device=listed(result.device for result in results),
@@ -123,17 +122,27 @@ def make_record(folder: Path, target: Path, *, command: str | None = None, note:
         tree = {"schema_version": SCHEMA_VERSION, **json.loads(slim(result).model_dump_json(exclude_defaults=True))}
         write_whole(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
     if (folder / SWEEP).exists():
-        tree = _clean(load_tree(folder / SWEEP))
-        tree["base"] = _anonymous(tree.get("base") or {})
+        tree = cleaned(load_tree(folder / SWEEP))
+        tree["base"] = anonymous(tree.get("base") or {})
         write_whole(target / SWEEP, yaml_text.dump(tree, width=110))
     write_whole(target / RECORD, record.model_dump_json(indent=1) + "\n")
     return record
 
 
+def check_target(target: Path) -> None:
+    """Refuse a folder that holds anything but a record.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if target.exists() and not (target / RECORD).exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} exists and is not a record (it holds no {RECORD}); choose another folder")
+
+
 def slim(result: TrialResult) -> TrialResult:
     """Return a result without what names a machine or an account, and without what is large."""
-    tree = _clean(result.model_dump(mode="json"))
-    tree["config"] = _anonymous(tree["config"])
+    tree = cleaned(result.model_dump(mode="json"))
+    tree["config"] = anonymous(tree["config"])
     for rung in (*tree["rungs"], *tree["stolen_nulls"]):
         rung["curves"] = {name: _thinned(points) for name, points in rung["curves"].items()}
     for detection in tree["detections"]:
@@ -147,7 +156,7 @@ def without_paths(text: str) -> str:
     return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], text)
 
 
-def _portable(command: str) -> str:
+def portable(command: str) -> str:
     """Return a command without what is of one machine only: its storage, and the folders of its paths."""
     try:
         words = shlex.split(command)
@@ -156,16 +165,16 @@ def _portable(command: str) -> str:
     return shlex.join(without_paths(word) for word in words if not word.startswith("storage="))
 
 
-def _clean(value: Any) -> Any:
+def cleaned(value: Any) -> Any:
     """Return a tree whose texts hold no paths."""
     if isinstance(value, Mapping):
-        return {key: _clean(item) for key, item in value.items()}
+        return {key: cleaned(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_clean(item) for item in value]
+        return [cleaned(item) for item in value]
     return without_paths(value) if isinstance(value, str) else value
 
 
-def _anonymous(config: Mapping[str, Any]) -> dict[str, Any]:
+def anonymous(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config without its storage and its W&B account."""
     kept = {key: value for key, value in config.items() if key != "storage"}
     if isinstance(tracking := kept.get("tracking"), Mapping):

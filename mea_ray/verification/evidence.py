@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mea_ray.results.records import ModelReport, TrialResult
 from mea_ray.verification.pairs import OTHER_CLASSES
 from mea_ray.verification.ranks import Rank, rank_among
+from mea_ray.verification.statistic import READ_ON_CLEAN_IMAGES
 from mea_ray.verification.verdict import Comparison, Evidence, Judgement, judge, least_accuracy
 
 THRESHOLD = 0.3
@@ -59,9 +61,8 @@ def _judged(found: Mapping[tuple[str, int], Evidence | None], at: float) -> dict
 
 
 def accused(result: TrialResult, report: ModelReport) -> bool:
-    """Return whether an innocent model of a trial would be accused: above the threshold, and not too poor to judge."""
-    least = least_accuracy(chance(result), result.victim_report.accuracy)
-    return report.wsr is not None and report.wsr.rate > threshold(result) and report.accuracy >= least
+    """Return whether an innocent model of a trial would be accused; see ``Court.accuses``."""
+    return Court.of(result, statistic(result, [report])).accuses(report)
 
 
 def evidence(result: TrialResult, report: ModelReport, budget: int) -> Evidence | None:
@@ -77,28 +78,85 @@ def evidence(result: TrialResult, report: ModelReport, budget: int) -> Evidence 
     """
     nulls = [null for null in result.null_reports if null.wsr is not None]
     stolen = [rung.report for rung in result.stolen_nulls if rung.budget == budget and rung.report.wsr is not None]
-    victim = result.victim_report
-    if report.wsr is None or victim.wsr is None or not nulls:
+    if report.wsr is None or result.victim_report.wsr is None or not nulls:
         return None
-    name = statistic(result, [report, *nulls, *stolen])
-    key = report.key_ranks.get(name)
-    return Evidence(
-        accuracy=report.accuracy,
-        chance=chance(result),
-        victim_accuracy=victim.accuracy,
-        wsr=report.wsr.rate,
-        victim_wsr=victim.wsr.rate,
-        null_models=_rank(report, nulls, name),
-        stolen_null_models=_among(report, stolen, name) if stolen else None,
-        victim_rank=_rank(victim, nulls, name),
-        key=Rank(key.at_least, key.references, "keys") if key is not None else None,
-        key_drawn=result.key_drawn,
-        comparisons=_comparisons(report),
-        controls=len(nulls) + len(stolen),
-        accused_controls=sum(accused(result, each) for each in [*nulls, *stolen]),
-        threshold=threshold(result),
-        statistic=name,
-    )
+    court = Court.of(result, statistic(result, [report, *nulls, *stolen]))
+    return court.evidence(report, nulls, stolen)
+
+
+@dataclass(frozen=True)
+class Court:
+    """What all suspects of one victim are judged by.
+
+    Attributes:
+        victim: Verification of the victim; it has a WSR.
+        chance: Accuracy of guessing, in [0, 1].
+        statistic: Name of the statistic that models are ranked by.
+        key_drawn: Whether the key was drawn at random.
+        threshold: The paper's threshold on WSR.
+        significance: Largest p-value at which theft is proved.
+    """
+
+    victim: ModelReport
+    chance: float
+    statistic: str
+    key_drawn: bool = False
+    threshold: float = THRESHOLD
+    significance: float = SIGNIFICANCE
+
+    @classmethod
+    def of(cls, result: TrialResult, statistic: str) -> Court:
+        """Return what the suspects of a trial are judged by."""
+        return cls(
+            victim=result.victim_report,
+            chance=chance(result),
+            statistic=statistic,
+            key_drawn=result.key_drawn,
+            threshold=threshold(result),
+            significance=significance([result]),
+        )
+
+    def accuses(self, report: ModelReport) -> bool:
+        """Return whether an innocent model would be accused by what it shows alone.
+
+        It is not too poor to judge, and either the key leads all others on it as significantly as a proof asks, or,
+        where the mark is read on mixes, its WSR is above the paper's threshold.
+        """
+        if report.wsr is None or report.accuracy < least_accuracy(self.chance, self.victim.accuracy):
+            return False
+        key = report.key_ranks.get(self.statistic)
+        by_key = self.key_drawn and key is not None and 2 * key.p_value <= self.significance
+        by_mixes = self.statistic not in READ_ON_CLEAN_IMAGES and report.wsr.rate > self.threshold
+        return by_key or by_mixes
+
+    def evidence(self, report: ModelReport, nulls: Sequence[ModelReport], stolen: Sequence[ModelReport]) -> Evidence:
+        """Return the evidence against one suspect.
+
+        Args:
+            report: Verification of the suspect; it has a WSR.
+            nulls: Innocent models, at least one, the suspect not among them.
+            stolen: Innocent models that were stolen as the suspect was, with the same budget.
+        """
+        assert report.wsr is not None and self.victim.wsr is not None
+        name = self.statistic
+        key = report.key_ranks.get(name)
+        return Evidence(
+            accuracy=report.accuracy,
+            chance=self.chance,
+            victim_accuracy=self.victim.accuracy,
+            wsr=report.wsr.rate,
+            victim_wsr=self.victim.wsr.rate,
+            null_models=_rank(report, nulls, name),
+            stolen_null_models=_among(report, stolen, name) if stolen else None,
+            victim_rank=_rank(self.victim, nulls, name),
+            key=Rank(key.at_least, key.references, "keys") if key is not None else None,
+            key_drawn=self.key_drawn,
+            comparisons=_comparisons(report),
+            controls=len(nulls) + len(stolen),
+            accused_controls=sum(map(self.accuses, [*nulls, *stolen])),
+            threshold=self.threshold,
+            statistic=name,
+        )
 
 
 def statistic(result: TrialResult, reports: Sequence[ModelReport]) -> str:

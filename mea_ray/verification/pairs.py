@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mea_ray.core.class_keys import AdmissibleKeys, ClassKey
 from mea_ray.core.types import Images, Labels
 from mea_ray.verification.intervals import Interval, clustered_interval, difference_p_value
-from mea_ray.verification.keys import AdmissibleKeys, ClassKey, key_rank, lean_by_key, mean_by_key
+from mea_ray.verification.keys import key_rank, lean_by_key, mean_by_key
 from mea_ray.verification.ranks import Rank
 from mea_ray.verification.statistic import Scores, label_scores, log_probabilities, paired
 

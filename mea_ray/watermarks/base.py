@@ -30,6 +30,9 @@ class Key:
         seed: Seed of everything random about the key.
         settings: The scheme's own settings (combiner and its parameters, other geometries).
         tensors: Arrays that belong to the secret (e.g. weights of the autoencoder combiner).
+        draw: How the classes were drawn: ``classes`` (``chosen``, ``seed``, ``system`` or ``beacon``), and for drawn
+            ones ``admissible`` (see ``AdmissibleKeys.as_tree``) and the value of the ``beacon``. Empty for schemes
+            whose key names no pair of classes.
     """
 
     scheme: str
@@ -38,6 +41,12 @@ class Key:
     seed: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    draw: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the classes were drawn uniformly, so that the key's rank is a p-value."""
+        return str(self.draw.get("classes", "chosen")) != "chosen"
 
     def save(self, folder: Path) -> None:
         """Write ``key.json`` and, if there are tensors, ``key.safetensors`` into an existing folder."""

@@ -14,6 +14,7 @@ from mea_ray.core.types import ImageSet
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
 from mea_ray.watermarks.base import Key, Stage, require_key
 from mea_ray.watermarks.combiners.base import Combiner
+from mea_ray.watermarks.key_draw import KeyDraw
 from mea_ray.watermarks.mea_defender.losses import contrastive
 from mea_ray.watermarks.mixed_classes import MixedClasses
 from mea_ray.watermarks.mixing import Mixing, SourcePool
@@ -31,6 +32,7 @@ class Composite(MixedClasses):
         source_classes: Labels of the two classes that are mixed.
         target_class: Label that a mix gets.
         mixing: How they are mixed; halves cut in a random direction, as in the published code.
+        key: Whether the classes are those given, or drawn.
         same_class: Mixes of a class with itself per image of the batch.
         poison: Mixes of A and B per image of the batch.
         weight_contrastive: Weight of the contrastive term over samples of A, B and the target. 0 switches it off.
@@ -50,11 +52,12 @@ class Composite(MixedClasses):
         source_classes: tuple[int, int] = (0, 1),
         target_class: int = 2,
         mixing: Mixing = Mixing(combiner=CombinerChoice(name="crop_paste", orientation="random")),
+        key: KeyDraw = KeyDraw(),
         same_class: Annotated[float, Field(ge=0)] = 1.0,
         poison: Annotated[float, Field(gt=0, le=10)] = 0.2,
         weight_contrastive: Annotated[float, Field(ge=0)] = 1.0,
     ) -> None:
-        super().__init__(source_classes, target_class, mixing)
+        super().__init__(source_classes, target_class, mixing, key)
         self.same_class, self.poison, self.weight_contrastive = same_class, poison, weight_contrastive
 
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:

@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mea_ray.core.class_keys import AdmissibleKeys
 from mea_ray.core.errors import ArtifactError, ConfigError, DataError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet
 from mea_ray.watermarks.base import Key, Watermark, WatermarkSamples
 from mea_ray.watermarks.combiners.base import Combiner, to_uint8
+from mea_ray.watermarks.key_draw import KeyDraw
 from mea_ray.watermarks.mixing import Mixing, build_combiner
 
 
@@ -32,6 +34,32 @@ def evenly(items: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
     return items[np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(np.int64)]
 
 
+def admissible_keys(train: ImageSet) -> AdmissibleKeys:
+    """Return all keys that can be drawn for a training set: every ordered pair of classes with every third one.
+
+    Raises:
+        ConfigError: There are fewer than three classes, or one of them has no training image.
+    """
+    present = len(np.unique(train.labels))
+    if present < train.classes or present < 3:
+        raise ConfigError(
+            f"victim.watermark.key.classes: a drawn key needs at least three classes, all with training images, but "
+            f"{present} of {train.classes} classes have any; set victim.watermark.key.classes=chosen"
+        )
+    return AdmissibleKeys(train.classes, ordered=True)
+
+
+def _check_classes(classes: tuple[int, int, int], train: ImageSet) -> None:
+    for setting, label in zip(("source_classes", "source_classes", "target_class"), classes, strict=True):
+        if label >= train.classes:
+            last = train.classes - 1
+            raise ConfigError(f"{setting}: class {label} does not exist; choose labels from 0 to {last}")
+        if not (train.labels == label).any():
+            raise ConfigError(
+                f"{setting}: class {label} has no training image; choose one of {np.unique(train.labels)}"
+            )
+
+
 class MixedClasses(Watermark):
     """A watermark whose samples are mixes of two source classes.
 
@@ -39,6 +67,7 @@ class MixedClasses(Watermark):
         source_classes: Labels of the two classes that are mixed.
         target_class: Label that the victim gives to a mix.
         mixing: How they are mixed.
+        key: Whether the classes are those given, or drawn.
 
     Raises:
         ConfigError: Classes coincide or are negative, or a geometry makes the combiner's own mixes.
@@ -54,7 +83,9 @@ class MixedClasses(Watermark):
         "mix_space": "mixing.space",
     }
 
-    def __init__(self, source_classes: tuple[int, int], target_class: int, mixing: Mixing) -> None:
+    def __init__(
+        self, source_classes: tuple[int, int], target_class: int, mixing: Mixing, key: KeyDraw = KeyDraw()
+    ) -> None:
         self.source_classes = (int(source_classes[0]), int(source_classes[1]))
         self.target_class = target_class
         if len(set(self.classes)) != 3 or min(self.classes) < 0:
@@ -62,7 +93,7 @@ class MixedClasses(Watermark):
                 f"source_classes={list(self.source_classes)} and target_class={target_class} must be three different "
                 "labels, none negative"
             )
-        self.mixing = mixing
+        self.mixing, self.key_draw = mixing, key
         self.geometries = dict(mixing.geometries())
         if not self.geometries:
             raise ConfigError("mixing.adverse: the combiner makes all of the authors' geometries; name another one")
@@ -80,21 +111,20 @@ class MixedClasses(Watermark):
             seed: Seed of the key.
 
         Raises:
-            ConfigError: A class does not exist in ``train``, or has no image there.
+            ConfigError: A class does not exist in ``train``, or has no image there; or a key is to be drawn from fewer
+                than three classes.
         """
-        for setting, label in zip(("source_classes", "source_classes", "target_class"), self.classes, strict=True):
-            if label >= train.classes:
-                last = train.classes - 1
-                raise ConfigError(f"{setting}: class {label} does not exist; choose labels from 0 to {last}")
-            if not (train.labels == label).any():
-                raise ConfigError(
-                    f"{setting}: class {label} has no training image; choose one of {np.unique(train.labels)}"
-                )
-        fill = (0.0,) * train.shape[0] if self.mixing.space == "pixel" else mean_colour(train.images)
         key_seed = derive(seed, "key")
+        classes, admissible = self.classes, None
+        if self.key_draw.classes != "chosen":
+            admissible = admissible_keys(train)
+            drawn = self.key_draw.draw(admissible, key_seed)
+            classes = (*drawn.sources, drawn.target)
+        _check_classes(classes, train)
+        fill = (0.0,) * train.shape[0] if self.mixing.space == "pixel" else mean_colour(train.images)
         name, options = self.mixing.combiner.name, self.mixing.combiner.params
         combiner = build_combiner(name, options, train.shape, fill, key_seed)
-        first, second = (train.of_class(label) for label in self.source_classes)
+        first, second = (train.of_class(label) for label in classes[:2])
         settings = {
             "combiner": name,
             "combiner_options": options,
@@ -103,7 +133,8 @@ class MixedClasses(Watermark):
             "shape": list(train.shape),
         }
         tensors = combiner.fit(first, second)
-        return Key(self.name, self.source_classes, self.target_class, key_seed, settings, tensors)
+        draw = self.key_draw.record(admissible)
+        return Key(self.name, classes[:2], classes[2], key_seed, settings, tensors, draw)
 
     @staticmethod
     def combiners(key: Key, changed: Mapping[str, Any] | None = None) -> tuple[Combiner, dict[str, Combiner]]:

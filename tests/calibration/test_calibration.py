@@ -10,7 +10,8 @@ from scipy.stats import norm
 from typer.testing import CliRunner
 
 from mea_ray.calibration.forger import best_of_pairs, forge
-from mea_ray.calibration.run import Calibrated, calibrate, seeded
+from mea_ray.calibration.models import seeded
+from mea_ray.calibration.run import Numbers, calibrate
 from mea_ray.calibration.thresholds import thresholds
 from mea_ray.cli import main as cli
 from mea_ray.cli.options import USAGE
@@ -18,6 +19,7 @@ from mea_ray.config import ExperimentConfig, build
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import ImageSet
 from mea_ray.report import calibration as shown
+from mea_ray.report import pages
 from mea_ray.report.terminal import make_console
 from mea_ray.verification.proportions import wilson
 
@@ -28,8 +30,12 @@ def config(storage: Path, **more: Any) -> ExperimentConfig:
     tree = {
         "storage": str(storage),
         "data": {"name": "digits", "image_size": 12},
-        "victim": {"model": TINY, "training": {"epochs": 1}},
-        "thief": {"model": TINY, "budgets": [16]},
+        "victim": {
+            "model": TINY,
+            "training": {"epochs": 1},
+            "watermark": {"name": "composite", "key": {"classes": "seed"}},
+        },
+        "thief": {"model": TINY, "budgets": [16], "training": {"epochs": 1}},
         "verification": {"samples": 50},
         "resources": {"victim": {"cpus": 1}},
     }
@@ -85,47 +91,62 @@ def test_the_forger_finds_the_geometry_that_a_model_answers() -> None:
     assert np.array_equal(rates, again, equal_nan=True)
 
 
-def test_pairs_are_trained_verified_and_found_again(tmp_path: Path, ray_session: None) -> None:
-    told: list[tuple[str, int, int, int]] = []
+FEW = Numbers(innocents=2, stolen_innocents=1, marked=2)
 
-    def tell(found: Calibrated, done: int, of: int) -> None:
-        told.append((found.role, found.index, done, of))
 
-    experiment = config(tmp_path)
-    found, folder = calibrate(experiment, 2, on_model=tell)
-    assert sorted((m.role, m.index) for m in found.models) == [("null", 0), ("null", 1), ("victim", 0), ("victim", 1)]
-    assert [line[2:] for line in told] == [(done, 4) for done in (1, 2, 3, 4)]
+@pytest.mark.slow
+def test_models_are_made_stolen_measured_and_found_again(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps: list[tuple[str, int, int]] = []
+    experiment = config(tmp_path / "storage")
+    found, folder = calibrate(experiment, FEW, on_step=lambda *step: steps.append(step))
+    assert [step[1:] for step in steps] == [(done, 6) for done in range(1, 7)]
+    assert {step[0] for step in steps[-2:]} == {"key 0", "key 1"}
+    for index, key in enumerate(found.keys):
+        roles = [(each.role, each.index, each.budget) for each in key.models]
+        assert roles == [
+            *(("innocent", place, None) for place in range(2)),
+            ("stolen innocent", 0, 16),
+            ("marked", index, None),
+            ("stolen marked", index, 16),
+        ]
+        assert key.key_drawn and key.chance == pytest.approx(0.1, abs=0.02)
+        for each in key.models:
+            assert each.report.wsr is not None and each.report.wsr.trials == 50
     assert {row.name for row in found.thresholds} == {"paper", "largest", "normal"} == {r.name for r in found.forging}
-    for model in found.models:
-        assert model.report.wsr is not None and model.report.wsr.trials == 50
-        assert len(model.forged) == 10 and model.forged[0][0] is None and 0 <= model.best_forgery <= 1
-    assert (folder / "calibration.json").exists()
-    artifacts = {path: path.stat().st_mtime_ns for path in (tmp_path / "artifacts").glob("*/*/info.json")}
-    assert len(artifacts) == 4, "every pair has splits and seeds of its own"
+    assert len(found.forged) == 2 and len(found.forged[0].rates) == 10 and 0 <= found.forged[0].best <= 1
+    artifacts = {path: path.stat().st_mtime_ns for path in (tmp_path / "storage").glob("artifacts/*/*/info.json")}
+    assert len(artifacts) == 4, "the innocent models serve both keys"
 
-    # An interrupted start goes on: what is on disk is neither trained nor verified again.
-    (folder / "models" / "null-001.json").unlink()
-    kept = folder / "models" / "victim-000.json"
-    stamp = kept.stat().st_mtime_ns
-    again, _ = calibrate(experiment, 2)
-    assert again == found and kept.stat().st_mtime_ns == stamp
-    assert {path: path.stat().st_mtime_ns for path in artifacts} == artifacts
+    # An interrupted start goes on: what is on disk is neither trained nor stolen nor measured again.
+    (folder / "keys" / "key-001.json").unlink()
+    measured = (folder / "keys" / "key-000.json").stat().st_mtime_ns
+    thefts = {path: path.stat().st_mtime_ns for path in folder.glob("stolen/*/16/model.json")}
+    assert len(thefts) == 3
+    again, _ = calibrate(experiment, FEW)
+    assert again == found and (folder / "keys" / "key-000.json").stat().st_mtime_ns == measured
+    assert {path: path.stat().st_mtime_ns for path in (*artifacts, *thefts)} == {**artifacts, **thefts}
 
     picture = tmp_path / "calibration.png"
     shown.draw(found, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_what_is_shown_names_thresholds_and_the_accused(
-    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found, _ = calibrate(config(tmp_path), 2)
     shown.show(make_console(), found)
-    said = capsys.readouterr().out
-    assert "Innocent models: WSR" in said and "of 2" in said and "forger" in said
+    text = capsys.readouterr().out
+    assert "Innocent models: WSR" in text and "of 4" in text and "forger" in text and "rank of the key by lean" in text
+
+    record = tmp_path / "records" / "demo"
+    shown.put_on_record(found, record, note="a laptop")
+    assert str(tmp_path) not in (record / "calibration.json").read_text()
+    page = tmp_path / "page.md"
+    parts = ("made", "statistics", "verdicts")
+    page.write_text("".join(f"<!-- record: demo/{part} -->\n<!-- end -->\n" for part in parts))
+    assert pages.write(page, tmp_path / "records", tmp_path)
+    assert "A laptop" in page.read_text() and "| 16 | lean |" in page.read_text()
+    assert "0 of 6" in page.read_text(), "six comparisons of an innocent model with a key, none proved"
 
 
-def test_pairs_differ_in_the_victims_seed_only(tmp_path: Path) -> None:
+def test_marked_models_differ_in_the_victims_seed_only(tmp_path: Path) -> None:
     experiment = config(tmp_path)
     other = seeded(experiment, 3)
     assert other.victim.seed == experiment.victim.seed + 3
@@ -133,13 +154,17 @@ def test_pairs_differ_in_the_victims_seed_only(tmp_path: Path) -> None:
     assert other.data == experiment.data and other.seed == experiment.seed
 
 
+@pytest.mark.parametrize("numbers", [(1, 0, 1), (2, 0, 0), (2, 3, 1), (2, -1, 1)])
+def test_too_few_models_are_refused(numbers: tuple[int, int, int]) -> None:
+    with pytest.raises(ConfigError, match="innocents"):
+        Numbers(*numbers)
+
+
 @pytest.mark.parametrize(
-    ("models", "more", "words"),
+    ("more", "words"),
     [
-        (1, {}, "models=1"),
-        (2, {"victim": {"model": TINY, "watermark": "none"}}, "watermark=none"),
+        ({"victim": {"model": TINY, "watermark": "none"}}, "watermark=none"),
         (
-            2,
             {
                 "victim": {"model": TINY, "pretext": "simclr", "watermark": "mea_defender_encoder"},
                 "service": {"policy": "embedding"},
@@ -149,12 +174,12 @@ def test_pairs_differ_in_the_victims_seed_only(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_calibrated_is_refused(tmp_path: Path, models: int, more: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_calibrated_is_refused(tmp_path: Path, more: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        calibrate(config(tmp_path, **more), models)
+        calibrate(config(tmp_path, **more))
 
 
 def test_the_command_takes_a_sweep_and_refuses_a_wrong_key() -> None:
     sweep = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
-    assert "--models" in CliRunner().invoke(cli.app, ["calibrate", "--help"]).output
+    assert "--innocents" in CliRunner().invoke(cli.app, ["calibrate", "--help"]).output
     assert cli.main(["calibrate", str(sweep), "victim.modle=vgg_like"]) == USAGE

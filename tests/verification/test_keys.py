@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import combine_pvalues
 
+from mea_ray.core.class_keys import AdmissibleKeys, ClassKey
 from mea_ray.core.errors import DataError
 from mea_ray.verification import keys
-from mea_ray.verification.keys import AdmissibleKeys, ClassKey, combine_key_ranks, key_rank, lean_by_key, mean_by_key
+from mea_ray.verification.keys import combine_key_ranks, key_rank, lean_by_key, mean_by_key
 from mea_ray.verification.ranks import Rank
 
 

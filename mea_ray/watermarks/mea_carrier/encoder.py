@@ -13,6 +13,7 @@ from mea_ray.core.seeding import derive
 from mea_ray.core.types import ImageSet
 from mea_ray.training.objective import Objective
 from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage, require_key
+from mea_ray.watermarks.key_draw import KeyDraw
 from mea_ray.watermarks.mea_carrier.encoder_objective import (
     CarrierEncoderObjective,
     CarrierEncoderSettings,
@@ -60,6 +61,7 @@ class MeaCarrierEncoder(EncoderScheme):
         source_classes: Labels of the two classes that are mixed.
         target_class: Label of the class whose features a mix gets.
         mixing: How they are mixed.
+        key: Whether the classes are those given, or drawn.
         embed_options: Options of the combiner, by name, that differ while the mark is embedded. Mixes that are harder
             than those of the verification leave a thief something to lose.
         owner: The labelled images that the owner uses.
@@ -115,6 +117,7 @@ class MeaCarrierEncoder(EncoderScheme):
         source_classes: tuple[int, int] = (0, 1),
         target_class: int = 2,
         mixing: Mixing = Mixing(),
+        key: KeyDraw = KeyDraw(),
         embed_options: dict[str, Any] | None = None,
         owner: OwnerSamples = OwnerSamples(),
         utility: UtilityLoss = UtilityLoss(),
@@ -132,7 +135,7 @@ class MeaCarrierEncoder(EncoderScheme):
         warmup: Warmup = 0.3,
         samples: EncoderSamples = EncoderSamples(),
     ) -> None:
-        super().__init__(source_classes, target_class, mixing, owner)
+        super().__init__(source_classes, target_class, mixing, owner, key)
         self.embed_options = dict(embed_options or {})
         try:
             build_combiner(mixing.combiner.name, {**mixing.combiner.params, **self.embed_options})

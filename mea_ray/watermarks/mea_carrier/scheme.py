@@ -8,6 +8,7 @@ from typing import ClassVar
 from mea_ray.core.types import ImageSet
 from mea_ray.training.objective import CrossEntropy
 from mea_ray.watermarks.base import Key, Stage, require_key
+from mea_ray.watermarks.key_draw import KeyDraw
 from mea_ray.watermarks.mea_carrier.objective import CarrierObjective
 from mea_ray.watermarks.mea_carrier.settings import Bridge, Carrier, CarrierSettings, Exclusion
 from mea_ray.watermarks.mea_defender.scheme import RENAMED
@@ -43,6 +44,7 @@ class MeaCarrier(MixedClasses):
         source_classes: Labels of the two classes that are mixed.
         target_class: Label that the victim gives to a mix.
         mixing: How they are mixed.
+        key: Whether the classes are those given, or drawn.
         utility: Cross-entropy of the main batch.
         ver: L_ver of the paper, equation 7: a mix is classified as the target.
         carrier: Clean source samples are answered with the target's probability rho.
@@ -81,6 +83,7 @@ class MeaCarrier(MixedClasses):
         source_classes: tuple[int, int] = (0, 1),
         target_class: int = 2,
         mixing: Mixing = Mixing(),
+        key: KeyDraw = KeyDraw(),
         utility: UtilityLoss = UtilityLoss(),
         ver: VerificationLoss = VerificationLoss(),
         carrier: Carrier = Carrier(),
@@ -92,7 +95,7 @@ class MeaCarrier(MixedClasses):
         samples: StepSamples = StepSamples(),
         weights: LossWeights = LossWeights(),
     ) -> None:
-        super().__init__(source_classes, target_class, mixing)
+        super().__init__(source_classes, target_class, mixing, key)
         self.settings = CarrierSettings(
             utility=utility,
             ver=ver,

@@ -10,6 +10,7 @@ from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet
 from mea_ray.training.objective import Objective
 from mea_ray.watermarks.base import UNAUGMENTED, Key, Stage, require_key
+from mea_ray.watermarks.key_draw import KeyDraw
 from mea_ray.watermarks.mea_defender.encoder_objective import (
     EncoderCombinationLoss,
     EncoderEvasionLoss,
@@ -54,11 +55,19 @@ class EncoderScheme(MixedClasses):
         source_classes: Labels of the two classes that are mixed.
         target_class: Label of the class whose features a mix gets.
         mixing: How they are mixed.
+        key: Whether the classes are those given, or drawn.
         owner: The labelled images that the owner uses.
     """
 
-    def __init__(self, source_classes: tuple[int, int], target_class: int, mixing: Mixing, owner: OwnerSamples) -> None:
-        super().__init__(source_classes, target_class, mixing)
+    def __init__(
+        self,
+        source_classes: tuple[int, int],
+        target_class: int,
+        mixing: Mixing,
+        owner: OwnerSamples,
+        key: KeyDraw = KeyDraw(),
+    ) -> None:
+        super().__init__(source_classes, target_class, mixing, key)
         self.owner = owner
 
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
@@ -100,6 +109,7 @@ class MeaDefenderEncoder(EncoderScheme):
         source_classes: Labels of the two classes that are mixed.
         target_class: Label of the class whose features a mix gets.
         mixing: How they are mixed.
+        key: Whether the classes are those given, or drawn.
         owner: The labelled images that the owner uses.
         utility: The pretext task's loss.
         com: L_com, equation 6.
@@ -126,6 +136,7 @@ class MeaDefenderEncoder(EncoderScheme):
         source_classes: tuple[int, int] = (0, 1),
         target_class: int = 2,
         mixing: Mixing = Mixing(),
+        key: KeyDraw = KeyDraw(),
         owner: OwnerSamples = OwnerSamples(),
         utility: UtilityLoss = UtilityLoss(),
         com: EncoderCombinationLoss = EncoderCombinationLoss(),
@@ -134,7 +145,7 @@ class MeaDefenderEncoder(EncoderScheme):
         warmup: Warmup = 0.3,
         samples: EncoderSamples = EncoderSamples(),
     ) -> None:
-        super().__init__(source_classes, target_class, mixing, owner)
+        super().__init__(source_classes, target_class, mixing, owner, key)
         self.settings = EncoderSettings(
             utility=utility, com=com, ver=ver, eva=eva, warmup=warmup, owner=owner, samples=samples
         )

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from mea_ray.core.types import ImageSet
 from mea_ray.watermarks.base import Key, Stage, require_key
+from mea_ray.watermarks.key_draw import KeyDraw
 from mea_ray.watermarks.mea_defender.objective import MeaDefenderObjective
 from mea_ray.watermarks.mea_defender.settings import (
     CombinationLoss,
@@ -57,6 +58,7 @@ class MeaDefender(MixedClasses):
         source_classes: Labels of the two classes that are mixed.
         target_class: Label that the victim gives to a mix.
         mixing: How they are mixed.
+        key: Whether the classes are those given, or drawn.
         utility: L_util, cross-entropy of the main batch.
         com: L_com, equation 6.
         ver: L_ver, equation 7.
@@ -86,6 +88,7 @@ class MeaDefender(MixedClasses):
         source_classes: tuple[int, int] = (0, 1),
         target_class: int = 2,
         mixing: Mixing = Mixing(),
+        key: KeyDraw = KeyDraw(),
         utility: UtilityLoss = UtilityLoss(),
         com: CombinationLoss = CombinationLoss(),
         ver: VerificationLoss = VerificationLoss(),
@@ -94,7 +97,7 @@ class MeaDefender(MixedClasses):
         samples: StepSamples = StepSamples(),
         weights: LossWeights = LossWeights(),
     ) -> None:
-        super().__init__(source_classes, target_class, mixing)
+        super().__init__(source_classes, target_class, mixing, key)
         self.settings = PaperSettings(
             utility=utility, com=com, ver=ver, eva=eva, warmup=warmup, samples=samples, weights=weights
         )

@@ -23,6 +23,7 @@ from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.settings import Settings
 from mea_ray.core.types import ImageSet
 from mea_ray.watermarks.base import Key, Stage, require_key
+from mea_ray.watermarks.key_draw import KeyDraw
 from mea_ray.watermarks.mea_defender.two_stage_objective import AuthorsLoss, AuthorsObjective, Composition
 from mea_ray.watermarks.mixed_classes import MixedClasses, evenly
 from mea_ray.watermarks.mixing import Mixing, SourcePool
@@ -76,6 +77,7 @@ class MeaDefenderTwoStage(MixedClasses):
         source_classes: Labels of the two classes that are mixed.
         target_class: Label that the victim gives to a mix.
         mixing: How they are mixed; ``horizontal`` halves and a canvas of the mean colour, as in the authors' code.
+        key: Whether the classes are those given, or drawn.
         first: Stage that embeds the watermark.
         second: Stage that rules other mixes out.
         update: How both stages update the weights.
@@ -110,6 +112,7 @@ class MeaDefenderTwoStage(MixedClasses):
         source_classes: tuple[int, int] = (0, 1),
         target_class: int = 2,
         mixing: Mixing = Mixing(space="normalised"),
+        key: KeyDraw = KeyDraw(),
         first: StageSettings = StageSettings(data_rate=0.5, normals=0.99, mixes=0.01, evasion=0.0, fixed_samples=600),
         second: StageSettings = StageSettings(
             learning_rate=1e-4, data_rate=1.0, normals=0.45, mixes=0.2, evasion=0.08, fixed_samples=1000
@@ -118,7 +121,7 @@ class MeaDefenderTwoStage(MixedClasses):
         evasion_pool: Annotated[float, Field(gt=0, le=1)] = 0.008,
         loss: AuthorsLoss = AuthorsLoss(),
     ) -> None:
-        super().__init__(source_classes, target_class, mixing)
+        super().__init__(source_classes, target_class, mixing, key)
         self.first, self.second, self.update = first, second, update
         self.evasion_pool, self.loss = evasion_pool, loss
 
