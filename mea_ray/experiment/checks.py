@@ -230,7 +230,7 @@ def _check_classes(config: ExperimentConfig, data: Splits) -> None:
         # Whichever classes are drawn: those with the fewest held-out images.
         sources = tuple(map(int, np.argsort(np.bincount(held_out.labels, minlength=data.classes), kind="stable")[:2]))
     else:
-        _check_classes(sources, target, data)
+        _check_chosen(sources, target, data)
     counts = [int((held_out.labels == label).sum()) for label in sources]
     if math.prod(counts) < min(MIN_SAMPLES, config.verification.samples):
         raise ConfigError(
@@ -239,7 +239,7 @@ def _check_classes(config: ExperimentConfig, data: Splits) -> None:
         )
 
 
-def _check_classes(sources: tuple[int, ...], target: int, data: Splits) -> None:
+def _check_chosen(sources: tuple[int, ...], target: int, data: Splits) -> None:
     for label in (*sources, target):
         if not 0 <= label < data.classes or not (data.victim_train.labels == label).any():
             raise ConfigError(
