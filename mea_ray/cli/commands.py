@@ -25,7 +25,7 @@ from mea_ray.config.loading import dropped_options
 from mea_ray.config.overrides import overridden, split_override
 from mea_ray.core.errors import ConfigError
 from mea_ray.report.search import search_of
-from mea_ray.report.terminal import make_console, pairs_table, print_results
+from mea_ray.report.terminal import make_console, note, pairs_table, print_results
 from mea_ray.results.records import RESULTS, read_results
 from mea_ray.storage.files import refusing
 from mea_ray.storage.remote import Storage
@@ -64,10 +64,9 @@ def read_sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
 def _tell_dropped(lost: Sequence[str]) -> None:
     """Print on stderr which options of the file an override of a component's name dropped."""
     if lost:
-        make_console(stderr=True).print(
-            f"[yellow]note[/] another component has its own defaults, so the file's {escape(', '.join(lost))} is "
-            "dropped; repeat it on the command line to keep it",
-            highlight=False,
+        note(
+            f"another component has its own defaults, so the file's {', '.join(lost)} is dropped; repeat it on the "
+            "command line to keep it"
         )
 
 

@@ -1,12 +1,16 @@
-"""What the command line says when something fails: one line for each error, and an exit code."""
+"""What the command line says when something fails: one line for each error, and an exit code; and of warnings."""
 
 from __future__ import annotations
 
 import errno
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TextIO
 
 from mea_ray.cli.options import FAILED, USAGE
-from mea_ray.core.errors import ArtifactError, ConfigError, DataError, MeaRayError
+from mea_ray.core.errors import ArtifactError, ConfigError, DataError, MeaRayError, RenamedOption
 
 REMEDIES = {
     errno.EACCES: "choose a place that you may use (storage=..., data.path=...), or change its permissions",
@@ -39,6 +43,34 @@ class Report:
     text: str
     code: int
     is_bug: bool = False
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show a renamed option as one line on stderr, once however often the config is read; other warnings as ever."""
+    seen: set[str] = set()
+    usual = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, RenamedOption):
+            usual(message, category, filename, lineno, file, line)
+        elif str(message) not in seen:
+            from mea_ray.report.terminal import note
+
+            seen.add(str(message))
+            note(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RenamedOption)
+        warnings.showwarning = show
+        yield
 
 
 def report(error: BaseException) -> Report:

@@ -371,8 +371,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     state: dict[str, Any] = {}
     command = typer.main.get_command(app)
+    from mea_ray.cli.errors import plain_warnings
+
     try:
-        command.main(args=None if argv is None else list(argv), prog_name="mea-ray", obj=state)
+        with plain_warnings():
+            command.main(args=None if argv is None else list(argv), prog_name="mea-ray", obj=state)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
         if code == INTERRUPTED:  # typer turns Ctrl-C into this exit

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mea_ray.config.class_names import with_class_indices
 from mea_ray.config.components import (
     AttackChoice,
     Config,
@@ -19,6 +20,7 @@ from mea_ray.config.components import (
 )
 from mea_ray.config.running import ResourcesConfig, ServiceConfig, TrackingConfig
 from mea_ray.config.training import LearningConfig, TrainingConfig
+from mea_ray.core.settings import InvalidSettings, RefusedSettings
 
 Suspect = Literal["substitute", "victim", "null_model"]
 
@@ -171,6 +173,16 @@ class ExperimentConfig(Config):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Where curves go.")
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="Share of the cluster per role.")
     storage: str = Field("mea_ray_results", description="Folder or URI (s3://, gs://, NFS path) for everything kept.")
+
+    @model_validator(mode="after")
+    def _with_class_indices(self) -> ExperimentConfig:
+        try:
+            for section in ("victim", "thief", "removal", "detection"):
+                # Frozen for all but its own validation.
+                self.__dict__[section] = with_class_indices(getattr(self, section), self.data, section)
+        except InvalidSettings as error:
+            raise RefusedSettings(error) from None
+        return self
 
     @property
     def encodes(self) -> bool:

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mea_ray.config.class_names import named_classes
 from mea_ray.config.components import Config
 from mea_ray.config.experiment import ExperimentConfig
+from mea_ray.core.settings import InvalidSettings, Problem, RefusedSettings
 
 RESERVED_NAMES = frozenset({"artifacts", "calibration", "local"})
 """Folders of a storage that belong to no sweep."""
@@ -92,6 +94,21 @@ class SweepConfig(Config):
     cluster_wait_s: float = Field(
         0.0, ge=0, description="Longest wait for a cluster with an autoscaler to grow; 0 takes it as it is."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _classes_of_one_dataset(cls, value: Any) -> Any:
+        """Refuse class names in the base of a sweep over datasets: each dataset has its own indices for them."""
+        base, space = (value.get(key) for key in ("base", "space")) if isinstance(value, Mapping) else (None, None)
+        if not isinstance(base, Mapping) or not isinstance(space, Mapping):
+            return value
+        axis = next((path for path in space if str(path).split(".")[0] == "data"), None)
+        named = named_classes(ExperimentConfig, dict(base)) if axis is not None else []
+        lost = [path for path in named if path not in space]
+        if lost:
+            text = f"the base names a class, but the space has {axis}; name it in the space, or give its index"
+            raise RefusedSettings(InvalidSettings("", [Problem(f"base.{path}", text) for path in lost]))
+        return value
 
     @field_validator("name")
     @classmethod

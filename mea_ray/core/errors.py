@@ -11,6 +11,10 @@ class MeaRayError(Exception):
     """Base class of all errors raised on purpose by mea_ray."""
 
 
+class RenamedOption(FutureWarning):
+    """An option is written under the name that it had in the version before; the next version refuses that."""
+
+
 class ConfigError(MeaRayError):
     """A configuration that cannot be run, found before any work started."""
 

@@ -26,6 +26,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, Field, PydanticUserError, ValidationError, create_model
 
 from mea_ray.core import plugins
+from mea_ray.core.class_label import marker, names_in
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.plugins import Component
 from mea_ray.core.settings import (
@@ -36,6 +37,7 @@ from mea_ray.core.settings import (
     documented_arguments,
     parameters_of,
     problems,
+    shown,
     with_current_names,
 )
 from mea_ray.core.words import nearest
@@ -192,7 +194,12 @@ class Table:
 
     def build(self, name: str, *args: Any, **params: Any) -> Any:
         """Build the component: ``args`` from the program, ``params`` from a config, checked first."""
-        return self.resolve(name)(*args, **self.check(name, params))
+        checked = self.check(name, params)
+        for key, field in self.schema(name).model_fields.items():
+            if marker(field) is not None and names_in(checked[key]):
+                text = "only the config of an experiment knows the classes by name; give indices"
+                raise InvalidSettings(f"{self.kind} {name!r}", [Problem(key, text, shown(checked[key]))])
+        return self.resolve(name)(*args, **checked)
 
     def schema(self, name: str) -> type[Settings]:
         """Return the parameters of the component called ``name`` as a group of settings."""

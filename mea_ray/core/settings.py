@@ -20,7 +20,8 @@ import annotated_types
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from mea_ray.core.errors import ConfigError
+from mea_ray.core.class_label import marker
+from mea_ray.core.errors import ConfigError, RenamedOption
 from mea_ray.core.words import nearest
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def parameters_of(path: str, field: FieldInfo, default: Any, doc: str) -> Iterat
     """List one field: itself, or all that the group in it holds."""
     group = group_of(field.annotation)
     if group is None:
-        yield Parameter(path, type_text(field.annotation), default, doc, range_text(field))
+        yield Parameter(path, _field_text(field), default, doc, range_text(field))
         return
     whole = field.annotation is group
     if not whole:
@@ -183,14 +184,22 @@ def with_current_names(given: Mapping[str, Any], renamed: Mapping[str, str], own
     tree = dict(given)
     for old, path in renamed.items():
         if old in tree:
-            warnings.warn(
-                f"{owner}: {old!r} is now {path!r}; write {path}={tree[old]!r}, the old name is removed in the next "
-                "version",
-                FutureWarning,
-                stacklevel=2,
-            )
+            warn_renamed(owner, old, path, f"{path}={shown(tree[old])}")
             tree = _placed(tree, path, tree.pop(old))
     return tree
+
+
+def warn_renamed(owner: str, old: str, new: str, write: str) -> None:
+    """Warn that something is written under an old name.
+
+    Args:
+        owner: Whose setting it is.
+        old: The old name.
+        new: The name that replaces it.
+        write: The setting as it is written today.
+    """
+    text = f"{owner}: {old!r} is now {new!r}; write {write}, the old name is removed in the next version"
+    warnings.warn(text, RenamedOption, stacklevel=3)
 
 
 def _placed(tree: Tree, path: str, value: Any) -> Tree:
@@ -335,6 +344,12 @@ def type_text(kind: Any) -> str:
     if isinstance(origin, type):
         return f"{origin.__name__.lower()} of {', '.join(map(type_text, inside))}"
     return " | ".join(map(str, inside))  # a Literal
+
+
+def _field_text(field: FieldInfo) -> str:
+    """Return the type of a field as a user would write it; ``class`` stands for an index or a name."""
+    text = type_text(field.annotation)
+    return text if marker(field) is None else text.replace("int", "class")
 
 
 def range_text(field: FieldInfo) -> str:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from mea_ray.config.components import DataChoice
+from mea_ray.core.class_label import ClassOf
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Dataset, ImageSet
@@ -41,9 +42,9 @@ class TransferLearning(Removal):
         dataset: The other dataset with its parameters, resized to the model's image shape; the paper uses ``stl10``.
             Null draws ``figures`` of that shape, which needs no download.
         images: Number of its training images that are used, at most; null takes all.
-        same_as: For each old class the label of the same class in the other dataset, -1 where there is none (such a
-            class is never predicted): from CIFAR-10 to STL-10 [0, 2, 1, 3, 4, 5, -1, 6, 8, 9]. Null puts the old last
-            layer back.
+        same_as: For each old class the same class in the other dataset, by label or by name, -1 where there is none
+            (such a class is never predicted): from CIFAR-10 to STL-10 [0, 2, 1, 3, 4, 5, -1, 6, 8, 9]. Null puts the
+            old last layer back.
         epochs: Passes over these images.
         learning_rate: Peak learning rate.
 
@@ -61,7 +62,7 @@ class TransferLearning(Removal):
         *,
         dataset: DataChoice | None = None,
         images: Annotated[int, Field(ge=2)] | None = 5000,
-        same_as: tuple[Annotated[int, Field(ge=-1)], ...] | None = None,
+        same_as: tuple[Annotated[int, Field(ge=-1), ClassOf("dataset")], ...] | None = None,
         epochs: Epochs = 5,
         learning_rate: LearningRate = 5e-4,
     ) -> None:

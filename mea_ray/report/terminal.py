@@ -39,6 +39,11 @@ def error_panel(text: str, title: str) -> Panel:
     return Panel(Text(text), title=f"Error: {escape(title)}", title_align="left", border_style="red")
 
 
+def note(text: str) -> None:
+    """Print a remark on stderr, on one line."""
+    make_console(stderr=True).print(f"[yellow]note[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
 def results_table(results: Sequence[TrialResult]) -> RichTable:
     """Return the table of all rungs of all trials."""
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from mea_ray.config.components import DataChoice
+from mea_ray.core.class_label import ClassLabel
 from mea_ray.core.errors import ArtifactError, ConfigError, DataError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Dataset, Images, ImageSet
@@ -80,7 +81,7 @@ class ClassFeature(Watermark):
     def __init__(
         self,
         *,
-        target_class: int = 0,
+        target_class: ClassLabel = 0,
         dataset: DataChoice | None = None,
         kept_apart: Count = 2,
         count: Count = 100,

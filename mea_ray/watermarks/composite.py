@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mea_ray.config.components import CombinerChoice
+from mea_ray.core.class_label import ClassLabel
 from mea_ray.core.types import ImageSet
 from mea_ray.training.objective import Batch, Objective, StepContext, merged
 from mea_ray.watermarks.base import Key, Stage, require_key
@@ -49,8 +50,8 @@ class Composite(MixedClasses):
     def __init__(
         self,
         *,
-        source_classes: tuple[int, int] = (0, 1),
-        target_class: int = 2,
+        source_classes: tuple[ClassLabel, ClassLabel] = (0, 1),
+        target_class: ClassLabel = 2,
         mixing: Mixing = Mixing(combiner=CombinerChoice(name="crop_paste", orientation="random")),
         key: KeyDraw = KeyDraw(),
         same_class: Annotated[float, Field(ge=0)] = 1.0,

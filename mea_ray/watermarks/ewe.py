@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from mea_ray.core.class_label import ClassLabel
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.core.settings import Settings
@@ -100,8 +101,8 @@ class EntangledWatermark(Watermark):
     def __init__(
         self,
         *,
-        source_class: int = 1,
-        target_class: int = 0,
+        source_class: ClassLabel = 1,
+        target_class: ClassLabel = 0,
         trigger: SquareTrigger = SquareTrigger(),
         snnl: Entanglement = Entanglement(),
         ratio: Annotated[int, Field(ge=1)] = 4,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from mea_ray.core.class_label import ClassLabel, ClassOf
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import ImageSet
@@ -44,8 +45,8 @@ class PatternTrigger(Watermark):
     def __init__(
         self,
         *,
-        source_class: Annotated[int, Field(ge=-1)] = -1,
-        target_class: int = 2,
+        source_class: Annotated[int, Field(ge=-1), ClassOf()] = -1,
+        target_class: ClassLabel = 2,
         size: Annotated[int, Field(ge=1)] = 4,
         corner: tuple[int, int] = (0, 0),
         share: Annotated[float, Field(gt=0, le=1)] = 0.1,

@@ -100,12 +100,13 @@ def test_entropy_is_shannons_and_has_no_trouble_with_zeros() -> None:
 
 def plain_attack(attack: Active, box: FakeBlackBox, budget: int) -> list[int]:
     order = numpy_generator(0, "queries").permutation(len(POOL)).tolist()
-    asked, unasked, number = order[: attack.initial], order[attack.initial :], 0
+    asked: list[int] = order[: attack.initial]
+    unasked, number = order[attack.initial :], 0
     while len(asked) < budget:
         answers, thief = box.query(POOL[asked]), thief_of(TransferSet())
         model = thief.new_model("round", number)
         assert isinstance(model, Substitute)
-        epochs = {"epochs": attack.round_epochs} if attack.round_epochs else {}
+        epochs: dict[str, Any] = {"epochs": attack.round_epochs} if attack.round_epochs else {}
         thief.fit(model, POOL[asked], answers, "round", number, **epochs)
         shown = numpy_generator(0, "candidates", number).permutation(len(unasked))[: attack.candidates]
         considered = [unasked[position] for position in shown]

@@ -30,6 +30,7 @@ from mea_ray.attacks.data_free import DFME, MAZE, DataFree
 from mea_ray.attacks.generator_game import LOG_EVERY, GeneratorGame, OnlineDiverged, forward_differences
 from mea_ray.attacks.image_generator import ImageGenerator, pixels
 from mea_ray.attacks.learning import Learning
+from mea_ray.attacks.query_attack import Query
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.config import LearningConfig, merge
 from mea_ray.core.errors import ConfigError
@@ -43,6 +44,10 @@ SMALL: dict[str, Any] = {
     "generator__width": 4,
     "generator__learning_rate": 1e-3,
 }
+
+
+def asked(query: Query) -> Any:
+    return np.asarray(query.images)
 
 
 def built(name: str, settings: dict[str, Any]) -> Any:
@@ -78,7 +83,8 @@ class Dropped(Substitute):
         self.dropout, self.norm = nn.Dropout(0.3), nn.BatchNorm1d(64)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.dropout(x.flatten(1)))
+        features: torch.Tensor = self.norm(self.dropout(x.flatten(1)))
+        return features
 
 
 # The estimate of the gradient
@@ -130,7 +136,7 @@ def test_the_generator_moves_along_the_true_gradient_of_the_disagreement(
     outputs, query = game.probe()
     seen: list[torch.Tensor] = []
     outputs.register_hook(seen.append)
-    game.move_generator(outputs, query, box.query(np.asarray(query.images)))
+    game.move_generator(outputs, query, box.query(asked(query)))
     point = outputs.detach().double().requires_grad_()
     student = game.student.double()
     said = (pixels(point).flatten(1) @ torch.from_numpy(box.weights).T).softmax(1)
@@ -191,7 +197,8 @@ def plain_dfme(box: FakeBlackBox, iterations: int, seed: int, settings: dict[str
 
     def loss(images: torch.Tensor) -> torch.Tensor:
         logs = torch.from_numpy(box.query(images.detach().numpy())).log()
-        return (student(images) - (logs - logs.mean(1, keepdim=True))).abs().mean(1)
+        distances: torch.Tensor = (student(images) - (logs - logs.mean(1, keepdim=True))).abs().mean(1)
+        return distances
 
     for _ in range(iterations):
         x = generator(torch.randn((count, size), generator=noise))
@@ -267,7 +274,7 @@ def test_replay_draws_from_the_newest_images_with_their_own_answers() -> None:
     box = FakeBlackBox()
     for _ in range(4):
         images, query = game.batch()
-        game.teach(images, box.query(np.asarray(query.images)))
+        game.teach(images, box.query(asked(query)))
     newest = set(flat([np.concatenate(box.queries)[-15:]]))
     drawn: set[bytes] = set()
     for _ in range(30):
@@ -331,7 +338,7 @@ def test_it_needs_no_pool_and_normalises_nothing(build: Callable[..., DataFree])
     (bare,) = steal(FakeBlackBox(), [60], build(), pool=POOL[:0], learning={"statistics": "pool"})
     (rich,) = steal(FakeBlackBox(), [60], build(), learning={"statistics": "none"})
     assert same(bare.model, rich.model)
-    assert bare.model.mean.tolist() == [[[0.0]]] and bare.model.std.tolist() == [[[1.0]]]  # type: ignore[operator, union-attr]
+    assert bare.model.mean.tolist() == [[[0.0]]] and bare.model.std.tolist() == [[[1.0]]]  # type: ignore[operator]
 
 
 def fidelity(rung: Any) -> float:

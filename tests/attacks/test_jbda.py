@@ -18,6 +18,7 @@ from mea_ray.attacks.transfer import TransferSet
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Images
+from mea_ray.removal.base import last_layer
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -30,16 +31,18 @@ VARIANTS: list[dict[str, Any]] = [
 def linear(seed: int = 0, scale: float = 3.0) -> Substitute:
     model = Substitute()
     rng = np.random.default_rng(seed)
+    head = last_layer(model)
     with torch.no_grad():
-        model.head.weight.copy_(torch.from_numpy(rng.normal(0, scale / 8, (CLASSES, 64))))
-        model.head.bias.copy_(torch.from_numpy(rng.normal(0, 0.1, CLASSES)))
+        head.weight.copy_(torch.from_numpy(rng.normal(0, scale / 8, (CLASSES, 64))))
+        head.bias.copy_(torch.from_numpy(rng.normal(0, 0.1, CLASSES)))
     model.set_normalisation([0.4], [0.3])
     return model
 
 
 def plain_step(model: Substitute, image: npt.NDArray[np.uint8], label: int, step: float, output: str) -> Images:
     """One image, one pixel after another, with the Jacobian of a linear network written out."""
-    weight, bias = (tensor.detach().double().numpy() for tensor in (model.head.weight, model.head.bias))
+    head = last_layer(model)
+    weight, bias = (tensor.detach().double().numpy() for tensor in (head.weight, head.bias))
     mean, std = float(model.mean), float(model.std)
     logits = weight @ ((image.reshape(-1) / 255 - mean) / std) + bias
     probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
@@ -66,9 +69,10 @@ def test_a_step_is_the_papers(output: str, step: float) -> None:
 
 def test_a_step_is_clipped_and_has_whole_levels() -> None:
     model = Substitute()
+    head = last_layer(model)
     with torch.no_grad():
-        model.head.weight.zero_()
-        model.head.weight[0, 0::2], model.head.weight[0, 1::2] = 1.0, -1.0
+        head.weight.zero_()
+        head.weight[0, 0::2], head.weight[0, 1::2] = 1.0, -1.0
     image = np.zeros((1, *SHAPE), np.uint8)
     image.reshape(-1)[:8] = [250, 250, 3, 3, 100, 100, 230, 25]
     zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
@@ -129,7 +133,7 @@ def plain_attack(attack: Jbda, box: FakeBlackBox, budget: int, seed: int = 0) ->
         thief = thief_of(TransferSet(), seed=seed)
         model = thief.new_model("round", number)
         assert isinstance(model, Substitute)
-        epochs = {"epochs": attack.rounds_epochs} if attack.rounds_epochs else {}
+        epochs: dict[str, Any] = {"epochs": attack.rounds_epochs} if attack.rounds_epochs else {}
         thief.fit(model, images, answers, "round", number, **epochs)
         chosen = range(len(points))
         if attack.reservoir is not None and number >= attack.reservoir_from and len(points) > attack.reservoir:

@@ -17,6 +17,7 @@ from mea_ray.attacks.bandit import Bandit, ClassPolicy, group_classes, members_o
 from mea_ray.attacks.base import Rung
 from mea_ray.attacks.distillation import Distillation
 from mea_ray.attacks.knockoff import Knockoff
+from mea_ray.attacks.query_attack import Thief
 from mea_ray.attacks.rewards import RewardKind, Rewards
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.ledger import Ledger
@@ -64,7 +65,8 @@ class Victim:
         sure = np.where(images[:, 0, 0, 0] == GOOD, 4.0, 0.3)[:, None]
         logits = sure * np.eye(CLASSES)[images[:, 0, 1, 1] % CLASSES] + images[:, 0, 2, :3] / 800
         powers = np.exp(logits)
-        return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+        answers: Answers = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+        return answers
 
 
 class Substitute(ImageModel):
@@ -139,7 +141,8 @@ def plain_rewards(answers: Answers, kinds: Sequence[str], students: Answers | No
             low, high = min(values[: t + 1]), max(values[: t + 1])
             scaled.append((value - low) / (high - low) if high > low else 0.5)
         columns.append(scaled)
-    return np.mean(columns, axis=0)
+    means: np.ndarray = np.mean(columns, axis=0)
+    return means
 
 
 def plain_policies(arms: list[int], rewards: np.ndarray, count: int) -> list[list[float]]:
@@ -404,7 +407,7 @@ def test_the_transfer_set_of_another_attack_is_refused(tmp_path: Path) -> None:
 
 def test_the_student_is_trained_only_for_the_reward_that_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     fits: list[int] = []
-    fit = knockoff.Thief.fit
+    fit = Thief.fit
 
     def count(self: Any, model: Any, images: Any, answers: Any, *names: Any, **rest: Any) -> Any:
         if names[0] == "student":
@@ -412,7 +415,7 @@ def test_the_student_is_trained_only_for_the_reward_that_needs_it(monkeypatch: p
             assert rest["epochs"] == 1
         return fit(self, model, images, answers, *names, **rest)
 
-    monkeypatch.setattr(knockoff.Thief, "fit", count)
+    monkeypatch.setattr(Thief, "fit", count)
     steal(Victim(), [160], reward="certainty")
     assert not fits
     # At 32, 64, 96 and 128 images (whole batches of 16), at most 100 of them; at 160 nobody asks any more.
@@ -431,8 +434,14 @@ def test_the_loss_reward_finds_what_the_student_does_not_know() -> None:
 
     learning = FAST | {"learning_rate": 0.01}
     for seed in (0, 2):
-        settings = {"reward": "loss", "student_every": 20, "student_epochs": 10, "batch": 4, "training": learning}
-        (rung,) = steal(Odd(), [300], seed=seed, **settings)
+        settings: dict[str, Any] = {
+            "reward": "loss",
+            "student_every": 20,
+            "student_epochs": 10,
+            "batch": 4,
+            "training": learning,
+        }
+        (rung,) = steal(Odd(), [300], seed=seed, training=learning, **settings)
         # The first steps are large and taken by chance (1 / N); it counts what follows them.
         shares = [share for queries, share in probability(rung, GOOD) if queries >= 60 and share > 0]
         assert shares[-1] > shares[0] + 0.05

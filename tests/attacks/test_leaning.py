@@ -138,7 +138,7 @@ def test_argmax_and_sharpen_are_their_formulas(temperature: float) -> None:
     answers = innocent(20).astype(np.float64)
     wanted = {"argmax": np.eye(K)[answers.argmax(1)], "sharpen": answers**3, "as_told": answers, "unlean": answers}
     for how, changed in wanted.items():
-        learning = Learning(answers=how, sharpness=3.0, temperature=temperature)  # type: ignore[arg-type]
+        learning = Learning(answers=how, sharpness=3.0, temperature=temperature)
         softened = np.maximum(changed, learning.floor) ** (1 / temperature) if temperature != 1 else changed
         targets = learning.soften(torch.from_numpy(answers.astype(np.float32))).numpy()
         np.testing.assert_allclose(

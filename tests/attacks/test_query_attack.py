@@ -149,7 +149,7 @@ def test_a_process_killed_at_any_query_is_charged_nothing_twice(tmp_path: Path) 
         query_chunk = 200  # 12 answers wait for a file, and a query of 9 or 10 is fewer
 
     budgets, folder = [25, 60], tmp_path / "t"
-    whole = FakeBlackBox(on_query=lambda number: shutil.copytree(folder, tmp_path / str(number)))
+    whole = FakeBlackBox(on_query=lambda number: shutil.copytree(folder, tmp_path / str(number)) and None)
     model = steal(whole, budgets, Patient(), transfer=TransferSet(folder))[1].model
     paid, lost = list(whole.paid.items()), []
     for number in range(len(whole.queries)):

@@ -156,7 +156,7 @@ def test_against_a_plain_model(tmp_path: Path, durable: bool, seed: int) -> None
                 if charge.client not in budgets:
                     expected = UnknownClient
                 elif key in paid:
-                    expected = type(None) if paid[key] == value else RequestConflict
+                    expected: type = type(None) if paid[key] == value else RequestConflict
                 elif (limit := budgets[charge.client]) is not None and spent(charge.client) + charge.images > limit:
                     expected = OverBudget
                 else:

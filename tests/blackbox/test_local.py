@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,15 +17,16 @@ from mea_ray.blackbox.policies import LabelOnly, Probabilities
 from mea_ray.core.errors import BadQuery, ConfigError, OverBudget, UnknownClient
 from mea_ray.core.types import BlackBox
 from mea_ray.models import MODELS
+from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 
 
-def _model(name: str = "vgg_like", shape: tuple[int, int, int] = (1, 8, 8), classes: int = 10) -> torch.nn.Module:
+def _model(name: str = "vgg_like", shape: tuple[int, int, int] = (1, 8, 8), classes: int = 10) -> ImageModel:
     torch.manual_seed(0)
     model = build_model(name, shape, classes)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
+            parameter.add_(0.02 * torch.randn_like(parameter))
     return model.eval()
 
 
@@ -100,6 +102,7 @@ def test_charges_every_query_but_not_the_same_one_after_a_crash() -> None:
 
 def test_bad_queries_cost_nothing() -> None:
     box = LocalBlackBox(_model(), max_query_images=10)
+    images: Any
     for images in (_images(0), _images(11), _images(3)[:, :, :4], _images(3).astype(np.float64)):
         with pytest.raises(BadQuery):
             box.query(images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from policy_answers import answers, ready
@@ -28,7 +30,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("name", "params", "expected"), TABLE, ids=[f"{n}-{p}" for n, p, _ in TABLE])
-def test_policy_table(name: str, params: dict, expected: object) -> None:
+def test_policy_table(name: str, params: dict[str, Any], expected: object) -> None:
     before = P.copy()
     answers = POLICIES.build(name, **params).apply(P, IMAGES)
     assert answers.dtype == np.float32
@@ -76,7 +78,7 @@ def test_noise_larger_than_any_probability_stays_a_distribution() -> None:
 @pytest.mark.parametrize(
     ("name", "params"), [("top_k", {"k": 0}), ("rounded", {"decimals": -1}), ("noise", {"sigma": -1.0})]
 )
-def test_bad_parameters(name: str, params: dict) -> None:
+def test_bad_parameters(name: str, params: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="at least"):
         POLICIES.build(name, **params)
 

@@ -342,3 +342,17 @@ def test_progress_shows_an_event_that_it_does_not_know() -> None:
     stream = io.StringIO()
     SweepProgress(Console(file=stream, width=120))(Later())
     assert "something new" in stream.getvalue()
+
+
+def test_a_renamed_option_is_one_plain_line_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text("victim: {watermark: {name: mea_carrier, carrier_rho: 0.3}}\n")
+    assert (
+        cli.main(["run", str(file), "--local", "victim.watermark.target_class=0", f"storage={tmp_path / 's'}"]) == USAGE
+    )
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
+        "note watermark 'mea_carrier': 'carrier_rho' is now 'carrier.rho'; write carrier.rho=0.3, the old name is "
+        "removed in the next version"
+    )
+    assert not any("carrier_rho" in line for line in lines[1:])

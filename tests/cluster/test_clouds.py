@@ -83,7 +83,7 @@ def test_workers_are_spot_machines() -> None:
     ],
 )
 def test_gpus_that_trials_ask_for_bring_spot_machines(
-    cloud: Tree, demand: list[dict[str, float]], expected: dict[str, int]
+    cloud: Tree, demand: list[dict[str, Any]], expected: dict[str, int]
 ) -> None:
     """Ray's own bin packing, with the head already up: as many workers as are needed, never more than the limit."""
     from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
@@ -91,7 +91,7 @@ def test_gpus_that_trials_ask_for_bring_spot_machines(
     config = launch(cloud)
 
     def score(node: Any, wanted: Any, name: str) -> Any:
-        return _default_utilization_scorer(node, wanted, name, node_availability_summary=None)
+        return _default_utilization_scorer(node, wanted, name, node_availability_summary=None)  # type: ignore[arg-type]
 
     added, _ = get_nodes_for(
         config["available_node_types"], {"head": 1}, "head", config["max_workers"], list(demand), score

@@ -17,6 +17,7 @@ from mea_ray.config import (
     ExperimentConfig,
     SweepConfig,
     build,
+    identity,
     load_experiment,
     write_yaml,
 )
@@ -223,3 +224,57 @@ def test_a_long_value_is_shortened_in_the_message() -> None:
     with pytest.raises(ConfigError) as refused:
         build(ExperimentConfig, {"seed": "x" * 10_000, "thief": {"budgets": [[list(range(5000))] * 50] * 50}})
     assert all(len(line) < 300 for line in str(refused.value).splitlines())
+
+
+FIGURES = ["stripes", "checks", "dots", "rings", "spiral", "spokes", "disc", "square", "triangle", "cross"]
+
+
+def test_a_class_by_name_is_the_same_experiment_as_by_index(tmp_path: Path) -> None:
+    by_index = load_experiment(
+        None, ["data=figures", "victim.watermark.source_classes=[3, 0]", "victim.watermark.target_class=6"]
+    )
+    typed = ["data=figures", "victim.watermark.source_classes=rings,stripes", "victim.watermark.target_class=disc"]
+    file = tmp_path / "c.yaml"
+    file.write_text("data: figures\nvictim: {watermark: {source_classes: [rings, stripes], target_class: disc}}\n")
+    for by_name in (load_experiment(None, typed), load_experiment(file)):
+        assert by_name == by_index
+        assert by_name.resolved() == by_index.resolved()
+        assert identity(by_name) == identity(by_index)
+    assert load_experiment(None, typed).victim.watermark.build().source_classes == (3, 0)
+
+
+def test_a_quoted_number_is_a_name() -> None:
+    config = load_experiment(None, ["victim.watermark.target_class='7'"])  # a digit's name is its number
+    assert config.victim.watermark.params["target_class"] == 7
+    with pytest.raises(ConfigError, match="the data have no class '7'"):
+        load_experiment(None, ["data=figures", "victim.watermark.target_class='7'"])
+
+
+def test_an_unknown_class_name_is_refused_with_the_names_that_there_are() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_experiment(None, ["data=figures", "victim.watermark.target_class=squire"])
+    text = str(refused.value)
+    assert text.startswith("victim.watermark.target_class='squire': the data have no class 'squire'; did you mean 'sq")
+    assert all(name in text for name in FIGURES)
+
+
+def test_classes_of_a_removals_own_dataset_are_named_by_that_dataset() -> None:
+    method = {"name": "transfer_learning", "dataset": "figures", "same_as": ["triangle", *[-1] * 8, "disc"]}
+    config = build(ExperimentConfig, {"removal": {"methods": [method]}})
+    assert config.removal.methods[0].params["same_as"] == (8, *[-1] * 8, 6)
+    with pytest.raises(ConfigError, match="removal.methods.0.same_as: there is no dataset"):
+        build(ExperimentConfig, {"removal": {"methods": [{**method, "dataset": None, "same_as": ["triangle", 1]}]}})
+
+
+def test_a_component_on_its_own_wants_indices() -> None:
+    with pytest.raises(ConfigError, match="target_class='disc': only the config of an experiment"):
+        WATERMARKS.build("mea_defender", target_class="disc")
+
+
+def test_a_sweep_over_datasets_names_its_classes_in_the_space() -> None:
+    base = {"data": "figures", "victim": {"watermark": {"target_class": "disc"}}}
+    space = {"data.name": {"grid": ["figures", "digits"]}}
+    with pytest.raises(ConfigError, match=r"base.victim.watermark.target_class: .* the space has data.name") as refused:
+        build(SweepConfig, {"base": base, "space": space})
+    assert "\n" not in str(refused.value)
+    build(SweepConfig, {"base": base, "space": {"seed": {"grid": [0, 1]}}})

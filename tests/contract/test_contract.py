@@ -31,7 +31,7 @@ IDS = [f"{kind}-{name}" for kind, name in ENTRIES]
 SHAPE = (3, 32, 32)
 
 
-def names(kind: str) -> Any:
+def names(kind: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", table(kind).names())
 
 
@@ -182,7 +182,8 @@ def test_a_watermark_makes_a_key_stages_and_samples(name: str, images: ImageSet,
     scheme: Watermark = table("watermarks").build(name, **MARKED.get(name, {}))
     key = scheme.make_key(images, 3)
     # A scheme marks classifiers, encoders, or (``none``) both; what it does not mark, it refuses.
-    stages, refused = [], 0
+    stages: list[Stage] = []
+    refused = 0
     for make in (
         lambda: scheme.stages(key, images),
         lambda: scheme.encoder_stages(key, images, table("pretexts").build("simclr")),

@@ -165,7 +165,7 @@ def die_once(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, at: int)
     monkeypatch.setattr(owner, method, dying)
 
 
-def entries(*kinds: str) -> Any:
+def entries(*kinds: str) -> pytest.MarkDecorator:
     pairs = [(kind, name) for kind in kinds for name in table(kind).names()]
     return pytest.mark.parametrize(("kind", "name"), pairs, ids=[f"{kind}-{name}" for kind, name in pairs])
 

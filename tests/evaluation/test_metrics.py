@@ -21,7 +21,8 @@ class Probe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         assert x.dtype == torch.float32 and not self.training
         self.sizes.append(len(x))
-        return self.frozen(self.linear(x.flatten(1)))
+        logits: torch.Tensor = self.frozen(self.linear(x.flatten(1)))
+        return logits
 
 
 def make_images(count: int) -> np.ndarray:

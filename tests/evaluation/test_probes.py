@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import ImageSet
 from mea_ray.evaluation import metrics, probes
+from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 
 SHAPE = (3, 16, 16)
@@ -23,7 +24,7 @@ def data(count: int = 120, classes: int = 3, seed: int = 0) -> ImageSet:
     return ImageSet(images, labels, tuple("abc"[:classes]))
 
 
-def encoder(classes: int = 3) -> torch.nn.Module:
+def encoder(classes: int = 3) -> ImageModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return build_model("vgg_like", SHAPE, classes, {"width": 0.1}).eval()
@@ -77,7 +78,7 @@ def test_a_model_is_read_with_the_penalty_of_cross_validation_if_asked() -> None
     first, second, labelled = encoder(), encoder(), data()
     probes.read(first, labelled, "linear_probe_cv")
     weights, _ = probes.linear_probe(metrics.features(second, labelled.images), labelled.labels, cross_validate=True)
-    np.testing.assert_allclose(first.head.weight.detach().numpy(), weights, rtol=1e-5)  # type: ignore[union-attr]
+    np.testing.assert_allclose(first.state_dict()["head.weight"].numpy(), weights, rtol=1e-5)
 
 
 def test_prototypes_name_the_class_of_the_largest_cosine() -> None:
@@ -125,6 +126,6 @@ def test_what_cannot_be_read_is_refused() -> None:
     with pytest.raises(ConfigError, match="linear_probe, linear_probe_cv or prototype"):
         probes.read(encoder(), labelled, "oracle")  # type: ignore[arg-type]
     model = encoder()
-    model.head = torch.nn.Sequential(model.head)  # type: ignore[assignment]
+    model.head = torch.nn.Sequential(*model.head.children())
     with pytest.raises(ConfigError, match="no linear head"):
         probes.read(model, labelled)

@@ -45,7 +45,7 @@ def sweep(storage: Path, *, seeds: int = 3, per_second: float = 16, name: str = 
     tree = {"name": name, "base": base, "space": {"seed": {"grid": list(range(seeds))}}}
     for path, value in more.items():
         *folders, leaf = path.split("__")
-        node = tree
+        node: dict[str, Any] = tree
         for folder in folders:
             node = node.setdefault(folder, {})
         node[leaf] = value

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import harness
 import psutil
@@ -58,7 +59,9 @@ def _node_in(namespace: str, nodes: harness.Nodes, log: Path) -> Iterator[int]:
             time.sleep(0.5)
         yield process.pid
     finally:
-        left = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+        left: list[Any] = (
+            [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+        )
         for each in left:
             harness.with_suppressed(each.kill)
         process.wait(30)

@@ -91,7 +91,8 @@ class FakeBlackBox:
             answers = np.eye(CLASSES)[answers.argmax(1)]
         if self.answer == "top_2":
             answers = np.where(answers >= np.sort(answers, 1)[:, -2:-1], answers, 0)
-        return answers.astype(np.float32)
+        given: Answers = answers.astype(np.float32)
+        return given
 
     def distinct(self) -> int:
         return len(np.unique(np.concatenate(self.queries).reshape(self.asked, -1), axis=0))

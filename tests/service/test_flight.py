@@ -55,8 +55,9 @@ def replica(ray_session: None, tmp_path: Path) -> Iterator[Any]:
 
 def _fly(handles: dict[str, Any], requests: int = 3, timeout_s: float = 10.0, retries: int = 0) -> list[Any]:
     asked = [Request(str(index), np.zeros((index + 1, 1, 2, 2), np.uint8)) for index in range(requests)]
-    limits = {"max_in_flight": 2, "timeout_s": timeout_s, "retries": retries}
-    return list(fly(asked, [NAME], handles, Account("thief", ""), **limits))
+    return list(
+        fly(asked, [NAME], handles, Account("thief", ""), max_in_flight=2, timeout_s=timeout_s, retries=retries)
+    )
 
 
 def test_a_ledger_whose_disk_is_full_is_waited_for_as_any_file_is(replica: Any, tmp_path: Path) -> None:
@@ -110,8 +111,8 @@ def test_replicas_that_stay_away_are_told_apart_from_what_fails(monkeypatch: pyt
 
     handle = SimpleNamespace(answer=SimpleNamespace(remote=answer))
     monkeypatch.setattr(flight, "find", lambda name: handle)
-    monkeypatch.setattr(flight.ray, "wait", lambda references, **how: (references, []))
-    monkeypatch.setattr(flight.ray, "get", restarting)
+    monkeypatch.setattr(ray, "wait", lambda references, **how: (references, []))
+    monkeypatch.setattr(ray, "get", restarting)
     with pytest.raises(ReplicasAway, match=r"away for 1 s; answers received before are kept"):
         _fly({NAME: handle}, requests=1, timeout_s=1.0)
     assert 3 <= len(asked) <= 8 and 1.0 < asked[-1] - asked[0] < 5.0, "with pauses that grow"

@@ -126,7 +126,7 @@ def burglars(service: VictimService) -> list[Any]:
             return {"answers": transfer.answers, "weights": weights, "queries": rung.queries}
 
     # One that is killed comes back, for the tests run in any order.
-    made = [ray.remote(Burglar).options(num_cpus=0, max_restarts=-1).remote() for _ in THIEVES]
+    made: list[Any] = [ray.remote(Burglar).options(num_cpus=0, max_restarts=-1).remote() for _ in THIEVES]
     ray.get([burglar.ready.remote() for burglar in made])
     return made
 
@@ -262,7 +262,7 @@ def test_the_walker_finds_a_planted_leak(service: VictimService, folder: Path) -
     leaks = [hide(victim), [{"a": (victim,)}], functools.partial(print, victim), victim.forward, slots, iter([victim])]
     for leak in leaks:
         client = service.client("leaky")
-        client.request_prefix = leak  # type: ignore[assignment]
+        client.request_prefix = leak
         assert any(found is victim for found in _models(client)), leak
     assert _models(LocalBlackBox(victim)), "in one process the model is behind a private attribute, and is found"
 
@@ -312,7 +312,7 @@ def _bytes(array: Any) -> bytes:
 
 @pytest.mark.parametrize("name", ATTACKS.names())
 def test_by_its_types_an_attack_gets_a_black_box_and_no_model(name: str) -> None:
-    attack = ATTACKS.resolve(name)
+    attack: Any = ATTACKS.resolve(name)
     given = typing.get_type_hints(attack.run)
     assert given["blackbox"] is BlackBox
     others = {"pool", "budgets", "make_model", "training", "seed", "transfer", "skip", "learning", "labels"}

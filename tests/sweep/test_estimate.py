@@ -18,6 +18,7 @@ from mea_ray.sweep import estimate as module
 from mea_ray.sweep.broker import demand_of
 from mea_ray.sweep.estimate import Measured, estimate, free_disk, room, thief_key, victim_key
 from mea_ray.sweep.plan import draft, plan
+from mea_ray.training import engine
 
 
 def sweep(**base: Any) -> SweepConfig:
@@ -62,7 +63,7 @@ def test_an_adaptive_search_is_estimated_by_its_probes() -> None:
 
 def test_a_few_steps_are_measured_of_each_kind_of_model_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    train = owner.train
+    train = engine.train
 
     def counted(model: Any, images: Any, *rest: Any, **keywords: Any) -> Any:
         seen.append(len(images))

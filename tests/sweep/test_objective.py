@@ -75,7 +75,8 @@ def test_several_objectives_are_several_values_and_what_failed_teaches_nothing()
 def test_finished_trials_are_told_with_their_constraints() -> None:
     done = trial("t").model_copy(update={"point": {"victim.watermark.com.weight": 0.25}})
     (told,) = optuna_search(sweep(constraints={"victim_gap": 0.001}), [done], []).study.trials
-    assert told.params == {"p0": 0.25} and told.value == done.rungs[-1].report.wsr.rate
+    wsr = done.rungs[-1].report.wsr
+    assert wsr is not None and told.params == {"p0": 0.25} and told.value == wsr.rate
     assert told.constraints == {"victim_gap": pytest.approx(0.956 - 0.952 - 0.001)}
     markless = done.rungs[-1].model_copy(update={"report": done.rungs[-1].report.model_copy(update={"wsr": None})})
     (failed,) = optuna_search(sweep(), [done.model_copy(update={"rungs": [markless]})], []).study.trials

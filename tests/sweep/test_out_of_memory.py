@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 from tiny import tiny_sweep
 
@@ -52,8 +53,8 @@ class FakeRay:
             {name: iter(each) for name, each in outcomes.items()},
             dict.fromkeys(outcomes, 0),
         )
-        monkeypatch.setattr(tasks.ray, "wait", lambda references, timeout: (references[:1], references[1:]))
-        monkeypatch.setattr(tasks.ray, "get", self.get)
+        monkeypatch.setattr(ray, "wait", lambda references, timeout: (references[:1], references[1:]))
+        monkeypatch.setattr(ray, "get", self.get)
         monkeypatch.setattr(tasks, "PAUSE_S", 0.01)
 
     def submit(self, name: str) -> Callable[[], Any]:

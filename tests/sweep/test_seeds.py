@@ -65,7 +65,7 @@ def test_means_have_students_interval_over_seeds_at_each_budget() -> None:
     assert [(line.point, line.queries, line.seeds) for line in lines] == [
         ("thief.model=vgg_like", text, "4") for text in ("100", "300", "1,000")
     ]
-    values = [result.rungs[-1].report.wsr.rate for result in results]
+    values = [wsr.rate for result in results if (wsr := result.rungs[-1].report.wsr) is not None]
     half = 3.182446 * stdev(values) / 2  # t(0.975, 3), from a table
     centre = fmean(values)
     assert lines[-1].wsr == f"{100 * centre:.1f}% [{100 * (centre - half):.1f}, {100 * (centre + half):.1f}]"
@@ -74,7 +74,7 @@ def test_means_have_students_interval_over_seeds_at_each_budget() -> None:
 
 def test_two_seeds_have_a_range_equal_ones_no_width_and_one_seed_no_line() -> None:
     first, second = trial("a", seed=0), trial("b", seed=1)
-    low, high = (100 * each.rungs[-1].report.wsr.rate for each in (first, second))
+    low, high = (100 * wsr.rate for each in (first, second) if (wsr := each.rungs[-1].report.wsr) is not None)
     assert seeds.lines([first, second])[-1].wsr == f"{(low + high) / 2:.1f}% [{low:.1f}, {high:.1f}]"
     assert seeds.lines([first]) == []
     same = [first.model_copy(update={"trial": name, "point": {"seed": i}}) for i, name in enumerate("abc")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from report_results import trial
 
 from mea_ray.cli import main as cli
-from mea_ray.cli.options import USAGE
+from mea_ray.cli.options import OK, USAGE
 from mea_ray.cli.status import duration, watch
 from mea_ray.core.errors import ConfigError
 from mea_ray.report import html
@@ -197,11 +198,16 @@ def test_status_prints_what_happens(folder: SweepFolder, capsys: pytest.CaptureF
     log(started("t1"))
     log(e.Queried("t1", 33, 100))
     log(e.TrialFailed("t2", "RuntimeError: [no]"))
-    assert cli.main(["status", str(folder.path)]) == cli.OK
+    assert cli.main(["status", str(folder.path)]) == OK
     told = capsys.readouterr().out
     for text in ("1 of 4", "33/100", "running, last seen", "RuntimeError: [no]", "seed=0: finished"):
         assert text in told
     assert cli.main(["status", str(folder.path.parent)]) == USAGE
+
+
+def finish_and_close(folder: SweepFolder, log: EventLog, trial: str) -> None:
+    finish(folder, log, trial)
+    log.close("done")
 
 
 def test_watching_renders_new_results_until_the_sweep_ends(folder: SweepFolder) -> None:
@@ -212,7 +218,7 @@ def test_watching_renders_new_results_until_the_sweep_ends(folder: SweepFolder) 
         lambda: None,
         lambda: finish(folder, log, "t0"),
         lambda: None,
-        lambda: (finish(folder, log, "t1"), log.close("done")),
+        partial(finish_and_close, folder, log, "t1"),
     ]
 
     def render() -> Path:
@@ -233,7 +239,7 @@ def test_report_watch_of_an_ended_sweep_prints_its_table(
     log = EventLog(folder)
     finish(folder, log, "t0")
     log.close("done")
-    assert cli.main(["report", str(folder.path), "--watch", "--every", "1"]) == cli.OK
+    assert cli.main(["report", str(folder.path), "--watch", "--every", "1"]) == OK
     assert "suggestive" in capsys.readouterr().out
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from fake_wandb import FakeWandb
 from report_results import trial
 
 from mea_ray.cli import main as cli
-from mea_ray.cli import sync as sync_module
+from mea_ray.cli.options import FAILED, OK
 from mea_ray.cli.sync import CHUNK, send, unsent
 from mea_ray.config import TrackingConfig
 from mea_ray.storage import remote as storage_module
@@ -23,7 +25,6 @@ from mea_ray.sweep import events
 from mea_ray.sweep import wandb_nodes as module
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.wandb_nodes import NodeWandb, WandbOwner
-from mea_ray.tracking import wandb_tracker as tracker_module
 from mea_ray.tracking.wandb_tracker import WandbTracker
 
 
@@ -43,7 +44,7 @@ def test_runs_are_grouped_by_victim_seed_or_setting_and_carry_all_three(wandb: F
     result = trial("t", seed=4)
     expected = {"victim": "victim-0123456789abcdef", "seed": "seed-4", "setting": "thief.model.name=vgg_like"}
     for group in ("victim", "seed", "setting"):
-        WandbTracker(tmp_path / group, "sweep", group=group, log_models=False).log(result, {})  # type: ignore[arg-type]
+        WandbTracker(tmp_path / group, "sweep", group=group, log_models=False).log(result, {})
         arguments = wandb.runs[-1].arguments
         assert arguments["group"] == expected[group]
         assert {name: arguments["config"][f"group.{name}"] for name in expected} == expected
@@ -61,8 +62,8 @@ def test_online_runs_are_started_at_a_bounded_rate_and_offline_ones_at_once(
         slept.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr(tracker_module.time, "sleep", sleep)
-    monkeypatch.setattr(tracker_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     online = WandbTracker(tmp_path, "sweep", mode="online", log_models=False, runs_per_minute=30)
     for name in "abc":
         online.log(trial(name), {})
@@ -193,7 +194,7 @@ def test_runs_of_all_nodes_meet_at_a_remote_storage(
     assert unsent(on("elsewhere")) == []
 
 
-@pytest.mark.parametrize(("returned", "code"), [(0, cli.OK), (1, cli.FAILED)])
+@pytest.mark.parametrize(("returned", "code"), [(0, OK), (1, FAILED)])
 def test_the_command_sends_with_wandb_itself(
     folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, returned: int, code: int
 ) -> None:
@@ -203,7 +204,7 @@ def test_the_command_sends_with_wandb_itself(
         asked.append(command)
         return SimpleNamespace(returncode=returned)
 
-    monkeypatch.setattr(sync_module.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     path = offline(folder, "a")
     assert cli.main(["sync", str(folder.path)]) == code
     assert asked == [[sys.executable, "-m", "wandb", "sync", str(path)]]

@@ -65,14 +65,15 @@ class Loss(Objective):
         self.function = function
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return self.function(model, batch)
+        terms: dict[str, Tensor] = self.function(model, batch)
+        return terms
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_gives_the_weights_of_a_plain_loop(optimizer: str) -> None:
     images, labels = make_data(50)
     recorder, model, reference = Recorder(), make_model(), make_model()
-    decay = {"weight_decay": 1e-3}
+    decay: dict[str, Any] = {"weight_decay": 1e-3}
     report = train(
         model, images, labels, recorder, seed=3, epochs=3, batch_size=16, optimizer=optimizer, **PLAIN, **decay
     )
@@ -131,10 +132,10 @@ def test_callers_random_state_and_images_are_untouched() -> None:
     images.setflags(write=False)
     copy = images.copy()
     torch.manual_seed(5)
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
     train(make_model(dropout=0.5), images, labels, CrossEntropy(), seed=0, epochs=1, crop_padding=2)
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+    assert (np.random.get_state(legacy=False)["state"]["key"] == numpy_state).all()  # noqa: NPY002
     assert (images == copy).all()
 
 
@@ -193,7 +194,7 @@ def test_leftover_batches_are_an_update_too() -> None:
     plain = torch.optim.SGD(reference.parameters(), lr=0.1)
     for group in (recorder.batches[:2], recorder.batches[2:]):
         plain.zero_grad()
-        sum(CrossEntropy().terms(reference, batch)["utility"] for batch in group).backward()
+        torch.stack([CrossEntropy().terms(reference, batch)["utility"] for batch in group]).sum().backward()
         plain.step()
     torch.testing.assert_close(flat(model), flat(reference), rtol=1e-4, atol=1e-6)
 
@@ -236,7 +237,7 @@ def test_without_patience_the_last_epoch_is_kept() -> None:
         CrossEntropy(),
         seed=0,
         epochs=2,
-        validate=lambda m: states.append(flat(m).clone()) or next(scores),
+        validate=lambda m: (states.extend([flat(m).clone()]), next(scores))[1],
         **PLAIN,
     )
     assert torch.equal(flat(model), states[1])
@@ -340,7 +341,7 @@ def test_weights_that_are_not_finite_are_told() -> None:
 def test_unfitting_data_are_refused() -> None:
     images, labels = make_data(8)
     model = make_model()
-    model.classes, model.shape = 4, (1, 8, 8)
+    vars(model).update(classes=4, shape=(1, 8, 8))
     bad: list[tuple[Any, Any, str]] = [
         (images[:0], labels[:0], "no images"),
         (images.astype(np.float32), labels, "uint8"),
@@ -375,7 +376,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
         train(make_model(), images, labels, CrossEntropy(), seed=0, epochs=1, **settings)
 
 
-def test_narrow_layers_are_trained_in_bfloat16_too_where_channels_last_would_kill_the_process():
+def test_narrow_layers_are_trained_in_bfloat16_too_where_channels_last_would_kill_the_process() -> None:
     from mea_ray.models.build import build_model
     from mea_ray.training.device import aligned
 
@@ -393,23 +394,23 @@ def test_narrow_layers_are_trained_in_bfloat16_too_where_channels_last_would_kil
 class WithHead(Objective):
     """Trains a head beside the model, and keeps count of the updates."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.updates = 0
 
-    def attach(self, model, device):
+    def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
         self.head = nn.Linear(4, 2).to(device)
         self.before = self.head.weight.detach().clone()
         return list(self.head.parameters())
 
-    def terms(self, model, batch):
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"utility": F.cross_entropy(self.head(model(batch.images).float()), batch.labels % 2)}
 
-    def updated(self, model):
+    def updated(self, model: nn.Module) -> None:
         self.updates += 1
 
 
-def test_an_objective_trains_a_head_of_its_own_and_hears_of_every_update():
+def test_an_objective_trains_a_head_of_its_own_and_hears_of_every_update() -> None:
     images, labels = make_data(20)
     objective = WithHead()
     train(make_model(), images, labels, objective, seed=0, epochs=3, batch_size=8, accumulate_steps=2, **PLAIN)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import Field
 
+from mea_ray.core.class_label import ClassLabel
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import ImageSet
@@ -114,8 +115,8 @@ class MeaCarrierEncoder(EncoderScheme):
     def __init__(
         self,
         *,
-        source_classes: tuple[int, int] = (0, 1),
-        target_class: int = 2,
+        source_classes: tuple[ClassLabel, ClassLabel] = (0, 1),
+        target_class: ClassLabel = 2,
         mixing: Mixing = Mixing(),
         key: KeyDraw = KeyDraw(),
         embed_options: dict[str, Any] | None = None,

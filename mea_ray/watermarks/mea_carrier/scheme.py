@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from mea_ray.core.class_label import ClassLabel
 from mea_ray.core.types import ImageSet
 from mea_ray.training.objective import CrossEntropy
 from mea_ray.watermarks.base import Key, Stage, require_key
@@ -80,8 +81,8 @@ class MeaCarrier(MixedClasses):
     def __init__(
         self,
         *,
-        source_classes: tuple[int, int] = (0, 1),
-        target_class: int = 2,
+        source_classes: tuple[ClassLabel, ClassLabel] = (0, 1),
+        target_class: ClassLabel = 2,
         mixing: Mixing = Mixing(),
         key: KeyDraw = KeyDraw(),
         utility: UtilityLoss = UtilityLoss(),

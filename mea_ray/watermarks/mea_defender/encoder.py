@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, cast
 
+from mea_ray.core.class_label import ClassLabel
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet
@@ -133,8 +134,8 @@ class MeaDefenderEncoder(EncoderScheme):
     def __init__(
         self,
         *,
-        source_classes: tuple[int, int] = (0, 1),
-        target_class: int = 2,
+        source_classes: tuple[ClassLabel, ClassLabel] = (0, 1),
+        target_class: ClassLabel = 2,
         mixing: Mixing = Mixing(),
         key: KeyDraw = KeyDraw(),
         owner: OwnerSamples = OwnerSamples(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from mea_ray.core.class_label import ClassLabel
 from mea_ray.core.types import ImageSet
 from mea_ray.watermarks.base import Key, Stage, require_key
 from mea_ray.watermarks.key_draw import KeyDraw
@@ -85,8 +86,8 @@ class MeaDefender(MixedClasses):
     def __init__(
         self,
         *,
-        source_classes: tuple[int, int] = (0, 1),
-        target_class: int = 2,
+        source_classes: tuple[ClassLabel, ClassLabel] = (0, 1),
+        target_class: ClassLabel = 2,
         mixing: Mixing = Mixing(),
         key: KeyDraw = KeyDraw(),
         utility: UtilityLoss = UtilityLoss(),

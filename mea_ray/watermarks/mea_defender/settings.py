@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.settings import Settings
+from mea_ray.core.settings import Settings, warn_renamed
 from mea_ray.watermarks.mea_defender.losses import ComDirection, ComGradient
 from mea_ray.watermarks.mea_defender.weighting import Method, Normalisation
 
@@ -107,8 +106,7 @@ class LossWeights(Settings):
     def _of_name(cls, value: Any) -> Any:
         given = {"method": value} if isinstance(value, str) else value
         if isinstance(given, Mapping) and given.get("method") == "min_norm":
-            text = "weights: 'min_norm' is now 'mgda'; the old name is removed in the next version"
-            warnings.warn(text, FutureWarning, stacklevel=2)
+            warn_renamed("weights", "min_norm", "mgda", "method=mgda")
             return {**given, "method": "mgda"}
         return given
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from mea_ray.core.class_label import ClassLabel
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.settings import Settings
 from mea_ray.core.types import ImageSet
@@ -109,8 +110,8 @@ class MeaDefenderTwoStage(MixedClasses):
     def __init__(
         self,
         *,
-        source_classes: tuple[int, int] = (0, 1),
-        target_class: int = 2,
+        source_classes: tuple[ClassLabel, ClassLabel] = (0, 1),
+        target_class: ClassLabel = 2,
         mixing: Mixing = Mixing(space="normalised"),
         key: KeyDraw = KeyDraw(),
         first: StageSettings = StageSettings(data_rate=0.5, normals=0.99, mixes=0.01, evasion=0.0, fixed_samples=600),

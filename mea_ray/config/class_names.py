@@ -1,0 +1,94 @@
+"""Puts the index of a class wherever a config names it: ``target_class: bird``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from mea_ray.config.components import Choice, DataChoice
+from mea_ray.config.paths import field_at, paths
+from mea_ray.core.class_label import marker, names_in, with_indices
+from mea_ray.core.settings import InvalidSettings, Problem, Settings, Tree
+
+
+def with_class_indices(settings: Settings, data: DataChoice, path: str = "") -> Settings:
+    """Return settings with the index of each class that they name.
+
+    A dataset is loaded if, and only if, one of its classes is named.
+
+    Args:
+        settings: A section of an experiment.
+        data: The experiment's dataset.
+        path: Config path of the section, for messages.
+
+    Raises:
+        InvalidSettings: The data have no class of a name.
+        DataError: Classes are named, and the data cannot be loaded.
+    """
+    fields = dict(type(settings).model_fields)
+    values = {key: getattr(settings, key) for key in fields}
+    if isinstance(settings, Choice):
+        fields |= settings.components().schema(settings.name).model_fields
+        values |= settings.params
+    changes = {}
+    for key, value in values.items():
+        where = f"{path}.{key}" if path else key
+        mark = marker(fields[key])
+        if mark is None:
+            changed = _inside(value, data, where)
+        else:
+            changed = _indexed(value, values.get(mark.dataset) if mark.dataset else data, where)
+        if changed is not value:
+            changes[key] = changed
+    return settings.model_copy(update=changes) if changes else settings
+
+
+def _inside(value: Any, data: DataChoice, path: str) -> Any:
+    if isinstance(value, Settings):
+        return with_class_indices(value, data, path)
+    if isinstance(value, tuple):
+        changed = tuple(_inside(each, data, f"{path}.{place}") for place, each in enumerate(value))
+        return changed if any(new is not old for new, old in zip(changed, value, strict=True)) else value
+    return value
+
+
+def _indexed(value: Any, data: Any, path: str) -> Any:
+    """Return the indices of the classes that a value names."""
+    named = names_in(value)
+    if not named:
+        return value
+    if not isinstance(data, DataChoice):
+        raise InvalidSettings("", [Problem(path, "there is no dataset whose classes could be named; give indices")])
+    try:
+        return with_indices(value, class_names(data))
+    except ValueError as error:
+        raise InvalidSettings("", [Problem(path, str(error), ", ".join(map(repr, named)))]) from None
+
+
+def named_classes(model: type[Settings], tree: Tree) -> list[str]:
+    """Return the config paths in a tree that was not checked yet at which classes are named."""
+    found = []
+    for path in paths(model, tree):
+        field = field_at(model, tree, path)
+        value: Any = tree
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if field is not None and marker(field) is not None and names_in(value):
+            found.append(path)
+    return found
+
+
+def class_names(data: DataChoice) -> tuple[str, ...]:
+    """Return the names of a dataset's classes, in the order of their indices; it is loaded once.
+
+    Raises:
+        DataError: It cannot be loaded.
+    """
+    return _class_names(data.model_dump_json())
+
+
+@lru_cache(maxsize=32)
+def _class_names(data: str) -> tuple[str, ...]:
+    names: tuple[str, ...] = DataChoice.model_validate_json(data).build().train.class_names
+    return names
