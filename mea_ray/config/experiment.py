@@ -62,6 +62,16 @@ class VictimConfig(Config):
     training: TrainingConfig = Field(
         default_factory=TrainingConfig, description="Training of the victim and of the null models."
     )
+    weights: str | None = Field(
+        None,
+        description="File of a classifier that was trained already (safetensors, or a state dict): the mark is put "
+        "into it by fine-tuning, with `victim.training`.",
+    )
+    null_training: TrainingConfig | None = Field(
+        None,
+        description="Training of the null models where it differs: they never start from `victim.weights`, so fewer "
+        "epochs than a training from scratch takes would make them poor.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the key, the initial weights and the batches.")
 
 

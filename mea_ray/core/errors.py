@@ -166,3 +166,7 @@ class OutOfMemory(ClusterError):
 
 class RequestConflict(QueryError):
     """A request id was used again for other images than the first time."""
+
+
+class SuspectError(MeaRayError):
+    """A suspect's file, function or service cannot be loaded, asked or understood; nothing can be said of it."""

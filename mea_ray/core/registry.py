@@ -55,19 +55,28 @@ class Table:
             ours hides an entry point of the same name.
         base: ``module:Class`` that components of other packages must derive from; they are functions when it is empty.
         arguments: Number of positional arguments that a component is built with.
+        adapt: ``module:function`` that gets what was imported from another package, and its name, and returns what
+            stands in the table; empty to take it as it is.
     """
 
     def __init__(
-        self, kind: str, entries: Mapping[str, str], *, group: str = "", base: str = "", arguments: int = 0
+        self,
+        kind: str,
+        entries: Mapping[str, str],
+        *,
+        group: str = "",
+        base: str = "",
+        arguments: int = 0,
+        adapt: str = "",
     ) -> None:
         self.kind, self.entries = kind, dict(entries)
-        self.group, self.base, self.arguments = group, base, arguments
+        self.group, self.base, self.arguments, self.adapt = group, base, arguments, adapt
         self._schemas: dict[str, type[Settings]] = {}
         self._foreign: dict[str, Component] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The schemas are classes without a module; they are made again.
-        return _make, (self.kind, self.entries, self.group, self.base, self.arguments)
+        return _make, (self.kind, self.entries, self.group, self.base, self.arguments, self.adapt)
 
     def names(self) -> list[str]:
         """Return all names, ours and those of entry points, sorted."""
@@ -108,6 +117,9 @@ class Table:
         if name not in self._foreign:
             path, what = self._path(name), f"{self.kind} {name!r}"
             found = plugins.load(what, path)
+            if self.adapt:
+                module, _, attribute = self.adapt.partition(":")
+                found = getattr(importlib.import_module(module), attribute)(found, path)
             plugins.check(what, found, self.base, self.arguments)
             self._foreign[name] = found
         return self._foreign[name]
@@ -215,8 +227,8 @@ class Table:
         return self._schemas[name]
 
 
-def _make(kind: str, entries: Mapping[str, str], group: str, base: str, arguments: int) -> Table:
-    return Table(kind, entries, group=group, base=base, arguments=arguments)
+def _make(kind: str, entries: Mapping[str, str], group: str, base: str, arguments: int, adapt: str) -> Table:
+    return Table(kind, entries, group=group, base=base, arguments=arguments, adapt=adapt)
 
 
 def _schema_of(component: Component) -> type[Settings]:

@@ -66,6 +66,8 @@ class Detection(ABC):
     """An attempt to find a watermark. Keyword-only constructor parameters, all with defaults, configure it."""
 
     name: str = ""
+    needs_features: bool = False
+    """Whether it reads or replaces the last layer, which a network without features does not have."""
     least_images: int = 1
     """Fewest clean images that it works with."""
 

@@ -83,6 +83,7 @@ class BrainStimulation(Detection):
     """
 
     name = "abs"
+    needs_features = True
     least_images = DISAGREEING + 1
 
     def __init__(

@@ -39,6 +39,7 @@ class LocalOutliers(Detection):
     """
 
     name = "lof"
+    needs_features = True
     least_images = 4  # two to fit on, two to judge
 
     def __init__(

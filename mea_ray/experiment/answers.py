@@ -84,6 +84,7 @@ class Served(nn.Module):
     def __init__(self, model: nn.Module, marker: Marker) -> None:
         super().__init__()
         self.model, self.marker = model, marker
+        self.channels_last = getattr(model, "channels_last", True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logarithms of the marked probabilities, (N, classes), of float32 images in [0, 1]."""

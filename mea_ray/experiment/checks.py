@@ -10,7 +10,7 @@ import torch
 from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.base import Attack
 from mea_ray.blackbox import POLICIES
-from mea_ray.blackbox.policies import AnswerPolicy
+from mea_ray.blackbox.policies import AnswerPolicy, reads_features
 from mea_ray.config import ExperimentConfig, ModelChoice, digest
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import Table
@@ -18,7 +18,10 @@ from mea_ray.core.types import UNLABELLED, Labels, Splits
 from mea_ray.detection.base import Detection
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
+from mea_ray.models.foreign import ForeignModel, check_trainable
+from mea_ray.models.weights import load_weights, read_state
 from mea_ray.removal.base import Removal
+from mea_ray.training.device import seeded
 from mea_ray.training.loader import least_batch, normalises_batches
 from mea_ray.training.objective import Objective
 from mea_ray.watermarks.base import Watermark
@@ -56,6 +59,8 @@ def check(config: ExperimentConfig, data: Splits) -> None:
     thief = _check_model("thief.model", config.thief.model, data)
     _check_smallest_batch(config, data, attack)
     check_owner(config, data)
+    _check_null_models(config)
+    _check_features(config, data)
     _check_reading(config, victim, thief)
     _check_aftermath(config, data, attack)
     _check_marks(config, attack)
@@ -69,6 +74,7 @@ def check_owner(config: ExperimentConfig, data: Splits) -> None:
             exist, or too few watermark samples could be mixed.
     """
     _check_model("victim.model", config.victim.model, data)
+    _check_weights(config, data)
     _check_victim_batches(config, data)
     if config.encodes and config.victim.training.early_stop_patience is not None:
         raise ConfigError("victim.training.early_stop_patience stops on accuracy, an encoder has none; set it to null")
@@ -97,6 +103,9 @@ def _check_model(section: str, choice: ModelChoice, data: Splits) -> int:
     if key in _TRIED:
         return _TRIED[key]
     try:
+        if ":" in choice.name:  # a module from outside looks at itself when it is built, which takes real weights
+            with seeded(0):
+                check_trainable(build_network(choice, data.shape, data.classes))
         with torch.device("meta"), torch.no_grad():
             network = build_network(choice, data.shape, data.classes).eval()
             said = network(torch.zeros((1, *data.shape)))
@@ -110,6 +119,65 @@ def _check_model(section: str, choice: ModelChoice, data: Splits) -> int:
         raise ConfigError(f"{section}={choice.name} gives {tuple(said.shape)} logits for {data.classes} classes")
     _TRIED[key] = network.feature_size
     return network.feature_size
+
+
+def _check_weights(config: ExperimentConfig, data: Splits) -> None:
+    """Put the weights of a trained classifier into the network, as the training will."""
+    path = config.victim.weights
+    if path is None:
+        return
+    if config.encodes:
+        raise ConfigError("victim.weights are a classifier's; an encoder is trained anew: set victim.pretext=none")
+    with seeded(0):
+        network = build_network(config.victim.model, data.shape, data.classes)
+    if isinstance(network, ForeignModel) and network.preprocessing.mean is None:
+        raise ConfigError(
+            "victim.weights were trained with a normalisation that only you know; declare victim.model.preprocessing "
+            f"of {config.victim.model.name}: mean and deviation (0 and 1 if it takes images in [0, 1])"
+        )
+    load_weights(network, read_state(path), path)
+
+
+def _check_null_models(config: ExperimentConfig) -> None:
+    """Refuse to train null models for as few epochs as a fine-tuning takes, without having been asked to."""
+    if config.victim.weights is not None and config.victim.null_training is None:
+        raise ConfigError(
+            "victim.weights starts the victim from a trained model, but null models start from fresh weights; say how "
+            "they are trained, e.g. victim.null_training.epochs=60 (the fine-tuning has "
+            f"{config.victim.training.epochs})"
+        )
+
+
+def _check_features(config: ExperimentConfig, data: Splits) -> None:
+    """Refuse what reads features of a network that gives none."""
+    watermark: Watermark = config.victim.watermark.build()
+    policy: AnswerPolicy = config.service.policy.build()
+    anyone = {
+        f"victim.pretext={config.victim.pretext.name}": config.encodes,
+        **{f"removal.methods: {each.name}": each.build().needs_features for each in config.removal.methods},
+        **{f"detection.methods: {each.name}": each.build().needs_features for each in config.detection.methods},
+    }
+    victims = {
+        f"victim.watermark={config.victim.watermark.name}": watermark.needs_features,
+        f"service.policy={config.service.policy.name}": reads_features(policy),
+    }
+    for section, choice, readers in (
+        ("victim.model", config.victim.model, {**anyone, **victims}),
+        ("thief.model", config.thief.model, anyone),
+    ):
+        reading = [name for name, reads in readers.items() if reads]
+        if reading and not _has_features(choice, data):
+            raise ConfigError(
+                f"{', '.join(reading)}: features are needed, and {section}={choice.name} has none: its logits do not "
+                "come out of one nn.Linear. Choose others, or derive the network from mea_ray.models.base.ImageModel"
+            )
+
+
+def _has_features(choice: ModelChoice, data: Splits) -> bool:
+    if ":" not in choice.name:
+        return True
+    with seeded(0):
+        return bool(build_network(choice, data.shape, data.classes).has_features)
 
 
 def _check_smallest_batch(config: ExperimentConfig, data: Splits, attack: Attack) -> None:

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 from mea_ray.config import ExperimentConfig, Tree, digest, identity
 from mea_ray.experiment.data import Fingerprints
+from mea_ray.models.weights import fingerprint
 
 SCHEMA = 1
 """Raised when victims of the same settings come out otherwise, whatever their components are."""
 _NOT_OF_A_TRIAL = ("storage", "tracking", "resources")
 """Where a trial runs and where its results go."""
+_NOT_OF_A_NULL = ("watermark", "weights", "null_training")
+"""What null models are trained without."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,33 @@ class Names:
 def trial_name(config: ExperimentConfig, read: Fingerprints) -> str:
     """Name a trial by its settings and its data, without where it runs and where its results go."""
     settings = {key: value for key, value in identity(config).items() if key not in _NOT_OF_A_TRIAL}
+    settings |= {"victim": victim} if (victim := _victim(config)) is not None else {}
     return digest({**settings, "data": read.data, "splits": _splits(config, read)})
 
 
 def victim_name(config: ExperimentConfig, read: Fingerprints) -> str:
     """Name a victim by all that makes it: data, the owner's splits, the ``victim`` section; nothing of the thief."""
-    return digest({**_owners(config, read), "victim": identity(config).get("victim")})
+    victim = _victim(config)
+    if victim is not None:
+        victim = {key: value for key, value in victim.items() if key != "null_training"}
+    return digest({**_owners(config, read), "victim": victim or None})
 
 
 def null_name(config: ExperimentConfig, read: Fingerprints, index: int) -> str:
-    """Name the ``index``-th null model: as the victim, but whatever the victim's watermark is."""
-    victim = {key: value for key, value in identity(config).get("victim", {}).items() if key != "watermark"}
+    """Name the ``index``-th null model: as the victim, but whatever the victim's watermark and weights are."""
+    victim = {key: value for key, value in identity(config).get("victim", {}).items() if key not in _NOT_OF_A_NULL}
+    if config.victim.null_training is not None:
+        victim = {key: value for key, value in victim.items() if key != "training"}
+        victim |= {"training": own} if (own := identity(config.victim.null_training)) else {}
     return digest({**_owners(config, read), "victim": victim, "null": index})
+
+
+def _victim(config: ExperimentConfig) -> Tree | None:
+    """Return the victim's identity, with the content of its weights in place of where they are."""
+    victim: Tree | None = identity(config).get("victim")
+    if victim is None or config.victim.weights is None:
+        return victim
+    return {**victim, "weights": fingerprint(config.victim.weights)}
 
 
 def splits_name(config: ExperimentConfig, read: Fingerprints) -> str:

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mea_ray.config import ExperimentConfig
+from mea_ray.config import ExperimentConfig, TrainingConfig
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import ImageSet, Splits
 from mea_ray.data.statistics import channel_statistics
 from mea_ray.evaluation import metrics
 from mea_ray.experiment.checks import build_network
 from mea_ray.experiment.encoders import probe_set, with_probe
+from mea_ray.experiment.verifier import Verifier
 from mea_ray.models.base import ImageModel
+from mea_ray.models.weights import load_weights, read_state
 from mea_ray.training.device import device as this_device
 from mea_ray.training.device import fork_devices
 from mea_ray.training.engine import train
@@ -35,7 +37,8 @@ class TrainedModel:
     Attributes:
         model: On the CPU, in eval mode. The head of an encoder is fitted as ``verification.reading`` says.
         key: The owner's secret; None without a watermark.
-        info: Plain JSON types: ``seconds``, ``images`` and ``history`` (records of all epochs, with their stage).
+        info: Plain JSON types: ``seconds``, ``images`` and ``history`` (records of all epochs, with their stage);
+            ``before``, what verification says of the classifier that the mark was put into.
     """
 
     model: ImageModel
@@ -45,17 +48,25 @@ class TrainedModel:
 
 def train_victim(config: ExperimentConfig, data: Splits, on_epoch: OnEpoch | None = None) -> TrainedModel:
     """Train the watermarked model: draw the key, then run the scheme's stages one after the other on one model."""
-    return _train(config, data, config.victim.watermark.build(), config.victim.seed, on_epoch)
+    section = config.victim
+    return _train(config, data, section.watermark.build(), section.seed, section.training, on_epoch, section.weights)
 
 
 def train_null(config: ExperimentConfig, data: Splits, index: int, on_epoch: OnEpoch | None = None) -> TrainedModel:
-    """Train the ``index``-th innocent model: as the victim, without a watermark, from another seed."""
+    """Train the ``index``-th innocent model: as the victim, without a watermark, from another seed, always anew."""
     watermark: Watermark = WATERMARKS.build("none")
-    return _train(config, data, watermark, derive(config.victim.seed, "null", index), on_epoch)
+    training = config.victim.null_training or config.victim.training
+    return _train(config, data, watermark, derive(config.victim.seed, "null", index), training, on_epoch)
 
 
 def _train(
-    config: ExperimentConfig, data: Splits, watermark: Watermark, seed: int, on_epoch: OnEpoch | None
+    config: ExperimentConfig,
+    data: Splits,
+    watermark: Watermark,
+    seed: int,
+    section: TrainingConfig,
+    on_epoch: OnEpoch | None,
+    weights: str | None = None,
 ) -> TrainedModel:
     owned = data.victim_train
     key = watermark.make_key(owned, derive(seed, "key"))
@@ -63,12 +74,16 @@ def _train(
         torch.manual_seed(derive(seed, "weights"))
         model = build_network(config.victim.model, data.shape, data.classes)
     model.set_normalisation(*channel_statistics(owned.images))
+    info: dict[str, Any] = {}
+    if weights is not None:
+        load_weights(model, read_state(weights), weights)
+        info["before"] = Verifier(config, data, key).report(model).model_dump(mode="json")
     history: list[dict[str, Any]] = []
     seconds, images = 0.0, 0
     pretext = config.victim.pretext.build() if config.encodes else None
     stages = watermark.stages(key, owned) if pretext is None else watermark.encoder_stages(key, owned, pretext)
     for position, stage in enumerate(stages):
-        training = config.victim.training.changed(**stage.changes(config.victim.training.epochs))
+        training = section.changed(**stage.changes(section.epochs))
 
         def record(epoch: dict[str, Any], name: str = stage.name) -> None:
             history.append({"stage": name, **epoch})
@@ -91,7 +106,7 @@ def _train(
     key = None if key is None else watermark.learned(key, stages)
     if config.encodes:
         model = with_probe(config, probe_set(config, data), model)
-    return TrainedModel(model, key, {"seconds": seconds, "images": images, "history": history})
+    return TrainedModel(model, key, {**info, "seconds": seconds, "images": images, "history": history})
 
 
 def _accuracy(model: nn.Module, *, on: ImageSet) -> float:

@@ -15,4 +15,5 @@ MODELS = Table(
     group="mea_ray.models",
     base="mea_ray.models.base:ImageModel",
     arguments=2,
+    adapt="mea_ray.models.foreign:adapted",
 )

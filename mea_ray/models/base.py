@@ -42,6 +42,10 @@ class ImageModel(nn.Module):
         ConfigError: A side of the shape is below 1, there are fewer than 2 classes, or the image is below 8 x 8.
     """
 
+    channels_last = True
+    """Whether the network can take images and weights in this memory layout."""
+    has_features = True
+    """Whether there are ``features`` and a ``head``."""
     SMALLEST = 8
     """Smallest height and width that every network takes, in pixels."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mea_ray.core.settings import Settings
 from mea_ray.models import MODELS
 from mea_ray.models.base import ImageModel
+from mea_ray.models.foreign import ForeignModel, takes_channels_last
 
 
 def build_model(name: str, shape: Sequence[int], classes: int, params: Mapping[str, Any] | None = None) -> ImageModel:
@@ -29,6 +31,14 @@ def build_model(name: str, shape: Sequence[int], classes: int, params: Mapping[s
     checked = MODELS.check(name, params or {})
     channels, height, width = (int(value) for value in shape)
     model: ImageModel = MODELS.resolve(name)((channels, height, width), int(classes), **checked)
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in checked.items()}
+    if name not in MODELS.entries and not isinstance(model, ForeignModel):
+        model.channels_last = takes_channels_last(model)
+    plain = {key: _plain(value) for key, value in checked.items()}
     model.spec = {"name": name, "params": plain, "shape": list(model.shape), "classes": model.classes}
     return model
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.resolved()
+    return list(value) if isinstance(value, tuple) else value

@@ -71,6 +71,8 @@ class Removal(ABC):
     """An attempt to remove a watermark. Keyword-only constructor parameters, all with defaults, configure it."""
 
     name: str = ""
+    needs_features: bool = False
+    """Whether it reads or replaces the last layer, which a network without features does not have."""
 
     @property
     @abstractmethod
@@ -97,7 +99,20 @@ class Filtered(ImageModel):
     def __init__(self, model: ImageModel, change: Callable[[Tensor, torch.Generator], Tensor], seed: int) -> None:
         super().__init__(model.shape, model.classes)
         self.inner, self.change, self.seed = model, change, seed
-        self.feature_size, self.head = model.feature_size, model.head
+        self.feature_size, self.channels_last, self.has_features = (
+            model.feature_size,
+            model.channels_last,
+            model.has_features,
+        )
+        if model.has_features:
+            self.head = model.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of filtered images, see the base class."""
+        if self.has_features:
+            return super().forward(x)
+        logits: Tensor = self.inner(self.change(x, torch.Generator().manual_seed(self.seed)))
+        return logits
 
     def features(self, x: Tensor) -> Tensor:
         """Return the network's features of filtered images."""

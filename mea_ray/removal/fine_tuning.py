@@ -49,6 +49,7 @@ class FineTuning(Removal):
         images: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
         self.layers, self.epochs, self.learning_rate, self.images = layers, epochs, learning_rate, images
+        self.needs_features = layers != "all"
 
     @property
     def strength(self) -> float:
@@ -59,12 +60,12 @@ class FineTuning(Removal):
         """Return the tuned copy."""
         thief = thief if self.images is None else thief.take(self.images, seed)
         tuned = copied(model)
-        head = last_layer(tuned)
-        if self.layers in {"all_fresh_last", "fresh_last"}:
+        head = None if self.layers == "all" else last_layer(tuned)
+        if head is not None and self.layers in {"all_fresh_last", "fresh_last"}:
             with seeded(derive(seed, "head")):
                 nn.init.normal_(head.weight, std=0.01)
                 nn.init.zeros_(head.bias)
-        if self.layers in {"last", "fresh_last"}:
+        if head is not None and self.layers in {"last", "fresh_last"}:
             tunable = {id(parameter) for parameter in head.parameters()}
             for parameter in tuned.parameters():
                 parameter.requires_grad_(id(parameter) in tunable)

@@ -45,6 +45,7 @@ class Pruning(Removal):
         self, *, rate: Share = 0.5, scope: Literal["layer", "global"] = "layer", last_layer: bool = False
     ) -> None:
         self.rate, self.scope, self.last_layer = rate, scope, last_layer
+        self.needs_features = not last_layer
 
     @property
     def strength(self) -> float:
@@ -85,6 +86,7 @@ class FinePruning(Removal):
     """
 
     name = "fine_pruning"
+    needs_features = True
     STEP = 0.02
     """Fraction of the features that is pruned between two checks of the agreement."""
 

@@ -56,6 +56,7 @@ class TransferLearning(Removal):
     """
 
     name = "transfer_learning"
+    needs_features = True
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ class Wrk(Removal):
     """
 
     name = "wrk"
+    needs_features = True
 
     def __init__(
         self,

@@ -63,8 +63,13 @@ def check_model(folder: Path) -> None:
         raise ArtifactError(f"{folder / WEIGHTS} is not what {DESCRIPTION} describes")
 
 
-def load_model(folder: Path) -> tuple[ImageModel, dict[str, Any]]:
+def load_model(folder: Path, *, own_networks_only: bool = False) -> tuple[ImageModel, dict[str, Any]]:
     """Build the network of a folder again and fill in its weights.
+
+    Args:
+        folder: The folder.
+        own_networks_only: Refuse a network from outside mea_ray, which the folder names and which would be imported:
+            for folders that somebody else wrote.
 
     Returns:
         The model, on the CPU, in eval mode, and the ``info`` it was saved with.
@@ -85,6 +90,11 @@ def load_model(folder: Path) -> tuple[ImageModel, dict[str, Any]]:
         if hashlib.sha256(weights).hexdigest() != digest:
             raise ArtifactError(
                 f"{folder / WEIGHTS} is not what {DESCRIPTION} describes: its sha256 is not {digest}; {remedy}"
+            )
+        if own_networks_only and ":" in str(spec["name"]):
+            raise ArtifactError(
+                f"{folder / DESCRIPTION} names the network {spec['name']!r}, which would be imported; give the file of "
+                "weights alone, and name a network that you trust"
             )
         model = build_model(spec["name"], tuple(spec["shape"]), spec["classes"], spec["params"])
         model.load_state_dict(load_tensors(weights))

@@ -97,6 +97,7 @@ def train(
     nhwc = training.channels_last
     if nhwc is None:
         nhwc = where.type != "cpu" or (half and devices.aligned(model))
+    nhwc = nhwc and bool(getattr(model, "channels_last", True))
     order, drawn, lent, own = (
         torch.Generator().manual_seed(seeding.derive(seed, name))
         for name in ("batches", "augment", "lent", "objective")

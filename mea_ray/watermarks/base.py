@@ -163,6 +163,8 @@ class Watermark(ABC):
     name: str = ""
     reads_features: bool = False
     """Whether verification needs features of the victim's length, so that other models cannot be verified."""
+    needs_features: bool = False
+    """Whether embedding reads features of the victim, so that a network without them cannot carry the mark."""
     marks_answers: bool = False
     """Whether the mark is in the service's answers (``marker``) and not in the model. It is then verified with what a
     client sent (``against``)."""

@@ -111,7 +111,7 @@ def test_an_override_that_is_no_yaml_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("override", "hint"),
     [
-        ("epochs=3", "did you mean 'victim.training.epochs', 'thief.training.epochs'?"),
+        ("epochs=3", "did you mean 'victim.training.epochs', 'victim.null_training.epochs', 'thief.training.epochs'?"),
         ("target_class=3", "did you mean 'victim.watermark.target_class'?"),
         ("budgets=3", "did you mean 'thief.budgets'?"),
         ("budgest=3", "did you mean 'thief.budgets'?"),

@@ -16,9 +16,11 @@ from mea_ray.experiment.model_sources import StoredModels
 from mea_ray.experiment.names import Names, victim_name
 from mea_ray.experiment.ports import OnEpoch
 from mea_ray.experiment.verifier import Verifier
+from mea_ray.experiment.victim.card import cost_of_mark
 from mea_ray.experiment.victim.folder import Victim
 from mea_ray.experiment.victim.records import Card
 from mea_ray.models.base import ImageModel
+from mea_ray.results.records import ModelReport
 from mea_ray.training.checkpoint import load_model
 from mea_ray.training.device import threads
 from mea_ray.watermarks.base import Key
@@ -71,14 +73,20 @@ def _described(
     config: ExperimentConfig, data: Splits, model: ImageModel, key: Key | None, folder: Path, name: str
 ) -> Victim:
     report = Verifier(config, data, key).report(model)
+    info = artifacts.read_info(folder)
+    before = ModelReport.model_validate(info["before"]) if "before" in info else None
+    source_cost, calibration_cost = cost_of_mark(report, [] if before is None else [before])
     card = Card(
         data=config.data.label,
         data_fingerprint=data.fingerprint,
         train_images=len(data.victim_train),
         test_images=len(data.test),
         accuracy=report.accuracy,
+        accuracy_before=None if before is None else before.accuracy,
+        source_cost=source_cost,
+        calibration_cost=calibration_cost,
         watermark=config.victim.watermark.label,
-        seconds=float(artifacts.read_info(folder).get("seconds", 0.0)),
+        seconds=float(info.get("seconds", 0.0)),
     )
     return Victim.made(
         name,
@@ -97,6 +105,8 @@ def anchored(config: ExperimentConfig) -> ExperimentConfig:
     changes: dict[str, Any] = {}
     if "://" not in config.storage:
         changes["storage"] = str(Path(config.storage).expanduser().absolute())
+    if config.victim.weights is not None:
+        changes["victim"] = {"weights": str(Path(config.victim.weights).expanduser().absolute())}
     path = config.data.params.get("path")
     if isinstance(path, str) and Path(path).expanduser().exists():
         changes["data"] = {"path": str(Path(path).expanduser().absolute())}

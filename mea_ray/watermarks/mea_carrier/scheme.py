@@ -97,6 +97,7 @@ class MeaCarrier(MixedClasses):
         weights: LossWeights = LossWeights(),
     ) -> None:
         super().__init__(source_classes, target_class, mixing, key)
+        self.needs_features = bool(carrier.gate.share)
         self.settings = CarrierSettings(
             utility=utility,
             ver=ver,
