@@ -1,54 +1,15 @@
-"""A thief's defence against watermarks in soft answers: find classes whose answers lean to another class, and undo it.
+"""A thief's defence against watermarks in soft answers: undo the leaning of classes to others.
 
-A watermark that travels through a query API must be in its answers. Schemes that mix classes leave a trace there: the
-answers to a source class give the target class a constant part of the probability, far more than confusion between
-classes explains. The thief sees this in the answers that it paid for, and needs no further query.
+The thief sees the lean in the answers that it paid for (``evaluation.leaning``), and needs no further query.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
 
 from mea_ray.core.types import Answers
-
-SIGNIFICANCE = 0.01
-"""Probability that any pair of classes is named although second places fall at random."""
-LEAN_FACTOR = 1.5
-"""How much more than 1 / K the median answer must give a class: confusion between digits stays below 0.5 / K."""
-
-
-def leaning_pairs(answers: Answers) -> dict[tuple[int, int], float]:
-    """Find the classes whose answers lean to another class.
-
-    Class a leans to class b if, among the images answered a,
-
-    - b comes second more often than chance explains: a one-sided binomial test at 1 / (K - 1), with Bonferroni's
-      correction over all K (K - 1) pairs; and
-    - half of the answers give b more than 1.5 / K, where an answer without any information would give it 1 / K.
-
-    If a and b lean to each other, only the stronger of the two counts: a target class also resembles its sources.
-
-    Args:
-        answers: float32 (N, K), probabilities; zeros where the API hides some.
-
-    Returns:
-        The pairs (a, b), each with its lean: the median probability of b among the images answered a.
-    """
-    classes = answers.shape[1]
-    predicted = answers.argmax(1)
-    leans: dict[tuple[int, int], float] = {}
-    for label in np.unique(predicted).tolist():
-        own = answers[predicted == label].astype(np.float64)
-        others = own.copy()
-        others[:, label] = -np.inf
-        seconds = np.bincount(others.argmax(1), minlength=classes)
-        p_values = binom.sf(seconds - 1, len(own), 1 / (classes - 1))
-        typical = np.median(own, axis=0)
-        named = (p_values <= SIGNIFICANCE / (classes * (classes - 1))) & (typical > LEAN_FACTOR / classes)
-        leans |= {(label, other): float(typical[other]) for other in np.flatnonzero(named).tolist() if other != label}
-    return {(a, b): lean for (a, b), lean in leans.items() if lean >= leans.get((b, a), 0.0)}
+from mea_ray.evaluation.leaning import leaning_pairs
 
 
 def unlean(answers: Answers) -> Answers:

@@ -34,7 +34,7 @@ from mea_ray.config.running import (
     ServingConfig,
     TrackingConfig,
 )
-from mea_ray.config.sweep import RESERVED_NAMES, SchedulerConfig, SearchConfig, SweepConfig
+from mea_ray.config.sweep import RESERVED_NAMES, SchedulerConfig, SearchConfig, SelectConfig, SweepConfig
 from mea_ray.config.training import LearningConfig, TrainingConfig
 from mea_ray.core.settings import Tree
 
@@ -60,6 +60,7 @@ __all__ = [
     "RoleResources",
     "SchedulerConfig",
     "SearchConfig",
+    "SelectConfig",
     "ServiceConfig",
     "ServingConfig",
     "SplitsConfig",

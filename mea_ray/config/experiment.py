@@ -37,6 +37,11 @@ class SplitsConfig(Config):
         description="The thief's images: the victim's own training images (the paper's setting), a disjoint part of "
         "train, or another dataset.",
     )
+    held_out: Literal["test", "validation"] = Field(
+        "test",
+        description="Images that models are judged on: test, or, while settings are chosen, validation, cut in two as "
+        "test is. The pool `train` is then without them.",
+    )
     disjoint_fraction: float = Field(0.5, gt=0, lt=1, description="Of train: the thief's part under `disjoint`.")
 
     @field_validator("thief_pool", mode="before")

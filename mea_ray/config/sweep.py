@@ -54,6 +54,30 @@ class SearchConfig(Config):
         return self
 
 
+class SelectConfig(Config):
+    """On what settings are chosen: by this sweep, or by an earlier one before the results of this one were seen.
+
+    The test images choose nothing. A sweep that chooses judges its models on validation images
+    (``base.splits.held_out``), with development seeds. One that reports has other seeds and names the sweep that chose.
+    """
+
+    metric: str = Field("wsr", description="Metric of the last rung by which settings are chosen, as `search.metric`.")
+    mode: Mode = Field("max", description="Direction of `metric`.")
+    constraints: dict[str, float] = Field(
+        default_factory=dict, description="{metric: largest value allowed}, as `search.constraints`."
+    )
+    data: Literal["validation"] = Field("validation", description="Images on which `metric` is measured.")
+    seeds: tuple[int, ...] = Field(..., min_length=1, description="Development seeds: those of the sweep that chooses.")
+    sweep: str = Field("", description="Name of the sweep that chose; empty if this one chooses.")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _not_on_test_images(cls, value: Any) -> Any:
+        if value != "validation":
+            raise ValueError(f"settings are chosen on validation images, not on {value!r}; the test images choose none")
+        return value
+
+
 class SchedulerConfig(Config):
     """Which trials are stopped early."""
 
@@ -88,6 +112,9 @@ class SweepConfig(Config):
         "each), or both together.",
     )
     search: SearchConfig = Field(default_factory=SearchConfig, description="Which points are tried.")
+    select: SelectConfig | None = Field(
+        None, description="On what settings are, or were, chosen; the report and every result say so."
+    )
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="Which trials are stopped early.")
     max_services: int = Field(1, ge=1, description="Victim services up at once; their resources are set aside.")
     max_failures: int = Field(3, ge=0, description="Times a trial is started again after its process died.")
@@ -125,6 +152,42 @@ class SweepConfig(Config):
         if isinstance(value, tuple) and (not value or min(value) < 0 or len(set(value)) < len(value)):
             raise ValueError("listed seeds must be different whole numbers from 0 on, at least one")
         return value
+
+    @model_validator(mode="after")
+    def _chosen_on_other_images_and_seeds(self) -> SweepConfig:
+        if self.select is None:
+            return self
+        own, held_out = self.listed_seeds, self.base.splits.held_out
+        development = set(self.select.seeds)
+        if "splits.held_out" in self.space or "splits" in self.space:
+            raise ValueError("select: all trials must be judged on the same images; take splits.held_out out of space")
+        if not self.select.sweep and held_out != "validation":
+            raise ValueError(
+                f"select: this sweep chooses settings, but measures {self.select.metric} on test images; set "
+                "base.splits.held_out=validation, or name the sweep that chose in select.sweep"
+            )
+        if not self.select.sweep and own != development:
+            raise ValueError(
+                f"select: the development seeds are {sorted(development)}, but the sweep that chooses has the seeds "
+                f"{sorted(own)}; set seeds={sorted(development)}"
+            )
+        if self.select.sweep and held_out != "test":
+            raise ValueError("select: a sweep that reports judges on test images; set base.splits.held_out=test")
+        if self.select.sweep and own & development:
+            raise ValueError(
+                f"select: the seeds {sorted(own & development)} chose the settings, so they cannot report them; set "
+                "other `seeds`"
+            )
+        return self
+
+    @property
+    def listed_seeds(self) -> set[int]:
+        """The seeds that every point is repeated with, or those of the base."""
+        if isinstance(self.seeds, int):
+            return set(range(self.seeds))
+        if self.seeds is not None:
+            return set(self.seeds)
+        return {self.base.seed, self.base.victim.seed}
 
     @property
     def seed_points(self) -> list[dict[str, int]]:

@@ -161,7 +161,8 @@ class Splits:
         thief_pool: The thief's own images, which it may send to the API. Of their labels, which
             the pool's publisher gave, an attack gets only what it says it uses.
         verification: Held-out images that watermark samples are mixed from; disjoint from everything else.
-        test: Accuracy and fidelity are measured here. Picks nothing.
+        test: Accuracy and fidelity are measured here. Picks nothing, unless it was cut from the validation images
+            (``splits.held_out``).
         fingerprint: Hash of the dataset that the parts were cut from, see ``Dataset.fingerprint``.
         pool_fingerprint: The same of the pool's own dataset; None when the pool is cut from the victim's.
     """

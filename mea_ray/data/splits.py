@@ -23,6 +23,7 @@ def make_splits(
     thief_pool: Literal["train", "disjoint"] | Dataset = "train",
     disjoint_fraction: float = 0.5,
     verification_minimum: int = 36,
+    held_out: Literal["test", "validation"] = "test",
     seed: int = 0,
 ) -> Splits:
     """Divide a dataset among the owner, the thief, the verifier and the final test.
@@ -30,6 +31,9 @@ def make_splits(
     Every cut takes its fraction of every class, and at least one image; images keep their order. Train is cut into the
     victim's training and validation images (after the thief's part is taken away, under ``disjoint``); test is cut into
     verification and test. Verification is therefore disjoint from everything that any model is trained on.
+
+    While settings are chosen, ``held_out="validation"``, the validation images take the place of test, and the images
+    of test are not used at all.
 
     Args:
         dataset: Published train and test images.
@@ -40,6 +44,8 @@ def make_splits(
         disjoint_fraction: Of train, in (0, 1): the thief's part under ``disjoint``.
         verification_minimum: Verification holds at least so many images of a class, where that is at most half of the
             class in test. 36 of each source make 1296 distinct pairs, enough for 1,000 watermark samples.
+        held_out: What verification and test are cut from. Under ``"validation"`` the pool ``"train"`` is the victim's
+            training images alone, so that no thief trains on what it is judged by.
         seed: Seed of all cuts.
 
     Returns:
@@ -73,16 +79,19 @@ def make_splits(
         raise ConfigError(f"splits.thief_pool={thief_pool!r} must be 'train', 'disjoint' or a dataset")
 
     training, validation = stratified(dataset.train, owner, validation_fraction, seed, "validation")
-    everything = np.arange(len(dataset.test))
+    judged, everything = dataset.test, np.arange(len(dataset.test))
+    if held_out == "validation":
+        judged, everything = dataset.train, validation
+        pool = dataset.train.take(training) if thief_pool == "train" else pool
     test, verification = stratified(
-        dataset.test, everything, verification_fraction, seed, "verification", minimum=verification_minimum
+        judged, everything, verification_fraction, seed, "verification", minimum=verification_minimum
     )
     return Splits(
         victim_train=dataset.train.take(training),
         victim_validation=dataset.train.take(validation),
         thief_pool=pool,
-        verification=dataset.test.take(verification),
-        test=dataset.test.take(test),
+        verification=judged.take(verification),
+        test=judged.take(test),
         fingerprint=dataset.fingerprint,
         pool_fingerprint=thief_pool.fingerprint if isinstance(thief_pool, Dataset) else None,
     )

@@ -6,6 +6,7 @@ DETECTIONS = Table(
     "detection",
     {
         "abs": "mea_ray.detection.brain_stimulation:BrainStimulation",
+        "leaning": "mea_ray.detection.leaning:Leaning",
         "lof": "mea_ray.detection.queries:LocalOutliers",
         "neural_cleanse": "mea_ray.detection.neural_cleanse:NeuralCleanse",
         "strip": "mea_ray.detection.queries:Strip",

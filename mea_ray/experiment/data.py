@@ -133,5 +133,6 @@ def split(config: ExperimentConfig, dataset: Dataset, pool: Dataset | None) -> S
         verification_fraction=config.splits.verification_fraction,
         thief_pool=pool if pool is not None else named if isinstance(named, str) else "train",
         disjoint_fraction=config.splits.disjoint_fraction,
+        held_out=config.splits.held_out,
         seed=derive(config.victim.seed, "splits"),
     )

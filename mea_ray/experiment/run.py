@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from mea_ray.blackbox.query_log import ClientLog
@@ -13,13 +14,14 @@ from mea_ray.core.types import Splits
 from mea_ray.core.versions import versions
 from mea_ray.evaluation import metrics
 from mea_ray.experiment.aftermath import Aftermath, Suspect, Workbench, follow
+from mea_ray.experiment.leaning import Leanings, Outsider
 from mea_ray.experiment.names import Names
 from mea_ray.experiment.ports import Ports, QueryService
 from mea_ray.experiment.proof import Assessment, Proofs
 from mea_ray.experiment.theft import account_budgets, open_blackbox, run_attack, rung_result
 from mea_ray.experiment.verifier import Verifier
 from mea_ray.models.base import ImageModel
-from mea_ray.results.records import RungResult, TrialResult
+from mea_ray.results.records import LeaningRecord, RungResult, SelectionRecord, TrialResult
 from mea_ray.training.device import device_name
 
 
@@ -33,6 +35,7 @@ class Experiment:
         names: Names of the trial, the victim, and the null models.
         ports: Models, query service, journal, listener.
         point: Config paths that a sweep set, and their values.
+        selection: On what the sweep's settings were chosen.
     """
 
     config: ExperimentConfig
@@ -40,6 +43,7 @@ class Experiment:
     names: Names
     ports: Ports
     point: dict[str, Any] = field(default_factory=dict)
+    selection: SelectionRecord | None = None
 
     def run(self) -> TrialResult:
         """Run what is left of the experiment: no finished step is done again, and no answer is asked for again."""
@@ -62,11 +66,14 @@ class _Run:
 
     def __init__(self, experiment: Experiment, service: QueryService, started: float) -> None:
         self.config, self.data, self.names = experiment.config, experiment.data, experiment.names
-        self.point, self.ports, self.journal = experiment.point, experiment.ports, experiment.ports.journal
+        self.point, self.selection = experiment.point, experiment.selection
+        self.ports, self.journal = experiment.ports, experiment.ports.journal
         self.service, self.started = service, started
         self.accounts = account_budgets(self.config, self.names.trial)
-        self.victim, key = self.ports.models.victim()
-        self.proofs = Proofs(Verifier(self.config, self.data, key), self.victim, self._nulls, self._seen, self._assess)
+        self.victim, self.key = self.ports.models.victim()
+        self.proofs = Proofs(
+            Verifier(self.config, self.data, self.key), self.victim, self._nulls, self._seen, self._assess
+        )
         self.aftermath = Aftermath()
 
     def rungs(self, reported: set[int]) -> list[RungResult]:
@@ -105,7 +112,9 @@ class _Run:
             stolen_nulls=self.aftermath.controls,
             removals=self.aftermath.removals,
             detections=self.aftermath.detections,
+            leaning=self.leaning,
             status=status,
+            selection=self.selection,
             chance=metrics.chance(self.data.test),
             key_drawn=proof.key is not None and proof.key.drawn,
             queries_charged=sum(map(self.service.charged, self.accounts)),
@@ -164,6 +173,20 @@ class _Run:
             found = make()
             shared.keep(f"assessments/{digest(made_by)}", found)
         return found
+
+    @cached_property
+    def leaning(self) -> list[LeaningRecord]:
+        """What the answers give away; made once for all trials that share the models, the service and the seed."""
+        config, names, shared = self.config, self.names, self.journal.shared
+        if config.encodes:
+            return []
+        made_by = [names.victim, *names.nulls, names.data, config.seed, identity(config.service.policy)]
+        step = f"assessments/leaning-{digest(made_by)}"
+        found = shared.find(step, Leanings)
+        if found is None:
+            found = Leanings(found=Outsider(config, self.data, self.key).look(self.victim, self._nulls()))
+            shared.keep(step, found)
+        return found.found
 
     def _nulls(self) -> list[ImageModel]:
         return [self.ports.models.null(index) for index in range(self.config.verification.null_models)]

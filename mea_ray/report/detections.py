@@ -73,7 +73,7 @@ def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
 
 
 def _found(found: DetectionResult) -> str:
-    if not found.triggers and "candidates" not in found.numbers:
+    if not found.triggers and not {"candidates", "score"} & found.numbers.keys():
         return tables.DASH
     named = ", ".join(found.flagged) or "none"
     if found.target is None or found.tried_on == "null_model":
@@ -90,6 +90,8 @@ def _measured(found: DetectionResult) -> str:
     highest = max((value for name, value in numbers.items() if name.startswith("anomaly/")), default=None)
     if highest is not None:
         rates.append(f"largest anomaly index {highest:.1f}")
+    if "score" in numbers:
+        rates.append(f"best key {numbers['score']:.2f}, next {numbers.get('next', 0):.2f}")
     if "candidates" in numbers:
         rates.append(f"{numbers['candidates']:.0f} candidate units")
     reasr = max((value for name, value in numbers.items() if name.startswith("reasr/")), default=None)

@@ -6,7 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mea_ray.report import attacks, curves, detections, removals, samples, seeds, settings, statistics, tables, verdict
+from mea_ray.report import (
+    attacks,
+    curves,
+    detections,
+    leaning,
+    removals,
+    samples,
+    seeds,
+    selection,
+    settings,
+    statistics,
+    tables,
+    verdict,
+)
 from mea_ray.report import search as searches
 from mea_ray.results.records import TrialResult, read_results
 from mea_ray.storage.files import write_whole
@@ -38,6 +51,8 @@ def render(
     import jinja2
     from markupsafe import Markup
 
+    varied = settings.varied(results)
+    results = tables.with_short_points(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mea_ray.report", "."),
         autoescape=True,
@@ -51,8 +66,10 @@ def render(
     values: dict[str, Any] = {
         "name": name,
         "description": description,
-        "headline": verdict.headline(results),
-        "findings": verdict.findings(results),
+        "summaries": verdict.summaries(results),
+        "selection": selection.sentence(results),
+        "chosen_headings": selection.HEADINGS,
+        "chosen": selection.chosen(results),
         "threshold": tables.percent(verdict.threshold(results), 0),
         "significance": f"{verdict.significance(results):g}",
         "figures": [_figure(chunk, position) for position, chunk in enumerate(_chunks(results))],
@@ -71,6 +88,9 @@ def render(
         "planes": removals.figures(results),
         "detection_headings": detections.HEADINGS,
         "detections": detections.lines(results),
+        "leaning_headings": leaning.HEADINGS,
+        "leaning": leaning.lines(results),
+        "leaning_caption": leaning.CAPTION,
         "triggers": detections.pictures(results),
         "attacks": attacks.pictures(results),
         "seen": attacks.client_rows(results),
@@ -78,7 +98,7 @@ def render(
         "galleries": [samples.gallery(result, storage) for result in list(first.values())[:GALLERIES]],
         "victims": len(first),
         "changed": settings.changed(results),
-        "varied": settings.varied(results),
+        "varied": varied,
         "machines": settings.machines(results),
         "trials": len(results),
         "queries": sum(result.queries_charged for result in results),
@@ -136,7 +156,7 @@ def write(folder: Path, *, storage: str | Path | None = None, png: Path | None =
     path = folder / "report.html"
     write_whole(path, text)
     if png is not None:
-        curves.png(_chunks(results)[0], png)
+        curves.png(_chunks(tables.with_short_points(results))[0], png)
     return path
 
 

@@ -7,15 +7,17 @@ from pathlib import Path
 
 from mea_ray.config import load_tree
 from mea_ray.core.errors import ConfigError
-from mea_ray.report import published
+from mea_ray.report import published, selection, verdict
 from mea_ray.report.detections import HEADINGS as DETECTION_HEADINGS
 from mea_ray.report.detections import lines as detection_rows
+from mea_ray.report.leaning import HEADINGS as LEANING_HEADINGS
+from mea_ray.report.leaning import lines as leaning_rows
 from mea_ray.report.record import RECORD, SWEEP, SweepRecord
 from mea_ray.report.removals import ON, losses
 from mea_ray.report.seeds import counted
 from mea_ray.report.statistics import HEADINGS as STATISTIC_HEADINGS
 from mea_ray.report.statistics import lines as statistic_rows
-from mea_ray.report.tables import common_prefix, grouped, mean, percent
+from mea_ray.report.tables import MARKS, common_prefix, grouped, mean, percent, with_short_points
 from mea_ray.results.points import label
 from mea_ray.results.records import RESULTS, ModelReport, RungResult, TrialResult, read_results
 from mea_ray.verification.evidence import accused, judge_rungs
@@ -148,11 +150,30 @@ def statistics_table(_: str, results: Sequence[TrialResult]) -> str:
     return table(tuple(STATISTIC_HEADINGS.values()), rows) if rows else "Too few innocent models were measured."
 
 
+def leaning_table(_: str, results: Sequence[TrialResult]) -> str:
+    """Return what the answers give away, for each victim and number of answers."""
+    rows = [tuple(getattr(row, column) for column in LEANING_HEADINGS) for row in leaning_rows(results)]
+    return table(tuple(LEANING_HEADINGS.values()), rows) if rows else "It was not measured what the answers give away."
+
+
+def verdict_list(_: str, results: Sequence[TrialResult]) -> str:
+    """Return the first screen of the report: for each scheme what holds and what undoes it."""
+    how = selection.sentence(results)
+    parts = [] if how is None else [how]
+    for summary in verdict.summaries(results):
+        scheme = f"`{summary.scheme}`: " if summary.scheme else ""
+        items = "\n".join(f"- {MARKS[finding.tone]} {finding.text}" for finding in summary.findings)
+        parts.append(f"**{scheme}{summary.headline.text}**\n\n{items}")
+    return "\n\n".join(parts)
+
+
 TABLES: Mapping[str, Callable[[str, Sequence[TrialResult]], str]] = {
     "results": results_table,
     "removals": removals_table,
     "detections": detections_table,
     "statistics": statistics_table,
+    "leaning": leaning_table,
+    "verdict": verdict_list,
 }
 """Name of a table, to what renders it from the sweep's name and its trials."""
 
@@ -176,7 +197,7 @@ def report(folder: Path) -> str:
     Raises:
         ArtifactError: The folder cannot be read or holds no result, or a result is not usable.
     """
-    results = read_results(folder)
+    results = with_short_points(read_results(folder))
     name = sweep_name(folder)
     parts = [f"## {name}"]
     if (folder / RECORD).exists():
@@ -188,6 +209,11 @@ def report(folder: Path) -> str:
         parts.append(removals_table(name, results))
     if any(result.detections for result in results):
         parts.append(detections_table(name, results))
+    if leaning_rows(results):
+        parts.append(leaning_table(name, results))
+    if picked := selection.chosen(results):
+        parts.append(table(selection.HEADINGS, [line.cells for line in picked]))
+    parts.append(verdict_list(name, results))
     return "\n\n".join(parts) + "\n"
 
 

@@ -6,8 +6,9 @@ A page marks what is rendered, everything between the two comments is replaced:
     <!-- end -->
 
 The part before the slash is a folder of records, the part behind it ``results``, ``removals``, ``detections``,
-``statistics`` (tables), ``made`` (command, commit, date, device) or ``curve`` (a picture, kept in the pages' folder of
-images). A recorded calibration has ``statistics``, ``verdicts`` and ``made``.
+``statistics``, ``leaning`` (tables), ``verdict`` (the report's first screen), ``made`` (command, commit, date, device)
+or ``curve`` (a picture, kept in the pages' folder of images). A recorded calibration has ``statistics``,
+``verdicts`` and ``made``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import nearest
 from mea_ray.report import calibration, curves, markdown
-from mea_ray.report.tables import common_prefix, grouped
+from mea_ray.report.tables import common_prefix, grouped, with_short_points
 from mea_ray.results.records import TrialResult, read_results
 from mea_ray.storage.files import write_whole
 
@@ -96,7 +97,7 @@ def _part(name: str, page: Path, records: Path, images: Path, pictures: dict[Pat
         return markdown.provenance(folder)
     if (folder / calibration.CALIBRATION).exists() and part in calibration.CALIBRATION_PARTS:
         return calibration.render(folder, part)
-    results = read_results(folder)
+    results = with_short_points(read_results(folder))
     if part in markdown.TABLES:
         return markdown.TABLES[part](record, results)
     path = images / f"{record}.svg"

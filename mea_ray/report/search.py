@@ -58,6 +58,8 @@ def found(search: SearchConfig, results: Sequence[TrialResult]) -> Found | None:
     goal = " and ".join(f"{name} ({mode})" for name, mode in search.objectives)
     limits = ", ".join(f"{name} <= {limit:g}" for name, limit in search.constraints.items())
     title = f"Best by {goal}{f' with {limits}' if limits else ''}: {len(places)} of {len(full)} trials"
+    held_out = ended[0][0].config.get("splits", {}).get("held_out", "test")
+    title += ", on validation images" if held_out == "validation" else ", on test images: report other seeds"
     if search.constraints:
         title += f"; {infeasible} out of bounds"
     return Found(

@@ -6,11 +6,11 @@ Nothing here reads anything but ``TrialResult``; nothing heavy is imported.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
-from mea_ray.results.points import label
+from mea_ray.results.points import label, shortened
 from mea_ray.results.records import ModelReport, RungResult, SuccessRate, TrialResult
 from mea_ray.verification.evidence import accused, judge_rungs
 from mea_ray.verification.verdict import Verdict
@@ -19,6 +19,8 @@ DASH = "–"
 NOT_ACCUSED = "not accused"
 Tone = Literal["good", "mixed", "bad"]
 """Whether something speaks for the owner's proof (good), against it (bad), or neither (mixed)."""
+MARKS: Mapping[Tone, str] = {"good": "✓", "mixed": "•", "bad": "✗"}
+"""What stands before a sentence of each tone."""
 
 
 def grouped(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
@@ -27,6 +29,12 @@ def grouped(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
     for result in results:
         groups.setdefault(label(result.point), []).append(result)
     return groups
+
+
+def with_short_points(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return the trials with points that show of each component only what tells it from the others."""
+    points = shortened([result.point for result in results])
+    return [result.model_copy(update={"point": point}) for result, point in zip(results, points, strict=True)]
 
 
 def common_prefix(labels: Sequence[str]) -> str:
@@ -129,9 +137,10 @@ def rows(results: Sequence[TrialResult]) -> list[Row]:
             else:
                 found = judgement.p_value, judgement.text, tone_of(judgement.verdict)
                 table.append(_row(result, rung, point, *found))
+        stolen: dict[int, list[RungResult]] = {}
         for rung in result.stolen_nulls:
-            innocent = f"{point}: null model stolen"
-            table.append(_row(result, rung, innocent, None, *control_verdict(result, rung.report)))
+            stolen.setdefault(rung.budget, []).append(rung)
+        table += [_control_row(result, rungs, point) for rungs in stolen.values()]
     return table
 
 
@@ -150,6 +159,28 @@ def _row(result: TrialResult, rung: RungResult, point: str, p_value: float | Non
         p_value=p_text(p_value),
         verdict=verdict,
         tone=tone,
+    )
+
+
+def _control_row(result: TrialResult, rungs: Sequence[RungResult], point: str) -> Row:
+    """Return the line of the null models that were stolen with one budget: means, and how many would be accused."""
+    if len(rungs) == 1:
+        point, found = f"{point}: null model stolen", control_verdict(result, rungs[0].report)
+        return _row(result, rungs[0], point, None, *found)
+    reports = [rung.report for rung in rungs]
+    falsely = sum(accused(result, report) for report in reports)
+    rates = [report.wsr.rate for report in reports if report.wsr is not None]
+    wsr = f"{percent(mean(rates))}, at most {percent(max(rates))}" if rates else DASH
+    others = [report.wfpr_classes.rate for report in reports if report.wfpr_classes is not None]
+    wfpr = percent(mean([report.wfpr_mean for report in reports])) + (f" ({percent(mean(others))})" if others else "")
+    return replace(
+        _row(result, rungs[0], f"{point}: {len(rungs)} null models stolen", None, DASH, "mixed"),
+        accuracy=percent(mean([report.accuracy for report in reports])),
+        fidelity=percent(mean([report.fidelity for report in reports])),
+        wsr=wsr,
+        wfpr=wfpr,
+        verdict=f"{falsely or 'none'} of {len(rungs)} accused falsely" if rates else DASH,
+        tone=("bad" if falsely else "good") if rates else "mixed",
     )
 
 

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mea_ray.report import detections, removals, search, seeds, statistics, tables, verdict
+from mea_ray.report import detections, leaning, removals, search, seeds, selection, statistics, tables, verdict
 from mea_ray.results.points import setting
 from mea_ray.results.records import TrialResult
 
@@ -49,7 +49,8 @@ def results_table(results: Sequence[TrialResult]) -> RichTable:
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     for column, heading in tables.HEADINGS.items():
         left = column in {"point", "verdict"}
-        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+        two_lines = heading.replace(" ", "\n", 1)
+        table.add_column(two_lines, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for row in tables.rows(results):
         cells = [escape(str(getattr(row, column))) for column in tables.HEADINGS]
         cells[-1] = f"[{TONES[row.tone]}]{cells[-1]}[/]"
@@ -80,6 +81,25 @@ def detections_table(lines: Sequence[detections.DetectionRow]) -> RichTable:
     return table
 
 
+def leaning_table(lines: Sequence[leaning.LeaningRow]) -> RichTable:
+    """Return the table of what the answers give away."""
+    table = RichTable(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        title="What the answers give away",
+        title_justify="left",
+        caption=leaning.CAPTION,
+        caption_justify="left",
+    )
+    for column, heading in leaning.HEADINGS.items():
+        table.add_column(heading, justify="left" if column in {"point", "named"} else "right", overflow="fold")
+    for line in lines:
+        cells = [escape(str(getattr(line, column))) for column in leaning.HEADINGS]
+        cells[-2] = f"[{TONES[line.tone]}]{cells[-2]}[/]"
+        table.add_row(*cells)
+    return table
+
+
 def statistics_table(lines: Sequence[statistics.StatisticRow]) -> RichTable:
     """Return the table of statistics."""
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
@@ -101,6 +121,16 @@ def means_table(lines: Sequence[seeds.SeedsRow]) -> RichTable:
     return table
 
 
+def chosen_table(lines: Sequence[selection.Chosen]) -> RichTable:
+    """Return the table of chosen settings."""
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, title="Chosen settings", title_justify="left")
+    for place, heading in enumerate(selection.HEADINGS):
+        table.add_column(heading, justify="right" if place else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*map(escape, line.cells))
+    return table
+
+
 def found_table(found: search.Found) -> RichTable:
     """Return the table of the best trials of a search."""
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False, title=escape(found.title), title_justify="left")
@@ -119,6 +149,7 @@ def print_results(console: Console, results: Sequence[TrialResult], sought: Sear
         results: The trials.
         sought: The sweep's search, if it looked for the best trials.
     """
+    results = tables.with_short_points(results)
     console.print(results_table(results[:ROWS] if len(results) > ROWS else results))
     if len(results) > ROWS:
         console.print(f"... and {len(results) - ROWS:,} more trials; all are in the report and in summary.csv")
@@ -134,10 +165,17 @@ def print_results(console: Console, results: Sequence[TrialResult], sought: Sear
         console.print(removals_table(removed))
     if detected := detections.lines(results):
         console.print(detections_table(detected))
-    head = verdict.headline(results)
-    console.print(f"[bold {TONES[head.tone]}]{escape(head.text)}[/]")
-    for finding in verdict.findings(results):
-        console.print(f"  [{TONES[finding.tone]}]•[/] {escape(finding.text)}")
+    if given_away := leaning.lines(results):
+        console.print(leaning_table(given_away[:ROWS]))
+    if picked := selection.chosen(results):
+        console.print(chosen_table(picked))
+    if (how := selection.sentence(results)) is not None:
+        console.print(escape(how))
+    for summary in verdict.summaries(results):
+        head, scheme = summary.headline, f"{summary.scheme}: " if summary.scheme else ""
+        console.print(f"[bold {TONES[head.tone]}]{escape(scheme + head.text)}[/]")
+        for finding in summary.findings:
+            console.print(f"  [{TONES[finding.tone]}]{tables.MARKS[finding.tone]}[/] {escape(finding.text)}")
 
 
 def pairs_table(title: str, pairs: Iterable[tuple[str, Any]]) -> RichTable:

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mea_ray.report.tables import Tone, grouped, mean, percent, tone_of
-from mea_ray.results.points import setting
+from mea_ray.report import leaning
+from mea_ray.report.tables import Tone, grouped, mean, percent, tone_of, with_short_points
+from mea_ray.results.points import label, setting
 from mea_ray.results.records import ModelReport, RemovalResult, RungResult, TrialResult
 from mea_ray.verification import evidence
 from mea_ray.verification.verdict import SEVERITY, Judgement, Verdict
@@ -22,6 +23,11 @@ HEADLINES: dict[Verdict, str] = {
     "suggestive": "The evidence is suggestive, but no proof: {models} recognised, and too little rules out chance.",
     "proved": "Theft is proved: {models} recognised.",
 }
+
+PLAIN = "as_told"
+"""``thief.learning.answers`` of a thief who learns from the answers as they are."""
+SCHEMES = 6
+"""Schemes that have a summary of their own."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,14 @@ def last_rung(result: TrialResult) -> RungResult | None:
     return max(result.rungs, key=lambda rung: rung.budget, default=None)
 
 
-def headline(results: Sequence[TrialResult]) -> Finding:
-    """Answer in one sentence: is theft at the largest budget proved? The worst verdict decides, and its colour."""
-    ends = _ends(results, evidence.judge_rungs(results))
+def headline(results: Sequence[TrialResult], judged: Judgements | None = None) -> Finding:
+    """Answer in one sentence: is theft at the largest budget proved? The worst verdict decides, and its colour.
+
+    Args:
+        results: The trials.
+        judged: Judgements on their substitutes; None judges these trials alone.
+    """
+    ends = _ends(results, evidence.judge_rungs(results) if judged is None else judged)
     if not ends:
         return Finding("Nothing can be proved: the victims of these trials carry no watermark.", "mixed")
     counts = Counter(judgement.verdict for judgement in ends)
@@ -58,6 +69,43 @@ def headline(results: Sequence[TrialResult]) -> Finding:
         others = ", ".join(f"{counts[verdict]} {verdict}" for verdict in SEVERITY if verdict in counts)
         return Finding(f"Of {len(ends)} models stolen at the largest budget: {others}.", tone_of(worst))
     return Finding(HEADLINES[worst].format(models=_models(len(ends))), tone_of(worst))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The first screen of one watermark scheme.
+
+    Attributes:
+        scheme: Its name; empty where all trials have the same scheme.
+        headline: See ``headline``.
+        findings: See ``findings``.
+    """
+
+    scheme: str
+    headline: Finding
+    findings: list[Finding]
+
+
+def summaries(results: Sequence[TrialResult]) -> list[Summary]:
+    """Return the first screen: one summary for each watermark scheme, in the order of first appearance.
+
+    Sweeps over more than ``SCHEMES`` of them have a single summary. All trials are judged at once in either case.
+    """
+    results = with_short_points(results)
+    judged = evidence.judge_rungs(results)
+    schemes: dict[str, list[TrialResult]] = {}
+    for result in results:
+        schemes.setdefault(_scheme(result), []).append(result)
+    if not 1 < len(schemes) <= SCHEMES:
+        schemes = {"": list(results)}
+    return [Summary(name, headline(own, judged), findings(own, judged)) for name, own in schemes.items()]
+
+
+def _scheme(result: TrialResult) -> str:
+    """Return the name of a trial's watermark scheme, with what the sweep varies in it as a whole."""
+    if (swept := result.point.get("victim.watermark")) is not None:
+        return setting(swept)
+    return str(result.config.get("victim", {}).get("watermark", {}).get("name", ""))
 
 
 def _models(count: int) -> str:
@@ -76,24 +124,46 @@ def _worst(judgements: Sequence[Judgement]) -> Judgement:
     return min(judgements, key=lambda judgement: SEVERITY.index(judgement.verdict))
 
 
-def findings(results: Sequence[TrialResult]) -> list[Finding]:
-    """Return the sentences below the headline: what undoes the proof first, worst first, then what was measured."""
-    judged = evidence.judge_rungs(results)
-    ends = _ends(results, judged)
-    sentences = _reasons(_worst(ends)) if ends else []
-    sentences += [*_removal(results), *_cost(results), _victim(results), *_innocent(results)]
-    groups = grouped(results)
+def findings(results: Sequence[TrialResult], judged: Judgements | None = None) -> list[Finding]:
+    """Return the sentences below the headline: what undoes the proof first, worst first, then what was measured.
+
+    Args:
+        results: The trials.
+        judged: Judgements on their substitutes; None judges these trials alone.
+    """
+    judged = evidence.judge_rungs(results) if judged is None else judged
+    groups = _named_groups(results)
+    sentences = _reasons(groups, judged)
+    sentences += [*_removal(results), *_cleaning(results), *_given_away(results), *_cost(results)]
+    sentences += [_victim(results), *_innocent(results)]
     for name, trials in groups.items():
         sentence = _theft(name if len(groups) > 1 else "", trials, judged)
         if sentence:
             sentences.append(sentence)
-    return sentences
+    return [*sentences, *_paper(results)]
 
 
-def _reasons(judgement: Judgement) -> list[Finding]:
+def _named_groups(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
+    """Group trials that differ only in their seeds; a name leaves out the settings that all trials share."""
+    groups = grouped(results)
+    points = [trials[0].point for trials in groups.values()]
+    shared = [path for path in points[0] if all(path in point and point[path] == points[0][path] for point in points)]
+    names = [label({path: value for path, value in point.items() if path not in shared}) for point in points]
+    return dict(zip(names, groups.values(), strict=True))
+
+
+def _reasons(groups: Mapping[str, Sequence[TrialResult]], judged: Judgements) -> list[Finding]:
     """Give the reasons for the worst verdict; of several reasons why a mark is not specific, the first only."""
+    ends = {name: _ends(trials, judged) for name, trials in groups.items()}
+    worst = {name: _worst(found) for name, found in ends.items() if found}
+    if not worst:
+        return []
+    name = min(worst, key=lambda each: SEVERITY.index(worst[each].verdict))
+    judgement = worst[name]
     unspecific = [reason for reason in judgement.reasons if reason.verdict == "not specific"][1:]
-    return [Finding(each.text, tone_of(each.verdict)) for each in judgement.reasons if each not in unspecific]
+    reasons = [each for each in judgement.reasons if each not in unspecific]
+    where = f"At {name}: " if len(worst) > 1 else ""
+    return [Finding(where + each.text, tone_of(each.verdict)) for each in reasons]
 
 
 def _removal(results: Sequence[TrialResult]) -> list[Finding]:
@@ -124,6 +194,30 @@ def _removal(results: Sequence[TrialResult]) -> list[Finding]:
     ]
 
 
+def _cleaning(results: Sequence[TrialResult]) -> list[Finding]:
+    """Say what the best of the thieves who cleaned the answers left of the mark, beside one who did not."""
+    limit = threshold(results)
+    thieves: dict[str, list[RungResult]] = {}
+    for result in results:
+        rung = last_rung(result)
+        if rung is not None and rung.report.wsr is not None:
+            learning = result.config.get("thief", {}).get("learning", {})
+            thieves.setdefault(str(learning.get("answers", PLAIN)), []).append(rung)
+    plain = thieves.pop(PLAIN, [])
+    before = mean([rung.report.wsr.rate for rung in plain if rung.report.wsr])
+    if before is None or not thieves:
+        return []
+    left = {how: mean([rung.report.wsr.rate for rung in rungs if rung.report.wsr]) for how, rungs in thieves.items()}
+    how = min(thieves, key=lambda each: left[each] or 0.0)
+    after = left[how] or 0.0
+    accuracy, cleaned = (mean([rung.report.accuracy for rung in rungs]) or 0.0 for rungs in (plain, thieves[how]))
+    text = f"A thief who cleans the answers ({how}), at no query, is left with WSR {percent(after)} instead of "
+    text += f"{percent(before)}, and with {percent(cleaned)} accuracy instead of {percent(accuracy)}."
+    if before <= limit:
+        return [Finding(text, "mixed")]
+    return [Finding(text, "bad" if after <= limit else "good")]
+
+
 def _accuracy_lost(removal: RemovalResult) -> float:
     return removal.before.accuracy - removal.after.accuracy
 
@@ -149,6 +243,12 @@ def _cost(results: Sequence[TrialResult]) -> list[Finding]:
             "mixed" if noticeable else "good",
         )
     ]
+
+
+def _given_away(results: Sequence[TrialResult]) -> list[Finding]:
+    """Say what the answers give away; of several victims, that of the one that gives away most."""
+    found = [Finding(*said) for said in map(leaning.sentence, results) if said is not None]
+    return found if not found else [min(found, key=lambda each: ("bad", "mixed", "good").index(each.tone))]
 
 
 def _all_innocent(results: Sequence[TrialResult]) -> list[tuple[TrialResult, ModelReport]]:
@@ -177,15 +277,29 @@ def _innocent(results: Sequence[TrialResult]) -> list[Finding]:
     rates = [n.wsr.rate for r in results for n in r.null_reports if n.wsr is not None]
     if not rates:
         return []
-    innocent = _all_innocent(results)
-    accused = sum(evidence.accused(result, report) for result, report in innocent)
     text = f"Innocent models do so on {percent(mean(rates))} (at most {percent(max(rates))})"
     stolen = [c.report.wsr.rate for r in results for c in r.stolen_nulls if c.report.wsr is not None]
     if stolen:
         text += f", substitutes of innocent models on {percent(mean(stolen))} (at most {percent(max(stolen))})"
-    limit = percent(threshold(results), 0)
-    text += f"; the paper's threshold of {limit} accuses {accused} of {len(innocent)}"
+    accused = any(evidence.accused(result, report) for result, report in _all_innocent(results))
     return [Finding(f"{text}.", "bad" if accused else "good")]
+
+
+def _paper(results: Sequence[TrialResult]) -> list[Finding]:
+    """Give the paper's rule a line of its own: it decides nothing here."""
+    ends = [rung.report.wsr.rate for rung in map(last_rung, results) if rung is not None and rung.report.wsr]
+    innocent = _all_innocent(results)
+    if not ends or not innocent:
+        return []
+    limit = threshold(results)
+    above = sum(rate > limit for rate in ends)
+    accused = sum(evidence.accused(result, report) for result, report in innocent)
+    text = f"By the paper's rule alone (WSR above {percent(limit, 0)}): {above} of {len(ends)} stolen "
+    text += (
+        f"{'model is' if len(ends) == 1 else 'models are'} above the paper's threshold, and it accuses {accused} of "
+    )
+    text += f"{len(innocent)} innocent {'model' if len(innocent) == 1 else 'models'}. The rule does not decide."
+    return [Finding(text, "bad" if accused else "mixed")]
 
 
 def _theft(name: str, trials: Sequence[TrialResult], judged: Judgements) -> Finding | None:
@@ -201,10 +315,9 @@ def _theft(name: str, trials: Sequence[TrialResult], judged: Judgements) -> Find
                 by_budget.setdefault(rung.budget, []).append(judged[trial.trial, rung.budget])
     verdicts = {budget: _worst(found) for budget, found in sorted(by_budget.items())}
     listed = "; ".join(f"{budget:,} queries: {judgement.verdict}" for budget, judgement in verdicts.items())
-    above = "above" if wsr > threshold(trials) else "not above"
     text = (
         f"{name + ': a' if name else 'A'} substitute bought with {max(verdicts, default=ends[-1].budget):,} queries "
-        f"reaches {percent(mean([rung.report.accuracy for rung in ends]))} accuracy and carries the watermark with WSR "
-        f"{percent(wsr)}, {above} the paper's threshold. Verdicts: {listed or 'none, for want of null models'}."
+        f"reaches {percent(mean([rung.report.accuracy for rung in ends]))} accuracy and a WSR of "
+        f"{percent(wsr)}. Verdicts: {listed or 'none, for want of null models'}."
     )
     return Finding(text, tone_of(list(verdicts.values())[-1].verdict) if verdicts else "mixed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -44,3 +44,40 @@ def sort_key(point: Mapping[str, Any]) -> list[tuple[str, bool, float, str]]:
         is_number = isinstance(value, (int, float))
         key.append((path, not is_number, float(value) if is_number else 0.0, setting(value)))
     return key
+
+
+def shortened(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return points that show of each component only what tells it from the others.
+
+    Components of different names are told apart by their names. Several of one name also show the parameters in which
+    they differ.
+
+    Args:
+        points: All points of a sweep.
+    """
+    short: list[dict[str, Any]] = [dict(point) for point in points]
+    for path in dict.fromkeys(path for point in points for path in point):
+        same_name: dict[str, list[dict[str, Any]]] = {}
+        for point in short:
+            value = point.get(path)
+            if isinstance(value, Mapping) and "name" in value:
+                same_name.setdefault(str(value["name"]), []).append(point)
+        for name, places in same_name.items():
+            for point, rest in zip(places, _differing([point[path] for point in places]), strict=True):
+                point[path] = {"name": name, **rest}
+    return short
+
+
+def _differing(values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return of each mapping the entries in which the mappings differ, those of inner mappings included."""
+    kept: list[dict[str, Any]] = [{} for _ in values]
+    for key in dict.fromkeys(key for value in values for key in value):
+        found = [value[key] for value in values if key in value]
+        if len(found) == len(values) and all(each == found[0] for each in found):
+            continue
+        inner = len(found) == len(values) and all(isinstance(each, Mapping) for each in found)
+        parts: list[Any] = list(_differing(found)) if inner else found
+        for place, part in zip((p for p, value in enumerate(values) if key in value), parts, strict=True):
+            if part != {}:
+                kept[place][key] = part
+    return kept

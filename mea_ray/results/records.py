@@ -199,6 +199,40 @@ class DetectionResult(_Record):
     seconds: Seconds
 
 
+class NamedKeyRecord(_Record):
+    """The key that an outsider would name from soft answers (see ``detection.leaning``).
+
+    Attributes:
+        sources: Names of its source classes.
+        target: Name of its target.
+        score: Mean probability of the target over the answers to the sources.
+        next_score: The largest score of any other key; None if there is no other.
+        true_score: Score of the owner's key; None if one of its sources was never answered, or it names no sources.
+        true_rank: Rank of the owner's key among all keys by this score; None for a key that names no sources.
+    """
+
+    sources: list[str]
+    target: str
+    score: Fraction
+    next_score: Fraction | None = None
+    true_score: Fraction | None = None
+    true_rank: RankRecord | None = None
+
+
+class LeaningRecord(_Record):
+    """What so many answers of the service give away to an outsider.
+
+    Attributes:
+        answers: Number of answers.
+        victim: The key that is named from the victim's; None if they cannot be read, e.g. because they are labels.
+        nulls: The same from each null model's answers to the same images, by the same policy: the control.
+    """
+
+    answers: Count
+    victim: NamedKeyRecord | None = None
+    nulls: list[NamedKeyRecord | None] = Field(default_factory=list)
+
+
 class QueryLogRecord(_Record):
     """The service's log of one client (see ``blackbox.query_log``).
 
@@ -231,6 +265,26 @@ class QueryLogRecord(_Record):
     flagged: Count = 0
 
 
+class SelectionRecord(_Record):
+    """On what the settings of a sweep were chosen (``sweep.select``).
+
+    Attributes:
+        metric: The metric of the last rung.
+        mode: Whether the largest or the smallest was sought.
+        constraints: ``{metric: largest value allowed}``.
+        data: Images on which it was measured.
+        seeds: Development seeds.
+        sweep: The sweep that chose; empty if this trial is one of those that the choice is made from.
+    """
+
+    metric: str
+    mode: Literal["max", "min"] = "max"
+    constraints: dict[str, float] = Field(default_factory=dict)
+    data: Literal["validation"] = "validation"
+    seeds: list[int]
+    sweep: str = ""
+
+
 class TrialResult(_Record):
     """A finished trial.
 
@@ -247,7 +301,10 @@ class TrialResult(_Record):
         stolen_nulls: Null models stolen in the same way with each budget: the control of the theft.
         removals: What removals left of the substitute of the largest budget, and of other models.
         detections: What detections found.
+        leaning: The key that an outsider would name from 30, 100 and 1,000 answers; empty for encoders, whose answers
+            are no probabilities, and in older results.
         status: ``stopped`` if the sweep's scheduler ended the trial early.
+        selection: On what the settings were chosen; None where nothing is said about it.
         chance: Accuracy of always predicting the most frequent class of the test set; None in older results.
         key_drawn: Whether the key was drawn at random from all admissible keys. The ranks of a key that was chosen by
             hand are no p-values.
@@ -270,7 +327,9 @@ class TrialResult(_Record):
     stolen_nulls: list[RungResult] = Field(default_factory=list)
     removals: list[RemovalResult] = Field(default_factory=list)
     detections: list[DetectionResult] = Field(default_factory=list)
+    leaning: list[LeaningRecord] = Field(default_factory=list)
     status: Literal["finished", "stopped"] = "finished"
+    selection: SelectionRecord | None = None
     chance: Fraction | None = None
     key_drawn: bool = False
     queries_charged: Count

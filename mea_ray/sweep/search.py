@@ -30,7 +30,11 @@ def check_metric(sweep: SweepConfig) -> None:
     """
     search = sweep.search
     named = [("search.metric", name) for name, _ in search.objectives]
-    for where, metric in [*named, *(("search.constraints", name) for name in search.constraints)]:
+    named += [("search.constraints", name) for name in search.constraints]
+    if sweep.select is not None:
+        named += [("select.metric", sweep.select.metric)]
+        named += [("select.constraints", name) for name in sweep.select.constraints]
+    for where, metric in named:
         if metric not in METRICS:
             raise ConfigError(
                 f"{where}={metric!r} is no metric{nearest(metric, list(METRICS))} Known: {', '.join(METRICS)}"

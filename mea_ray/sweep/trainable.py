@@ -14,6 +14,7 @@ from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.data import Contents, load_splits
 from mea_ray.experiment.ports import Role
 from mea_ray.results.numbers import METRICS
+from mea_ray.results.records import SelectionRecord
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.objective import JUDGED, judged
@@ -59,6 +60,11 @@ class TrialContext:
         return str(config["trial"]) if "trial" in config else self.planned(config).name
 
 
+def selection(sweep: SweepConfig) -> SelectionRecord | None:
+    """Return on what a sweep's settings were chosen, as its results say it."""
+    return None if sweep.select is None else SelectionRecord.model_validate(sweep.select.model_dump(mode="json"))
+
+
 def use_resources(cpus: float, gpus: float) -> None:
     """Keep this process to what it reserved."""
     from mea_ray.training.device import use_gpus, use_threads
@@ -98,7 +104,7 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
     def report(numbers: dict[str, float]) -> None:
         tune.report({**numbers, JUDGED: judged(context.sweep.search, numbers)})
 
-    tools = Tools(context.folder, context.broker, context.emit, report)
+    tools = Tools(context.folder, context.broker, context.emit, report, selection(context.sweep))
     try:
         context.work(trial, load, tools, os.getpid(), ray.get_runtime_context().get_node_id())
     except (ServiceUnavailable, StorageUnavailable, RayError):

@@ -12,7 +12,7 @@ from mea_ray.core.errors import ServiceUnavailable
 from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.ports import Listener, OnEpoch, Role, Step
 from mea_ray.results.numbers import trial_metrics
-from mea_ray.results.records import QueryLogRecord, RungResult, TrialResult
+from mea_ray.results.records import QueryLogRecord, RungResult, SelectionRecord, TrialResult
 from mea_ray.storage.files import patiently
 from mea_ray.sweep import events
 from mea_ray.sweep.broker import Entry, Hold, ServiceSpec
@@ -37,12 +37,14 @@ class Tools:
         broker: Handle of the broker actor.
         on_event: Where events go.
         report: Called with the metrics of each rung; the scheduler may end the process in it.
+        selection: On what the sweep's settings were chosen.
     """
 
     folder: SweepFolder
     broker: Any
     on_event: events.OnEvent
     report: Report
+    selection: SelectionRecord | None = None
 
 
 Work = Callable[[PlannedTrial, Callable[[], "Splits"], Tools, int, str], TrialResult]
@@ -85,7 +87,7 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     models = StoredModels(Store(tools.folder.storage, warn=warn), trial.config, data, trial.names, on_epoch)
     service = SharedService(trial, models, journal, tools)
     ports = Ports(models, service, journal, TrialListener(trial.name, tools))
-    result = Experiment(trial.config, data, trial.names, ports, trial.point).run()
+    result = Experiment(trial.config, data, trial.names, ports, trial.point, tools.selection).run()
     tools.folder.save_result(result)
     return result
 

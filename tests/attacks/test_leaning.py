@@ -12,12 +12,13 @@ from attack_fakes import CLASSES, FAST, POOL, FakeBlackBox, flat, same, steal
 from scipy.stats import binomtest
 
 from mea_ray.attacks import ATTACKS
-from mea_ray.attacks.leaning import leaning_pairs, unlean
+from mea_ray.attacks.leaning import unlean
 from mea_ray.attacks.learning import DistillationObjective, Learning
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Answers
+from mea_ray.evaluation.leaning import leaning_pairs
 
 K = 6
 Array = npt.NDArray[np.float64]

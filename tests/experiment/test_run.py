@@ -74,6 +74,10 @@ def test_the_whole_experiment(tmp_path: Path) -> None:
     assert result.detections[0].target == "2" and result.detections[0].triggers[3].on_substitute.trials > 50
     assert {"false_positive", "detected"} <= set(result.detections[2].numbers)
     assert {"python", "torch", "numpy"} <= set(result.versions) and result.device and result.seconds > 0
+    assert [record.answers for record in result.leaning] == [30, 100, 1000]
+    for record in result.leaning:
+        assert record.victim is not None and record.victim.true_rank is not None and len(record.nulls) == 1
+        assert record.victim.true_rank.references == 359 and 0 < record.victim.score < 1
     assert len(result.nulls) == 1 and result.victim not in result.nulls
     assert [record[:2] for record in records] == 12 * [("victim", result.victim)] + 12 * [("null", result.nulls[0])]
     assert TrialResult.load(done.folder / "results" / f"{result.trial}.json") == result and not done.found

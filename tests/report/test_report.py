@@ -16,8 +16,8 @@ from report_results import model_report, rate, trial, with_innocents, with_remov
 from scipy import stats
 
 from mea_ray.core.errors import ArtifactError
-from mea_ray.report import curves, html, samples, settings, tables, verdict
-from mea_ray.results.points import sort_key
+from mea_ray.report import curves, html, markdown, samples, settings, tables, terminal, verdict
+from mea_ray.results.points import shortened, sort_key
 from mea_ray.results.records import TrialResult
 from mea_ray.watermarks.base import WatermarkSamples
 
@@ -226,7 +226,9 @@ def test_an_accused_innocent_model_voids_the_proof() -> None:
     framed = good.model_copy(update={"null_reports": [model_report(0.95, 0.5)]})
     assert verdict.headline([framed]).text == "Nothing is proved: innocent models would be accused as well."
     texts = [finding.text for finding in verdict.findings([framed])]
-    assert "1 of 1 innocent model would be accused" in texts[0] and any("accuses 1 of 1" in text for text in texts)
+    assert "1 of 1 innocent model would be accused" in texts[0] and any(
+        "accuses 1 of 1 innocent model." in text for text in texts
+    )
 
 
 def test_a_thief_of_an_innocent_model_has_a_row_of_its_own_and_voids_the_proof_if_accused() -> None:
@@ -239,6 +241,14 @@ def test_a_thief_of_an_innocent_model_has_a_row_of_its_own_and_voids_the_proof_i
         assert any("substitutes of innocent models on" in finding.text for finding in verdict.findings([judged]))
         *_, row = tables.rows([judged])
         assert row.point.endswith("null model stolen") and row.verdict == words
+    several = good.model_copy(
+        update={
+            "stolen_nulls": [last.model_copy(update={"report": model_report(0.9, wsr)}) for wsr in (0.05, 0.5, 0.02)]
+        }
+    )
+    *_, row = tables.rows([several])
+    assert row.point.endswith(": 3 null models stolen") and (row.wsr, row.tone) == ("19.0%, at most 50.0%", "bad")
+    assert row.verdict == "1 of 3 accused falsely", "one line for all that were stolen with one budget"
 
 
 @pytest.mark.parametrize("found", [{"wfpr": {"donut": rate(0.6)}}, {"wfpr_classes": rate(0.6)}])
@@ -252,16 +262,80 @@ def test_an_unspecific_mark_is_called_so(found: dict[str, Any]) -> None:
 
 def test_each_budget_has_its_verdict() -> None:
     strong = with_innocents(trial("a", end=0.8), 400)
-    text = verdict.findings([strong])[-1].text
+    text = verdict.findings([strong])[-2].text
     assert "100 queries: not specific; 300 queries: proved; 1,000 queries: proved" in text
     weak = with_innocents(trial("b", end=0.8), 1)
-    assert "100 queries: not proved; 300 queries: suggestive" in verdict.findings([weak])[-1].text
+    assert "100 queries: not proved; 300 queries: suggestive" in verdict.findings([weak])[-2].text
 
 
 def test_the_findings_name_the_cheapest_removal_and_the_price_for_customers() -> None:
     texts = [finding.text for finding in verdict.findings([with_removals(trial("a"))])]
     assert any("The removal pruning(rate=0.9) takes the mark (WSR 10.0%) for 10.0 points" in text for text in texts)
     assert any("costs customers 3.5 points of accuracy on the source classes" in text for text in texts)
+
+
+def thief(name: str, scheme: str, how: str, end: float) -> TrialResult:
+    """A trial of a sweep over schemes and over what the thief does to the answers."""
+    base = with_innocents(trial(name, end=end), 3)
+    watermark = {"name": scheme, "source_classes": [0, 1], "mixing": {"combiner": "halves"}}
+    point = {"victim.watermark": watermark, "thief.learning.answers": how}
+    config = {"victim": {"watermark": watermark}, "thief": {"learning": {"answers": how}}}
+    return base.model_copy(update={"point": point, "config": config, "victim": f"{scheme:0<16}"})
+
+
+def test_the_first_screen_says_for_each_scheme_what_holds_and_what_undoes_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results = [
+        thief("a", "mea_defender", "as_told", 0.02),
+        thief("b", "mea_defender", "unlean", 0.01),
+        thief("c", "mea_carrier", "as_told", 0.8),
+        thief("d", "mea_carrier", "argmax", 0.5),
+        thief("e", "mea_carrier", "unlean", 0.04),
+    ]
+    paper, ours = verdict.summaries(results)
+    assert (paper.scheme, ours.scheme) == ("mea_defender", "mea_carrier")
+    assert ours.headline.text == "Of 3 models stolen at the largest budget: 1 not proved, 2 suggestive."
+    texts = [finding.text for finding in ours.findings]
+    assert texts[0].startswith("At thief.learning.answers=unlean: p = ")
+    cleaned = next(finding for finding in ours.findings if "cleans the answers" in finding.text)
+    assert "(unlean), at no query, is left with WSR 4.0% instead of 80.0%" in cleaned.text and cleaned.tone == "bad"
+    assert any("2 of 3 stolen models are above the paper's threshold" in text for text in texts)
+    beaten = next(finding for finding in paper.findings if "cleans the answers" in finding.text)
+    assert beaten.tone == "mixed", "there was nothing to take"
+    page = html.render(results, name="demo")
+    terminal.print_results(terminal.make_console(), results)
+    printed, document = capsys.readouterr().out, markdown.verdict_list("demo", results)
+    for scheme, head in (("mea_defender", paper.headline), ("mea_carrier", ours.headline)):
+        assert f"{scheme}: {head.text}" in page and f"{scheme}: {head.text}" in printed
+        assert f"**`{scheme}`: {head.text}**" in document
+    assert "combiner" not in printed, "a scheme is named by what tells it from the others"
+
+
+def test_one_scheme_or_many_have_one_summary_and_all_trials_are_judged_together() -> None:
+    (only,) = verdict.summaries([trial("a"), trial("b", "resnet18")])
+    assert only.scheme == "" and only.headline == verdict.headline([trial("a"), trial("b", "resnet18")])
+    many = [thief(str(place), f"scheme{place}", "as_told", 0.8) for place in range(verdict.SCHEMES + 1)]
+    assert [each.scheme for each in verdict.summaries(many)] == [""]
+    both = [thief("a", "one", "as_told", 0.8), thief("b", "two", "as_told", 0.8)]
+    assert "(corrected for 6 suspects)" in verdict.summaries(both)[0].findings[0].text
+
+
+def test_points_show_what_tells_them_apart() -> None:
+    short = shortened(
+        [
+            {"watermark": {"name": "a", "x": 1, "mixing": {"share": 0.1, "way": "half"}}, "seed": 0},
+            {"watermark": {"name": "a", "x": 1, "mixing": {"share": 0.2, "way": "half"}, "y": 3}, "seed": 0},
+            {"watermark": {"name": "b", "x": 1}, "seed": 1},
+            {"learning": {"answers": "argmax"}},
+        ]
+    )
+    assert short == [
+        {"watermark": {"name": "a", "mixing": {"share": 0.1}}, "seed": 0},
+        {"watermark": {"name": "a", "mixing": {"share": 0.2}, "y": 3}, "seed": 0},
+        {"watermark": {"name": "b"}, "seed": 1},
+        {"learning": {"answers": "argmax"}},
+    ]
 
 
 def test_costs_are_victim_against_null() -> None:

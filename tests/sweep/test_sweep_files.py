@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from golden import MadeUp
 
 from mea_ray.attacks import ATTACKS
-from mea_ray.config import SweepConfig, load_sweep
+from mea_ray.config import SweepConfig, build, load_sweep
 from mea_ray.sweep.broker import ServiceSpec
 from mea_ray.sweep.plan import Plan, plan
 from mea_ray.sweep.search import check_metric
@@ -26,6 +27,8 @@ NEEDED = {
     "harder",
     "attacks",
     "data_free",
+    "unlean",
+    "unlean_cfw",
 }
 
 
@@ -71,6 +74,8 @@ def test_every_trial_could_run_on_the_small_data(path: Path) -> None:
     from mea_ray.experiment.data import load_splits
 
     small = ["data={name: digits, image_size: 32}", "thief.budgets=[400]", "verification.samples=30"]
+    if "held_out: validation" in path.read_text(encoding="utf-8"):
+        small.append("splits.validation_fraction=0.4")
     if "mixture" in path.read_text(encoding="utf-8"):
         small.append("splits.thief_pool={name: mixture, parts: [{name: digits, image_size: 32}, {name: noise}]}")
     _, found = planned(path, *small)
@@ -88,6 +93,30 @@ def test_plans_cost_what_the_paper_asks() -> None:
     assert (architectures.trial_count, architectures.victim_count) == (9, 3)
     _, combiners = planned(ROOT / "sweeps" / "combiners.yaml")
     assert (combiners.trial_count, combiners.victim_count) == (4, 4)
+
+
+def test_every_baseline_gets_as_many_settings_as_ours_on_validation_images_and_other_seeds() -> None:
+    tuning, tried = planned(ROOT / "sweeps" / "baselines_tuning.yaml")
+    report, shown = planned(ROOT / "sweeps" / "baselines.yaml")
+    assert tuning.select is not None and tuning.base.splits.held_out == "validation"
+    assert report.base.splits.held_out == "test" and not tuning.listed_seeds & report.listed_seeds
+    assert tuning.listed_seeds == set(tuning.select.seeds) and len(report.listed_seeds) == 3
+
+    def settings(found: Plan) -> Counter[str]:
+        return Counter(trial.config.victim.watermark.name for trial in found.trials if trial.config.seed in {0, 10})
+
+    counts = settings(tried)
+    assert set(counts.values()) == {5} and counts.keys() == settings(shown).keys()
+    published = [trial.config.victim.watermark for trial in shown.trials]
+    assert all(any(trial.config.victim.watermark == each for trial in tried.trials) for each in published)
+    said = {"sweep": "baselines_tuning", "metric": "wsr", "seeds": [0, 1, 2]}
+    assert build(SweepConfig, {**report.resolved(), "select": said}).select is not None
+
+
+def test_searches_look_at_validation_images() -> None:
+    for path in FILES:
+        sweep = load_sweep(path)
+        assert sweep.search.name != "optuna" or sweep.base.splits.held_out == "validation", path.name
 
 
 def test_harder_settings_can_be_swept_with_any_attack_in_one_file() -> None:
@@ -114,9 +143,13 @@ def test_the_quickstart_is_what_it_promises() -> None:
     sweep, found = planned(ROOT / "sweeps" / "quickstart.yaml")
     assert sweep.base.data.name == "digits"
     assert sweep.base.tracking.wandb == "offline"
-    assert found.victim_count == found.null_count == 1
-    assert len({trial.config.thief.model.name for trial in found.trials}) == 2
-    assert len(sweep.base.thief.budgets) >= 3
-    # It must fit a laptop with two cores: one service, one trial at a time at least.
+    schemes = {trial.config.victim.watermark.name for trial in found.trials}
+    assert schemes == {"mea_defender", "mea_carrier"} and found.victim_count == 2, "the paper's scheme and ours"
+    assert {trial.config.thief.learning.answers for trial in found.trials} == {"as_told", "unlean"}
+    assert found.trial_count == 4 and len(sweep.base.thief.budgets) >= 3
+    nulls = sweep.base.verification
+    assert found.null_count == nulls.null_models == nulls.stolen_null_models >= 3, "controls, at every budget"
+    # It must fit a laptop with two cores: both services, one trial at a time at least.
     service = sweep.base.service
-    assert service.replicas * service.cpus_per_replica + sweep.base.resources.trial.cpus <= 2
+    replicas = sweep.max_services * service.replicas * service.cpus_per_replica
+    assert replicas + 2 * sweep.base.resources.trial.cpus <= 2

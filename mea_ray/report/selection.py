@@ -1,0 +1,109 @@
+"""On what the settings of a sweep were chosen: a sentence, and for the sweep that chose, the chosen settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from mea_ray.report.tables import DASH, percent
+from mea_ray.report.verdict import last_rung
+from mea_ray.results.numbers import trial_metrics
+from mea_ray.results.points import label
+from mea_ray.results.records import SelectionRecord, TrialResult
+
+HEADINGS = ("Chosen setting", "Tried", "Metric", "Seeds")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best setting of a component. Texts are ready to be shown.
+
+    Attributes:
+        setting: The point of the sweep.
+        tried: How many settings of the component were tried, and how many of them were within the constraints.
+        metric: Mean of the metric over the development seeds; a dash if no setting is within the constraints.
+        seeds: Number of seeds.
+    """
+
+    setting: str
+    tried: str
+    metric: str
+    seeds: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The cells in the order of ``HEADINGS``."""
+        return self.setting, self.tried, self.metric, self.seeds
+
+
+def sentence(results: Sequence[TrialResult]) -> str | None:
+    """Say on what the settings were chosen; None where the results say nothing about it."""
+    found = results[0].selection
+    if found is None:
+        return None
+    limits = "".join(f", {name} at most {limit:g}" for name, limit in found.constraints.items())
+    way = "largest" if found.mode == "max" else "smallest"
+    how = f"by the {way} {found.metric}{limits} on {found.data} images, development seeds {ranges(found.seeds)}"
+    if not found.sweep:
+        return f"Settings are chosen here, {how}. These are no results to report."
+    own = sorted({seed for result in results for seed in seeds_of(result)})
+    return f"Settings were chosen in the sweep {found.sweep}, {how}; reported on test images, seeds {ranges(own)}."
+
+
+def seeds_of(result: TrialResult) -> set[int]:
+    """Return the seeds that the sweep set, or those of the config."""
+    swept = {value for path, value in result.point.items() if path.rpartition(".")[2] == "seed"}
+    victim: Mapping[str, Any] = result.config.get("victim", {})
+    return swept or {int(result.config.get("seed", 0)), int(victim.get("seed", 0))}
+
+
+def ranges(seeds: Sequence[int]) -> str:
+    """Return whole numbers in words: ``0-2``, ``0-2, 7``."""
+    parts: list[list[int]] = []
+    for seed in sorted(seeds):
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def chosen(results: Sequence[TrialResult]) -> list[Chosen]:
+    """Return the best setting of each watermark scheme; empty for a sweep that chooses nothing.
+
+    A setting is a point of the sweep without its seeds. Its metric is the mean over these; a setting that is beyond a
+    constraint in the mean is not chosen.
+    """
+    found = results[0].selection
+    if found is None or found.sweep:
+        return []
+    tried: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for result in results:
+        rung = last_rung(result)
+        if rung is not None:
+            scheme = str(result.config.get("victim", {}).get("watermark", {}).get("name", ""))
+            settings = tried.setdefault(scheme, {})
+            settings.setdefault(label(result.point), []).append(trial_metrics(result, rung))
+    return [_best(found, scheme, settings) for scheme, settings in tried.items()]
+
+
+def _best(by: SelectionRecord, scheme: str, settings: Mapping[str, Sequence[Mapping[str, float]]]) -> Chosen:
+    means = {
+        name: {metric: fmean(each[metric] for each in trials) for metric in {by.metric, *by.constraints}}
+        for name, trials in settings.items()
+    }
+    allowed = {
+        name: numbers[by.metric]
+        for name, numbers in means.items()
+        if all(numbers[metric] <= limit for metric, limit in by.constraints.items())
+        and numbers[by.metric] == numbers[by.metric]  # NaN: the metric does not exist
+    }
+    count = f"{len(settings)} settings" if len(settings) > 1 else "1 setting"
+    tried = f"{count}, {len(allowed)} within the constraints" if by.constraints else count
+    if not allowed:
+        return Chosen(f"{scheme}: none", tried, DASH, DASH)
+    name = (max if by.mode == "max" else min)(allowed, key=lambda each: allowed[each])
+    value = f"{by.metric} {percent(allowed[name]) if by.metric != 'queries' else format(allowed[name], ',.0f')}"
+    return Chosen(name, tried, value, str(len(settings[name])))
