@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 
 from mea_ray.config import SweepConfig
 from mea_ray.report.terminal import make_console, pairs_table
-from mea_ray.results.points import label
+from mea_ray.results.points import label, shortened
 from mea_ray.sweep.plan import Plan
 
 if TYPE_CHECKING:
@@ -120,9 +120,10 @@ def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[
     shown = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     for heading, justify in (("Trial", "left"), ("Setting", "left"), ("Victim", "left"), ("Budgets", "right")):
         shown.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for trial in plan.trials[:SHOWN]:
+    short = shortened([trial.point for trial in plan.trials])
+    for trial, point in zip(plan.trials[:SHOWN], short, strict=False):
         budgets = ", ".join(f"{budget:,}" for budget in trial.config.thief.budgets)
-        shown.add_row(trial.name[:8], escape(label(trial.point, seeds=True)), trial.victim[:8], budgets)
+        shown.add_row(trial.name[:8], escape(label(point, seeds=True)), trial.victim[:8], budgets)
     if plan.adaptive:
         console.print("The search chooses its points while it runs; these were only checked:")
     console.print(shown)

@@ -16,7 +16,7 @@ from rich.text import Text
 from mea_ray.cli.progress import SweepProgress
 from mea_ray.report.tables import DASH
 from mea_ray.report.terminal import pairs_table
-from mea_ray.results.points import label
+from mea_ray.results.points import label, shortened
 from mea_ray.results.records import RESULTS
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.status import Status, read_status
@@ -107,7 +107,8 @@ def _recent(status: Status, lines: int, now: float) -> list[Text]:
     shown = SweepProgress(console, clock=lambda: 0.0)
     shown.line = lambda text: console.print(text, soft_wrap=True)  # type: ignore[method-assign]
     found: list[Text] = []
-    shown.names.update({name: label(point, seeds=True) for name, point in status.points.items() if point})
+    short = zip(status.points, shortened(list(status.points.values())), strict=True)
+    shown.names.update({name: label(point, seeds=True) for name, point in short if point})
     for at, event in status.recent:
         buffer.seek(0)
         buffer.truncate()

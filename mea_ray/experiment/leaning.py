@@ -47,13 +47,13 @@ class Outsider:
 
     def look(self, victim: ImageModel, nulls: Sequence[ImageModel]) -> list[LeaningRecord]:
         """Return what is named from the answers of the victim and of each null model, one record for each count."""
-        told = self._answers(victim, self.key)
+        marked = self._answers(victim, self.key)
         innocent = [self._answers(null, None) for null in nulls]
-        counts = sorted({min(count, len(told)) for count in ANSWERS})
+        counts = sorted({min(count, len(marked)) for count in ANSWERS})
         return [
             LeaningRecord(
                 answers=count,
-                victim=self._name(told[:count]),
+                victim=self._name(marked[:count]),
                 nulls=[self._name(answers[:count]) for answers in innocent],
             )
             for count in counts

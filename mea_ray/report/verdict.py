@@ -235,14 +235,12 @@ def _cost(results: Sequence[TrialResult]) -> list[Finding]:
     points, calibration = mean(lost), mean(blurred)
     if points is None or calibration is None:
         return []
-    noticeable = points > 1 or calibration > 0.05
-    return [
-        Finding(
-            f"The mark costs customers {points:.1f} points of accuracy on the source classes and {calibration:+.3f} "
-            "of calibration error.",
-            "mixed" if noticeable else "good",
-        )
-    ]
+    accuracy = f"{points:.1f} points of accuracy" if points >= 0.05 else "no accuracy"
+    error = f"adds {calibration:.3f} to the calibration error"
+    if calibration < 0.0005:
+        error = "does not raise the calibration error"
+    text = f"The mark costs customers {accuracy} on the source classes and {error}."
+    return [Finding(text, "mixed" if points > 1 or calibration > 0.05 else "good")]
 
 
 def _given_away(results: Sequence[TrialResult]) -> list[Finding]:

@@ -164,7 +164,7 @@ def _victim_seconds(config: ExperimentConfig, measured: Measured) -> float:
 
 def _thief_seconds(trial: PlannedTrial, measured: Measured) -> float:
     config = trial.config
-    images = sum(config.thief.budgets) + config.verification.stolen_null_models * config.thief.budgets[-1]
+    images = (1 + config.verification.stolen_null_models) * sum(config.thief.budgets)
     return measured.per_image(thief_key(config)) * images * config.thief.training.epochs
 
 

@@ -44,7 +44,7 @@ def test_the_estimate_is_images_times_epochs_times_what_was_measured() -> None:
     found = estimate(plan(chosen, MadeUp()), measured)
     assert found is not None and found.complete
     assert found.models_s == pytest.approx((1 + 2) * 0.5 * 60 * 4)
-    assert found.substitutes_s == pytest.approx(3 * 0.25 * (100 + 300 + 300) * 4)
+    assert found.substitutes_s == pytest.approx(3 * 0.25 * 2 * (100 + 300) * 4)
     assert found.data == 77 and found.disk == 3 * 1000 + 3 * 2 * 10
     assert estimate(plan(chosen, MadeUp()), Measured()) is None
 
@@ -58,7 +58,7 @@ def test_an_adaptive_search_is_estimated_by_its_probes() -> None:
     keys = {victim_key(base): 0.5, thief_key(base): 0.25}
     measured = Measured(seconds=dict(keys), weights=dict.fromkeys(keys, 1), sizes={splits_key(base): 60})
     found = estimate(plan(chosen, MadeUp()), measured)
-    assert found is not None and found.substitutes_s == pytest.approx(10 * 0.25 * 700 * 4)
+    assert found is not None and found.substitutes_s == pytest.approx(10 * 0.25 * 800 * 4)
 
 
 def test_a_few_steps_are_measured_of_each_kind_of_model_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
