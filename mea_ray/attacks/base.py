@@ -62,6 +62,9 @@ class Attack(ABC):
     uses_labels: bool = False
     """The attack reads the labels that the thief's pool was published with."""
 
+    compares_images: bool = False
+    """The substitute's loss compares the images of a batch, so that it learns nothing from one alone."""
+
     keeps_images: bool = True
     """Images and answers are stored, so that a substitute can be trained on them after the attack."""
 

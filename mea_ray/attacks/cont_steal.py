@@ -36,6 +36,7 @@ class ContSteal(EncoderAttack):
     """
 
     training_overrides = {"augment": ()}
+    compares_images = True
 
     def __init__(
         self,

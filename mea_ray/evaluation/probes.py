@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mea_ray.core.errors import ConfigError, DataError
-from mea_ray.core.types import ImageSet
+from mea_ray.core.types import ImageSet, Labels
 from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
 
@@ -40,26 +40,53 @@ def read(model: ImageModel, labelled: ImageSet, reading: Reading = "linear_probe
         ConfigError: The reading is unknown, or the model's head is not linear.
         DataError: A class has no image.
     """
-    if not isinstance(model.head, nn.Linear):
-        raise ConfigError(f"{type(model).__name__} has no linear head to fit a probe in; use another network")
-    missing = sorted(set(range(model.classes)) - set(labelled.labels.tolist()))
-    if missing:
-        raise DataError(
-            f"class {missing[0]} has none of the {len(labelled)} labelled images that the probe is fitted on; raise "
-            "verification.probe_images"
-        )
+    check(model, labelled.labels, reading)
+    assert isinstance(model.head, nn.Linear)
     features = metrics.features(model, labelled.images)
     if not np.isfinite(features).all():
         raise DataError("the encoder gives features that are not finite; lower training.learning_rate")
     if reading in {"linear_probe", "linear_probe_cv"}:
         weights, bias = linear_probe(features, labelled.labels, cross_validate=reading == "linear_probe_cv")
-    elif reading == "prototype":
-        weights, bias = prototypes(features, labelled.labels, model.classes)
     else:
-        raise ConfigError(f"reading={reading!r} must be linear_probe, linear_probe_cv or prototype")
+        weights, bias = prototypes(features, labelled.labels, model.classes)
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(weights))
         model.head.bias.copy_(torch.from_numpy(bias))
+
+
+def check(model: ImageModel, labels: Labels, reading: Reading) -> None:
+    """Refuse what ``read`` could not fit; nothing is computed.
+
+    Args:
+        model: The encoder; it may be on torch's ``meta`` device.
+        labels: Of the images that the probe would be fitted on, int64 (N,).
+        reading: See ``read``.
+
+    Raises:
+        ConfigError: The reading is unknown, or the model's head is not linear.
+        DataError: A class has no image, or too few for cross-validation.
+    """
+    if reading not in get_args(Reading):
+        raise ConfigError(f"reading={reading!r} must be linear_probe, linear_probe_cv or prototype")
+    if not isinstance(model.head, nn.Linear):
+        raise ConfigError(f"{type(model).__name__} has no linear head to fit a probe in; use another network")
+    missing = sorted(set(range(model.classes)) - set(labels.tolist()))
+    if missing:
+        raise DataError(
+            f"class {missing[0]} has none of the {len(labels)} labelled images that the probe is fitted on; raise "
+            "verification.probe_images"
+        )
+    if reading == "linear_probe_cv":
+        _check_folds(labels)
+
+
+def _check_folds(labels: metrics.Predictions) -> None:
+    rarest, count = min(enumerate(np.bincount(labels)), key=lambda pair: pair[1])
+    if count < FOLDS:
+        raise DataError(
+            f"class {rarest} has {count} labelled images, fewer than the {FOLDS} folds of linear_probe_cv; raise "
+            "verification.probe_images, or set verification.reading to linear_probe"
+        )
 
 
 def linear_probe(
@@ -109,12 +136,7 @@ def best_strength(scaled: npt.NDArray[np.float64], labels: metrics.Predictions) 
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
-    rarest, count = min(enumerate(np.bincount(labels)), key=lambda pair: pair[1])
-    if count < FOLDS:
-        raise DataError(
-            f"class {rarest} has {count} labelled images, fewer than the {FOLDS} folds of linear_probe_cv; raise "
-            "verification.probe_images, or set verification.reading to linear_probe"
-        )
+    _check_folds(labels)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     search = GridSearchCV(
         LogisticRegression(max_iter=ITERATIONS), {"C": STRENGTHS}, scoring="neg_log_loss", cv=folds, refit=False

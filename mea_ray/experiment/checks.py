@@ -11,16 +11,19 @@ from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.base import Attack
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.policies import AnswerPolicy, reads_features
-from mea_ray.config import ExperimentConfig, ModelChoice, digest
-from mea_ray.core.errors import ConfigError
+from mea_ray.config import Choice, ExperimentConfig, ModelChoice, digest
+from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.registry import Table
+from mea_ray.core.seeding import derive
 from mea_ray.core.types import UNLABELLED, Labels, Splits
 from mea_ray.detection.base import Detection
+from mea_ray.evaluation import probes
+from mea_ray.experiment.encoders import probe_labels
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.models.foreign import ForeignModel, check_trainable
 from mea_ray.models.weights import load_weights, read_state
-from mea_ray.removal.base import Removal
+from mea_ray.removal.base import Prospect, Removal
 from mea_ray.training.device import seeded
 from mea_ray.training.loader import least_batch, normalises_batches
 from mea_ray.training.objective import Objective
@@ -37,6 +40,8 @@ MIN_MARKS = 6
 
 _TRIED: dict[str, int] = {}
 """Length of the features of networks that were found to fit some data."""
+_PASSED: set[str] = set()
+"""Watermarks and removals that passed their own check, with what they were checked for."""
 
 
 def check(config: ExperimentConfig, data: Splits) -> None:
@@ -61,6 +66,8 @@ def check(config: ExperimentConfig, data: Splits) -> None:
     check_owner(config, data)
     _check_null_models(config)
     _check_features(config, data)
+    if config.encodes:
+        _check_probe(config, config.thief.model, data)
     _check_reading(config, victim, thief)
     _check_aftermath(config, data, attack)
     _check_marks(config, attack)
@@ -80,7 +87,10 @@ def check_owner(config: ExperimentConfig, data: Splits) -> None:
         raise ConfigError("victim.training.early_stop_patience stops on accuracy, an encoder has none; set it to null")
     if config.victim.training.early_stop_patience is not None and not len(data.victim_validation):
         raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
+    _check_scheme(config, data)
     _check_classes(config, data)
+    if config.encodes:
+        _check_probe(config, config.victim.model, data)
 
 
 def pool_labels(data: Splits) -> Labels | None:
@@ -189,6 +199,12 @@ def _check_smallest_batch(config: ExperimentConfig, data: Splits, attack: Attack
         return
     with torch.device("meta"), torch.no_grad():
         network = build_network(config.thief.model, data.shape, data.classes)
+    if attack.compares_images:
+        raise ConfigError(
+            f"thief.attack={config.thief.attack.name} compares the images of a batch, but with thief.budgets="
+            f"{list(config.thief.budgets)} and thief.training.batch_size={config.thief.training.batch_size} there is "
+            f"{smallest} at a time; raise them to 2 or more"
+        )
     if normalises_batches(network):
         raise ConfigError(
             f"thief.model={config.thief.model.name} normalises batches, but thief.attack={config.thief.attack.name} "
@@ -248,11 +264,33 @@ def _check_aftermath(config: ExperimentConfig, data: Splits, attack: Attack) -> 
             method: Removal | Detection = choice.build()
             if isinstance(method, Detection):
                 method.check(min(config.detection.images, len(data.thief_pool)))
+            else:
+                _check_removal(config, data, choice, method)
     if config.removal.methods and "substitute" in config.removal.tried_on and not attack.keeps_images:
         raise ConfigError(
             f"thief.attack={config.thief.attack.name} keeps no answered images to remove a watermark with; leave "
             "'substitute' out of removal.tried_on, or removal.methods empty"
         )
+
+
+def _check_removal(config: ExperimentConfig, data: Splits, choice: Choice, removal: Removal) -> None:
+    """Let a removal check what it will find; for the same network and images once."""
+    images = min(config.thief.budgets[-1], len(data.thief_pool))
+    suspects = {"substitute": config.thief.model, "victim": config.victim.model, "null_model": config.victim.model}
+    for on in config.removal.tried_on:
+        settings = [each.resolved() for each in (choice, suspects[on], config.thief.model, config.thief.training)]
+        key = digest([*settings, data.shape, data.classes, images])
+        if key in _PASSED:
+            continue
+        with torch.device("meta"), torch.no_grad():
+            model, fresh = (
+                build_network(each, data.shape, data.classes) for each in (suspects[on], config.thief.model)
+            )
+        try:
+            removal.check(Prospect(images, model, fresh, config.thief.training))
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"removal.methods: {choice.name} on the {on}: {error}") from None
+        _PASSED.add(key)
 
 
 def _check_marks(config: ExperimentConfig, attack: Attack) -> None:
@@ -282,6 +320,23 @@ def _check_reading(config: ExperimentConfig, victim: int, thief: int) -> None:
             f"{victim}; those of thief.model={config.thief.model.name} have {thief}, so that nothing "
             "could be said of a theft: take the victim's network, or mea_carrier_encoder"
         )
+
+
+def _check_scheme(config: ExperimentConfig, data: Splits) -> None:
+    """Let the watermark check the images that it will be embedded with; the same once."""
+    choice = config.victim.watermark
+    key = digest([choice.resolved(), data.fingerprint, config.splits.resolved(), config.victim.seed, config.encodes])
+    if key not in _PASSED:
+        watermark: Watermark = choice.build()
+        watermark.check(data.victim_train, derive(config.victim.seed, "key"), encodes=config.encodes)
+        _PASSED.add(key)
+
+
+def _check_probe(config: ExperimentConfig, choice: ModelChoice, data: Splits) -> None:
+    """Check that an encoder of this architecture could be read as classes."""
+    with torch.device("meta"), torch.no_grad():
+        network = build_network(choice, data.shape, data.classes)
+    probes.check(network, probe_labels(config, data), config.verification.reading)
 
 
 def _check_classes(config: ExperimentConfig, data: Splits) -> None:

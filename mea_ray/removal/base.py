@@ -15,12 +15,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mea_ray.config import TrainingConfig
-from mea_ray.core.errors import DataError
+from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Answers, Images, ImageSet, Labels
 from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
 from mea_ray.training.engine import train
+from mea_ray.training.loader import normalises_batches
 from mea_ray.training.objective import CrossEntropy, Objective
 
 Epochs = Annotated[int, Field(ge=1)]
@@ -67,6 +68,41 @@ class ThiefData:
         return ThiefData(self.images[chosen], self.answers[chosen], self.make_model, self.training)
 
 
+@dataclass(frozen=True)
+class Prospect:
+    """What is known of a removal before anything is trained.
+
+    Attributes:
+        images: Answered images that the thief will hold.
+        model: A network of the suspect's kind, without memory or weights (on torch's ``meta`` device).
+        fresh: One of the thief's own architecture, likewise.
+        training: How the thief's substitute is trained.
+    """
+
+    images: int
+    model: ImageModel
+    fresh: ImageModel
+    training: TrainingConfig
+
+    def check_batches(self, images: int, batch_size: int | None = None, model: ImageModel | None = None) -> None:
+        """Refuse a training that would normalise batches of a single image.
+
+        Args:
+            images: Images that are trained on.
+            batch_size: Images in a batch; the thief's when None.
+            model: The network; the suspect's when None.
+
+        Raises:
+            ConfigError: The network has batch normalisation, and every batch would be one image.
+        """
+        size = self.training.batch_size if batch_size is None else batch_size
+        if min(images, size) < 2 and normalises_batches(self.model if model is None else model):
+            raise ConfigError(
+                f"a network with batch normalisation cannot be trained on {images} image{'s' * (images != 1)} in "
+                f"batches of {size}; raise thief.budgets, the removal's images or the batch size, or leave it out"
+            )
+
+
 class Removal(ABC):
     """An attempt to remove a watermark. Keyword-only constructor parameters, all with defaults, configure it."""
 
@@ -78,6 +114,18 @@ class Removal(ABC):
     @abstractmethod
     def strength(self) -> float:
         """Value of the main parameter, in its unit: the position along a line of the report's figure."""
+
+    def check(self, prospect: Prospect) -> None:
+        """Refuse what ``remove`` could not finish, before anything is trained. By default nothing is refused.
+
+        Args:
+            prospect: What there will be.
+
+        Raises:
+            ConfigError: There are too few images or classes, or an option does not fit them.
+            DataError: Images that the removal needs cannot be loaded or brought to the model's images.
+        """
+        return
 
     @abstractmethod
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:

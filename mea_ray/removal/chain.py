@@ -6,7 +6,7 @@ from mea_ray.config.components import RemovalChoice
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Removal, ThiefData
+from mea_ray.removal.base import Prospect, Removal, ThiefData
 
 
 class Chain(Removal):
@@ -36,6 +36,11 @@ class Chain(Removal):
     def strength(self) -> float:
         """Number of steps."""
         return float(len(self.removals))
+
+    def check(self, prospect: Prospect) -> None:
+        """Refuse what one of the steps refuses."""
+        for removal in self.removals:
+            removal.check(prospect)
 
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the model after the last step."""

@@ -12,6 +12,7 @@ from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import (
     Epochs,
     LearningRate,
+    Prospect,
     Removal,
     ThiefData,
     copied,
@@ -55,6 +56,11 @@ class FineTuning(Removal):
     def strength(self) -> float:
         """Epochs."""
         return float(self.epochs)
+
+    def check(self, prospect: Prospect) -> None:
+        """Refuse a head that is not linear, and batches of one image."""
+        last_layer(prospect.model)
+        prospect.check_batches(min(prospect.images, self.images or prospect.images))
 
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the tuned copy."""

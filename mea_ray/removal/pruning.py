@@ -9,11 +9,13 @@ from pydantic import Field
 from torch import nn
 from torch.nn.utils import prune
 
+from mea_ray.core.errors import ConfigError
 from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import (
     Epochs,
     LearningRate,
+    Prospect,
     Removal,
     Share,
     ThiefData,
@@ -51,6 +53,15 @@ class Pruning(Removal):
     def strength(self) -> float:
         """Fraction of the weights that are set to zero."""
         return self.rate
+
+    def check(self, prospect: Prospect) -> None:
+        """Refuse a network whose last layer is not linear, or that has no other layer to prune."""
+        spared = None if self.last_layer else last_layer(prospect.model)
+        if not any(isinstance(m, (nn.Conv2d, nn.Linear)) and m is not spared for m in prospect.model.modules()):
+            raise ConfigError(
+                f"{type(prospect.model).__name__} has no convolution or linear layer before the last one; set "
+                "last_layer=true"
+            )
 
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the pruned copy."""
@@ -104,6 +115,11 @@ class FinePruning(Removal):
     def strength(self) -> float:
         """Largest fraction of the features that are pruned."""
         return self.rate
+
+    def check(self, prospect: Prospect) -> None:
+        """Refuse a head that is not linear, and batches of one image."""
+        last_layer(prospect.model)
+        prospect.check_batches(prospect.images)
 
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the pruned and tuned copy."""

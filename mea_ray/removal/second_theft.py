@@ -13,7 +13,7 @@ from mea_ray.core.seeding import derive
 from mea_ray.core.types import Answers
 from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Epochs, Removal, ThiefData, labelled, tune
+from mea_ray.removal.base import Epochs, Prospect, Removal, ThiefData, labelled, tune
 from mea_ray.training.device import seeded
 from mea_ray.training.objective import Batch, Objective, StepContext
 
@@ -46,6 +46,10 @@ class SecondTheft(Removal):
     def strength(self) -> float:
         """Generations."""
         return float(self.generations)
+
+    def check(self, prospect: Prospect) -> None:
+        """Refuse batches of one image."""
+        prospect.check_batches(prospect.images, model=prospect.fresh)
 
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the last generation."""

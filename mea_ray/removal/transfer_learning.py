@@ -18,7 +18,7 @@ from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.figures import fitting
 from mea_ray.data.resize import fit
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Epochs, LearningRate, Removal, ThiefData, copied, last_layer, tune
+from mea_ray.removal.base import Epochs, LearningRate, Prospect, Removal, ThiefData, copied, last_layer, tune
 from mea_ray.training.device import seeded
 
 DRAWN = 5000
@@ -76,6 +76,13 @@ class TransferLearning(Removal):
     def strength(self) -> float:
         """Epochs."""
         return float(self.epochs)
+
+    def check(self, prospect: Prospect) -> None:
+        """Load the other dataset, and refuse it if it does not fit the model."""
+        last_layer(prospect.model)
+        other = self.other(prospect.model.shape, seed=0)
+        self._check(prospect.model, other)
+        prospect.check_batches(len(other))
 
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the tuned copy as a model of the old classes.

@@ -10,12 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet, Labels
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import (
     Epochs,
     LearningRate,
+    Prospect,
     Removal,
     ThiefData,
     copied,
@@ -75,6 +77,14 @@ class Wrk(Removal):
     def strength(self) -> float:
         """Size of the step."""
         return self.step
+
+    def check(self, prospect: Prospect) -> None:
+        """Refuse a single class, which leaves no wrong label, a head that is not linear, and batches of one image."""
+        last_layer(prospect.model)
+        if prospect.model.classes < 2:
+            raise ConfigError("wrk gives images another class than the API's; the data have only one")
+        images = min(prospect.images, self.images or prospect.images)
+        prospect.check_batches(images + min(images, self.moved), self.batch_size)
 
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the retrained copy."""

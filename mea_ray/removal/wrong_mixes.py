@@ -12,7 +12,7 @@ from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet, Labels
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Epochs, LearningRate, Removal, ThiefData, copied, labelled, tune
+from mea_ray.removal.base import Epochs, LearningRate, Prospect, Removal, ThiefData, copied, labelled, tune
 
 GEOMETRIES = ("top_bottom", "left_right", "diagonal", "blend")
 
@@ -46,6 +46,15 @@ class WrongMixes(Removal):
     def strength(self) -> float:
         """Mixes per clean image."""
         return self.share
+
+    def check(self, prospect: Prospect) -> None:
+        """Refuse fewer than three classes, and images that can only be of one."""
+        if prospect.model.classes < 3 or prospect.images < 2:
+            raise ConfigError(
+                f"wrong mixes need 3 classes and images of 2, got {prospect.model.classes} classes and "
+                f"{prospect.images} images"
+            )
+        prospect.check_batches(prospect.images + max(1, round(self.share * prospect.images)))
 
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the tuned copy.

@@ -169,6 +169,43 @@ class Watermark(ABC):
     """Whether the mark is in the service's answers (``marker``) and not in the model. It is then verified with what a
     client sent (``against``)."""
 
+    encoders_only: bool = False
+    """Whether ``stages`` refuses every classifier."""
+
+    def check(self, train: ImageSet, seed: int, *, encodes: bool) -> None:
+        """Refuse what could not be embedded, before anything is trained.
+
+        A scheme whose ``make_key`` takes long overrides this.
+
+        Args:
+            train: The victim's training images.
+            seed: Seed of the key.
+            encodes: The victim is an encoder.
+
+        Raises:
+            ConfigError: The scheme marks the other kind of model, or refuses the images.
+            DataError: Images that the scheme needs cannot be loaded.
+        """
+        self.check_kind(encodes=encodes)
+        self.make_key(train, seed)
+
+    def check_kind(self, *, encodes: bool) -> None:
+        """Refuse an encoder where the scheme marks classifiers only, and the reverse.
+
+        Raises:
+            ConfigError: The scheme marks the other kind of model.
+        """
+        if encodes and type(self).encoder_stages is Watermark.encoder_stages:
+            raise ConfigError(
+                f"watermark {self.name!r} marks classifiers only; take mea_carrier_encoder, mea_defender_encoder, "
+                "sslguard or none for an encoder, or victim.pretext=none"
+            )
+        if not encodes and self.encoders_only:
+            raise ConfigError(
+                f"watermark {self.name!r} marks encoders; set victim.pretext (simclr, moco, byol), or take mea_carrier "
+                "or mea_defender"
+            )
+
     @abstractmethod
     def make_key(self, train: ImageSet, seed: int) -> Key | None:
         """Draw the secret for a training set; None if the scheme embeds nothing.
@@ -192,10 +229,8 @@ class Watermark(ABC):
         Raises:
             ConfigError: The scheme marks classifiers only.
         """
-        raise ConfigError(
-            f"watermark {self.name!r} marks classifiers only; take mea_defender_encoder or none for an encoder, or "
-            "victim.pretext=none"
-        )
+        self.check_kind(encodes=True)
+        raise NotImplementedError(f"{type(self).__name__} has no stages for an encoder")
 
     def learned(self, key: Key, stages: Sequence[Stage]) -> Key:
         """Return the key after the stages were trained: a scheme may learn a part of its secret."""

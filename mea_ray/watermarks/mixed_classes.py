@@ -103,6 +103,22 @@ class MixedClasses(Watermark):
         """Both source classes and the target."""
         return (*self.source_classes, self.target_class)
 
+    def check(self, train: ImageSet, seed: int, *, encodes: bool) -> None:
+        """Refuse what could not be embedded; the combiner, which may have to be trained, is built and no more.
+
+        Raises:
+            ConfigError: As ``make_key``, or the scheme marks the other kind of model.
+        """
+        self.check_kind(encodes=encodes)
+        if self.key_draw.classes == "chosen":
+            _check_classes(self.classes, train)
+        else:
+            admissible_keys(train)
+        fill = (0.0,) * train.shape[0]
+        build_combiner(self.mixing.combiner.name, self.mixing.combiner.params, train.shape, fill, seed)
+        for name, options in self.geometries.items():
+            build_combiner(name, options, train.shape, fill, seed)
+
     def make_key(self, train: ImageSet, seed: int) -> Key:
         """Draw the key and let the combiner learn what it needs from the source classes.
 

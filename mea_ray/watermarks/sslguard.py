@@ -86,6 +86,8 @@ class SslGuard(Watermark):
         self.threshold, self.batch_size = threshold, batch_size
         self.guard = GuardSettings(rates, leak=gradients == "leak", strangers=weight_strangers)
 
+    encoders_only = True
+
     def make_key(self, train: ImageSet, seed: int) -> Key:
         """Draw the secret vector, the mask and the patch to begin with; ``learned`` replaces patch and adds decoder."""
         rng = numpy_generator(derive(seed, "key"))
@@ -104,7 +106,8 @@ class SslGuard(Watermark):
         Raises:
             ConfigError: Always: this scheme marks encoders.
         """
-        raise ConfigError(f"watermark {self.name!r} marks encoders; set victim.pretext (simclr, moco, byol)")
+        self.check_kind(encodes=False)
+        return []
 
     def encoder_stages(self, key: Key | None, train: ImageSet, pretext: Objective) -> list[Stage]:
         """Return two stages: the pretext task, then the encoder is tuned while patch and decoder are learnt."""

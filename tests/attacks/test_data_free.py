@@ -275,7 +275,8 @@ def test_replay_draws_from_the_newest_images_with_their_own_answers() -> None:
     for _ in range(4):
         images, query = game.batch()
         game.teach(images, box.query(asked(query)))
-    newest = set(flat([np.concatenate(box.queries)[-15:]]))
+    newest_images: Any = np.concatenate(box.queries)[-15:]
+    newest = set(flat([newest_images]))
     drawn: set[bytes] = set()
     for _ in range(30):
         images, answers = game.recall()

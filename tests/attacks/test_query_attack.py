@@ -149,7 +149,11 @@ def test_a_process_killed_at_any_query_is_charged_nothing_twice(tmp_path: Path) 
         query_chunk = 200  # 12 answers wait for a file, and a query of 9 or 10 is fewer
 
     budgets, folder = [25, 60], tmp_path / "t"
-    whole = FakeBlackBox(on_query=lambda number: shutil.copytree(folder, tmp_path / str(number)) and None)
+
+    def photograph(number: int) -> None:
+        shutil.copytree(folder, tmp_path / str(number))
+
+    whole = FakeBlackBox(on_query=photograph)
     model = steal(whole, budgets, Patient(), transfer=TransferSet(folder))[1].model
     paid, lost = list(whole.paid.items()), []
     for number in range(len(whole.queries)):
@@ -189,7 +193,7 @@ class Fixed(QueryAttack):
         Query(POOL[:3]),
         Query(POOL[1:4]),
         Query(POOL[:3], learn=False),
-        Query(POOL[:3].astype(np.float32) / 255, learn=False),
+        Query((POOL[:3] / 255).astype(np.float32), learn=False),
     ],
     ids=["pool", "same", "made", "probe", "float"],
 )

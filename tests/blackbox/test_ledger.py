@@ -154,9 +154,9 @@ def test_against_a_plain_model(tmp_path: Path, durable: bool, seed: int) -> None
             for charge, outcome in zip(charges, ledger.charge_many(charges), strict=True):
                 key, value = (charge.client, charge.request_id), (charge.images, charge.digest)
                 if charge.client not in budgets:
-                    expected = UnknownClient
+                    expected: type = UnknownClient
                 elif key in paid:
-                    expected: type = type(None) if paid[key] == value else RequestConflict
+                    expected = type(None) if paid[key] == value else RequestConflict
                 elif (limit := budgets[charge.client]) is not None and spent(charge.client) + charge.images > limit:
                     expected = OverBudget
                 else:

@@ -54,7 +54,7 @@ def _node_in(namespace: str, nodes: harness.Nodes, log: Path) -> Iterator[int]:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "PYTHONPATH": root})
     try:
         deadline = time.monotonic() + 120
-        while len(nodes.cluster.global_state._live_node_ids()) < 3:
+        while len(nodes.cluster.global_state._live_node_ids()) < 3:  # type: ignore[no-untyped-call]
             assert time.monotonic() < deadline and process.poll() is None, log.read_text()
             time.sleep(0.5)
         yield process.pid

@@ -181,10 +181,12 @@ def test_only_one_of_many_waiters_takes_over(make: Make, tmp_path: Path) -> None
     claim_of_another(holder, tmp_path)
     waiters = [make(tmp_path, beat_s=0.05, expiry_s=0.3) for _ in range(4)]
     won: list[Lease] = []
-    threads = [
-        threading.Thread(target=lambda w=w: w.acquire(give_up=lambda: bool(won), poll_s=0.01) and won.extend([w]))
-        for w in waiters
-    ]
+
+    def wait(waiter: Lease) -> None:
+        if waiter.acquire(give_up=lambda: bool(won), poll_s=0.01):
+            won.append(waiter)
+
+    threads = [threading.Thread(target=wait, args=(waiter,)) for waiter in waiters]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -228,8 +228,14 @@ def test_early_stop_restores_the_best_epoch() -> None:
 
 def test_without_patience_the_last_epoch_is_kept() -> None:
     images, labels = make_data(32)
-    scores, states = iter([0.9, 0.1]), []
+    scores = iter([0.9, 0.1])
+    states: list[Tensor] = []
     model = make_model()
+
+    def remember(m: nn.Module) -> float:
+        states.append(flat(m).clone())
+        return next(scores)
+
     train(
         model,
         images,
@@ -237,7 +243,7 @@ def test_without_patience_the_last_epoch_is_kept() -> None:
         CrossEntropy(),
         seed=0,
         epochs=2,
-        validate=lambda m: (states.extend([flat(m).clone()]), next(scores))[1],
+        validate=remember,
         **PLAIN,
     )
     assert torch.equal(flat(model), states[1])

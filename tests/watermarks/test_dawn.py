@@ -309,7 +309,7 @@ def test_what_could_not_convict_is_refused_before_training(changes: dict[str, An
 
 
 def test_there_is_nothing_to_calibrate_without_a_client() -> None:
-    from mea_ray.calibration.run import calibrate
+    from mea_ray.calibration.run import Numbers, calibrate
 
     with pytest.raises(ConfigError, match="asks none"):
-        calibrate(config(), 2)
+        calibrate(config(), Numbers(2))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import ClassVar, cast
 
 from mea_ray.core.class_label import ClassLabel
-from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet
 from mea_ray.training.objective import Objective
@@ -71,16 +70,16 @@ class EncoderScheme(MixedClasses):
         super().__init__(source_classes, target_class, mixing, key)
         self.owner = owner
 
+    encoders_only = True
+
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
         """Refuse a classifier.
 
         Raises:
             ConfigError: Always: this scheme marks encoders.
         """
-        raise ConfigError(
-            f"watermark {self.name!r} marks encoders; set victim.pretext (simclr, moco, byol), or take mea_defender or "
-            "mea_carrier"
-        )
+        self.check_kind(encodes=False)
+        return []
 
     def owned(self, key: Key, train: ImageSet) -> list[Images]:
         """Return the images whose labels the owner uses: for each class uint8 (n, C, H, W), drawn by the key's seed."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,7 +114,8 @@ def test_cost_of_the_mark_is_the_mean_difference() -> None:
         ModelReport(accuracy=0.9, source_accuracy={"a": 0.9, "b": 0.9}, calibration_error=0.04),
         ModelReport(accuracy=0.9, source_accuracy={"a": 1.0, "b": 0.8}, calibration_error=0.02),
     ]
-    assert cost_of_mark(ours, nulls) == (pytest.approx((0.1 + 0.0 + 0.2 - 0.1) / 4), pytest.approx(0.07))
+    cost: tuple[Any, Any] = cost_of_mark(ours, nulls)
+    assert cost == (pytest.approx((0.1 + 0.0 + 0.2 - 0.1) / 4), pytest.approx(0.07))
     assert cost_of_mark(ours, []) == (None, None)
 
 
