@@ -32,7 +32,8 @@ class ViewingImageModel(ImageModel):
         self.head = nn.Linear(self.feature_size, classes)
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.convolution(x).relu().view(x.size(0), -1)
+        answers: torch.Tensor = self.convolution(x).relu().view(x.size(0), -1)
+        return answers
 
 
 class FixedSize(nn.Module):
