@@ -25,6 +25,7 @@ from typing import Any
 from unittest import mock
 
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 FILES = {"yaml", "toml", "ini"}
@@ -100,6 +101,10 @@ class Runner:
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
         for name in ("sweeps", "docs"):
             (folder / name).symlink_to(ROOT / name)
+        for label, shade in {"cat": 60, "dog": 120, "horse": 180}.items():  # the reader's own pictures
+            (folder / "photos" / label).mkdir(parents=True)
+            for index in range(3):
+                Image.new("RGB", (32, 32), (shade, index, 0)).save(folder / "photos" / label / f"{index}.png")
 
     def run(self, block: Block) -> None:
         """Run a block, or check it."""
