@@ -5,11 +5,14 @@ image alone and in a batch of 256 gets logits that differ in their last bits. He
 images, padded with black ones, and the rows of a pass do not influence each other. On a CPU a pass is computed by one
 thread, because with several the position of a row decides which thread computes it and how. Add replicas, not threads,
 to make a service faster there.
+
+A lone image need not pay for a full pass: for many networks a smaller one gives the same bits. Which sizes do is
+measured on the machine, see `FixedShapePasses.sizes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import numpy as np
@@ -49,9 +52,12 @@ class FixedShapePasses:
         policy: What an answer reveals.
         pass_images: Images in every forward pass; None chooses by device.
         device: Where to compute; None for the device of this process.
+        small_passes: Compute few images in a smaller pass, of a size that was found to give the same bits.
 
     Attributes:
+        sizes: Numbers of images of the passes in use, rising; the last is ``pass_images``.
         passes: Forward passes computed so far.
+        rows: Images that these passes had room for.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class FixedShapePasses:
         *,
         pass_images: int | None = None,
         device: torch.device | None = None,
+        small_passes: bool = False,
     ) -> None:
         self.device = default_device() if device is None else device
         # Benchmarking algorithms could give two replicas, or two starts of one, different bits.
@@ -76,11 +83,33 @@ class FixedShapePasses:
         self._both = reads_features(policy)
         self._compute = self.model.features if policy.source == "features" else self._probabilities
         self.pass_images = default_pass_images(self.device) if pass_images is None else pass_images
-        self.passes = 0
+        self.passes = self.rows = 0
         self._pixels = np.zeros((self.pass_images, *shape), dtype=np.uint8)
         self._values = np.zeros((self.pass_images, *shape), dtype=np.float32)
         # A tensor, not a number: dividing by a number may become multiplying by its inverse, which rounds differently.
         self._white = torch.tensor(255.0, device=self.device)
+        self.sizes = [*(self._equal_sizes() if small_passes else []), self.pass_images]
+        self.passes = self.rows = 0
+
+    def _equal_sizes(self) -> list[int]:
+        """Return the smaller sizes of a pass that give every image the bits of a full pass, rising.
+
+        Each is tried on a full pass of noise, in every position of a row. Libraries choose the order of summation by
+        shape and not by value, so that another order shows in the bits of almost any image. Logits are compared, since
+        a softmax that is sure of a class hides differences.
+        """
+        noise = np.random.default_rng(0).integers(0, 256, self._pixels.shape, dtype=np.uint8)
+        compute = self.model.features if self._both or self.policy.source == "features" else self.model
+        full = self._compute_rows(noise, compute)
+        equal = []
+        for size in (2**power for power in range(self.pass_images.bit_length())):
+            if size < self.pass_images and self.pass_images % size == 0:
+                parts = [
+                    self._compute_rows(noise[low : low + size], compute) for low in range(0, self.pass_images, size)
+                ]
+                if np.array_equal(np.concatenate(parts), full):
+                    equal.append(size)
+        return equal
 
     def answer(self, parts: Sequence[Images | FloatImages]) -> list[Answers]:
         """Answer several requests in as few passes as hold them.
@@ -132,15 +161,23 @@ class FixedShapePasses:
             else:
                 target[...] = piece
             row += len(piece)
-        buffer[count:] = 0
+        size = next(size for size in self.sizes if size >= count)
+        buffer[count:size] = 0
+        self.passes += 1
+        self.rows += size
+        return self._compute_rows(buffer[:size], self._compute)[:count]
+
+    def _compute_rows(
+        self, rows: npt.NDArray[np.generic], compute: Callable[[Tensor], Tensor]
+    ) -> npt.NDArray[np.float32]:
+        """Compute one pass of exactly these uint8 or float32 images."""
         # A thief may query from within a training step of its own, whose autocast must not reach the victim.
         full_precision = torch.autocast(self.device.type, enabled=False)
         with torch.inference_mode(), full_precision, one_thread():
-            x = torch.from_numpy(buffer).to(self.device)
-            if buffer is self._pixels:
+            x = torch.from_numpy(rows).to(self.device)
+            if rows.dtype == np.uint8:
                 x = x.float().div_(self._white)
-            outputs = self._compute(x)[:count].cpu().numpy()
-        self.passes += 1
+            outputs = compute(x).cpu().numpy()
         return np.asarray(outputs, dtype=np.float32)
 
     def _probabilities(self, x: Tensor) -> Tensor:

@@ -136,7 +136,13 @@ def predicted_classes(answers: Answers, source: Source) -> npt.NDArray[np.uint16
 
 
 def log_entry(
-    client: str, request_id: str, images: Images | FloatImages, response: Response, source: Source, sample: int
+    client: str,
+    request_id: str,
+    images: Images | FloatImages,
+    response: Response,
+    source: Source,
+    sample: int,
+    start: int | None = None,
 ) -> LogEntry:
     """Make the log entry of an answered request.
 
@@ -148,10 +154,11 @@ def log_entry(
             client hides it here, too.
         source: ``source`` of the answer policy.
         sample: See ``sample_size``.
+        start: Images that the client queried before; None takes the number from the request's id.
     """
-    number = _NUMBER.search(request_id)
-    start = int(number[1]) if number else -1
-    stored = max(0, sample - start) if number else 0
+    if start is None:
+        start = numbered(request_id)
+    stored = max(0, sample - start) if start >= 0 else 0
     places = np.flatnonzero(response.marked).astype(np.uint32)
     return LogEntry(
         client,
@@ -163,6 +170,12 @@ def log_entry(
         to_uint8(images[places]),
         int(response.flagged.sum()),
     )
+
+
+def numbered(request_id: str) -> int:
+    """Return the images that a client queried before a request, by the number in the request's id; -1 without one."""
+    number = _NUMBER.search(request_id)
+    return int(number[1]) if number else -1
 
 
 class QueryLog:

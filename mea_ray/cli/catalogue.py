@@ -98,6 +98,11 @@ def _sweeps_table(names: list[str]) -> RichTable:
 def _show_config(console: Console, section: str | None) -> None:
     from mea_ray.config import ExperimentConfig, SweepConfig
 
+    if section == "http":
+        from mea_ray.service.http.settings import HttpConfig
+
+        console.print(config_listing("http", "What `mea-ray serve` takes.", HttpConfig))
+        return
     fields = {**SweepConfig.model_fields, **ExperimentConfig.model_fields}
     if section is None:
         console.print(config_listing("experiment", "One experiment, or `base` of a sweep.", ExperimentConfig))
@@ -105,7 +110,7 @@ def _show_config(console: Console, section: str | None) -> None:
         return
     if section not in fields:
         raise ConfigError(
-            f"the config has no section {section!r}{nearest(section, sorted(fields))} Known: {', '.join(fields)}"
+            f"the config has no section {section!r}{nearest(section, sorted(fields))} Known: {', '.join(fields)}, http"
         )
     owner = ExperimentConfig if section in ExperimentConfig.model_fields else SweepConfig
     others = tuple(field for field in owner.model_fields if field != section)

@@ -1,4 +1,4 @@
-"""The command line: ``mea-ray run | train | sweep | plan | status | sync | report | calibrate | list | bench``.
+"""The command line: ``mea-ray run | train | serve | keys | usage | sweep | plan | status | sync | report | ...``.
 
 Nothing heavy is imported before a command needs it, so that ``--help`` is instant.
 """
@@ -16,6 +16,7 @@ import typer
 
 from mea_ray.cli.bench import bench
 from mea_ray.cli.options import EPILOG, FAILED, INTERRUPTED, OK, Debug
+from mea_ray.cli.serve import keys
 
 app = typer.Typer(
     name="mea-ray",
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench, name="bench")
+app.add_typer(keys, name="keys")
 
 
 def _show_version(value: bool) -> None:
@@ -271,6 +273,74 @@ def report(
         commands.print_results_as("markdown" if markdown else "csv", folder)
     else:
         commands.render_report(folder, storage, png, every if watch else None)
+
+
+@app.command(epilog=EPILOG)
+def serve(
+    victim: Annotated[Path, typer.Argument(help="Folder of a victim: of `mea-ray train`, or an artifact of a run.")],
+    overrides: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(
+            help="Settings of the service, e.g. policy=top_k replicas=2; `mea-ray list config http`.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Interface to listen on; 0.0.0.0 is all of them.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port.", min=0, max=65535)] = 8000,
+    admin_port: Annotated[
+        int, typer.Option(help="Port of the owner's page, on this machine only; 0 chooses one.", min=0, max=65535)
+    ] = 8001,
+    tls_cert: Annotated[Optional[Path], typer.Option(help="Certificate chain in PEM.")] = None,  # noqa: UP045
+    tls_key: Annotated[Optional[Path], typer.Option(help="Its private key in PEM.")] = None,  # noqa: UP045
+    state: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the service: keys, ledger, query log. VICTIM.service if omitted."),
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Give the service that runs in --state this victim; no request is lost.")
+    ] = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Serve a victim over HTTP, with keys, budgets, rates, and a log for its owner, until Ctrl-C.
+
+    For example:
+
+      mea-ray serve victims/flowers policy=top_k policy.k=3
+
+      mea-ray serve victims/flowers replicas=2 max_replicas=8 --host 0.0.0.0 --tls-cert chain.pem --tls-key key.pem
+
+      mea-ray serve victims/flowers-2 --state victims/flowers.service --update
+    """
+    from mea_ray.cli import serve as serving
+
+    if update:
+        serving.update(victim, state)
+        return
+    from mea_ray.service.http.running import Address as Listening
+
+    serving.serve(victim, overrides or [], Listening(host, port, tls_cert, tls_key), admin_port, state, address)
+
+
+@app.command(epilog=EPILOG)
+def usage(
+    victim: Annotated[Path, typer.Argument(help="Folder of a victim that is, or was, served.")],
+    state: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the service; VICTIM.service if omitted."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON, distances included.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what each client of a service was charged, what it was answered, and whether it looks like a thief.
+
+    For example:
+
+      mea-ray usage victims/flowers
+    """
+    from mea_ray.cli import serve as serving
+
+    serving.usage(victim, state, as_json)
 
 
 @app.command(epilog=EPILOG)

@@ -30,6 +30,11 @@ class ServingConfig(Config):
     pass_images: int | None = Field(
         None, ge=1, description="Fixed number of images in a forward pass (padded); null chooses by device."
     )
+    small_passes: bool = Field(
+        False,
+        description="Compute few images in a smaller pass, of sizes that a replica finds to give the same bits when it "
+        "starts: less latency for single images.",
+    )
     max_request_images: int = Field(1024, ge=1, description="Images in one request at most.")
     policy: PolicyChoice = Field(
         default_factory=lambda: PolicyChoice(name="probabilities"), description="What an answer holds."

@@ -100,7 +100,13 @@ def stored_key(folder: Path) -> Key | None:
     Raises:
         ArtifactError: It is damaged.
     """
-    return Key.load(folder) if (folder / "key.json").exists() else None
+    owners = owners_part(folder)
+    return Key.load(owners) if (owners / "key.json").exists() else None
+
+
+def owners_part(folder: Path) -> Path:
+    """Return where a victim's folder keeps key and config: in ``owner/``, or, in an artifact, beside the model."""
+    return folder / "owner" if (folder / "owner").is_dir() else folder
 
 
 def stored_owners_images(folder: Path) -> Images:
@@ -110,9 +116,10 @@ def stored_owners_images(folder: Path) -> Images:
         ConfigError: There is no config beside the model.
         DataError: The dataset cannot be loaded on this machine.
     """
-    if not (folder / "config.yaml").exists():
+    config = owners_part(folder) / "config.yaml"
+    if not config.exists():
         raise ConfigError(
             f"the answer policy learns from the owner's images, and {folder} holds no config.yaml that names them; "
             "serve a victim that mea_ray trained, or choose another service.policy"
         )
-    return load_owners_part(load_experiment(folder / "config.yaml")).victim_train.images
+    return load_owners_part(load_experiment(config)).victim_train.images

@@ -43,6 +43,7 @@ class _Request:
     charge: Charge
     images: Images | FloatImages
     answered: asyncio.Future[Answers]
+    start: int | None
 
 
 class Replica:
@@ -53,6 +54,7 @@ class Replica:
         service: Name of the service, under which its ledger is found.
         settings: Its resources, passes and answer policy.
         secret: The service's secret, see `accounts`: it charges with it, and tells its clients' tokens by it.
+        ledger: Handle of its ledger; None finds it by name.
 
     Raises:
         ArtifactError: The folder holds no readable victim.
@@ -65,6 +67,7 @@ class Replica:
         service: str,
         settings: ServingConfig,
         secret: str,
+        ledger: Any = None,
     ) -> None:
         use_gpus(settings.gpus_per_replica)
         use_threads(settings.cpus_per_replica)
@@ -78,12 +81,14 @@ class Replica:
             lambda: stored_owners_images(Path(folder)),
             pass_images=images,
         )
-        self._passes = FixedShapePasses(model, model.shape, worded, pass_images=images, device=where)
+        self._passes = FixedShapePasses(
+            model, model.shape, worded, pass_images=images, device=where, small_passes=settings.small_passes
+        )
         # The first pass of a process is slow (kernels are chosen, memory is taken): not at a client's expense.
         self._passes.answer([np.zeros((1, *model.shape), dtype=np.uint8)])
         self._shape, self._classes, self._source = model.shape, answer_size(model, worded), worded.source
         # By name and not by handle: arguments in the object store die with their owner, and then no restart succeeds.
-        self._ledger, self._secret = find(ledger_name(service)), secret
+        self._ledger, self._secret = find(ledger_name(service)) if ledger is None else ledger, secret
         self._max_batch_images, self._max_request_images = settings.max_batch_images, settings.max_request_images
         self._max_wait_s = settings.max_wait_ms / 1000
         self._sample = sample_size(self._shape, settings.query_log_images)
@@ -96,12 +101,13 @@ class Replica:
         self._computing: asyncio.Task[None] | None = None
         self._more_paid = asyncio.Event()
         self._counts = {"requests": 0, "images": 0, "refused": 0}
-        self._passes.passes = 0
+        self._passes.passes = self._passes.rows = 0
 
     def describe(self) -> dict[str, Any]:
         """Return what a client must know: numbers in an answer, image shape, largest request, images in a pass."""
         return {
             "classes": self._classes,
+            "source": self._source,
             "image_shape": self._shape,
             "max_request_images": self._max_request_images,
             "pass_images": self._passes.pass_images,
@@ -109,21 +115,24 @@ class Replica:
 
     def stats(self) -> dict[str, float]:
         """Return requests and images answered, requests refused, passes, and the mean fill of a pass in (0, 1]."""
-        passes = self._passes.passes
-        fill = self._counts["images"] / (passes * self._passes.pass_images) if passes else 0.0
-        return {**self._counts, "passes": passes, "mean_fill": fill}
+        rows = self._passes.rows
+        fill = self._counts["images"] / rows if rows else 0.0
+        return {**self._counts, "passes": self._passes.passes, "mean_fill": fill}
 
     def incarnation(self) -> str:
         """Return what is different after a restart, see `watch.incarnation`."""
         return incarnation()
 
-    async def answer(self, account: Account, request_id: str, images: Images | FloatImages) -> Answers:
+    async def answer(
+        self, account: Account, request_id: str, images: Images | FloatImages, start: int | None = None
+    ) -> Answers:
         """Check, charge and answer one request.
 
         Args:
             account: Name and token of the client.
             request_id: Its name for this request; the same id with the same images is charged once.
             images: uint8 or float32 in [0, 1], (N, C, H, W), 1 <= N <= ``max_request_images``.
+            start: Images that the client queried before, for the owner's log; None takes it from ``request_id``.
 
         Returns:
             float32 answers (N, classes).
@@ -142,7 +151,7 @@ class Replica:
             check_name("a client's name", client)
             check_name("a request id", request_id)
             charge = Charge(client, request_id, len(images), image_digest(images))
-            request = _Request(charge, images, asyncio.get_running_loop().create_future())
+            request = _Request(charge, images, asyncio.get_running_loop().create_future(), start)
             self._arrived.append(request)
             if self._charging is None:
                 self._charging = asyncio.create_task(self._charge())
@@ -216,6 +225,7 @@ class Replica:
                 each,
                 self._source,
                 self._sample,
+                request.start,
             )
             for request, each in zip(batch, told, strict=True)
         ]

@@ -30,7 +30,7 @@ _QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # snapshots of all trials, for a restore of Tune's own that is never asked for
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-_LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray._private", "optuna")
+_LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray.serve", "ray._private", "optuna")
 
 
 # A Ray of our own is started whatever these say; its processes would pass them on, too.

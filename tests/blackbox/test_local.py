@@ -146,3 +146,34 @@ def test_four_threads_on_one_client_are_charged_and_counted_exactly() -> None:
 def test_a_client_cannot_begin_before_its_first_image() -> None:
     with pytest.raises(ConfigError, match="start_at=-1"):
         LocalBlackBox(_model(), start_at=-1)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("vgg_like", (1, 12, 12)), ("resnet18", (3, 16, 16))])
+def test_small_passes_change_no_bit(name: str, shape: tuple[int, int, int]) -> None:
+    model = _model(name, shape)
+    plain = FixedShapePasses(model, shape, Probabilities(), pass_images=16)
+    small = FixedShapePasses(model, shape, Probabilities(), pass_images=16, small_passes=True)
+    images = np.random.default_rng(1).integers(0, 256, (21, *shape), dtype=np.uint8)
+    whole = plain.answer([images])[0]
+    for count in (1, 2, 3, 5, 9, 16, 21):
+        assert np.array_equal(small.answer([images[:count]])[0], whole[:count]), count
+    assert small.sizes[-1] == 16 and small.sizes == sorted(small.sizes)
+    small.passes = small.rows = 0
+    small.answer([images[:1]])
+    assert (small.passes, small.rows) == (1, small.sizes[0])
+
+
+class _Batched(torch.nn.Module):
+    """A network whose answer depends on the size of the pass, as with some libraries its last bits do."""
+
+    shape, classes, feature_size = (1, 4, 4), 2, 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :2] + 1e-6 * (len(x) < 8)
+
+    features = forward
+
+
+def test_a_pass_size_with_other_bits_is_not_used() -> None:
+    passes = FixedShapePasses(_Batched(), (1, 4, 4), Probabilities(), pass_images=16, small_passes=True)
+    assert passes.sizes == [8, 16]

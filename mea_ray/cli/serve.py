@@ -1,0 +1,312 @@
+"""``mea-ray serve``, ``mea-ray keys`` and ``mea-ray usage``: a victim behind HTTP, for its owner."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from mea_ray.cli.options import EPILOG, Debug
+from mea_ray.core.errors import ConfigError, ServiceUnavailable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mea_ray.service.http.running import Address, RunningService
+    from mea_ray.service.http.settings import HttpConfig
+
+keys = typer.Typer(no_args_is_help=True, help="API keys of a victim's HTTP service: who may ask, how much, how fast.")
+
+Victim = Annotated[Path, typer.Argument(help="Folder of a victim: of `mea-ray train`, or an artifact of a run.")]
+State = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Folder of the service: keys, ledger, query log. VICTIM.service beside the victim if omitted."),
+]
+Name = Annotated[str, typer.Argument(help="Name of the client.", metavar="NAME")]
+
+
+@keys.command("add", epilog=EPILOG)
+def add(
+    victim: Victim,
+    name: Name,
+    budget: Annotated[Optional[int], typer.Option(help="Images in all; no limit if omitted.", min=0)] = None,  # noqa: UP045
+    rate: Annotated[Optional[float], typer.Option(help="Images per second; no limit if omitted.", min=0)] = None,  # noqa: UP045
+    burst: Annotated[int, typer.Option(help="Images at once after a pause, with --rate.", min=1)] = 1000,
+    state: State = None,
+    debug: Debug = False,
+) -> None:
+    """Make a key for a client and print it: it is shown this once, and only its hash is kept.
+
+    For example:
+
+      mea-ray keys add victims/flowers alice --budget 10000 --rate 50
+    """
+    key = _store(victim, state).add(name, budget=budget, images_per_second=rate, burst=burst)
+    typer.echo(key)
+    typer.echo(f"the key of {name}; it is not shown again", err=True)
+
+
+@keys.command("list", epilog=EPILOG)
+def list_(victim: Victim, state: State = None, debug: Debug = False) -> None:
+    """List the clients with their limits.
+
+    For example:
+
+      mea-ray keys list victims/flowers
+    """
+    from mea_ray.report.terminal import make_console
+
+    records = _store(victim, state).list()
+    if not records:
+        typer.echo(f"no keys yet; add one with: mea-ray keys add {victim} NAME")
+        return
+    table = _table("client", "budget", "images/s", "burst", "created", "revoked")
+    for each in records:
+        rate = "none" if each.images_per_second is None else f"{each.images_per_second:g}"
+        budget = "none" if each.budget is None else f"{each.budget:,}"
+        burst = "" if each.images_per_second is None else f"{each.burst:,}"
+        table.add_row(each.client, budget, rate, burst, each.created, each.revoked or "")
+    make_console().print(table)
+
+
+@keys.command("revoke", epilog=EPILOG)
+def revoke(victim: Victim, name: Name, state: State = None, debug: Debug = False) -> None:
+    """End a client's key; a running service refuses it within a second.
+
+    For example:
+
+      mea-ray keys revoke victims/flowers alice
+    """
+    _store(victim, state).revoke(name)
+    typer.echo(f"{name} is refused from now on; what it was charged stays in the ledger")
+
+
+@keys.command("limit", epilog=EPILOG)
+def limit(
+    victim: Victim,
+    name: Name,
+    budget: Annotated[Optional[str], typer.Option(help="Images in all, or none.")] = None,  # noqa: UP045
+    rate: Annotated[Optional[str], typer.Option(help="Images per second, or none.")] = None,  # noqa: UP045
+    burst: Annotated[Optional[int], typer.Option(help="Images at once after a pause.", min=1)] = None,  # noqa: UP045
+    state: State = None,
+    debug: Debug = False,
+) -> None:
+    """Change a client's limits, also while the service runs. A budget below what was charged counts as spent.
+
+    For example:
+
+      mea-ray keys limit victims/flowers alice --budget 20000 --rate none
+    """
+    changes: dict[str, Any] = {}
+    if budget is not None:
+        changes["budget"] = None if budget == "none" else _number("--budget", budget, int)
+    if rate is not None:
+        changes["images_per_second"] = None if rate == "none" else _number("--rate", rate, float)
+    if burst is not None:
+        changes["burst"] = burst
+    if not changes:
+        raise ConfigError("nothing to change; give --budget, --rate or --burst")
+    record = _store(victim, state).limit(name, **changes)
+    budget_text = "none" if record.budget is None else f"{record.budget:,}"
+    rate_text = "none" if record.images_per_second is None else f"{record.images_per_second:g} images/s"
+    typer.echo(f"{name}: budget {budget_text}, rate {rate_text}")
+
+
+def usage(victim: Path, state: Path | None, as_json: bool) -> None:
+    """Show what each client was charged and what its queries look like; see ``mea_ray.cli.main``."""
+    from mea_ray.report.terminal import make_console
+
+    view = _usage(victim, _state(victim, state))
+    if as_json:
+        typer.echo(json.dumps(view, indent=1))
+        return
+    table = _table("client", "charged", "budget", "left", "requests", "commonest classes", "PRADA's W", "outliers")
+    for each in view:
+        log = each["log"]
+        order = sorted(range(len(log["classes"])), key=lambda k: -log["classes"][k])[:3]
+        common = ", ".join(f"{k}: {log['classes'][k]}" for k in order if log["classes"][k])
+        w = "too few" if log["shapiro_w"] is None else f"{log['shapiro_w']:.3f}"
+        shown = f"[red]{w} alarm[/]" if log["alarm"] else w
+        numbers = ["none" if value is None else f"{value:,}" for value in (each["budget"], each["remaining"])]
+        table.add_row(
+            each["client"], f"{each['charged']:,}", *numbers, f"{log['requests']:,}", common, shown, str(log["flagged"])
+        )
+    console = make_console()
+    console.print(table)
+    if view:
+        console.print(
+            "PRADA's W: distances between a client's images, near 1 for a customer; alarm below "
+            f"{view[0]['log']['alarm_below']:g}",
+            soft_wrap=True,
+        )
+
+
+def serve(
+    victim: Path,
+    overrides: Sequence[str],
+    address: Address,
+    admin_port: int,
+    state: Path | None,
+    ray_address: str | None,
+) -> None:
+    """Serve a victim until Ctrl-C; see ``mea_ray.cli.main``.
+
+    Raises:
+        ArtifactError: The folder holds no readable victim.
+        ConfigError: A setting is wrong, or the service runs already.
+        ServiceUnavailable: It could not be started.
+    """
+    from mea_ray.report.terminal import make_console
+    from mea_ray.service.http import admin
+    from mea_ray.service.http.deployment import Spec
+    from mea_ray.service.http.engine import about_victim
+    from mea_ray.service.http.keys import service_name
+    from mea_ray.service.http.running import RunningService, announced, find_running
+    from mea_ray.sweep import cluster
+
+    folder = _state(victim, state)
+    settings = _settings(overrides)
+    about_victim(victim)
+    address.check()
+    if (running := find_running(folder)) is not None:
+        raise ConfigError(
+            f"{folder} is served by process {running.pid} at {running.url}; stop it with Ctrl-C, or give it another "
+            f"victim with: mea-ray serve {victim} --state {folder} --update"
+        )
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    console = make_console(stderr=True)
+    spec = Spec(victim.resolve(), folder.resolve(), service_name(folder), settings)
+    with cluster.quiet(), cluster.ray_cluster(cluster.check_address(ray_address)):
+        service = RunningService(spec, address)
+        try:
+            with console.status("starting the service"):
+                service.start()
+            with (
+                admin.served(view := admin.create_admin(service), admin_port) as owner,
+                announced(service, owner) as running,
+            ):
+                view.state.running = running
+                console.print(f"service  {address.url}  (its description: {address.url}/docs)", soft_wrap=True)
+                console.print(f"owner    {owner}", soft_wrap=True)
+                _tell_keys(console, victim, folder)
+                console.print("Ctrl-C ends it; requests under way are answered first.")
+                _until_interrupted()
+                console.print("ending: requests under way are answered first")
+        finally:
+            _stop(service)
+
+
+def update(victim: Path, state: Path | None) -> None:
+    """Give a running service another victim; see ``mea_ray.cli.main``.
+
+    Raises:
+        ConfigError: The service does not run on this machine, or the victim cannot be served.
+        ServiceUnavailable: The new victim could not be started.
+    """
+    import httpx
+
+    from mea_ray.service.http.running import find_running
+
+    folder = _state(victim, state)
+    running = find_running(folder)
+    if running is None:
+        raise ConfigError(f"no service of {folder} runs on this machine; start one with `mea-ray serve`")
+    try:
+        answer = httpx.post(
+            f"{running.admin}/update",
+            json={"victim": str(victim.resolve())},
+            headers={"X-Token": running.token},
+            timeout=600,
+        )
+    except httpx.HTTPError as error:
+        raise ServiceUnavailable(f"process {running.pid} does not answer ({error}); start the service again") from None
+    if answer.status_code != 200:
+        raise ConfigError(str(answer.json().get("detail", answer.text)))
+    typer.echo(f"{running.url} answers with {victim}")
+
+
+def _until_interrupted() -> None:
+    """Wait for Ctrl-C or SIGTERM, which `cluster.ray_cluster` turns into the same."""
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+
+
+def _stop(service: RunningService) -> None:
+    """End the service; a second Ctrl-C is not heard meanwhile."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        service.stop()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _tell_keys(console: Any, victim: Path, folder: Path) -> None:
+    from mea_ray.service.http.keys import KeyStore
+
+    valid = [record.client for record in KeyStore(folder).list() if record.revoked is None]
+    if valid:
+        console.print(f"keys     {len(valid)}: {', '.join(valid[:10])}{', ...' if len(valid) > 10 else ''}")
+    else:
+        console.print(f"keys     none yet; add one with: mea-ray keys add {victim} NAME --budget 1000", soft_wrap=True)
+
+
+def _settings(overrides: Sequence[str]) -> HttpConfig:
+    from mea_ray.config import build
+    from mea_ray.config.overrides import overridden, split_override
+    from mea_ray.service.http.settings import HttpConfig
+
+    tree, _ = overridden(HttpConfig, {}, list(map(split_override, overrides)))
+    return build(HttpConfig, tree)
+
+
+def _usage(victim: Path, state: Path) -> list[dict[str, Any]]:
+    import httpx
+
+    from mea_ray.service.http.engine import about_victim
+    from mea_ray.service.http.running import find_running, offline_usage
+
+    running = find_running(state)
+    if running is None:
+        return offline_usage(state, len(about_victim(victim).class_names))
+    try:
+        found: list[dict[str, Any]] = httpx.get(f"{running.admin}/usage.json", timeout=120).json()["clients"]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        raise ServiceUnavailable(f"process {running.pid} does not answer ({error}); start the service again") from None
+    return found
+
+
+def _state(victim: Path, state: Path | None) -> Path:
+    from mea_ray.service.http.keys import state_folder
+
+    return state if state is not None else state_folder(victim)
+
+
+def _store(victim: Path, state: Path | None) -> Any:
+    from mea_ray.service.http.keys import KeyStore
+
+    if not victim.is_dir():
+        raise ConfigError(f"{victim} is no folder; give the folder of a victim")
+    return KeyStore(_state(victim, state))
+
+
+def _number(option: str, text: str, kind: type[int] | type[float]) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(f"{option} {text} is no number; give a number, or none for no limit") from None
+
+
+def _table(*headings: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if place == 0 else "right", overflow="fold")
+    return table

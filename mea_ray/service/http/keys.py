@@ -1,0 +1,278 @@
+"""API keys of a service: stored as hashes in one file, shown once.
+
+A key holds 256 random bits, so that a plain SHA-256 of it cannot be inverted by trying; a slow hash would gain nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mea_ray.blackbox.ledger import MOST_IMAGES, RateLimit
+from mea_ray.blackbox.validate import check_name
+from mea_ray.core.errors import ArtifactError, BadQuery, ConfigError
+from mea_ray.core.words import nearest
+from mea_ray.service.accounts import new_secret
+from mea_ray.storage.files import write_whole
+
+KEYS, SECRET = "keys.json", "secret"
+PREFIX = "mea_"
+_LOCK_S = 10.0
+
+
+def state_folder(victim: Path) -> Path:
+    """Return where a victim's service keeps its keys and its ledger, if nothing else is chosen: beside the victim."""
+    victim = victim.resolve()
+    return victim.with_name(f"{victim.name}.service")
+
+
+def service_secret(state: Path) -> str:
+    """Return the secret that replicas show to the ledger, see `accounts`; the first who asks draws it.
+
+    It is kept in the service's folder, readable by the owner alone, so that every replica and every restart has it.
+    """
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = state / SECRET
+    with FileLock(f"{path}.lock", timeout=_LOCK_S):
+        if not path.exists():
+            path.touch(mode=0o600)
+            write_whole(path, new_secret())
+            path.chmod(0o600)
+    return path.read_text(encoding="utf-8")
+
+
+def service_name(state: Path) -> str:
+    """Return the name of the service of a state folder."""
+    return state.resolve().name.removesuffix(".service") or "victim"
+
+
+class KeyRecord(BaseModel):
+    """One client of a service and the hash of its key.
+
+    Attributes:
+        client: Name of the client; its account in the ledger.
+        sha256: Hash of the key.
+        budget: Images that it may be charged in all; None for no limit.
+        images_per_second: Its sustained rate; None for no limit.
+        burst: Images that it may ask at once after a pause.
+        created: Date and time in UTC, ISO 8601.
+        revoked: When the key was revoked; None while it is valid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    client: str
+    sha256: str
+    budget: int | None = Field(None, ge=0, le=MOST_IMAGES)
+    images_per_second: float | None = Field(None, gt=0, allow_inf_nan=False)
+    burst: int = Field(1000, ge=1, le=MOST_IMAGES)
+    created: str
+    revoked: str | None = None
+
+    @property
+    def rate(self) -> RateLimit | None:
+        """Its token bucket; None for no limit."""
+        return None if self.images_per_second is None else RateLimit(self.images_per_second, self.burst)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    keys: tuple[KeyRecord, ...] = ()
+
+
+class KeyStore:
+    """The keys of a service as its owner manages them.
+
+    Args:
+        folder: Folder of the service; the keys are in its ``keys.json``, readable by the owner alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / KEYS
+
+    def list(self) -> tuple[KeyRecord, ...]:
+        """Return all keys, the revoked ones included, by name.
+
+        Raises:
+            ArtifactError: The file is damaged.
+        """
+        return read_keys(self.path)
+
+    def add(
+        self, client: str, *, budget: int | None = None, images_per_second: float | None = None, burst: int = 1000
+    ) -> str:
+        """Make a key and return it; only its hash is stored.
+
+        A client whose key was revoked gets a new one and goes on with its account: what was charged stays charged.
+
+        Raises:
+            ConfigError: The name is not acceptable or has a valid key, or a limit is out of range.
+        """
+        try:
+            check_name("a client's name", client)
+        except BadQuery as error:
+            raise ConfigError(str(error)) from None
+        key = PREFIX + secrets.token_urlsafe(32)
+        with self._changing() as keys:
+            if client in keys and keys[client].revoked is None:
+                raise ConfigError(
+                    f"client {client!r} has a valid key; revoke it first, or change its limits with `keys limit`"
+                )
+            keys[client] = _record(
+                client=client,
+                sha256=key_hash(key),
+                budget=budget,
+                images_per_second=images_per_second,
+                burst=burst,
+                created=_now(),
+            )
+        return key
+
+    def revoke(self, client: str) -> None:
+        """End a client's key; a running service refuses it within a second.
+
+        Raises:
+            ConfigError: There is no such client, or its key was revoked before.
+        """
+        with self._changing() as keys:
+            record = self._known(keys, client)
+            if record.revoked is not None:
+                raise ConfigError(f"the key of {client!r} was revoked on {record.revoked}")
+            keys[client] = record.model_copy(update={"revoked": _now()})
+
+    def limit(
+        self,
+        client: str,
+        *,
+        budget: int | None | Literal["same"] = "same",
+        images_per_second: float | None | Literal["same"] = "same",
+        burst: int | Literal["same"] = "same",
+    ) -> KeyRecord:
+        """Change a client's limits; what is "same" stays. A budget below what was charged counts as spent.
+
+        Raises:
+            ConfigError: There is no such client, or a limit is out of range.
+        """
+        changes = {"budget": budget, "images_per_second": images_per_second, "burst": burst}
+        with self._changing() as keys:
+            record = self._known(keys, client)
+            keys[client] = _record(**{**record.model_dump(), **{k: v for k, v in changes.items() if v != "same"}})
+            return keys[client]
+
+    @staticmethod
+    def _known(keys: dict[str, KeyRecord], client: str) -> KeyRecord:
+        if client not in keys:
+            raise ConfigError(
+                f"there is no client {client!r}{nearest(client, sorted(keys))} "
+                f"Known: {', '.join(sorted(keys)) or 'none; add one with `keys add`'}"
+            )
+        return keys[client]
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, KeyRecord]]:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with FileLock(f"{self.path}.lock", timeout=_LOCK_S):
+                keys = {record.client: record for record in self.list()}
+                yield keys
+                body = _File(keys=tuple(keys[name] for name in sorted(keys)))
+                if not self.path.exists():
+                    self.path.touch(mode=0o600)
+                write_whole(self.path, body.model_dump_json(indent=1))
+                self.path.chmod(0o600)
+        except Timeout:
+            raise ConfigError(f"{self.path} is being changed by another process; try again") from None
+
+
+class KeyRing:
+    """The keys as a running service reads them: again when the file changed, but not more than once a second.
+
+    Args:
+        path: The file; no file means no keys.
+        every_s: Shortest time between two looks at the file.
+        clock: Seconds since any fixed moment.
+
+    Attributes:
+        records: All records as they were read last; another tuple whenever the file changed.
+    """
+
+    def __init__(self, path: Path, every_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path, self._every_s, self._clock = path, every_s, clock
+        self.records: tuple[KeyRecord, ...] = ()
+        self._looked: float | None = None
+        self._stamp: tuple[int, int, int] | None = (0, 0, 0)
+        self._by_hash: dict[str, KeyRecord] = {}
+
+    def find(self, key: str) -> KeyRecord | None:
+        """Return the record of a valid key; None for one that is unknown or revoked."""
+        self.refresh()
+        record = self._by_hash.get(key_hash(key))
+        return record if record is not None and record.revoked is None else None
+
+    def refresh(self) -> None:
+        """Read the file again if it changed. A file that is damaged or away changes nothing."""
+        now = self._clock()
+        if self._looked is not None and now - self._looked < self._every_s:
+            return
+        self._looked = now
+        try:
+            found = self.path.stat()
+            stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        except FileNotFoundError:
+            stamp = None
+        except OSError:
+            return
+        if stamp == self._stamp:
+            return
+        try:
+            records = read_keys(self.path)
+        except (ArtifactError, OSError):
+            return
+        self._stamp = stamp
+        self._by_hash = {record.sha256: record for record in records}
+        self.records = records
+
+
+def read_keys(path: Path) -> tuple[KeyRecord, ...]:
+    """Return the records of a file; none if there is no file.
+
+    Raises:
+        ArtifactError: It is damaged.
+    """
+    try:
+        return _File.model_validate_json(path.read_bytes()).keys
+    except FileNotFoundError:
+        return ()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ArtifactError(f"{path} is damaged ({first['msg']}); restore it, or add the keys anew") from None
+
+
+def key_hash(key: str) -> str:
+    """Return the SHA-256 of a key, 64 hexadecimal digits."""
+    return hashlib.sha256(key.encode(errors="replace")).hexdigest()
+
+
+def _record(**values: object) -> KeyRecord:
+    try:
+        return KeyRecord.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(
+            f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}; choose another limit"
+        ) from None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

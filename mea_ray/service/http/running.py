@@ -1,0 +1,205 @@
+"""A service that this process started: up, updated and ended without a request being lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+
+from mea_ray.core.errors import ConfigError, ServiceUnavailable
+from mea_ray.service.http.deployment import Spec, application, ledger_of
+from mea_ray.service.http.engine import about_victim
+from mea_ray.service.http.keys import KeyStore, service_secret
+from mea_ray.service.naming import answer_of, cause_of
+from mea_ray.storage.files import write_whole
+
+RUNNING = "running.json"
+_LEDGER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a service listens.
+
+    Attributes:
+        host: Interface; the loopback one unless somebody chose another.
+        port: TCP port.
+        tls_cert: File of the certificate chain; None for plain HTTP.
+        tls_key: File of its private key.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """URL of the service for a client on this machine."""
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104
+        return f"{'https' if self.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def check(self) -> None:
+        """Refuse files that are not there, before anything is started.
+
+        Raises:
+            ConfigError: One of the two TLS files is missing.
+        """
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigError("TLS needs both files: --tls-cert and --tls-key")
+        for file in (self.tls_cert, self.tls_key):
+            if file is not None and not file.is_file():
+                raise ConfigError(f"{file} is no file; give the certificate chain and its key in PEM")
+
+
+class RunningService:
+    """A service of this process, in the Ray that this process has joined.
+
+    Args:
+        spec: The service.
+        address: Where it listens.
+    """
+
+    def __init__(self, spec: Spec, address: Address) -> None:
+        self.spec, self.address = spec, address
+        self._turn = threading.Lock()
+        self._classes = 1
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            ArtifactError: The folder holds no readable victim.
+            ServiceUnavailable: Ray Serve could not start it.
+        """
+        self._classes = self._check(self.spec)
+        options: dict[str, Any] = {"host": self.address.host, "port": self.address.port}
+        if self.address.tls_cert is not None:
+            options |= {"ssl_certfile": str(self.address.tls_cert), "ssl_keyfile": str(self.address.tls_key)}
+        try:
+            serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"enable_access_log": False})
+        except Exception as error:  # Serve raises errors of many types here
+            raise ServiceUnavailable(
+                f"Ray Serve cannot listen on {self.address.host}:{self.address.port}: {cause_of(error)}"
+            ) from error
+        self._deploy(self.spec)
+
+    def update(self, victim: Path) -> None:
+        """Serve another victim under the same keys and ledger; requests under way are answered by the old one.
+
+        Raises:
+            ArtifactError: The folder holds no readable victim.
+            ServiceUnavailable: The new victim could not be started; the old one goes on.
+        """
+        with self._turn:
+            spec = replace(self.spec, victim=victim.resolve())
+            self._classes = self._check(spec)
+            self._deploy(spec)
+            self.spec = spec
+
+    def usage(self) -> list[dict[str, Any]]:
+        """Return the owner's view of all clients, see `HttpLedger.usage`."""
+        rows: list[dict[str, Any]] = answer_of(
+            "the ledger", ledger_of(self.spec).usage.remote(service_secret(self.spec.state), self._classes), _LEDGER_S
+        )
+        return rows
+
+    def stop(self) -> None:
+        """Let requests under way be answered, then end replicas and ledger."""
+        with contextlib.suppress(Exception):  # Ray may be gone already
+            serve.delete(self.spec.name, _blocking=True)
+        with contextlib.suppress(Exception):
+            ledger = ledger_of(self.spec)
+            ray.get(ledger.close.remote(), timeout=_LEDGER_S)
+            ray.kill(ledger, no_restart=True)
+
+    @staticmethod
+    def _check(spec: Spec) -> int:
+        """Refuse what cannot be served before a running service is touched; return the classes an answer may name."""
+        about = about_victim(spec.victim)
+        policy = spec.settings.policy.build()
+        return len(about.class_names) if policy.source == "probabilities" else 1
+
+    def _deploy(self, spec: Spec) -> None:
+        try:
+            answer_of("the ledger", ledger_of(spec).describe.remote(), _LEDGER_S)
+            serve.run(application(spec), name=spec.name, route_prefix="/")
+        except (RuntimeError, RayError, TimeoutError) as error:
+            raise ServiceUnavailable(f"the service did not start: {cause_of(error)}") from error
+
+
+@dataclass(frozen=True)
+class Running:
+    """What the folder of a service says while it runs.
+
+    Attributes:
+        pid: Process of ``mea-ray serve``.
+        url: Where clients ask.
+        admin: Where the owner looks.
+        token: What a command of the owner shows to change the service.
+        victim: Folder of the victim.
+    """
+
+    pid: int
+    url: str
+    admin: str
+    token: str
+    victim: str
+
+
+@contextlib.contextmanager
+def announced(service: RunningService, admin: str) -> Iterator[Running]:
+    """Write to the folder of a service that it runs, readable by its owner alone, until the block ends."""
+    path = service.spec.state / RUNNING
+    running = Running(os.getpid(), service.address.url, admin, secrets.token_hex(32), str(service.spec.victim))
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    write_whole(path, json.dumps(asdict(running), indent=1))
+    path.chmod(0o600)
+    try:
+        yield running
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def find_running(state: Path) -> Running | None:
+    """Return the running service of a folder; None if none runs on this machine."""
+    try:
+        running = Running(**json.loads((state / RUNNING).read_bytes()))
+        os.kill(running.pid, 0)
+    except (OSError, ValueError, TypeError):
+        return None
+    return running
+
+
+def offline_usage(state: Path, classes: int) -> list[dict[str, Any]]:
+    """Return the owner's view of a service that is not running, from its files.
+
+    Raises:
+        ConfigError: The service was never started.
+        ArtifactError: A running service on another machine holds the ledger, or it is damaged.
+    """
+    from mea_ray.service.http.deployment import LEDGER
+    from mea_ray.service.http.ledger import HttpLedger
+
+    if not (state / LEDGER).exists():
+        known = [record.client for record in KeyStore(state).list()]
+        raise ConfigError(
+            f"{state} has no ledger yet: {len(known)} keys, nobody has asked; start the service with `mea-ray serve`"
+        )
+    secret = service_secret(state)
+    ledger = HttpLedger(str(state / LEDGER), None, {}, secret)
+    try:
+        return ledger.usage(secret, classes)
+    finally:
+        ledger.close()

@@ -1,0 +1,106 @@
+"""The owner's view: a page and its data on the loopback interface, from a service or from its files."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from http_service import InProcess, images, save_victim
+from starlette.testclient import TestClient
+
+from mea_ray.core.errors import ArtifactError, ConfigError, ServiceUnavailable
+from mea_ray.service.http import admin
+from mea_ray.service.http.deployment import Spec
+from mea_ray.service.http.running import Running, offline_usage
+from mea_ray.service.http.settings import HttpConfig
+
+
+class Owned:
+    """A service that was asked, as the owner's page sees it."""
+
+    def __init__(self, service: InProcess, folder: Path) -> None:
+        self.service = service
+        self.spec = Spec(folder / "victim", folder, "flowers", HttpConfig())
+        self.updates: list[Path] = []
+
+    def usage(self) -> list[dict[str, Any]]:
+        return self.service.ledger.usage(self.service.secret, 10)
+
+    def update(self, victim: Path) -> None:
+        if not victim.exists():
+            raise ArtifactError(f"{victim} holds no readable model")
+        self.updates.append(victim)
+
+
+@pytest.fixture
+def owned(tmp_path: Path) -> Owned:
+    service = InProcess(save_victim(tmp_path / "victim"), tmp_path)
+    key = service.keys.add("<b>".replace("<", "-").replace(">", "-"), budget=500)
+    service.keys.add("bob")
+
+    async def ask() -> None:
+        async with service.client(key) as client:
+            for seed in range(2):
+                await client.post("/v1/predict", json={"images": images(60, seed).tolist()})
+
+    asyncio.run(ask())
+    service.keys.revoke("bob")
+    return Owned(service, tmp_path)
+
+
+def test_the_page_shows_each_client(owned: Owned) -> None:
+    with TestClient(admin.create_admin(owned), base_url="http://localhost") as client:  # type: ignore[arg-type]
+        page = client.get("/")
+        data = client.get("/usage.json").json()
+    assert page.status_code == 200 and 'data-client="-b-"' in page.text and "bob (revoked)" in page.text
+    assert '<td class="charged">120</td>' in page.text
+    (row,) = [row for row in data["clients"] if row["client"] == "-b-"]
+    assert (row["charged"], row["remaining"], sum(row["log"]["classes"])) == (120, 380, 120)
+    assert row["log"]["shapiro_w"] is not None and row["log"]["requests"] == 2
+
+
+def test_another_site_cannot_reach_it(owned: Owned) -> None:
+    app = admin.create_admin(owned)  # type: ignore[arg-type]
+    with TestClient(app, base_url="http://localhost") as client:
+        assert client.get("/usage.json", headers={"host": "evil.example"}).status_code == 400
+        body = {"victim": str(owned.spec.victim)}
+        assert client.post("/update", json=body).status_code == 403
+        app.state.running = Running(1, "", "", "secret", "")
+        assert client.post("/update", json=body, headers={"X-Token": "guess"}).status_code == 403
+        assert owned.updates == []
+        assert client.post("/update", json=body, headers={"X-Token": "secret"}).status_code == 200
+        refused = client.post("/update", json={"victim": "/nowhere"}, headers={"X-Token": "secret"})
+        assert refused.status_code == 422 and "holds no readable model" in refused.json()["detail"]
+    assert owned.updates == [owned.spec.victim]
+
+
+def test_it_listens_on_the_loopback_interface_only(owned: Owned) -> None:
+    with admin.served(admin.create_admin(owned), 0) as url:  # type: ignore[arg-type]
+        assert url.startswith("http://127.0.0.1:")
+        assert httpx.get(f"{url}/usage.json").json()["service"] == "flowers"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/usage.json")
+
+
+def test_a_port_that_is_taken_is_named(owned: Owned) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(ServiceUnavailable, match=f"port {port} .* is taken"),
+            admin.served(admin.create_admin(owned), port),  # type: ignore[arg-type]
+        ):
+            pass
+
+
+def test_the_files_of_a_service_that_ended_say_the_same(owned: Owned, tmp_path: Path) -> None:
+    running = owned.usage()
+    owned.service.ledger.close()
+    assert offline_usage(tmp_path, 10) == running
+    with pytest.raises(ConfigError, match="has no ledger yet"):
+        offline_usage(tmp_path / "nowhere", 10)
