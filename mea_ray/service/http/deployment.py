@@ -118,9 +118,4 @@ def ledger_of(spec: Spec) -> Any:
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=-1,
-    ).remote(
-        str((spec.state / LEDGER).resolve()),
-        spec.settings.rate,
-        {"victim": spec.victim.name},
-        service_secret(spec.state),
-    )
+    ).remote(str((spec.state / LEDGER).resolve()), spec.settings.rate, description, secret)
