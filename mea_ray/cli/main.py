@@ -323,6 +323,43 @@ def serve(
 
 
 @app.command(epilog=EPILOG)
+def steal(
+    file: Annotated[Path, typer.Argument(help="YAML file of an experiment, or of a sweep, whose base is taken.")],
+    overrides: Overrides = None,
+    url: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="URL of the service; thief.blackbox.url of the file if omitted."),
+    ] = None,
+    key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Where the API key is: env:NAME or file:PATH."),
+    ] = None,
+    api: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="YAML file that describes an API that is not of `mea-ray serve`."),
+    ] = None,
+    to: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the stolen models; stolen/NAME in the storage if omitted."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Steal the model behind a URL with the file's attack: one substitute per budget, without its owner's help.
+
+    Started again it goes on where it was interrupted; no answer is paid for twice.
+
+    For example:
+
+      mea-ray steal experiment.yaml --url http://127.0.0.1:8000 --key env:FLOWERS_KEY
+
+      mea-ray steal experiment.yaml --url https://api.example/v2 --api example.yaml 'thief.budgets=[500,1000]'
+    """
+    from mea_ray.cli import steal as stealing
+
+    stealing.steal(file, overrides or [], url, key, api, to)
+
+
+@app.command(epilog=EPILOG)
 def usage(
     victim: Annotated[Path, typer.Argument(help="Folder of a victim that is, or was, served.")],
     state: Annotated[

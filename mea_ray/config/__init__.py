@@ -26,6 +26,7 @@ from mea_ray.config.identity import digest, identity
 from mea_ray.config.loading import build, load_experiment, load_sweep, write_yaml
 from mea_ray.config.overrides import load_tree, merge, set_path
 from mea_ray.config.running import (
+    BlackBoxConfig,
     ClientConfig,
     RateConfig,
     ResourcesConfig,
@@ -41,6 +42,7 @@ from mea_ray.core.settings import Tree
 __all__ = [
     "RESERVED_NAMES",
     "AttackChoice",
+    "BlackBoxConfig",
     "Choice",
     "ClientConfig",
     "CombinerChoice",

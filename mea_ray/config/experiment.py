@@ -18,7 +18,7 @@ from mea_ray.config.components import (
     RemovalChoice,
     WatermarkChoice,
 )
-from mea_ray.config.running import ResourcesConfig, ServiceConfig, TrackingConfig
+from mea_ray.config.running import BlackBoxConfig, ResourcesConfig, ServiceConfig, TrackingConfig
 from mea_ray.config.training import LearningConfig, TrainingConfig
 from mea_ray.core.settings import InvalidSettings, RefusedSettings
 
@@ -96,6 +96,10 @@ class ThiefConfig(Config):
         ge=1,
         le=10_000,
         description="Clients that the thief registers as; images and budget are dealt out over them in turn.",
+    )
+    blackbox: BlackBoxConfig | None = Field(
+        None,
+        description="The API to steal from, if not this experiment's `service`; the victim is still its own.",
     )
     model: ModelChoice = Field(
         default_factory=lambda: ModelChoice(name="vgg_like"), description="Architecture of the substitute."

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mea_ray.config.components import Config, PolicyChoice
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.settings import RefusedSettings
 
 
 class RateConfig(Config):
@@ -52,6 +54,29 @@ class ClientConfig(Config):
     max_in_flight: int = Field(8, ge=1, description="Requests under way at once.")
     request_timeout_s: float = Field(120.0, gt=0, description="Wait for one answer before asking again.")
     retries: int = Field(5, ge=0, description="Times a request is asked again after a failure.")
+
+
+class BlackBoxConfig(Config):
+    """A query API that somebody else runs."""
+
+    url: str = Field(min_length=1, description="URL of a service of `mea-ray serve`, or of the API in `api`.")
+    key: tuple[str, ...] = Field(
+        (),
+        description="Where the API key is, one per account: env:NAME or file:PATH. Never the key itself, since configs "
+        "are stored beside results.",
+    )
+    api: str | None = Field(None, description="YAML file that describes a foreign API; null is `mea-ray serve`.")
+
+    @field_validator("key")
+    @classmethod
+    def _by_reference(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if each.partition(":")[0] not in {"env", "file"} or not each.partition(":")[2]:
+                # The value is not shown: it may be the key.
+                raise RefusedSettings(
+                    ConfigError("the key must be env:NAME or file:PATH, not itself: configs are stored beside results")
+                )
+        return value
 
 
 class ServiceConfig(ClientConfig, ServingConfig):

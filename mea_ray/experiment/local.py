@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.ledger import Ledger, RateLimit
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.blackbox.prada import query_log_record
@@ -19,7 +21,8 @@ from mea_ray.experiment.data import Fingerprints, load_splits
 from mea_ray.experiment.journal import FolderJournal, FolderSteps, MemoryJournal, Warn
 from mea_ray.experiment.model_sources import StoredModels, TrainedModels
 from mea_ray.experiment.names import Names
-from mea_ray.experiment.ports import Listener, Models, OnEpoch, Ports
+from mea_ray.experiment.ports import Listener, Models, OnEpoch, Ports, QueryService
+from mea_ray.experiment.remote_service import RemoteService
 from mea_ray.experiment.run import Experiment
 from mea_ray.results.records import QueryLogRecord, TrialResult, read_record
 from mea_ray.storage.remote import Storage
@@ -143,7 +146,7 @@ def run_local(
     journal = FolderJournal(storage, f"{relative}/trials/{names.trial}", FolderSteps(storage, relative), warn)
     write_yaml(config, journal.folder / "config.yaml")
     models = StoredModels(Store(storage, warn=warn), config, data, names, on_epoch)
-    service = LocalService(config, data, models, folder / "ledgers" / f"{names.trial}.sqlite")
+    service = _service(config, data, models, names, journal.transfer, folder / "ledgers" / f"{names.trial}.sqlite")
     # The last bits of a training on a CPU follow from the number of threads: as many as on Ray.
     with threads(config.resources.victim.cpus):
         models.prepare()
@@ -154,11 +157,28 @@ def run_local(
     return LocalRun(result, folder, found=False)
 
 
+def _service(
+    config: ExperimentConfig,
+    data: Splits,
+    models: Models,
+    names: Names,
+    transfer: TransferSet,
+    ledger: Path | None = None,
+) -> AbstractContextManager[QueryService]:
+    """Return the service that is stolen from: one of this process, or the one at ``thief.blackbox.url``."""
+    if config.thief.blackbox is None:
+        return LocalService(config, data, models, ledger)
+    classes = None if config.encodes else data.classes
+    return RemoteService(config, names.trial, transfer, data.shape, classes)
+
+
 def run_in_memory(config: ExperimentConfig, on_epoch: OnEpoch = lambda role, name, epoch: None) -> TrialResult:
     """Run an experiment in this process and keep nothing but its result; errors as ``run_local``."""
     data = load_splits(config)
     check(config, data)
     names = Names.of(config, Fingerprints.of(data))
     models = TrainedModels(config, data, names, on_epoch)
-    ports = Ports(models, LocalService(config, data, models), MemoryJournal(), Listener())
+    journal = MemoryJournal()
+    service = _service(config, data, models, names, journal.transfer)
+    ports = Ports(models, service, journal, Listener())
     return Experiment(config, data, names, ports).run()

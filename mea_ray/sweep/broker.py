@@ -291,6 +291,8 @@ def needs(configs: list[ExperimentConfig], max_services: int) -> tuple[int, dict
     cpus = gpus = 0.0
     replicas = 1
     for config in configs:
+        if config.thief.blackbox is not None:  # somebody else runs the service
+            continue
         served = config.service.serving
         specs.add(digest([identity(part) for part in (config.data, config.victim, served)]))
         cpus, gpus = max(cpus, served.cpus_per_replica), max(gpus, served.gpus_per_replica)

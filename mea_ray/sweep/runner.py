@@ -351,6 +351,8 @@ class _Driver:
         for trial in left:
             if len(specs) == services:
                 break
+            if trial.config.thief.blackbox is not None:
+                continue
             folder = store.find("victims", trial.victim)
             if folder is not None:
                 spec = ServiceSpec.of(trial.config, trial.victim, str(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mea_ray.config import write_yaml
 from mea_ray.core.errors import ServiceUnavailable
 from mea_ray.experiment.artifacts import Store
-from mea_ray.experiment.ports import Listener, OnEpoch, Role, Step
+from mea_ray.experiment.ports import Listener, OnEpoch, QueryService, Role, Step
 from mea_ray.results.numbers import trial_metrics
 from mea_ray.results.records import QueryLogRecord, RungResult, SelectionRecord, TrialResult
 from mea_ray.storage.files import patiently
@@ -85,11 +86,23 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     data = load_data()
     on_epoch = epoch_events(trial.config.victim.training.epochs, tools.on_event)
     models = StoredModels(Store(tools.folder.storage, warn=warn), trial.config, data, trial.names, on_epoch)
-    service = SharedService(trial, models, journal, tools)
+    service = _service(trial, data, models, journal, tools)
     ports = Ports(models, service, journal, TrialListener(trial.name, tools))
     result = Experiment(trial.config, data, trial.names, ports, trial.point, tools.selection).run()
     tools.folder.save_result(result)
     return result
+
+
+def _service(
+    trial: PlannedTrial, data: Splits, models: StoredModels, journal: TrialFolder, tools: Tools
+) -> AbstractContextManager[QueryService]:
+    """Return the service that is stolen from: the sweep's, or the one at ``thief.blackbox.url``."""
+    if trial.config.thief.blackbox is None:
+        return SharedService(trial, models, journal, tools)
+    from mea_ray.experiment.remote_service import RemoteService
+
+    classes = None if trial.config.encodes else data.classes
+    return RemoteService(trial.config, trial.name, journal.transfer, data.shape, classes)
 
 
 def _open_journal(trial: PlannedTrial, tools: Tools, warn: Callable[[str], None]) -> TrialFolder:

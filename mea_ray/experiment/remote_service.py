@@ -1,0 +1,176 @@
+"""A query service that somebody else runs, reached by URL: for a thief that steals through HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from mea_ray.attacks.transfer import TransferSet
+from mea_ray.blackbox.colluding import account_names, account_share
+from mea_ray.blackbox.http import HttpBlackBox
+from mea_ray.blackbox.prada import query_log_record
+from mea_ray.blackbox.query_log import ClientLog
+from mea_ray.config import BlackBoxConfig, ClientConfig, ExperimentConfig
+from mea_ray.core.errors import ConfigError
+from mea_ray.experiment.theft import answers_received
+from mea_ray.results.records import QueryLogRecord
+
+Open = Callable[..., HttpBlackBox]
+
+
+class RemoteService:
+    """A service at ``thief.blackbox.url``; implements ``ports.QueryService``.
+
+    Its owner's log cannot be seen from here: `seen` and `query_log` say that nothing is known. A key's budget is its
+    owner's; the thief's own budget is kept here, so that no attack asks more than its config says.
+
+    Args:
+        config: The experiment.
+        trial: Name of the trial; the requests of several trials under one key are told apart by it.
+        transfer: The answers that the thief received so far.
+        shape: (channels, height, width) of the thief's images.
+        classes: Numbers that an answer must hold.
+    """
+
+    at_once = True
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        trial: str,
+        transfer: TransferSet,
+        shape: tuple[int, int, int],
+        classes: int | None,
+    ) -> None:
+        assert config.thief.blackbox is not None
+        self.config, self.trial, self.transfer = config, trial, transfer
+        self.shape, self.classes = shape, classes
+        self.settings: BlackBoxConfig = config.thief.blackbox
+        self._budgets: dict[str, int] = {}
+        self._opened: dict[str, HttpBlackBox] = {}
+
+    def __enter__(self) -> RemoteService:
+        self._keys = read_keys(self.settings, self.config.thief.accounts)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for opened in self._opened.values():
+            opened.close()
+
+    def register(self, client: str, budget: int) -> None:
+        """Take note of what an account may be charged; the account itself is its owner's to open."""
+        self._budgets[client] = budget
+
+    def open(self, client: str, start_at: int) -> HttpBlackBox:
+        """Return the black box of an account.
+
+        Raises:
+            ConfigError: The service takes other images, or answers other numbers, than the experiment's.
+        """
+        key = self._keys[self._accounts.index(client)]
+        opened = open_url(
+            self.settings,
+            key,
+            self.config.service.client,
+            start_at=start_at,
+            budget=self._budgets.get(client),
+            request_prefix=f"{client}/",
+        )
+        check_fits(opened, self.settings.url, self.shape, self.classes)
+        self._opened[client] = opened
+        return opened
+
+    def charged(self, client: str) -> int:
+        """Return the images that this thief was charged through an account, as it counts them."""
+        if client in self._opened:
+            return self._opened[client].asked
+        received = answers_received(self.config, self.transfer)
+        return account_share(self._accounts.index(client), len(self._accounts), received)
+
+    def seen(self, client: str) -> ClientLog:
+        """Return an empty log: only the service's owner has one."""
+        return ClientLog(0, np.zeros(0, np.int64), [], lost=True)
+
+    def query_log(self, client: str) -> QueryLogRecord:
+        """Return the record of an empty log."""
+        return query_log_record(self.seen(client), 1 if self.config.encodes else self.classes or 1)
+
+    @property
+    def _accounts(self) -> list[str]:
+        return account_names(self.trial, self.config.thief.accounts)
+
+
+def open_url(
+    settings: BlackBoxConfig,
+    key: str | None,
+    client: ClientConfig,
+    *,
+    start_at: int = 0,
+    budget: int | None = None,
+    request_prefix: str = "",
+) -> HttpBlackBox:
+    """Open the service at a URL: one of ``mea-ray serve``, or one that ``api`` describes."""
+    if settings.api is None:
+        return HttpBlackBox(settings.url, key, client, start_at=start_at, budget=budget, request_prefix=request_prefix)
+    from mea_ray.blackbox.foreign import ForeignWire, load_api
+
+    api = load_api(Path(settings.api))
+    client = client.changed(request_images=min(client.request_images, api.max_request_images))
+    wire = ForeignWire(api, key)
+    bearer = None if any(name.lower() == "authorization" for name in api.headers) else key
+    return HttpBlackBox(
+        settings.url, bearer, client, start_at=start_at, budget=budget, request_prefix=request_prefix, wire=wire
+    )
+
+
+def check_fits(opened: HttpBlackBox, url: str, shape: tuple[int, int, int], classes: int | None) -> None:
+    """Refuse a service of other images or answers than the thief's.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    if opened.image_shape != shape:
+        raise ConfigError(
+            f"{url} takes images of shape {list(opened.image_shape)}, the data have {list(shape)}; set "
+            "data.image_size, or choose other data"
+        )
+    if classes is not None and opened.classes != classes:
+        raise ConfigError(f"{url} answers {opened.classes} numbers an image, the experiment's victim has {classes}")
+
+
+def read_keys(settings: BlackBoxConfig, accounts: int) -> list[str | None]:
+    """Return the API key of each account; None if the service needs none.
+
+    Raises:
+        ConfigError: A variable or a file is missing, or there are not as many keys as accounts.
+    """
+    if not settings.key and accounts == 1:
+        return [None]
+    if len(settings.key) != accounts:
+        raise ConfigError(
+            f"thief.accounts={accounts} needs as many keys, thief.blackbox.key has {len(settings.key)}; list one each"
+        )
+    return [_read_key(each) for each in settings.key]
+
+
+def _read_key(reference: str) -> str:
+    kind, _, name = reference.partition(":")
+    if kind == "env":
+        key = os.environ.get(name, "")
+        where = f"the environment variable {name}"
+    else:
+        path = Path(name).expanduser()
+        where = f"the file {path}"
+        try:
+            key = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeError):
+            key = ""
+    if not key.strip() or not key.strip().isprintable():
+        raise ConfigError(f"thief.blackbox.key={reference}: {where} holds no key; put the API key there")
+    return key.strip()
