@@ -36,6 +36,21 @@ def bench_service(options: Options = None, output: Json = None, debug: Debug = F
     measure("service", options or [], output)
 
 
+@bench.command("http", epilog=EPILOG)
+def bench_http(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """Images per second and latency through HTTP, against the service in Ray and the bare forward pass.
+
+    For example:
+
+      mea-ray bench http
+
+      mea-ray bench http request_images=[256] clients=[1] --json http.json
+    """
+    from mea_ray.cli.commands import measure
+
+    measure("http", options or [], output)
+
+
 @bench.command("sweep", epilog=EPILOG)
 def bench_sweep(options: Options = None, output: Json = None, debug: Debug = False) -> None:
     """What the machinery of a sweep costs: a thousand trials that only sleep, driver memory, a kill half way.

@@ -15,8 +15,8 @@ from typing import Annotated, Any, NoReturn, Optional
 import typer
 
 from mea_ray.cli.bench import bench
+from mea_ray.cli.keys import keys
 from mea_ray.cli.options import EPILOG, FAILED, INTERRUPTED, OK, Debug
-from mea_ray.cli.serve import keys
 
 app = typer.Typer(
     name="mea-ray",

@@ -8,11 +8,10 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mea_ray.cli.options import EPILOG, Debug
 from mea_ray.core.errors import ConfigError, ServiceUnavailable
 
 if TYPE_CHECKING:
@@ -21,45 +20,16 @@ if TYPE_CHECKING:
     from mea_ray.service.http.running import Address, RunningService
     from mea_ray.service.http.settings import HttpConfig
 
-keys = typer.Typer(no_args_is_help=True, help="API keys of a victim's HTTP service: who may ask, how much, how fast.")
 
-Victim = Annotated[Path, typer.Argument(help="Folder of a victim: of `mea-ray train`, or an artifact of a run.")]
-State = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help="Folder of the service: keys, ledger, query log. VICTIM.service beside the victim if omitted."),
-]
-Name = Annotated[str, typer.Argument(help="Name of the client.", metavar="NAME")]
-
-
-@keys.command("add", epilog=EPILOG)
-def add(
-    victim: Victim,
-    name: Name,
-    budget: Annotated[Optional[int], typer.Option(help="Images in all; no limit if omitted.", min=0)] = None,  # noqa: UP045
-    rate: Annotated[Optional[float], typer.Option(help="Images per second; no limit if omitted.", min=0)] = None,  # noqa: UP045
-    burst: Annotated[int, typer.Option(help="Images at once after a pause, with --rate.", min=1)] = 1000,
-    state: State = None,
-    debug: Debug = False,
-) -> None:
-    """Make a key for a client and print it: it is shown this once, and only its hash is kept.
-
-    For example:
-
-      mea-ray keys add victims/flowers alice --budget 10000 --rate 50
-    """
-    key = _store(victim, state).add(name, budget=budget, images_per_second=rate, burst=burst)
+def add(victim: Path, name: str, state: Path | None, **limits: Any) -> None:
+    """Make a key and print it."""
+    key = _store(victim, state).add(name, **limits)
     typer.echo(key)
     typer.echo(f"the key of {name}; it is not shown again", err=True)
 
 
-@keys.command("list", epilog=EPILOG)
-def list_(victim: Victim, state: State = None, debug: Debug = False) -> None:
-    """List the clients with their limits.
-
-    For example:
-
-      mea-ray keys list victims/flowers
-    """
+def list_keys(victim: Path, state: Path | None) -> None:
+    """List the clients with their limits."""
     from mea_ray.report.terminal import make_console
 
     records = _store(victim, state).list()
@@ -75,33 +45,17 @@ def list_(victim: Victim, state: State = None, debug: Debug = False) -> None:
     make_console().print(table)
 
 
-@keys.command("revoke", epilog=EPILOG)
-def revoke(victim: Victim, name: Name, state: State = None, debug: Debug = False) -> None:
-    """End a client's key; a running service refuses it within a second.
-
-    For example:
-
-      mea-ray keys revoke victims/flowers alice
-    """
+def revoke(victim: Path, name: str, state: Path | None) -> None:
+    """End a client's key."""
     _store(victim, state).revoke(name)
     typer.echo(f"{name} is refused from now on; what it was charged stays in the ledger")
 
 
-@keys.command("limit", epilog=EPILOG)
-def limit(
-    victim: Victim,
-    name: Name,
-    budget: Annotated[Optional[str], typer.Option(help="Images in all, or none.")] = None,  # noqa: UP045
-    rate: Annotated[Optional[str], typer.Option(help="Images per second, or none.")] = None,  # noqa: UP045
-    burst: Annotated[Optional[int], typer.Option(help="Images at once after a pause.", min=1)] = None,  # noqa: UP045
-    state: State = None,
-    debug: Debug = False,
-) -> None:
-    """Change a client's limits, also while the service runs. A budget below what was charged counts as spent.
+def limit(victim: Path, name: str, budget: str | None, rate: str | None, burst: int | None, state: Path | None) -> None:
+    """Change a client's limits; "none" takes one away.
 
-    For example:
-
-      mea-ray keys limit victims/flowers alice --budget 20000 --rate none
+    Raises:
+        ConfigError: There is nothing to change, or a limit is no number.
     """
     changes: dict[str, Any] = {}
     if budget is not None:

@@ -50,10 +50,10 @@ def check_manifest(tree: Tree) -> None:
         kubernetes_validate.validate(whole, version, strict=True)
 
 
-CLUSTER_FILE, JOB_FILE = "kuberay-cluster.yaml", "kuberay-job.yaml"
+CLUSTER_FILE, JOB_FILE, SERVICE_FILE = "kuberay-cluster.yaml", "kuberay-job.yaml", "kuberay-service.yaml"
 
 
-@pytest.mark.parametrize("name", [CLUSTER_FILE, JOB_FILE])
+@pytest.mark.parametrize("name", [CLUSTER_FILE, JOB_FILE, SERVICE_FILE])
 def test_kubernetes_takes_the_manifests(name: str) -> None:
     for tree in manifests(name):
         check_manifest(tree)
@@ -70,6 +70,21 @@ def test_what_the_manifests_promise() -> None:
         claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in template["spec"]["volumes"]]
         assert claim["metadata"]["name"] in claims, "every pod sees the storage"
         assert template["spec"]["securityContext"]["runAsNonRoot"]
+
+
+def test_the_service_of_the_manifest_can_be_built() -> None:
+    """By Ray Serve's own schema of the config, and by the function that it names."""
+    from ray._common.utils import import_attr
+    from ray.serve.schema import ServeDeploySchema
+
+    (service,) = manifests(SERVICE_FILE)
+    claim, _ = manifests(CLUSTER_FILE)
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (application,) = config.applications
+    assert import_attr(application.import_path)(application.args) is not None
+    for template in pod_templates(service):
+        claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in template["spec"]["volumes"]]
+        assert claim["metadata"]["name"] in claims, "every pod sees the victim and the ledger"
 
 
 def test_rays_autoscaler_reads_the_cluster() -> None:
@@ -95,6 +110,7 @@ def test_rays_autoscaler_reads_the_cluster() -> None:
         (CLUSTER_FILE, "imagePullPolicy", "imagePullPolice"),
         (CLUSTER_FILE, "volumeMounts", "volumeMount"),
         (CLUSTER_FILE, "runAsUser: 1000", "runAsUser: ray"),
+        (SERVICE_FILE, "rayClusterConfig", "rayClusterSpec"),
         (JOB_FILE, "shutdownAfterJobFinishes", "shutDownAfterJobFinishes"),
         (JOB_FILE, "submissionMode: K8sJobMode", "submissionMode: Job"),
         (JOB_FILE, "persistentVolumeClaim", "persistentVolumeClaims"),

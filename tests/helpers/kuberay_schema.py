@@ -106,6 +106,22 @@ JOB_SPEC = strict(
     "entrypoint",
 )
 
+SERVICE_SPEC = strict(
+    {
+        "serveConfigV2": TEXT,
+        "rayClusterConfig": CLUSTER_SPEC,
+        "serviceUnhealthySecondThreshold": COUNT,
+        "deploymentUnhealthySecondThreshold": COUNT,
+        "rayClusterDeletionDelaySeconds": COUNT,
+        "excludeHeadPodFromServeSvc": FLAG,
+        "serveService": ANYTHING,
+        "upgradeStrategy": ANYTHING,
+        "suspend": FLAG,
+    },
+    "serveConfigV2",
+    "rayClusterConfig",
+)
+
 
 def resource(kind: str, spec: Schema) -> Schema:
     """A Kubernetes resource of KubeRay's group."""
@@ -113,4 +129,8 @@ def resource(kind: str, spec: Schema) -> Schema:
     return strict(fields, "apiVersion", "kind", "metadata", "spec")
 
 
-SCHEMAS = {"RayCluster": resource("RayCluster", CLUSTER_SPEC), "RayJob": resource("RayJob", JOB_SPEC)}
+SCHEMAS = {
+    "RayCluster": resource("RayCluster", CLUSTER_SPEC),
+    "RayJob": resource("RayJob", JOB_SPEC),
+    "RayService": resource("RayService", SERVICE_SPEC),
+}

@@ -124,7 +124,7 @@ class Reader:
             raise self._too_many_pixels(f"{width} x {height}")
         try:
             pixels, _ = decode_one(Encoded("the image", data), None)
-            return fit(pixels[None], self.shape)
+            return fit(pixels[None].copy(), self.shape)  # torch warns of arrays that cannot be written
         except DataError as error:
             raise Refusal(422, "image", str(error)) from None
 

@@ -1,0 +1,215 @@
+"""Images per second and latency through HTTP, against the service in Ray and against the bare forward pass.
+
+Everything is measured in one run, in turns, and compared by medians, as in `bench.service`.
+"""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from mea_ray.blackbox.http import HttpBlackBox
+from mea_ray.config import ClientConfig, ServingConfig, build
+from mea_ray.core.errors import ConfigError
+from mea_ray.core.types import Answers, FloatImages, Images
+from mea_ray.models.base import ImageModel
+from mea_ray.models.build import build_model
+from mea_ray.service.http.deployment import Spec
+from mea_ray.service.http.keys import KeyStore
+from mea_ray.service.http.running import Address, RunningService
+from mea_ray.service.http.settings import HttpConfig
+from mea_ray.service.pool import VictimService
+from mea_ray.sweep import cluster
+from mea_ray.training.checkpoint import load_model, save_model
+from mea_ray.training.device import device, use_threads
+
+
+class _Asks(Protocol):
+    def query(self, images: Images | FloatImages) -> Answers: ...
+
+
+def bench_http(
+    *,
+    model: str = "vgg_like",
+    shape: tuple[int, int, int] = (3, 32, 32),
+    classes: int = 10,
+    request_images: tuple[int, ...] = (1, 32, 256),
+    clients: tuple[int, ...] = (1, 32),
+    images: int = 512,
+    single_images: int = 64,
+    lone_images: int = 100,
+    repeats: int = 3,
+    cpus_per_replica: float = 0.25,
+    on_progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Measure the HTTP service, in the Ray of this process or in one started for it: one replica, beside one actor.
+
+    The network has random weights: its speed does not depend on them. All clients are threads of this process.
+
+    Args:
+        model: Name in the table of models.
+        shape: (channels, height, width) of one image.
+        classes: Number of classes.
+        request_images: Images in a request; each is measured.
+        clients: Clients at once; each is measured.
+        images: Images per repeat of a measurement.
+        single_images: Images per repeat where a request holds one.
+        lone_images: Requests of one image, one after the other, that the latency is measured on.
+        repeats: Turns; medians are compared.
+        cpus_per_replica: CPUs that a replica reserves; it computes on one thread however many.
+        on_progress: Told what was measured, after each turn.
+
+    Returns:
+        Images per second (medians) as ``http_<images>_<clients>``, ``actors_<images>_<clients>`` and ``bare_<images>``;
+        ``http_to_actors_<images>_<clients>``; ``latency_<http|actors|bare>_<p50|p99>_ms`` of one image; the ratio
+        ``lone_to_bare`` of the medians; and the settings.
+
+    Raises:
+        ConfigError: Ray has too few CPUs for the replica and the actor.
+    """
+    bulk = np.random.default_rng(0).integers(0, 256, (max(images, max(request_images)), *shape), dtype=np.uint8)
+    threads = torch.get_num_threads()
+    speeds: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
+    with _services(model, shape, classes, cpus_per_replica) as (bare, open_http, open_actors):
+        use_threads(1)
+        try:
+            boxes: dict[str, list[_Asks]] = {}
+            for size in request_images:
+                flow = ClientConfig(request_images=size, max_in_flight=1)
+                for kind, opened in (("http", open_http), ("actors", open_actors)):
+                    boxes[f"{kind}_{size}"] = [opened(f"{size}-{index}", flow) for index in range(max(clients))]
+            lone = {kind: boxes[f"{kind}_{min(request_images)}"][0] for kind in ("http", "actors")}
+            for turn in range(repeats + 1):
+                measured: dict[str, float] = {}
+                for size in request_images:
+                    number = single_images if size == 1 else images
+                    measured[f"bare_{size}"] = _speed(number, partial(_forward, bare, bulk[:number], size))
+                    for count in clients:
+                        for kind in ("http", "actors"):
+                            work = partial(_ask_shares, boxes[f"{kind}_{size}"][:count], bulk[:number], size)
+                            measured[f"{kind}_{size}_{count}"] = _speed(number, work)
+                latencies = {kind: _latencies(box.query, bulk, lone_images) for kind, box in lone.items()}
+                latencies["bare"] = _latencies(partial(_forward, bare, batch=1), bulk, lone_images)
+                if turn == 0:  # it only warms everything up
+                    continue
+                for name, value in measured.items():
+                    speeds.setdefault(name, []).append(value)
+                for kind, seconds in latencies.items():
+                    times.setdefault(kind, []).extend(seconds)
+                if on_progress is not None:
+                    on_progress("images/s: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
+        finally:
+            torch.set_num_threads(threads)
+    return _summary(speeds, times, request_images, clients) | {
+        "model": model,
+        "shape": shape,
+        "repeats": repeats,
+        "device": device().type,
+    }
+
+
+def _summary(
+    speeds: dict[str, list[float]], times: dict[str, list[float]], sizes: Sequence[int], clients: Sequence[int]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {name: statistics.median(values) for name, values in speeds.items()}
+    for size in sizes:
+        for count in clients:
+            pair = f"{size}_{count}"
+            found[f"http_to_actors_{pair}"] = found[f"http_{pair}"] / found[f"actors_{pair}"]
+    for kind, seconds in times.items():
+        for percent in (50, 99):
+            found[f"latency_{kind}_p{percent}_ms"] = 1000 * float(np.percentile(seconds, percent))
+    found["lone_to_bare"] = found["latency_http_p50_ms"] / found["latency_bare_p50_ms"]
+    return found
+
+
+Opener = Callable[[str, ClientConfig], _Asks]
+
+
+@contextmanager
+def _services(
+    model: str, shape: tuple[int, int, int], classes: int, cpus: float
+) -> Iterator[tuple[ImageModel, Opener, Opener]]:
+    """Start both services of one victim; give it, and what opens a client of either."""
+    with ExitStack() as stack:
+        stack.enter_context(cluster.quiet())
+        ray = stack.enter_context(cluster.ray_cluster(None))
+        if ray.cluster_resources().get("CPU", 0) < 2 * cpus:
+            raise ConfigError(f"the benchmark needs {2 * cpus:g} CPUs; lower cpus_per_replica")
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mea_ray_bench_")))
+        save_model(folder / "victim", build_model(model, shape, classes), {})
+        settings = build(HttpConfig, {"cpus_per_replica": cpus, "ongoing_requests": 64})
+        spec = Spec(folder / "victim", folder / "state", f"bench-{time.time_ns()}", settings)
+        http = RunningService(spec, Address(port=_free_port()))
+        stack.callback(http.stop)
+        http.start()
+        plain = ServingConfig(cpus_per_replica=cpus)
+        actors = VictimService.start(folder / "victim", f"{spec.name}-actors", plain)
+        stack.callback(actors.stop)
+        keys = KeyStore(spec.state)
+
+        def open_http(name: str, flow: ClientConfig) -> _Asks:
+            return HttpBlackBox(http.address.url, keys.add(name), flow)
+
+        def open_actors(name: str, flow: ClientConfig) -> _Asks:
+            actors.register(name)
+            return actors.client(name, flow)
+
+        bare, _ = load_model(folder / "victim")
+        yield bare.to(device()).to(memory_format=torch.channels_last), open_http, open_actors
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _speed(images: int, work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return images / (time.perf_counter() - start)
+
+
+def _latencies(ask: Callable[[Images], Any], bulk: Images, number: int) -> list[float]:
+    seconds = []
+    for index in range(number):
+        image = bulk[index % len(bulk) : index % len(bulk) + 1]
+        start = time.perf_counter()
+        ask(image)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _forward(model: ImageModel, images: Images, batch: int) -> None:
+    where = device()
+    with torch.inference_mode():
+        for start in range(0, len(images), batch):
+            model(torch.from_numpy(images[start : start + batch]).to(where).float().div_(255)).cpu()
+
+
+def _ask_shares(boxes: Sequence[_Asks], images: Images, size: int) -> None:
+    """Let clients ask their shares in requests of a size, all at once."""
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
+
+    def ask(index: int) -> None:
+        for part in parts[index :: len(boxes)]:
+            boxes[index].query(part)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(min(len(boxes), len(parts)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
