@@ -196,7 +196,10 @@ class KeyStore:
 
 
 class KeyRing:
-    """The keys as a running service reads them: again when the file changed, but not more than once a second.
+    """The keys as a running service reads them: again when the file changed.
+
+    The file is looked at once a second, and whenever a key is unknown: a key can be used as soon as it was added, and a
+    revoked one is refused within a second.
 
     Args:
         path: The file; no file means no keys.
@@ -217,13 +220,21 @@ class KeyRing:
     def find(self, key: str) -> KeyRecord | None:
         """Return the record of a valid key; None for one that is unknown or revoked."""
         self.refresh()
-        record = self._by_hash.get(key_hash(key))
+        digest = key_hash(key)
+        record = self._by_hash.get(digest)
+        if record is None:  # it may have been added this second
+            self.refresh(at_once=True)
+            record = self._by_hash.get(digest)
         return record if record is not None and record.revoked is None else None
 
-    def refresh(self) -> None:
-        """Read the file again if it changed. A file that is damaged or away changes nothing."""
+    def refresh(self, *, at_once: bool = False) -> None:
+        """Read the file again if it changed. A file that is damaged or away changes nothing.
+
+        Args:
+            at_once: Look at the file even if it was looked at a moment ago.
+        """
         now = self._clock()
-        if self._looked is not None and now - self._looked < self._every_s:
+        if not at_once and self._looked is not None and now - self._looked < self._every_s:
             return
         self._looked = now
         try:

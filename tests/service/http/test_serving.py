@@ -53,8 +53,8 @@ def running(ray_session: None, tmp_path: Path) -> Iterator[RunningService]:
 
 
 def kill(name: str) -> None:
-    """Kill one process of Ray Serve as the kernel does when memory is short."""
-    for process in psutil.process_iter():
+    """Kill one process of this test's Ray Serve as the kernel does when memory is short."""
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if " ".join(process.cmdline()).startswith(name):
                 os.kill(process.pid, signal.SIGKILL)
