@@ -95,7 +95,7 @@ def with_innocents(config: ExperimentConfig, count: int) -> ExperimentConfig:
 
 def owners_models(config: ExperimentConfig, data: Splits) -> StoredModels:
     """Return victim and null models of an experiment, in its storage."""
-    return StoredModels(Store(config.storage), config, data, Names.of(config, Fingerprints.of(data)))
+    return StoredModels(Store(config.storage), config, data, Names.of(config, Fingerprints.of(data, config)))
 
 
 def make_innocent(config: ExperimentConfig, relative: str, index: int, stolen: bool) -> None:

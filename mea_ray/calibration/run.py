@@ -178,7 +178,7 @@ def _check_kind(config: ExperimentConfig) -> None:
 
 def _name(config: ExperimentConfig) -> str:
     """Name a calibration by all that makes its models and measurements, but not by how many there are."""
-    names = Names.of(with_innocents(config, 1), Fingerprints.of(load_splits(config)))
+    names = Names.of(with_innocents(config, 1), Fingerprints.of(load_splits(config), config))
     tree = identity(config)
     made_by = {part: tree.get(part) for part in ("seed", "service", "thief")}
     samples = {"samples": config.verification.samples}

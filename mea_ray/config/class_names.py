@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from mea_ray.config.components import Choice, DataChoice
 from mea_ray.config.paths import field_at, paths
 from mea_ray.core.class_label import marker, names_in, with_indices
 from mea_ray.core.settings import InvalidSettings, Problem, Settings, Tree
+
+_KNOWN: ContextVar[dict[str, tuple[str, ...]] | None] = ContextVar("class names by dataset", default=None)
 
 
 def with_class_indices(settings: Settings, data: DataChoice, path: str = "") -> Settings:
@@ -80,15 +83,26 @@ def named_classes(model: type[Settings], tree: Tree) -> list[str]:
 
 
 def class_names(data: DataChoice) -> tuple[str, ...]:
-    """Return the names of a dataset's classes, in the order of their indices; it is loaded once.
+    """Return the names of a dataset's classes, in the order of their indices; cached in ``loaded_once``.
 
     Raises:
         DataError: It cannot be loaded.
     """
-    return _class_names(data.model_dump_json())
-
-
-@lru_cache(maxsize=32)
-def _class_names(data: str) -> tuple[str, ...]:
-    names: tuple[str, ...] = DataChoice.model_validate_json(data).build().train.class_names
+    key = data.model_dump_json()
+    known = _KNOWN.get()
+    names: tuple[str, ...] | None = None if known is None else known.get(key)
+    if names is None:
+        names = tuple(data.build().train.class_names)
+        if known is not None:
+            known[key] = names
     return names
+
+
+@contextmanager
+def loaded_once() -> Iterator[None]:
+    """Load a dataset once for all configs that are read inside, however many of them name its classes."""
+    token = _KNOWN.set({})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)

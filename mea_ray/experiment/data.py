@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from mea_ray.config import DataChoice, ExperimentConfig, digest
+from mea_ray.config import Choice, DataChoice, ExperimentConfig, digest
 from mea_ray.core.errors import DataError
 from mea_ray.core.seeding import derive
+from mea_ray.core.settings import Settings
 from mea_ray.core.types import Dataset, Splits
 
 
@@ -19,15 +21,22 @@ class Fingerprints:
     Attributes:
         data: ``Dataset.fingerprint`` of the victim's dataset.
         pool: That of the thief's own dataset; None if the pool is cut from the victim's.
+        inner: Those of datasets that components name (`cfw`, `transfer_learning`), by ``dataset_key``.
     """
 
     data: str
     pool: str | None = None
+    inner: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: Splits) -> Fingerprints:
-        """Return the fingerprints of loaded data."""
-        return cls(data.fingerprint, data.pool_fingerprint)
+    def of(cls, data: Splits, config: ExperimentConfig) -> Fingerprints:
+        """Return the fingerprints of loaded data; datasets that components name are loaded for theirs.
+
+        Raises:
+            DataError: A dataset that a component names cannot be loaded.
+        """
+        inner = {dataset_key(choice): load_inner(choice).fingerprint for choice in inner_choices(config)}
+        return cls(data.fingerprint, data.pool_fingerprint, inner)
 
 
 class Contents:
@@ -47,18 +56,20 @@ class Contents:
             DataError: A dataset that is not known cannot be loaded.
         """
         pool = pool_choice(config)
-        return Fingerprints(self._of(config.data), None if pool is None else self._of(pool, load_pool))
+        inner = {dataset_key(choice): self._of(choice, load_inner) for choice in inner_choices(config)}
+        return Fingerprints(self._of(config.data), None if pool is None else self._of(pool, load_pool), inner)
 
     def learn(self, config: ExperimentConfig, read: Fingerprints) -> None:
         """Take the fingerprints of an experiment's data, which were loaded elsewhere."""
         self.known[dataset_key(config.data)] = read.data
         if (pool := pool_choice(config)) is not None and read.pool is not None:
             self.known[dataset_key(pool)] = read.pool
+        self.known |= read.inner
 
     def make_up(self, config: ExperimentConfig) -> None:
         """Take data that cannot be loaded here for different ones wherever their settings differ."""
         pool = pool_choice(config)
-        for choice in (config.data, *([] if pool is None else [pool])):
+        for choice in (config.data, *([] if pool is None else [pool]), *inner_choices(config)):
             self.known.setdefault(dataset_key(choice), f"unread-{digest(dataset_key(choice))}")
 
     def _of(self, choice: DataChoice, load: Callable[[DataChoice], Dataset] = DataChoice.build) -> str:
@@ -85,6 +96,34 @@ def pool_choice(config: ExperimentConfig) -> DataChoice | None:
     return None if isinstance(pool, str) else pool
 
 
+def inner_choices(config: ExperimentConfig) -> list[DataChoice]:
+    """Return the datasets that components of an experiment name, in the order of the config."""
+    return [
+        each for section in (config.victim, config.thief, config.removal, config.detection) for each in _in(section)
+    ]
+
+
+def _in(value: Any) -> Iterator[DataChoice]:
+    if isinstance(value, DataChoice):
+        yield value
+    elif isinstance(value, Settings):
+        inner = {key: getattr(value, key) for key in type(value).model_fields}
+        for each in (inner | (value.params if isinstance(value, Choice) else {})).values():
+            yield from _in(each)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _in(each)
+
+
+def load_inner(choice: DataChoice) -> Dataset:
+    """Load a dataset that a component names.
+
+    Raises:
+        DataError: It cannot be loaded. The message names the setting, as it speaks of ``data.*`` otherwise.
+    """
+    return _loaded(choice, "dataset (of a watermark or a removal, whose settings are called data.* here)")
+
+
 def load_splits(config: ExperimentConfig) -> Splits:
     """Load the datasets of an experiment and split them.
 
@@ -101,10 +140,14 @@ def load_pool(choice: DataChoice) -> Dataset:
     Raises:
         DataError: It cannot be loaded. The message begins with the setting, as it speaks of ``data.*`` otherwise.
     """
+    return _loaded(choice, "splits.thief_pool (whose settings are called data.* here)")
+
+
+def _loaded(choice: DataChoice, setting: str) -> Dataset:
     try:
         loaded: Dataset = choice.build()
     except DataError as error:
-        raise DataError(f"splits.thief_pool (whose settings are called data.* here): {error}") from error
+        raise DataError(f"{setting}: {error}") from error
     return loaded
 
 

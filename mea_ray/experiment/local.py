@@ -133,7 +133,7 @@ def run_local(
     """
     data = load_splits(config)
     check(config, data)
-    names = Names.of(config, Fingerprints.of(data))
+    names = Names.of(config, Fingerprints.of(data, config))
     storage = Storage(config.storage)
     relative = f"local/{name}-{names.trial[:8]}"
     folder = storage.root / relative
@@ -176,7 +176,7 @@ def run_in_memory(config: ExperimentConfig, on_epoch: OnEpoch = lambda role, nam
     """Run an experiment in this process and keep nothing but its result; errors as ``run_local``."""
     data = load_splits(config)
     check(config, data)
-    names = Names.of(config, Fingerprints.of(data))
+    names = Names.of(config, Fingerprints.of(data, config))
     models = TrainedModels(config, data, names, on_epoch)
     journal = MemoryJournal()
     service = _service(config, data, models, names, journal.transfer)

@@ -6,10 +6,12 @@ give the same victim, and other images under the same path another one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mea_ray.config import ExperimentConfig, Tree, digest, identity
-from mea_ray.experiment.data import Fingerprints
+from mea_ray.experiment.data import Fingerprints, dataset_key, inner_choices
 from mea_ray.models.weights import fingerprint
 
 SCHEMA = 1
@@ -56,6 +58,7 @@ def trial_name(config: ExperimentConfig, read: Fingerprints) -> str:
     """Name a trial by its settings and its data, without where it runs and where its results go."""
     settings = {key: value for key, value in identity(config).items() if key not in _NOT_OF_A_TRIAL}
     settings |= {"victim": victim} if (victim := _victim(config)) is not None else {}
+    settings = _by_content(settings, _inner(config, read))
     return digest({**settings, "data": read.data, "splits": _splits(config, read)})
 
 
@@ -64,7 +67,7 @@ def victim_name(config: ExperimentConfig, read: Fingerprints) -> str:
     victim = _victim(config)
     if victim is not None:
         victim = {key: value for key, value in victim.items() if key != "null_training"}
-    return digest({**_owners(config, read), "victim": victim or None})
+    return digest({**_owners(config, read), "victim": _by_content(victim or None, _inner(config, read))})
 
 
 def null_name(config: ExperimentConfig, read: Fingerprints, index: int) -> str:
@@ -87,6 +90,24 @@ def _victim(config: ExperimentConfig) -> Tree | None:
 def splits_name(config: ExperimentConfig, read: Fingerprints) -> str:
     """Name the split data: trials with the same name can share them."""
     return digest({"data": read.data, "splits": _splits(config, read), "seed": config.victim.seed})
+
+
+def _inner(config: ExperimentConfig, read: Fingerprints) -> dict[str, str]:
+    """Return the content of each dataset that a component names, by the digest of its settings' identity."""
+    found = {digest(identity(choice)): read.inner.get(dataset_key(choice)) for choice in inner_choices(config)}
+    return {key: content for key, content in found.items() if content is not None}
+
+
+def _by_content(tree: Any, contents: Mapping[str, str]) -> Any:
+    """Put the content of datasets in the place of the settings that load them."""
+    if not contents:
+        return tree
+    if isinstance(tree, Mapping):
+        content = contents.get(digest(tree))
+        if content is not None:
+            return {"content": content}
+        return {key: _by_content(value, contents) for key, value in tree.items()}
+    return [_by_content(each, contents) for each in tree] if isinstance(tree, list) else tree
 
 
 def _splits(config: ExperimentConfig, read: Fingerprints) -> Tree:

@@ -150,7 +150,7 @@ def _from_artifact(result: TrialResult, storage: str | Path | None) -> list[Stri
         raise ArtifactError(f"the victim's artifact is not in {storage or config.storage}")
     key = Key.load(folder)
     data = load_owners_part(config)
-    if victim_name(config, Fingerprints.of(data)) != result.victim:
+    if victim_name(config, Fingerprints.of(data, config)) != result.victim:
         raise DataError("the data have changed since the victim was trained")
     held_out = data.verification
     samples = config.victim.watermark.build().samples(key, held_out, PER_STRIP, config.seed)

@@ -59,7 +59,7 @@ def load(ray: Any, drafts: Sequence[Draft], known: Contents, warn: Callable[[str
     data = {}
     for key in first:
         data[key] = ray.get(references[key])
-        contents.learn(first[key].config, Fingerprints.of(data[key]))
+        contents.learn(first[key].config, Fingerprints.of(data[key], first[key].config))
     for each in drafts:
         check_one(each, data[splits_key(each.config)])
     return Loaded(references, contents)
@@ -92,7 +92,7 @@ def load_here(
             unread.append(str(error))
             contents.make_up(same[0].config)
             continue
-        contents.learn(same[0].config, Fingerprints.of(data))
+        contents.learn(same[0].config, Fingerprints.of(data, same[0].config))
         for each in same:
             check_one(each, data)
             visit(each.config, data)

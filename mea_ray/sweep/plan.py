@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mea_ray.config import ExperimentConfig, SweepConfig
+from mea_ray.config.class_names import loaded_once
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.experiment.data import Contents, splits_key
 from mea_ray.experiment.names import Names, trial_name
@@ -155,7 +156,8 @@ def draft(sweep: SweepConfig) -> list[Draft]:
         ConfigError: A path of the space is unknown, or some point is no valid experiment.
     """
     found = probes(axes(sweep)) if sweep.search.name == "optuna" else points(sweep)
-    return [Draft(point, experiment_at(sweep, point)) for point in found]
+    with loaded_once():
+        return [Draft(point, experiment_at(sweep, point)) for point in found]
 
 
 def plan(sweep: SweepConfig, contents: Contents | None = None, drafts: Sequence[Draft] | None = None) -> Plan:

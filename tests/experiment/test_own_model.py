@@ -82,7 +82,7 @@ def test_names_follow_from_the_content_of_the_weights_and_null_models_from_neith
 ) -> None:
     (tmp_path / "copy.pt").write_bytes(trained.read_bytes())
     (tmp_path / "other.pt").write_bytes(trained.read_bytes() + b"\0")
-    read = Fingerprints.of(data)
+    read = Fingerprints(data.fingerprint, data.pool_fingerprint)
     plain, here, there, other = (
         Names.of(own(**({} if path is None else {"victim__weights": str(path)})), read)
         for path in (None, trained, tmp_path / "copy.pt", tmp_path / "other.pt")

@@ -21,7 +21,7 @@ from mea_ray.experiment.data import Contents
 from mea_ray.experiment.local import run_local
 from mea_ray.experiment.names import Names
 from mea_ray.sweep.folder import SweepFolder
-from mea_ray.sweep.plan import plan
+from mea_ray.sweep.plan import check_same, plan
 from mea_ray.sweep.runner import run_sweep
 
 TINY = {"name": "vgg_like", "width": 0.0625}
@@ -70,6 +70,41 @@ def test_other_pictures_under_the_same_path_give_other_models(tmp_path: Path) ->
     assert len(list((tmp_path / "s" / "artifacts" / "victims").iterdir())) == 2
     draw(tmp_path / "data")
     assert run_local(config).found, "the old pictures are back, and so is all that was made from them"
+
+
+@pytest.mark.parametrize("where", ["victim", "removal"])
+def test_datasets_that_components_name_are_known_by_content(tmp_path: Path, where: str) -> None:
+    def of(folder: Path) -> Names:
+        inner = {"name": "image_folder", "path": str(folder), "image_size": 12, "test_fraction": 0.4}
+        more: dict[str, Any]
+        if where == "removal":
+            step = {"name": "transfer_learning", "dataset": inner}
+            more = {"removal": {"methods": [{"name": "chain", "steps": [step]}]}}
+        else:
+            scheme = {"name": "cfw", "dataset": inner, "kept_apart": 1}
+            more = {"victim": {"model": TINY, "watermark": scheme}}
+        return named(draw(tmp_path / "data"), **more)
+
+    first, copied = of(draw(tmp_path / "other")), of(draw(tmp_path / "copy"))
+    changed = of(draw(tmp_path / "other", swapped=True))
+    assert first == copied, "the same pictures in another folder are the same experiment"
+    assert changed.trial != first.trial
+    assert (changed.victim != first.victim) == (where == "victim")
+    assert changed.nulls == first.nulls
+
+
+def test_a_sweep_whose_inner_dataset_changed_is_not_resumed(tmp_path: Path) -> None:
+    draw(tmp_path / "data")
+    inner = {"name": "image_folder", "path": str(draw(tmp_path / "other")), "image_size": 12, "test_fraction": 0.4}
+    base = tree(
+        tmp_path / "data", tmp_path / "s", removal={"methods": [{"name": "transfer_learning", "dataset": inner}]}
+    )
+    sweep = build(SweepConfig, {"name": "changed", "base": base})
+    plan(sweep).save(tmp_path / "plan.json")
+    check_same(tmp_path / "plan.json", plan(sweep))
+    draw(tmp_path / "other", swapped=True)
+    with pytest.raises(ConfigError, match="other have changed since this sweep was started"):
+        check_same(tmp_path / "plan.json", plan(sweep))
 
 
 def test_a_relative_path_means_the_pictures_of_its_working_directory(

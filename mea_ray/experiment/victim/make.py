@@ -43,7 +43,7 @@ def make_victim(
     data = load_owners_part(config)
     check_owner(config, data)
     models = StoredModels(
-        artifacts.Store(config.storage), config, data, Names.of(config, Fingerprints.of(data)), on_epoch
+        artifacts.Store(config.storage), config, data, Names.of(config, Fingerprints.of(data, config)), on_epoch
     )
     with threads(config.resources.victim.cpus):
         folder = models.victim_folder()
@@ -62,7 +62,7 @@ def victim_of_artifact(folder: Path, name: str = "victim") -> Victim:
     artifacts.check(folder)
     config = load_experiment(folder / "config.yaml")
     data = load_owners_part(config)
-    if victim_name(config, Fingerprints.of(data)) != folder.name:
+    if victim_name(config, Fingerprints.of(data, config)) != folder.name:
         raise ArtifactError(f"the data of {folder} changed since it was trained; restore them, or train again")
     model, _ = load_model(folder)
     with threads(config.resources.victim.cpus):
