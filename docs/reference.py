@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
-COMMANDS = ("run", "sweep", "plan", "status", "report", "sync", "calibrate", "list", "bench")
+COMMANDS = ("run", "sweep", "plan", "status", "report", "sync", "commit", "calibrate", "list", "bench")
 HEADINGS = ("Setting", "Type", "Default", "Meaning")
 
 

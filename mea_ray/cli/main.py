@@ -132,6 +132,39 @@ def train(
 
 
 @app.command(epilog=EPILOG)
+def commit(
+    victim: Annotated[Path, typer.Argument(help="A victim's folder, from train, or STORAGE/artifacts/victims/NAME.")],
+    tsa: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="URL of a time-stamp authority (RFC 3161); its reply is checked and kept.", metavar="URL"),
+    ] = None,
+    reply: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="An authority's reply to the request file, if you sent it yourself."),
+    ] = None,
+    roots: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Root certificate of the authority, PEM; this system's when omitted. Kept beside the reply."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Commit to a victim's key before anyone has stolen it, so that nobody can say that it was made up afterwards.
+
+    Writes a hash of the key, the weights, the admissible keys and a nonce, and a request for a time stamp, which holds
+    the hash alone. Without --tsa nothing leaves this machine. Run it again to check the commitment.
+
+    For example:
+
+      mea-ray commit victims/flowers --tsa http://timestamp.digicert.com
+
+      mea-ray commit victims/flowers --reply reply.tsr --roots tsa_root.pem
+    """
+    from mea_ray.cli import commit as committing
+
+    committing.run(victim, tsa, reply, roots)
+
+
+@app.command(epilog=EPILOG)
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML file of a sweep, e.g. sweeps/quickstart.yaml.")],
     overrides: Overrides = None,

@@ -143,7 +143,7 @@ def refusing(what: str, remedy: str) -> Iterator[None]:
         raise ConfigError(f"{what}: its name is not UTF-8; {remedy}") from None
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_whole(path: Path, content: bytes | str, *, mode: int | None = None) -> None:
     """Write aside, flush to the disk, rename: a reader never sees half a file, and neither does a machine that died.
 
     Waits for a storage that is full or away, see ``patiently``.
@@ -151,6 +151,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     Args:
         path: The file; its folder is made.
         content: Text is written as UTF-8.
+        mode: Permissions, from the first byte on, whatever the umask; None takes the usual ones.
     """
     data = content.encode() if isinstance(content, str) else content
 
@@ -158,6 +159,9 @@ def write_whole(path: Path, content: bytes | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
         try:
+            if mode is not None:
+                aside.touch(mode=mode)
+                aside.chmod(mode)
             with aside.open("wb") as file:
                 file.write(data)
                 file.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -48,15 +49,25 @@ class Key:
         """Whether the classes were drawn uniformly, so that the key's rank is a p-value."""
         return str(self.draw.get("classes", "chosen")) != "chosen"
 
+    def digest(self) -> str:
+        """Return the SHA-256 of the whole key, 64 hexadecimal digits; a key that is read back has the same."""
+        body = {name: value for name, value in asdict(self).items() if name != "tensors"}
+        hasher = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+        for name in sorted(self.tensors):
+            tensor = np.ascontiguousarray(self.tensors[name])
+            hasher.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+            hasher.update(tensor.tobytes())
+        return hasher.hexdigest()
+
     def save(self, folder: Path) -> None:
-        """Write ``key.json`` and, if there are tensors, ``key.safetensors`` into an existing folder."""
+        """Write ``key.json`` and, if there are tensors, ``key.safetensors`` into an existing folder, mode 600."""
         from safetensors.numpy import save
 
         body = {name: value for name, value in asdict(self).items() if name != "tensors"}
         if self.tensors:
             tensors = {name: np.ascontiguousarray(value) for name, value in self.tensors.items()}
-            write_whole(folder / "key.safetensors", save(tensors))
-        write_whole(folder / "key.json", json.dumps(body, indent=2, sort_keys=True))
+            write_whole(folder / "key.safetensors", save(tensors), mode=0o600)
+        write_whole(folder / "key.json", json.dumps(body, indent=2, sort_keys=True), mode=0o600)
 
     @classmethod
     def load(cls, folder: Path) -> Key:

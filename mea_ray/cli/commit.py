@@ -1,0 +1,69 @@
+"""What ``mea-ray commit`` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from mea_ray.core.errors import ConfigError
+from mea_ray.experiment.commitment import REPLY, REQUEST, ROOTS, Committed, add_reply, commit, committed
+from mea_ray.report.terminal import make_console
+
+
+def run(victim: Path, tsa: str | None, reply: Path | None, roots: Path | None) -> None:
+    """Commit to a victim's key, have it stamped if there is a way, and show where everything is.
+
+    Args:
+        victim: Folder of the victim.
+        tsa: URL of a time-stamp authority that is asked; None asks none.
+        reply: File of an authority's reply; None has none.
+        roots: File of root certificates in PEM; None trusts this system's.
+
+    Raises:
+        ConfigError: Both a URL and a reply are given, or a file cannot be read.
+        ArtifactError: See ``commit`` and ``add_reply``.
+    """
+    from mea_ray.verification.timestamps import ask_authority
+
+    if tsa and reply:
+        raise ConfigError("--tsa asks for a reply and --reply gives one; choose one of the two")
+    trusted = None if roots is None else _content(roots)
+    given = None if reply is None else _content(reply)
+    _, folder = commit(victim)
+    if tsa:
+        given = ask_authority(tsa, (folder / REQUEST).read_bytes())
+    if given is not None:
+        add_reply(victim, given, trusted)
+    elif trusted is not None and not (folder / REPLY).exists():
+        raise ConfigError("--roots is for checking a reply; give --tsa URL or --reply FILE as well")
+    found = committed(victim, trusted)
+    assert found is not None
+    _show(make_console(), found, folder)
+
+
+def _show(console: Console, found: Committed, folder: Path) -> None:
+    console.print(f"commitment  {found.digest}", soft_wrap=True)
+    console.print(f"kept in     {folder} (secret: it opens the commitment)", soft_wrap=True, highlight=False)
+    if found.time is not None:
+        console.print(f"stamped     {found.time:%Y-%m-%d %H:%M:%S} UTC by {found.authority}", soft_wrap=True)
+        if not (folder / ROOTS).exists():
+            console.print("            (checked with the certificates that this system trusts)", highlight=False)
+        return
+    request = folder / REQUEST
+    console.print(
+        f"request     {request}\n\nNobody has stamped it yet. Have it stamped by an authority:\n"
+        f"  mea-ray commit VICTIM --tsa URL\n"
+        f"or send the request yourself and give the answer:\n"
+        f"  curl -H 'Content-Type: application/timestamp-query' --data-binary @{request} -o reply.tsr URL\n"
+        f"  mea-ray commit VICTIM --reply reply.tsr",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror or error}); check the path") from error

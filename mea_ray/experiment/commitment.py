@@ -1,0 +1,186 @@
+"""The commitment to a victim's key: made, time-stamped and checked in the victim's folder.
+
+commitment/        beside the key, readable by the owner alone
+commitment.json  what was hashed: hashes of key and weights, the admissible keys, and a nonce
+request.tsq      the request to a time-stamp authority (RFC 3161); it holds the hash alone
+reply.tsr        the authority's reply
+roots.pem        the authority's root certificate, if it was given
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.experiment import artifacts
+from mea_ray.experiment.answers import stored_key
+from mea_ray.experiment.victim.folder import OWNER, is_victim, sha256
+from mea_ray.storage.files import write_whole
+from mea_ray.training.checkpoint import WEIGHTS
+from mea_ray.verification.commitments import Commitment
+from mea_ray.watermarks.base import Key
+
+FOLDER, COMMITMENT, REQUEST, REPLY, ROOTS = (
+    "commitment",
+    "commitment.json",
+    "request.tsq",
+    "reply.tsr",
+    "roots.pem",
+)
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A commitment that fits key and weights of its victim.
+
+    Attributes:
+        digest: What was published, 64 hexadecimal digits.
+        time: When a time-stamp authority saw it, UTC; None before there is a reply.
+        authority: Name of the authority; empty before there is a reply.
+    """
+
+    digest: str
+    time: datetime | None = None
+    authority: str = ""
+
+    def before(self, moment: datetime) -> bool:
+        """Return whether the key was committed to, provably, before a moment (with time zone)."""
+        return self.time is not None and self.time < moment
+
+
+def commit(victim: Path) -> tuple[Commitment, Path]:
+    """Commit to a victim's key, and write a request to a time-stamp authority.
+
+    A commitment that is there is never replaced: its time stamp would be lost.
+
+    Args:
+        victim: A victim's folder (``mea-ray train``), or an artifact ``STORAGE/artifacts/victims/NAME``.
+
+    Returns:
+        The commitment and its folder.
+
+    Raises:
+        ArtifactError: The victim is damaged or has no key, or it is not the one that was committed to.
+    """
+    from mea_ray.verification.timestamps import make_request
+
+    key, weights = _subject(victim)
+    folder = _place(victim)
+    found = _read(folder)
+    if found is not None:
+        _check_subject(found, key, weights, folder)
+    else:
+        found = Commitment.to(key.digest(), weights, key.draw)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        write_whole(folder / COMMITMENT, found.model_dump_json(indent=1), mode=0o600)
+    if not (folder / REQUEST).exists():
+        write_whole(folder / REQUEST, make_request(found.content), mode=0o600)
+    return found, folder
+
+
+def add_reply(victim: Path, reply: bytes, roots: bytes | None = None) -> Committed:
+    """Check an authority's reply, and keep it.
+
+    Args:
+        victim: See ``commit``.
+        reply: The reply, DER.
+        roots: The authority's root certificate, PEM; None takes those that this system trusts.
+
+    Raises:
+        ArtifactError: The victim was not committed to, or the reply is not one to its request.
+        ConfigError: ``roots`` holds no certificate.
+    """
+    from mea_ray.verification.timestamps import check_reply, read_roots
+
+    commitment, folder = _opened(victim)
+    stamp = check_reply(reply, commitment.content, read_roots(roots))
+    if roots is not None:
+        write_whole(folder / ROOTS, roots, mode=0o600)
+    write_whole(folder / REPLY, reply, mode=0o600)
+    return Committed(commitment.digest, stamp.time, stamp.authority)
+
+
+def committed(victim: Path, roots: bytes | None = None) -> Committed | None:
+    """Check a victim's commitment: that it is to this key and these weights, and that its time stamp holds.
+
+    Args:
+        victim: See ``commit``.
+        roots: Root certificates that are trusted, PEM; None takes those that were kept, else those of this system.
+
+    Returns:
+        The commitment; None if the victim was never committed to.
+
+    Raises:
+        ArtifactError: It is not to this key and these weights, or its time stamp does not hold.
+    """
+    from mea_ray.verification.timestamps import check_reply, read_roots
+
+    folder = _place(victim)
+    if not (folder / COMMITMENT).exists():
+        return None
+    commitment, folder = _opened(victim)
+    if not (folder / REPLY).exists():
+        return Committed(commitment.digest)
+    kept = folder / ROOTS
+    trusted = roots if roots is not None else (kept.read_bytes() if kept.exists() else None)
+    stamp = check_reply((folder / REPLY).read_bytes(), commitment.content, read_roots(trusted))
+    return Committed(commitment.digest, stamp.time, stamp.authority)
+
+
+def _place(victim: Path) -> Path:
+    return (victim / OWNER if is_victim(victim) else victim) / FOLDER
+
+
+def _subject(victim: Path) -> tuple[Key, str]:
+    """Return a victim's key and the SHA-256 of its weights."""
+    if is_victim(victim):
+        key = stored_key(victim / OWNER)
+    elif (victim / artifacts.INFO).is_file():
+        artifacts.check(victim)
+        key = stored_key(victim)
+    else:
+        raise ConfigError(
+            f"{victim} is no victim; give a folder that `mea-ray train` wrote, or STORAGE/artifacts/victims/NAME"
+        )
+    if key is None:
+        raise ConfigError(f"{victim} has no key to commit to: it carries no watermark")
+    return key, sha256(victim / WEIGHTS)
+
+
+def _opened(victim: Path) -> tuple[Commitment, Path]:
+    folder = _place(victim)
+    found = _read(folder)
+    if found is None:
+        raise ArtifactError(f"{victim} was not committed to; run first: mea-ray commit {victim}")
+    _check_subject(found, *_subject(victim), folder)
+    return found, folder
+
+
+def _read(folder: Path) -> Commitment | None:
+    path = folder / COMMITMENT
+    if not path.exists():
+        return None
+    try:
+        return Commitment.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ArtifactError(f"{path} is damaged, so that its hash cannot be opened; restore it from a copy") from error
+
+
+def _check_subject(found: Commitment, key: Key, weights: str, folder: Path) -> None:
+    changed = [
+        name
+        for name, committed_to, now in (
+            ("the key", found.key, key.digest()),
+            ("the weights", found.model, weights),
+            ("the set of admissible keys", found.admissible, dict(key.draw)),
+        )
+        if committed_to != now
+    ]
+    if changed:
+        raise ArtifactError(
+            f"{folder} commits to something else: {' and '.join(changed)} changed since; restore the victim from a copy"
+        )
