@@ -90,7 +90,14 @@ def verdicts_at(
     stolen: Counter[str] = Counter()
     for key in keys:
         (victim,) = key.reports("marked")
-        court = Court(victim, key.chance, statistic, key.key_drawn, settings.threshold, settings.significance)
+        court = Court(
+            victim,
+            key.chance,
+            statistic,
+            key_drawn=key.key_drawn,
+            threshold=settings.threshold,
+            significance=settings.significance,
+        )
         nulls, controls = key.reports("innocent"), key.reports("stolen innocent", budget)
         for place, suspect in enumerate(nulls):
             others = nulls[:place] + nulls[place + 1 :]

@@ -151,6 +151,11 @@ class VerificationConfig(Config):
         description="What a suspect is ranked by among innocent models; `wsr` for schemes with a test of their own. "
         "`mea-ray calibrate` measures all of them.",
     )
+    commitment: Literal["simulated", "required"] = Field(
+        "simulated",
+        description="Whether the key was committed to before the theft: taken for granted, as the experiment fixes it "
+        "before it steals (simulated), or only if a time stamp from `mea-ray commit` says so (required).",
+    )
     reading: Literal["linear_probe", "linear_probe_cv", "prototype"] = Field(
         "linear_probe",
         description="How an encoder's features are read as classes: logistic regression with scikit-learn's penalty, "

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from mea_ray.core.class_keys import AdmissibleKeys
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.experiment import artifacts
 from mea_ray.experiment.answers import stored_key
 from mea_ray.experiment.victim.folder import OWNER, is_victim, sha256
+from mea_ray.results.records import KeyRecord
 from mea_ray.storage.files import write_whole
 from mea_ray.training.checkpoint import WEIGHTS
 from mea_ray.verification.commitments import Commitment
@@ -129,6 +131,22 @@ def committed(victim: Path, roots: bytes | None = None) -> Committed | None:
     trusted = roots if roots is not None else (kept.read_bytes() if kept.exists() else None)
     stamp = check_reply((folder / REPLY).read_bytes(), commitment.content, read_roots(trusted))
     return Committed(commitment.digest, stamp.time, stamp.authority)
+
+
+def key_record(key: Key | None, found: Committed | None) -> KeyRecord | None:
+    """Return what a result may say of a key and of the commitment to it; None without a key."""
+    if key is None:
+        return None
+    admissible = key.draw.get("admissible")
+    return KeyRecord(
+        fingerprint=key.digest()[:16],
+        classes=str(key.draw.get("classes", "")),
+        admissible=None if admissible is None else len(AdmissibleKeys.from_tree(admissible)),
+        beacon=str(key.draw.get("beacon", "")),
+        commitment="" if found is None else found.digest,
+        committed_at=None if found is None or found.time is None else found.time.isoformat(timespec="seconds"),
+        authority="" if found is None else found.authority,
+    )
 
 
 def _place(victim: Path) -> Path:

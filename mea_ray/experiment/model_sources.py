@@ -10,9 +10,10 @@ from mea_ray.config import ExperimentConfig, Tree
 from mea_ray.core.types import Splits
 from mea_ray.experiment.answers import stored_key
 from mea_ray.experiment.artifacts import Store
+from mea_ray.experiment.commitment import Committed, committed
 from mea_ray.experiment.encoders import probe_set, with_probe
 from mea_ray.experiment.names import Names
-from mea_ray.experiment.owner import TrainedModel, train_null, train_victim
+from mea_ray.experiment.owner import TrainedModel, draw_key, repeatable_key, train_null, train_victim
 from mea_ray.experiment.ports import OnEpoch, Role
 from mea_ray.models.base import ImageModel
 from mea_ray.training.checkpoint import DESCRIPTION, WEIGHTS, load_model, save_model
@@ -55,13 +56,40 @@ class StoredModels:
         folder = self.victim_folder()
         return self._load(folder), stored_key(folder)
 
+    def committed(self) -> Committed | None:
+        """Return the commitment to the victim's key that lies in its folder, checked.
+
+        Raises:
+            ArtifactError: It is not to this victim and this key, or its time stamp does not hold.
+        """
+        return committed(self.victim_folder())
+
     def null(self, index: int) -> ImageModel:
         """Load a null model; train it first if it is not there."""
         return self._load(self.null_folder(index))
 
     def victim_folder(self) -> Path:
         """Return the victim's folder; the first of all processes that ask trains it, the others wait."""
-        return self._folder("victim", self.names.victim, lambda tell: train_victim(self.config, self.data, tell))
+        name = self.names.victim
+        return self._folder("victim", name, lambda tell: train_victim(self.config, self.data, tell, self._drawn_key()))
+
+    def _drawn_key(self) -> Key | None:
+        """Draw a key that cannot be drawn again, and keep it before anything is trained with it; or find it.
+
+        A training that was interrupted, and a victim that is damaged and trained again, then have the same key.
+        """
+        if repeatable_key(self.config):
+            return None
+        storage, relative = self.store.storage, f"keys/{self.names.victim}"
+        folder = storage.path(relative)
+        if not storage.pull(relative, last="key.json"):
+            key = draw_key(self.config, self.data)
+            if key is None:
+                return None
+            folder.mkdir(mode=0o700, exist_ok=True)
+            key.save(folder)
+            storage.push(relative, last="key.json")
+        return Key.load(folder)
 
     def null_folder(self, index: int) -> Path:
         """Return the folder of the ``index``-th null model; otherwise as ``victim_folder``."""
@@ -124,6 +152,9 @@ class TrainedModels:
             name = self.names.victim
             self._victim = train_victim(self.config, self.data, lambda epoch: self._on_epoch("victim", name, epoch))
         return self._victim.model, self._victim.key
+
+    def committed(self) -> None:
+        """Return None: a key in memory was never committed to."""
 
     def null(self, index: int) -> ImageModel:
         """Return a null model."""

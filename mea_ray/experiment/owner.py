@@ -25,6 +25,7 @@ from mea_ray.training.device import fork_devices
 from mea_ray.training.engine import train
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark
+from mea_ray.watermarks.key_draw import KeyDraw
 
 OnEpoch = Callable[[dict[str, Any]], None]
 """Called after each epoch with the engine's record and the name of the ``stage``."""
@@ -46,10 +47,32 @@ class TrainedModel:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-def train_victim(config: ExperimentConfig, data: Splits, on_epoch: OnEpoch | None = None) -> TrainedModel:
-    """Train the watermarked model: draw the key, then run the scheme's stages one after the other on one model."""
+def draw_key(config: ExperimentConfig, data: Splits) -> Key | None:
+    """Draw the key of the victim; None without a watermark."""
+    watermark: Watermark = config.victim.watermark.build()
+    return watermark.make_key(data.victim_train, derive(config.victim.seed, "key"))
+
+
+def repeatable_key(config: ExperimentConfig) -> bool:
+    """Return whether ``draw_key`` gives the same key again: it does not where classes come from the system."""
+    draw: KeyDraw | None = getattr(config.victim.watermark.build(), "key_draw", None)
+    return draw is None or draw.repeatable
+
+
+def train_victim(
+    config: ExperimentConfig, data: Splits, on_epoch: OnEpoch | None = None, key: Key | None = None
+) -> TrainedModel:
+    """Train the watermarked model: draw the key, then run the scheme's stages one after the other on one model.
+
+    Args:
+        config: The experiment.
+        data: Its data.
+        on_epoch: See ``OnEpoch``.
+        key: A key that was drawn before; None draws it.
+    """
     section = config.victim
-    return _train(config, data, section.watermark.build(), section.seed, section.training, on_epoch, section.weights)
+    watermark: Watermark = section.watermark.build()
+    return _train(config, data, watermark, section.seed, section.training, on_epoch, section.weights, key)
 
 
 def train_null(config: ExperimentConfig, data: Splits, index: int, on_epoch: OnEpoch | None = None) -> TrainedModel:
@@ -67,9 +90,10 @@ def _train(
     section: TrainingConfig,
     on_epoch: OnEpoch | None,
     weights: str | None = None,
+    key: Key | None = None,
 ) -> TrainedModel:
     owned = data.victim_train
-    key = watermark.make_key(owned, derive(seed, "key"))
+    key = watermark.make_key(owned, derive(seed, "key")) if key is None else key
     with torch.random.fork_rng(fork_devices(this_device())):
         torch.manual_seed(derive(seed, "weights"))
         model = build_network(config.victim.model, data.shape, data.classes)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mea_ray.attacks.transfer import TransferSet
     from mea_ray.blackbox.colluding import CountingClient
     from mea_ray.blackbox.query_log import ClientLog
+    from mea_ray.experiment.commitment import Committed
     from mea_ray.models.base import ImageModel
     from mea_ray.watermarks.base import Key
 
@@ -42,6 +43,10 @@ class Models(Protocol):
 
     def victim(self) -> tuple[ImageModel, Key | None]:
         """Return the victim and its key; None without a watermark."""
+        ...
+
+    def committed(self) -> Committed | None:
+        """Return the commitment to the victim's key, checked; None if there is none."""
         ...
 
     def null(self, index: int) -> ImageModel:

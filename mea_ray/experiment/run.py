@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, Literal
 
@@ -14,14 +15,17 @@ from mea_ray.core.types import Splits
 from mea_ray.core.versions import versions
 from mea_ray.evaluation import metrics
 from mea_ray.experiment.aftermath import Aftermath, Suspect, Workbench, follow
+from mea_ray.experiment.commitment import key_record
 from mea_ray.experiment.leaning import Leanings, Outsider
 from mea_ray.experiment.names import Names
+from mea_ray.experiment.owner import repeatable_key
 from mea_ray.experiment.ports import Ports, QueryService
 from mea_ray.experiment.proof import Assessment, Proofs
 from mea_ray.experiment.theft import account_budgets, open_blackbox, run_attack, rung_result
 from mea_ray.experiment.verifier import Verifier
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import LeaningRecord, RungResult, SelectionRecord, TrialResult
+from mea_ray.training.checkpoint import weights_digest
 from mea_ray.training.device import device_name
 
 
@@ -71,9 +75,10 @@ class _Run:
         self.service, self.started = service, started
         self.accounts = account_budgets(self.config, self.names.trial)
         self.victim, self.key = self.ports.models.victim()
-        self.proofs = Proofs(
-            Verifier(self.config, self.data, self.key), self.victim, self._nulls, self._seen, self._assess
-        )
+        self.committed = self.ports.models.committed()
+        self.victim_sha256 = weights_digest(self.victim)
+        verifier = Verifier(self.config, self.data, self.key)
+        self.proofs = Proofs(verifier, self.victim, self._nulls, self._seen, self._assess)
         self.aftermath = Aftermath()
 
     def rungs(self, reported: set[int]) -> list[RungResult]:
@@ -117,6 +122,9 @@ class _Run:
             selection=self.selection,
             chance=metrics.chance(self.data.test),
             key_drawn=proof.key is not None and proof.key.drawn,
+            key=key_record(self.key, self.committed),
+            victim_sha256=self.victim_sha256,
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             queries_charged=sum(map(self.service.charged, self.accounts)),
             query_log={account: self.service.query_log(account) for account in self.accounts},
             seconds=time.perf_counter() - self.started,
@@ -167,7 +175,10 @@ class _Run:
     def _assess(self, make: Callable[[], Assessment]) -> Assessment:
         """Return the assessment of victim and null models; made once for all trials that share them."""
         names, shared = self.names, self.journal.shared
-        made_by = [names.victim, *names.nulls, names.data, self.config.seed, identity(self.config.verification)]
+        verification = {k: v for k, v in identity(self.config.verification).items() if k != "commitment"}
+        made_by: list[Any] = [names.victim, *names.nulls, names.data, self.config.seed, verification]
+        if not repeatable_key(self.config) and self.key is not None:
+            made_by.append(self.key.digest())  # the names do not tell which key was drawn
         found = shared.find(f"assessments/{digest(made_by)}", Assessment)
         if found is None:
             found = make()

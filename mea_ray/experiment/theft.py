@@ -12,7 +12,9 @@ from mea_ray.config import ExperimentConfig
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import BlackBox, Splits
 from mea_ray.experiment.checks import build_network, pool_labels
+from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport, RungResult
+from mea_ray.training.checkpoint import weights_digest
 
 
 def total_budget(config: ExperimentConfig) -> int:
@@ -93,4 +95,5 @@ def rung_result(rung: Rung, report: ModelReport) -> RungResult:
         epochs=rung.epochs,
         seconds=rung.seconds,
         curves={name: list(points) for name, points in rung.curves.items()},
+        weights_sha256=weights_digest(rung.model) if isinstance(rung.model, ImageModel) else None,
     )

@@ -21,6 +21,7 @@ from mea_ray.report import (
     verdict,
 )
 from mea_ray.report import search as searches
+from mea_ray.report.record import command_of
 from mea_ray.results.records import TrialResult, read_results
 from mea_ray.storage.files import write_whole
 
@@ -38,6 +39,7 @@ def render(
     description: str = "",
     storage: str | Path | None = None,
     search: SearchConfig | None = None,
+    command: str = "",
 ) -> str:
     """Return the report as HTML.
 
@@ -47,6 +49,7 @@ def render(
         description: One paragraph for the reader.
         storage: Where victims are kept; the trials' own ``storage`` when None.
         search: What the sweep sought, if it sought something.
+        command: The command that made the results, if it is known.
     """
     import jinja2
     from markupsafe import Markup
@@ -100,6 +103,8 @@ def render(
         "changed": settings.changed(results),
         "varied": varied,
         "machines": settings.machines(results),
+        "provenance": settings.provenance(results),
+        "command": command,
         "trials": len(results),
         "queries": sum(result.queries_charged for result in results),
         "seconds": sum(result.seconds for result in results),
@@ -152,6 +157,7 @@ def write(folder: Path, *, storage: str | Path | None = None, png: Path | None =
         description=str(about.get("description") or ""),
         storage=storage,
         search=searches.search_of(folder),
+        command=command_of(folder),
     )
     path = folder / "report.html"
     write_whole(path, text)

@@ -189,6 +189,14 @@ def _thinned(points: list[Any]) -> list[Any]:
     return [points[round(place * step)] for place in range(CURVE_POINTS)]
 
 
+def command_of(folder: Path) -> str:
+    """Return the command that started a sweep, without what is of one machine only; empty if it is not known."""
+    try:
+        return SweepRecord.load(folder).command
+    except ArtifactError:
+        return portable(_first_start(folder)[1])
+
+
 def _first_start(folder: Path) -> tuple[datetime | None, str, int | None]:
     """Return when a sweep was first started, by which command, and how many trials it planned, from its event log."""
     try:

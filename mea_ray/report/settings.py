@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from mea_ray.core.errors import ConfigError
 from mea_ray.report.tables import DASH
 from mea_ray.results.points import setting
 from mea_ray.results.records import TrialResult
+
+MOST_VALUES = 6
+"""Values of one kind that are listed."""
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -94,6 +97,37 @@ def machines(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
             if value not in seen:
                 seen.append(value)
     return [(name, ", ".join(seen)) for name, seen in table.items()]
+
+
+def provenance(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
+    """Return what an expert of the other side asks for: dates, key, commitment, and hashes of victims and suspects."""
+    table: dict[str, list[str]] = {}
+    for result in results:
+        for name, value in _provenance(result):
+            seen = table.setdefault(name, [])
+            if value and value not in seen:
+                seen.append(value)
+    return [(name, _some(seen)) for name, seen in table.items() if seen]
+
+
+def _provenance(result: TrialResult) -> Iterator[tuple[str, str]]:
+    yield "measured", result.date
+    if result.key is not None:
+        drawn = result.key.admissible
+        origin = "chosen by hand" if drawn is None else f"drawn from {drawn:,} keys by {result.key.classes}"
+        yield "key", f"{result.key.fingerprint} ({origin})" if result.key.classes else result.key.fingerprint
+        yield "beacon", result.key.beacon
+        stamped = result.key.committed_at
+        stamp = f" ({stamped}, {result.key.authority})" if stamped else ""
+        yield "commitment", f"{result.key.commitment}{stamp}" if result.key.commitment else "none"
+    yield "victim's weights (SHA-256)", result.victim_sha256 or ""
+    for rung in result.rungs:
+        yield "suspects' weights (SHA-256)", rung.weights_sha256 or ""
+
+
+def _some(values: Sequence[str]) -> str:
+    more = len(values) - MOST_VALUES
+    return ", ".join(values[:MOST_VALUES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _reading(result: TrialResult) -> dict[str, str]:

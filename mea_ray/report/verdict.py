@@ -6,9 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+<<<<<<< HEAD
 from mea_ray.report import leaning
 from mea_ray.report.tables import Tone, grouped, mean, percent, tone_of, with_short_points
 from mea_ray.results.points import label, setting
+=======
+from mea_ray.report.tables import Tone, grouped, mean, p_text, percent, tone_of
+from mea_ray.results.points import setting
+>>>>>>> ce57fd1 (Results say how a key was drawn, when it was committed to, and hash victim and suspects; a forger's search proves nothing)
 from mea_ray.results.records import ModelReport, RemovalResult, RungResult, TrialResult
 from mea_ray.verification import evidence
 from mea_ray.verification.verdict import SEVERITY, Judgement, Verdict
@@ -124,6 +129,7 @@ def _worst(judgements: Sequence[Judgement]) -> Judgement:
     return min(judgements, key=lambda judgement: SEVERITY.index(judgement.verdict))
 
 
+<<<<<<< HEAD
 def findings(results: Sequence[TrialResult], judged: Judgements | None = None) -> list[Finding]:
     """Return the sentences below the headline: what undoes the proof first, worst first, then what was measured.
 
@@ -136,6 +142,15 @@ def findings(results: Sequence[TrialResult], judged: Judgements | None = None) -
     sentences = _reasons(groups, judged)
     sentences += [*_removal(results), *_cleaning(results), *_given_away(results), *_cost(results)]
     sentences += [_victim(results), *_innocent(results)]
+=======
+def findings(results: Sequence[TrialResult]) -> list[Finding]:
+    """Return the sentences below the headline: what undoes the proof first, worst first, then what was measured."""
+    judged = evidence.judge_rungs(results)
+    ends = _ends(results, judged)
+    sentences = _reasons(_worst(ends)) if ends else []
+    sentences += [*_removal(results), *_cost(results), _victim(results), *_innocent(results), *_magnitude(results)]
+    groups = grouped(results)
+>>>>>>> ce57fd1 (Results say how a key was drawn, when it was committed to, and hash victim and suspects; a forger's search proves nothing)
     for name, trials in groups.items():
         sentence = _theft(name if len(groups) > 1 else "", trials, judged)
         if sentence:
@@ -283,6 +298,7 @@ def _innocent(results: Sequence[TrialResult]) -> list[Finding]:
     return [Finding(f"{text}.", "bad" if accused else "good")]
 
 
+<<<<<<< HEAD
 def _paper(results: Sequence[TrialResult]) -> list[Finding]:
     """Give the paper's rule a line of its own: it decides nothing here."""
     ends = [rung.report.wsr.rate for rung in map(last_rung, results) if rung is not None and rung.report.wsr]
@@ -298,6 +314,28 @@ def _paper(results: Sequence[TrialResult]) -> list[Finding]:
     )
     text += f"{len(innocent)} innocent {'model' if len(innocent) == 1 else 'models'}. The rule does not decide."
     return [Finding(text, "bad" if accused else "mixed")]
+=======
+def _magnitude(results: Sequence[TrialResult]) -> list[Finding]:
+    """Say how rare the WSR of the stolen models would be among innocent ones, by the fit that extrapolates."""
+    found = [
+        (probability, result)
+        for result in results
+        if (rung := last_rung(result)) is not None
+        and (probability := evidence.magnitude(result, rung.report, rung.budget)) is not None
+    ]
+    if not found:
+        return []
+    probability, result = max(found, key=lambda each: each[0])
+    fitted = len(result.null_reports) + sum(1 for each in result.stolen_nulls if each.budget == result.rungs[-1].budget)
+    which = "the stolen model's WSR" if len(found) == 1 else f"the least remarkable WSR of {len(found)} stolen models"
+    return [
+        Finding(
+            f"By a beta-binomial fitted to {fitted} innocent models, {which} has a probability of "
+            f"{p_text(probability)} among innocent models. The fit extrapolates; the ranks decide.",
+            "good" if probability <= significance(results) else "mixed",
+        )
+    ]
+>>>>>>> ce57fd1 (Results say how a key was drawn, when it was committed to, and hash victim and suspects; a forger's search proves nothing)
 
 
 def _theft(name: str, trials: Sequence[TrialResult], judged: Judgements) -> Finding | None:

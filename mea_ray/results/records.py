@@ -119,6 +119,29 @@ class ModelReport(_Record):
     calibration_error: Fraction | None = None
 
 
+class KeyRecord(_Record):
+    """What may be known of the key that a victim was verified with.
+
+    Attributes:
+        fingerprint: Start of the SHA-256 of the key, 16 hexadecimal digits.
+        classes: Where its classes come from: ``chosen`` by hand, or drawn from ``system``, ``beacon`` or ``seed``;
+            empty for a scheme whose key names no pair of classes.
+        admissible: Number of keys that could have been drawn; None if it was not drawn.
+        beacon: Value of the public beacon that it was drawn from; empty without.
+        commitment: Hash of the commitment to it; empty without.
+        committed_at: When a time-stamp authority saw the commitment, ISO 8601 in UTC; None without a time stamp.
+        authority: Name of the authority.
+    """
+
+    fingerprint: str
+    classes: str = ""
+    admissible: Count | None = None
+    beacon: str = ""
+    commitment: str = ""
+    committed_at: str | None = None
+    authority: str = ""
+
+
 class RungResult(_Record):
     """One point of the robustness curve: a substitute trained on ``queries`` answers.
 
@@ -129,6 +152,7 @@ class RungResult(_Record):
         epochs: Epochs that the substitute was trained for.
         seconds: Wall time of its training.
         curves: What the attack logged about itself: ``{name: [(queries so far, value), ...]}``.
+        weights_sha256: SHA-256 of the substitute's weights; None in older results.
     """
 
     budget: Count
@@ -137,6 +161,7 @@ class RungResult(_Record):
     epochs: Count
     seconds: Seconds
     curves: dict[str, list[tuple[int, float]]] = Field(default_factory=dict)
+    weights_sha256: str | None = None
 
 
 class RemovalResult(_Record):
@@ -308,6 +333,9 @@ class TrialResult(_Record):
         chance: Accuracy of always predicting the most frequent class of the test set; None in older results.
         key_drawn: Whether the key was drawn at random from all admissible keys. The ranks of a key that was chosen by
             hand are no p-values.
+        key: Fingerprint, draw and commitment of the key; None without a watermark, and in older results.
+        victim_sha256: SHA-256 of the victim's weights; None in older results.
+        date: Day and time (UTC) at which the result was made, ISO 8601; empty in older results.
         queries_charged: Images charged for this trial by the service's ledger, over all accounts of its thief.
         query_log: The service's log, by account of the thief.
         seconds: Wall time of the trial.
@@ -332,6 +360,9 @@ class TrialResult(_Record):
     selection: SelectionRecord | None = None
     chance: Fraction | None = None
     key_drawn: bool = False
+    key: KeyRecord | None = None
+    victim_sha256: str | None = None
+    date: str = ""
     queries_charged: Count
     query_log: dict[str, QueryLogRecord] = Field(default_factory=dict)
     seconds: Seconds

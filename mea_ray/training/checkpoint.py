@@ -48,6 +48,12 @@ def save_model(folder: Path, model: ImageModel, info: Mapping[str, Any]) -> None
     write_whole(folder / DESCRIPTION, description)
 
 
+def weights_digest(model: ImageModel) -> str:
+    """Return the SHA-256 of a model's weights as ``save_model`` would write them, 64 hexadecimal digits."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    return hashlib.sha256(save_tensors(state)).hexdigest()
+
+
 def check_model(folder: Path) -> None:
     """Compare a folder's weights with their checksum, without building the network.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from mea_ray.results.records import ModelReport, TrialResult
+from mea_ray.verification.magnitude import fit_beta_binomial
 from mea_ray.verification.pairs import OTHER_CLASSES
 from mea_ray.verification.ranks import Rank, rank_among
 from mea_ray.verification.statistic import READ_ON_CLEAN_IMAGES
@@ -65,6 +67,14 @@ def accused(result: TrialResult, report: ModelReport) -> bool:
     return Court.of(result, statistic(result, [report])).accuses(report)
 
 
+def committed_before(result: TrialResult) -> bool | None:
+    """Return whether a time stamp shows that the key is older than the result; None where this is simulated."""
+    if _verification(result).get("commitment", "simulated") == "simulated":
+        return None
+    stamped = None if result.key is None else result.key.committed_at
+    return stamped is not None and datetime.fromisoformat(stamped) < datetime.fromisoformat(result.date)
+
+
 def evidence(result: TrialResult, report: ModelReport, budget: int) -> Evidence | None:
     """Return the evidence against one suspect of a trial.
 
@@ -93,6 +103,7 @@ class Court:
         chance: Accuracy of guessing, in [0, 1].
         statistic: Name of the statistic that models are ranked by.
         key_drawn: Whether the key was drawn at random.
+        committed: Whether the key was committed to before the suspect existed; None where an experiment simulates it.
         threshold: The paper's threshold on WSR.
         significance: Largest p-value at which theft is proved.
     """
@@ -101,6 +112,7 @@ class Court:
     chance: float
     statistic: str
     key_drawn: bool = False
+    committed: bool | None = None
     threshold: float = THRESHOLD
     significance: float = SIGNIFICANCE
 
@@ -112,6 +124,7 @@ class Court:
             chance=chance(result),
             statistic=statistic,
             key_drawn=result.key_drawn,
+            committed=committed_before(result),
             threshold=threshold(result),
             significance=significance([result]),
         )
@@ -154,9 +167,27 @@ class Court:
             comparisons=_comparisons(report),
             controls=len(nulls) + len(stolen),
             accused_controls=sum(map(self.accuses, [*nulls, *stolen])),
+            committed=self.committed,
             threshold=self.threshold,
             statistic=name,
         )
+
+
+def magnitude(result: TrialResult, report: ModelReport, budget: int) -> float | None:
+    """Return the probability that an innocent model has at least the suspect's WSR, by a beta-binomial.
+
+    It is fitted to the null models, and to those that were stolen with the budget; the larger probability counts. It
+    describes: it extrapolates beyond what the ranks show, and does not decide.
+
+    Returns:
+        The probability in [0, 1]; None without a WSR, or with fewer than two innocent models.
+    """
+    if report.wsr is None or not report.wsr.trials:
+        return None
+    nulls = [null.wsr for null in result.null_reports if null.wsr is not None]
+    stolen = [rung.report.wsr for rung in result.stolen_nulls if rung.budget == budget and rung.report.wsr is not None]
+    fits = [fit_beta_binomial(rates) for rates in (nulls, stolen) if sum(1 for each in rates if each.trials) >= 2]
+    return max((fit.tail(report.wsr.successes, report.wsr.trials) for fit in fits), default=None)
 
 
 def statistic(result: TrialResult, reports: Sequence[ModelReport]) -> str:

@@ -190,7 +190,10 @@ def _judgement(suspect: Evidence, adjusted: float, significance: float, together
         *_without_controls(suspect),
     ]
     if not reasons:
-        reasons = [Reason("proved", f"The combined p-value is {_p(adjusted)}, at most {significance:g}.")]
+        text = f"The combined p-value is {_p(adjusted)}, at most {significance:g}."
+        if suspect.committed is None:
+            text += " Outside an experiment it also takes a commitment to the key that is older than the suspect."
+        reasons = [Reason("proved", text)]
     reasons.sort(key=lambda reason: SEVERITY.index(reason.verdict))
     above = suspect.wsr > suspect.threshold
     return Judgement(reasons[0].verdict, tuple(reasons), suspect.p_value, adjusted, above)

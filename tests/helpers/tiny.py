@@ -37,7 +37,7 @@ def config(**changes: Any) -> ExperimentConfig:
 def without_durations(value: Any) -> Any:
     """A result as plain JSON types, without how long things took and on what."""
     if isinstance(value, dict):
-        return {k: without_durations(v) for k, v in value.items() if k not in {"seconds", "device", "versions"}}
+        return {k: without_durations(v) for k, v in value.items() if k not in {"seconds", "device", "versions", "date"}}
     return [without_durations(item) for item in value] if isinstance(value, list) else value
 
 

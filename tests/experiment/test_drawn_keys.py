@@ -1,0 +1,77 @@
+"""A key that the system draws: once, before the victim is trained, and the same after every mishap."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+from tiny import TINY
+
+from mea_ray.config import ExperimentConfig, build
+from mea_ray.experiment.artifacts import Store
+from mea_ray.experiment.checks import check
+from mea_ray.experiment.data import Fingerprints, load_splits
+from mea_ray.experiment.local import run_local
+from mea_ray.experiment.model_sources import StoredModels
+from mea_ray.experiment.names import Names
+from mea_ray.verification.evidence import committed_before, evidence
+from mea_ray.watermarks.base import Key
+
+
+def config(storage: Path, **more: Any) -> ExperimentConfig:
+    tree = {
+        "storage": str(storage),
+        "data": {"name": "digits", "image_size": 12},
+        "victim": {
+            "model": TINY,
+            "training": {"epochs": 1},
+            "watermark": {"name": "composite", "key": {"classes": "system"}},
+        },
+        "thief": {"model": TINY, "budgets": [16], "training": {"epochs": 1}},
+        "verification": {"samples": 30, "stolen_null_models": 1, **more},
+    }
+    return build(ExperimentConfig, tree)
+
+
+def test_the_key_outlives_a_victim_that_is_trained_again(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    data = load_splits(settings)
+    check(settings, data)
+    names = Names.of(settings, Fingerprints.of(data))
+
+    def victim() -> tuple[Path, Key | None]:
+        models = StoredModels(Store(str(tmp_path)), settings, data, names)
+        return models.victim_folder(), models.victim()[1]
+
+    folder, key = victim()
+    assert key is not None and key.drawn and key.draw["classes"] == "system"
+    weights = (folder / "model.safetensors").read_bytes()
+    kept = tmp_path / "keys" / names.victim / "key.json"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600 and stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
+    shutil.rmtree(folder)
+    again, same = victim()
+    assert same is not None and same.digest() == key.digest()
+    assert again == folder and (folder / "model.safetensors").read_bytes() == weights
+    # In another storage another key is drawn, under the same name.
+    drawn = set()
+    for place in range(6):
+        other = StoredModels(Store(str(tmp_path / str(place))), config(tmp_path / str(place)), data, names)
+        found = other._drawn_key()
+        assert found is not None
+        drawn.add((found.source_classes, found.target_class))
+    assert len(drawn) > 1
+
+
+def test_a_result_says_how_its_key_was_drawn_and_what_was_measured(tmp_path: Path) -> None:
+    result = run_local(config(tmp_path, commitment="required")).result
+    assert result.key_drawn and result.key is not None and result.date
+    assert (result.key.classes, result.key.admissible, result.key.committed_at) == ("system", 720, None)
+    assert result.victim_sha256 and result.rungs[0].weights_sha256
+    found = evidence(result, result.rungs[0].report, 16)
+    assert found is not None and found.key_drawn and found.key_p_value is not None and found.committed is False
+    stamped = result.key.model_copy(update={"committed_at": "2020-01-01T00:00:00+00:00"})
+    assert committed_before(result.model_copy(update={"key": stamped}))
+    later = result.key.model_copy(update={"committed_at": "2999-01-01T00:00:00+00:00"})
+    assert not committed_before(result.model_copy(update={"key": later}))
