@@ -14,10 +14,11 @@ from mea_ray.evaluation import metrics, probes
 from mea_ray.experiment.encoders import probe_set, with_probe
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport
-from mea_ray.verification import verify
+from mea_ray.verification import several, verify
 from mea_ray.watermarks.base import Key, Watermark, WatermarkSamples
 from mea_ray.watermarks.mixed_classes import MixedClasses
 from mea_ray.watermarks.pairs import MixedPairs, mixed_pairs
+from mea_ray.watermarks.several_keys import SeveralKeys
 
 
 class Verifier:
@@ -30,11 +31,14 @@ class Verifier:
         config: The experiment.
         data: Its data.
         key: The key to verify with; None leaves out all that needs one.
+        watermark: Its scheme; the config's when None.
     """
 
-    def __init__(self, config: ExperimentConfig, data: Splits, key: Key | None) -> None:
+    def __init__(
+        self, config: ExperimentConfig, data: Splits, key: Key | None, watermark: Watermark | None = None
+    ) -> None:
         self.config, self.data, self.key = config, data, key
-        self._watermark: Watermark = config.victim.watermark.build()
+        self._watermark: Watermark = config.victim.watermark.build() if watermark is None else watermark
         self._drawn: dict[str, WatermarkSamples] = {}
 
     def with_key(self, key: Key | None) -> Verifier:
@@ -48,6 +52,14 @@ class Verifier:
             return None
         count, seed = self.config.verification.samples, derive(self.config.seed, "verification")
         return mixed_pairs(self.key, self.data.verification, count, seed)
+
+    @cached_property
+    def _each(self) -> list[Verifier]:
+        """A verifier for each of several keys; none for a single key."""
+        if self.key is None or not isinstance(self._watermark, SeveralKeys):
+            return []
+        parts = zip(SeveralKeys.parts(self.key), self._watermark.schemes, strict=True)
+        return [Verifier(self.config, self.data, part, scheme) for part, scheme in parts]
 
     @cached_property
     def probe_set(self) -> ImageSet:
@@ -96,6 +108,14 @@ class Verifier:
             victim: The victim's ``predictions``; None leaves out the fidelity.
             nulls: Reports of the null models, among which the model is ranked; empty for null models themselves.
         """
+        if self._each:
+            settings = self.config.verification
+            return several.merged(
+                [each.report(model, victim=victim) for each in self._each],
+                nulls=[null.statistics for null in nulls],
+                statistic=settings.statistic,
+                threshold=settings.threshold,
+            )
         key = self.key
         voted = None
         if self.config.encodes:

@@ -69,6 +69,17 @@ def key_rank(statistics: Mapping[ClassKey, float], key: ClassKey, admissible: Ad
     return rank_among(statistics[own], others, "keys")
 
 
+def combined_rank(ranks: Sequence[Rank]) -> Rank:
+    """Return the rank of several independently drawn keys among all that could have been drawn together.
+
+    Its p-value is that of ``combine_key_ranks``, whose arguments and errors it has.
+    """
+    total = math.prod(rank.total for rank in ranks)
+    # Counted exactly, this is a whole number; beyond the limit of counting it is rounded against the owner.
+    position = max(1, math.ceil(combine_key_ranks(ranks) * total - 1e-6))
+    return Rank(min(position, total) - 1, total - 1, "keys")
+
+
 def combine_key_ranks(ranks: Sequence[Rank]) -> float:
     """Combine the ranks of independently drawn keys on one suspect into one p-value.
 

@@ -17,6 +17,7 @@ WATERMARKS = Table(
         "mea_defender_encoder": "mea_ray.watermarks.mea_defender.encoder:MeaDefenderEncoder",
         "mea_defender_two_stage": "mea_ray.watermarks.mea_defender.two_stage:MeaDefenderTwoStage",
         "pattern": "mea_ray.watermarks.pattern:PatternTrigger",
+        "several_keys": "mea_ray.watermarks.several_keys:SeveralKeys",
         "sslguard": "mea_ray.watermarks.sslguard:SslGuard",
         "none": "mea_ray.watermarks.none:NoWatermark",
     },

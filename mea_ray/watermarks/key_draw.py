@@ -33,6 +33,8 @@ class KeyDraw(Settings):
         "", description="The beacon's value, as it was published, e.g. 128 hexadecimal digits of NIST's; for beacon."
     )
 
+    number: int = Field(0, ge=0, description="Which of several keys it is that are drawn from one origin.")
+
     @model_validator(mode="after")
     def _beacon_where_it_is_used(self) -> KeyDraw:
         if (self.classes == "beacon") != bool(self.beacon):
@@ -58,6 +60,8 @@ class KeyDraw(Settings):
         if self.classes == "system":
             return keys[secrets.randbelow(len(keys))]
         origin = self.beacon if self.classes == "beacon" else str(derive(seed, "classes"))
+        if self.number:
+            origin += f"\n{self.number}"
         described = json.dumps(admissible.as_tree(), sort_keys=True)
         # 256 bits modulo the number of keys: no key is likelier than another by more than 1e-60.
         number = int.from_bytes(hashlib.sha256(f"mea_ray key\n{described}\n{origin}".encode()).digest(), "big")

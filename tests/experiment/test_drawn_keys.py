@@ -75,3 +75,17 @@ def test_a_result_says_how_its_key_was_drawn_and_what_was_measured(tmp_path: Pat
     assert committed_before(result.model_copy(update={"key": stamped}))
     later = result.key.model_copy(update={"committed_at": "2999-01-01T00:00:00+00:00"})
     assert not committed_before(result.model_copy(update={"key": later}))
+
+
+def test_two_keys_are_verified_together(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    several = {"name": "several_keys", "of": {"name": "composite", "key": {"classes": "seed"}}}
+    settings = build(ExperimentConfig, settings.over({"victim": {"watermark": several}}))
+    result = run_local(settings).result
+    assert result.key_drawn and result.key is not None and result.key.admissible == 720**2
+    report = result.rungs[0].report
+    assert {name: rank.references for name, rank in report.key_ranks.items()} == {
+        **dict.fromkeys(("lean", "lean_labels"), 360**2 - 1),
+        **dict.fromkeys(("log_probability", "wsr"), 720**2 - 1),
+    }
+    assert report.wsr is not None and report.wsr.trials == 60 and report.null_ranks["lean"].references == 1

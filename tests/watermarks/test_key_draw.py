@@ -55,7 +55,7 @@ def test_a_beacon_alone_decides_and_so_does_a_seed_but_the_system_does_not_repea
 
 
 def test_another_set_of_keys_is_another_draw() -> None:
-    drawn = [KeyDraw(classes="beacon", beacon=str(n)) for n in range(40)]
+    drawn = [KeyDraw(classes="beacon", beacon=str(n)) for n in range(200)]
     small, large = AdmissibleKeys(3, ordered=True), AdmissibleKeys(3, ordered=False)
     places = [(list(small).index(each.draw(small, 0)), list(large).index(each.draw(large, 0))) for each in drawn]
     assert len({(a % 3, b) for a, b in places}) == 9, "the two draws do not follow from each other"
