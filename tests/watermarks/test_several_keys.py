@@ -5,16 +5,22 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from test_key_draw import images
 from torch import nn
 
 from mea_ray.core.errors import ConfigError
+from mea_ray.core.types import ImageSet
 from mea_ray.training.objective import Batch, Objective, StepContext
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key
 from mea_ray.watermarks.several_keys import SeveralKeys, SumOfObjectives
+
+
+def images() -> ImageSet:
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 1, 8, 8), dtype=np.uint8)
+    return ImageSet(pixels, np.repeat(np.arange(5), 4).astype(np.int64), tuple("01234"))
 
 
 def scheme(keys: int = 3, name: str = "composite") -> SeveralKeys:
