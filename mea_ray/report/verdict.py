@@ -6,14 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-<<<<<<< HEAD
 from mea_ray.report import leaning
-from mea_ray.report.tables import Tone, grouped, mean, percent, tone_of, with_short_points
+from mea_ray.report.tables import Tone, grouped, mean, p_text, percent, tone_of, with_short_points
 from mea_ray.results.points import label, setting
-=======
-from mea_ray.report.tables import Tone, grouped, mean, p_text, percent, tone_of
-from mea_ray.results.points import setting
->>>>>>> ce57fd1 (Results say how a key was drawn, when it was committed to, and hash victim and suspects; a forger's search proves nothing)
 from mea_ray.results.records import ModelReport, RemovalResult, RungResult, TrialResult
 from mea_ray.verification import evidence
 from mea_ray.verification.verdict import SEVERITY, Judgement, Verdict
@@ -129,7 +124,6 @@ def _worst(judgements: Sequence[Judgement]) -> Judgement:
     return min(judgements, key=lambda judgement: SEVERITY.index(judgement.verdict))
 
 
-<<<<<<< HEAD
 def findings(results: Sequence[TrialResult], judged: Judgements | None = None) -> list[Finding]:
     """Return the sentences below the headline: what undoes the proof first, worst first, then what was measured.
 
@@ -141,16 +135,7 @@ def findings(results: Sequence[TrialResult], judged: Judgements | None = None) -
     groups = _named_groups(results)
     sentences = _reasons(groups, judged)
     sentences += [*_removal(results), *_cleaning(results), *_given_away(results), *_cost(results)]
-    sentences += [_victim(results), *_innocent(results)]
-=======
-def findings(results: Sequence[TrialResult]) -> list[Finding]:
-    """Return the sentences below the headline: what undoes the proof first, worst first, then what was measured."""
-    judged = evidence.judge_rungs(results)
-    ends = _ends(results, judged)
-    sentences = _reasons(_worst(ends)) if ends else []
-    sentences += [*_removal(results), *_cost(results), _victim(results), *_innocent(results), *_magnitude(results)]
-    groups = grouped(results)
->>>>>>> ce57fd1 (Results say how a key was drawn, when it was committed to, and hash victim and suspects; a forger's search proves nothing)
+    sentences += [_victim(results), *_innocent(results), *_magnitude(results)]
     for name, trials in groups.items():
         sentence = _theft(name if len(groups) > 1 else "", trials, judged)
         if sentence:
@@ -298,7 +283,6 @@ def _innocent(results: Sequence[TrialResult]) -> list[Finding]:
     return [Finding(f"{text}.", "bad" if accused else "good")]
 
 
-<<<<<<< HEAD
 def _paper(results: Sequence[TrialResult]) -> list[Finding]:
     """Give the paper's rule a line of its own: it decides nothing here."""
     ends = [rung.report.wsr.rate for rung in map(last_rung, results) if rung is not None and rung.report.wsr]
@@ -307,14 +291,15 @@ def _paper(results: Sequence[TrialResult]) -> list[Finding]:
         return []
     limit = threshold(results)
     above = sum(rate > limit for rate in ends)
-    accused = sum(evidence.accused(result, report) for result, report in innocent)
+    accused = sum(report.wsr is not None and report.wsr.rate > limit for _, report in innocent)
     text = f"By the paper's rule alone (WSR above {percent(limit, 0)}): {above} of {len(ends)} stolen "
     text += (
         f"{'model is' if len(ends) == 1 else 'models are'} above the paper's threshold, and it accuses {accused} of "
     )
     text += f"{len(innocent)} innocent {'model' if len(innocent) == 1 else 'models'}. The rule does not decide."
     return [Finding(text, "bad" if accused else "mixed")]
-=======
+
+
 def _magnitude(results: Sequence[TrialResult]) -> list[Finding]:
     """Say how rare the WSR of the stolen models would be among innocent ones, by the fit that extrapolates."""
     found = [
@@ -335,7 +320,6 @@ def _magnitude(results: Sequence[TrialResult]) -> list[Finding]:
             "good" if probability <= significance(results) else "mixed",
         )
     ]
->>>>>>> ce57fd1 (Results say how a key was drawn, when it was committed to, and hash victim and suspects; a forger's search proves nothing)
 
 
 def _theft(name: str, trials: Sequence[TrialResult], judged: Judgements) -> Finding | None:
