@@ -21,7 +21,7 @@ from mea_ray.watermarks.mixed_classes import MixedClasses
 class SeveralKeys(Watermark):
     """A scheme of mixed classes, embedded with several keys at once.
 
-    Choose it for a small p-value with few classes: two keys of ten classes allow 1 in 129,600, one allows 1 in 360.
+    Choose it for small p-values with few classes: two keys of ten classes allow 1 in 129,600.
 
     The keys are drawn independently of each other, so that their ranks on an innocent suspect are independent and the
     distribution of the ranks' product can be counted. They may share classes. Every batch is passed once for each key,
