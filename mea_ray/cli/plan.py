@@ -65,6 +65,11 @@ def show(console: Console, sweep: SweepConfig, address: str | None = None) -> No
         )
 
 
+def _services(sweep: SweepConfig, victims: int) -> int:
+    """Return the services that are up at once; none where somebody else runs the one that is stolen from."""
+    return 0 if sweep.base.thief.blackbox is not None else min(sweep.max_services, victims)
+
+
 def _needs(taken: Estimate, sweep: SweepConfig, at_once: int, *, here: bool) -> dict[str, str]:
     """Return time, memory and disk as lines of the table; with a word if this machine has less."""
     from mea_ray.sweep.estimate import free_disk, memory
@@ -72,7 +77,7 @@ def _needs(taken: Estimate, sweep: SweepConfig, at_once: int, *, here: bool) -> 
     models = f"models {_duration(taken.models_s)}, substitutes {_duration(taken.substitutes_s)}"
     about = "about" if taken.complete else "very roughly"
     wall = f"; {_duration((taken.models_s + taken.substitutes_s) / at_once)} with {at_once} at once" if at_once else ""
-    processes = max(1, at_once) + sweep.max_services * sweep.base.service.replicas
+    processes = max(1, at_once) + _services(sweep, sweep.max_services) * sweep.base.service.replicas
     short_of_memory = here and taken.data + processes * taken.process > memory()
     short_of_disk = "://" not in sweep.base.storage and taken.disk > free_disk(sweep.base.storage)
     return {
@@ -101,8 +106,9 @@ def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[
     rungs = len(sweep.base.thief.budgets) * plan.trial_count if plan.adaptive else None
     substitutes = rungs if rungs is not None else sum(len(t.config.thief.budgets) for t in plan.trials)
     service = sweep.base.service
-    cpus = min(sweep.max_services, plan.victim_count) * service.replicas * service.cpus_per_replica
-    gpus = min(sweep.max_services, plan.victim_count) * service.replicas * service.gpus_per_replica
+    services = _services(sweep, plan.victim_count)
+    cpus = services * service.replicas * service.cpus_per_replica
+    gpus = services * service.replicas * service.gpus_per_replica
     totals = {
         "trials": f"{plan.trial_count:,}",
         **({"seeds": f"{len(sweep.seed_points)} for each point"} if sweep.seeds is not None else {}),
@@ -110,7 +116,7 @@ def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[
         "null models": f"{most}{plan.null_count:,}",
         "substitutes": f"{most}{substitutes:,}",
         "queries": f"{most}{plan.queries:,}",
-        "services at once": f"{min(sweep.max_services, plan.victim_count)} ({cpus:g} CPUs, {gpus:g} GPUs set aside)",
+        "services at once": f"{services} ({cpus:g} CPUs, {gpus:g} GPUs set aside)",
         "one trial": f"{sweep.base.resources.trial.cpus:g} CPUs, {sweep.base.resources.trial.gpus:g} GPUs",
     }
     totals |= needs
