@@ -5,16 +5,46 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mea_ray.results.frames import load_results
+    from mea_ray.api import (
+        BlackBox,
+        Results,
+        Stolen,
+        Verdict,
+        Victim,
+        load_results,
+        nulls,
+        open_blackbox,
+        run,
+        run_sweep,
+        steal,
+        verify,
+        watermark,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_results"]
+__all__ = [
+    "BlackBox",
+    "Results",
+    "Stolen",
+    "Verdict",
+    "Victim",
+    "__version__",
+    "load_results",
+    "nulls",
+    "open_blackbox",
+    "run",
+    "run_sweep",
+    "steal",
+    "verify",
+    "watermark",
+]
 
 
 def __getattr__(name: str) -> object:
     """Import what is public only when it is used, so that ``mea-ray --help`` stays fast."""
-    if name == "load_results":
-        from mea_ray.results.frames import load_results
+    from importlib import import_module
 
-        return load_results
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module("mea_ray.api"), name)
+    return found

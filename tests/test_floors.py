@@ -16,7 +16,7 @@ FLOORS: dict[str, int] = {
     "experiment": 4,
     **dict.fromkeys(("service", "tracking"), 5),
     **dict.fromkeys(("sweep", "calibration"), 6),
-    **dict.fromkeys(("__main__", "cli", "report", "bench"), 7),
+    **dict.fromkeys(("__main__", "api", "cli", "report", "bench"), 7),
 }
 SCIENCE = {"pretext", "watermarks", "attacks", "removal", "detection", "verification", "blackbox"}
 RAY_FLOOR = 5
@@ -48,7 +48,8 @@ def test_a_module_imports_only_from_its_floor_and_below() -> None:
     offenders = [
         f"{where(path, each.line)}: {room(path)} (L{FLOORS[room(path)]}) imports {each.name}"
         for path, each in named("mea_ray")
-        if FLOORS.get(room_of(each.name), 0) > FLOORS[room(path)]
+        # The package's front door names the public surface, and imports it only when it is used.
+        if FLOORS.get(room_of(each.name), 0) > FLOORS[room(path)] and room(path) != "__init__"
     ]
     assert not offenders, "\n".join(offenders)
 

@@ -104,11 +104,11 @@ def run_sweep(config: SweepConfig, resume: bool, address: str | None) -> bool:
     Returns:
         Whether a trial failed.
     """
+    from mea_ray import api
     from mea_ray.cli.progress import SweepProgress
-    from mea_ray.sweep import runner
 
     with SweepProgress(make_console(stderr=True)) as progress:
-        outcome = runner.run_sweep(config, resume=resume, address=address, on_event=progress)
+        outcome = api.run_sweep(config, resume=resume, address=address, on_event=progress)
     storage = config.base.storage
     location = f"{storage.rstrip('/')}/{config.name}" if "://" in storage else None
     return finish(make_console(), Path(outcome.folder), outcome.failed, location)

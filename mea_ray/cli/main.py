@@ -165,6 +165,122 @@ def commit(
 
 
 @app.command(epilog=EPILOG)
+def nulls(
+    victim: Annotated[Path, typer.Argument(help="Folder of a victim, from `mea-ray train`.")],
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(help="Null models in all; those that were measured before count.", min=1)] = 20,
+    stolen: Annotated[int, typer.Option(help="How many of them are stolen too, as controls of a theft.", min=0)] = 0,
+    budget: Annotated[
+        Optional[list[int]],  # noqa: UP006, UP045
+        typer.Option(help="--stolen: query budget of the thefts, in images. Repeatable."),
+    ] = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Train innocent models like a victim, and measure them with its key: suspects are ranked among them.
+
+    What is measured is kept; the same command goes on where it was interrupted.
+
+    For example:
+
+      mea-ray nulls victims/flowers --count 20
+
+      mea-ray nulls victims/flowers --count 20 --stolen 8 --budget 1000 thief.attack=knockoff
+    """
+    from mea_ray.cli import commands
+    from mea_ray.cli import nulls as models
+
+    commands.check_address(address)
+    models.nulls(victim, count, stolen, budget or [], overrides or [], address)
+
+
+@app.command(epilog=EPILOG)
+def verify(
+    victim: Annotated[Path, typer.Argument(help="Folder of a victim, with null models from `mea-ray nulls`.")],
+    suspect: Annotated[
+        str,
+        typer.Option(
+            help="An ONNX, torch.export, TorchScript or safetensors file, a state dict, a folder of mea_ray, a URL, or "
+            "package.module:function."
+        ),
+    ],
+    overrides: Overrides = None,
+    classes: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Order of the suspect's classes: a YAML file with its class names or with NAME: COLUMN; or match, by "
+            "its answers to clean images. The victim's order when omitted."
+        ),
+    ] = None,
+    outputs: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What it answers with: logits, probabilities, top_k or labels; found out when omitted."),
+    ] = None,
+    preprocessing: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="What it expects of an image, as YAML: size, channel_order, value_range, mean, deviation, e.g. "
+            "'{size: [224, 224], channel_order: BGR}'."
+        ),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Network of a file of weights: a name, or YAML with its options; the victim's when omitted."),
+    ] = None,
+    output: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Name of the output of an ONNX file that has several."),
+    ] = None,
+    budget: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Query budget of the claimed theft: which stolen null models are its controls."),
+    ] = None,
+    seen: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="When you first saw the suspect (UTC date): the commitment must be older. Now when omitted."),
+    ] = None,
+    key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="API key for a URL.", envvar="MEA_RAY_KEY"),
+    ] = None,
+    memory_gb: Annotated[float, typer.Option(help="Memory of the process of a file, in GiB.", min=1.0)] = 16.0,
+    seconds: Annotated[float, typer.Option(help="Longest wait for an answer of a file.", min=1.0)] = 300.0,
+    to: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder for verdict.json and verdict.html; one in VICTIM/owner/verdicts when omitted."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Judge somebody else's model: was it stolen from this victim?
+
+    A file runs in a process of its own, without network and with limits. See docs/verify.md for what that does not
+    protect from.
+
+    For example:
+
+      mea-ray verify victims/flowers --suspect stolen.onnx --budget 1000
+
+      mea-ray verify victims/flowers --suspect weights.pt --model resnet18 --classes match
+    """
+    from mea_ray.cli import verify as verifying
+
+    options = verifying.Options(
+        classes=classes,
+        outputs=outputs,
+        preprocessing=preprocessing,
+        model=model,
+        output=output,
+        budget=budget,
+        seen=seen,
+        key=key,
+        memory_gb=memory_gb,
+        seconds=seconds,
+        to=to,
+    )
+    verifying.verify(victim, suspect, options, overrides or [])
+
+
+@app.command(epilog=EPILOG)
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML file of a sweep, e.g. sweeps/quickstart.yaml.")],
     overrides: Overrides = None,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from mea_ray import api
 from mea_ray.cli.commands import read_base
 from mea_ray.core.errors import ConfigError
 from mea_ray.experiment.victim import Victim
@@ -29,28 +29,20 @@ def train(source: Path, overrides: Sequence[str], to: Path, copies: bool) -> Non
         ConfigError: The folder holds something, or the experiment cannot be run.
         ArtifactError: The artifact is damaged.
     """
-    from mea_ray.experiment.victim.make import make_victim, victim_of_artifact
+    from mea_ray.experiment.victim.make import victim_of_artifact
 
     with refusing(f"{to} cannot be written", "choose another folder"):
         check_free(to.resolve())
-    console = make_console(stderr=True)
-    with console.status("loading the data") as status:
-
-        def on_epoch(role: str, model: str, epoch: Mapping[str, Any]) -> None:
-            stage, number = epoch.get("stage", ""), epoch.get("epoch", "")
-            status.update(f"training the victim, stage {stage}: epoch {number} of {epoch.get('epochs', '')}")
-
-        if source.is_dir():
-            if overrides:
-                raise ConfigError(f"{source} was trained already, so {overrides[0]} changes nothing; leave it out")
-            victim = victim_of_artifact(source, to.name)
-        else:
-            config = read_base(source, overrides)
-            Storage(config.storage).check_writable()
-            victim = make_victim(config, to.name, on_epoch=on_epoch)
-        status.update("writing the folder")
-        with refusing(f"{to} cannot be written", "choose another folder"):
-            victim = victim.save(to, copies=copies)
+    if source.is_dir():
+        if overrides:
+            raise ConfigError(f"{source} was trained already, so {overrides[0]} changes nothing; leave it out")
+        victim = victim_of_artifact(source, to.name)
+    else:
+        config = read_base(source, overrides)
+        Storage(config.storage).check_writable()
+        victim = api.watermark(config=config, name=to.name)
+    with refusing(f"{to} cannot be written", "choose another folder"), make_console(stderr=True).status("writing"):
+        victim = victim.save(to, copies=copies)
     show(victim)
 
 

@@ -5,6 +5,7 @@ from mea_ray.core.registry import Table
 DATASETS = Table(
     "dataset",
     {
+        "arrays": "mea_ray.data.arrays:load",
         "cifar10": "mea_ray.data.vision:load_cifar10",
         "cifar100": "mea_ray.data.vision:load_cifar100",
         "digits": "mea_ray.data.digits:load",

@@ -177,6 +177,8 @@ def _only_read(only_read: bool) -> Iterator[None]:
         "mea_ray.cli.commands.run_local",
         "mea_ray.cli.commands.measure",
         "mea_ray.cli.train.train",
+        "mea_ray.cli.nulls.nulls",
+        "mea_ray.cli.verify.verify",
         "mea_ray.cli.commands.render_report",
         "mea_ray.cli.commands.put_on_record",
         "mea_ray.cli.commands.print_results_as",

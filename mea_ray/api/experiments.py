@@ -1,0 +1,92 @@
+"""Whole experiments and sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mea_ray.api import progress as bars
+from mea_ray.api.settings import experiment
+from mea_ray.config import ExperimentConfig, SweepConfig, build, load_sweep
+from mea_ray.results.records import TrialResult, read_results
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a sweep left.
+
+    Attributes:
+        folder: Its folder.
+        failed: Trials that were given up, with the reason.
+    """
+
+    folder: Path
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> list[TrialResult]:
+        """The finished trials."""
+        return read_results(self.folder)
+
+    @property
+    def frame(self) -> DataFrame:
+        """One row for each measured model, as ``load_results`` gives it."""
+        from mea_ray.results.frames import load_results
+
+        return load_results(self.folder)
+
+
+def run(
+    config: ExperimentConfig | str | Path | Mapping[str, Any] | None = None,
+    *,
+    name: str = "experiment",
+    progress: bool = True,
+) -> TrialResult:
+    """Run one experiment in this process; an interrupted one goes on where it was.
+
+    Args:
+        config: The experiment, a YAML file, or a mapping of what differs from the defaults.
+        name: Of its folder in the storage.
+        progress: Show a bar.
+
+    Raises:
+        ConfigError: The experiment cannot be run; nothing was trained.
+        DataError: Its data cannot be read.
+    """
+    from mea_ray.experiment.local import run_local
+
+    with bars.shown(progress) as update:
+        return run_local(experiment(config), name, on_epoch=bars.epochs(update)).result
+
+
+def run_sweep(
+    config: SweepConfig | str | Path | Mapping[str, Any],
+    *,
+    resume: bool = False,
+    address: str | None = None,
+    on_event: Callable[[Any], None] = lambda event: None,
+) -> Results:
+    """Run a sweep on Ray.
+
+    Args:
+        config: The sweep, a YAML file, or a mapping.
+        resume: Go on with what an earlier start left.
+        address: Ray cluster, ``host:port`` or ``auto``; None starts one on this machine.
+        on_event: Called with each event of the sweep.
+
+    Raises:
+        ConfigError: The sweep cannot be run; nothing was started.
+    """
+    from mea_ray.sweep import runner
+
+    if isinstance(config, Mapping):
+        config = build(SweepConfig, config)
+    elif not isinstance(config, SweepConfig):
+        config = load_sweep(config)
+    outcome = runner.run_sweep(config, resume=resume, address=address, on_event=on_event)
+    return Results(Path(outcome.folder), dict(outcome.failed))

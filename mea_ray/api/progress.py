@@ -1,0 +1,36 @@
+"""Progress of a long call, in a terminal or a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Update = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done, and of how much."""
+
+
+@contextmanager
+def shown(enabled: bool) -> Iterator[Update]:
+    """Show one bar while the block runs; in a notebook it is drawn in the cell."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not enabled, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def update(text: str, done: int, of: int) -> None:
+            progress.update(task, description=text, completed=done, total=of)
+
+        yield update
+
+
+def epochs(update: Update) -> Callable[[Any, str, dict[str, Any]], None]:
+    """Return a listener for the epochs of a training."""
+
+    def on_epoch(role: Any, name: str, record: dict[str, Any]) -> None:
+        stage = record.get("stage", "")
+        update(f"{str(role).replace('_', ' ')}, {stage}", int(record.get("epoch", 0)), int(record.get("epochs", 0)))
+
+    return on_epoch

@@ -1,0 +1,137 @@
+"""``mea-ray verify``: the verdict on somebody else's model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mea_ray import api
+from mea_ray.cli.nulls import with_overrides
+from mea_ray.config import ModelChoice, build
+from mea_ray.core.errors import ConfigError
+from mea_ray.experiment.suspect.asked import Ask
+from mea_ray.experiment.suspect.judging import Terms, with_data
+from mea_ray.experiment.suspect.outputs import KINDS, Kind
+from mea_ray.experiment.suspect.process import Limits
+from mea_ray.experiment.victim import Victim
+from mea_ray.experiment.victim.folder import OWNER
+from mea_ray.models.foreign import Preprocessing
+from mea_ray.report.terminal import make_console
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``verify`` was given beside victim and suspect, as it was typed; see the help of each option."""
+
+    classes: str | None = None
+    outputs: str | None = None
+    preprocessing: str | None = None
+    model: str | None = None
+    output: str | None = None
+    budget: int | None = None
+    seen: str | None = None
+    key: str | None = None
+    memory_gb: float = 16.0
+    seconds: float = 300.0
+    to: Path | None = None
+
+
+def verify(folder: Path, suspect: str, options: Options, overrides: Sequence[str]) -> None:
+    """Judge a suspect, print the verdict, and write it as JSON and HTML.
+
+    Args:
+        folder: The victim's folder.
+        suspect: A file, a folder, a URL or ``package.module:function``.
+        options: See ``Options``.
+        overrides: Config paths to override, for data that lie elsewhere now.
+    """
+    from mea_ray.report import accusation
+
+    victim = Victim.load(folder)
+    victim = with_data(victim, with_overrides(victim, overrides))
+    console = make_console(stderr=True)
+    with console.status(f"asking {suspect}"):
+        verdict = api.verify(victim, suspect, terms(options))
+    out = make_console()
+    accusation.show(out, verdict)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(suspect).name).strip("-.") or "suspect"
+    stamp = re.sub(r"[^0-9T]", "", verdict.date[:19])
+    target = options.to or victim.require_folder() / OWNER / "verdicts" / f"{name}-{stamp}"
+    written = accusation.write(target, verdict, victim)
+    out.print(f"\nJSON   {written[0]}\nHTML   {written[1]}", soft_wrap=True, highlight=False)
+
+
+def terms(options: Options) -> Terms:
+    """Return what was typed as terms.
+
+    Raises:
+        ConfigError: An option cannot be meant.
+    """
+    return Terms(
+        classes=options.classes,
+        outputs=_kind(options.outputs),
+        preprocessing=build(Preprocessing, _mapping("--preprocessing", options.preprocessing)),
+        architecture=None if options.model is None else build(ModelChoice, _model(options.model)),
+        output=options.output,
+        budget=options.budget,
+        seen=_date(options.seen),
+        limits=Limits(memory_gb=options.memory_gb, answer_s=options.seconds),
+        open_url=partial(_open_url, options.key),
+        command=_typed(sys.argv[1:], options.key),
+    )
+
+
+def _open_url(key: str | None, url: str) -> Ask:
+    """Open the black box of a service; it answers images in [0, 1] as our services do."""
+    from mea_ray.blackbox.http import HttpBlackBox
+
+    return HttpBlackBox(url, key).query
+
+
+def _typed(arguments: Sequence[str], key: str | None) -> str:
+    """Return the command without the API key."""
+    return shlex.join(["mea-ray", *("..." if each == key else each for each in arguments)])
+
+
+def _kind(text: str | None) -> Kind | None:
+    for kind in KINDS:
+        if text == kind:
+            return kind
+    if text is not None:
+        raise ConfigError(f"--outputs {text} must be one of {', '.join(KINDS)}")
+    return None
+
+
+def _mapping(option: str, text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        content = None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{option} {text!r} must be a mapping, e.g. '{{size: [224, 224], channel_order: BGR}}'")
+    return content
+
+
+def _model(text: str) -> dict[str, Any]:
+    return {"name": text} if re.fullmatch(r"[\w.:]+", text) else _mapping("--model", text)
+
+
+def _date(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"--seen {text} must be a date, e.g. 2026-01-31 or 2026-01-31T12:00+00:00") from error
+    return found if found.tzinfo is not None else found.replace(tzinfo=timezone.utc)

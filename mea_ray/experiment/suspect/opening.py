@@ -1,0 +1,203 @@
+"""From what a user calls a suspect (a file, a folder, a URL, ``pkg:function``) to something that can be asked."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mea_ray.config import ModelChoice
+from mea_ray.core import plugins
+from mea_ray.core.errors import ArtifactError, ConfigError, SuspectError
+from mea_ray.experiment.suspect.asked import Ask
+from mea_ray.experiment.suspect.process import Limits, SuspectProcess
+from mea_ray.models.weights import fingerprint
+from mea_ray.training.checkpoint import DESCRIPTION, WEIGHTS, load_model
+
+SourceKind = Literal["onnx", "torch.export", "torchscript", "weights", "model folder", "url", "function"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a suspect comes from.
+
+    Attributes:
+        text: What the user wrote.
+        kind: What it is.
+        sha256: Of the file, or of a folder's weights; empty for what has no file.
+        network: How its process was kept from the network (``namespace`` or ``python``); empty without one.
+        input_shape: Shape that its file declares, with the batch; None if it declares none.
+    """
+
+    text: str
+    kind: SourceKind
+    sha256: str = ""
+    network: str = ""
+    input_shape: list[int | None] | None = None
+
+
+@dataclass(frozen=True)
+class HowToOpen:
+    """What the user says about a suspect beside its name.
+
+    Attributes:
+        architecture: Network of a file of weights.
+        shape: (channels, height, width) of the images, for that network.
+        classes: Number of the suspect's classes, for that network.
+        output: Name of the output of an ONNX file that has several; the first when None.
+        limits: What a file's process may use.
+        open_url: Opens a URL.
+    """
+
+    architecture: ModelChoice
+    shape: tuple[int, int, int]
+    classes: int
+    output: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    open_url: Callable[[str], Ask] | None = None
+
+
+def kind_of_source(text: str) -> SourceKind:
+    """Return what a suspect is, from its name and the first bytes of its file.
+
+    Raises:
+        ConfigError: It is nothing that can be asked.
+    """
+    if text.startswith(("http://", "https://")):
+        return "url"
+    path = Path(text)
+    if path.is_dir():
+        if (path / WEIGHTS).is_file() and (path / DESCRIPTION).is_file():
+            return "model folder"
+        raise ConfigError(f"{text} is a folder without {WEIGHTS} and {DESCRIPTION}; name a file of a model in it")
+    if path.is_file():
+        return _kind_of_file(path)
+    if plugins.is_path(text):
+        return "function"
+    raise ConfigError(
+        f"suspect {text!r} is no file, no folder, no URL and no package.module:function; give an ONNX, torch.export, "
+        "TorchScript or safetensors file, a state dict, a URL, or a function of images"
+    )
+
+
+def _kind_of_file(path: Path) -> SourceKind:
+    if path.suffix.lower() == ".onnx":
+        return "onnx"
+    if not zipfile.is_zipfile(path):
+        return "weights"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()[:10_000]]
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is a damaged zip file: {error}; fetch it again") from error
+    if path.suffix == ".pt2" or "archive_format" in names or any(name.startswith("models/") for name in names):
+        return "torch.export"
+    return "torchscript" if "constants.pkl" in names or any(name.startswith("code/") for name in names) else "weights"
+
+
+@contextmanager
+def opened(text: str, how: HowToOpen) -> Iterator[tuple[Ask, Source]]:
+    """Open a suspect; a file runs in a process of its own, which ends with the ``with`` block.
+
+    Raises:
+        ConfigError: The name stands for nothing that can be asked.
+        SuspectError: It cannot be loaded.
+        ArtifactError: It is damaged.
+    """
+    kind = kind_of_source(text)
+    if kind == "url":
+        if how.open_url is None:
+            raise ConfigError(f"{text}: there is no client for URLs here")
+        yield how.open_url(text), Source(text, kind)
+    elif kind == "function":
+        yield _function(text), Source(text, kind)
+    elif kind == "model folder":
+        yield _folder(Path(text)), Source(text, kind, fingerprint(Path(text) / WEIGHTS))
+    else:
+        sha256 = fingerprint(text)
+        spec = {"shape": list(how.shape), "classes": how.classes, **_spec(how.architecture)}
+        with SuspectProcess(kind, Path(text), how.limits, architecture=spec, output=how.output) as process:
+            about = process.about
+            shape = about.get("input_shape")
+            expected = _shape(shape) if shape is not None else None
+            yield process.ask, Source(text, kind, sha256, str(about.get("network", "")), expected)
+
+
+def _shape(given: Any) -> list[int | None]:
+    if not isinstance(given, list) or not all(each is None or isinstance(each, int) for each in given):
+        raise SuspectError(f"the suspect's process declares an input of shape {given!r}")
+    return given
+
+
+def _spec(choice: ModelChoice) -> dict[str, Any]:
+    tree = choice.resolved()
+    return {"name": tree.pop("name"), "params": tree}
+
+
+def _folder(folder: Path) -> Ask:
+    """Load a folder that mea_ray wrote: safetensors and JSON. A network from outside mea_ray is refused.
+
+    ``model.json`` names the network. It is somebody else's file, and importing what it names would run code.
+    """
+    model, _ = load_model(folder, own_networks_only=True)
+
+    def ask(images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        with torch.inference_mode():
+            logits: torch.Tensor = model(torch.from_numpy(images))
+        return logits.numpy()
+
+    return ask
+
+
+def _function(text: str) -> Ask:
+    function = plugins.load(f"suspect {text!r}", text)
+    if not callable(function):
+        raise ConfigError(f"suspect {text!r} is no function; it must take float32 images (N, C, H, W) in [0, 1]")
+
+    def ask(images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        given = function(images)
+        if isinstance(given, torch.Tensor):
+            given = given.detach().cpu().numpy()
+        given = np.asarray(given)
+        if given.dtype.kind not in "fiu" or given.ndim < 1 or len(given) != len(images):
+            raise SuspectError(
+                f"{text} returned {given.dtype} {given.shape} for {len(images)} images; it must return one row of "
+                "numbers, or one label, for each"
+            )
+        return given
+
+    return ask
+
+
+def class_map(text: str | None) -> tuple[Mapping[str, int] | list[str] | None, bool]:
+    """Read ``--classes``: ``match``, or a YAML file with a list of names or ``NAME: COLUMN``.
+
+    Returns:
+        Names or columns, None if there are none; and whether to match by the answers.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds something else.
+    """
+    if text is None or text == "match":
+        return None, text == "match"
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"--classes {text} cannot be read: {first}; give a YAML or JSON file, or match") from error
+    if isinstance(content, list):
+        return [str(name) for name in content], False
+    if isinstance(content, dict) and all(isinstance(at, int) and not isinstance(at, bool) for at in content.values()):
+        return {str(name): at for name, at in content.items()}, False
+    raise ConfigError(
+        f"--classes {text} must hold a list of the suspect's class names in its order, or NAME: COLUMN for each class"
+    )

@@ -1,0 +1,147 @@
+"""What the numbers are that a suspect answers with: logits, probabilities, the largest few of them, or labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from mea_ray.core.errors import SuspectError
+from mea_ray.core.types import Labels
+
+Kind = Literal["logits", "probabilities", "top_k", "labels"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+LABEL_STATISTICS = ("wsr", "paired_labels", "lean_labels")
+"""Statistics that need no more than the class of each answer."""
+LEAST = 1e-12
+"""Probability that stands for one that was answered as 0 or left out."""
+_ONE = 5e-3
+"""What the sum of a row of probabilities may differ from 1 by: half precision rounds a thousand classes so far."""
+
+
+def kind_of(answers: npt.NDArray[Any]) -> Kind:
+    """Return what answers are, from many of them; the images should be of all classes.
+
+    Args:
+        answers: (N, ...) numbers as the suspect gave them.
+
+    Returns:
+        ``labels`` for one whole number per image, or rows with a single 1. ``top_k`` for rows in which the same number
+        of classes, fewer than all, has a probability. ``probabilities`` for rows that sum to 1. ``logits`` for numbers
+        below 0 or above 1 (logarithms of probabilities are logits, too).
+
+    Raises:
+        SuspectError: The numbers could be several of these.
+    """
+    answers = np.asarray(answers)
+    if answers.ndim == 1 or (answers.ndim == 2 and answers.shape[1] == 1):
+        return _single(answers.reshape(-1))
+    if answers.ndim != 2:
+        raise SuspectError(f"the suspect gives {answers.shape[1:]} numbers per image; one row of classes is needed")
+    if not np.isfinite(answers).all():
+        raise SuspectError("the suspect gives numbers that are not finite")
+    if (answers < 0).any() or (answers > 1 + _ONE).any():
+        return "logits"
+    given = (answers > 0).sum(1)
+    if (given == 1).all():
+        return "labels"
+    if given.max() < answers.shape[1] and (given == given[0]).all():
+        return "top_k"
+    if np.allclose(answers.sum(1), 1, atol=_ONE):
+        return "probabilities"
+    raise SuspectError(
+        "the suspect's answers lie in [0, 1] but do not sum to 1: they may be rounded probabilities, a sigmoid for "
+        "each class, or small logits; say which with --outputs logits | probabilities | top_k | labels"
+    )
+
+
+def _single(values: npt.NDArray[Any]) -> Kind:
+    if np.issubdtype(values.dtype, np.integer) or np.array_equal(values, np.rint(values)):
+        return "labels"
+    raise SuspectError("the suspect gives one number per image that is no label; a row of classes is needed")
+
+
+def as_logits(answers: npt.NDArray[Any], kind: Kind, classes: int) -> npt.NDArray[np.float32]:
+    """Return answers as logits: float32 (N, classes), finite; the largest is that of the answered class.
+
+    Args:
+        answers: As the suspect gave them.
+        kind: What they are.
+        classes: Number of the suspect's classes.
+
+    Raises:
+        SuspectError: Their shape is another, or a label is none of the classes.
+    """
+    if kind == "labels":
+        return _of_labels(answers, classes)
+    if answers.ndim != 2 or answers.shape[1] != classes:
+        raise SuspectError(
+            f"the suspect gives {answers.shape[1:]} numbers per image, not one for each of {classes} classes"
+        )
+    if not np.isfinite(answers).all():
+        raise SuspectError("the suspect gives numbers that are not finite")
+    if kind == "logits":
+        return answers.astype(np.float32)
+    return np.log(np.clip(answers.astype(np.float64), LEAST, None)).astype(np.float32)
+
+
+def _of_labels(answers: npt.NDArray[Any], classes: int) -> npt.NDArray[np.float32]:
+    one_hot = answers.ndim == 2 and answers.shape[1] > 1
+    labels = answers.argmax(1) if one_hot else answers.reshape(-1).astype(np.int64)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise SuspectError(f"the suspect answers labels {labels.min()} to {labels.max()}, but has {classes} classes")
+    found = np.full((len(labels), classes), np.log(LEAST), np.float32)
+    found[np.arange(len(labels)), labels] = 0
+    return found
+
+
+def class_columns(ours: Sequence[str], theirs: Sequence[str] | Mapping[str, int]) -> tuple[int, ...]:
+    """Return the suspect's column for each of the victim's classes.
+
+    Args:
+        ours: The victim's class names.
+        theirs: The suspect's class names in the order of its answers, or the column of each of the victim's names.
+
+    Raises:
+        SuspectError: A class of the victim's is missing, or two share a column.
+    """
+    places = dict(theirs) if isinstance(theirs, Mapping) else {name: at for at, name in enumerate(theirs)}
+    known = {name.strip().casefold(): at for name, at in places.items()}
+    missing = [name for name in ours if name.strip().casefold() not in known]
+    if missing:
+        raise SuspectError(
+            f"the suspect's classes {list(places)[:12]} lack {missing[:6]} of the victim's; write --classes with one "
+            "line per class of the victim's, NAME: COLUMN"
+        )
+    columns = tuple(int(known[name.strip().casefold()]) for name in ours)
+    if len(set(columns)) < len(columns) or min(columns) < 0:
+        raise SuspectError(f"--classes gives the columns {list(columns)}; each class needs a column of its own")
+    return columns
+
+
+def matched_columns(predicted: Labels, labels: Labels, classes: int, columns: int) -> tuple[int, ...]:
+    """Match the suspect's columns with the victim's classes by what it answers to clean images.
+
+    The watermark has no part in it: neither its samples nor its key are used.
+
+    Args:
+        predicted: The suspect's columns, int64 (N,).
+        labels: The true classes of the same images, int64 (N,).
+        classes: Number of the victim's classes.
+        columns: Number of the suspect's columns, at least ``classes``.
+
+    Returns:
+        The column of each class, the assignment under which most answers are right.
+
+    Raises:
+        SuspectError: There are fewer columns than classes.
+    """
+    if columns < classes:
+        raise SuspectError(f"the suspect has {columns} classes and the victim {classes}; they cannot be matched")
+    counts = np.zeros((classes, columns), np.int64)
+    np.add.at(counts, (labels, predicted), 1)
+    _, chosen = linear_sum_assignment(-counts)
+    return tuple(map(int, chosen))
