@@ -31,7 +31,7 @@ def test_the_front_door_names_what_the_surface_offers_and_imports_nothing_before
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
     with pytest.raises(AttributeError, match="no attribute 'watermarc'"):
-        _ = mea_ray.watermarc  # type: ignore[attr-defined]
+        _ = mea_ray.watermarc
 
 
 class Pictures:

@@ -23,8 +23,10 @@ from mea_ray.models.build import build_model
 from mea_ray.training.checkpoint import save_model
 
 SHAPE = (1, 12, 12)
+JIT: Any = torch.jit
+"""Typed in some versions of torch and untyped in others."""
 X = np.random.default_rng(0).random((5, *SHAPE), dtype=np.float32)
-HOW = HowToOpen(ModelChoice(name="cnn9", width=0.0625), SHAPE, 10)  # type: ignore[call-arg]
+HOW = HowToOpen(ModelChoice(name="cnn9", width=0.0625), SHAPE, 10)
 
 
 class Endless(nn.Module):
@@ -45,7 +47,7 @@ class Short(nn.Module):
 
 
 def script(module: nn.Module, path: Path) -> Path:
-    torch.jit.script(module).save(str(path))
+    JIT.script(module).save(str(path))
     return path
 
 
@@ -57,7 +59,7 @@ def test_every_kind_of_file_answers_as_the_network_does(tmp_path: Path) -> None:
     model = build_model("cnn9", SHAPE, 10, {"width": 0.0625}).eval()
     write_copies(tmp_path, model)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pt")
-    torch.jit.trace(model, torch.from_numpy(X)).save(str(tmp_path / "s.pt"))
+    JIT.trace(model, torch.from_numpy(X)).save(str(tmp_path / "s.pt"))
     save_model(tmp_path / "folder", model, {})
     with torch.no_grad():
         expected = model(torch.from_numpy(X)).numpy()
