@@ -177,6 +177,7 @@ def _only_read(only_read: bool) -> Iterator[None]:
         "mea_ray.cli.commands.run_local",
         "mea_ray.cli.commands.measure",
         "mea_ray.cli.train.train",
+        "mea_ray.cli.commit.run",
         "mea_ray.cli.nulls.nulls",
         "mea_ray.cli.verify.verify",
         "mea_ray.cli.commands.render_report",
