@@ -190,7 +190,7 @@ class QueryAttack(Attack):
             "training",
             budget,
             validate=partial(agreement, images=held_out, labels=labels) if len(held_out) else None,
-            snapshots=SnapshotFile(path.with_name(f"substitute-{budget}.state")) if path is not None else None,
+            snapshots=SnapshotFile(path / f"substitute-{budget}.state") if path is not None else None,
             **self.training_overrides,
         )
         curves = thief.curves_within(thief.queries_spent)

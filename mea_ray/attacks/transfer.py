@@ -122,6 +122,15 @@ class TransferSet:
         self._write(self.path / f"chunk-{self._length - self.unwritten:012d}.npz", _join(self._unwritten))
         self._unwritten = []
 
+    def refresh(self) -> None:
+        """Read the chunks that another process has added in the folder since.
+
+        Raises:
+            ArtifactError: One of them is damaged.
+        """
+        if self.path is not None:
+            self._read(self.path)
+
     def prefix(self, count: int) -> tuple[Indices, Answers]:
         """Return the first ``count`` names and answers: the transfer set of a thief that stopped there.
 
@@ -199,8 +208,11 @@ class TransferSet:
                 path.rename(path.with_name(f"damaged-{path.name}"))
 
     def _read(self, folder: Path) -> None:
+        first = f"chunk-{self._length:012d}.npz"
         # Only renamed chunks count: the unfinished file of a killed writer starts with a dot and is not matched.
         for path in sorted(folder.glob("chunk-*.npz")):
+            if path.name < first:
+                continue  # read before
             remedy = f"delete {folder} to query again (and be charged again), or restore it"
             if path.name != f"chunk-{self._length:012d}.npz":
                 raise ArtifactError(f"{folder} lacks the chunk at {self._length}: next is {path.name}; {remedy}")

@@ -135,6 +135,25 @@ class StorageUnavailable(MeaRayError):
         )
 
 
+class AttackFailed(MeaRayError):
+    """An attack raised an error, or did what no attack may do; another try would end in the same way."""
+
+
+class AttackDied(MeaRayError):
+    """The process of an attack ended before the attack did, killed for want of memory, say; it may be started again.
+
+    Args:
+        how: How it ended.
+    """
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.how = how
+
+    def __str__(self) -> str:
+        return f"the attack: {self.how}; if it lacks memory, run fewer trials at once (raise resources.trial.cpus)"
+
+
 class LeaseLost(MeaRayError):
     """This process was silent for so long that another one took over what only one may do at a time."""
 

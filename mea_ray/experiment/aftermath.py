@@ -23,7 +23,7 @@ from mea_ray.experiment.answers import pass_images, service_policy
 from mea_ray.experiment.checks import build_network
 from mea_ray.experiment.ports import Step, Steps
 from mea_ray.experiment.proof import Proof
-from mea_ray.experiment.theft import run_attack, rung_result
+from mea_ray.experiment.theft import Steal, Theft, rung_result
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Removal, ThiefData
 from mea_ray.results.records import (
@@ -80,6 +80,7 @@ class Workbench:
         suspects: ``substitute``, ``victim`` and ``null_model`` to the models.
         null: Loads a null model by its index.
         steps: Where finished steps are found and kept.
+        steal: Carries out thefts of null models.
         on_step: See ``OnStep``.
     """
 
@@ -91,6 +92,7 @@ class Workbench:
     suspects: Mapping[str, Suspect]
     null: Callable[[int], ImageModel]
     steps: Steps
+    steal: Steal
     on_step: OnStep = lambda step: None
 
 
@@ -134,7 +136,7 @@ def steal_null(bench: Workbench, model: ImageModel, skip: Container[int] = ()) -
     policy = service_policy(config, data, model, None)
     blackbox = LocalBlackBox(model, policy, pass_images=pass_images(config))
     labels = bench.proof.verifier.predictions(model)
-    for rung in run_attack(config, data, blackbox, skip=skip):
+    for rung in bench.steal(Theft.of(config, data), blackbox, None, skip):
         yield rung_result(rung, bench.proof_at(rung.budget).judge(rung.model, stolen_from=labels))
 
 

@@ -1,4 +1,4 @@
-"""An experiment in this one process: with a folder that a later start goes on in, or in memory. No Ray."""
+"""An experiment without Ray: with a folder that a later start goes on in, or in memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from mea_ray.blackbox.query_log import ClientLog, QueryLog
 from mea_ray.config import ExperimentConfig, write_yaml
 from mea_ray.core.types import Splits
 from mea_ray.experiment.answers import pass_images, service_policy
+from mea_ray.experiment.apart import process
+from mea_ray.experiment.apart.nursery import NURSERY
 from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.checks import check
 from mea_ray.experiment.data import Fingerprints, load_splits
@@ -24,6 +26,7 @@ from mea_ray.experiment.names import Names
 from mea_ray.experiment.ports import Listener, Models, OnEpoch, Ports, QueryService
 from mea_ray.experiment.remote_service import RemoteService
 from mea_ray.experiment.run import Experiment
+from mea_ray.experiment.theft import Theft
 from mea_ray.results.records import QueryLogRecord, TrialResult, read_record
 from mea_ray.storage.remote import Storage
 from mea_ray.training.device import threads
@@ -113,10 +116,11 @@ def run_local(
     on_epoch: OnEpoch = lambda role, name, epoch: None,
     warn: Warn = lambda text: None,
 ) -> LocalRun:
-    """Run an experiment in this process, in the folder ``local/<name>-<start of the trial's name>`` of its storage.
+    """Run an experiment without Ray, in the folder ``local/<name>-<start of the trial's name>`` of its storage.
 
     Names, results and artifacts are those of a sweep of this one experiment, on the same kind of device. An interrupted
-    run goes on where it was: no finished step is done again, and no query is repeated.
+    run goes on where it was: no finished step is done again, and no query is repeated. All of it runs in this process
+    but the attack, which has one of its own.
 
     Args:
         config: The experiment.
@@ -147,11 +151,12 @@ def run_local(
     write_yaml(config, journal.folder / "config.yaml")
     models = StoredModels(Store(storage, warn=warn), config, data, names, on_epoch)
     service = _service(config, data, models, names, journal.transfer, folder / "ledgers" / f"{names.trial}.sqlite")
+    NURSERY.start()
     # The last bits of a training on a CPU follow from the number of threads: as many as on Ray.
     with threads(config.resources.victim.cpus):
         models.prepare()
     with threads(config.resources.trial.cpus):
-        result = Experiment(config, data, names, Ports(models, service, journal, Listener())).run()
+        result = Experiment(config, data, names, Ports(models, service, journal, Listener(), process.steal)).run()
     result.save(path)
     storage.push(f"{relative}/results/{path.name}")
     return LocalRun(result, folder, found=False)
@@ -173,12 +178,15 @@ def _service(
 
 
 def run_in_memory(config: ExperimentConfig, on_epoch: OnEpoch = lambda role, name, epoch: None) -> TrialResult:
-    """Run an experiment in this process and keep nothing but its result; errors as ``run_local``."""
+    """Run an experiment in this process and keep nothing but its result; errors as ``run_local``.
+
+    The attack runs in this process, too, beside victim, key and test images: use it with attacks that you trust.
+    """
     data = load_splits(config)
     check(config, data)
     names = Names.of(config, Fingerprints.of(data, config))
     models = TrainedModels(config, data, names, on_epoch)
     journal = MemoryJournal()
     service = _service(config, data, models, names, journal.transfer)
-    ports = Ports(models, service, journal, Listener())
+    ports = Ports(models, service, journal, Listener(), Theft.run)
     return Experiment(config, data, names, ports).run()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mea_ray.blackbox.colluding import CountingClient
     from mea_ray.blackbox.query_log import ClientLog
     from mea_ray.experiment.commitment import Committed
+    from mea_ray.experiment.theft import Steal
     from mea_ray.models.base import ImageModel
     from mea_ray.watermarks.base import Key
 
@@ -163,9 +164,11 @@ class Ports:
         service: Entered when the thief begins, left when everything that needs the victim's service is done.
         journal: Keeps finished steps.
         listener: Hears of rungs and steps.
+        steal: Carries out thefts, in a process of their own or in this one.
     """
 
     models: Models
     service: AbstractContextManager[QueryService]
     journal: Journal
     listener: Listener
+    steal: Steal

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -21,7 +22,7 @@ from mea_ray.experiment.names import Names
 from mea_ray.experiment.owner import repeatable_key
 from mea_ray.experiment.ports import Ports, QueryService
 from mea_ray.experiment.proof import Assessment, Proofs
-from mea_ray.experiment.theft import account_budgets, open_blackbox, run_attack, rung_result
+from mea_ray.experiment.theft import Theft, account_budgets, answers_stored, open_blackbox, rung_result
 from mea_ray.experiment.verifier import Verifier
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import LeaningRecord, RungResult, SelectionRecord, TrialResult
@@ -126,6 +127,7 @@ class _Run:
             victim_sha256=self.victim_sha256,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             queries_charged=sum(map(self.service.charged, self.accounts)),
+            answers_stored=answers_stored(self.journal.transfer),
             query_log={account: self.service.query_log(account) for account in self.accounts},
             seconds=time.perf_counter() - self.started,
             device=device_name(),
@@ -138,11 +140,16 @@ class _Run:
             return
         service, transfer = self.service, self.journal.transfer
         blackbox = open_blackbox(self.config, self.names.trial, transfer, service.open, at_once=service.at_once)
-        for rung in run_attack(self.config, self.data, blackbox, transfer, skip):
-            result = rung_result(rung, self.proofs.at(rung.budget).judge(rung.model))
-            assert isinstance(rung.model, ImageModel)
-            self.journal.keep_rung(result, rung.model)
-            yield result
+        # Closed at once when a scheduler ends this trial at a rung: the attack must not go on.
+        with contextlib.ExitStack() as stack:
+            rungs = self.ports.steal(Theft.of(self.config, self.data), blackbox, transfer, skip)
+            if isinstance(rungs, Generator):
+                stack.callback(rungs.close)
+            for rung in rungs:
+                result = rung_result(rung, self.proofs.at(rung.budget).judge(rung.model))
+                assert isinstance(rung.model, ImageModel)
+                self.journal.keep_rung(result, rung.model)
+                yield result
 
     def _follow(self, largest: RungResult) -> Aftermath:
         """Do what follows the last rung."""
@@ -162,6 +169,7 @@ class _Run:
                 suspects=suspects,
                 null=models.null,
                 steps=journal,
+                steal=self.ports.steal,
                 on_step=self.ports.listener.on_step,
             )
         )

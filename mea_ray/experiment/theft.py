@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from mea_ray.attacks.base import Attack, Rung
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.colluding import Colluding, CountingClient, account_names, account_share
-from mea_ray.config import ExperimentConfig
+from mea_ray.config import ExperimentConfig, ThiefConfig
 from mea_ray.core.seeding import derive
-from mea_ray.core.types import BlackBox, Splits
+from mea_ray.core.types import BlackBox, Images, Labels, Splits
 from mea_ray.experiment.checks import build_network, pool_labels
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport, RungResult
@@ -27,6 +28,17 @@ def answers_received(config: ExperimentConfig, transfer: TransferSet) -> int:
     """Return how many answers of an interrupted theft its transfer set holds."""
     attack: Attack = config.thief.attack.build()
     return attack.answered_images(transfer, config.thief.budgets)
+
+
+def answers_stored(transfer: TransferSet) -> int | None:
+    """Return how many answers a transfer set holds, with those of rungs that have one of their own in its folder.
+
+    None for an empty one in memory: an attack that queries in every step stores nothing there.
+    """
+    if transfer.path is None:
+        return len(transfer) or None
+    own = [TransferSet(folder) for folder in sorted(transfer.path.iterdir()) if folder.is_dir()]
+    return len(transfer) + sum(map(len, own))
 
 
 def account_budgets(config: ExperimentConfig, client: str) -> dict[str, int]:
@@ -59,6 +71,62 @@ def open_blackbox(
     return Colluding(opened, budget=total_budget(config), start_at=asked, at_once=at_once)
 
 
+@dataclass(frozen=True)
+class Theft:
+    """All that a thief starts with: settings of its own, and images of its own.
+
+    Nothing else of an experiment is in here, so that this is what an attack's process is given: no test images, and of
+    the settings no seed and no watermark.
+
+    Attributes:
+        settings: The ``thief`` section.
+        seed: The thief's own seed, from which the experiment's does not follow.
+        shape: (channels, height, width) that the victim takes.
+        classes: Classes of the data.
+        pool: The thief's images, uint8 (N, C, H, W).
+        labels: Labels that the pool was published with, int64 (N,); None if it has none. An attack gets them only if it
+            says that it uses them (Knockoff's adaptive policy).
+    """
+
+    settings: ThiefConfig
+    seed: int
+    shape: tuple[int, int, int]
+    classes: int
+    pool: Images
+    labels: Labels | None
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, data: Splits) -> Theft:
+        """Return the theft of an experiment."""
+        pool, seed = data.thief_pool.images, derive(config.seed, "thief")
+        return cls(config.thief, seed, data.shape, data.classes, pool, pool_labels(data))
+
+    def run(self, blackbox: BlackBox, transfer: TransferSet | None = None, skip: Container[int] = ()) -> Iterator[Rung]:
+        """Steal the model behind ``blackbox`` in this process.
+
+        Yields:
+            One fresh substitute per budget that is not in ``skip``, smallest first.
+        """
+        settings = self.settings
+        attack: Attack = settings.attack.build()
+        return attack.run(
+            blackbox,
+            self.pool,
+            budgets=settings.budgets,
+            make_model=partial(build_network, settings.model, self.shape, self.classes),
+            training=settings.training,
+            seed=self.seed,
+            transfer=transfer,
+            skip=skip,
+            learning=settings.learning,
+            labels=self.labels,
+        )
+
+
+Steal = Callable[[Theft, BlackBox, "TransferSet | None", Container[int]], Iterator[Rung]]
+"""Carries out a theft, as ``Theft.run`` does in this process and ``apart.process.steal`` in another one."""
+
+
 def run_attack(
     config: ExperimentConfig,
     data: Splits,
@@ -66,24 +134,8 @@ def run_attack(
     transfer: TransferSet | None = None,
     skip: Container[int] = (),
 ) -> Iterator[Rung]:
-    """Steal the model behind ``blackbox``: one fresh substitute per budget that is not in ``skip``, smallest first.
-
-    The attack gets the thief's pool and nothing else of the data: no test images, and of the pool's labels, which its
-    publisher gave, only what an attack says it uses (Knockoff's adaptive policy).
-    """
-    attack: Attack = config.thief.attack.build()
-    return attack.run(
-        blackbox,
-        data.thief_pool.images,
-        budgets=config.thief.budgets,
-        make_model=partial(build_network, config.thief.model, data.shape, data.classes),
-        training=config.thief.training,
-        seed=derive(config.seed, "thief"),
-        transfer=transfer,
-        skip=skip,
-        learning=config.thief.learning,
-        labels=pool_labels(data),
-    )
+    """Carry out the theft of an experiment in this process, see ``Theft.run``."""
+    return Theft.of(config, data).run(blackbox, transfer, skip)
 
 
 def rung_result(rung: Rung, report: ModelReport) -> RungResult:

@@ -15,6 +15,7 @@ from mea_ray.verification.verdict import SEVERITY, Judgement, Verdict
 
 Judgements = Mapping[tuple[str, int], Judgement]
 HEADLINES: dict[Verdict, str] = {
+    "not accounted": "Nothing is proved: a thief's charges and answers differ, so its trial is void.",
     "void": "Nothing is proved: innocent models would be accused as well.",
     "too poor to judge": "Nothing is proved: {models} too poor to judge.",
     "not specific": "Nothing is proved: {models} fooled by samples that only look like the owner's.",

@@ -337,6 +337,8 @@ class TrialResult(_Record):
         victim_sha256: SHA-256 of the victim's weights; None in older results.
         date: Day and time (UTC) at which the result was made, ISO 8601; empty in older results.
         queries_charged: Images charged for this trial by the service's ledger, over all accounts of its thief.
+        answers_stored: Answers in the thief's transfer set; None in older results. If they are not as many as were
+            charged, the trial is void.
         query_log: The service's log, by account of the thief.
         seconds: Wall time of the trial.
         device: Name of the GPU, or ``cpu``.
@@ -364,10 +366,17 @@ class TrialResult(_Record):
     victim_sha256: str | None = None
     date: str = ""
     queries_charged: Count
+    answers_stored: Count | None = None
     query_log: dict[str, QueryLogRecord] = Field(default_factory=dict)
     seconds: Seconds
     device: str
     versions: dict[str, str]
+
+    @property
+    def unaccounted(self) -> tuple[int, int] | None:
+        """Images charged and answers stored, if they differ: then the trial is void."""
+        stored = self.answers_stored
+        return None if stored in {None, self.queries_charged} else (self.queries_charged, stored or 0)
 
     def save(self, path: Path) -> None:
         """Write the file aside and rename it, so that no reader sees half a result."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mea_ray.config import ExperimentConfig, SweepConfig
-from mea_ray.core.errors import ServiceUnavailable, StorageUnavailable
+from mea_ray.core.errors import AttackDied, ServiceUnavailable, StorageUnavailable
 from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.data import Contents, load_splits
 from mea_ray.experiment.ports import Role
@@ -77,7 +77,8 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
     """Run one trial under Ray Tune.
 
     An exception that would come again ends the trial at once: its reason is kept, and Tune is not asked to repeat it.
-    A killed process, or a service that went away, is started again by Tune, up to ``max_failures`` times.
+    A killed process, of the trial or of its attack, or a service that went away, is started again by Tune, up to
+    ``max_failures`` times.
 
     Args:
         config: Tune's config: the trial's name, or a suggestion of an adaptive search.
@@ -107,7 +108,7 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
     tools = Tools(context.folder, context.broker, context.emit, report, selection(context.sweep))
     try:
         context.work(trial, load, tools, os.getpid(), ray.get_runtime_context().get_node_id())
-    except (ServiceUnavailable, StorageUnavailable, RayError):
+    except (ServiceUnavailable, StorageUnavailable, AttackDied, RayError):
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"

@@ -65,6 +65,8 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     Returns:
         The result, which is in the sweep's folder, too.
     """
+    from mea_ray.experiment.apart import process
+    from mea_ray.experiment.apart.nursery import NURSERY
     from mea_ray.experiment.model_sources import StoredModels
     from mea_ray.experiment.ports import Ports
     from mea_ray.experiment.run import Experiment
@@ -83,11 +85,12 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     budgets = trial.config.thief.budgets
     finished = sum(journal.rung(budget) is not None for budget in budgets)
     tools.on_event(events.TrialStarted(trial.name, trial.point, pid, node, budgets, finished))
+    NURSERY.start()
     data = load_data()
     on_epoch = epoch_events(trial.config.victim.training.epochs, tools.on_event)
     models = StoredModels(Store(tools.folder.storage, warn=warn), trial.config, data, trial.names, on_epoch)
     service = _service(trial, data, models, journal, tools)
-    ports = Ports(models, service, journal, TrialListener(trial.name, tools))
+    ports = Ports(models, service, journal, TrialListener(trial.name, tools), process.steal)
     result = Experiment(trial.config, data, trial.names, ports, trial.point, tools.selection).run()
     tools.folder.save_result(result)
     return result
@@ -143,7 +146,7 @@ class SharedService:
     Args:
         trial: The trial.
         models: Gives the victim's folder.
-        journal: Its transfer set is where the number of answers is read for the sweep's progress.
+        journal: Its transfer set tells how many answers there were before.
         tools: What the sweep lends.
     """
 
@@ -152,6 +155,7 @@ class SharedService:
     def __init__(self, trial: PlannedTrial, models: StoredModels, journal: TrialFolder, tools: Tools) -> None:
         self.trial, self.models, self.journal, self.tools = trial, models, journal, tools
         self._answers = -1
+        self._opened: list[ServiceClient] = []
 
     def __enter__(self) -> SharedService:
         from mea_ray.service.pool import VictimService
@@ -178,7 +182,8 @@ class SharedService:
 
     def open(self, client: str, start_at: int) -> ServiceClient:
         """Return the black box of an account."""
-        return self.service.client(client, self.trial.config.service.client, start_at=start_at)
+        self._opened.append(self.service.client(client, self.trial.config.service.client, start_at=start_at))
+        return self._opened[-1]
 
     def charged(self, client: str) -> int:
         """Return the images that an account has been charged."""
@@ -194,7 +199,7 @@ class SharedService:
 
     def _pulse(self) -> None:
         """Tell how many answers there are, if there are more than at the last heartbeat."""
-        answers = len(self.transfer)
+        answers = sum(client.asked for client in self._opened) if self._opened else len(self.transfer)
         if answers != self._answers:
             self._answers = answers
             self.tools.on_event(events.Queried(self.trial.name, answers, self.trial.queries))

@@ -34,9 +34,14 @@ def use_gpus(share: float) -> None:
     _share["gpus"] = share
 
 
+def gpu_share() -> float:
+    """Return this process's share of GPUs; 1 where none was set."""
+    return _share.get("gpus", 1.0)
+
+
 def device() -> torch.device:
     """Return the device of this process: the first visible GPU, or the CPU where there is none or none was assigned."""
-    if _share.get("gpus", 1.0) > 0 and torch.cuda.is_available():
+    if gpu_share() > 0 and torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("cpu")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -91,7 +91,7 @@ def evidence(result: TrialResult, report: ModelReport, budget: int) -> Evidence 
     if report.wsr is None or result.victim_report.wsr is None or not nulls:
         return None
     court = Court.of(result, statistic(result, [report, *nulls, *stolen]))
-    return court.evidence(report, nulls, stolen)
+    return replace(court.evidence(report, nulls, stolen), unaccounted=result.unaccounted)
 
 
 @dataclass(frozen=True)

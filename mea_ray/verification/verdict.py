@@ -17,6 +17,7 @@ from mea_ray.verification.ranks import Rank
 from mea_ray.verification.statistic import READ_ON_CLEAN_IMAGES
 
 Verdict = Literal[
+    "not accounted",
     "void",
     "too poor to judge",
     "not specific",
@@ -27,7 +28,10 @@ Verdict = Literal[
 ]
 SEVERITY: tuple[Verdict, ...] = get_args(Verdict)
 """Verdicts, worst first. That of a suspect is the worst for which there is a reason."""
-TEXTS: dict[Verdict, str] = {"void": "void: innocent models would be accused"}
+TEXTS: dict[Verdict, str] = {
+    "not accounted": "void: charges and answers differ",
+    "void": "void: innocent models would be accused",
+}
 """How a verdict is written, where that differs from its name."""
 
 
@@ -70,6 +74,8 @@ class Evidence:
         accused_controls: How many of them the same criteria accuse.
         committed: Whether the key was committed to before the suspect existed; None where that does not arise, as in an
             experiment that draws the key itself.
+        unaccounted: Images charged and answers stored, where they differ: the thief asked in other ways, or in another
+            name, and nothing that was measured of it counts.
         threshold: The paper's threshold on WSR.
         statistic: Name of the statistic that is ranked.
     """
@@ -88,6 +94,7 @@ class Evidence:
     controls: int = 0
     accused_controls: int = 0
     committed: bool | None = None
+    unaccounted: tuple[int, int] | None = None
     threshold: float = 0.3
     statistic: str = "wsr"
 
@@ -181,6 +188,7 @@ def judge(suspects: Sequence[Evidence], significance: float) -> list[Judgement]:
 
 def _judgement(suspect: Evidence, adjusted: float, significance: float, together: int) -> Judgement:
     reasons = [
+        *_unaccounted(suspect),
         *_void(suspect, significance),
         *_too_poor(suspect),
         *_unspecific(suspect, adjusted, significance),
@@ -197,6 +205,18 @@ def _judgement(suspect: Evidence, adjusted: float, significance: float, together
     reasons.sort(key=lambda reason: SEVERITY.index(reason.verdict))
     above = suspect.wsr > suspect.threshold
     return Judgement(reasons[0].verdict, tuple(reasons), suspect.p_value, adjusted, above)
+
+
+def _unaccounted(suspect: Evidence) -> list[Reason]:
+    if suspect.unaccounted is None:
+        return []
+    charged, stored = suspect.unaccounted
+    return [
+        Reason(
+            "not accounted",
+            f"The service charged {charged:,} images and the transfer set holds {stored:,} answers: the trial is void.",
+        )
+    ]
 
 
 def _void(suspect: Evidence, significance: float) -> list[Reason]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 
 from mea_ray.config import load_sweep
 from mea_ray.sweep.events import Event
@@ -15,7 +16,10 @@ from mea_ray.sweep.runner import run_sweep
 
 
 def tell(event: Event) -> None:
-    print(json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}, default=str), flush=True)
+    # In one piece: events come from several threads.
+    line = json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}, default=str)
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,171 @@
+"""The attack's process: closes itself in, runs the attack, and asks its owner for answers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Mapping
+from mmap import ACCESS_READ, mmap
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from mea_ray.attacks.base import Rung
+from mea_ray.attacks.transfer import TransferSet
+from mea_ray.config import ThiefConfig, build
+from mea_ray.core.errors import StorageUnavailable
+from mea_ray.core.types import Answers, FloatImages, Images
+from mea_ray.experiment.apart.walls import close_in
+from mea_ray.experiment.apart.wire import Tree, Wire, array_block, array_header, error_header, read_array, read_error
+from mea_ray.experiment.theft import Theft
+from mea_ray.storage.files import PATIENCE
+from mea_ray.training.device import device, use_gpus, use_threads
+
+
+class AskedBlackBox:
+    """The victim as its customers see it, asked over a wire; implements `types.BlackBox`. Threads may share it.
+
+    Args:
+        wire: To the owner's process.
+        classes: Numbers in an answer.
+        image_shape: (channels, height, width) that the victim takes.
+    """
+
+    def __init__(self, wire: Wire, classes: int, image_shape: tuple[int, int, int]) -> None:
+        self._wire, self._classes, self._shape = wire, classes, image_shape
+        self._turn = threading.Lock()
+
+    @property
+    def classes(self) -> int:
+        """Numbers in an answer: classes, or the length of an embedding."""
+        return self._classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image: (channels, height, width)."""
+        return self._shape
+
+    @property
+    def remaining(self) -> int | None:
+        """Images that may still be queried; None without a budget."""
+        answer, _ = self._ask({"do": "remaining"})
+        left: int | None = answer["remaining"]
+        return left
+
+    def query(self, images: Images | FloatImages) -> Answers:
+        """Answer images in their order, see `types.BlackBox.query`."""
+        array = np.asarray(images)
+        answer, block = self._ask({"do": "query", **array_header(array)}, array_block(array))
+        answers: Answers = read_array(answer, block, ("float32",), 2)
+        return answers.copy()
+
+    def _ask(self, header: Tree, block: bytes | memoryview = b"") -> tuple[Tree, bytes]:
+        with self._turn:
+            self._wire.send(header, block)
+            answer, content = self._wire.receive()
+        if "error" in answer:
+            raise read_error(answer["error"])
+        return answer, content
+
+
+def serve(wire_fd: int, life_fd: int, pool_fd: int) -> NoReturn:
+    """Run the theft that the owner describes, and end this process.
+
+    Args:
+        wire_fd: Connection to the owner.
+        life_fd: A pipe that is closed when the owner ends.
+        pool_fd: A file with the thief's images.
+    """
+    wire = Wire(Connection(wire_fd))
+    try:
+        order, labels = wire.receive()
+        sys.path[:] = order["path"]
+        use_gpus(order["gpus"])
+        if device().type == "cuda":
+            torch.cuda.init()  # looks for more than it needs later
+        # While there is one thread of Python, and before anything from outside is imported.
+        close_in(order["read"], order["write"])
+        threading.Thread(target=_end_with_owner, args=(life_fd,), daemon=True).start()
+        _settle(order)
+        _steal(wire, order, _theft(order, pool_fd, labels))
+        wire.send({"do": "done"})
+    except (EOFError, BrokenPipeError, ConnectionError):
+        os._exit(1)  # the owner is gone
+    except BaseException as error:
+        header = error_header(_as_ours(error, PATIENCE.seconds))
+        if not header["kind"]:
+            traceback.print_exc()
+        wire.send({"do": "failed", **header, "trace": traceback.format_exc()})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _end_with_owner(life_fd: int) -> None:
+    os.read(life_fd, 1)
+    os._exit(1)
+
+
+def _settle(order: Mapping[str, Any]) -> None:
+    """Make a home of the scratch folder, and take what the owner reserved for a trial."""
+    scratch = order["scratch"]
+    os.environ.update(HOME=scratch, TMPDIR=scratch, XDG_CACHE_HOME=scratch)
+    tempfile.tempdir = None
+    os.chdir(scratch)
+    use_threads(order["threads"])
+
+
+def _theft(order: Mapping[str, Any], pool_fd: int, labels: bytes) -> Theft:
+    shape = tuple(order["pool"]["shape"])
+    pool = np.frombuffer(mmap(pool_fd, 0, access=ACCESS_READ), np.uint8).reshape(shape)
+    return Theft(
+        build(ThiefConfig, order["thief"]),
+        order["seed"],
+        (order["shape"][0], order["shape"][1], order["shape"][2]),
+        order["classes"],
+        pool,
+        np.frombuffer(labels, np.int64) if order["labelled"] else None,
+    )
+
+
+def _steal(wire: Wire, order: Mapping[str, Any], theft: Theft) -> None:
+    def warn(text: str) -> None:
+        wire.send({"do": "warn", "text": text})
+
+    folder = order["transfer"]
+    if order["patience"] is not None:
+        seconds, marker = order["patience"]
+        PATIENCE.begin(seconds, None if marker is None else Path(marker), warn)
+    transfer = None if folder is None else TransferSet(Path(folder), on_damage=warn)
+    blackbox = AskedBlackBox(wire, order["answers"], theft.shape)
+    for rung in theft.run(blackbox, transfer, order["skip"]):
+        wire.send(*_rung_message(rung))
+        wire.receive()  # the owner judges it first: both share the CPUs of one trial
+
+
+def _rung_message(rung: Rung) -> tuple[Tree, bytes]:
+    weights = {name: value.detach().cpu().contiguous() for name, value in rung.model.state_dict().items()}
+    curves = {name: [list(point) for point in points] for name, points in rung.curves.items()}
+    header = {
+        "do": "rung",
+        "budget": rung.budget,
+        "queries": rung.queries,
+        "epochs": rung.epochs,
+        "seconds": rung.seconds,
+        "curves": curves,
+    }
+    return header, save(weights)
+
+
+def _as_ours(error: BaseException, patience_s: float) -> BaseException:
+    """Return the error to report: a folder that was mounted anew is closed to this process, and open to the next."""
+    if isinstance(error, PermissionError) and patience_s:
+        return StorageUnavailable(str(error.filename), "away", 0.0, str(error))
+    return error

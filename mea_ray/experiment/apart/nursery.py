@@ -1,0 +1,145 @@
+"""A process that holds nothing but imported modules, and forks one process after the other for attacks.
+
+It is started afresh and not forked, so that nothing of its owner's memory is in it. Forking from it takes a hundredth
+of the time that importing torch takes. One per owner's process, started when it is first needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+
+from mea_ray.core.errors import AttackDied
+from mea_ray.experiment.apart.walls import short_environment
+
+_PROGRAM = "from mea_ray.experiment.apart.nursery import main; main({fd})"
+
+
+class Nursery:
+    """The owner's handle of the process."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def start(self) -> None:
+        """Start the process now, so that the first attack does not wait for its imports; without waiting for it."""
+        with self._turn, contextlib.suppress(OSError):
+            if self._control is None or self._owner != os.getpid():
+                self._start()
+
+    def fork(self, fds: Sequence[int]) -> int:
+        """Start a process that serves the theft of these files, see ``child.serve``; return its id.
+
+        Raises:
+            AttackDied: It cannot be started.
+        """
+        with self._turn:
+            for attempt in range(2):
+                try:
+                    return int(self._ask(b"fork", fds))
+                except (OSError, ValueError) as error:
+                    self._forget()
+                    if attempt:
+                        raise AttackDied(f"it could not be started ({error})") from error
+        raise AssertionError("unreachable")
+
+    def end(self, pid: int) -> int:
+        """Kill a process with all that it started, and return its exit status: negative for a signal."""
+        with self._turn, contextlib.suppress(OSError, ValueError):
+            return int(self._ask(b"end %d" % pid))
+        return 0
+
+    def _ask(self, order: bytes, fds: Sequence[int] = ()) -> bytes:
+        if self._control is None or self._owner != os.getpid():
+            self._start()
+        assert self._control is not None
+        socket.send_fds(self._control, [order], list(fds))
+        answer = self._control.recv(64)
+        if not answer:
+            raise OSError("its nursery ended")
+        return answer
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM.format(fd=theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=short_environment(os.environ, sys.path),
+                start_new_session=True,  # Ctrl-C is for the owner, which then ends it
+            )
+        self._control, self._owner = ours, os.getpid()
+
+    def _forget(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        self._control = None
+
+
+NURSERY = Nursery()
+"""That of this process."""
+
+
+def main(fd: int) -> None:
+    """Fork and end processes as the owner says, until it closes the connection; then end all that are left."""
+    import torch
+
+    from mea_ray.config import ThiefConfig, build
+    from mea_ray.experiment.apart.child import serve
+
+    # What nearly every attack imports, once for all of them; nothing from outside the package.
+    build(ThiefConfig, {})
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    control = socket.socket(fileno=fd)
+    alive: set[int] = set()
+    while True:
+        order, fds, _, _ = socket.recv_fds(control, 64, 3)
+        if not order:
+            break
+        if order == b"fork":
+            pid = _fork()
+            if not pid:
+                control.close()
+                os.setsid()
+                serve(*fds)
+            alive.add(pid)
+            answer = pid
+        else:
+            answer = _end(int(order.split()[1]), alive)
+        for each in fds:
+            os.close(each)
+        control.sendall(b"%d" % answer)
+    for pid in list(alive):
+        _end(pid, alive)
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Of threads that a library started when it was imported; none of them holds anything.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def _end(pid: int, alive: set[int]) -> int:
+    if pid not in alive:
+        return 0
+    alive.discard(pid)
+    _, status = os.waitpid(pid, os.WNOHANG)
+    ended = _ == pid
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    if ended:
+        return os.waitstatus_to_exitcode(status)
+    os.waitpid(pid, 0)
+    return 0

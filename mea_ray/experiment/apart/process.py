@@ -1,0 +1,259 @@
+"""The owner's side of an attack's process: starts it, answers its queries, takes its substitutes, ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Container, Iterator, Mapping
+from functools import partial
+from multiprocessing.connection import Pipe
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from mea_ray.attacks.base import Rung
+from mea_ray.attacks.transfer import TransferSet
+from mea_ray.core import plugins
+from mea_ray.core.errors import AttackDied, AttackFailed, MeaRayError
+from mea_ray.core.types import BlackBox, Images
+from mea_ray.experiment.apart.nursery import NURSERY
+from mea_ray.experiment.apart.walls import readable
+from mea_ray.experiment.apart.wire import (
+    Tree,
+    Wire,
+    array_block,
+    array_header,
+    read_array,
+    read_error,
+    refusal,
+)
+from mea_ray.experiment.checks import build_network
+from mea_ray.experiment.theft import Theft
+from mea_ray.models.base import ImageModel
+from mea_ray.storage.files import PATIENCE
+from mea_ray.training.device import gpu_share
+
+
+def steal(
+    theft: Theft,
+    blackbox: BlackBox,
+    transfer: TransferSet | None = None,
+    skip: Container[int] = (),
+) -> Iterator[Rung]:
+    """Carry out a theft in a process of its own, see ``Theft.run``.
+
+    The process gets ``theft`` and the answers to its queries, and a folder to keep them in. It gets no handle of the
+    service, no environment but what programs need, and, where Linux offers Landlock, no other files and no network.
+    What it sends is taken as JSON and plain arrays.
+
+    Args:
+        theft: What the thief starts with.
+        blackbox: Answers the queries, in this process.
+        transfer: Where answers are stored; it holds those of the process after each rung.
+        skip: Budgets that are left out.
+
+    Raises:
+        AttackFailed: The attack raised an error that is none of this package's, or broke the protocol.
+        AttackDied: Its process ended before the theft did.
+        MeaRayError: As in one process.
+    """
+    wanted = [budget for budget in theft.settings.budgets if budget not in skip]
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mea_ray_attack_", ignore_cleanup_errors=True))
+        wire, pid = _start(stack, theft.pool)
+        order, labels = _order(theft, blackbox, transfer, scratch)
+        order["skip"] = [budget for budget in theft.settings.budgets if budget not in wanted]
+        relay = _Relay(wire, pid, theft, blackbox, wanted)
+        try:
+            wire.send(order, labels)
+            for rung in relay.rungs():
+                _refresh(transfer)
+                yield rung
+        finally:
+            _refresh(transfer)
+
+
+def _refresh(transfer: TransferSet | None) -> None:
+    if transfer is not None:
+        transfer.refresh()
+
+
+def _start(stack: contextlib.ExitStack, pool: Images) -> tuple[Wire, int]:
+    """Start the process; it is ended, whatever it does, when the stack is left."""
+    ours, theirs = Pipe()
+    wire = Wire(ours)
+    stack.callback(wire.close)
+    life, held = os.pipe()
+    stack.callback(os.close, held)
+    images = stack.enter_context(_shared(pool))
+    try:
+        pid = NURSERY.fork([theirs.fileno(), life, images])
+    finally:
+        theirs.close()
+        os.close(life)
+    stack.callback(NURSERY.end, pid)
+    return wire, pid
+
+
+@contextlib.contextmanager
+def _shared(pool: Images) -> Iterator[int]:
+    """Write images into a file without a name, in memory where there is such a thing."""
+    in_memory = hasattr(os, "memfd_create")
+    with open(os.memfd_create("pool"), "wb") if in_memory else tempfile.TemporaryFile() as file:
+        file.write(array_block(pool))
+        file.flush()
+        yield file.fileno()
+
+
+def _order(theft: Theft, blackbox: BlackBox, transfer: TransferSet | None, scratch: str) -> tuple[Tree, memoryview]:
+    thief = {**theft.settings.resolved(), "blackbox": None}  # where and by which key is asked, it need not know
+    folder = None if transfer is None or transfer.path is None else str(transfer.path.absolute())
+    outside = [name.partition(":")[0] for name in _texts(thief) if plugins.is_path(name)]
+    marker = None if PATIENCE.marker is None else str(PATIENCE.marker)
+    order = {
+        "read": readable(outside),
+        "write": [scratch, *([] if folder is None else [folder])],
+        "scratch": scratch,
+        "path": [os.path.abspath(entry) for entry in sys.path],
+        "threads": torch.get_num_threads(),
+        "gpus": gpu_share(),
+        "patience": [PATIENCE.seconds, marker] if PATIENCE.seconds else None,
+        "thief": thief,
+        "seed": theft.seed,
+        "shape": list(theft.shape),
+        "classes": theft.classes,
+        "answers": blackbox.classes,
+        "pool": array_header(theft.pool),
+        "labelled": theft.labels is not None,
+        "transfer": folder,
+    }
+    return order, memoryview(b"") if theft.labels is None else array_block(theft.labels)
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, (Mapping, list, tuple)):
+        for value in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _texts(value)
+
+
+class _Relay:
+    """Answers what an attack's process asks, until it is done.
+
+    Args:
+        wire: To the process.
+        pid: Its id.
+        theft: What it does.
+        blackbox: Answers its queries.
+        wanted: Budgets whose substitutes it owes.
+    """
+
+    def __init__(self, wire: Wire, pid: int, theft: Theft, blackbox: BlackBox, wanted: list[int]) -> None:
+        self.wire, self.pid, self.theft, self.blackbox, self.owed = wire, pid, theft, blackbox, list(wanted)
+        self._refused: tuple[str, BaseException] | None = None
+
+    def rungs(self) -> Iterator[Rung]:
+        """Yield the substitutes."""
+        while True:
+            header, block = self._next()
+            kind = header.get("do")
+            if kind == "query":
+                self._answer(partial(self._queried, header, block))
+            elif kind == "remaining":
+                self._answer(self._remaining)
+            elif kind == "rung":
+                yield self._rung(header, block)
+                self._send({})
+            elif kind == "warn":
+                PATIENCE.notify(f"the attack: {str(header.get('text'))[:1000]}")
+            elif kind == "failed":
+                raise self._failure(header)
+            elif kind == "done" and not self.owed:
+                return
+            else:
+                raise AttackFailed(f"its process sent {str(kind)[:40]!r} while budgets {self.owed} were owed")
+
+    def _next(self) -> tuple[Tree, bytes]:
+        try:
+            return self.wire.receive()
+        except (EOFError, OSError):
+            raise self._death() from None
+        except ValueError as error:
+            raise AttackFailed(f"its process sent what is no message: {error}") from None
+
+    def _send(self, header: Tree, block: bytes | memoryview = b"") -> None:
+        try:
+            self.wire.send(header, block)
+        except OSError:
+            raise self._death() from None
+
+    def _death(self) -> AttackDied:
+        status = NURSERY.end(self.pid)
+        return AttackDied(f"its process was killed by signal {-status}" if status < 0 else "its process ended")
+
+    def _answer(self, make: Callable[[], tuple[Tree, bytes | memoryview]]) -> None:
+        try:
+            header, block = make()
+        except Exception as error:
+            refused = refusal(error)
+            self._refused = refused["kind"], error
+            header, block = {"error": refused}, b""
+        self._send(header, block)
+
+    def _remaining(self) -> tuple[Tree, bytes]:
+        return {"remaining": self.blackbox.remaining}, b""
+
+    def _queried(self, header: Mapping[str, Any], block: bytes) -> tuple[Tree, memoryview]:
+        images = read_array(header, block, ("uint8", "float32"), 4)
+        answers = self.blackbox.query(images)
+        return array_header(answers), array_block(answers)
+
+    def _failure(self, header: Mapping[str, Any]) -> BaseException:
+        """Return why the theft failed: what this process met, if that is what ended it."""
+        if self._refused is not None and header.get("kind") == self._refused[0]:
+            return self._refused[1]
+        error: MeaRayError = read_error(header)
+        error.__cause__ = _Trace(str(header.get("trace"))[-20_000:])
+        return error
+
+    def _rung(self, header: Mapping[str, Any], block: bytes) -> Rung:
+        budget, queries, epochs, seconds = (header.get(key) for key in ("budget", "queries", "epochs", "seconds"))
+        if not self.owed or budget != self.owed[0] or type(queries) is not int or not 0 <= queries <= self.owed[0]:
+            raise AttackFailed(f"it gave a substitute for {queries} queries of budget {budget}; owed are {self.owed}")
+        if type(epochs) is not int or not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
+            raise AttackFailed(f"its substitute for budget {budget} was trained {epochs} epochs in {seconds} seconds")
+        model = self._substitute(block)
+        return Rung(self.owed.pop(0), queries, model, epochs, float(seconds), _curves(header.get("curves")))
+
+    def _substitute(self, weights: bytes) -> ImageModel:
+        """Fill the network of the thief's settings with weights; no code and no other network comes along."""
+        theft = self.theft
+        model = build_network(theft.settings.model, theft.shape, theft.classes)
+        try:
+            model.load_state_dict(load(weights))
+        except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
+            raise AttackFailed(
+                f"its substitute is not a {theft.settings.model.name}, as thief.model says: {error}; build it with "
+                "make_model"
+            ) from error
+        return model.eval()
+
+
+def _curves(given: Any) -> dict[str, list[tuple[int, float]]]:
+    try:
+        return {str(name): [(int(at), float(value)) for at, value in points] for name, points in given.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise AttackFailed(f"its curves are no (queries, value) points by name: {error}") from None
+
+
+class _Trace(Exception):
+    """Stands for an error of another process: shows where it was raised there."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
