@@ -135,11 +135,11 @@ def _end(pid: int, alive: set[int]) -> int:
     if pid not in alive:
         return 0
     alive.discard(pid)
-    _, status = os.waitpid(pid, os.WNOHANG)
-    ended = _ == pid
+    ended, status = os.waitpid(pid, os.WNOHANG)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     if ended:
         return os.waitstatus_to_exitcode(status)
+    os.kill(pid, signal.SIGKILL)  # it may have no group of its own yet
     os.waitpid(pid, 0)
     return 0
