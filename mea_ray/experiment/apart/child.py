@@ -88,8 +88,7 @@ def serve(wire_fd: int, life_fd: int, pool_fd: int) -> NoReturn:
         order, labels = wire.receive()
         sys.path[:] = order["path"]
         use_gpus(order["gpus"])
-        if device().type == "cuda":
-            torch.empty(1, device=device())  # CUDA looks for more at its start than it needs later
+        torch.empty(1, device=device())  # a GPU's driver looks for more at its start than it needs later
         # While there is one thread of Python, and before anything from outside is imported.
         close_in(order["read"], order["write"])
         threading.Thread(target=_end_with_owner, args=(life_fd,), daemon=True).start()
