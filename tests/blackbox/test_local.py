@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -175,5 +175,5 @@ class _Batched(torch.nn.Module):
 
 
 def test_a_pass_size_with_other_bits_is_not_used() -> None:
-    passes = FixedShapePasses(_Batched(), (1, 4, 4), Probabilities(), pass_images=16, small_passes=True)
+    passes = FixedShapePasses(cast(Any, _Batched()), (1, 4, 4), Probabilities(), pass_images=16, small_passes=True)
     assert passes.sizes == [8, 16]

@@ -32,7 +32,7 @@ def save_victim(folder: Path) -> Path:
     model = build_model("vgg_like", SHAPE, 10, {"width": 0.25})
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
+            parameter.add_(0.02 * torch.randn_like(parameter))
     save_model(folder, model, {})
     return folder
 
