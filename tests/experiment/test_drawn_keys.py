@@ -39,7 +39,7 @@ def test_the_key_outlives_a_victim_that_is_trained_again(tmp_path: Path) -> None
     settings = config(tmp_path)
     data = load_splits(settings)
     check(settings, data)
-    names = Names.of(settings, Fingerprints.of(data))
+    names = Names.of(settings, Fingerprints.of(data, settings))
 
     def victim() -> tuple[Path, Key | None]:
         models = StoredModels(Store(str(tmp_path)), settings, data, names)
