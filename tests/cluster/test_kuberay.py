@@ -72,6 +72,18 @@ def test_what_the_manifests_promise() -> None:
         assert template["spec"]["securityContext"]["runAsNonRoot"]
 
 
+@pytest.mark.parametrize("name", [CLUSTER_FILE, JOB_FILE, SERVICE_FILE])
+def test_pods_have_no_rights_that_they_do_not_need(name: str) -> None:
+    templates = list(pod_templates(manifests(name)))
+    assert templates
+    for template in templates:
+        pod = template["spec"]["securityContext"]
+        assert pod["runAsNonRoot"] and pod["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in template["spec"]["containers"]:
+            rights = container["securityContext"]
+            assert rights["capabilities"] == {"drop": ["ALL"]} and rights["allowPrivilegeEscalation"] is False
+
+
 def test_the_service_of_the_manifest_can_be_built() -> None:
     """By Ray Serve's own schema of the config, and by the function that it names."""
     from ray._common.utils import import_attr
