@@ -8,6 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 from fake_wandb import FakeWandb
+from hypothesis import settings
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is slow now and then, which is no fault
+settings.load_profile("no deadline")
 
 # Ray runs its workers at nice 15: on a machine that is busy with something else they would hardly run at all.
 os.environ.setdefault("RAY_worker_niceness", "0")
