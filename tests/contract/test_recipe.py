@@ -60,9 +60,9 @@ def test_the_recipe_steals_a_model_within_its_budget(folder: Path, monkeypatch: 
     (path,) = (folder / "kept" / "local").glob("*/results/*.json")
     result = json.loads(path.read_text())
     assert [(rung["budget"], rung["queries"]) for rung in result["rungs"]] == [(60, 60), (130, 130)]
-    # Afterwards the owner looks at what the answers of victim and innocent model give away; nobody is charged for that.
-    sent, looks = sent[:5], sent[5:]
-    assert [len(images) for images in looks] == [1000, 1000]
+    # The owner, too, looks at what the answers of victim and innocent model give away; nobody is charged for that.
+    looks, sent = [each for each in sent if len(each) == 1000], [each for each in sent if len(each) != 1000]
+    assert len(looks) == 2
     assert result["queries_charged"] == 130 and sum(map(len, sent)) == 130
     assert result["config"]["thief"]["attack"] == {"name": "attacks:Shifted", "share": 0.5}
     # Fifty images of the pool, then half of them again, a pixel to the right, cut by the budgets.
