@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mea_ray.config import load_tree
 from mea_ray.core.errors import ConfigError
@@ -18,7 +19,7 @@ from mea_ray.report.seeds import counted
 from mea_ray.report.statistics import HEADINGS as STATISTIC_HEADINGS
 from mea_ray.report.statistics import lines as statistic_rows
 from mea_ray.report.tables import MARKS, common_prefix, grouped, mean, percent, with_short_points
-from mea_ray.results.points import label
+from mea_ray.results.points import is_seed, label, setting
 from mea_ray.results.records import RESULTS, ModelReport, RungResult, TrialResult, read_results
 from mea_ray.verification.evidence import accused, judge_rungs
 
@@ -45,7 +46,8 @@ def results_table(sweep: str, results: Sequence[TrialResult]) -> str:
         if owners not in shown:
             shown.add(owners)
             rows += _owner_rows(sweep, trials)
-        who = "substitute" if name == "all trials" else f"substitute, {name.removeprefix(prefix)}"
+        choices = _choices(trials[0].point) or name.removeprefix(prefix)
+        who = "substitute" if name == "all trials" else f"substitute, {choices}"
         for budget in sorted({rung.budget for trial in trials for rung in trial.rungs}):
             rungs = [rung for trial in trials for rung in trial.rungs if rung.budget == budget]
             paper = published.find(sweep, "substitute", trials[0].config, queries=budget)
@@ -61,13 +63,22 @@ def results_table(sweep: str, results: Sequence[TrialResult]) -> str:
     return _with_papers(("Model", "Queries", "Accuracy", "Fidelity", "WSR", "WFPR", "Verdict"), rows)
 
 
+def _choices(point: Mapping[str, Any]) -> str:
+    """Return what a trial chose, e.g. ``mea_carrier, unlean``; empty if that would be unclear without the settings."""
+    chosen = {path.removesuffix(".name"): value for path, value in point.items() if not is_seed(path)}
+    words = [path.rpartition(".")[2] for path in chosen]
+    if len(set(words)) < len(words) or not all(isinstance(value, (str, Mapping)) for value in chosen.values()):
+        return ""
+    return ", ".join(map(setting, chosen.values()))
+
+
 Row = tuple[tuple[str, ...], published.Published | None]
 """Cells of a row of a table, and what a paper reports for it."""
 
 
 def _owner_rows(sweep: str, trials: Sequence[TrialResult]) -> list[Row]:
     own = {path: value for path, value in trials[0].point.items() if path.split(".")[0] in OWNER}
-    of = f", {label(own)}" if label(own) != "all trials" else ""
+    of = f", {_choices(own) or label(own)}" if label(own) != "all trials" else ""
     first = {trial.victim: trial for trial in trials}.values()
     victims = [trial.victim_report for trial in first]
     nulls = [report for trial in first for report in trial.null_reports]
