@@ -9,7 +9,7 @@ from typing import Any
 def setting(value: Any) -> str:
     """Return the short form of a config value: a component by its name and the parameters beside it."""
     if isinstance(value, Mapping):
-        rest = ", ".join(f"{key}={setting(item)}" for key, item in value.items() if key != "name")
+        rest = ", ".join(_parameter(key, item) for key, item in value.items() if key != "name")
         name = str(value.get("name", ""))
         return f"{name}({rest})" if name and rest else name or rest
     if isinstance(value, (list, tuple)):
@@ -19,6 +19,11 @@ def setting(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "null" if value is None else str(value)
+
+
+def _parameter(key: str, value: Any) -> str:
+    grouped = isinstance(value, Mapping) and "name" not in value
+    return f"{key}({setting(value)})" if grouped else f"{key}={setting(value)}"
 
 
 def is_seed(path: str) -> bool:
