@@ -58,8 +58,9 @@ class FineTuning(Removal):
         return float(self.epochs)
 
     def check(self, prospect: Prospect) -> None:
-        """Refuse a head that is not linear, and batches of one image."""
-        last_layer(prospect.model)
+        """Refuse a head that is not linear where it is tuned by itself, and batches of one image."""
+        if self.needs_features:
+            last_layer(prospect.model)
         prospect.check_batches(min(prospect.images, self.images or prospect.images))
 
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:

@@ -439,7 +439,6 @@ def test_the_loss_reward_finds_what_the_student_does_not_know() -> None:
             "student_every": 20,
             "student_epochs": 10,
             "batch": 4,
-            "training": learning,
         }
         (rung,) = steal(Odd(), [300], seed=seed, training=learning, **settings)
         # The first steps are large and taken by chance (1 / N); it counts what follows them.

@@ -156,6 +156,8 @@ def test_a_killed_thief_with_two_accounts_is_charged_once_and_steals_the_same(
 
     def dying(self: Any, images: Any) -> Any:
         answers = answer(self, images)
+        if self.client == "thief":  # the owner's own look at what the answers give away; thieves have the trial's name
+            return answers
         asked.append(self.client)
         # Dies when one account was charged for its part of the query, and nothing of it is kept.
         if len(asked) == 5:

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ import torch
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
-from mea_ray.config import ExperimentConfig, SweepConfig, build, merge
+from mea_ray.config import ExperimentConfig, SweepConfig, build, merge, write_yaml
 from mea_ray.core.errors import AttackDied, AttackFailed, BadQuery, MeaRayError, OverBudget
 from mea_ray.experiment.apart import process, walls
 from mea_ray.experiment.apart.nursery import NURSERY
@@ -30,8 +32,10 @@ from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.local import run_local
 from mea_ray.experiment.theft import Theft
 from mea_ray.models.build import build_model
+from mea_ray.results.records import TrialResult
 from mea_ray.verification.evidence import judge_rungs
 
+ROOT = Path(__file__).parents[2]
 TINY = {"name": "vgg_like", "width": 0.0625}
 QUICK: dict[str, Any] = {
     "victim.model": TINY,
@@ -475,7 +479,7 @@ def charged(ledgers: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("where", ["local", "ray"])
 def test_a_hostile_attack_reaches_nothing(
-    where: str, tmp_path: Path, outside: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    where: str, tmp_path: Path, outside: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
@@ -484,17 +488,28 @@ def test_a_hostile_attack_reaches_nothing(
     settings = quick(outside(HOSTILE), storage)
     other = storage / "s" / "trials" / "other" / "transfer"
     if where == "local":
-        ended = run_local(settings, "s")
+        # What is set in this process does not show in its /proc/PID/environ; a process that was started with it does.
+        with subprocess.Popen(["sleep", "300"], env={**os.environ, **SECRETS}) as holder:
+            try:
+                ended = run_local(settings, "s")
+            finally:
+                holder.kill()
         folder, result = ended.folder, ended.result
     else:
-        request.getfixturevalue("ray_session")
-        from mea_ray.sweep.runner import run_sweep
-
-        outcome = run_sweep(
-            build(SweepConfig, {"name": "s", "base": settings.resolved(), "space": {"seed": {"grid": [0]}}})
+        # A Ray of its own: the workers of one that runs already would know neither the module nor this environment.
+        sweep = build(SweepConfig, {"name": "s", "base": settings.resolved(), "space": {"seed": {"grid": [0]}}})
+        write_yaml(sweep, tmp_path / "s.yaml")
+        done = subprocess.run(
+            [sys.executable, "-m", "mea_ray", "sweep", str(tmp_path / "s.yaml")],
+            cwd=tmp_path / "outside",
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path / "outside")])},
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
-        assert not outcome.failed, outcome.failed
-        folder, (result,) = outcome.folder, outcome.results
+        assert done.returncode == 0, done.stdout + done.stderr
+        folder = storage / "s"
+        (result,) = (TrialResult.load(path) for path in (folder / "results").glob("*.json"))
     assert not other.exists()
     tried, reached = json.loads(next(folder.glob("trials/*/transfer/loot.json")).read_text())
     print(f"{tried} attempts, reached:", *reached, sep="\n  ")

@@ -110,6 +110,8 @@ def test_a_killed_run_goes_on_in_its_folder_and_asks_nothing_twice(
 
     def dying(self: Any, images: Any) -> Any:
         answers = answer(self, images)
+        if self.client == "thief":  # the owner's own look at what the answers give away; a thief has his trial's name
+            return answers
         sizes.append(len(images))
         # Dies after the charge and before the answer is kept: the worst moment.
         if len(sizes) == 4:

@@ -53,11 +53,12 @@ def sweep(storage: Path, *, seeds: int = 3, per_second: float = 16, name: str = 
 
 
 def metrics(folder: Path) -> dict[str, str]:
-    """Each result of a sweep as text, without what may differ between two runs: durations and the storage's place."""
+    """Each result of a sweep as text, without what may differ between two runs: times and the storage's place."""
+    moving = {"seconds", "storage", "resources", "date", "command"}
 
     def steady(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: steady(each) for key, each in value.items() if key not in {"seconds", "storage", "resources"}}
+            return {key: steady(each) for key, each in value.items() if key not in moving}
         return [steady(each) for each in value] if isinstance(value, list) else value
 
     found = sorted((folder / "results").glob("[!.]*.json"))
