@@ -262,8 +262,13 @@ def test_it_ends_with_its_owner_and_with_its_theft(outside: Any) -> None:
 
 
 HOSTILE = """
-    import ctypes, gc, glob, json, re, socket, sqlite3, subprocess, sys
+    import contextlib, ctypes, gc, glob, json, re, socket, sqlite3, subprocess, sys
     from pathlib import Path
+
+    def processes(part=""):  # of others, by number: /proc may not be listed, and its own threads have numbers
+        own = os.listdir("/proc/self/task")
+        found = [str(pid) for pid in range(1, 1 << 16) if os.path.exists(f"/proc/{pid}")]
+        return [f"/proc/{pid}/{part}".rstrip("/") for pid in found if pid not in own]
 
 
     class Mine(QueryAttack):
@@ -294,7 +299,7 @@ HOSTILE = """
 
         def try_environment_of_others(self, thief, storage):
             found = []
-            for path in glob.glob("/proc/[0-9]*/environ"):
+            for path in processes("environ"):
                 try:
                     if b"sentinel" in Path(path).read_bytes():
                         found.append(path)
@@ -381,7 +386,7 @@ HOSTILE = """
         # other processes and Ray
         def try_memory_of_others(self, thief, storage):
             found = []
-            for path in glob.glob("/proc/[0-9]*/mem"):
+            for path in processes("mem"):
                 if path.split("/")[2] == str(os.getpid()):
                     continue
                 try:
@@ -393,7 +398,7 @@ HOSTILE = """
 
         def try_signals(self, thief, storage):
             found = []
-            for path in glob.glob("/proc/[0-9]*"):
+            for path in processes():
                 pid = int(path.split("/")[2])
                 if pid != os.getpid():
                     try:
@@ -405,7 +410,7 @@ HOSTILE = """
 
         def try_files_of_others(self, thief, storage):
             found = []
-            for path in glob.glob("/proc/[0-9]*/fd/*"):  # their numbers may be listed
+            for path in (f"{fds}/{number}" for fds in processes("fd") for number in range(64)):
                 try:
                     found += [os.readlink(path)] if path.split("/")[2] != str(os.getpid()) else []
                 except OSError:
@@ -444,7 +449,10 @@ HOSTILE = """
 
         def try_ray(self, thief, storage):
             import ray
-            text = " ".join(Path(p).read_text(errors="replace") for p in glob.glob("/proc/[0-9]*/cmdline"))
+            text = ""
+            for path in processes("cmdline"):
+                with contextlib.suppress(OSError):
+                    text += Path(path).read_text(errors="replace") + " "
             addresses = set(re.findall(r"--gcs-address=([0-9.:]+)", text))
             for address in sorted(addresses)[:1]:
                 ip, _, port = address.partition(":")
