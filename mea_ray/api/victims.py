@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ def verify(victim: Victim | str | Path, suspect: str | Path | nn.Module | Ask, t
     owned = victim if isinstance(victim, Victim) else Victim.load(victim)
     terms = terms or Terms()
     if isinstance(suspect, nn.Module):
-        return verify_suspect(owned, _asking(suspect), replace(terms, command=terms.command))
+        return verify_suspect(owned, _asking(suspect), terms)
     return verify_suspect(owned, str(suspect) if isinstance(suspect, Path) else suspect, terms)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pydantic import Field, model_validator
+from scipy.special import softmax
 
 from mea_ray.blackbox.http import Described
 from mea_ray.blackbox.policies import to_uint8
@@ -72,7 +73,7 @@ class ForeignApi(Settings):
     def _one_way_to_read(self) -> ForeignApi:
         if sum(each is not None for each in (self.scores, self.label, self.top)) != 1:
             raise ValueError("set exactly one of scores, label and top: where an answer says its classes")
-        if self.encoding in {"png", "jpeg", "npy"} and self.max_request_images != 1 and self.encoding != "npy":
+        if self.encoding in {"png", "jpeg"} and self.max_request_images != 1:
             raise ValueError(f"a body of encoding {self.encoding} holds one image; set max_request_images: 1")
         if self.image_shape[0] not in {1, 3} and self.encoding.startswith(("png", "jpeg")):
             raise ValueError(f"a picture has 1 or 3 channels, not {self.image_shape[0]}; choose lists or npy")
@@ -158,8 +159,7 @@ class ForeignWire:
             else:
                 raise ValueError(f"{len(scores)} scores for {len(found)} classes")
         if api.logits:
-            powers = np.exp(found.astype(np.float64) - found.max())
-            found = (powers / powers.sum()).astype(np.float32)
+            found = softmax(found.astype(np.float64)).astype(np.float32)
         return found
 
     def _place(self, label: Any) -> int:

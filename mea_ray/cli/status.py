@@ -101,7 +101,7 @@ def _running(status: Status, now: float) -> RichTable:
 
 
 def _recent(status: Status, lines: int, now: float) -> list[Text]:
-    """Return the last events as the sweep itself would notify them, each with how long ago it was."""
+    """Return the last events as the sweep itself would show them, each with how long ago it was."""
     buffer = io.StringIO()
     console = Console(file=buffer, width=10_000, highlight=False)
     shown = SweepProgress(console, clock=lambda: 0.0)

@@ -12,11 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mea_ray import api
 from mea_ray.cli.nulls import with_overrides
-from mea_ray.config import ModelChoice, build
+from mea_ray.config import ModelChoice, build, yaml_text
 from mea_ray.core.errors import ConfigError
 from mea_ray.experiment.suspect.asked import Ask
 from mea_ray.experiment.suspect.judging import Terms, with_data
@@ -114,10 +112,7 @@ def _kind(text: str | None) -> Kind | None:
 def _mapping(option: str, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError:
-        content = None
+    content = yaml_text.parse(text, option)
     if not isinstance(content, dict):
         raise ConfigError(f"{option} {text!r} must be a mapping, e.g. '{{size: [224, 224], channel_order: BGR}}'")
     return content

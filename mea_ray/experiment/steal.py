@@ -13,11 +13,12 @@ from mea_ray.config import ExperimentConfig, digest, identity, write_yaml
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.core.types import ImageSet, Splits
 from mea_ray.evaluation import metrics
+from mea_ray.experiment.apart import process
 from mea_ray.experiment.checks import build_network, pool_labels
 from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.journal import Warn
 from mea_ray.experiment.remote_service import RemoteService
-from mea_ray.experiment.theft import account_budgets, open_blackbox, run_attack
+from mea_ray.experiment.theft import Theft, account_budgets, open_blackbox
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import Count, read_record
 from mea_ray.storage.files import write_whole
@@ -93,7 +94,7 @@ def steal(
                 service.register(account, budget)
             blackbox = open_blackbox(config, name, transfer, service.open, at_once=service.at_once)
             with threads(config.resources.trial.cpus):
-                for rung in run_attack(config, data, blackbox, transfer, set(done)):
+                for rung in process.steal(Theft.of(config, data), blackbox, transfer, set(done)):
                     assert isinstance(rung.model, ImageModel)
                     stolen = StolenRung(
                         budget=rung.budget,

@@ -116,10 +116,8 @@ def write(folder: Path, verdict: Verdict, victim: Victim) -> tuple[Path, Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    write_whole(folder / JSON, verdict.model_dump_json(indent=1))
-    write_whole(folder / HTML, render(verdict, pictures(victim)))
-    for name in (JSON, HTML):
-        (folder / name).chmod(0o600)
+    write_whole(folder / JSON, verdict.model_dump_json(indent=1), mode=0o600)
+    write_whole(folder / HTML, render(verdict, pictures(victim)), mode=0o600)
     return folder / JSON, folder / HTML
 
 

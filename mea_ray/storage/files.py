@@ -70,7 +70,7 @@ class Patience:
         self.notify(f"storage {self.place(path)} is {why}; waiting for it up to {self.seconds:g} s")
 
     def notify_back(self, path: Path) -> None:
-        """Tell that it is over."""
+        """Report that the wait is over."""
         self.notify(f"storage {self.place(path)} takes files again; going on")
 
     def why(self, error: OSError | StorageUnavailable) -> str | None:

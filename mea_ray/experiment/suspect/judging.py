@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mea_ray.config import ExperimentConfig, ModelChoice
-from mea_ray.core.errors import ArtifactError, ConfigError, DataError
+from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import Splits
 from mea_ray.evaluation import metrics
 from mea_ray.experiment.commitment import Committed, committed, key_record
@@ -197,6 +197,7 @@ def verify_suspect(victim: Victim, suspect: str | Ask, terms: Terms | None = Non
             f"victim {victim.name!r} has no null models to rank a suspect among; train some first: mea-ray nulls "
             f"{victim.folder} --count 20"
         )
+    fitting_budget(records, terms.budget)
     names, match = class_map(terms.classes)
     columns = None if names is None else class_columns(data.test.class_names, names)
     classes = data.classes if names is None else max(len(names), 1 + max(columns or (0,)))
@@ -439,8 +440,11 @@ def fitting_budget(records: list[NullRecord], budget: int | None) -> None:
     """Refuse a budget that no null model was stolen with.
 
     Raises:
-        ArtifactError: There is none; the message lists those that there are.
+        ConfigError: There is none; the message lists those that there are.
     """
     known = budgets(records)
     if budget is not None and budget not in known:
-        raise ArtifactError(f"no null model was stolen with {budget} queries; there are {known or 'none'}")
+        raise ConfigError(
+            f"no null model was stolen with {budget} queries; there are {known or 'none'}; make some with: "
+            f"mea-ray nulls VICTIM --stolen 8 --budget {budget}"
+        )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mea_ray.config import ModelChoice
+from mea_ray.config import ModelChoice, yaml_text
 from mea_ray.core import plugins
 from mea_ray.core.errors import ArtifactError, ConfigError, SuspectError
 from mea_ray.experiment.suspect.asked import Ask
@@ -187,13 +187,10 @@ def class_map(text: str | None) -> tuple[Mapping[str, int] | list[str] | None, b
     """
     if text is None or text == "match":
         return None, text == "match"
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"--classes {text} cannot be read: {first}; give a YAML or JSON file, or match") from error
+        content = yaml_text.parse(Path(text).read_text(encoding="utf-8"), f"--classes {text}")
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--classes {text} cannot be read: {error}; give a YAML or JSON file, or match") from error
     if isinstance(content, list):
         return [str(name) for name in content], False
     if isinstance(content, dict) and all(isinstance(at, int) and not isinstance(at, bool) for at in content.values()):

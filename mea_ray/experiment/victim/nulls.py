@@ -70,8 +70,7 @@ def keep(victim: Victim, record: NullRecord) -> None:
     """Write a measurement, readable by the owner alone."""
     folder_of(victim).mkdir(mode=0o700, exist_ok=True)
     path = file_of(victim, record.index, record.budget, record.thief)
-    write_whole(path, record.model_dump_json(indent=1))
-    path.chmod(0o600)
+    write_whole(path, record.model_dump_json(indent=1), mode=0o600)
 
 
 def read_nulls(victim: Victim) -> list[NullRecord]:

@@ -16,7 +16,6 @@ from mea_ray.blackbox.query_log import numbered
 from mea_ray.config import ServingConfig
 from mea_ray.core.errors import ArtifactError, MeaRayError, ServiceUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
-from mea_ray.experiment.answers import owners_part
 from mea_ray.service.accounts import account
 from mea_ray.service.http.keys import KeyRecord
 from mea_ray.service.http.ledger import Standing
@@ -62,11 +61,6 @@ def about_victim(folder: Path) -> About:
     if len(names) != model.classes:
         raise ArtifactError(f"{described} names {len(names)} classes, the model has {model.classes}; restore it")
     return About(name, model.shape, names)
-
-
-def has_key(folder: Path) -> bool:
-    """Return whether the owner's part of a victim's folder is at hand; a service that marks answers needs it."""
-    return (owners_part(folder) / "key.json").exists()
 
 
 class Engine:

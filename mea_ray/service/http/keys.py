@@ -44,9 +44,7 @@ def service_secret(state: Path) -> str:
     path = state / SECRET
     with FileLock(f"{path}.lock", timeout=_LOCK_S):
         if not path.exists():
-            path.touch(mode=0o600)
-            write_whole(path, new_secret())
-            path.chmod(0o600)
+            write_whole(path, new_secret(), mode=0o600)
     return path.read_text(encoding="utf-8")
 
 
@@ -187,10 +185,7 @@ class KeyStore:
                 keys = {record.client: record for record in self.list()}
                 yield keys
                 body = _File(keys=tuple(keys[name] for name in sorted(keys)))
-                if not self.path.exists():
-                    self.path.touch(mode=0o600)
-                write_whole(self.path, body.model_dump_json(indent=1))
-                self.path.chmod(0o600)
+                write_whole(self.path, body.model_dump_json(indent=1), mode=0o600)
         except Timeout:
             raise ConfigError(f"{self.path} is being changed by another process; try again") from None
 

@@ -24,7 +24,9 @@ class Standing(NamedTuple):
 class HttpLedger(LedgerActor):
     """A `LedgerActor` whose clients have limits of their own, and that adds up what the replicas count."""
 
-    _counts: dict[str, Counts]
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._counts: dict[str, Counts] = {}
 
     def set_limits(self, secret: str, limits: Sequence[tuple[str, int | None, RateLimit | None]]) -> None:
         """Open accounts, or change their limits; a budget below what was charged counts as spent.
@@ -52,14 +54,12 @@ class HttpLedger(LedgerActor):
     def count(self, secret: str, process: str, counts: Counts) -> None:
         """Take what one process of a replica has counted since it started."""
         check_owner(self._secret, secret)
-        if not hasattr(self, "_counts"):
-            self._counts = {}
         self._counts[process] = counts
 
     def counts(self, secret: str) -> list[Counts]:
         """Return the counters of all processes since this ledger started; those that ended are included."""
         check_owner(self._secret, secret)
-        return list(getattr(self, "_counts", {}).values())
+        return list(self._counts.values())
 
     def usage(self, secret: str, classes: int) -> list[dict[str, Any]]:
         """Return the owner's view of all clients: charges, class histogram, PRADA's statistic, outliers.

@@ -162,10 +162,7 @@ def announced(service: RunningService, admin: str) -> Iterator[Running]:
     """Write to the folder of a service that it runs, readable by its owner alone, until the block ends."""
     path = service.spec.state / RUNNING
     running = Running(os.getpid(), service.address.url, admin, secrets.token_hex(32), str(service.spec.victim))
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    write_whole(path, json.dumps(asdict(running), indent=1))
-    path.chmod(0o600)
+    write_whole(path, json.dumps(asdict(running), indent=1), mode=0o600)
     try:
         yield running
     finally:
