@@ -28,7 +28,7 @@ MOST_OF_A_PAIR = 10
 """Mixes of each ordered pair of classes."""
 MOST_OF_ALL_PAIRS = 5000
 """Mixes of all pairs of classes together. With too many classes for two mixes each, there are none."""
-MOST_CLEAN = 40
+MOST_CLEAN = 100
 """Clean images of each class."""
 
 
