@@ -31,6 +31,7 @@ from mea_ray.core.errors import (
     RequestConflict,
     ServiceUnavailable,
     UnknownClient,
+    first_line,
 )
 from mea_ray.core.types import Answers, FloatImages, Images
 
@@ -415,4 +416,4 @@ def _retry_after(response: httpx.Response | None) -> float | None:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error) or type(error).__name__

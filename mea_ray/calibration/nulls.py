@@ -92,7 +92,7 @@ def make_nulls(
     data = load_splits(config) if stolen else None
     if data is not None:
         check(config, data)
-    jobs = [job for index in range(count) if (job := _left(victim, config, index, index < stolen)) is not None]
+    jobs = left_to_do(victim, config, count, stolen)
     total = count + stolen * len(config.thief.budgets)
     done = total - sum(job.own + len(job.budgets) for job in jobs)
     if jobs:
@@ -106,13 +106,25 @@ def make_nulls(
     return with_cost(victim)
 
 
-def _left(victim: Victim, config: ExperimentConfig, index: int, stolen: bool) -> Job | None:
-    """Return what is left to do of a null model; None if all is done."""
+def left_to_do(victim: Victim, config: ExperimentConfig, count: int, stolen: int) -> list[Job]:
+    """Return a job for each null model of which something is not measured yet, by index.
+
+    Args:
+        victim: The victim, with its folder.
+        config: The experiment.
+        count: Null models in all.
+        stolen: How many of them are stolen as well: the first ones.
+    """
     known = {(record.index, record.budget, record.thief) for record in read_nulls(victim)}
-    thief = thief_digest(config)
-    budgets = tuple(each for each in config.thief.budgets if stolen and (index, each, thief) not in known)
-    own = (index, None, "") not in known
-    return Job(config, str(victim.require_folder()), index, own, budgets) if own or budgets else None
+    thief, folder = thief_digest(config), str(victim.require_folder())
+    jobs = []
+    for index in range(count):
+        wanted = config.thief.budgets if index < stolen else ()
+        budgets = tuple(budget for budget in wanted if (index, budget, thief) not in known)
+        own = (index, None, "") not in known
+        if own or budgets:
+            jobs.append(Job(config, folder, index, own, budgets))
+    return jobs
 
 
 def _run(ray: Any, config: ExperimentConfig, jobs: list[Job]) -> Iterator[list[NullRecord]]:

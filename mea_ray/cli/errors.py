@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from mea_ray.cli.options import FAILED, USAGE
-from mea_ray.core.errors import ArtifactError, ConfigError, DataError, MeaRayError, RenamedOption
+from mea_ray.core.errors import ArtifactError, ConfigError, DataError, MeaRayError, RenamedOption, first_line
 
 REMEDIES = {
     errno.EACCES: "choose a place that you may use (storage=..., data.path=...), or change its permissions",
@@ -82,17 +82,17 @@ def report(error: BaseException) -> Report:
     if isinstance(error, OSError):
         return Report(name, _of_the_system(error), USAGE)
     if isinstance(error, UnicodeError):
-        return Report(name, f"a file or an argument is not UTF-8 text ({_line(error)}); save it as UTF-8", USAGE)
+        return Report(name, f"a file or an argument is not UTF-8 text ({first_line(error)}); save it as UTF-8", USAGE)
     if isinstance(error, RecursionError):
         return Report(name, "a file or a setting is nested too deeply; write it flatter", USAGE)
     if isinstance(error, OverflowError):
-        return Report(name, f"a number is too large ({_line(error)}); choose a smaller one", USAGE)
+        return Report(name, f"a number is too large ({first_line(error)}); choose a smaller one", USAGE)
     if isinstance(error, MemoryError):
         text = "there is not enough memory for this; take fewer or smaller images, or a smaller batch"
-        return Report(name, f"{text} ({_line(error)})" if str(error) else text, USAGE)
+        return Report(name, f"{text} ({first_line(error)})" if str(error) else text, USAGE)
     if type(error).__module__.split(".")[0] == "ray":
-        return Report(name, f"Ray failed: {_line(error)}; --debug shows everything", FAILED)
-    text = f"this is a bug in mea_ray: {name}: {_line(error)}; please report it with what --debug shows"
+        return Report(name, f"Ray failed: {first_line(error)}; --debug shows everything", FAILED)
+    text = f"this is a bug in mea_ray: {name}: {first_line(error)}; please report it with what --debug shows"
     return Report("Bug", text, FAILED, is_bug=True)
 
 
@@ -104,13 +104,7 @@ def cause(error: BaseException) -> BaseException:
 
 def _of_the_system(error: OSError) -> str:
     """Return the file, what the operating system says, and a remedy."""
-    reason = error.strerror or _line(error) or type(error).__name__
+    reason = error.strerror or first_line(error) or type(error).__name__
     where = f"{error.filename}: " if error.filename is not None else ""
     remedy = REMEDIES.get(error.errno or 0)
     return f"{where}{reason}; {remedy}" if remedy else f"{where}{reason}"
-
-
-def _line(error: BaseException) -> str:
-    """Return the first line of an error's text, shortened."""
-    first = str(error).strip().splitlines()[:1]
-    return first[0][:300] if first else ""

@@ -9,7 +9,7 @@ from mea_ray import api
 from mea_ray.config import ExperimentConfig, build
 from mea_ray.config.overrides import overridden, split_override
 from mea_ray.experiment.victim import Victim
-from mea_ray.experiment.victim.nulls import read_nulls
+from mea_ray.experiment.victim.nulls import budgets, innocent, read_nulls, stolen
 from mea_ray.report.terminal import make_console
 
 
@@ -49,10 +49,10 @@ def show(victim: Victim) -> None:
     """Print how many null models there are, and what the mark costs against them."""
     records, card = read_nulls(victim), victim.about.card
     console = make_console()
-    own = [record.report.statistics.get("wsr", 0.0) for record in records if record.budget is None]
+    own = [report.statistics.get("wsr", 0.0) for report in innocent(records)]
     console.print(f"null models   {len(own)}, WSR {100 * min(own):.1f}% to {100 * max(own):.1f}%", highlight=False)
-    for budget in sorted({record.budget for record in records if record.budget is not None}):
-        rates = [record.report.statistics.get("wsr", 0.0) for record in records if record.budget == budget]
+    for budget in budgets(records):
+        rates = [record.report.statistics.get("wsr", 0.0) for record in stolen(records, budget)]
         console.print(
             f"stolen        {len(rates)} with {budget:,} queries, WSR {100 * min(rates):.1f}% to "
             f"{100 * max(rates):.1f}%",

@@ -130,7 +130,7 @@ def serve(
     address.check()
     if (running := find_running(folder)) is not None:
         raise ConfigError(
-            f"{folder} is served by process {running.pid} at {running.url}; stop it with Ctrl-C, or give it another "
+            f"{folder} is served by {running} at {running.url}; stop it with Ctrl-C, or give it another "
             f"victim with: mea-ray serve {victim} --state {folder} --update"
         )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def update(victim: Path, state: Path | None) -> None:
             timeout=600,
         )
     except httpx.HTTPError as error:
-        raise ServiceUnavailable(f"process {running.pid} does not answer ({error}); start the service again") from None
+        raise ServiceUnavailable(f"{running} does not answer ({error}); start the service again") from None
     if answer.status_code != 200:
         raise ConfigError(str(answer.json().get("detail", answer.text)))
     typer.echo(f"{running.url} answers with {victim}")
@@ -231,7 +231,7 @@ def _usage(victim: Path, state: Path) -> list[dict[str, Any]]:
     try:
         found: list[dict[str, Any]] = httpx.get(f"{running.admin}/usage.json", timeout=120).json()["clients"]
     except (httpx.HTTPError, ValueError, KeyError) as error:
-        raise ServiceUnavailable(f"process {running.pid} does not answer ({error}); start the service again") from None
+        raise ServiceUnavailable(f"{running} does not answer ({error}); start the service again") from None
     return found
 
 

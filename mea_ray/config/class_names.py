@@ -11,7 +11,10 @@ from mea_ray.config.components import Choice, DataChoice
 from mea_ray.config.paths import field_at, paths
 from mea_ray.core.class_label import marker, names_in, with_indices
 from mea_ray.core.settings import InvalidSettings, Problem, Settings, Tree
+from mea_ray.core.types import Dataset
 
+_READ: dict[str, Dataset] = {}
+"""The dataset that was loaded last for the names of its classes: its experiment will soon need it."""
 _KNOWN: ContextVar[dict[str, tuple[str, ...]] | None] = ContextVar("class names by dataset", default=None)
 
 
@@ -85,6 +88,8 @@ def named_classes(model: type[Settings], tree: Tree) -> list[str]:
 def class_names(data: DataChoice) -> tuple[str, ...]:
     """Return the names of a dataset's classes, in the order of their indices; cached in ``loaded_once``.
 
+    The dataset is left for ``build_data``, so that an experiment that names classes loads it once.
+
     Raises:
         DataError: It cannot be loaded.
     """
@@ -92,10 +97,24 @@ def class_names(data: DataChoice) -> tuple[str, ...]:
     known = _KNOWN.get()
     names: tuple[str, ...] | None = None if known is None else known.get(key)
     if names is None:
-        names = tuple(data.build().train.class_names)
+        dataset = build_data(data)
+        names = tuple(dataset.train.class_names)
+        _READ.clear()
+        _READ[key] = dataset
         if known is not None:
             known[key] = names
     return names
+
+
+def build_data(data: DataChoice) -> Dataset:
+    """Load a dataset, or take and forget the one that was loaded just before for the names of its classes.
+
+    Raises:
+        DataError: It cannot be loaded.
+    """
+    key = data.model_dump_json()
+    dataset: Dataset = _READ.pop(key) if key in _READ else data.build()
+    return dataset
 
 
 @contextmanager

@@ -85,12 +85,12 @@ class ServiceConfig(ClientConfig, ServingConfig):
     @property
     def serving(self) -> ServingConfig:
         """The settings of the service alone: trials with equal ones may share a service."""
-        return ServingConfig(**{name: getattr(self, name) for name in ServingConfig.model_fields})
+        return ServingConfig.part_of(self)
 
     @property
     def client(self) -> ClientConfig:
         """The settings of the thief's client alone."""
-        return ClientConfig(**{name: getattr(self, name) for name in ClientConfig.model_fields})
+        return ClientConfig.part_of(self)
 
 
 class TrackingConfig(Config):

@@ -7,6 +7,12 @@ they survive pickling (an actor raises them in another process than the one that
 from __future__ import annotations
 
 
+def first_line(error: BaseException, longest: int = 200) -> str:
+    """Return the first line of an error's text that is not blank, shortened; empty if there is none."""
+    text = str(error).strip()
+    return text.splitlines()[0][:longest] if text else ""
+
+
 class MeaRayError(Exception):
     """Base class of all errors raised on purpose by mea_ray."""
 

@@ -113,6 +113,11 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise InvalidSettings("", problems(error, type(self))) from None
 
+    @classmethod
+    def part_of(cls, whole: Settings) -> Self:
+        """Return these settings alone, out of those of a class that inherits them."""
+        return cls(**{name: getattr(whole, name) for name in cls.model_fields})
+
     def resolved(self) -> Tree:
         """Return the whole tree as plain JSON types, defaults filled in."""
         return self.model_dump(mode="json")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import shutil
 import uuid
@@ -19,7 +18,7 @@ from typing import Any
 
 from mea_ray.config import ExperimentConfig, Tree, write_yaml
 from mea_ray.core.errors import ArtifactError, LeaseLost
-from mea_ray.storage.files import PATIENCE, patiently, write_whole
+from mea_ray.storage.files import PATIENCE, patiently, sha256, write_whole
 from mea_ray.storage.lease import Lease
 from mea_ray.storage.remote import Storage
 
@@ -199,14 +198,7 @@ def _write_info(folder: Path, info: Mapping[str, Any]) -> None:
 
 
 def _checksum(path: Path) -> str:
-    def read() -> str:
-        with path.open("rb") as file:
-            hasher = hashlib.sha256()
-            while block := file.read(1 << 20):
-                hasher.update(block)
-        return hasher.hexdigest()
-
-    return patiently(read, path)
+    return patiently(lambda: sha256(path), path)
 
 
 def read_info(folder: Path) -> dict[str, Any]:

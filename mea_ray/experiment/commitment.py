@@ -19,10 +19,9 @@ from mea_ray.core.class_keys import AdmissibleKeys
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.experiment import artifacts
 from mea_ray.experiment.answers import stored_key
-from mea_ray.experiment.victim.folder import OWNER, is_victim, sha256
+from mea_ray.experiment.victim.folder import OWNER, is_victim, weights_sha256
 from mea_ray.results.records import KeyRecord
 from mea_ray.storage.files import write_whole
-from mea_ray.training.checkpoint import WEIGHTS
 from mea_ray.verification.commitments import Commitment
 from mea_ray.watermarks.base import Key
 
@@ -166,7 +165,7 @@ def _subject(victim: Path) -> tuple[Key, str]:
         )
     if key is None:
         raise ConfigError(f"{victim} has no key to commit to: it carries no watermark")
-    return key, sha256(victim / WEIGHTS)
+    return key, weights_sha256(victim)
 
 
 def _opened(victim: Path) -> tuple[Commitment, Path]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mea_ray.config import Choice, DataChoice, ExperimentConfig, digest
+from mea_ray.config.class_names import build_data
 from mea_ray.core.errors import DataError
 from mea_ray.core.seeding import derive
 from mea_ray.core.settings import Settings
@@ -72,7 +73,7 @@ class Contents:
         for choice in (config.data, *([] if pool is None else [pool]), *inner_choices(config)):
             self.known.setdefault(dataset_key(choice), f"unread-{digest(dataset_key(choice))}")
 
-    def _of(self, choice: DataChoice, load: Callable[[DataChoice], Dataset] = DataChoice.build) -> str:
+    def _of(self, choice: DataChoice, load: Callable[[DataChoice], Dataset] = build_data) -> str:
         key = dataset_key(choice)
         if key not in self.known:
             self.known[key] = load(choice).fingerprint
@@ -131,7 +132,7 @@ def load_splits(config: ExperimentConfig) -> Splits:
         DataError: A dataset is not at hand, cannot be read, or is too small to be split.
     """
     pool = pool_choice(config)
-    return split(config, config.data.build(), None if pool is None else load_pool(pool))
+    return split(config, build_data(config.data), None if pool is None else load_pool(pool))
 
 
 def load_pool(choice: DataChoice) -> Dataset:
@@ -145,10 +146,9 @@ def load_pool(choice: DataChoice) -> Dataset:
 
 def _loaded(choice: DataChoice, setting: str) -> Dataset:
     try:
-        loaded: Dataset = choice.build()
+        return build_data(choice)
     except DataError as error:
         raise DataError(f"{setting}: {error}") from error
-    return loaded
 
 
 def load_owners_part(config: ExperimentConfig) -> Splits:
@@ -156,7 +156,7 @@ def load_owners_part(config: ExperimentConfig) -> Splits:
 
     A pool that is another dataset is not loaded; ``thief_pool`` is then what the setting ``train`` gives.
     """
-    return split(config, config.data.build(), None)
+    return split(config, build_data(config.data), None)
 
 
 def split(config: ExperimentConfig, dataset: Dataset, pool: Dataset | None) -> Splits:

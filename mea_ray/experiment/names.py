@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mea_ray.config import ExperimentConfig, Tree, digest, identity
 from mea_ray.experiment.data import Fingerprints, dataset_key, inner_choices
-from mea_ray.models.weights import fingerprint
+from mea_ray.storage.files import refusing, sha256
 
 SCHEMA = 1
 """Raised when victims of the same settings come out otherwise, whatever their components are."""
@@ -84,7 +85,9 @@ def _victim(config: ExperimentConfig) -> Tree | None:
     victim: Tree | None = identity(config).get("victim")
     if victim is None or config.victim.weights is None:
         return victim
-    return {**victim, "weights": fingerprint(config.victim.weights)}
+    weights = Path(config.victim.weights)
+    with refusing(f"victim.weights={weights} cannot be read", "give a file of safetensors or a state dict"):
+        return {**victim, "weights": sha256(weights)}
 
 
 def splits_name(config: ExperimentConfig, read: Fingerprints) -> str:

@@ -19,7 +19,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mea_ray.core.errors import ConfigError
+from mea_ray.core.errors import ConfigError, first_line
 from mea_ray.core.settings import RefusedSettings, Settings
 from mea_ray.models.base import ImageModel
 
@@ -66,6 +66,14 @@ class Preprocessing(Settings):
         if self.size is not None and min(self.size) < 1:
             raise RefusedSettings(ConfigError(f"size={list(self.size)} must be positive"))
         return self
+
+
+def resized(x: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Return images (N, C, H, W) in another height and width, bilinearly; as they are if ``size`` is None or theirs."""
+    if size is None or tuple(x.shape[2:]) == size:
+        return x
+    shrinks = size[0] < x.shape[2] or size[1] < x.shape[3]
+    return functional.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
 
 
 class ForeignModel(ImageModel):
@@ -172,10 +180,7 @@ class ForeignModel(ImageModel):
         """Bring normalised images into the channel order, the size and the layout that the module takes."""
         if self.preprocessing.channel_order == "BGR":
             x = x.flip(1)
-        size = self.preprocessing.size
-        if size is not None and tuple(x.shape[2:]) != size:
-            shrinks = size[0] < x.shape[2] or size[1] < x.shape[3]
-            x = functional.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
+        x = resized(x, self.preprocessing.size)
         return x if self.channels_last else x.contiguous()
 
     def _checked(self, out: Any) -> Tensor:
@@ -223,11 +228,10 @@ class ForeignModel(ImageModel):
         except ConfigError:
             raise
         except Exception as error:  # whatever a module from outside raises
-            first = str(error).strip().splitlines()[:1]
             raise ConfigError(
                 f"{self.named} cannot take images of shape {self.shape}: {type(error).__name__}: "
-                f"{''.join(first)[:200]}; set "
-                "preprocessing.size of the model to the [height, width] that it needs, or data.image_size"
+                f"{first_line(error)}; set preprocessing.size of the model to the [height, width] that it needs, "
+                "or data.image_size"
             ) from error
         return logits
 
@@ -281,10 +285,9 @@ def check_trainable(model: ImageModel) -> None:
         except ConfigError:
             raise
         except Exception as error:  # whatever a module from outside raises
-            first = str(error).strip().splitlines()[:1]
             raise ConfigError(
                 f"{type(model).__name__} cannot be trained on images of shape {model.shape}: {type(error).__name__}: "
-                f"{''.join(first)[:200]}; repair the module"
+                f"{first_line(error)}; repair the module"
             ) from error
 
 

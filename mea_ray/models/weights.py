@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.core.errors import ArtifactError, ConfigError, first_line
 from mea_ray.models.base import ImageModel
 from mea_ray.models.foreign import ForeignModel
 
@@ -32,24 +31,6 @@ AUTHORS = {
 """Layers of the MEA-Defender authors' ``model/cw.py``, to those of ``vgg_like``."""
 AUTHORS_MEAN, AUTHORS_DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """What the authors' scripts normalise CIFAR-10 with, outside of the network."""
-
-
-def fingerprint(path: str | Path) -> str:
-    """Return the SHA-256 of a file of weights.
-
-    Raises:
-        ConfigError: It cannot be read.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise ConfigError(
-            f"weights {path} cannot be read: {error.strerror or error}; give a file of safetensors or a state dict"
-        ) from error
-    return digest.hexdigest()
 
 
 def read_state(path: str | Path) -> State:
@@ -72,9 +53,8 @@ def read_state(path: str | Path) -> State:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        first = str(error).strip().splitlines()[:1]
         raise ArtifactError(
-            f"{path} holds no weights that can be read safely: {type(error).__name__}: {''.join(first)[:200]}; save "
+            f"{path} holds no weights that can be read safely: {type(error).__name__}: {first_line(error)}; save "
             "them with safetensors.torch.save_file(model.state_dict(), FILE)"
         ) from error
     return _without_prefix(_opened(content, path))

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from mea_ray.core.errors import MeaRayError, ServiceUnavailable
+from mea_ray.core.errors import MeaRayError, ServiceUnavailable, first_line
 
 NAMESPACE = "mea_ray"
 
@@ -67,4 +67,4 @@ def answer_of(actor: str, reference: Any, timeout_s: float | None = None) -> Any
 def cause_of(error: Exception) -> str:
     """Say in one line what went wrong in an actor, without Ray's account of where."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return first_line(cause, 2000) or type(cause).__name__

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import time
 import uuid
@@ -141,6 +142,19 @@ def refusing(what: str, remedy: str) -> Iterator[None]:
         raise ConfigError(f"{what}: {error.strerror or ' '.join(str(error).split())}; {remedy}") from error
     except UnicodeError:
         raise ConfigError(f"{what}: its name is not UTF-8; {remedy}") from None
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_whole(path: Path, content: bytes | str, *, mode: int | None = None) -> None:

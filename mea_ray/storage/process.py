@@ -58,6 +58,11 @@ def is_gone(holder: dict[str, Any]) -> bool:
         return False
 
 
+def runs_here(holder: dict[str, Any]) -> bool:
+    """Whether a process that described itself so runs on this machine."""
+    return holder.get("machine") == machine() and not is_gone(holder)
+
+
 def describe(holder: dict[str, Any]) -> str:
     """Name a process for a message."""
     host = str(holder.get("machine", "?")).partition("/")[0]

@@ -14,6 +14,7 @@ from mea_ray.cli.listing import config_rows
 from mea_ray.config import (
     Choice,
     Config,
+    DataChoice,
     ExperimentConfig,
     SweepConfig,
     build,
@@ -24,6 +25,7 @@ from mea_ray.config import (
 from mea_ray.config.yaml_text import read
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.settings import Settings
+from mea_ray.experiment.data import load_splits
 from mea_ray.watermarks import WATERMARKS
 
 
@@ -241,6 +243,23 @@ def test_a_class_by_name_is_the_same_experiment_as_by_index(tmp_path: Path) -> N
         assert by_name.resolved() == by_index.resolved()
         assert identity(by_name) == identity(by_index)
     assert load_experiment(None, typed).victim.watermark.build().source_classes == (3, 0)
+
+
+def test_an_experiment_that_names_classes_loads_its_data_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    build_it = DataChoice.build
+
+    def counted(choice: DataChoice, *args: Any, **extra: Any) -> Any:
+        built.append(choice.name)
+        return build_it(choice, *args, **extra)
+
+    monkeypatch.setattr(DataChoice, "build", counted)
+    monkeypatch.setattr("mea_ray.config.class_names._READ", {})  # what other tests left
+    config = load_experiment(None, ["data=figures", "victim.watermark.target_class=disc"])
+    assert set(FIGURES) <= set(load_splits(config).test.class_names)
+    assert built == ["figures"]
+    load_splits(config)
+    assert built == ["figures", "figures"], "it was left for one experiment, not for the whole process"
 
 
 def test_a_quoted_number_is_a_name() -> None:

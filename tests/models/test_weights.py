@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
-from mea_ray.models.weights import AUTHORS_DEVIATION, AUTHORS_MEAN, fingerprint, load_weights, read_state
+from mea_ray.models.weights import AUTHORS_DEVIATION, AUTHORS_MEAN, load_weights, read_state
 
 SHAPE = (1, 12, 12)
 
@@ -135,11 +135,3 @@ def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "none.pt")
     with pytest.raises(ArtifactError, match="no state dict.*epoch"):
         read_state(tmp_path / "none.pt")
-
-
-def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    (tmp_path / "b").write_bytes(b"abc")
-    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        fingerprint(tmp_path / "c")

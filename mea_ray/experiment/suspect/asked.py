@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mea_ray.core.errors import SuspectError
 from mea_ray.core.types import ImageSet
 from mea_ray.evaluation import metrics
 from mea_ray.experiment.suspect.outputs import Kind, as_logits, kind_of, matched_columns
-from mea_ray.models.foreign import Preprocessing
+from mea_ray.models.foreign import Preprocessing, resized
 
 Ask = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 """float32 images, as the suspect expects them, to its answers, one row per image."""
@@ -66,9 +65,7 @@ class AskedSuspect(nn.Module):
 
 def arranged(x: Tensor, given: Preprocessing, *, rows_last: bool = False) -> npt.NDArray[np.float32]:
     """Bring float32 RGB images in [0, 1], (N, C, H, W), into the form that a suspect expects."""
-    if given.size is not None and tuple(x.shape[2:]) != given.size:
-        shrinks = given.size[0] < x.shape[2] or given.size[1] < x.shape[3]
-        x = functional.interpolate(x, size=given.size, mode="bilinear", align_corners=False, antialias=shrinks)
+    x = resized(x, given.size)
     if given.channel_order == "BGR":
         x = x.flip(1)
     low, high = given.value_range

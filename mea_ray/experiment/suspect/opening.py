@@ -18,7 +18,7 @@ from mea_ray.core import plugins
 from mea_ray.core.errors import ArtifactError, ConfigError, SuspectError
 from mea_ray.experiment.suspect.asked import Ask
 from mea_ray.experiment.suspect.process import Limits, SuspectProcess
-from mea_ray.models.weights import fingerprint
+from mea_ray.storage.files import refusing, sha256
 from mea_ray.training.checkpoint import DESCRIPTION, WEIGHTS, load_model
 
 SourceKind = Literal["onnx", "torch.export", "torchscript", "weights", "model folder", "url", "function"]
@@ -102,6 +102,11 @@ def _kind_of_file(path: Path) -> SourceKind:
     return "torchscript" if "constants.pkl" in names or any(name.startswith("code/") for name in names) else "weights"
 
 
+def _fingerprint(path: Path) -> str:
+    with refusing(f"the suspect {path} cannot be read", "give a file or a folder of a model"):
+        return sha256(path)
+
+
 @contextmanager
 def opened(text: str, how: HowToOpen) -> Iterator[tuple[Ask, Source]]:
     """Open a suspect; a file runs in a process of its own, which ends with the ``with`` block.
@@ -119,15 +124,15 @@ def opened(text: str, how: HowToOpen) -> Iterator[tuple[Ask, Source]]:
     elif kind == "function":
         yield _function(text), Source(text, kind)
     elif kind == "model folder":
-        yield _folder(Path(text)), Source(text, kind, fingerprint(Path(text) / WEIGHTS))
+        yield _folder(Path(text)), Source(text, kind, _fingerprint(Path(text) / WEIGHTS))
     else:
-        sha256 = fingerprint(text)
+        fingerprint = _fingerprint(Path(text))
         spec = {"shape": list(how.shape), "classes": how.classes, **_spec(how.architecture)}
         with SuspectProcess(kind, Path(text), how.limits, architecture=spec, output=how.output) as process:
             about = process.about
             shape = about.get("input_shape")
             expected = _shape(shape) if shape is not None else None
-            yield process.ask, Source(text, kind, sha256, str(about.get("network", "")), expected)
+            yield process.ask, Source(text, kind, fingerprint, str(about.get("network", "")), expected)
 
 
 def _shape(given: Any) -> list[int | None]:

@@ -20,6 +20,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from mea_ray.core.errors import first_line
+
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 Ask = Callable[[npt.NDArray[np.float32]], Any]
 
@@ -101,7 +103,7 @@ def main() -> None:
     try:
         ask, about = open_suspect(job)
     except BaseException as error:
-        send(answers, {"error": _first_line(error)})
+        send(answers, {"error": f"{type(error).__name__}: {first_line(error)}"})
         return
     send(answers, {"ready": True, "network": network, **about})
     while line := requests.readline():
@@ -112,12 +114,7 @@ def main() -> None:
                 raise TypeError(f"the model returns {given.dtype}, not numbers")
             send(answers, {}, given.astype(np.float32 if given.dtype.kind == "f" else np.int64))
         except BaseException as error:
-            send(answers, {"error": _first_line(error)})
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+            send(answers, {"error": f"{type(error).__name__}: {first_line(error)}"})
 
 
 if __name__ == "__main__":

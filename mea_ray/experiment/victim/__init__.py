@@ -1,6 +1,6 @@
 """A victim as a folder with a readable name: what its owner deploys, serves, commits to and verifies with."""
 
 from mea_ray.experiment.victim.folder import Victim
-from mea_ray.experiment.victim.records import Card, Preprocessing, VictimRecord
+from mea_ray.experiment.victim.records import Card, InputFormat, VictimRecord
 
-__all__ = ["Card", "Preprocessing", "Victim", "VictimRecord"]
+__all__ = ["Card", "InputFormat", "Victim", "VictimRecord"]

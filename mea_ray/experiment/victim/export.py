@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mea_ray.core.errors import ArtifactError
+from mea_ray.core.errors import ArtifactError, first_line
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.models.base import ImageModel
 
@@ -56,9 +56,8 @@ def write_copies(folder: Path, model: ImageModel) -> list[str]:
         except ArtifactError:
             raise
         except Exception as error:  # torch raises errors of a dozen private types here
-            first = str(error).strip().splitlines()[:1]
             raise ArtifactError(
-                f"{type(model).__name__} cannot be exported to {name}: {type(error).__name__}: {''.join(first)[:200]}; "
+                f"{type(model).__name__} cannot be exported to {name}: {type(error).__name__}: {first_line(error)}; "
                 "save the victim without copies (--no-copies), or rewrite what torch.export cannot follow"
             ) from error
     return list(writers)

@@ -18,7 +18,6 @@ All but ``owner/`` may be given to those who run the model.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -35,10 +34,10 @@ from mea_ray.core.versions import versions
 from mea_ray.experiment.answers import stored_key
 from mea_ray.experiment.victim.card import card_text
 from mea_ray.experiment.victim.export import write_copies
-from mea_ray.experiment.victim.records import Card, OwnerRecord, Preprocessing, VictimRecord
+from mea_ray.experiment.victim.records import Card, InputFormat, OwnerRecord, VictimRecord
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport, read_record
-from mea_ray.storage.files import write_whole
+from mea_ray.storage.files import sha256, write_whole
 from mea_ray.training.checkpoint import WEIGHTS, load_model, save_model
 from mea_ray.watermarks.base import Key
 
@@ -111,7 +110,7 @@ class Victim:
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             weights_sha256="",
             class_names=class_names,
-            preprocessing=Preprocessing.of(model),
+            preprocessing=InputFormat.of(model),
             card=card,
             versions=versions(),
         )
@@ -181,7 +180,7 @@ class Victim:
         folder = Path(folder).resolve()
         about = read_about(folder)
         model, _ = load_model(folder)
-        if about.weights_sha256 != sha256(folder / WEIGHTS):
+        if about.weights_sha256 != weights_sha256(folder):
             raise ArtifactError(f"{folder / WEIGHTS} is not what {VICTIM} describes; restore the folder from a copy")
         owner = folder / OWNER
         if not (owner / CONFIG).is_file():
@@ -249,20 +248,18 @@ def close_to_others(owner: Path) -> None:
         path.chmod(0o700 if path.is_dir() else 0o600)
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hexadecimal digits.
+def weights_sha256(folder: Path) -> str:
+    """Return the SHA-256 of a victim's weights.
 
     Raises:
-        ArtifactError: It cannot be read.
+        ArtifactError: They cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-            return digest.hexdigest()
+        return sha256(folder / WEIGHTS)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}; restore it from a copy") from error
+        raise ArtifactError(
+            f"{folder / WEIGHTS} cannot be read: {error.strerror or error}; restore it from a copy"
+        ) from error
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mea_ray.config import ExperimentConfig, build, load_experiment
+from mea_ray.config import Choice, DataChoice, ExperimentConfig, build, load_experiment
 from mea_ray.core.errors import ArtifactError
+from mea_ray.core.settings import Settings
 from mea_ray.core.types import Splits
 from mea_ray.experiment import artifacts
 from mea_ray.experiment.answers import stored_key
@@ -107,7 +108,26 @@ def anchored(config: ExperimentConfig) -> ExperimentConfig:
         changes["storage"] = str(Path(config.storage).expanduser().absolute())
     if config.victim.weights is not None:
         changes["victim"] = {"weights": str(Path(config.victim.weights).expanduser().absolute())}
-    path = config.data.params.get("path")
-    if isinstance(path, str) and Path(path).expanduser().exists():
-        changes["data"] = {"path": str(Path(path).expanduser().absolute())}
-    return build(ExperimentConfig, config.over(changes))
+    anchored_data: ExperimentConfig = _with_absolute_data(config)
+    return build(ExperimentConfig, anchored_data.over(changes))
+
+
+def _with_absolute_data(value: Any) -> Any:
+    """Return settings in which every dataset, also one inside of another component, has absolute paths."""
+    if isinstance(value, tuple):
+        return tuple(map(_with_absolute_data, value))
+    if not isinstance(value, Settings):
+        return value
+    fields = {name: getattr(value, name) for name in type(value).model_fields}
+    fields |= value.params if isinstance(value, Choice) else {}
+    changes = {name: _with_absolute_data(each) for name, each in fields.items()}
+    if isinstance(value, DataChoice) and "path" in changes:
+        changes["path"] = _absolute(changes["path"])
+    return value.model_copy(update=changes)
+
+
+def _absolute(path: Any) -> Any:
+    if isinstance(path, tuple):
+        return tuple(map(_absolute, path))
+    there = isinstance(path, str) and path and Path(path).expanduser().exists()  # not an address, not a pattern
+    return str(Path(path).expanduser().absolute()) if there else path

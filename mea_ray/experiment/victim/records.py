@@ -16,7 +16,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class Preprocessing(_Record):
+class InputFormat(_Record):
     """What an image must be before it goes into the network or into one of its exported copies.
 
     Attributes:
@@ -38,7 +38,7 @@ class Preprocessing(_Record):
     deviation: tuple[float, ...]
 
     @classmethod
-    def of(cls, model: ImageModel) -> Preprocessing:
+    def of(cls, model: ImageModel) -> InputFormat:
         """Return what a network of mea_ray expects: it takes images in [0, 1] and normalises them itself."""
         channels, height, width = model.shape
         orders: dict[int, Literal["RGB", "grey"]] = {1: "grey", 3: "RGB"}
@@ -104,7 +104,7 @@ class VictimRecord(_Record):
     created: str
     weights_sha256: str
     class_names: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: InputFormat
     card: Card
     exports: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import threading
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from mea_ray.service.http.engine import about_victim
 from mea_ray.service.http.keys import KeyStore, service_secret
 from mea_ray.service.naming import answer_of, cause_of
 from mea_ray.storage.files import write_whole
+from mea_ray.storage.process import describe, identity, runs_here
 
 RUNNING = "running.json"
 _LEDGER_S = 60.0
@@ -143,25 +143,28 @@ class Running:
     """What the folder of a service says while it runs.
 
     Attributes:
-        pid: Process of ``mea-ray serve``.
+        process: The process of ``mea-ray serve``, see ``storage.process.identity``.
         url: Where clients ask.
         admin: Where the owner looks.
         token: What a command of the owner shows to change the service.
         victim: Folder of the victim.
     """
 
-    pid: int
+    process: dict[str, Any]
     url: str
     admin: str
     token: str
     victim: str
+
+    def __str__(self) -> str:
+        return describe(self.process)
 
 
 @contextlib.contextmanager
 def announced(service: RunningService, admin: str) -> Iterator[Running]:
     """Write to the folder of a service that it runs, readable by its owner alone, until the block ends."""
     path = service.spec.state / RUNNING
-    running = Running(os.getpid(), service.address.url, admin, secrets.token_hex(32), str(service.spec.victim))
+    running = Running(identity(), service.address.url, admin, secrets.token_hex(32), str(service.spec.victim))
     write_whole(path, json.dumps(asdict(running), indent=1), mode=0o600)
     try:
         yield running
@@ -173,10 +176,9 @@ def find_running(state: Path) -> Running | None:
     """Return the running service of a folder; None if none runs on this machine."""
     try:
         running = Running(**json.loads((state / RUNNING).read_bytes()))
-        os.kill(running.pid, 0)
     except (OSError, ValueError, TypeError):
         return None
-    return running
+    return running if runs_here(running.process) else None
 
 
 def offline_usage(state: Path, classes: int) -> list[dict[str, Any]]:

@@ -38,4 +38,4 @@ class HttpConfig(HttpLimits, ServingConfig):
     @property
     def serving(self) -> ServingConfig:
         """The settings of a replica."""
-        return ServingConfig(**{name: getattr(self, name) for name in ServingConfig.model_fields})
+        return ServingConfig.part_of(self)

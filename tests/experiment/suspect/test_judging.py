@@ -141,6 +141,7 @@ def test_null_models_are_found_again_and_stale_ones_are_not(victim: Victim) -> N
     assert victim.about.card.null_models == 2 and victim.about.card.accuracy_null is not None
     other = replace(victim, about=victim.about.model_copy(update={"weights_sha256": "other"}))
     assert read_nulls(other) == []
-    assert making._left(victim, with_innocents(victim.config, 2), 1, True) is None
-    left = making._left(victim, with_innocents(victim.config, 3), 2, True)
-    assert left is not None and left.own and left.budgets == (64,)
+    # The first two are stolen now; of the second both are measured, and of the first the theft is left.
+    left = making.left_to_do(victim, with_innocents(victim.config, 3), count=3, stolen=2)
+    assert [(job.index, job.own, job.budgets) for job in left] == [(0, False, (64,)), (2, True, ())]
+    assert making.left_to_do(victim, with_innocents(victim.config, 2), count=2, stolen=0) == []

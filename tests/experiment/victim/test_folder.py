@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny import TINY, config
 
-from mea_ray.config import ExperimentConfig
+from mea_ray.config import DataChoice, ExperimentConfig
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.experiment.local import run_local
 from mea_ray.experiment.victim import Victim
 from mea_ray.experiment.victim.card import card_text, cost_of_mark
 from mea_ray.experiment.victim.export import ONNX, TORCH_EXPORT, onnx_installed
-from mea_ray.experiment.victim.make import make_victim, victim_of_artifact
+from mea_ray.experiment.victim.make import anchored, make_victim, victim_of_artifact
 from mea_ray.results.records import ModelReport
 from mea_ray.training.checkpoint import check_model
 
@@ -106,6 +106,32 @@ def test_artifacts_of_a_local_run_become_the_same_victim(tmp_path: Path) -> None
     assert of_artifact.report.wsr == result.victim_report.wsr
     with pytest.raises(ArtifactError, match="no artifact of a victim"):
         victim_of_artifact(tmp_path)
+
+
+def test_every_path_of_a_saved_victim_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("own", "pool", "other"):
+        (tmp_path / name).mkdir()
+    inside = {"name": "mixture", "parts": [{"name": "image_folder", "path": "pool"}, {"name": "digits"}]}
+    given = config(
+        storage="results",
+        data={"name": "parquet", "path": ["own", "nowhere*.parquet"]},
+        splits__thief_pool=inside,
+        removal__methods=[
+            {"name": "transfer_learning", "dataset": {"name": "image_folder", "path": "other"}},
+            "fine_tuning",
+        ],
+    )
+    read = anchored(given)
+    assert read.storage == str(tmp_path / "results")
+    assert read.data.params["path"] == (str(tmp_path / "own"), "nowhere*.parquet")
+    assert isinstance(read.splits.thief_pool, DataChoice)
+    assert [part.params.get("path") for part in read.splits.thief_pool.params["parts"]] == [
+        str(tmp_path / "pool"),
+        None,
+    ]
+    assert read.removal.methods[0].params["dataset"].params["path"] == str(tmp_path / "other")
+    assert anchored(read) == read
 
 
 def test_cost_of_the_mark_is_the_mean_difference() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from starlette.testclient import TestClient
 from mea_ray.core.errors import ArtifactError, ConfigError, ServiceUnavailable
 from mea_ray.service.http import admin
 from mea_ray.service.http.deployment import Spec
-from mea_ray.service.http.running import Running, offline_usage
+from mea_ray.service.http.running import RUNNING, Running, find_running, offline_usage
 from mea_ray.service.http.settings import HttpConfig
+from mea_ray.storage.process import identity
 
 
 class Owned:
@@ -69,7 +72,7 @@ def test_another_site_cannot_reach_it(owned: Owned) -> None:
         assert client.get("/usage.json", headers={"host": "evil.example"}).status_code == 400
         body = {"victim": str(owned.spec.victim)}
         assert client.post("/update", json=body).status_code == 403
-        app.state.running = Running(1, "", "", "secret", "")
+        app.state.running = Running({}, "", "", "secret", "")
         assert client.post("/update", json=body, headers={"X-Token": "guess"}).status_code == 403
         assert owned.updates == []
         assert client.post("/update", json=body, headers={"X-Token": "secret"}).status_code == 200
@@ -104,3 +107,17 @@ def test_the_files_of_a_service_that_ended_say_the_same(owned: Owned, tmp_path: 
     assert offline_usage(tmp_path, 10) == running
     with pytest.raises(ConfigError, match="has no ledger yet"):
         offline_usage(tmp_path / "nowhere", 10)
+
+
+def test_a_service_that_ended_without_a_word_is_not_taken_for_running(tmp_path: Path) -> None:
+    def written(process: dict[str, Any]) -> Running | None:
+        (tmp_path / RUNNING).write_text(json.dumps(asdict(Running(process, "http://here", "", "token", "victim"))))
+        return find_running(tmp_path)
+
+    here = identity()
+    found = written(here)
+    assert found is not None and found.url == "http://here" and str(found).startswith(f"process {here['pid']} on ")
+    assert written({**here, "started": here["started"] + 1}) is None, "another process has its number now"
+    assert written({**here, "machine": "elsewhere"}) is None
+    (tmp_path / RUNNING).write_text('{"pid": 1, "url": "http://here"}')
+    assert find_running(tmp_path) is None
