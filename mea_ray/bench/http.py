@@ -25,6 +25,7 @@ from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
+from mea_ray.service.http import small_bodies
 from mea_ray.service.http.deployment import Spec
 from mea_ray.service.http.keys import KeyStore
 from mea_ray.service.http.running import Address, RunningService
@@ -145,6 +146,7 @@ def _services(
     """Start both services of one victim; give it, and what opens a client of either."""
     with ExitStack() as stack:
         stack.enter_context(cluster.quiet())
+        stack.enter_context(cluster.environment(small_bodies.ENVIRONMENT))
         ray = stack.enter_context(cluster.ray_cluster(None))
         if ray.cluster_resources().get("CPU", 0) < 2 * cpus:
             raise ConfigError(f"the benchmark needs {2 * cpus:g} CPUs; lower cpus_per_replica")

@@ -254,6 +254,9 @@ class HttpBlackBox:
 
     def _fly(self, requests: Sequence[tuple[str, Images | FloatImages]]) -> Iterator[Answers]:
         """Send requests, several at once, and yield their answers in order; after a refusal nothing more is sent."""
+        if len(requests) == 1:  # threads would cost more than a small request takes
+            yield self._answers(*requests[0], threading.Event())
+            return
         waiting, stop = iter(requests), threading.Event()
 
         def ask(request_id: str, images: Images | FloatImages) -> Answers:

@@ -6,13 +6,15 @@ images, padded with black ones, and the rows of a pass do not influence each oth
 thread, because with several the position of a row decides which thread computes it and how. Add replicas, not threads,
 to make a service faster there.
 
-A lone image need not pay for a full pass: for many networks a smaller one gives the same bits. Which sizes do is
-measured on the machine, see `FixedShapePasses.sizes`.
+A lone image need not pay for a full pass: a smaller one gives the same bits if some layers compute a few more rows than
+there are images, see `least_rows`. Which layers and which sizes is measured on the machine, see
+`FixedShapePasses.sizes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 
 import numpy as np
@@ -20,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mea_ray.blackbox.least_rows import need_least_rows
 from mea_ray.blackbox.policies import AnswerPolicy, Response, reads_features, respond
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.models.base import ImageModel
@@ -101,15 +104,18 @@ class FixedShapePasses:
         noise = np.random.default_rng(0).integers(0, 256, self._pixels.shape, dtype=np.uint8)
         compute = self.model.features if self._both or self.policy.source == "features" else self.model
         full = self._compute_rows(noise, compute)
-        equal = []
-        for size in (2**power for power in range(self.pass_images.bit_length())):
-            if size < self.pass_images and self.pass_images % size == 0:
-                parts = [
-                    self._compute_rows(noise[low : low + size], compute) for low in range(0, self.pass_images, size)
-                ]
-                if np.array_equal(np.concatenate(parts), full):
-                    equal.append(size)
-        return equal
+        with self._exact():
+            need_least_rows(self.model, lambda: self._compute_rows(noise, compute))
+        return [
+            size
+            for size in (2**power for power in range(self.pass_images.bit_length()))
+            if size < self.pass_images
+            and self.pass_images % size == 0
+            and all(
+                np.array_equal(self._compute_rows(noise[low : low + size], compute), full[low : low + size])
+                for low in range(0, self.pass_images, size)
+            )
+        ]
 
     def answer(self, parts: Sequence[Images | FloatImages]) -> list[Answers]:
         """Answer several requests in as few passes as hold them.
@@ -171,14 +177,20 @@ class FixedShapePasses:
         self, rows: npt.NDArray[np.generic], compute: Callable[[Tensor], Tensor]
     ) -> npt.NDArray[np.float32]:
         """Compute one pass of exactly these uint8 or float32 images."""
-        # A thief may query from within a training step of its own, whose autocast must not reach the victim.
-        full_precision = torch.autocast(self.device.type, enabled=False)
-        with torch.inference_mode(), full_precision, one_thread():
+        with self._exact():
             x = torch.from_numpy(rows).to(self.device)
             if rows.dtype == np.uint8:
                 x = x.float().div_(self._white)
             outputs = compute(x).cpu().numpy()
         return np.asarray(outputs, dtype=np.float32)
+
+    @contextmanager
+    def _exact(self) -> Iterator[None]:
+        """Compute without gradients, in float32 and on one thread."""
+        # A thief may query from within a training step of its own, whose autocast must not reach the victim.
+        full_precision = torch.autocast(self.device.type, enabled=False)
+        with torch.inference_mode(), full_precision, one_thread():
+            yield
 
     def _probabilities(self, x: Tensor) -> Tensor:
         if not self._both:

@@ -117,7 +117,7 @@ def serve(
         ServiceUnavailable: It could not be started.
     """
     from mea_ray.report.terminal import make_console
-    from mea_ray.service.http import admin
+    from mea_ray.service.http import admin, small_bodies
     from mea_ray.service.http.deployment import Spec
     from mea_ray.service.http.engine import about_victim
     from mea_ray.service.http.keys import service_name
@@ -136,7 +136,11 @@ def serve(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     console = make_console(stderr=True)
     spec = Spec(victim.resolve(), folder.resolve(), service_name(folder), settings)
-    with cluster.quiet(), cluster.ray_cluster(cluster.check_address(ray_address)):
+    with (
+        cluster.quiet(),
+        cluster.environment(small_bodies.ENVIRONMENT),
+        cluster.ray_cluster(cluster.check_address(ray_address)),
+    ):
         service = RunningService(spec, address)
         try:
             with console.status("starting the service"):

@@ -9,7 +9,7 @@ from typing import Any
 from mea_ray.blackbox.ledger import Charge, Ledger, RateLimit
 from mea_ray.blackbox.query_log import ClientLog, LogEntry, QueryLog
 from mea_ray.config import RateConfig
-from mea_ray.core.errors import QueryError
+from mea_ray.core.errors import QueryError, StorageUnavailable
 from mea_ray.service.accounts import Account, check_account, check_owner
 from mea_ray.service.watch import incarnation
 
@@ -55,6 +55,26 @@ class LedgerActor:
         """Charge merged requests, see `Ledger.charge_many`."""
         check_owner(self._secret, secret)
         return self._ledger.charge_many(charges)
+
+    def charge_and_note(
+        self, secret: str, charges: Sequence[Charge], notes: Sequence[LogEntry]
+    ) -> tuple[list[QueryError | None], bool]:
+        """Charge requests, and keep what is about to be answered to those that are paid for.
+
+        Args:
+            secret: The service's secret.
+            charges: The requests.
+            notes: The answers of each request, in the same order.
+
+        Returns:
+            What `charge_many` returns, and whether the log was written; if not, `note` has to be called.
+        """
+        outcomes = self.charge_many(secret, charges)
+        try:
+            self._log.add([note for note, refusal in zip(notes, outcomes, strict=True) if refusal is None])
+        except StorageUnavailable:
+            return outcomes, False
+        return outcomes, True
 
     def note(self, secret: str, notes: Sequence[LogEntry]) -> None:
         """Keep what a replica answered, see `QueryLog.add`."""

@@ -3,6 +3,9 @@
 A request goes through three stages, each of which works on while the others do: checked in the event loop; charged,
 together with whatever else arrived during the ledger's last answer; computed in a worker thread, together with
 whatever else was paid for during the last pass.
+
+A few images that come while nothing else is under way take a shorter way: they are computed first, in the smallest
+pass, and are then charged and noted in one call to the ledger. They are answered only when they are paid for, as ever.
 """
 
 from __future__ import annotations
@@ -166,20 +169,12 @@ class Replica:
     async def _charge(self) -> None:
         """Charge all that has arrived, in one call to the ledger, until nothing more has."""
         try:
+            if self._is_lone():
+                await self._answer_lone(self._arrived.popleft())
             while self._arrived:
                 requests = list(self._arrived)
                 self._arrived.clear()
-                try:
-                    outcomes = await self._ledger.charge_many.remote(
-                        self._secret, [request.charge for request in requests]
-                    )
-                except Exception as error:
-                    # Ray asks a dead ledger again by itself; here its disk is full or away, or it is gone for good.
-                    gone: MeaRayError = ServiceUnavailable(f"the ledger cannot charge: {cause_of(error)}")
-                    if isinstance(cause := getattr(error, "cause", None), StorageUnavailable):
-                        gone = cause
-                    outcomes = [gone] * len(requests)
-                for request, refusal in zip(requests, outcomes, strict=True):
+                for request, refusal in zip(requests, await self._outcomes(requests), strict=True):
                     if refusal is not None:
                         _fail(request, refusal)
                     else:
@@ -190,6 +185,46 @@ class Replica:
                     self._computing = asyncio.create_task(self._compute())
         finally:
             self._charging = None
+
+    async def _outcomes(self, requests: list[_Request]) -> list[MeaRayError | None]:
+        """Charge requests; return a refusal or None for each of them."""
+        try:
+            charges = [request.charge for request in requests]
+            outcomes: list[Any] = await self._ledger.charge_many.remote(self._secret, charges)
+            return outcomes
+        except Exception as error:
+            return [_gone(error)] * len(requests)
+
+    def _is_lone(self) -> bool:
+        """Return whether one request has arrived, nothing else is under way, and the smallest pass holds it.
+
+        A client whose budget is spent costs no more than such a pass this way.
+        """
+        return (
+            self._computing is None
+            and len(self._arrived) == 1
+            and len(self._arrived[0].images) <= self._passes.sizes[0] < self._passes.pass_images
+        )
+
+    async def _answer_lone(self, request: _Request) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            told = await loop.run_in_executor(self._worker, self._passes.respond, [request.images])
+        except Exception as error:
+            _fail(request, error)
+            return
+        notes = [self._note(request, told[0])]
+        try:
+            outcomes, noted = await self._ledger.charge_and_note.remote(self._secret, [request.charge], notes)
+        except Exception as error:
+            _fail(request, _gone(error))
+            return
+        if (refusal := outcomes[0]) is None and not noted:
+            await self._noted(notes)
+        if refusal is not None:
+            _fail(request, refusal)
+        elif not request.answered.done():
+            request.answered.set_result(told[0].answers)
 
     async def _compute(self) -> None:
         """Answer all that is paid for, one batch after the other, until nothing is left."""
@@ -217,22 +252,17 @@ class Replica:
         If a replica dies in between, the request is asked again, and is noted once. A ledger that dies is told again by
         Ray. A message that was only handed to Ray could die with the replica, so its arrival is waited for.
         """
-        notes = [
-            log_entry(
-                request.charge.client,
-                request.charge.request_id,
-                request.images,
-                each,
-                self._source,
-                self._sample,
-                request.start,
-            )
-            for request, each in zip(batch, told, strict=True)
-        ]
+        notes = [self._note(request, each) for request, each in zip(batch, told, strict=True)]
         await self._noted(notes)
         for request, each in zip(batch, told, strict=True):
             if not request.answered.done():
                 request.answered.set_result(each.answers)
+
+    def _note(self, request: _Request, told: Response) -> LogEntry:
+        charge = request.charge
+        return log_entry(
+            charge.client, charge.request_id, request.images, told, self._source, self._sample, request.start
+        )
 
     async def _noted(self, notes: list[LogEntry]) -> None:
         """Have notes kept; a full disk is waited for. Whatever else the log complains about must not reach a client."""
@@ -281,6 +311,16 @@ class Replica:
         batch = [self._paid.popleft() for _ in range(best)]
         self._paid_images -= sum(len(request.images) for request in batch)
         return batch
+
+
+def _gone(error: Exception) -> MeaRayError:
+    """Return what a client is told when the ledger could not charge.
+
+    Ray asks a dead ledger again by itself; here its disk is full or away, or it is gone for good.
+    """
+    if isinstance(cause := getattr(error, "cause", None), StorageUnavailable):
+        return cause
+    return ServiceUnavailable(f"the ledger cannot charge: {cause_of(error)}")
 
 
 def _fail(request: _Request, error: Exception) -> None:

@@ -50,7 +50,7 @@ def quiet() -> Iterator[None]:
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with _environment({name: os.environ.get(name, value) for name, value in _QUIET.items()}):
+        with environment({name: os.environ.get(name, value) for name, value in _QUIET.items()}):
             yield
     finally:
         for name, level in levels.items():
@@ -58,7 +58,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+def environment(values: Mapping[str, str | None]) -> Iterator[None]:
     """Set variables of the environment, or remove those that are None, until the block ends."""
     before = {name: os.environ.get(name) for name in values}
     _set_environment(values)
@@ -112,7 +112,7 @@ def ray_cluster(address: str | None, py_modules: Sequence[str] = ()) -> Iterator
         with _sigterm_as_ctrl_c():
             yield ray
         return
-    with _environment(dict.fromkeys(_OF_ANOTHER_RAY) if address is None else {}):
+    with environment(dict.fromkeys(_OF_ANOTHER_RAY) if address is None else {}):
         _start_or_join(address, py_modules)
         try:
             with _sigterm_as_ctrl_c():  # after Ray has set its own handler, which would end this process at once

@@ -177,3 +177,16 @@ class _Batched(torch.nn.Module):
 def test_a_pass_size_with_other_bits_is_not_used() -> None:
     passes = FixedShapePasses(cast(Any, _Batched()), (1, 4, 4), Probabilities(), pass_images=16, small_passes=True)
     assert passes.sizes == [8, 16]
+
+
+def test_a_lone_image_is_computed_alone_with_the_bits_of_a_full_pass() -> None:
+    """Some layers of these networks give one row other bits than many; they alone compute more rows."""
+    for name, shape in (("vgg_like", (3, 32, 32)), ("resnet18", (3, 16, 16))):
+        model = _model(name, shape)
+        passes = FixedShapePasses(model, shape, Probabilities(), pass_images=8, small_passes=True)
+        plain = FixedShapePasses(model, shape, Probabilities(), pass_images=8)
+        images = np.random.default_rng(2).integers(0, 256, (8, *shape), dtype=np.uint8)
+        whole = plain.answer([images])[0]
+        assert passes.sizes == [1, 2, 4, 8], name
+        for place in range(8):
+            assert np.array_equal(passes.answer([images[place : place + 1]])[0], whole[place : place + 1]), place

@@ -31,6 +31,7 @@ from mea_ray.service.http.metrics import Counts, exposition
 from mea_ray.service.http.problems import Refusal, refusal_of, unauthorised
 from mea_ray.service.http.replies import Replies, npy, wanted
 from mea_ray.service.http.settings import HttpLimits
+from mea_ray.service.http.small_bodies import received
 
 logger = logging.getLogger("mea_ray.http")
 _COUNT_EVERY_S = 1.0
@@ -308,7 +309,7 @@ class _Guard:
             await send(message)
 
         try:
-            await self.app(scope, self._bounded(scope, receive), sending)
+            await self.app(scope, self._bounded(scope, received(scope, receive)), sending)
         except Refusal as refusal:
             await refusal.response()(scope, receive, sending)
         except Exception:

@@ -35,6 +35,8 @@ ACCEPTED = (JPEG, PNG, NPY, JSON, FORM)
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
 _NPY_MAGIC = b"\x93NUMPY"
 _LONGEST_HEADER = 10_000
+_READ_AT_ONCE = 2**20
+"""Bytes of an array that are read faster than a thread is woken for them."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Reader:
         if kind == FORM:
             files = await self._files(body, headers)
             return await run_in_threadpool(lambda: self._joined(list(map(self._file, files))))
+        if kind == NPY and len(body) <= _READ_AT_ONCE:
+            return self._array(body)
         read = {JSON: self._json, NPY: self._array}.get(kind, self._picture)
         return await run_in_threadpool(read, body)
 

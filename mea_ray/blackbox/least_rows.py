@@ -1,0 +1,77 @@
+"""Layers that compute a least number of rows, so that a lone image gets the bits that it gets among others.
+
+Libraries compute one or two rows by other routines than many, which add up in another order. That concerns some layers
+of a network and spares the rest. A few more rows in these layers cost little, where padding the whole pass would cost
+as much as the images would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_SUMMING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class LeastRows:
+    """Hooks of one layer: missing rows are added as zeros before it computes, and cut off after it.
+
+    Attributes:
+        rows: Least number of rows.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.rows, self._count = 1, 0
+        layer.register_forward_pre_hook(self._pad)
+        layer.register_forward_hook(self._cut)
+
+    def _pad(self, layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        self._count = len(args[0])
+        if self._count >= self.rows:
+            return None
+        zeros = args[0].new_zeros((self.rows - self._count, *args[0].shape[1:]))
+        return (torch.cat([args[0], zeros]), *args[1:])
+
+    def _cut(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        return None if self._count >= self.rows else output[: self._count]
+
+
+def need_least_rows(model: nn.Module, full_pass: Callable[[], object]) -> None:
+    """Find the fewest rows of each layer that have the bits of a full pass, and make it compute as many.
+
+    Each number is tried in every position of the rows of a full pass.
+
+    Args:
+        model: The network; its layers get hooks.
+        full_pass: Computes a full pass of it.
+    """
+    layers = [module for module in model.modules() if type(module) in _SUMMING]
+    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+
+    def note(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[layer].append((args[0], output))
+
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        full_pass()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer, calls in seen.items():
+        least = max((_least_rows(layer, *call) for call in calls), default=1)
+        if least > 1:
+            LeastRows(layer).rows = least
+
+
+def _least_rows(layer: nn.Module, x: Tensor, output: Tensor) -> int:
+    """Return the smallest power of two of rows with the bits of all rows at once; all of them if there is none."""
+    rows = 1
+    while rows < len(x):
+        starts = range(0, len(x), rows)
+        if all(torch.equal(layer(x[low : low + rows]), output[low : low + rows]) for low in starts):
+            return rows
+        rows *= 2
+    return len(x)
