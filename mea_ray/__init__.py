@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mea_ray.api import (
         BlackBox,
         Results,
+        Served,
         Stolen,
         Verdict,
         Victim,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         open_blackbox,
         run,
         run_sweep,
+        serve,
         steal,
         verify,
         watermark,
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BlackBox",
     "Results",
+    "Served",
     "Stolen",
     "Verdict",
     "Victim",
@@ -34,6 +37,7 @@ __all__ = [
     "open_blackbox",
     "run",
     "run_sweep",
+    "serve",
     "steal",
     "verify",
     "watermark",

@@ -6,6 +6,7 @@ this name because ``mea_ray.sweep`` is a subpackage.
 """
 
 from mea_ray.api.experiments import Results, run, run_sweep
+from mea_ray.api.service import Served, serve
 from mea_ray.api.thief import Stolen, open_blackbox, steal
 from mea_ray.api.victims import nulls, verify, watermark
 from mea_ray.core.types import BlackBox
@@ -16,6 +17,7 @@ from mea_ray.results.frames import load_results
 __all__ = [
     "BlackBox",
     "Results",
+    "Served",
     "Stolen",
     "Verdict",
     "Victim",
@@ -24,6 +26,7 @@ __all__ = [
     "open_blackbox",
     "run",
     "run_sweep",
+    "serve",
     "steal",
     "verify",
     "watermark",

@@ -466,9 +466,7 @@ def serve(
     if update:
         serving.update(victim, state)
         return
-    from mea_ray.service.http.running import Address as Listening
-
-    serving.serve(victim, overrides or [], Listening(host, port, tls_cert, tls_key), admin_port, state, address)
+    serving.serve(victim, overrides or [], host, port, serving.tls_files(tls_cert, tls_key), admin_port, state, address)
 
 
 @app.command(epilog=EPILOG)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from mea_ray.core.errors import ConfigError, ServiceUnavailable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mea_ray.service.http.running import Address, RunningService
     from mea_ray.service.http.settings import HttpConfig
 
 
@@ -104,7 +102,9 @@ def usage(victim: Path, state: Path | None, as_json: bool) -> None:
 def serve(
     victim: Path,
     overrides: Sequence[str],
-    address: Address,
+    host: str,
+    port: int,
+    tls: tuple[Path, Path] | None,
     admin_port: int,
     state: Path | None,
     ray_address: str | None,
@@ -116,48 +116,32 @@ def serve(
         ConfigError: A setting is wrong, or the service runs already.
         ServiceUnavailable: It could not be started.
     """
+    from mea_ray import api
     from mea_ray.report.terminal import make_console
-    from mea_ray.service.http import admin, small_bodies
-    from mea_ray.service.http.deployment import Spec
-    from mea_ray.service.http.engine import about_victim
-    from mea_ray.service.http.keys import service_name
-    from mea_ray.service.http.running import RunningService, announced, find_running
-    from mea_ray.sweep import cluster
 
-    folder = _state(victim, state)
-    settings = _settings(overrides)
-    about_victim(victim)
-    address.check()
-    if (running := find_running(folder)) is not None:
-        raise ConfigError(
-            f"{folder} is served by {running} at {running.url}; stop it with Ctrl-C, or give it another "
-            f"victim with: mea-ray serve {victim} --state {folder} --update"
-        )
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     console = make_console(stderr=True)
-    spec = Spec(victim.resolve(), folder.resolve(), service_name(folder), settings)
-    with (
-        cluster.quiet(),
-        cluster.environment(small_bodies.ENVIRONMENT),
-        cluster.ray_cluster(cluster.check_address(ray_address)),
-    ):
-        service = RunningService(spec, address)
-        try:
-            with console.status("starting the service"):
-                service.start()
-            with (
-                admin.served(view := admin.create_admin(service), admin_port) as owner,
-                announced(service, owner) as running,
-            ):
-                view.state.running = running
-                console.print(f"service  {address.url}  (its description: {address.url}/docs)", soft_wrap=True)
-                console.print(f"owner    {owner}", soft_wrap=True)
-                _tell_keys(console, victim, folder)
-                console.print("Ctrl-C ends it; requests under way are answered first.")
-                _until_interrupted()
-                console.print("ending: requests under way are answered first")
-        finally:
-            _stop(service)
+    starting = console.status("starting the service")
+    starting.start()
+    try:
+        served = api.serve(
+            victim,
+            _settings(overrides),
+            host=host,
+            port=port,
+            tls=tls,
+            owner_port=admin_port,
+            state=state,
+            address=ray_address,
+        )
+    finally:
+        starting.stop()
+    with served:
+        console.print(f"service  {served.url}  (its description: {served.url}/docs)", soft_wrap=True)
+        console.print(f"owner    {served.owner_url}", soft_wrap=True)
+        _tell_keys(console, victim, served.folder)
+        console.print("Ctrl-C ends it; requests under way are answered first.")
+        _until_interrupted()
+        console.print("ending: requests under way are answered first")
 
 
 def update(victim: Path, state: Path | None) -> None:
@@ -189,19 +173,23 @@ def update(victim: Path, state: Path | None) -> None:
     typer.echo(f"{running.url} answers with {victim}")
 
 
+def tls_files(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    """Return both TLS files, or None if neither is given.
+
+    Raises:
+        ConfigError: One is missing.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigError("TLS needs both files: --tls-cert and --tls-key")
+    return certificate, key
+
+
 def _until_interrupted() -> None:
     """Wait for Ctrl-C or SIGTERM, which `cluster.ray_cluster` turns into the same."""
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
-
-
-def _stop(service: RunningService) -> None:
-    """End the service; a second Ctrl-C is not heard meanwhile."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        service.stop()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _tell_keys(console: Any, victim: Path, folder: Path) -> None:

@@ -147,10 +147,11 @@ class Runner:
         tools = self.folder / ".tools"
         if not tools.exists():
             tools.mkdir()
-            shim = tools / "mea-ray"
-            shim.write_text(f'#!/bin/sh\nexec {sys.executable} -m mea_ray "$@"\n')
-            shim.chmod(0o755)
-            (tools / "python").symlink_to(sys.executable)
+            # Scripts, since a link to the interpreter would not find the packages of its environment.
+            for name, module in {"mea-ray": " -m mea_ray", "python": ""}.items():
+                shim = tools / name
+                shim.write_text(f'#!/bin/sh\nexec {sys.executable}{module} "$@"\n')
+                shim.chmod(0o755)
         path = f"{tools}{os.pathsep}{os.environ['PATH']}"
         return {**os.environ, "PATH": path, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 

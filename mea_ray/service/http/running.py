@@ -53,10 +53,8 @@ class Address:
         """Refuse files that are not there, before anything is started.
 
         Raises:
-            ConfigError: One of the two TLS files is missing.
+            ConfigError: A TLS file is missing.
         """
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ConfigError("TLS needs both files: --tls-cert and --tls-key")
         for file in (self.tls_cert, self.tls_key):
             if file is not None and not file.is_file():
                 raise ConfigError(f"{file} is no file; give the certificate chain and its key in PEM")

@@ -68,13 +68,13 @@ def under_load(service: RunningService, meanwhile: Callable[[], None]) -> dict[i
     settings = ClientConfig(request_images=EACH, max_in_flight=2, request_timeout_s=120, retries=20)
     answers: dict[int, list[np.ndarray]] = {index: [] for index in range(CLIENTS)}
     failures: list[BaseException] = []
-    keys = [store.add(f"client-{index}") for index in range(CLIENTS)]
+    # A service that is away when it is opened is not waited for long: its URL may be mistyped.
+    boxes = [HttpBlackBox(service.address.url, store.add(f"client-{index}"), settings) for index in range(CLIENTS)]
 
     def work(index: int) -> None:
         try:
-            box = HttpBlackBox(service.address.url, keys[index], settings)
             while not over.is_set() or not answers[index]:
-                answers[index].append(box.query(images(IMAGES, seed=index)))
+                answers[index].append(boxes[index].query(images(IMAGES, seed=index)))
         except BaseException as error:
             failures.append(error)
 
