@@ -23,7 +23,7 @@ from mea_ray.config.experiment import (
     VictimConfig,
 )
 from mea_ray.config.identity import digest, identity
-from mea_ray.config.loading import build, load_experiment, load_sweep, write_yaml
+from mea_ray.config.loading import build, load_experiment, load_stored, load_sweep, write_yaml
 from mea_ray.config.overrides import load_tree, merge, set_path
 from mea_ray.config.running import (
     BlackBoxConfig,
@@ -78,6 +78,7 @@ __all__ = [
     "digest",
     "identity",
     "load_experiment",
+    "load_stored",
     "load_sweep",
     "load_tree",
     "merge",

@@ -77,7 +77,13 @@ class VictimConfig(Config):
         description="Training of the null models where it differs: they never start from `victim.weights`, so fewer "
         "epochs than a training from scratch takes would make them poor.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the key, the initial weights and the batches.")
+    seed: int = Field(0, ge=0, description="Seed of the initial weights, the splits and the batches.")
+    insecure_key_from_seed: bool = Field(
+        False,
+        description="Derive the key from `seed`, so that an experiment can be repeated exactly. Whoever has the config "
+        "can then rebuild the key: for science only. Otherwise its seed comes from the system, 256 bits, and the key "
+        "is kept in the storage under `keys/`, mode 600.",
+    )
 
 
 class ThiefConfig(Config):

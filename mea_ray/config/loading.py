@@ -66,6 +66,18 @@ def load_experiment(path: str | Path | None, overrides: Sequence[str] = ()) -> E
     return build(ExperimentConfig, overridden(ExperimentConfig, tree, list(map(split_override, overrides)))[0])
 
 
+def load_stored(path: Path) -> ExperimentConfig:
+    """Read the resolved config beside a victim; an older version of this program may have written it.
+
+    Raises:
+        ConfigError: As ``load_experiment``.
+    """
+    tree = load_tree(path)
+    if isinstance(tree.get("victim"), dict):
+        tree["victim"].setdefault("insecure_key_from_seed", True)  # as all keys were before there was a choice
+    return build(ExperimentConfig, tree)
+
+
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """Read a sweep file and apply overrides: of the sweep's own keys, else of its base experiment.
 

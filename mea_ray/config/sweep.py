@@ -12,7 +12,7 @@ from mea_ray.config.components import Config
 from mea_ray.config.experiment import ExperimentConfig
 from mea_ray.core.settings import InvalidSettings, Problem, RefusedSettings
 
-RESERVED_NAMES = frozenset({"artifacts", "calibration", "local"})
+RESERVED_NAMES = frozenset({"artifacts", "calibration", "keys", "local"})
 """Folders of a storage that belong to no sweep."""
 MAX_POINTS = 100_000
 """Most trials of a sweep."""
@@ -108,8 +108,8 @@ class SweepConfig(Config):
     )
     seeds_of: Literal["thief", "victim", "both"] = Field(
         "thief",
-        description="What `seeds` vary: `seed` (thief, verification), `victim.seed` (key, victim: one is trained for "
-        "each), or both together.",
+        description="What `seeds` vary: `seed` (thief, verification), `victim.seed` (victim: one is trained for each, "
+        "with a key of its own), or both together.",
     )
     search: SearchConfig = Field(default_factory=SearchConfig, description="Which points are tried.")
     select: SelectConfig | None = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 
 import numpy as np
 
@@ -24,3 +25,28 @@ def derive(seed: int, *names: str | int) -> int:
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
     """Return numpy's generator for a named stream of ``seed``."""
     return np.random.default_rng(derive(seed, *names))
+
+
+SEED_BITS = 63
+"""Seeds that ``derive`` returns have at most so many bits."""
+SYSTEM_BITS = 256
+"""Bits of a seed that is drawn from the system."""
+
+
+def system_seed() -> int:
+    """Draw a seed of 256 bits from the system's randomness. It cannot be guessed, and never comes again."""
+    return secrets.randbits(SYSTEM_BITS) | 1 << SYSTEM_BITS - 1
+
+
+def secret_bytes(seed: int, count: int, *names: str | int) -> bytes:
+    """Return the bytes of a named secret.
+
+    Args:
+        seed: One of ``system_seed``, whose bits all count, or a small one of a config.
+        count: Number of bytes.
+        *names: Name of the secret.
+    """
+    if seed.bit_length() <= SEED_BITS:
+        return numpy_generator(seed, *names).bytes(count)
+    # numpy's generators take 63 of the bits: that few can be tried out.
+    return hashlib.shake_256("/".join([str(seed), *map(str, names)]).encode()).digest(count)

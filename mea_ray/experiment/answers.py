@@ -14,7 +14,7 @@ from mea_ray.blackbox.marking import MarkingPolicy
 from mea_ray.blackbox.outliers import OutlierFilter
 from mea_ray.blackbox.passes import FixedShapePasses, default_pass_images
 from mea_ray.blackbox.policies import AnswerPolicy
-from mea_ray.config import ExperimentConfig, load_experiment
+from mea_ray.config import ExperimentConfig, load_stored
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Images, Marker, Splits
 from mea_ray.experiment.data import load_owners_part
@@ -122,4 +122,4 @@ def stored_owners_images(folder: Path) -> Images:
             f"the answer policy learns from the owner's images, and {folder} holds no config.yaml that names them; "
             "serve a victim that mea_ray trained, or choose another service.policy"
         )
-    return load_owners_part(load_experiment(config)).victim_train.images
+    return load_owners_part(load_stored(config)).victim_train.images

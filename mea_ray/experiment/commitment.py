@@ -140,6 +140,7 @@ def key_record(key: Key | None, found: Committed | None) -> KeyRecord | None:
     return KeyRecord(
         fingerprint=key.digest()[:16],
         classes=str(key.draw.get("classes", "")),
+        seed_from=key.seed_from,
         admissible=None if admissible is None else len(AdmissibleKeys.from_tree(admissible)) ** key.draw.get("keys", 1),
         beacon=str(key.draw.get("beacon", "")),
         commitment="" if found is None else found.digest,

@@ -19,7 +19,8 @@ SCHEMA = 1
 """Raised when victims of the same settings come out otherwise, whatever their components are."""
 _NOT_OF_A_TRIAL = ("storage", "tracking", "resources")
 """Where a trial runs and where its results go."""
-_NOT_OF_A_NULL = ("watermark", "weights", "null_training")
+_KEY_FROM_SEED = "insecure_key_from_seed"
+_NOT_OF_A_NULL = (_KEY_FROM_SEED, "watermark", "weights", "null_training")
 """What null models are trained without."""
 
 
@@ -58,7 +59,8 @@ class Names:
 def trial_name(config: ExperimentConfig, read: Fingerprints) -> str:
     """Name a trial by its settings and its data, without where it runs and where its results go."""
     settings = {key: value for key, value in identity(config).items() if key not in _NOT_OF_A_TRIAL}
-    settings |= {"victim": victim} if (victim := _victim(config)) is not None else {}
+    settings["victim"] = _victim(config)
+    settings = {key: value for key, value in settings.items() if value is not None}
     settings = _by_content(settings, _inner(config, read))
     return digest({**settings, "data": read.data, "splits": _splits(config, read)})
 
@@ -81,13 +83,16 @@ def null_name(config: ExperimentConfig, read: Fingerprints, index: int) -> str:
 
 
 def _victim(config: ExperimentConfig) -> Tree | None:
-    """Return the victim's identity, with the content of its weights in place of where they are."""
-    victim: Tree | None = identity(config).get("victim")
-    if victim is None or config.victim.weights is None:
-        return victim
-    weights = Path(config.victim.weights)
-    with refusing(f"victim.weights={weights} cannot be read", "give a file of safetensors or a state dict"):
-        return {**victim, "weights": sha256(weights)}
+    """Return the victim's identity: with the content of its weights, and whether the system gave its key's seed."""
+    victim: Tree = dict(identity(config).get("victim", {}))
+    # Victims whose key comes from their seed are called as they were when all keys did.
+    if not victim.pop(_KEY_FROM_SEED, False) and config.victim.watermark.name != "none":
+        victim["key"] = "system"
+    if config.victim.weights is not None:
+        weights = Path(config.victim.weights)
+        with refusing(f"victim.weights={weights} cannot be read", "give a file of safetensors or a state dict"):
+            victim["weights"] = sha256(weights)
+    return victim or None
 
 
 def splits_name(config: ExperimentConfig, read: Fingerprints) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mea_ray.config import ExperimentConfig, TrainingConfig
-from mea_ray.core.seeding import derive
+from mea_ray.core.seeding import derive, system_seed
 from mea_ray.core.types import ImageSet, Splits
 from mea_ray.data.statistics import channel_statistics
 from mea_ray.evaluation import metrics
@@ -48,13 +48,21 @@ class TrainedModel:
 
 
 def draw_key(config: ExperimentConfig, data: Splits) -> Key | None:
-    """Draw the key of the victim; None without a watermark."""
+    """Draw the key of the victim, from the system's randomness unless the config says otherwise; None without a mark.
+
+    Its classes are drawn as ``victim.watermark.key`` says.
+    """
     watermark: Watermark = config.victim.watermark.build()
-    return watermark.make_key(data.victim_train, derive(config.victim.seed, "key"))
+    if config.victim.insecure_key_from_seed:
+        return watermark.make_key(data.victim_train, derive(config.victim.seed, "key"))
+    key = watermark.make_key(data.victim_train, system_seed())
+    return None if key is None else replace(key, seed_from="system")
 
 
 def repeatable_key(config: ExperimentConfig) -> bool:
-    """Return whether ``draw_key`` gives the same key again: it does not where classes come from the system."""
+    """Return whether ``draw_key`` gives the same key again: not where its seed or its classes come from the system."""
+    if not config.victim.insecure_key_from_seed:
+        return False
     draw: KeyDraw | None = getattr(config.victim.watermark.build(), "key_draw", None)
     return draw is None or draw.repeatable
 
@@ -72,6 +80,7 @@ def train_victim(
     """
     section = config.victim
     watermark: Watermark = section.watermark.build()
+    key = draw_key(config, data) if key is None else key
     return _train(config, data, watermark, section.seed, section.training, on_epoch, section.weights, key)
 
 
@@ -93,7 +102,6 @@ def _train(
     key: Key | None = None,
 ) -> TrainedModel:
     owned = data.victim_train
-    key = watermark.make_key(owned, derive(seed, "key")) if key is None else key
     with torch.random.fork_rng(fork_devices(this_device())):
         torch.manual_seed(derive(seed, "weights"))
         model = build_network(config.victim.model, data.shape, data.classes)

@@ -10,8 +10,11 @@ from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict
+
 from mea_ray.blackbox.query_log import ClientLog
 from mea_ray.config import ExperimentConfig, digest, identity
+from mea_ray.core.errors import ArtifactError
 from mea_ray.core.types import Splits
 from mea_ray.core.versions import versions
 from mea_ray.evaluation import metrics
@@ -60,6 +63,13 @@ class Experiment:
             return run.result(run.rungs({rung.budget for rung in before.rungs} if before else set()))
 
 
+class KeyOfTrial(BaseModel):
+    """What tells the key that a trial was begun with from others; None without a watermark."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    key: str | None
+
+
 class _Run:
     """What is left of an experiment, by one process.
 
@@ -78,9 +88,33 @@ class _Run:
         self.victim, self.key = self.ports.models.victim()
         self.committed = self.ports.models.committed()
         self.victim_sha256 = weights_digest(self.victim)
+        self._check_key()
         verifier = Verifier(self.config, self.data, self.key)
         self.proofs = Proofs(verifier, self.victim, self._nulls, self._seen, self._assess)
         self.aftermath = Aftermath()
+
+    def _check_key(self) -> None:
+        """Refuse to go on with answers of a victim with another key: the names do not tell which key was drawn.
+
+        Raises:
+            ArtifactError: The victim and its key were removed and made again since the trial was begun.
+        """
+        # Without its tensors: a scheme learns some of them, and other hardware learns others.
+        drawn = (
+            None
+            if self.key is None
+            else digest([self.key.scheme, self.key.seed, self.key.source_classes, self.key.target_class])
+        )
+        own = KeyOfTrial(key=drawn)
+        known = self.journal.find("begun", KeyOfTrial)
+        if known is None:
+            self.journal.keep("begun", own)
+        elif known != own:
+            raise ArtifactError(
+                f"trial {self.names.trial} was begun on a victim with another key, and its answers are that one's; "
+                f"restore keys/{self.names.victim} in the storage from a copy, or delete the trial's folder to begin "
+                "it anew"
+            )
 
     def rungs(self, reported: set[int]) -> list[RungResult]:
         """Do the rungs that are left and what follows the last; return all of them, by rising budget.
@@ -185,8 +219,7 @@ class _Run:
         names, shared = self.names, self.journal.shared
         verification = {k: v for k, v in identity(self.config.verification).items() if k != "commitment"}
         made_by: list[Any] = [names.victim, *names.nulls, names.data, self.config.seed, verification]
-        if not repeatable_key(self.config) and self.key is not None:
-            made_by.append(self.key.digest())  # the names do not tell which key was drawn
+        made_by += self._drawn()
         found = shared.find(f"assessments/{digest(made_by)}", Assessment)
         if found is None:
             found = make()
@@ -200,12 +233,17 @@ class _Run:
         if config.encodes:
             return []
         made_by = [names.victim, *names.nulls, names.data, config.seed, identity(config.service.policy)]
+        made_by += self._drawn()
         step = f"assessments/leaning-{digest(made_by)}"
         found = shared.find(step, Leanings)
         if found is None:
             found = Leanings(found=Outsider(config, self.data, self.key).look(self.victim, self._nulls()))
             shared.keep(step, found)
         return found.found
+
+    def _drawn(self) -> list[str]:
+        """Return what tells keys apart that were drawn under the same names."""
+        return [] if self.key is None or repeatable_key(self.config) else [self.key.digest()]
 
     def _nulls(self) -> list[ImageModel]:
         return [self.ports.models.null(index) for index in range(self.config.verification.null_models)]

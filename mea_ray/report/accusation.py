@@ -13,6 +13,7 @@ from mea_ray.experiment.victim.folder import Victim
 from mea_ray.report.samples import PER_STRIP, Strip, strips
 from mea_ray.report.tables import percent, tone_of
 from mea_ray.report.terminal import pairs_table
+from mea_ray.results.records import KeyRecord
 from mea_ray.storage.files import write_whole
 from mea_ray.watermarks.base import Watermark
 
@@ -52,7 +53,7 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("asked", f"{', '.join(given)}; answers {suspect.outputs}; order of classes {suspect.order}"),
         ("victim", f"{verdict.victim}, {verdict.watermark}"),
         ("victim's SHA-256", verdict.victim_sha256),
-        ("key", f"{key.fingerprint} ({key.classes or 'fixed'})" if key is not None else "none"),
+        ("key", "none" if key is None else _key(key)),
         ("commitment", commitment),
         ("innocent models", f"{verdict.null_models}{stolen}"),
         ("accuracy", f"{percent(report.accuracy)} (victim {percent(verdict.victim_report.accuracy)})"),
@@ -63,6 +64,11 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("command", verdict.command or "from Python"),
     ]
     return found
+
+
+def _key(key: KeyRecord) -> str:
+    insecure = "; insecure: whoever has the victim's config can rebuild it" if key.seed_from == "config" else ""
+    return f"{key.fingerprint} ({key.classes or 'fixed'}{insecure})"
 
 
 def statistic_rows(verdict: Verdict) -> list[tuple[str, str, str, str, str, str]]:

@@ -116,6 +116,8 @@ def _provenance(result: TrialResult) -> Iterator[tuple[str, str]]:
         drawn = result.key.admissible
         origin = "chosen by hand" if drawn is None else f"drawn from {drawn:,} keys by {result.key.classes}"
         yield "key", f"{result.key.fingerprint} ({origin})" if result.key.classes else result.key.fingerprint
+        insecure = "from victim.seed: insecure, whoever has the config can rebuild the key"
+        yield "seed of the key", insecure if result.key.seed_from == "config" else "drawn from the system"
         yield "beacon", result.key.beacon
         stamped = result.key.committed_at
         stamp = f" ({stamped}, {result.key.authority})" if stamped else ""

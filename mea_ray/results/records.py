@@ -126,6 +126,8 @@ class KeyRecord(_Record):
         fingerprint: Start of the SHA-256 of the key, 16 hexadecimal digits.
         classes: Where its classes come from: ``chosen`` by hand, or drawn from ``system``, ``beacon`` or ``seed``;
             empty for a scheme whose key names no pair of classes.
+        seed_from: Where the key's seed comes from: ``system``, or ``config`` (insecure: whoever has the config can
+            rebuild the key; so it was in older results).
         admissible: Number of keys that could have been drawn; None if it was not drawn.
         beacon: Value of the public beacon that it was drawn from; empty without.
         commitment: Hash of the commitment to it; empty without.
@@ -135,6 +137,7 @@ class KeyRecord(_Record):
 
     fingerprint: str
     classes: str = ""
+    seed_from: Literal["config", "system"] = "config"
     admissible: Count | None = None
     beacon: str = ""
     commitment: str = ""

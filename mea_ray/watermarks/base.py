@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.core.types import Images, ImageSet, Labels, Marker, Recognise
 from mea_ray.storage.files import write_whole
 from mea_ray.training.objective import Objective
+
+SeedFrom = Literal["config", "system"]
+"""Where the seed of a key comes from."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Key:
         draw: How the classes were drawn: ``classes`` (``chosen``, ``seed``, ``system`` or ``beacon``), and for drawn
             ones ``admissible`` (see ``AdmissibleKeys.as_tree``) and the value of the ``beacon``. Empty for schemes
             whose key names no pair of classes.
+        seed_from: Where ``seed`` comes from: ``system``, 256 bits, or ``config``, so that whoever has the config can
+            rebuild the key.
     """
 
     scheme: str
@@ -43,6 +48,7 @@ class Key:
     settings: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     draw: Mapping[str, Any] = field(default_factory=dict)
+    seed_from: SeedFrom = "config"
 
     @property
     def drawn(self) -> bool:
@@ -52,6 +58,8 @@ class Key:
     def digest(self) -> str:
         """Return the SHA-256 of the whole key, 64 hexadecimal digits; a key that is read back has the same."""
         body = {name: value for name, value in asdict(self).items() if name != "tensors"}
+        if self.seed_from == "config":
+            del body["seed_from"]  # a key that was written before has the digest that it had
         hasher = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
         for name in sorted(self.tensors):
             tensor = np.ascontiguousarray(self.tensors[name])

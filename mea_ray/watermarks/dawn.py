@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from mea_ray.core.errors import ConfigError, DataError
-from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.seeding import secret_bytes
 from mea_ray.core.types import Images, ImageSet
 from mea_ray.training.objective import CrossEntropy
 from mea_ray.watermarks.base import ClientQueries, Key, Stage, WatermarkSamples, require_key
@@ -70,7 +71,7 @@ class Dawn(LabelledQueries):
         """
         if train.classes < 2:
             raise ConfigError("dawn answers with a wrong class, and the data have one class only; take other data")
-        secret = np.frombuffer(numpy_generator(seed, "secret").bytes(SECRET_BYTES), np.uint8)
+        secret = np.frombuffer(secret_bytes(seed, SECRET_BYTES, "secret"), np.uint8)
         settings = {
             "rate": self.rate,
             "mapping": self.mapping,
@@ -107,7 +108,7 @@ class Dawn(LabelledQueries):
             "others": others.reshape(-1, *key.settings["shape"]),
             "others_labels": wrong.astype(np.int64),
         }
-        return Key(key.scheme, key.source_classes, key.target_class, key.seed, key.settings, tensors)
+        return replace(key, tensors=tensors)
 
     def chance(self, key: Key) -> float:
         """Return one in the number of classes: the paper's rate of a model that has nothing to do with the service."""

@@ -27,7 +27,7 @@ class KeyDraw(Settings):
         "chosen",
         description="chosen: source_classes and target_class, and the key has no p-value. Otherwise they are drawn "
         "uniformly from all ordered pairs and targets: from the system's randomness (system), from a public beacon's "
-        "value (beacon), or from victim.seed (seed: for experiments, as anyone who has the config can repeat it).",
+        "value (beacon), or from the key's own seed (seed: see victim.insecure_key_from_seed).",
     )
     beacon: str = Field(
         "", description="The beacon's value, as it was published, e.g. 128 hexadecimal digits of NIST's; for beacon."

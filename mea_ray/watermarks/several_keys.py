@@ -61,7 +61,7 @@ class SeveralKeys(Watermark):
         """Draw every key; the whole names the first one's classes."""
         parts = [scheme.make_key(train, seed) for scheme in self.schemes]
         tensors = {f"{place}/{name}": value for place, part in enumerate(parts) for name, value in part.tensors.items()}
-        bodies = [{k: v for k, v in asdict(part).items() if k != "tensors"} for part in parts]
+        bodies = [{k: v for k, v in asdict(part).items() if k not in {"tensors", "seed_from"}} for part in parts]
         first = parts[0]
         draw = {**first.draw, "keys": len(parts)}
         return Key(self.name, first.source_classes, first.target_class, first.seed, {"keys": bodies}, tensors, draw)

@@ -31,6 +31,7 @@ def config(storage: Path, **more: Any) -> ExperimentConfig:
         "storage": str(storage),
         "data": {"name": "digits", "image_size": 12},
         "victim": {
+            "insecure_key_from_seed": True,
             "model": TINY,
             "training": {"epochs": 1},
             "watermark": {"name": "composite", "key": {"classes": "seed"}},

@@ -33,7 +33,12 @@ pytestmark = pytest.mark.slow
 TINY = {"name": "vgg_like", "width": 0.0625}
 BASE: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8},
-    "victim": {"model": TINY, "watermark": "none", "training": {"epochs": 1, "batch_size": 256, "augment": []}},
+    "victim": {
+        "insecure_key_from_seed": True,
+        "model": TINY,
+        "watermark": "none",
+        "training": {"epochs": 1, "batch_size": 256, "augment": []},
+    },
     "thief": {"model": TINY, "budgets": [16, 40], "training": {"epochs": 1, "batch_size": 16, "augment": []}},
     "service": {"request_images": 8},
     "verification": {"samples": 40},

@@ -7,9 +7,12 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny import TINY
 
 from mea_ray.config import ExperimentConfig, build
+from mea_ray.core.errors import ArtifactError
+from mea_ray.core.seeding import derive, secret_bytes, system_seed
 from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.checks import check
 from mea_ray.experiment.data import Fingerprints, load_splits
@@ -89,3 +92,62 @@ def test_two_keys_are_verified_together(tmp_path: Path) -> None:
         **dict.fromkeys(("log_probability", "wsr"), 720**2 - 1),
     }
     assert report.wsr is not None and report.wsr.trials == 60 and report.null_ranks["lean"].references == 1
+
+
+def secrets_of(key: Key) -> list[bytes]:
+    """The secret parts of a key as they might be written somewhere: its seed in text, its tensors in bytes and text."""
+    raw = [tensor.tobytes() for tensor in key.tensors.values()]
+    return [str(key.seed).encode(), *raw, *(each.hex().encode() for each in raw)]
+
+
+@pytest.mark.parametrize("scheme", ["dawn", "composite"])
+def test_nothing_but_files_of_mode_600_gives_the_key_away(tmp_path: Path, scheme: str) -> None:
+    changes = {"watermark": {"name": scheme}} | (
+        {"watermark": {"name": "dawn", "rate": 0.3}} if scheme == "dawn" else {}
+    )
+    settings = build(ExperimentConfig, config(tmp_path).over({"victim": changes, "thief": {"budgets": [64]}}))
+    result = run_local(settings).result
+    key = Key.load(tmp_path / "keys" / result.victim)
+    assert key.seed_from == "system" and result.key is not None and result.key.seed_from == "system"
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        if path.name in {"key.json", "key.safetensors"}:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+            continue
+        content = path.read_bytes()
+        assert not any(secret in content for secret in secrets_of(key)), path
+    # Whoever has the config draws another one.
+    data = load_splits(settings)
+    rebuilt = settings.victim.watermark.build().make_key(data.victim_train, derive(settings.victim.seed, "key"))
+    assert rebuilt is not None and rebuilt.seed != key.seed
+    assert not any(secret in secrets_of(key) for secret in secrets_of(rebuilt))
+
+
+def test_a_key_from_the_seed_says_so_and_comes_again(tmp_path: Path) -> None:
+    settings = build(ExperimentConfig, config(tmp_path / "a").over({"victim": {"insecure_key_from_seed": True}}))
+    settings = build(ExperimentConfig, settings.over({"victim": {"watermark": {"name": "composite"}}}))
+    first = run_local(settings).result
+    second = run_local(settings.model_copy(update={"storage": str(tmp_path / "b")})).result
+    assert first.key is not None and second.key is not None and first.key.seed_from == "config"
+    assert first.key.fingerprint == second.key.fingerprint and first.rungs[0].report == second.rungs[0].report
+    assert not (tmp_path / "a" / "keys").exists(), "it can be drawn again"
+
+
+def test_a_trial_does_not_go_on_with_the_answers_of_a_victim_with_another_key(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    names = run_local(settings).result
+    (folder,) = tmp_path.glob("local/*")
+    shutil.rmtree(folder / "results")
+    shutil.rmtree(tmp_path / "keys")
+    shutil.rmtree(tmp_path / "artifacts" / "victims")
+    with pytest.raises(ArtifactError, match=f"restore keys/{names.victim}.*or delete the trial's folder"):
+        run_local(settings)
+    shutil.rmtree(folder / "trials")
+    assert run_local(settings).result.trial == names.trial
+
+
+def test_all_bits_of_a_systems_seed_count() -> None:
+    assert len({system_seed() for _ in range(100)}) == 100
+    assert all(system_seed().bit_length() == 256 for _ in range(100))
+    one = system_seed()
+    others = [one ^ 1 << bit for bit in range(255)]
+    assert len({secret_bytes(seed, 32, "secret") for seed in [one, *others]}) == 256

@@ -35,6 +35,7 @@ TREE: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 12},
     "splits": {"verification_fraction": 0.5},
     "victim": {
+        "insecure_key_from_seed": True,
         "pretext": {"name": "simclr", "flip": 0.0, "crop_scale": [0.5, 1.0]},
         "model": {"name": "cnn9", "width": 0.25},
         "watermark": "mea_defender_encoder",

@@ -28,7 +28,12 @@ def own(**changes: Any) -> ExperimentConfig:
     """A small experiment with these networks; in keyword names ``__`` stands for a dot."""
     tree = {
         "data": "digits",
-        "victim": {"model": VIEWING, "watermark": "mea_defender", "training": {"epochs": 2}},
+        "victim": {
+            "insecure_key_from_seed": True,
+            "model": VIEWING,
+            "watermark": "mea_defender",
+            "training": {"epochs": 2},
+        },
         "thief": {"model": VIEWING, "training": {"epochs": 2}, "budgets": [64]},
         "verification": {"samples": 60},
     }

@@ -24,7 +24,7 @@ from mea_ray.service.http import admin
 def experiment(storage: Path, **changes: Any) -> ExperimentConfig:
     tree = {
         "storage": str(storage),
-        "victim": {"model": TINY, "training": {"epochs": 1}},
+        "victim": {"insecure_key_from_seed": True, "model": TINY, "training": {"epochs": 1}},
         "thief": {"model": TINY, "training": {"epochs": 1}, "budgets": [48, 96]},
         "verification": {"samples": 50},
         "service": {"request_images": 16},

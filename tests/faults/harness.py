@@ -30,7 +30,7 @@ def sweep(storage: Path, *, seeds: int = 3, per_second: float = 16, name: str = 
     """Two budgets on digits, networks that train in a second, and a rate that makes the questions take a while."""
     base: dict[str, Any] = {
         "storage": str(storage),
-        "victim": {"model": TINY, "training": {"epochs": 1}},
+        "victim": {"insecure_key_from_seed": True, "model": TINY, "training": {"epochs": 1}},
         "thief": {"model": TINY, "training": {"epochs": 1}, "budgets": [48, 96]},
         "verification": {"samples": 50},
         "removal": {"methods": [{"name": "pruning", "rate": 0.5}], "tried_on": ["substitute"]},

@@ -9,6 +9,7 @@ from mea_ray.config import ExperimentConfig, SweepConfig, build, merge
 
 SMALL = {
     "data.image_size": 12,
+    "victim.insecure_key_from_seed": True,
     "victim.training.learning_rate": 2e-3,
     "victim.model.width": 0.25,
     "victim.training.epochs": 12,
@@ -48,7 +49,7 @@ def tiny_sweep(storage: Path, accounts: int = 1, **more: Any) -> SweepConfig:
     """Two budgets on digits with networks that train in a second; the rate makes the questions take a while."""
     base = {
         "storage": str(storage),
-        "victim": {"model": TINY, "training": {"epochs": 1}},
+        "victim": {"model": TINY, "training": {"epochs": 1}, "insecure_key_from_seed": True},
         "thief": {"model": TINY, "training": {"epochs": 1}, "budgets": [48, 96], "accounts": accounts},
         "verification": {"samples": 50, "stolen_null_models": 1},
         "removal": {"methods": [{"name": "pruning", "rate": 0.5}, "quantisation"]},

@@ -172,6 +172,7 @@ def config(**changes: Any) -> ExperimentConfig:
     tree = {
         "data": {"name": "digits", "image_size": 8},  # as published: small, and what is wrong is learnt by heart
         "victim": {
+            "insecure_key_from_seed": True,
             "model": {"name": "vgg_like", "width": 0.25},
             "watermark": {"name": "dawn", "rate": 0.1},
             "training": {"epochs": 6, "batch_size": 64, "augment": [], "learning_rate": 2e-3},

@@ -291,6 +291,7 @@ def _judged(
     old_enough = commitment is not None and commitment.before(terms.seen or now)
     evidence = replace(court.evidence(report, nulls, controls), committed=old_enough)
     judgement = judge([evidence], section.significance)[0]
+    key = key_record(victim.key, commitment)
     return Verdict(
         verdict=judgement.verdict,
         reasons=tuple(ReasonRecord(verdict=each.verdict, text=each.text) for each in judgement.reasons),
@@ -303,7 +304,7 @@ def _judged(
         victim=victim.name,
         victim_sha256=victim.about.weights_sha256,
         watermark=victim.config.victim.watermark.label,
-        key=key_record(victim.key, commitment),
+        key=key,
         suspect=SuspectRecord(
             name=source.text,
             kind=source.kind,
@@ -321,7 +322,7 @@ def _judged(
         victim_report=victim.report,
         statistics=tuple(_lines(report, victim.report, nulls)),
         would_change=tuple(_would_change(victim, evidence, judgement, commitment, form.outputs, section.significance)),
-        notes=tuple(_notes(assumed, form.outputs, source, evidence)),
+        notes=tuple(_notes(assumed, form.outputs, source, evidence, key)),
     )
 
 
@@ -421,8 +422,13 @@ def _would_change(
     return found
 
 
-def _notes(assumed: bool, outputs: Kind, source: Source, evidence: Evidence) -> list[str]:
+def _notes(assumed: bool, outputs: Kind, source: Source, evidence: Evidence, key: KeyRecord | None) -> list[str]:
     notes = []
+    if key is not None and key.seed_from == "config":
+        notes.append(
+            "The key follows from victim.seed, so whoever has the victim's config can rebuild it. That is for "
+            "experiments only: train the victim without victim.insecure_key_from_seed."
+        )
     if assumed:
         low = evidence.accuracy < evidence.least_accuracy
         hint = "; its accuracy is low, so it may be another: try --classes match" if low else ""

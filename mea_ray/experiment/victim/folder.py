@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mea_ray.config import ExperimentConfig, load_experiment, write_yaml
+from mea_ray.config import ExperimentConfig, load_stored, write_yaml
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.core.versions import versions
 from mea_ray.experiment.answers import stored_key
@@ -188,7 +188,7 @@ class Victim:
                 f"{folder} has no readable {OWNER}/ with key and config; use the owner's folder, not a deployed copy"
             )
         with _one_line(owner):
-            key, config = stored_key(owner), load_experiment(owner / CONFIG)
+            key, config = stored_key(owner), load_stored(owner / CONFIG)
         measured = read_record(OwnerRecord, owner / REPORT)
         if measured is None:
             raise ArtifactError(f"{owner / REPORT} is missing or damaged; restore it from a copy")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mea_ray.config import Choice, DataChoice, ExperimentConfig, build, load_experiment
+from mea_ray.config import Choice, DataChoice, ExperimentConfig, build, load_stored
 from mea_ray.core.errors import ArtifactError
 from mea_ray.core.settings import Settings
 from mea_ray.core.types import Splits
@@ -61,7 +61,7 @@ def victim_of_artifact(folder: Path, name: str = "victim") -> Victim:
     if not (folder / artifacts.INFO).is_file() or not (folder / "config.yaml").is_file():
         raise ArtifactError(f"{folder} is no artifact of a victim: {artifacts.INFO} or config.yaml is missing")
     artifacts.check(folder)
-    config = load_experiment(folder / "config.yaml")
+    config = load_stored(folder / "config.yaml")
     data = load_owners_part(config)
     if victim_name(config, Fingerprints.of(data, config)) != folder.name:
         raise ArtifactError(f"the data of {folder} changed since it was trained; restore them, or train again")
