@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mea_ray.config import SweepConfig, build
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.results.numbers import trial_metrics
+from mea_ray.results.portable import anonymous
 from mea_ray.results.records import ModelReport, QueryLogRecord, RungResult, SuccessRate, TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.plan import PlannedTrial, plan
@@ -64,7 +65,7 @@ def stand_in(
         result = TrialResult(
             trial=trial.name,
             point=trial.point,
-            config=trial.config.resolved(),
+            config=anonymous(trial.config.resolved()),
             victim=trial.victim,
             nulls=list(trial.nulls),
             victim_report=_report(trial, 0),

@@ -29,6 +29,7 @@ from mea_ray.experiment.checks import check
 from mea_ray.experiment.data import Fingerprints, load_splits
 from mea_ray.experiment.names import Names
 from mea_ray.experiment.proof import marks_answers
+from mea_ray.results.portable import anonymous
 from mea_ray.results.records import read_record
 from mea_ray.storage.files import write_whole
 from mea_ray.storage.remote import Storage
@@ -237,7 +238,7 @@ def _summary(
     marked = [each.wsr for key in keys for each in key.models if each.role == "marked"]
     limits = partial(thresholds, paper=config.verification.threshold, significance=significance)
     return Calibration(
-        config=config.resolved(),
+        config=anonymous(config.resolved()),
         class_names=list(class_names),
         innocents=numbers.innocents,
         stolen_innocents=numbers.stolen_innocents,

@@ -26,6 +26,7 @@ from mea_ray.experiment.proof import Proof
 from mea_ray.experiment.theft import Steal, Theft, rung_result
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Removal, ThiefData
+from mea_ray.results.portable import cleaned
 from mea_ray.results.records import (
     DetectionResult,
     ModelReport,
@@ -166,7 +167,7 @@ def _remove(bench: Workbench, choice: Choice, on: SuspectName, model: ImageModel
     left = removal.remove(model, thief, derive(bench.config.seed, "removal"))
     seconds = time.perf_counter() - started
     return RemovalResult(
-        removal=choice.resolved(),
+        removal=cleaned(choice.resolved()),
         strength=removal.strength,
         tried_on=on,
         before=bench.suspects[on].report,
@@ -231,7 +232,7 @@ def _detect(bench: Workbench, choice: Choice, on: SuspectName) -> DetectionResul
     seconds = time.perf_counter() - started
     stolen = bench.suspects["substitute"].load() if evidence.triggers else None
     return DetectionResult(
-        detection=choice.resolved(),
+        detection=cleaned(choice.resolved()),
         tried_on=on,
         flagged=[names[label] for label in evidence.flagged],
         target=names[key.target_class] if key is not None and key.target_class >= 0 else None,

@@ -28,6 +28,7 @@ from mea_ray.experiment.proof import Assessment, Proofs
 from mea_ray.experiment.theft import Theft, account_budgets, answers_stored, open_blackbox, rung_result
 from mea_ray.experiment.verifier import Verifier
 from mea_ray.models.base import ImageModel
+from mea_ray.results.portable import anonymous
 from mea_ray.results.records import LeaningRecord, RungResult, SelectionRecord, TrialResult
 from mea_ray.training.checkpoint import weights_digest
 from mea_ray.training.device import device_name
@@ -143,7 +144,7 @@ class _Run:
         return TrialResult(
             trial=self.names.trial,
             point=self.point,
-            config=self.config.resolved(),
+            config=anonymous(self.config.resolved()),
             victim=self.names.victim,
             nulls=list(self.names.nulls),
             victim_report=proof.victim,

@@ -17,9 +17,10 @@ from mea_ray.core.errors import ArtifactError
 from mea_ray.core.versions import command_line
 from mea_ray.report import curves
 from mea_ray.report.markdown import table
-from mea_ray.report.record import RECORD, SweepRecord, anonymous, check_target, cleaned, portable
+from mea_ray.report.record import RECORD, SweepRecord, check_target
 from mea_ray.report.tables import percent
 from mea_ray.report.terminal import make_console
+from mea_ray.results.portable import anonymous, portable
 from mea_ray.results.records import ModelReport, read_record
 from mea_ray.storage.files import write_whole
 from mea_ray.training.device import device_name
@@ -110,7 +111,7 @@ def put_on_record(calibration: Calibration, target: Path, note: str = "") -> Non
     )
     slim = calibration.model_copy(
         update={
-            "config": anonymous(cleaned(calibration.config)),
+            "config": anonymous(calibration.config),
             "keys": [
                 key.model_copy(update={"models": [_slim(each) for each in key.models]}) for key in calibration.keys
             ],

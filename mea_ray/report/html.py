@@ -38,6 +38,7 @@ def render(
     name: str,
     description: str = "",
     storage: str | Path | None = None,
+    folder: Path | None = None,
     search: SearchConfig | None = None,
     command: str = "",
 ) -> str:
@@ -47,7 +48,8 @@ def render(
         results: At least one trial.
         name: Name of the sweep or experiment.
         description: One paragraph for the reader.
-        storage: Where victims are kept; the trials' own ``storage`` when None.
+        storage: Where victims are kept; the one that the sweep was started with when None.
+        folder: The sweep's folder, which knows where its data and victims are.
         search: What the sweep sought, if it sought something.
         command: The command that made the results, if it is known.
     """
@@ -98,7 +100,7 @@ def render(
         "attacks": attacks.pictures(results),
         "seen": attacks.client_rows(results),
         "clients": attacks.clients(results),
-        "galleries": [samples.gallery(result, storage) for result in list(first.values())[:GALLERIES]],
+        "galleries": [samples.gallery(result, storage, folder) for result in list(first.values())[:GALLERIES]],
         "victims": len(first),
         "changed": settings.changed(results),
         "varied": varied,
@@ -140,7 +142,7 @@ def write(folder: Path, *, storage: str | Path | None = None, png: Path | None =
 
     Args:
         folder: The sweep's folder; ``sweep.yaml`` in it, if there, gives name and description.
-        storage: Where victims are kept; the trials' own ``storage`` when None.
+        storage: Where victims are kept; the one that the sweep was started with when None.
         png: Where to write the curves as one picture, too.
 
     Returns:
@@ -156,6 +158,7 @@ def write(folder: Path, *, storage: str | Path | None = None, png: Path | None =
         name=str(about.get("name") or folder.resolve().name),
         description=str(about.get("description") or ""),
         storage=storage,
+        folder=folder,
         search=searches.search_of(folder),
         command=command_of(folder),
     )

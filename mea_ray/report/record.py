@@ -7,10 +7,7 @@ of every result. Tables and curves of the documentation are rendered from these 
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import shutil
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mea_ray.config import load_tree, yaml_text
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.report.tables import listed
+from mea_ray.results.portable import anonymous, cleaned, portable
 from mea_ray.results.records import RESULTS, SCHEMA_VERSION, TrialResult, read_results
 from mea_ray.storage.files import write_whole
 from mea_ray.sweep.event_log import EVENTS
@@ -28,9 +26,6 @@ RECORD = "record.json"
 SWEEP = "sweep.yaml"
 CURVE_POINTS = 50
 """Points kept of each curve that an attack logged about itself."""
-_PATH = re.compile(r"(?:\b(?!https?:)[a-z][a-z0-9+]*://|~[\w.-]*/|(?<![\w./~:])/)[^\s'\",\]}]+")
-_ACCOUNT = ("entity", "group")
-"""Settings of ``tracking`` that name a W&B account or its runs."""
 
 
 class SweepRecord(BaseModel):
@@ -149,37 +144,6 @@ def slim(result: TrialResult) -> TrialResult:
         for trigger in detection["triggers"]:
             trigger["picture"] = ""
     return TrialResult.model_validate(tree)
-
-
-def without_paths(text: str) -> str:
-    """Replace absolute paths and URIs in a text by their last part."""
-    return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], text)
-
-
-def portable(command: str) -> str:
-    """Return a command without what is of one machine only: its storage, and the folders of its paths."""
-    try:
-        words = shlex.split(command)
-    except ValueError:  # typed by hand, with an open quote
-        return without_paths(command)
-    return shlex.join(without_paths(word) for word in words if not word.startswith("storage="))
-
-
-def cleaned(value: Any) -> Any:
-    """Return a tree whose texts hold no paths."""
-    if isinstance(value, Mapping):
-        return {key: cleaned(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [cleaned(item) for item in value]
-    return without_paths(value) if isinstance(value, str) else value
-
-
-def anonymous(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config without its storage and its W&B account."""
-    kept = {key: value for key, value in config.items() if key != "storage"}
-    if isinstance(tracking := kept.get("tracking"), Mapping):
-        kept["tracking"] = {key: value for key, value in tracking.items() if key not in _ACCOUNT}
-    return kept
 
 
 def _thinned(points: list[Any]) -> list[Any]:

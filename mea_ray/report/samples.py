@@ -16,9 +16,11 @@ import numpy as np
 
 from mea_ray.core.errors import ArtifactError, DataError, MeaRayError
 from mea_ray.core.types import Images
+from mea_ray.results.portable import without_paths
 from mea_ray.results.records import TrialResult
 
 if TYPE_CHECKING:
+    from mea_ray.config import ExperimentConfig
     from mea_ray.watermarks.base import WatermarkSamples
 
 PER_STRIP = 8
@@ -118,12 +120,13 @@ class Gallery:
     missing: str = ""
 
 
-def gallery(result: TrialResult, storage: str | Path | None = None) -> Gallery:
+def gallery(result: TrialResult, storage: str | Path | None = None, folder: Path | None = None) -> Gallery:
     """Make the watermark samples of a trial's victim again.
 
     Args:
         result: Any trial of the victim.
-        storage: Where artifacts are kept; the trial's own ``storage`` when None.
+        storage: Where artifacts are kept; the one that the sweep was started with when None.
+        folder: The sweep's folder: results do not say where data and artifacts are.
 
     Returns:
         The pictures; without them, and with the reason, where the artifact or the dataset is not at hand. A report
@@ -132,23 +135,31 @@ def gallery(result: TrialResult, storage: str | Path | None = None) -> Gallery:
     if result.victim_report.wsr is None:
         return Gallery(result.victim, [], "the victim carries no watermark")
     try:
-        return Gallery(result.victim, _from_artifact(result, storage))
+        return Gallery(result.victim, _from_artifact(result, storage, folder))
     except (MeaRayError, OSError, ImportError) as error:
-        return Gallery(result.victim, [], f"{type(error).__name__}: {error}")
+        return Gallery(result.victim, [], without_paths(f"{type(error).__name__}: {error}"))
 
 
-def _from_artifact(result: TrialResult, storage: str | Path | None) -> list[Strip]:
-    from mea_ray.config import ExperimentConfig, build
+def _as_it_was_run(result: TrialResult, folder: Path | None) -> ExperimentConfig:
+    """Return the experiment of a result with the paths that it was started with, as far as its folder knows them."""
+    from mea_ray.config import ExperimentConfig, build, load_stored
+
+    if folder is not None and (own := folder / "trials" / result.trial / "config.yaml").is_file():
+        return load_stored(own)
+    return build(ExperimentConfig, result.config)
+
+
+def _from_artifact(result: TrialResult, storage: str | Path | None, folder: Path | None) -> list[Strip]:
     from mea_ray.experiment.artifacts import Store
     from mea_ray.experiment.data import Fingerprints, load_owners_part
     from mea_ray.experiment.names import victim_name
     from mea_ray.watermarks.base import Key
 
-    config = build(ExperimentConfig, result.config)
-    folder = Store(str(storage or config.storage)).find("victims", result.victim)
-    if folder is None:
-        raise ArtifactError(f"the victim's artifact is not in {storage or config.storage}")
-    key = Key.load(folder)
+    config = _as_it_was_run(result, folder)
+    artifact = Store(str(storage or config.storage)).find("victims", result.victim)
+    if artifact is None:
+        raise ArtifactError("the victim's artifact is not in the storage; give the one that it is in with --storage")
+    key = Key.load(artifact)
     data = load_owners_part(config)
     if victim_name(config, Fingerprints.of(data, config)) != result.victim:
         raise DataError("the data have changed since the victim was trained")

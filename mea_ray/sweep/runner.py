@@ -19,6 +19,7 @@ from mea_ray.core.versions import command_line
 from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.data import Contents
 from mea_ray.experiment.ports import Role
+from mea_ray.results.portable import anonymous, cleaned
 from mea_ray.service.naming import NAMESPACE
 from mea_ray.storage.files import PATIENCE
 from mea_ray.sweep import cluster, events, search
@@ -173,7 +174,8 @@ def _run(
         if path.stem not in done:
             emit(events.Warned(f"{path} is damaged; the trial is run again from its finished rungs"))
     shown = trackers(sweep.base.tracking, folder.path, sweep.name, wandb.warn, wandb)
-    shown.log_config(sweep.resolved())
+    tree = sweep.resolved()
+    shown.log_config(cleaned({**tree, "base": anonymous(tree["base"])}))
     finisher = Finisher(folder, shown, emit)
     emit.listeners.append(finisher.follow)
     how = "failed"

@@ -210,9 +210,9 @@ class WandbTracker:
             type="victim",
             metadata={"victim": result.victim, "accuracy": result.victim_report.accuracy},
         )
-        # The key is the owner's secret: it stays where the victim is, and goes to no service.
+        # Key and config are the owner's secret: they stay where the victim is, and go to no service.
         for file in sorted(folder.iterdir()):
-            if file.is_file() and not file.name.startswith(("key.", ".")):
+            if file.is_file() and not file.name.startswith(("key.", "config.", ".")):
                 artifact.add_file(str(file), policy="immutable")
         return artifact
 

@@ -13,7 +13,8 @@ from mea_ray.cli.main import main
 from mea_ray.cli.options import OK
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.report import detections
-from mea_ray.report.record import SweepRecord, make_record, slim, without_paths
+from mea_ray.report.record import SweepRecord, make_record, slim
+from mea_ray.results.portable import without_paths
 from mea_ray.results.records import DetectionResult, ReversedTrigger, TrialResult, read_results
 
 COMMAND = "mea-ray sweep sweeps/budgets.yaml data.path=/home/ann/cifar10 storage=s3://bucket/results/x seeds=3"
