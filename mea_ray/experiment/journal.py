@@ -79,7 +79,11 @@ class FolderJournal(FolderSteps):
         try:
             if rung is None:
                 raise ArtifactError(f"{path} is damaged")
-            check_model(self.substitute_folder(budget))
+            if rung.budget != budget:
+                raise ArtifactError(f"{path} is that of {rung.budget} queries")
+            weights = check_model(self.substitute_folder(budget))
+            if rung.weights_sha256 not in {None, weights}:
+                raise ArtifactError(f"{path} describes another substitute")
         except ArtifactError as error:
             self._warn(f"{error}; the rung of {budget} queries is done again from the answers that were kept")
             return None
@@ -104,8 +108,9 @@ class FolderJournal(FolderSteps):
         return load_model(self.substitute_folder(budget))[0]
 
     def partial(self) -> TrialResult | None:
-        """Return the result so far; None before the first rung."""
-        return self.find("partial", TrialResult)
+        """Return the result so far; None before the first rung, and where another trial's was copied here."""
+        found = self.find("partial", TrialResult)
+        return found if found is None or found.trial == self.folder.name else None
 
     def keep_partial(self, result: TrialResult) -> None:
         """Keep the result so far."""

@@ -13,6 +13,7 @@ from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.blackbox.prada import query_log_record
 from mea_ray.blackbox.query_log import ClientLog, QueryLog
 from mea_ray.config import ExperimentConfig, write_yaml
+from mea_ray.core.errors import ArtifactError
 from mea_ray.core.types import Splits
 from mea_ray.experiment.answers import pass_images, service_policy
 from mea_ray.experiment.apart import process
@@ -27,7 +28,7 @@ from mea_ray.experiment.ports import Listener, Models, OnEpoch, Ports, QueryServ
 from mea_ray.experiment.remote_service import RemoteService
 from mea_ray.experiment.run import Experiment
 from mea_ray.experiment.theft import Theft
-from mea_ray.results.records import QueryLogRecord, TrialResult, read_record
+from mea_ray.results.records import QueryLogRecord, TrialResult
 from mea_ray.storage.remote import Storage
 from mea_ray.training.device import threads
 
@@ -143,9 +144,11 @@ def run_local(
     folder = storage.root / relative
     path = folder / "results" / f"{names.trial}.json"
     storage.pull(f"{relative}/results")
-    found = read_record(TrialResult, path)
-    if found is not None:
-        return LocalRun(found, folder, found=True)
+    try:
+        return LocalRun(TrialResult.load(path), folder, found=True)
+    except ArtifactError as error:
+        if path.exists():
+            warn(f"{error}; it is made again")
     storage.pull(f"{relative}/trials/{names.trial}")
     journal = FolderJournal(storage, f"{relative}/trials/{names.trial}", FolderSteps(storage, relative), warn)
     write_yaml(config, journal.folder / "config.yaml")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,6 +16,8 @@ from mea_ray.results.upgrade import upgraded
 from mea_ray.storage.files import patiently, write_whole
 
 SCHEMA_VERSION: Literal[2] = 2
+CHECKSUM = "sha256"
+"""Key of a result file's checksum: that of all the rest of it."""
 RESULTS = "results"
 """Folder of the result files, inside a sweep's folder."""
 
@@ -382,8 +387,9 @@ class TrialResult(_Record):
         return None if stored in {None, self.queries_charged} else (self.queries_charged, stored or 0)
 
     def save(self, path: Path) -> None:
-        """Write the file aside and rename it, so that no reader sees half a result."""
-        write_whole(path, self.model_dump_json(indent=1))
+        """Write the file with its checksum, aside, and rename it, so that no reader sees half a result."""
+        tree = json.loads(self.model_dump_json())
+        write_whole(path, json.dumps({**tree, CHECKSUM: _checksum(tree)}, indent=1, ensure_ascii=False))
 
     @classmethod
     def load(cls, path: Path) -> TrialResult:
@@ -393,17 +399,34 @@ class TrialResult(_Record):
             path: The file; it must be named after the trial.
 
         Raises:
-            ArtifactError: The file is missing or damaged, has another schema version, holds a number out of range, or
-                is a copy of another trial's result.
+            ArtifactError: The file is missing, damaged or changed, has another schema version, holds a number out of
+                range, or is a copy of another trial's result.
         """
         remedy = "delete it and run the sweep again with --resume"
         try:
-            result = cls.model_validate_json(upgraded(patiently(path.read_bytes, path)))
+            content, changed = _checked(patiently(path.read_bytes, path))
+            result = cls.model_validate_json(upgraded(content))
         except (OSError, ValidationError) as error:
             raise ArtifactError(f"{path} is not a readable trial result ({_first_problem(error)}); {remedy}") from error
         if result.trial != path.stem:
             raise ArtifactError(f"{path} holds the result of another trial, {result.trial!r}; {remedy}")
+        if changed:
+            raise ArtifactError(f"{path} was changed after it was written: its checksum differs; {remedy}")
         return result
+
+
+def _checked(content: bytes) -> tuple[bytes, bool]:
+    """Return a file's content without its checksum, and whether it differs; records and older results have none."""
+    try:
+        tree = json.loads(content)
+        checksum = tree.pop(CHECKSUM)
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return content, False  # the schema says what is wrong with it
+    return json.dumps(tree).encode(), checksum != _checksum(tree)
+
+
+def _checksum(tree: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _first_problem(error: OSError | ValidationError) -> str:
@@ -443,4 +466,17 @@ def read_results(folder: Path) -> list[TrialResult]:
     if not paths:
         raise ArtifactError(f"there are no trial results ({RESULTS}/*.json) in {folder}; {hint}")
     results = [TrialResult.load(path) for path in paths]
+    _refuse_copies(results, inside if inside.is_dir() else folder)
     return sorted(results, key=lambda result: (sort_key(result.point), result.trial))
+
+
+def _refuse_copies(results: Sequence[TrialResult], folder: Path) -> None:
+    """Refuse a result that says what another one says, under another trial's name: it would count twice."""
+    seen: dict[str, str] = {}
+    for result in (result for result in results if result.date):  # two trials never end in the same second alike
+        first = seen.setdefault(result.model_dump_json(exclude={"trial"}), result.trial)
+        if first != result.trial:
+            raise ArtifactError(
+                f"{folder / result.trial}.json is a copy of {first}.json under another name; delete it and run the "
+                "sweep again with --resume"
+            )

@@ -33,22 +33,46 @@ class Results:
 
     Args:
         folder: The folder ``results``.
+        points: What the sweep set in each planned trial; None where nothing is planned, as in an adaptive search.
 
     Attributes:
         paths: All files, damaged ones too; a sound one is named after its trial.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, points: Mapping[str, Any] | None = None) -> None:
         self.paths = sorted(folder.glob("*.json"))
+        self._points = points
 
     def __iter__(self) -> Iterator[TrialResult]:
-        """Read them in the order of their names; a damaged one is passed over, it must be made again."""
+        """Read them in the order of their names; one that is damaged, or another's copy, must be made again."""
         for path in self.paths:
-            with contextlib.suppress(ArtifactError):
-                yield TrialResult.load(path)
+            if (found := read_result(path, self._points)) is not None:
+                yield found
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def read_result(path: Path, points: Mapping[str, Any] | None = None) -> TrialResult | None:
+    """Return a finished trial's result; None if there is none, or it is damaged or not that of the trial as planned."""
+    try:
+        result = TrialResult.load(path)
+    except ArtifactError:
+        return None
+    return None if points is not None and points.get(result.trial, {}) != _plain(result.point) else result
+
+
+def planned_points(plan: Path) -> dict[str, Any] | None:
+    """Return what each trial of a plan sets; None if its trials are not known beforehand, or there is no plan."""
+    try:
+        trials = json.loads(patiently(plan.read_bytes, plan))["trials"]
+        return {trial["name"]: trial["point"] for trial in trials} or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _plain(point: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(dict(point), default=str))
 
 
 class TrialFolder(FolderJournal):
@@ -223,10 +247,7 @@ class SweepFolder:
 
     def result(self, trial: str) -> TrialResult | None:
         """Return a finished trial's result; None if there is none, or it is damaged and must be made again."""
-        try:
-            return TrialResult.load(self.result_path(trial))
-        except ArtifactError:
-            return None
+        return read_result(self.result_path(trial), planned_points(self.path / "plan.json"))
 
     def save_result(self, result: TrialResult) -> None:
         """Write a finished trial's result."""
@@ -236,7 +257,7 @@ class SweepFolder:
 
     def results(self) -> Results:
         """Return all readable results, in the order of their names."""
-        return Results(self.path / "results")
+        return Results(self.path / "results", planned_points(self.path / "plan.json"))
 
     def models(self, result: TrialResult) -> dict[str, Path]:
         """Return the folders of a trial's models that are on this node: ``victim``, ``substitute-<budget>``."""

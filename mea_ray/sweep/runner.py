@@ -172,7 +172,7 @@ def _run(
     )
     for path in found.paths:
         if path.stem not in done:
-            emit(events.Warned(f"{path} is damaged; the trial is run again from its finished rungs"))
+            emit(events.Warned(f"{path} is damaged or not of this trial; the trial goes on from its finished rungs"))
     shown = trackers(sweep.base.tracking, folder.path, sweep.name, wandb.warn, wandb)
     tree = sweep.resolved()
     shown.log_config(cleaned({**tree, "base": anonymous(tree["base"])}))

@@ -54,8 +54,11 @@ def weights_digest(model: ImageModel) -> str:
     return hashlib.sha256(save_tensors(state)).hexdigest()
 
 
-def check_model(folder: Path) -> None:
+def check_model(folder: Path) -> str:
     """Compare a folder's weights with their checksum, without building the network.
+
+    Returns:
+        The checksum, SHA-256.
 
     Raises:
         ArtifactError: A file is missing or damaged.
@@ -67,6 +70,7 @@ def check_model(folder: Path) -> None:
         raise ArtifactError(f"{folder} holds no readable model: {error}") from error
     if hashlib.sha256(weights).hexdigest() != digest:
         raise ArtifactError(f"{folder / WEIGHTS} is not what {DESCRIPTION} describes")
+    return str(digest)
 
 
 def load_model(folder: Path, *, own_networks_only: bool = False) -> tuple[ImageModel, dict[str, Any]]:

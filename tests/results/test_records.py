@@ -106,3 +106,31 @@ def test_a_result_of_version_1_is_read_with_ranks_in_place_of_its_binomial(tmp_p
     assert found.schema_version == 2
     assert [rung.report.p_value for rung in found.rungs] == [1.0, 0.25, 0.25]
     assert [null.p_value for null in found.null_reports] == [None] * 3
+
+
+def test_a_file_that_was_changed_by_hand_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t1.json"
+    trial("t1").save(path)
+    path.write_text(path.read_text().replace('"queries_charged": ', '"queries_charged": 1'))
+    with pytest.raises(ArtifactError, match="was changed after it was written: its checksum differs; delete it"):
+        TrialResult.load(path)
+
+
+def test_a_copy_under_another_trials_name_is_refused(tmp_path: Path) -> None:
+    trial("t1").model_copy(update={"date": "2026-11-30T10:00:00+00:00"}).save(tmp_path / "t1.json")
+    copy = tmp_path / "t2.json"
+    copy.write_text((tmp_path / "t1.json").read_text())
+    with pytest.raises(ArtifactError, match="holds the result of another trial, 't1'"):
+        read_results(tmp_path)
+    copy.write_text((tmp_path / "t1.json").read_text().replace('"trial": "t1"', '"trial": "t2"'))
+    with pytest.raises(ArtifactError, match="t2.json was changed after it was written"):
+        read_results(tmp_path)
+    # Results that older versions wrote have no checksum.
+    for path in (tmp_path / "t1.json", copy):
+        path.write_text(
+            json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"})
+        )
+    with pytest.raises(ArtifactError, match="t2.json is a copy of t1.json under another name"):
+        read_results(tmp_path)
+    copy.unlink()
+    assert [result.trial for result in read_results(tmp_path)] == ["t1"], "without a checksum it is read"
