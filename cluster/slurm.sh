@@ -7,7 +7,7 @@
 # Submit it from the checkout. The same command goes on where an earlier job stopped. Settings are variables:
 #   MEA_RAY_VENV        virtual environment with mea_ray in it, on the shared disk (default: what is on PATH)
 #   MEA_RAY_STORAGE     folder on the shared disk (default: mea_ray_results in the folder of submission)
-#   MEA_RAY_TMP         short path on each node's own disk, for Ray's sockets and logs (default: /tmp/mea-ray-JOB)
+#   MEA_RAY_TMP         short path on each node's own disk, in which the job makes a folder for Ray's sockets (default: /tmp)
 #   MEA_RAY_JOIN_S      seconds within which all nodes must have joined (default: 300)
 #   MEA_RAY_RESTARTS    times that the job puts itself back into the queue at its time limit (default: 20)
 #   MEA_RAY_WANDB_SYNC  1 uploads the offline W&B runs at the end; otherwise the command for it is printed
@@ -41,7 +41,9 @@ if [[ ! -f $sweep ]]; then
   exit 2
 fi
 
-export tmp=${MEA_RAY_TMP:-/tmp/mea-ray-$SLURM_JOB_ID}
+# Under a name that nobody can guess: in a folder that others may write, a known one could be theirs before it is ours.
+tmp=$(mktemp -d "${MEA_RAY_TMP:-/tmp}/mea-ray-XXXXXXXXXX")
+export tmp
 export RAY_USAGE_STATS_ENABLED=0 WANDB_MODE=offline PYTHONUNBUFFERED=1
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # at the end there is nothing to move elsewhere
 unset RAY_ADDRESS # another cluster of this user is not meant
@@ -61,6 +63,11 @@ ray_node() {
   fi
   if (( ${SLURM_MEM_PER_NODE:-0} > 0 )); then # Ray would count all of a shared node's memory
     memory=("--object-store-memory=$(( SLURM_MEM_PER_NODE * 1024 * 1024 * 3 / 10 ))")
+  fi
+  # On the first node it is there already; on no node may it be a link, or another user's.
+  if ! mkdir -m 700 -- "$tmp" 2> /dev/null && [[ -L $tmp || ! -d $tmp || ! -O $tmp ]]; then
+    echo "$tmp on $(hostname) cannot be made, or is not this user's; set MEA_RAY_TMP to another folder" >&2
+    return 1
   fi
   ulimit -n "$(ulimit -Hn)"
   # Ports of the system's choice: nodes may be shared, with other people's Ray, too.
@@ -85,6 +92,7 @@ step() {
 steps=()
 stop_ray() {
   trap '' TERM USR1
+  rmdir -- "$tmp" 2> /dev/null || true # nothing was started
   (( ${#steps[@]} )) || return 0
   # To the processes of the steps. (A TERM to srun would make it kill them, before they have cleaned up.)
   scancel --signal=TERM "$SLURM_JOB_ID" 2> /dev/null || kill -TERM "${steps[@]}" 2> /dev/null || true

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,22 @@ def test_no_module_leaves_unfinished_business() -> None:
     for path in (ROOT / "mea_ray").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert "TODO" not in text and "FIXME" not in text, path
+
+
+OTHER_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "pydantic_core": "pydantic"}
+"""Packages whose modules are called otherwise; pydantic fixes the version of pydantic-core itself."""
+
+
+def test_everything_that_is_imported_is_declared() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = [each for extra in project["optional-dependencies"].values() for each in extra]
+    declared = {re.split(r"[\[><=]", each)[0].lower() for each in [*project["dependencies"], *optional]}
+    for path in (ROOT / "mea_ray").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names = [node.module]
+            for module in {name.split(".")[0] for name in names} - {"mea_ray", *sys.stdlib_module_names}:
+                package = OTHER_NAMES.get(module, module).replace("_", "-").lower()
+                assert package in declared, f"{path} imports {module}"

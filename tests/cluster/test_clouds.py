@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 CLOUDS = ("aws", "gcp")
+GUIDE = ROOT / "docs" / "cluster.md"
 Tree = dict[str, Any]
 
 
@@ -118,3 +121,18 @@ def test_ray_start_knows_the_flags(name: str, arguments: list[str]) -> None:
     from ray.scripts.scripts import start
 
     start.make_context("start", list(arguments))
+
+
+def test_workers_have_no_rights_but_those_of_the_bucket() -> None:
+    aws, gcp = (yaml.safe_load(read(f"{name}.yaml"))["available_node_types"] for name in ("aws", "gcp"))
+    profiles = {name: kind["node_config"]["IamInstanceProfile"]["Name"] for name, kind in aws.items()}
+    assert profiles == {"head": "mea-ray-head", "spot_gpu": "mea-ray-worker"}
+    (account,) = gcp["spot_gpu"]["node_config"]["serviceAccounts"]
+    assert account["email"].startswith("mea-ray-worker@")
+    assert account["scopes"] == ["https://www.googleapis.com/auth/devstorage.read_write"]
+    guide = re.sub(r"\s*\\\n\s*", " ", GUIDE.read_text(encoding="utf-8"))
+    assert "--role-name mea-ray-head --policy-arn arn:aws:iam::aws:policy/AmazonEC2FullAccess" in guide
+    assert "s3:*" not in guide and "--role roles/storage.objectAdmin --member serviceAccount:mea-ray-worker@" in guide
+    for document in re.findall(r"--(?:assume-role-)?policy-document '(.*?\]\})'", guide, re.DOTALL):
+        statements = json.loads(document.replace("'$BUCKET'", "b").replace("'$ACCOUNT'", "1"))["Statement"]
+        assert all(statement["Effect"] == "Allow" and "*" not in statement["Action"] for statement in statements)

@@ -83,6 +83,43 @@ def test_ray_is_told_what_slurm_gave(tmp_path: Path, given: dict[str, str], gpus
     start.make_context("start", called[1:])
 
 
+@pytest.mark.parametrize("there", ["nothing", "our own folder", "a link", "a file"])
+def test_rays_folder_on_a_node_is_ours_alone(tmp_path: Path, there: str) -> None:
+    """As on a node where somebody was faster, and put a link in the place of the folder."""
+    stub, log, scratch = tmp_path / "bin" / "ray", tmp_path / "called", tmp_path / "scratch"
+    stub.parent.mkdir()
+    stub.write_text(f'#!/bin/sh\nstat -c %a "{scratch}" > {log}\n', encoding="utf-8")
+    stub.chmod(0o755)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if there == "our own folder":
+        scratch.mkdir(mode=0o700)
+    elif there == "a link":
+        scratch.symlink_to(elsewhere)
+    elif there == "a file":
+        scratch.touch()
+    function = re.search(r"^ray_node\(\) \{\n.*?^\}\n", read("slurm.sh"), re.DOTALL | re.MULTILINE)
+    assert function
+    env = {"PATH": f"{stub.parent}:{os.environ['PATH']}", "tmp": str(scratch)}
+    made = subprocess.run(
+        ["bash", "-c", f"set -euo pipefail\n{function[0]}\nray_node --head"],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if there in {"nothing", "our own folder"}:
+        assert made.returncode == 0 and log.read_text(encoding="utf-8") == "700\n"
+    else:
+        assert made.returncode == 1 and "is not this user's; set MEA_RAY_TMP" in made.stderr
+        assert not log.exists() and elsewhere.is_dir()
+
+
+def test_nobody_can_guess_rays_folder() -> None:
+    assert 'tmp=$(mktemp -d "${MEA_RAY_TMP:-/tmp}/mea-ray-XXXXXXXXXX")' in read("slurm.sh")
+
+
 def test_hadolint_has_nothing_to_say() -> None:
     said = subprocess.run(
         [tool("hadolint"), "--no-color", str(CLUSTER / "Dockerfile")], capture_output=True, text=True, check=False
@@ -104,6 +141,20 @@ def test_the_image_is_built_from_what_exists_and_does_not_run_as_root() -> None:
     )
 
 
+def test_the_image_has_the_versions_of_the_lock_file_and_the_lock_file_what_we_need() -> None:
+    from packaging.requirements import Requirement
+
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11")
+    lines = [line for line in read("requirements.lock").splitlines() if not line.startswith("#")]
+    locked = {name: version for name, _, version in (line.partition("==") for line in lines)}
+    assert all(locked.values()) and len(locked) == len(lines)
+    for text in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]:
+        needed = Requirement(text)
+        assert needed.specifier.contains(locked[needed.name.lower()]), text
+    assert f"ARG RAY_VERSION={locked['ray']}\n" in read("Dockerfile")
+    assert "--constraint requirements.lock" in read("Dockerfile")
+
+
 def test_all_files_take_one_version_of_ray() -> None:
     version = re.search(r"ARG RAY_VERSION=(\S+)", read("Dockerfile"))
     assert version
@@ -113,7 +164,7 @@ def test_all_files_take_one_version_of_ray() -> None:
     assert yaml.safe_load(read(JOB_FILE))["spec"]["rayClusterSpec"]["rayVersion"] == version[1]
 
 
-NAMES = sorted({GUIDE, *(path.name for path in CLUSTER.iterdir())} - {"README.md"})
+NAMES = sorted({GUIDE, *(path.name for path in CLUSTER.iterdir())} - {"README.md", "requirements.lock"})
 VARIABLES = {'"$sweep"': "sweeps/quickstart.yaml", '"$@"': "", '"$address"': "auto", "$storage": "/shared/results"}
 
 

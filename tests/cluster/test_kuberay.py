@@ -134,3 +134,26 @@ def test_a_mistyped_manifest_is_refused(name: str, old: str, new: str) -> None:
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
         for tree in yaml.safe_load_all(text.replace(old, new)):
             check_manifest(tree)
+
+
+def test_only_ray_the_operator_and_customers_reach_the_pods() -> None:
+    (policy,) = manifests("kuberay-network.yaml")
+    check_manifest(policy)
+    spec = policy["spec"]
+    ray = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
+    assert spec["podSelector"] == ray and spec["policyTypes"] == ["Ingress", "Egress"]
+    inside, *others = spec["ingress"]
+    assert inside == {"from": [{"podSelector": ray}]}
+    assert all(rule["from"] and {port["port"] for port in rule["ports"]} <= {8000, 8265, 52365} for rule in others)
+    named = {tuple(each["podSelector"]["matchLabels"].items()) for rule in others for each in rule["from"]}
+    (job,) = manifests(JOB_FILE)
+    assert (("job-name", job["metadata"]["name"]),) in named, "the pod that submits the job"
+    (anywhere,) = [block["ipBlock"] for rule in spec["egress"] for block in rule["to"] if "ipBlock" in block]
+    assert anywhere["except"] == ["169.254.0.0/16"], "where a machine's credentials are read"
+
+
+def test_the_network_policy_is_not_without_effect() -> None:
+    (policy,) = manifests("kuberay-network.yaml")
+    policy["spec"]["podSelectors"] = policy["spec"].pop("podSelector")
+    with pytest.raises(Exception, match="podSelector"):
+        check_manifest(policy)
