@@ -163,6 +163,7 @@ class Mine(Attack):
         ("blackbox.query(np.full((1, *pool.shape[1:]), np.nan, np.float32))", BadQuery, "without NaN"),
         ("os._exit(3)", AttackDied, "process ended"),
         ("os.kill(os.getpid(), 9)", AttackDied, "signal 9"),
+        ("blackbox._wire.close(); time.sleep(0.5); os.kill(os.getpid(), 9)", AttackDied, "signal 9"),
         ("blackbox._wire.send({'do': 'register', 'client': 'rich', 'budget': 10**6})", AttackFailed, "'register'"),
         ("blackbox._wire.send({'do': 'charge', 'images': 0})", AttackFailed, "'charge'"),
         ("blackbox._wire.send({'do': 'done'})", AttackFailed, "'done' while budgets"),

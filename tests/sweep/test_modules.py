@@ -87,6 +87,7 @@ def test_a_ray_of_our_own_whatever_the_environment_says_with_an_attack_of_the_wo
     base = sweep.base.resolved()
     base["service"]["rate"] = None
     base["removal"]["methods"], base["detection"]["methods"] = [], []
+    base["verification"]["stolen_null_models"] = 0
     write_yaml(build(ExperimentConfig, base), tmp_path / "one.yaml")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

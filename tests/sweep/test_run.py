@@ -14,7 +14,7 @@ from tiny import tiny_sweep
 
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.ledger import Ledger
-from mea_ray.config import write_yaml
+from mea_ray.config import SweepConfig, build, merge, write_yaml
 from mea_ray.core.errors import ConfigError
 from mea_ray.sweep import events
 from mea_ray.sweep.plan import plan
@@ -30,6 +30,20 @@ def charged(folder: Path) -> dict[str, int]:
             total[client] = total.get(client, 0) + ledger.charged(client)
         ledger.close()
     return total
+
+
+def quick(sweep: SweepConfig) -> SweepConfig:
+    """The sweep with thefts alone, and more queries a second."""
+    base = merge(
+        sweep.base.resolved(),
+        {
+            "service.rate": {"images_per_second": 64, "burst": 16},
+            "verification.stolen_null_models": 0,
+            "removal.methods": [],
+            "detection.methods": [],
+        },
+    )
+    return build(SweepConfig, {**sweep.resolved(), "base": base})
 
 
 def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone(
@@ -89,8 +103,8 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
 
 
 def test_a_killed_driver_is_resumed_without_repeating_anything(tmp_path: Path, ray_session: None) -> None:
-    # One trial at a time, so that some are left when the first has finished. Each thief has two accounts.
-    sweep = tiny_sweep(tmp_path, accounts=2)
+    # Three trials, so that some are left when the first has finished. Each thief has two accounts.
+    sweep = quick(tiny_sweep(tmp_path, accounts=2))
     write_yaml(sweep, tmp_path / "sweep.yaml")
     folder = tmp_path / "s"
     driver = subprocess.Popen(
@@ -150,13 +164,12 @@ def test_optuna_and_asha_run_and_resume_to_the_number_of_samples(tmp_path: Path,
         },
         "scheduler": {"name": "asha", "grace_rungs": 1, "reduction_factor": 2},
     }
-    sweep = tiny_sweep(tmp_path, **more)
-    first = run_sweep(sweep).results
+    first = run_sweep(quick(tiny_sweep(tmp_path, **more))).results
     assert len(first) == 1 and all(result.rungs for result in first)
     assert all(result.status == ("finished" if len(result.rungs) == 2 else "stopped") for result in first)
     more["search"]["samples"] = 2
     heard: list[events.Event] = []
-    second = run_sweep(tiny_sweep(tmp_path, **more), resume=True, on_event=heard.append).results
+    second = run_sweep(quick(tiny_sweep(tmp_path, **more)), resume=True, on_event=heard.append).results
     assert len(second) == 2
     assert {result.trial for result in first} < {result.trial for result in second}
     assert len([event for event in heard if isinstance(event, events.TrialStarted)]) == 1

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 
@@ -53,10 +54,18 @@ class Nursery:
                         raise AttackDied(f"it could not be started ({error})") from error
         raise AssertionError("unreachable")
 
-    def end(self, pid: int) -> int:
-        """Kill a process with all that it started, and return its exit status: negative for a signal."""
+    def end(self, pid: int, grace_s: float = 0.0) -> int:
+        """Kill a process with all that it started, and return its exit status.
+
+        Args:
+            pid: Its id.
+            grace_s: How long it may take to end by itself first, in seconds.
+
+        Returns:
+            Negative for a signal; 0 if it had to be killed, or is not known.
+        """
         with self._turn, contextlib.suppress(OSError, ValueError):
-            return int(self._ask(b"end %d" % pid))
+            return int(self._ask(b"end %d %d" % (pid, round(1000 * grace_s))))
         return 0
 
     def _ask(self, order: bytes, fds: Sequence[int] = ()) -> bytes:
@@ -116,7 +125,8 @@ def main(fd: int) -> None:
             alive.add(pid)
             answer = pid
         else:
-            answer = _end(int(order.split()[1]), alive)
+            pid, grace_ms = map(int, order.split()[1:])
+            answer = _end(pid, alive, grace_ms / 1000)
         for each in fds:
             os.close(each)
         control.sendall(b"%d" % answer)
@@ -131,11 +141,15 @@ def _fork() -> int:
         return os.fork()
 
 
-def _end(pid: int, alive: set[int]) -> int:
+def _end(pid: int, alive: set[int], grace_s: float = 0.0) -> int:
     if pid not in alive:
         return 0
     alive.discard(pid)
+    deadline = time.monotonic() + grace_s
     ended, status = os.waitpid(pid, os.WNOHANG)
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.01)
+        ended, status = os.waitpid(pid, os.WNOHANG)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     if ended:

@@ -38,6 +38,9 @@ from mea_ray.models.base import ImageModel
 from mea_ray.storage.files import PATIENCE
 from mea_ray.training.device import gpu_share
 
+_GRACE_S = 5.0
+"""Longest wait for the exit status of a process that closed its connection."""
+
 
 def steal(
     theft: Theft,
@@ -194,7 +197,8 @@ class _Relay:
             raise self._death() from None
 
     def _death(self) -> AttackDied:
-        status = NURSERY.end(self.pid)
+        # Its end of the connection closes a little before its exit status can be read.
+        status = NURSERY.end(self.pid, _GRACE_S)
         return AttackDied(f"its process was killed by signal {-status}" if status < 0 else "its process ended")
 
     def _answer(self, make: Callable[[], tuple[Tree, bytes | memoryview]]) -> None:

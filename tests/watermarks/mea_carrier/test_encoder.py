@@ -233,7 +233,7 @@ def test_images_take_their_places() -> None:
         warmup=0.0,
     )
     images, model = coloured(), encoder()
-    settings = {"epochs": 20, "batch_size": 40, "learning_rate": 2e-3, **stage.overrides}
+    settings = {"epochs": 12, "batch_size": 40, "learning_rate": 3e-3, **stage.overrides}
     train(model, images.images, None, stage.objective, seed=0, **settings)
     common = metrics.features(model, images.images).mean(0)
     axes = plane_axes(model.feature_size, derive(key.seed, "plane"))
