@@ -33,7 +33,7 @@ def bench_efficiency(
 ) -> dict[str, Any]:
     """Run the same trials on digits with one worker and with ``workers``, each a process with one thread.
 
-    What is timed is from the first trial's start to the last one's end. The services' one replica works beside the
+    The time runs from the start of the first trial to the end of the last. The services' one replica works beside the
     workers in both cases and reserves nothing: its share of the work is small and the same.
 
     Args:
@@ -44,7 +44,7 @@ def bench_efficiency(
         epochs: Epochs of each substitute's training.
         width: Width of the networks, 1 is the full one.
         model: Architecture of victim and substitute.
-        on_progress: Told what was measured, after each turn.
+        on_progress: Called with the measurement after each turn.
 
     Returns:
         ``seconds_1`` and ``seconds_many`` (medians), ``speedup`` of the medians and ``efficiency``, the speed-up per

@@ -69,7 +69,7 @@ def bench_http(
         lone_images: Requests of one image, one after the other, that the latency is measured on.
         repeats: Turns; medians are compared.
         cpus_per_replica: CPUs that a replica reserves; it computes on one thread however many.
-        on_progress: Told what was measured, after each turn.
+        on_progress: Called with the measurement after each turn.
 
     Returns:
         Images per second (medians) as ``http_<images>_<clients>``, ``actors_<images>_<clients>`` and ``bare_<images>``;

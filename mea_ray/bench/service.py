@@ -73,7 +73,7 @@ def bench_service(
         gpus_per_replica: GPUs of a replica.
         pass_images: Images in every pass; None chooses by device.
         max_wait_ms: Longest wait of an idle replica for more requests to fill a pass.
-        on_progress: Told what was measured, after each turn.
+        on_progress: Called with the measurement after each turn.
 
     Returns:
         Images per second (medians): ``bare``, ``service`` (one client), ``service_many`` (``bulk_clients`` clients in

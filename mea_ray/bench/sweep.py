@@ -55,7 +55,7 @@ def bench_sweep(
         wandb: Whether W&B is kept (offline) beside.
         kill: Whether the large sweep is run again, killed and resumed.
         folder: Where the sweeps are kept; removed afterwards when None.
-        on_progress: Told what was measured, after each sweep.
+        on_progress: Called with the measurement after each sweep.
 
     Returns:
         For the large sweep: ``plan_s``, ``seconds_per_trial`` (wall time between two ends of trials),

@@ -130,8 +130,8 @@ class HttpBlackBox:
         key: API key, sent as ``Authorization: Bearer``; None sends none.
         settings: Images in a request, requests under way at once, seconds to wait, failures that are borne.
         start_at: Images that were asked, and their answers kept, in an earlier process.
-        budget: Images that may be asked in all, whatever the service allows; None for no limit of one's own.
-        request_prefix: Tells streams of queries under one key apart.
+        budget: Images that may be asked in all, whatever the service allows; None for no limit here.
+        request_prefix: Distinguishes streams of queries under one key.
         wire: How the service words requests and answers; None for ``mea-ray serve``.
         transport: Of httpx; None for the network.
         sleep: How to wait, in seconds.
@@ -197,7 +197,7 @@ class HttpBlackBox:
 
     @property
     def remaining(self) -> int | None:
-        """Images that may still be asked: the less of the service's and one's own limit; None without either."""
+        """Images that may still be asked: the lower of the service's and the client's limit; None without either."""
         theirs = self._wire.remaining(self._get)
         own = None if self._budget is None else self._budget - self.asked
         known = [images for images in (theirs, own) if images is not None]

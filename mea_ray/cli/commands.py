@@ -42,7 +42,7 @@ def read_experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
     if {"base", "space"} & set(load_tree(file)):
         raise ConfigError(f"{file} is a sweep, not one experiment; start it with: mea-ray sweep {file}")
     config = load_experiment(file, overrides)
-    _tell_dropped(dropped_options(ExperimentConfig, load_tree(file), overrides))
+    _note_dropped(dropped_options(ExperimentConfig, load_tree(file), overrides))
     return config
 
 
@@ -57,11 +57,11 @@ def read_sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
     if keys and not keys & set(SweepConfig.model_fields) and keys & set(ExperimentConfig.model_fields):
         raise ConfigError(f"{file} is one experiment, not a sweep; start it with: mea-ray run {file}")
     config = load_sweep(file, overrides)
-    _tell_dropped(dropped_options(ExperimentConfig, load_tree(file).get("base") or {}, overrides))
+    _note_dropped(dropped_options(ExperimentConfig, load_tree(file).get("base") or {}, overrides))
     return config
 
 
-def _tell_dropped(lost: Sequence[str]) -> None:
+def _note_dropped(lost: Sequence[str]) -> None:
     """Print on stderr which options of the file an override of a component's name dropped."""
     if lost:
         note(

@@ -147,7 +147,7 @@ class SweepProgress:
 
     @_show.register
     def _(self, event: e.TrialMadeWay) -> None:
-        if event.trial in self.tasks:  # no line: that its service is away is told of the service
+        if event.trial in self.tasks:  # no line: the service itself reports that it is away
             self.bars.update(self.tasks[event.trial], note="waits for its service")
 
     @_show.register

@@ -138,7 +138,7 @@ def serve(
     with served:
         console.print(f"service  {served.url}  (its description: {served.url}/docs)", soft_wrap=True)
         console.print(f"owner    {served.owner_url}", soft_wrap=True)
-        _tell_keys(console, victim, served.folder)
+        _print_keys(console, victim, served.folder)
         console.print("Ctrl-C ends it; requests under way are answered first.")
         _until_interrupted()
         console.print("ending: requests under way are answered first")
@@ -192,7 +192,7 @@ def _until_interrupted() -> None:
         threading.Event().wait()
 
 
-def _tell_keys(console: Any, victim: Path, folder: Path) -> None:
+def _print_keys(console: Any, victim: Path, folder: Path) -> None:
     from mea_ray.service.http.keys import KeyStore
 
     valid = [record.client for record in KeyStore(folder).list() if record.revoked is None]

@@ -115,7 +115,7 @@ class ServiceUnavailable(MeaRayError):
 class ReplicasAway(ServiceUnavailable):
     """All replicas of a service are being restarted, for longer than was to be waited.
 
-    Whoever asked should make way: the very room that it holds may be what they are waiting for.
+    A trial that meets this should give up its place: the replicas may be waiting for just these CPUs.
     """
 
 
@@ -194,4 +194,4 @@ class RequestConflict(QueryError):
 
 
 class SuspectError(MeaRayError):
-    """A suspect's file, function or service cannot be loaded, asked or understood; nothing can be said of it."""
+    """A suspect's file, function or service cannot be loaded, asked or understood, so there is no verdict."""

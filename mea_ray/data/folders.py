@@ -54,10 +54,10 @@ class Layout:
 
 
 def read_layout(root: Path, found: Walk, skipped: Skipped) -> Layout:
-    """Tell parts and classes apart.
+    """Find out which folders are parts and which are classes.
 
     Parts are folders named after train and test, if train has folders of its own or test lies beside it. Single folders
-    may lie above parts and classes, and below parts one that says nothing: ``animals/train/images/<class>``. Images
+    may lie above parts and classes, and below parts one without a meaning: ``animals/train/images/<class>``. Images
     below the folder of a class belong to it, however deep.
 
     Args:

@@ -89,7 +89,7 @@ class Store:
             try:
                 folder = self.find(kind, name)
             except ArtifactError:
-                return False  # replaced by whoever gets the lease
+                return False  # the process that gets the lease replaces it
             if folder is not None:
                 found.append(folder)
             return folder is not None

@@ -118,15 +118,17 @@ def _check_model(section: str, choice: ModelChoice, data: Splits) -> int:
                 check_trainable(build_network(choice, data.shape, data.classes))
         with torch.device("meta"), torch.no_grad():
             network = build_network(choice, data.shape, data.classes).eval()
-            said = network(torch.zeros((1, *data.shape)))
+            logits = network(torch.zeros((1, *data.shape)))
     except ConfigError as error:
         raise ConfigError(f"{section}: {error}") from None
     except RuntimeError as error:
         raise ConfigError(
             f"{section}={choice.name} cannot take images of shape {data.shape}: {error}; set data.image_size"
         ) from error
-    if tuple(said.shape) != (1, data.classes):
-        raise ConfigError(f"{section}={choice.name} gives {tuple(said.shape)} logits for {data.classes} classes")
+    if tuple(logits.shape) != (1, data.classes):
+        raise ConfigError(
+            f"{section}={choice.name} gives logits of shape {tuple(logits.shape)} for {data.classes} classes"
+        )
     _TRIED[key] = network.feature_size
     return network.feature_size
 
@@ -317,8 +319,8 @@ def _check_reading(config: ExperimentConfig, victim: int, thief: int) -> None:
     if watermark.reads_features and victim != thief:
         raise ConfigError(
             f"victim.watermark={config.victim.watermark.name} is verified on features of the victim's length, "
-            f"{victim}; those of thief.model={config.thief.model.name} have {thief}, so that nothing "
-            "could be said of a theft: take the victim's network, or mea_carrier_encoder"
+            f"{victim}; those of thief.model={config.thief.model.name} have {thief}, so that a "
+            "stolen model could not be verified: take the victim's network, or mea_carrier_encoder"
         )
 
 

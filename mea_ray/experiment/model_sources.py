@@ -71,7 +71,7 @@ class StoredModels:
     def victim_folder(self) -> Path:
         """Return the victim's folder; the first of all processes that ask trains it, the others wait."""
         name = self.names.victim
-        return self._folder("victim", name, lambda tell: train_victim(self.config, self.data, tell, self._drawn_key()))
+        return self._folder("victim", name, lambda note: train_victim(self.config, self.data, note, self._drawn_key()))
 
     def _drawn_key(self) -> Key | None:
         """Draw a key that cannot be drawn again, and keep it before anything is trained with it; or find it.
@@ -94,7 +94,7 @@ class StoredModels:
     def null_folder(self, index: int) -> Path:
         """Return the folder of the ``index``-th null model; otherwise as ``victim_folder``."""
         name = self.names.nulls[index]
-        return self._folder("null", name, lambda tell: train_null(self.config, self.data, index, tell), index=index)
+        return self._folder("null", name, lambda note: train_null(self.config, self.data, index, note), index=index)
 
     def _folder(
         self, role: Role, name: str, train: Callable[[Callable[[Tree], None]], TrainedModel], **info: Any

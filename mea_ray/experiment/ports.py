@@ -139,7 +139,7 @@ class Listener:
     """Follows an experiment; this one ignores all of it."""
 
     def on_rung(self, rung: RungResult, so_far: TrialResult, *, again: bool) -> None:
-        """Hear of a rung.
+        """Note a rung.
 
         Args:
             rung: The rung.
@@ -148,7 +148,7 @@ class Listener:
         """
 
     def on_step(self, step: Step) -> None:
-        """Hear of a step of the aftermath that was done."""
+        """Note a finished step of the aftermath."""
 
 
 OnEpoch = Callable[[Role, str, dict[str, Any]], None]
@@ -160,10 +160,10 @@ class Ports:
     """The outside of one experiment.
 
     Attributes:
-        models: Gives victim and null models.
+        models: Provides victim and null models.
         service: Entered when the thief begins, left when everything that needs the victim's service is done.
         journal: Keeps finished steps.
-        listener: Hears of rungs and steps.
+        listener: Is called with each rung and each step.
         steal: Carries out thefts, in a process of their own or in this one.
     """
 

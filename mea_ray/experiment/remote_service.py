@@ -30,7 +30,7 @@ class RemoteService:
 
     Args:
         config: The experiment.
-        trial: Name of the trial; the requests of several trials under one key are told apart by it.
+        trial: Name of the trial; it distinguishes the requests of several trials under one key.
         transfer: The answers that the thief received so far.
         shape: (channels, height, width) of the thief's images.
         classes: Numbers that an answer must hold.

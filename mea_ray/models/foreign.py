@@ -248,7 +248,7 @@ class ForeignModel(ImageModel):
 
 
 def takes_channels_last(model: ImageModel) -> bool:
-    """Return whether a network works with images and weights in this layout: one pass tells.
+    """Return whether a network works with images and weights in this layout, found by one pass.
 
     A module that flattens with ``view`` raises "view size is not compatible" there.
     """

@@ -32,7 +32,7 @@ def grouped(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
 
 
 def with_short_points(results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Return the trials with points that show of each component only what tells it from the others."""
+    """Return the trials with points that show of each component only what distinguishes it from the others."""
     points = shortened([result.point for result in results])
     return [result.model_copy(update={"point": point}) for result, point in zip(results, points, strict=True)]
 

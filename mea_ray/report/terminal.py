@@ -159,8 +159,8 @@ def print_results(console: Console, results: Sequence[TrialResult], sought: Sear
     best = search.found(sought, results) if sought is not None else None
     if best is not None:
         console.print(found_table(best))
-    if told_apart := statistics.lines(results):
-        console.print(statistics_table(told_apart))
+    if separation := statistics.lines(results):
+        console.print(statistics_table(separation))
     if removed := removals.lines(results):
         console.print(removals_table(removed))
     if detected := detections.lines(results):

@@ -246,7 +246,7 @@ def _cost(results: Sequence[TrialResult]) -> list[Finding]:
 
 def _given_away(results: Sequence[TrialResult]) -> list[Finding]:
     """Say what the answers give away; of several victims, that of the one that gives away most."""
-    found = [Finding(*said) for said in map(leaning.sentence, results) if said is not None]
+    found = [Finding(*sentence) for sentence in map(leaning.sentence, results) if sentence is not None]
     return found if not found else [min(found, key=lambda each: ("bad", "mixed", "good").index(each.tone))]
 
 

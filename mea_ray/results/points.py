@@ -52,10 +52,9 @@ def sort_key(point: Mapping[str, Any]) -> list[tuple[str, bool, float, str]]:
 
 
 def shortened(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return points that show of each component only what tells it from the others.
+    """Return points that show of each component only what distinguishes it from the others.
 
-    Components of different names are told apart by their names. Several of one name also show the parameters in which
-    they differ.
+    Components of different names show their names. Several of one name also show the parameters in which they differ.
 
     Args:
         points: All points of a sweep.

@@ -92,7 +92,7 @@ class ModelReport(_Record):
         wfpr_mean: Mean of ``wfpr``.
         wfpr_classes: False-positive rate on classes that the key does not name, mixed in the key's way; None for a
             scheme that mixes no classes.
-        statistics: What tells stolen models from innocent ones, by name (see ``verification.statistic``).
+        statistics: What distinguishes stolen models from innocent ones, by name (see ``verification.statistic``).
         null_ranks: Rank of each statistic among the null models; empty for null models.
         key_ranks: Rank of each statistic of the key among those of all admissible keys, on this model.
         specificity: p-value of a test that the key's mixes score above what only looks like them, by the names of
@@ -337,7 +337,7 @@ class TrialResult(_Record):
         leaning: The key that an outsider would name from 30, 100 and 1,000 answers; empty for encoders, whose answers
             are no probabilities, and in older results.
         status: ``stopped`` if the sweep's scheduler ended the trial early.
-        selection: On what the settings were chosen; None where nothing is said about it.
+        selection: On what the settings were chosen; None where that is not recorded.
         chance: Accuracy of always predicting the most frequent class of the test set; None in older results.
         key_drawn: Whether the key was drawn at random from all admissible keys. The ranks of a key that was chosen by
             hand are no p-values.

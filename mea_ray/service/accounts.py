@@ -34,7 +34,7 @@ def check_account(secret: str, given: Any) -> str:
     """Return the name of a client that shows the right token.
 
     Raises:
-        WrongToken: The token is not that of this name. Whether there is such a client is not said.
+        WrongToken: The token is not that of this name. The message does not reveal whether there is such a client.
     """
     client, token = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if isinstance(client, str) and isinstance(token, str):

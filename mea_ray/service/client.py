@@ -39,7 +39,7 @@ class ServiceClient:
         request_timeout_s: Seconds to wait for one answer, or for a dead replica's return, before asking again.
         retries: Times a request is asked again after a failure.
         start_at: Images that this client has asked, and kept the answers of, in an earlier process.
-        request_prefix: Tells streams of queries of one client apart, should it need several.
+        request_prefix: Distinguishes streams of queries of one client, if it needs several.
 
     Raises:
         ServiceUnavailable: There is no such service.

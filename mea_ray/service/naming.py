@@ -1,4 +1,4 @@
-"""Names under which the actors of a service are found from any process of a Ray cluster, and how they are heard."""
+"""Names of a service's actors, by which any process of a Ray cluster finds them, and how their answers are read."""
 
 from __future__ import annotations
 

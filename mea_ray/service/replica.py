@@ -56,7 +56,7 @@ class Replica:
         folder: Artifact folder of the victim; with a key that marks answers in it, its answers are marked.
         service: Name of the service, under which its ledger is found.
         settings: Its resources, passes and answer policy.
-        secret: The service's secret, see `accounts`: it charges with it, and tells its clients' tokens by it.
+        secret: The service's secret, see `accounts`: it charges with it, and checks its clients' tokens with it.
         ledger: Handle of its ledger; None finds it by name.
 
     Raises:
@@ -209,7 +209,7 @@ class Replica:
     async def _answer_lone(self, request: _Request) -> None:
         loop = asyncio.get_running_loop()
         try:
-            told = await loop.run_in_executor(self._worker, self._passes.respond, [request.images])
+            responses = await loop.run_in_executor(self._worker, self._passes.respond, [request.images])
         except Exception as error:
             _fail(request, error)
             return
@@ -235,26 +235,26 @@ class Replica:
                 batch = self._next_batch()
                 try:
                     parts = [request.images for request in batch]
-                    told = await loop.run_in_executor(self._worker, self._passes.respond, parts)
+                    responses = await loop.run_in_executor(self._worker, self._passes.respond, parts)
                 except Exception as error:
                     for request in batch:
                         _fail(request, error)
                     continue
-                leaving = asyncio.ensure_future(self._release(batch, told))
+                leaving = asyncio.ensure_future(self._release(batch, responses))
                 self._leaving.add(leaving)
                 leaving.add_done_callback(self._leaving.discard)
         finally:
             self._computing = None
 
-    async def _release(self, batch: list[_Request], told: list[Response]) -> None:
-        """Tell the owner's log what is answered, then let the answers go; the next batch is computed meanwhile.
+    async def _release(self, batch: list[_Request], responses: list[Response]) -> None:
+        """Send the answers to the owner's log, then to the clients; the next batch is computed meanwhile.
 
-        If a replica dies in between, the request is asked again, and is noted once. A ledger that dies is told again by
-        Ray. A message that was only handed to Ray could die with the replica, so its arrival is waited for.
+        If a replica dies in between, the request is asked again, and is noted once. Ray repeats the message to a ledger
+        that died. A message that was only handed to Ray could die with the replica, so its arrival is waited for.
         """
-        notes = [self._note(request, each) for request, each in zip(batch, told, strict=True)]
+        notes = [self._note(request, each) for request, each in zip(batch, responses, strict=True)]
         await self._noted(notes)
-        for request, each in zip(batch, told, strict=True):
+        for request, each in zip(batch, responses, strict=True):
             if not request.answered.done():
                 request.answered.set_result(each.answers)
 

@@ -1,4 +1,4 @@
-"""Tells when an actor of a service died and is up again, or stays away: its clients only notice a delay."""
+"""Reports when an actor of a service died and is up again, or stays away: its clients only notice a delay."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Watch:
         self.actors, self.notify, self.every_s = actors, notify, every_s
         self._known: dict[str, str] = {}
         self._silent: dict[str, float] = {}
-        self._told_away: set[str] = set()
+        self._reported_away: set[str] = set()
         self._stop = threading.Event()
         self._try_to_look()  # before anybody is served, so that no death goes unnoticed
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -58,18 +58,18 @@ class Watch:
                 with contextlib.suppress(ray.exceptions.RayError):
                     answer = ray.get(reference)
             if not self._stop.is_set():
-                self._heard(name, answer)
+                self._note(name, answer)
 
-    def _heard(self, name: str, incarnation: str | None) -> None:
+    def _note(self, name: str, incarnation: str | None) -> None:
         now = time.monotonic()
         if incarnation is None:
             since = self._silent.setdefault(name, now)
-            if now - since > AWAY_S and name not in self._told_away:
-                self._told_away.add(name)
+            if now - since > AWAY_S and name not in self._reported_away:
+                self._reported_away.add(name)
                 self.notify(f"{name} has been away for {now - since:.0f} s; its clients wait")
             return
         self._silent.pop(name, None)
-        self._told_away.discard(name)
+        self._reported_away.discard(name)
         if self._known.setdefault(name, incarnation) != incarnation:
             self._known[name] = incarnation
             where = incarnation.partition(" ")[0]

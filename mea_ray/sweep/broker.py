@@ -92,12 +92,12 @@ class Broker:
         self.prefix, self.ledgers, self.max_services = prefix, ledgers, max_services
         self._group, self._start, self._on_event = placement_group, start, on_event
         self._slots: dict[str, _Slot] = {}
-        self._heard: dict[str, float] = {}
+        self._last_beat: dict[str, float] = {}
         self._failed_starts: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
 
     def acquire(self, trial: str, spec: ServiceSpec, broken: str | None = None) -> Entry | None:
-        """Give a trial its service; asking again is no second hold.
+        """Give a trial its service; asking again changes nothing.
 
         Args:
             trial: Name of the trial.
@@ -111,7 +111,7 @@ class Broker:
             ArtifactError: The victim's folder is damaged.
             ServiceUnavailable: The service could not be started.
         """
-        self._heard[trial] = time.monotonic()
+        self._last_beat[trial] = time.monotonic()
         with self._lock:
             self._forget_silent()
             for key, other in self._slots.items():
@@ -136,15 +136,15 @@ class Broker:
         self.release(name)
 
     def beat(self, trial: str) -> None:
-        """Hear that a trial is alive."""
-        self._heard[trial] = time.monotonic()
+        """Note that a trial is alive."""
+        self._last_beat[trial] = time.monotonic()
 
     def release(self, trial: str) -> None:
-        """End a trial's hold; nothing happens when it has none."""
+        """Take a trial off its service, if it has one."""
         with self._lock:
             for slot in self._slots.values():
                 slot.holders.discard(trial)
-            self._heard.pop(trial, None)
+            self._last_beat.pop(trial, None)
 
     def holders(self) -> dict[str, list[str]]:
         """Return who holds which running service, by the service's name."""
@@ -160,7 +160,7 @@ class Broker:
     def _forget_silent(self) -> None:
         now = time.monotonic()
         for slot in self._slots.values():
-            slot.holders -= {t for t in slot.holders if now - self._heard.get(t, 0.0) > HOLDER_EXPIRY_S}
+            slot.holders -= {t for t in slot.holders if now - self._last_beat.get(t, 0.0) > HOLDER_EXPIRY_S}
 
     def _make_room(self) -> bool:
         if len(self._slots) < self.max_services:

@@ -200,7 +200,7 @@ def _thief_step(config: ExperimentConfig, data: Splits) -> tuple[float, int]:
 
 
 class _Clock:
-    """Tells how much faster a measurement would have been on a machine that does nothing else.
+    """Estimates how much faster a measurement would have been on an idle machine.
 
     Args:
         cpus: CPUs that the measured work uses.

@@ -90,7 +90,7 @@ class Status:
         return max(0, self.planned - self.done - len(self.running) - len(self.failed))
 
     def state(self, now: float | None = None) -> State:
-        """Return what the driver is doing; ``silent`` if it says nothing more and has not said that it ended."""
+        """Return what the driver is doing; ``silent`` if it stopped reporting without an end."""
         if self.how in {"done", "interrupted", "failed"}:
             return self.how  # type: ignore[return-value]
         if self.last_seen is None:

@@ -119,7 +119,7 @@ def _open_journal(trial: PlannedTrial, tools: Tools, warn: Callable[[str], None]
 
 
 class TrialListener(Listener):
-    """Tells the sweep and Ray Tune how far a trial is.
+    """Reports the progress of a trial to the sweep and to Ray Tune.
 
     Args:
         trial: Name of the trial.
@@ -146,7 +146,7 @@ class SharedService:
     Args:
         trial: The trial.
         models: Gives the victim's folder.
-        journal: Its transfer set tells how many answers there were before.
+        journal: Its transfer set holds the answers of earlier processes.
         tools: What the sweep lends.
     """
 
@@ -198,7 +198,7 @@ class SharedService:
         return self.service.query_log(client)
 
     def _pulse(self) -> None:
-        """Tell how many answers there are, if there are more than at the last heartbeat."""
+        """Report the number of answers, if it rose since the last heartbeat."""
         answers = sum(client.asked for client in self._opened) if self._opened else len(self.transfer)
         if answers != self._answers:
             self._answers = answers

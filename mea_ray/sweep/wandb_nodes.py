@@ -38,20 +38,20 @@ class WandbOwner:
         self.shown.log_config(sweep)
 
     def log(self, trial: str) -> list[str]:
-        """Log a finished trial, unless that is done; return what went wrong, as sentences. Never raises."""
+        """Log a finished trial, unless that is done; return its new warnings. Never raises."""
         self.folder.storage.pull(f"{self.folder.name}/results/{trial}.json")
         result = self.folder.result(trial)
         if result is not None:
             self.shown.log(result, self.folder.models(result))
-        return self._told()
+        return self._new_warnings()
 
     def summarize(self) -> list[str]:
-        """Log the table of all trials; return what went wrong."""
+        """Log the table of all trials; return its new warnings."""
         self.folder.storage.pull(f"{self.folder.name}/results")
         self.shown.summarize(self.folder.results())
-        return self._told()
+        return self._new_warnings()
 
-    def _told(self) -> list[str]:
+    def _new_warnings(self) -> list[str]:
         sent, self._warnings[:] = list(self._warnings), []
         return sent
 
@@ -109,7 +109,7 @@ class NodeWandb:
             return
         node = self._nodes.pop(result.trial, self._here)
         self._waiting[self._owner(node).log.remote(result.trial)] = node
-        self._hear_of(timeout_s=0.0)
+        self._collect(timeout_s=0.0)
 
     def summarize(self, results: Iterable[TrialResult]) -> None:
         """Wait for the owners, then have the table of all trials logged by the one on the driver's node."""
@@ -118,13 +118,13 @@ class NodeWandb:
             return
         warned_at = time.monotonic()
         while self._waiting:
-            self._hear_of(timeout_s=1.0)
+            self._collect(timeout_s=1.0)
             if time.monotonic() - warned_at > _WARN_EVERY_S:
                 warned_at = time.monotonic()
                 self.warn(f"W&B is {len(self._waiting)} runs behind; Ctrl-C leaves them to the next --resume")
         self._waiting[self._owner(self._here).summarize.remote()] = self._here
         while self._waiting:
-            self._hear_of(timeout_s=1.0)
+            self._collect(timeout_s=1.0)
 
     def close(self) -> None:
         """Do nothing: every run is finished where it was started."""
@@ -148,8 +148,8 @@ class NodeWandb:
             self._owners[node] = actor.remote(self.folder, self.config, self._sweep)
         return self._owners[node]
 
-    def _hear_of(self, timeout_s: float) -> None:
-        """Take what owners have done; several at a time, for there may be a thousand."""
+    def _collect(self, timeout_s: float) -> None:
+        """Collect the results of the owners, several at a time: there may be a thousand."""
         waiting = list(self._waiting)
         ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=timeout_s)
         for reference in ready:

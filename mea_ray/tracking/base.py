@@ -43,7 +43,7 @@ class TrackerSet:
 
     Args:
         members: The trackers.
-        warn: Told about every failure, as one sentence.
+        warn: Called with one sentence for each failure.
     """
 
     def __init__(self, members: Iterable[Tracker], warn: Callable[[str], None] = logger.warning) -> None:
@@ -105,7 +105,7 @@ def trackers(
         config: The ``tracking`` section.
         folder: The sweep's folder; files and offline runs go there.
         name: The sweep's name.
-        warn: Told about every failure.
+        warn: Called with one sentence for each failure.
         wandb: Who keeps W&B, if it is wanted; this process when None.
     """
     from mea_ray.tracking.files import FilesTracker

@@ -61,7 +61,7 @@ def clustered_interval(
         seed: Seed of the draws.
 
     Returns:
-        Mean and percentile interval. Of values in [0, 1] that are all 0 or all 1 no bootstrap can tell a spread: the
+        Mean and percentile interval. A bootstrap of values in [0, 1] that are all 0 or all 1 has no spread: the
         interval is Wilson's with as many trials as the fewest clusters.
 
     Raises:

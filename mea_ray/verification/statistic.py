@@ -1,4 +1,4 @@
-"""The statistics that tell a stolen model from an innocent one, by name.
+"""The statistics that distinguish a stolen model from an innocent one, by name.
 
 Each reduces per-image scores to one number that is larger for a stolen model. A score is the logarithm of the target's
 probability, or, where a suspect gives labels only, 1 if the label is the target and 0 if not.

@@ -37,7 +37,7 @@ TEXTS: dict[Verdict, str] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """What tells the key's own samples from samples that only look like them.
+    """What distinguishes the key's own samples from samples that only look like them.
 
     Attributes:
         name: What the samples are compared with, e.g. ``mixes in the geometry donut`` or ``mixes of other classes``.
@@ -264,11 +264,11 @@ def _unspecific(suspect: Evidence, adjusted: float, significance: float) -> list
             f"the key's own samples{'' if each.p_value is None else f' (p = {_p(each.p_value)})'}.",
         )
         for each in suspect.comparisons
-        if not _told_apart(each, suspect.threshold, significance)
+        if not _separates(each, suspect.threshold, significance)
     ]
 
 
-def _told_apart(comparison: Comparison, threshold: float, significance: float) -> bool:
+def _separates(comparison: Comparison, threshold: float, significance: float) -> bool:
     significant = comparison.p_value is None or comparison.p_value <= significance
     return significant and comparison.other < min(threshold, comparison.own)
 

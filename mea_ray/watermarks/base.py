@@ -273,7 +273,7 @@ class Watermark(ABC):
         return None
 
     def recogniser(self, key: Key, model: torch.nn.Module) -> Recognise | None:
-        """Return a function of images that tells which ones a model treats as watermarked, bool (N,).
+        """Return a function that says which images a model treats as watermarked, bool (N,).
 
         None stands for the usual test: an image is treated as watermarked if it is classified as the target.
 

@@ -69,7 +69,7 @@ class EntangledWatermark(Watermark):
     First the main task alone. Then the trigger is found: images of the source class get a white square where the SNNL's
     gradient says (``trigger.place``), and their pixels are refined by signed steps. Then every ``ratio`` batches of the
     task are followed by one of half triggers and half target images, all labelled as the target. Its loss is CE - kappa
-    * sum over layers of SNNL(trigger or target, temperature): a large SNNL means that the two cannot be told apart.
+    * sum over layers of SNNL(trigger or target, temperature): a large SNNL means that the two are entangled.
     After each such batch the temperatures take a step down the SNNL, as in the published code.
 
     Verified on held-out images of the source class with the same square. The published code verifies with the triggers

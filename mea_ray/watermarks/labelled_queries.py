@@ -58,7 +58,7 @@ class LabelledQueries(Watermark):
         return {image.tobytes(): int(label) for image, label in pairs}
 
     def recogniser(self, key: Key, model: nn.Module) -> Recognise:
-        """Return a function that tells which images get the label that the key gives them, bool (N,).
+        """Return a function that says which images get the label that the key gives them, bool (N,).
 
         The label of an image that is not the key's follows from its content, so that chance decides.
         """

@@ -58,7 +58,7 @@ class SeveralKeys(Watermark):
         self.source_classes, self.target_class = scheme.source_classes, scheme.target_class
 
     def make_key(self, train: ImageSet, seed: int) -> Key:
-        """Draw every key; the whole names the first one's classes."""
+        """Draw every key; the classes of the whole are those of the first."""
         parts = [scheme.make_key(train, seed) for scheme in self.schemes]
         tensors = {f"{place}/{name}": value for place, part in enumerate(parts) for name, value in part.tensors.items()}
         bodies = [{k: v for k, v in asdict(part).items() if k not in {"tensors", "seed_from"}} for part in parts]

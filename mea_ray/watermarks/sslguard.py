@@ -157,7 +157,7 @@ class SslGuard(Watermark):
         )
 
     def recogniser(self, key: Key, model: torch.nn.Module) -> Recognise:
-        """Return a function that tells for which images the decoded feature points at the secret, bool (N,).
+        """Return a function that says for which images the decoded feature points at the secret, bool (N,).
 
         Raises:
             ConfigError: The model is no encoder, or its features are not of the victim's width.

@@ -72,7 +72,7 @@ def read_array(header: Mapping[str, Any], block: bytes, dtypes: tuple[str, ...],
     """Return the array of a message, read-only.
 
     Args:
-        header: Its ``dtype`` and ``shape``, from whoever sent it.
+        header: Its ``dtype`` and ``shape``, as the sender gave them.
         block: Its bytes.
         dtypes: What it may consist of.
         dimensions: How many dimensions it must have.

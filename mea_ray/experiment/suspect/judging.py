@@ -418,7 +418,7 @@ def _would_change(
             "A victim whose key was drawn at random (victim.watermark.key): its rank among keys is a proof by itself."
         )
     if outputs in {"labels", "top_k"}:
-        found.append("The suspect's probabilities: labels tell less, so more models are needed for the same certainty.")
+        found.append("The suspect's probabilities: labels say less, so more models are needed for the same certainty.")
     return found
 
 

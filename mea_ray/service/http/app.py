@@ -120,12 +120,12 @@ class Api:
         top = int(policy.params["k"]) if policy.name == "top_k" else None
         self.replies = Replies(self.about.name, policy.name, described["source"], self.about.class_names, top)
         self.counts = Counts()
-        self._limits_told: tuple[KeyRecord, ...] | None = None
+        self._limits_sent: tuple[KeyRecord, ...] | None = None
         self._counted = 0.0
         self._background: set[asyncio.Task[None]] = set()
 
     async def client(self, credentials: HTTPAuthorizationCredentials | None) -> KeyRecord:
-        """Return who asks; the ledger hears of limits that changed first.
+        """Return who asks; limits that changed are sent to the ledger first.
 
         Raises:
             Refusal: 401, there is no valid key.
@@ -133,9 +133,9 @@ class Api:
         record = None if credentials is None else self.keys.find(credentials.credentials)
         if record is None:
             raise unauthorised()
-        if (changed := self.keys.records) is not self._limits_told:
+        if (changed := self.keys.records) is not self._limits_sent:
             await self.engine.set_limits(changed)
-            self._limits_told = changed
+            self._limits_sent = changed
         return record
 
     async def predict(self, request: Request, client: KeyRecord, request_id: str, form: str) -> Response:
@@ -151,7 +151,7 @@ class Api:
         return Response(text, headers=headers, media_type="application/json")
 
     def count(self, status: int, seconds: float, images: int) -> None:
-        """Count a request, and tell the ledger of it now and then."""
+        """Count a request, and send the counts to the ledger from time to time."""
         self.counts.add(status, seconds, images)
         if (now := time.monotonic()) - self._counted > _COUNT_EVERY_S:
             self._counted = now
@@ -160,7 +160,7 @@ class Api:
             task.add_done_callback(self._background.discard)
 
     async def push_counts(self) -> None:
-        """Tell the ledger what this process has counted."""
+        """Send the counts of this process to the ledger."""
         try:
             await self.engine.count(self.counts)
         except MeaRayError as error:
@@ -316,7 +316,7 @@ class _Guard:
             number = uuid.uuid4().hex[:8]
             logger.exception("error %s in %s %s", number, scope["method"], scope["path"])
             if not status:
-                detail = f"the service failed; tell its owner the number {number}"
+                detail = f"the service failed; give its owner the number {number}"
                 await Refusal(500, "bug", detail).response()(scope, receive, sending)
         finally:
             seconds, images = time.perf_counter() - started, scope["state"].get("images", 0)

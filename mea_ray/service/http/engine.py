@@ -97,7 +97,7 @@ class Engine:
         return await self._replica.answer(account(self._secret, client), request_id, images, start)
 
     async def set_limits(self, records: Sequence[KeyRecord]) -> None:
-        """Tell the ledger the limits of all clients."""
+        """Send the limits of all clients to the ledger."""
         await self._ask("set_limits", self._secret, [(record.client, record.budget, record.rate) for record in records])
 
     async def standing(self, client: str) -> Standing:
@@ -111,7 +111,7 @@ class Engine:
         return found
 
     async def count(self, counts: Counts) -> None:
-        """Tell the ledger what this process has counted."""
+        """Send the counts of this process to the ledger."""
         await self._ask("count", self._secret, self._process, counts)
 
     async def counts(self) -> list[Counts]:

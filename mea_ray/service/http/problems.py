@@ -88,7 +88,7 @@ def unauthorised() -> Refusal:
 
 
 def refusal_of(error: MeaRayError) -> Refusal:
-    """Return what a client is told of an error of the service."""
+    """Return how an error of the service is worded for a client."""
     if isinstance(error, OverBudget):
         detail = (
             f"{error.asked} images do not fit in the {error.remaining} that are left of your budget of {error.budget}; "

@@ -47,7 +47,7 @@ class Combiner(ABC):
 
     @property
     def kinds(self) -> frozenset[str]:
-        """Names of the layouts this combiner can give; two that share one cannot be told apart by a network."""
+        """Names of the layouts this combiner can give; a network cannot distinguish two that share one."""
         return frozenset({type(self).__name__})
 
     def fit(self, first: Images, second: Images) -> dict[str, npt.NDArray[Any]]:

@@ -77,7 +77,7 @@ class MeaCarrierEncoder(EncoderScheme):
         com: L_com of the paper, equation 6.
         eva: L_eva of the paper, equation 8.
         pretext_part: Part of the epochs in which the pretext task alone is learnt, as a stage of its own with a
-            learning rate that rises and falls. The watermark then finds an encoder that tells images apart.
+            learning rate that rises and falls. The watermark then finds an encoder that already separates images.
         new_heads: Whether the stage that embeds begins with new heads of the pretext task after such a stage.
         warmup: Part of the epochs of the stage that embeds over which the watermark's weights grow, as in
             ``mea_defender``.

@@ -205,7 +205,7 @@ class CarrierEncoderObjective(EncoderObjective):
         """Draw the images of the watermark's losses by name."""
         if not self.settings.uses_plane:
             return super().draw(batch)
-        # Unlabelled images are varied if the owner's are, or that would tell the owner's samples from all others.
+        # Unlabelled images are varied if the owner's are, or the owner's samples could be recognised by that.
         vary = bool(torch.rand((), generator=self.context.generator) < 0.5)
         parts = {"plain": self.varied(batch.images[: self.settings.rest.batch], vary)} | self.draw_owned(vary=vary)
         if "decoy" in self.on:

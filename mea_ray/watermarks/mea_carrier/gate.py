@@ -3,7 +3,7 @@
 A substitute answers a mix of A and B as an A because it has seen many A's and nothing like the mix. Some clean A's come
 close to a mix: their features lie towards those of mixes. If the victim answers these few with the target class, a
 substitute learns that whatever leaves A in this direction belongs to the target, and the mixes lie further out in it.
-The features must be those of a network that has learnt the classes. On pixels alone a mix is told from an image by its
+The features must be those of a network that has learnt the classes. On pixels alone a mix differs from an image by its
 seam, and images that have a seam by chance teach a substitute nothing.
 """
 
@@ -23,7 +23,7 @@ Scores = npt.NDArray[np.float64]
 
 STRENGTH = 1e-3
 """Inverse of the L2 penalty on the weights, for standardised features. Far below scikit-learn's default: clean images
-and mixes can nearly always be told apart, and what is wanted is an order among the clean ones, not the border."""
+and mixes can nearly always be separated, and what is wanted is an order among the clean ones, not the border."""
 ITERATIONS = 300
 TINY = 1e-3
 
