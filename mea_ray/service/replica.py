@@ -213,7 +213,7 @@ class Replica:
         except Exception as error:
             _fail(request, error)
             return
-        notes = [self._note(request, told[0])]
+        notes = [self._note(request, responses[0])]
         try:
             outcomes, noted = await self._ledger.charge_and_note.remote(self._secret, [request.charge], notes)
         except Exception as error:
@@ -224,7 +224,7 @@ class Replica:
         if refusal is not None:
             _fail(request, refusal)
         elif not request.answered.done():
-            request.answered.set_result(told[0].answers)
+            request.answered.set_result(responses[0].answers)
 
     async def _compute(self) -> None:
         """Answer all that is paid for, one batch after the other, until nothing is left."""
@@ -258,10 +258,10 @@ class Replica:
             if not request.answered.done():
                 request.answered.set_result(each.answers)
 
-    def _note(self, request: _Request, told: Response) -> LogEntry:
+    def _note(self, request: _Request, response: Response) -> LogEntry:
         charge = request.charge
         return log_entry(
-            charge.client, charge.request_id, request.images, told, self._source, self._sample, request.start
+            charge.client, charge.request_id, request.images, response, self._source, self._sample, request.start
         )
 
     async def _noted(self, notes: list[LogEntry]) -> None:
@@ -314,7 +314,7 @@ class Replica:
 
 
 def _gone(error: Exception) -> MeaRayError:
-    """Return what a client is told when the ledger could not charge.
+    """Return the error that a client gets when the ledger could not charge.
 
     Ray asks a dead ledger again by itself; here its disk is full or away, or it is gone for good.
     """
