@@ -5,12 +5,13 @@ Everything is measured in one run, in turns, and compared by medians, as in `ben
 
 from __future__ import annotations
 
+import os
 import socket
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from mea_ray.blackbox.http import HttpBlackBox
 from mea_ray.config import ClientConfig, ServingConfig, build
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Answers, FloatImages, Images
+from mea_ray.core.versions import versions
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.service.http import small_bodies
@@ -74,7 +76,9 @@ def bench_http(
     Returns:
         Images per second (medians) as ``http_<images>_<clients>``, ``actors_<images>_<clients>`` and ``bare_<images>``;
         ``http_to_actors_<images>_<clients>``; ``latency_<http|actors|bare>_<p50|p99>_ms`` of one image; the ratio
-        ``lone_to_bare`` of the medians; and the settings.
+        ``lone_to_bare`` of the medians; ``fsync_ms``, the median time of a write to the disk that the ledger lies on;
+        ``load``, the machine's mean number of runnable processes in the last minute; the settings, processors and
+        versions.
 
     Raises:
         ConfigError: Ray has too few CPUs for the replica and the actor.
@@ -118,7 +122,43 @@ def bench_http(
         "shape": shape,
         "repeats": repeats,
         "device": device().type,
+        "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "fsync_ms": _fsync_ms(),
+        "versions": versions(),
     }
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Return what `bench_http` measured as Markdown: images per second, and the latency of one image."""
+    lines = [
+        "| images a request | clients | HTTP, images/s | Ray actors, images/s | HTTP / actors | bare pass, images/s |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    pairs = [name.split("_")[1:] for name in found if name.startswith("http_") and not name.startswith("http_to")]
+    for size, clients in pairs:
+        pair = f"{size}_{clients}"
+        speeds = [f"{found[name]:,.0f}" for name in (f"http_{pair}", f"actors_{pair}")]
+        ratio, bare = f"{found[f'http_to_actors_{pair}']:.2f}", f"{found[f'bare_{size}']:,.0f}"
+        lines.append(f"| {size} | {clients} | {' | '.join([*speeds, ratio, bare])} |")
+    lines += ["", "| one image | p50, ms | p99, ms |", "| --- | ---: | ---: |"]
+    for kind, words in {"http": "HTTP", "actors": "Ray actors", "bare": "bare pass"}.items():
+        p50, p99 = (f"{found[f'latency_{kind}_p{percent}_ms']:.1f}" for percent in (50, 99))
+        lines.append(f"| {words} | {p50} | {p99} |")
+    return "\n".join(lines)
+
+
+def _fsync_ms() -> float:
+    """Return the median milliseconds of a small write to the disk of temporary files."""
+    seconds = []
+    with tempfile.NamedTemporaryFile(prefix="mea_ray_bench_") as file:
+        for _ in range(50):
+            file.write(bytes(4096))
+            file.flush()
+            start = time.perf_counter()
+            os.fsync(file.fileno())
+            seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)
 
 
 def _summary(

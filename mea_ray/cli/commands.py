@@ -267,7 +267,7 @@ def measure(name: str, options: Sequence[str], output: Path | None) -> None:
     with make_console(stderr=True).status(f"measuring: {name}"):
         built = BENCHMARKS.build(name, **settings)
     measured = built if isinstance(built, dict) else built.to_dict()
-    shown = [(key, value) for key, value in measured.items() if not isinstance(value, list)]
+    shown = [(key, value) for key, value in measured.items() if not isinstance(value, (list, dict))]
     make_console().print(pairs_table(f"[bold]{name}[/]", shown))
     if output is not None:
         output.write_text(json.dumps(measured, indent=1, default=str), encoding="utf-8")

@@ -241,7 +241,11 @@ def verify(
     ] = None,
     key: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="API key for a URL.", envvar="MEA_RAY_KEY"),
+        typer.Option(help="API key for a URL: env:NAME, file:PATH, or the key itself.", envvar="MEA_RAY_KEY"),
+    ] = None,
+    api: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="YAML file that describes the API of a URL that is not of `mea-ray serve`."),
     ] = None,
     memory_gb: Annotated[float, typer.Option(help="Memory of the process of a file, in GiB.", min=1.0)] = 16.0,
     seconds: Annotated[float, typer.Option(help="Longest wait for an answer of a file.", min=1.0)] = 300.0,
@@ -261,6 +265,8 @@ def verify(
       mea-ray verify victims/flowers --suspect stolen.onnx --budget 1000
 
       mea-ray verify victims/flowers --suspect weights.pt --model resnet18 --classes match
+
+      mea-ray verify victims/flowers --suspect https://api.example/v2 --api example.yaml --key env:KEY
     """
     from mea_ray.cli import verify as verifying
 
@@ -273,6 +279,7 @@ def verify(
         budget=budget,
         seen=seen,
         key=key,
+        api=api,
         memory_gb=memory_gb,
         seconds=seconds,
         to=to,

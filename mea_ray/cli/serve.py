@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mea_ray.core.errors import ConfigError, ServiceUnavailable
+from mea_ray.core.errors import ArtifactError, ConfigError, ServiceUnavailable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,11 +78,12 @@ def usage(victim: Path, state: Path | None, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(view, indent=1))
         return
+    names = _class_names(victim)
     table = _table("client", "charged", "budget", "left", "requests", "commonest classes", "PRADA's W", "outliers")
     for each in view:
         log = each["log"]
         order = sorted(range(len(log["classes"])), key=lambda k: -log["classes"][k])[:3]
-        common = ", ".join(f"{k}: {log['classes'][k]}" for k in order if log["classes"][k])
+        common = ", ".join(f"{names.get(k, k)}: {log['classes'][k]}" for k in order if log["classes"][k])
         w = "too few" if log["shapiro_w"] is None else f"{log['shapiro_w']:.3f}"
         shown = f"[red]{w} alarm[/]" if log["alarm"] else w
         numbers = ["none" if value is None else f"{value:,}" for value in (each["budget"], each["remaining"])]
@@ -209,6 +210,16 @@ def _settings(overrides: Sequence[str]) -> HttpConfig:
 
     tree, _ = overridden(HttpConfig, {}, list(map(split_override, overrides)))
     return build(HttpConfig, tree)
+
+
+def _class_names(victim: Path) -> dict[int, str]:
+    """Return the names of a victim's classes by their numbers; none if its folder is away."""
+    from mea_ray.service.http.engine import about_victim
+
+    try:
+        return dict(enumerate(about_victim(victim).class_names))
+    except ArtifactError:
+        return {}
 
 
 def _usage(victim: Path, state: Path) -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ class Options:
     budget: int | None = None
     seen: str | None = None
     key: str | None = None
+    api: Path | None = None
     memory_gb: float = 16.0
     seconds: float = 300.0
     to: Path | None = None
@@ -83,16 +84,20 @@ def terms(options: Options) -> Terms:
         budget=options.budget,
         seen=_date(options.seen),
         limits=Limits(memory_gb=options.memory_gb, answer_s=options.seconds),
-        open_url=partial(_open_url, options.key),
+        open_url=partial(_open_url, options.key, options.api),
         command=_typed(sys.argv[1:], options.key),
     )
 
 
-def _open_url(key: str | None, url: str) -> Ask:
+def _open_url(key: str | None, description: Path | None, url: str) -> Ask:
     """Open the black box of a service; it answers images in [0, 1] as our services do."""
-    from mea_ray.blackbox.http import HttpBlackBox
+    from mea_ray.config import BlackBoxConfig, ClientConfig
+    from mea_ray.experiment.remote_service import open_url, read_key
 
-    return HttpBlackBox(url, key).query
+    if key is not None and key.startswith(("env:", "file:")):
+        key = read_key(key, "--key")
+    settings = build(BlackBoxConfig, {"url": url, "api": None if description is None else str(description.absolute())})
+    return open_url(settings, key, ClientConfig()).query
 
 
 def _typed(arguments: Sequence[str], key: str | None) -> str:

@@ -156,10 +156,19 @@ def read_keys(settings: BlackBoxConfig, accounts: int) -> list[str | None]:
         raise ConfigError(
             f"thief.accounts={accounts} needs as many keys, thief.blackbox.key has {len(settings.key)}; list one each"
         )
-    return [_read_key(each) for each in settings.key]
+    return [read_key(each) for each in settings.key]
 
 
-def _read_key(reference: str) -> str:
+def read_key(reference: str, option: str = "thief.blackbox.key") -> str:
+    """Return the API key that ``env:NAME`` or ``file:PATH`` stands for.
+
+    Args:
+        reference: Where the key is.
+        option: What an error calls it.
+
+    Raises:
+        ConfigError: There is no key.
+    """
     kind, _, name = reference.partition(":")
     if kind == "env":
         key = os.environ.get(name, "")
@@ -172,5 +181,5 @@ def _read_key(reference: str) -> str:
         except (OSError, UnicodeError):
             key = ""
     if not key.strip() or not key.strip().isprintable():
-        raise ConfigError(f"thief.blackbox.key={reference}: {where} holds no key; put the API key there")
+        raise ConfigError(f"{option}={reference}: {where} holds no key; put the API key there")
     return key.strip()

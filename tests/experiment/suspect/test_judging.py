@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from foreign_service import NAMES, ForeignService
 from rich.console import Console
 from tiny import TINY, config
 
 from mea_ray.calibration import nulls as making
 from mea_ray.calibration.models import with_innocents
-from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.cli.verify import Options, terms
+from mea_ray.core.errors import ConfigError, DataError, UnknownClient
 from mea_ray.experiment.suspect.judging import Terms, held_out, verify_suspect
 from mea_ray.experiment.victim import Victim
 from mea_ray.experiment.victim.make import make_victim
 from mea_ray.experiment.victim.nulls import keep, read_nulls, with_cost
 from mea_ray.report import accusation
+from mea_ray.service.http import admin
 
 Ask = Callable[[Any], Any]
 
@@ -145,3 +148,26 @@ def test_null_models_are_found_again_and_stale_ones_are_not(victim: Victim) -> N
     left = making.left_to_do(victim, with_innocents(victim.config, 3), count=3, stolen=2)
     assert [(job.index, job.own, job.budgets) for job in left] == [(0, False, (64,)), (2, True, ())]
     assert making.left_to_do(victim, with_innocents(victim.config, 2), count=2, stolen=0) == []
+
+
+@pytest.mark.parametrize(("top", "kind"), [(1, "labels"), (3, "top_k")])
+def test_a_suspect_behind_a_foreign_api(victim: Victim, tmp_path: Path, top: int, kind: str) -> None:
+    """Pictures go to it and names of classes come back, in another order than the victim's."""
+    order = tuple(reversed(NAMES))
+    service = ForeignService(victim.model, top=top, order=order)
+    (tmp_path / "key").write_text("secret\n")
+    (tmp_path / "classes.yaml").write_text(json.dumps({str(9 - at): at for at in range(10)}))
+    options = Options(
+        api=service.describe(tmp_path, victim.shape[1]),
+        key=f"file:{tmp_path / 'key'}",
+        classes=str(tmp_path / "classes.yaml"),
+        outputs=kind,
+    )
+    with admin.served(service.app, 0) as url:
+        verdict = verify_suspect(victim, url, terms(options))
+        with pytest.raises((ConfigError, UnknownClient)):
+            verify_suspect(victim, url, terms(replace(options, key="wrong")))
+    assert verdict.suspect.outputs == kind and service.asked > 100
+    assert verdict.report.accuracy == pytest.approx(victim.report.accuracy, abs=0.01)
+    assert verdict.report.wsr is not None and victim.report.wsr is not None
+    assert verdict.report.wsr.rate == pytest.approx(victim.report.wsr.rate, abs=0.05), "a PNG rounds a mixed image"

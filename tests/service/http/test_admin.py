@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shutil
 import socket
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from http_service import InProcess, images, save_victim
+from PIL import Image
 from starlette.testclient import TestClient
 
 from mea_ray.core.errors import ArtifactError, ConfigError, ServiceUnavailable
@@ -20,6 +25,10 @@ from mea_ray.service.http.deployment import Spec
 from mea_ray.service.http.running import RUNNING, Running, find_running, offline_usage
 from mea_ray.service.http.settings import HttpConfig
 from mea_ray.storage.process import identity
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BAR = (0x3B, 0x6E, 0xA5)
+"""Colour of the bars in usage.html.j2."""
 
 
 class Owned:
@@ -121,3 +130,21 @@ def test_a_service_that_ended_without_a_word_is_not_taken_for_running(tmp_path: 
     assert written({**here, "machine": "elsewhere"}) is None
     (tmp_path / RUNNING).write_text('{"pid": 1, "url": "http://here"}')
     assert find_running(tmp_path) is None
+
+
+@pytest.mark.slow
+def test_a_browser_draws_the_page(owned: Owned, tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"none of these browsers is installed: {', '.join(BROWSERS)}")
+    picture = tmp_path / "page.png"
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    with admin.served(admin.create_admin(owned), 0) as url:  # type: ignore[arg-type]
+        subprocess.run([*command, "--window-size=1000,700", f"--screenshot={picture}", url], check=True, timeout=300)
+        dom = subprocess.run([*command, "--dump-dom", url], check=True, timeout=300, capture_output=True, text=True)
+    rows = re.findall(r'<tr[^>]*data-client="([^"]+)"[^>]*>(.*?)</tr>', dom.stdout, re.DOTALL)
+    assert [name for name, _ in rows] == ["-b-", "bob"] and rows[0][1].count("<i ") == 10
+    with Image.open(picture) as shown:
+        pixels = np.asarray(shown.convert("RGB")).reshape(-1, 3)
+    bars = (pixels == BAR).all(1).sum()
+    assert 50 < bars < 20_000, "the bars of the classes are drawn, and do not fill the page"
