@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from mea_ray.attacks.transfer import Indices, TransferSet
 from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
-from mea_ray.core.types import Answers, BlackBox
+from mea_ray.core.types import BlackBox
 from mea_ray.training.engine import train
 from mea_ray.training.objective import Batch, Objective
 
@@ -107,7 +105,12 @@ class Distillation(QueryAttack):
         """See the base class; with `requery` no two rungs share an answer, so each has a transfer set of its own."""
         if not self.requery:
             return super().rungs(thief, blackbox, budgets, wanted)
-        return (self._requeried(thief, blackbox, budget, self._own(thief.transfer, budget)) for budget in wanted)
+        return self._requeried_rungs(thief, blackbox, wanted)
+
+    def _requeried_rungs(self, thief: Thief, blackbox: BlackBox, wanted: Sequence[int]) -> Iterator[Rung]:
+        for budget in wanted:
+            yield self._requeried(thief, blackbox, budget, self._own(thief.transfer, budget))
+        thief.forget_snapshots()
 
     @staticmethod
     def _own(transfer: TransferSet, budget: int) -> TransferSet:
@@ -135,11 +138,15 @@ class Distillation(QueryAttack):
         if held_out:
             labels = cached.query(unseen, pool[unseen]).argmax(1)
             validate = partial(agreement, images=pool[unseen], labels=labels)
-        objective = RequeryObjective(thief.learning, lambda positions, views: cached.query(images[positions], views))
+        objective = RequeryObjective(thief.learning, cached, images)
         model = thief.new_model("substitute", budget)
         seed = derive(thief.seed, "training", budget)
+        snapshots = thief.snapshots("training", budget)
+        settings = thief.training
         try:
-            report = train(model, pool[images], None, objective, thief.training, seed=seed, validate=validate)
+            report = train(
+                model, pool[images], None, objective, settings, seed=seed, validate=validate, snapshots=snapshots
+            )
         finally:
             cached.flush()
         return Rung(budget, cached.queries_spent, model, report.epochs, report.seconds)
@@ -150,17 +157,34 @@ class RequeryObjective(Objective):
 
     Args:
         learning: The loss.
-        query: Positions in the training set, int64 (N,), and float32 images (N, C, H, W) in [0, 1], to answers.
+        cached: Asks the victim, or the answers of an earlier process.
+        positions: Of the training images in the pool, int64 (N,).
     """
 
-    def __init__(self, learning: Learning, query: Callable[[Indices, npt.NDArray[np.float32]], Answers]) -> None:
+    resumable = True
+
+    def __init__(self, learning: Learning, cached: CachedQueries, positions: Indices) -> None:
         super().__init__()
-        self.learning, self.query = learning, query
+        self.learning, self.cached, self.positions = learning, cached, positions
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Query the victim, and return ``{"distillation": loss}``."""
         views = batch.images.detach().float().cpu().contiguous().numpy()
-        answers = torch.from_numpy(self.query(batch.indices.cpu().numpy(), views)).to(self.context.device)
+        asked = self.cached.query(self.positions[batch.indices.cpu().numpy()], views)
+        answers = torch.from_numpy(asked).to(self.context.device)
         targets = self.learning.soften(answers)
         images, targets = self.learning.mix(batch.images, targets, self.context.generator)
         return {"distillation": self.learning.distance(model(images), targets)}
+
+    def memory(self) -> dict[str, Any]:
+        """Return the number of answers so far, all of which are on the disk then."""
+        self.cached.flush()
+        return {"answered": self.cached.queries_spent}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """See the base class.
+
+        Raises:
+            ArtifactError: Answers that the training has learnt from are not there any more.
+        """
+        self.cached.skip(memory["answered"])

@@ -32,6 +32,8 @@ class EmbeddingObjective(Objective):
         normalise: Scale embeddings, and the features compared with them, to L2 norm 1.
     """
 
+    resumable = True
+
     def __init__(self, answers: Answers, *, normalise: bool) -> None:
         super().__init__()
         self.normalise = normalise

@@ -180,6 +180,7 @@ class _Student:
             targets[chosen],
             "student",
             self.fits,
+            resumes=False,
             epochs=self.attack.student_epochs,
             schedule="constant",
         )

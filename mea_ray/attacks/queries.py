@@ -13,7 +13,7 @@ import numpy as np
 
 from mea_ray.attacks.thief import Queries, Query, Thief
 from mea_ray.attacks.transfer import Indices, TransferSet, content_names, foreign_transfer_set
-from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.core.errors import ArtifactError, ConfigError, DataError
 from mea_ray.core.types import Answers, BlackBox, FloatImages, Images
 
 QUERIES_PER_FILE = 16
@@ -178,6 +178,18 @@ class CachedQueries:
         if self._indices and self.transfer.path is not None:
             self.transfer.append(np.concatenate(self._indices), np.concatenate(self._answers))
         self._indices, self._answers = [], []
+
+    def skip(self, answered: int) -> None:
+        """Go on after the first ``answered`` images, for a training that has learnt from them already.
+
+        Raises:
+            ArtifactError: The transfer set holds fewer answers.
+        """
+        if len(self.transfer) < answered:
+            raise ArtifactError(
+                f"{self.transfer.path or 'memory'} holds {len(self.transfer)} answers, {answered} were learnt from"
+            )
+        self.queries_spent = answered
 
     def _chunk(self, indices: Indices, images: Images | FloatImages) -> Answers:
         start, stop = self.queries_spent, self.queries_spent + len(indices)

@@ -29,7 +29,6 @@ from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import Answers, BlackBox, Images, Labels
 from mea_ray.evaluation import metrics
 from mea_ray.training.objective import Objective
-from mea_ray.training.snapshot import SnapshotFile
 
 __all__ = ["Queries", "Query", "QueryAttack", "Thief"]
 
@@ -168,6 +167,7 @@ class QueryAttack(Attack):
                     queries.advance()
                 if budget in wanted:
                     yield self.substitute(thief, budget)
+            thief.forget_snapshots()
         finally:
             queries.close()
 
@@ -182,7 +182,6 @@ class QueryAttack(Attack):
         trained_on = len(images) - held_out_images(len(images), thief.training, thief.learning)
         held_out, labels = images[trained_on:], answers[trained_on:].argmax(1)
         model = thief.new_model("substitute", budget)
-        path = thief.transfer.path
         report = thief.fit(
             model,
             images[:trained_on],
@@ -190,7 +189,6 @@ class QueryAttack(Attack):
             "training",
             budget,
             validate=partial(agreement, images=held_out, labels=labels) if len(held_out) else None,
-            snapshots=SnapshotFile(path / f"substitute-{budget}.state") if path is not None else None,
             **self.training_overrides,
         )
         curves = thief.curves_within(thief.queries_spent)

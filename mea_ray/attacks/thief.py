@@ -22,7 +22,7 @@ from mea_ray.data.statistics import channel_statistics
 from mea_ray.models.base import ImageModel
 from mea_ray.training.engine import TrainReport, train
 from mea_ray.training.objective import Objective
-from mea_ray.training.snapshot import SnapshotFile
+from mea_ray.training.snapshot import SUFFIX, SnapshotFile
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,20 @@ class Thief:
             model.set_normalisation([0.0] * model.shape[0], [1.0] * model.shape[0])
         return model
 
+    def snapshots(self, *names: str | int) -> SnapshotFile | None:
+        """Return the file of a training's snapshots, beside the answers that it learns from; None in memory."""
+        folder = self.transfer.path
+        if folder is None:
+            return None
+        # Hidden, as what is half-written is: it does not travel to a remote storage.
+        path = folder / f".{'-'.join(map(str, names))}{SUFFIX}"
+        return SnapshotFile(path, self.transfer.snapshot_every_s, keep=True, notify=self.transfer.notify)
+
+    def forget_snapshots(self) -> None:
+        """Remove the snapshots of all trainings: their substitutes are kept by now."""
+        for path in self.transfer.path.glob(f".*{SUFFIX}") if self.transfer.path is not None else ():
+            path.unlink(missing_ok=True)
+
     def fit(
         self,
         model: nn.Module,
@@ -173,7 +187,7 @@ class Thief:
         answers: Answers,
         *names: str | int,
         validate: Callable[[nn.Module], float] | None = None,
-        snapshots: SnapshotFile | None = None,
+        resumes: bool = True,
         **overrides: Any,
     ) -> TrainReport:
         """Train a model on answered images, in place; it ends on the CPU, in eval mode.
@@ -184,7 +198,7 @@ class Thief:
             answers: float32 (N, K).
             *names: Name of the random stream.
             validate: See the engine; None trains to the end.
-            snapshots: See the engine.
+            resumes: Whether another process continues it after a kill; not where many trainings are short.
             **overrides: Settings of the training engine that replace the thief's own.
         """
         fixed = {} if validate is not None else {"early_stop_patience": None}
@@ -199,5 +213,5 @@ class Thief:
             self.training.changed(**{**fixed, **overrides}),
             seed=derive(self.seed, *names),
             validate=validate,
-            snapshots=snapshots,
+            snapshots=self.snapshots(*names) if resumes else None,
         )

@@ -42,6 +42,7 @@ class TransferSet:
 
     Args:
         path: Folder of the chunks, created if it is missing; in memory only when None.
+        snapshot_every_s: How often trainings on these answers write snapshots beside them, see ``SnapshotFile``.
         on_damage: Called with a message when a chunk cannot be used. That chunk and all later ones are then renamed,
             and their images are queried again. The ledger knows those requests and charges nothing for them.
 
@@ -50,8 +51,16 @@ class TransferSet:
             ``on_damage``.
     """
 
-    def __init__(self, path: Path | None = None, *, on_damage: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        snapshot_every_s: float | None = 60.0,
+        on_damage: Callable[[str], None] | None = None,
+    ) -> None:
         self.path = Path(path) if path is not None else None
+        self.snapshot_every_s = snapshot_every_s
+        self.notify = on_damage if on_damage is not None else lambda text: None
         self._chunks: list[_Chunk] = []
         self._unwritten: list[_Chunk] = []
         self._length = 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.calibration import forger
 from mea_ray.config import ExperimentConfig
@@ -26,7 +27,7 @@ from mea_ray.experiment.names import Names
 from mea_ray.experiment.theft import run_attack
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import read_record
-from mea_ray.storage.files import write_whole
+from mea_ray.storage.files import PATIENCE, write_whole
 from mea_ray.storage.remote import Storage
 from mea_ray.sweep.trainable import use_resources
 from mea_ray.training.checkpoint import DESCRIPTION, check_model, load_model, save_model
@@ -148,12 +149,17 @@ def steal(
     if len(done) == len(budgets):
         return
     thief = config.model_copy(update={"seed": config.seed + index})
+    answers = f"{folder.relative}/unfinished/{role}-{index:03d}"
+    transfer = TransferSet(
+        folder.storage.root / answers, snapshot_every_s=config.resources.snapshot_every_s, on_damage=PATIENCE.notify
+    )
     blackbox = LocalBlackBox(model, service_policy(config, data, model, key), pass_images=pass_images(config))
-    for rung in run_attack(thief, data, blackbox, skip=done):
+    for rung in run_attack(thief, data, blackbox, transfer, skip=done):
         assert isinstance(rung.model, ImageModel)
         relative = folder.stolen(role, index, rung.budget)
         save_model(folder.storage.root / relative, rung.model, {"role": f"stolen {role}", "index": index})
         folder.storage.push(relative, last=DESCRIPTION)
+    folder.storage.delete(answers)
 
 
 def substitutes(

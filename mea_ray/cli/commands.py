@@ -129,7 +129,10 @@ def run_local(config: ExperimentConfig, name: str) -> bool:
 
         def on_epoch(role: str, model: str, epoch: Mapping[str, Any]) -> None:
             stage, number = epoch.get("stage", ""), epoch.get("epoch", "")
-            status.update(f"training the {'null model' if role == 'null' else role}, stage {stage}: epoch {number}")
+            what = f"training the {'null model' if role == 'null' else role}, stage {stage}"
+            if epoch.get("resumed"):
+                console.print(f"{what}: goes on after epoch {number} of {epoch.get('epochs', '')}")
+            status.update(f"{what}: epoch {number}")
 
         done = run(config, name, on_epoch=on_epoch, warn=lambda text: console.print(escape(text), soft_wrap=True))
     if done.found:

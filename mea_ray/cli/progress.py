@@ -95,6 +95,9 @@ class SweepProgress:
         note = f"loss {loss:.3f}" if isinstance(loss, (int, float)) else ""
         total = max(event.epochs, event.epoch)
         self._bar(key, f"training {key}", total, event.epoch, note)
+        if event.record.get("resumed"):
+            self.line(f"training {key} goes on after epoch {event.epoch}/{total}")
+            return
         # In a log, a line for every tenth of the epochs, but at most one in five seconds.
         due = event.epoch * 10 // total > (event.epoch - 1) * 10 // total
         if not self.console.is_terminal and due and self.clock() - self.epochs.get(key, float("-inf")) >= 5:

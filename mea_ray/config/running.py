@@ -125,6 +125,12 @@ class ResourcesConfig(Config):
     storage_patience_s: float = Field(
         300.0, ge=0, description="Seconds to wait for a storage that is full or away before a trial is given up."
     )
+    snapshot_every_s: float | None = Field(
+        60.0,
+        ge=0,
+        description="Seconds between two snapshots of a training at least; a killed one goes on from the last, "
+        "bit for bit. They are written after an epoch. Null writes none.",
+    )
     py_modules: tuple[str, ...] | None = Field(
         None,
         description="Folders of packages (or .py, .whl files) of your own that Ray sends to its workers; null sends the"

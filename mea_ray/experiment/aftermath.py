@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -34,6 +34,8 @@ from mea_ray.results.records import (
     ReversedTrigger,
     RungResult,
 )
+from mea_ray.storage.files import PATIENCE
+from mea_ray.training.snapshot import Snapshots
 from mea_ray.verification.proportions import proportion
 
 OnStep = Callable[[Step], None]
@@ -110,15 +112,27 @@ def steal_nulls(bench: Workbench) -> list[RungResult]:
         found = {budget: bench.steps.find(name, RungResult) for budget, name in names.items()}
         done = {budget: rung for budget, rung in found.items() if rung is not None}
         if len(done) < len(names):
-            for rung in steal_null(bench, bench.null(index), skip=done):
+            for rung in steal_null(bench, bench.null(index), skip=done, transfer=_answers(bench, f"controls/{index}")):
                 bench.steps.keep(names[rung.budget], rung)
                 bench.on_step(rung)
                 done[rung.budget] = rung
+            bench.steps.discard(f"controls/{index}")
         controls += [done[budget] for budget in names]
     return controls
 
 
-def steal_null(bench: Workbench, model: ImageModel, skip: Container[int] = ()) -> Iterator[RungResult]:
+def _answers(bench: Workbench, name: str) -> TransferSet | None:
+    """Return a transfer set for a step, which keeps the trainings on its answers, too; None in memory."""
+    place = bench.steps.unfinished(name)
+    if place is None:
+        return None
+    storage, relative = place
+    return TransferSet(storage.root / relative, on_damage=PATIENCE.notify)
+
+
+def steal_null(
+    bench: Workbench, model: ImageModel, skip: Container[int] = (), transfer: TransferSet | None = None
+) -> Iterator[RungResult]:
     """Steal an innocent model as the victim is stolen, and ask the owner's key about each substitute.
 
     What a thief learns from answers may look like the mark without being one: a poor substitute errs towards some
@@ -129,6 +143,7 @@ def steal_null(bench: Workbench, model: ImageModel, skip: Container[int] = ()) -
         bench: The experiment.
         model: The innocent model.
         skip: Budgets that are left out.
+        transfer: Where its answers are stored.
 
     Returns:
         The rungs, smallest budget first; their fidelity is to ``model``.
@@ -137,7 +152,7 @@ def steal_null(bench: Workbench, model: ImageModel, skip: Container[int] = ()) -
     policy = service_policy(config, data, model, None)
     blackbox = LocalBlackBox(model, policy, pass_images=pass_images(config))
     labels = bench.proof.verifier.predictions(model)
-    for rung in bench.steal(Theft.of(config, data), blackbox, None, skip):
+    for rung in bench.steal(Theft.of(config, data), blackbox, transfer, skip):
         yield rung_result(rung, bench.proof_at(rung.budget).judge(rung.model, stolen_from=labels))
 
 
@@ -154,11 +169,21 @@ def removals(bench: Workbench) -> list[RemovalResult]:
                     model = bench.suspects[on].load()
                     asked = None if on == "substitute" else model
                     holders[on] = model, holdings(config, bench.data, bench.transfer, asked)
-                result = _remove(bench, choice, on, *holders[on])
+                model, thief = holders[on]
+                result = _remove(bench, choice, on, model, replace(thief, snapshots=_snapshots(bench, name)))
                 bench.steps.keep(name, result)
+                bench.steps.discard(name)
                 bench.on_step(result)
             results.append(result)
     return results
+
+
+def _snapshots(bench: Workbench, name: str) -> Snapshots | None:
+    """Return where a step's trainings are kept from epoch to epoch; None in memory."""
+    place = bench.steps.unfinished(name)
+    if place is None:
+        return None
+    return Snapshots(*place, bench.config.resources.snapshot_every_s, PATIENCE.notify)
 
 
 def _remove(bench: Workbench, choice: Choice, on: SuspectName, model: ImageModel, thief: ThiefData) -> RemovalResult:

@@ -41,6 +41,16 @@ class FolderSteps:
         write_whole(self.path(name), record.model_dump_json(indent=1))
         self.storage.push(f"{self.relative}/{name}.json")
 
+    def unfinished(self, name: str) -> tuple[Storage, str] | None:
+        """Return the storage and the folder in it for what an unfinished step goes on from."""
+        return self.storage, f"{self.relative}/unfinished/{name}"
+
+    def discard(self, name: str) -> None:
+        """Remove the folder of ``unfinished``."""
+        relative = f"{self.relative}/unfinished/{name}"
+        if (self.storage.root / relative).exists():
+            self.storage.delete(relative)
+
     def path(self, name: str) -> Path:
         """File of a step."""
         return self.folder / f"{name}.json"
@@ -135,6 +145,12 @@ class MemorySteps:
     def keep(self, name: str, record: BaseModel) -> None:
         """Keep a record."""
         self._records[name] = record
+
+    def unfinished(self, name: str) -> None:
+        """Return None: what is in memory is gone with its process."""
+
+    def discard(self, name: str) -> None:
+        """Nothing is there to be removed."""
 
 
 class MemoryJournal(MemorySteps):

@@ -17,6 +17,7 @@ from mea_ray.experiment.owner import TrainedModel, draw_key, repeatable_key, tra
 from mea_ray.experiment.ports import OnEpoch, Role
 from mea_ray.models.base import ImageModel
 from mea_ray.training.checkpoint import DESCRIPTION, WEIGHTS, load_model, save_model
+from mea_ray.training.snapshot import Snapshots
 from mea_ray.watermarks.base import Key
 
 KINDS: dict[Role, str] = {"victim": "victims", "null": "nulls"}
@@ -71,7 +72,11 @@ class StoredModels:
     def victim_folder(self) -> Path:
         """Return the victim's folder; the first of all processes that ask trains it, the others wait."""
         name = self.names.victim
-        return self._folder("victim", name, lambda note: train_victim(self.config, self.data, note, self._drawn_key()))
+
+        def train(on_epoch: Callable[[Tree], None], snapshots: Snapshots) -> TrainedModel:
+            return train_victim(self.config, self.data, on_epoch, self._drawn_key(), snapshots)
+
+        return self._folder("victim", name, train)
 
     def _drawn_key(self) -> Key | None:
         """Draw a key that cannot be drawn again, and keep it before anything is trained with it; or find it.
@@ -94,21 +99,28 @@ class StoredModels:
     def null_folder(self, index: int) -> Path:
         """Return the folder of the ``index``-th null model; otherwise as ``victim_folder``."""
         name = self.names.nulls[index]
-        return self._folder("null", name, lambda note: train_null(self.config, self.data, index, note), index=index)
+
+        def train(on_epoch: Callable[[Tree], None], snapshots: Snapshots) -> TrainedModel:
+            return train_null(self.config, self.data, index, on_epoch, snapshots)
+
+        return self._folder("null", name, train, index=index)
 
     def _folder(
-        self, role: Role, name: str, train: Callable[[Callable[[Tree], None]], TrainedModel], **info: Any
+        self, role: Role, name: str, train: Callable[[Callable[[Tree], None], Snapshots], TrainedModel], **info: Any
     ) -> Path:
         def write(folder: Path) -> Tree:
-            made = train(lambda record: self._on_epoch(role, name, record))
+            every_s = self.config.resources.snapshot_every_s
+            snapshots = Snapshots(self.store.storage, states, every_s, self.store.warn)
+            made = train(lambda record: self._on_epoch(role, name, record), snapshots)
             save_model(folder, made.model, {"role": role, "name": name, "probe": _probe(self.config)})
             if made.key is not None:
                 made.key.save(folder)
             return {**info, **made.info}
 
         if name not in self._folders:
-            needed = (WEIGHTS, DESCRIPTION)
+            needed, states = (WEIGHTS, DESCRIPTION), f"artifacts/states/{KINDS[role]}-{name}"
             self._folders[name] = self.store.get_or_make(KINDS[role], name, self.config, write, needed)
+            Snapshots(self.store.storage, states).remove()
         return self._folders[name]
 
     def _load(self, folder: Path) -> ImageModel:

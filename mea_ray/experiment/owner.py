@@ -23,12 +23,13 @@ from mea_ray.models.weights import load_weights, read_state
 from mea_ray.training.device import device as this_device
 from mea_ray.training.device import fork_devices
 from mea_ray.training.engine import train
+from mea_ray.training.snapshot import Snapshots
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark
 from mea_ray.watermarks.key_draw import KeyDraw
 
 OnEpoch = Callable[[dict[str, Any]], None]
-"""Called after each epoch with the engine's record and the name of the ``stage``."""
+"""Called with the engine's record of an epoch and the name of the ``stage``; with ``resumed`` where one continues."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,11 @@ def repeatable_key(config: ExperimentConfig) -> bool:
 
 
 def train_victim(
-    config: ExperimentConfig, data: Splits, on_epoch: OnEpoch | None = None, key: Key | None = None
+    config: ExperimentConfig,
+    data: Splits,
+    on_epoch: OnEpoch | None = None,
+    key: Key | None = None,
+    snapshots: Snapshots | None = None,
 ) -> TrainedModel:
     """Train the watermarked model: draw the key, then run the scheme's stages one after the other on one model.
 
@@ -77,18 +82,26 @@ def train_victim(
         data: Its data.
         on_epoch: See ``OnEpoch``.
         key: A key that was drawn before; None draws it.
+        snapshots: Where the training is kept from epoch to epoch, for another process to continue it.
     """
     section = config.victim
     watermark: Watermark = section.watermark.build()
     key = draw_key(config, data) if key is None else key
-    return _train(config, data, watermark, section.seed, section.training, on_epoch, section.weights, key)
+    return _train(config, data, watermark, section.seed, section.training, on_epoch, section.weights, key, snapshots)
 
 
-def train_null(config: ExperimentConfig, data: Splits, index: int, on_epoch: OnEpoch | None = None) -> TrainedModel:
+def train_null(
+    config: ExperimentConfig,
+    data: Splits,
+    index: int,
+    on_epoch: OnEpoch | None = None,
+    snapshots: Snapshots | None = None,
+) -> TrainedModel:
     """Train the ``index``-th innocent model: as the victim, without a watermark, from another seed, always anew."""
     watermark: Watermark = WATERMARKS.build("none")
     training = config.victim.null_training or config.victim.training
-    return _train(config, data, watermark, derive(config.victim.seed, "null", index), training, on_epoch)
+    seed = derive(config.victim.seed, "null", index)
+    return _train(config, data, watermark, seed, training, on_epoch, snapshots=snapshots)
 
 
 def _train(
@@ -100,6 +113,7 @@ def _train(
     on_epoch: OnEpoch | None,
     weights: str | None = None,
     key: Key | None = None,
+    snapshots: Snapshots | None = None,
 ) -> TrainedModel:
     owned = data.victim_train
     with torch.random.fork_rng(fork_devices(this_device())):
@@ -118,9 +132,8 @@ def _train(
         training = section.changed(**stage.changes(section.epochs))
 
         def record(epoch: dict[str, Any], name: str = stage.name) -> None:
-            history.append({"stage": name, **epoch})
             if on_epoch is not None:
-                on_epoch(dict(history[-1]))
+                on_epoch({"stage": name, **epoch})
 
         # Without early stop nothing reads the validation accuracy, so it is not computed.
         stops_early = training.early_stop_patience is not None
@@ -133,7 +146,9 @@ def _train(
             seed=derive(seed, "training", position),
             validate=partial(_accuracy, on=data.victim_validation) if stops_early else None,
             on_epoch=record,
+            snapshots=None if snapshots is None else snapshots.next(),
         )
+        history += [{"stage": stage.name, **epoch} for epoch in report.history]
         seconds, images = seconds + report.seconds, images + report.images
     key = None if key is None else watermark.learned(key, stages)
     if config.encodes:

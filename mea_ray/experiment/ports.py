@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mea_ray.experiment.commitment import Committed
     from mea_ray.experiment.theft import Steal
     from mea_ray.models.base import ImageModel
+    from mea_ray.storage.remote import Storage
     from mea_ray.watermarks.base import Key
 
 Step = RungResult | RemovalResult | DetectionResult
@@ -98,6 +99,14 @@ class Steps(Protocol):
 
     def keep(self, name: str, record: BaseModel) -> None:
         """Keep the record of a finished step; a process that is started again finds it."""
+        ...
+
+    def unfinished(self, name: str) -> tuple[Storage, str] | None:
+        """Return a storage and a folder in it for what an unfinished step goes on from; None without one."""
+        ...
+
+    def discard(self, name: str) -> None:
+        """Remove the folder of ``unfinished``: the step is done."""
         ...
 
 

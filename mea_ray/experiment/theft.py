@@ -86,6 +86,7 @@ class Theft:
         pool: The thief's images, uint8 (N, C, H, W).
         labels: Labels that the pool was published with, int64 (N,); None if it has none. An attack gets them only if it
             says that it uses them (Knockoff's adaptive policy).
+        snapshot_every_s: See ``resources.snapshot_every_s``.
     """
 
     settings: ThiefConfig
@@ -94,12 +95,14 @@ class Theft:
     classes: int
     pool: Images
     labels: Labels | None
+    snapshot_every_s: float | None = None
 
     @classmethod
     def of(cls, config: ExperimentConfig, data: Splits) -> Theft:
         """Return the theft of an experiment."""
         pool, seed = data.thief_pool.images, derive(config.seed, "thief")
-        return cls(config.thief, seed, data.shape, data.classes, pool, pool_labels(data))
+        every_s = config.resources.snapshot_every_s
+        return cls(config.thief, seed, data.shape, data.classes, pool, pool_labels(data), every_s)
 
     def run(self, blackbox: BlackBox, transfer: TransferSet | None = None, skip: Container[int] = ()) -> Iterator[Rung]:
         """Steal the model behind ``blackbox`` in this process.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.models.base import ImageModel
-from mea_ray.training.objective import Batch, Objective, merged
+from mea_ray.training.objective import Batch, Objective, load_module_state, merged, module_state
 from mea_ray.training.views import Views
 
 Positive = Annotated[float, Field(gt=0)]
@@ -41,6 +41,8 @@ class Pretext(Objective):
     def __init__(self, views: Views) -> None:
         super().__init__()
         self.make_view = views
+        self.momentum_pairs: list[tuple[nn.Module, nn.Module]] = []
+        """Each module with its momentum copy: the encoder's and the head's."""
         self._attached: tuple[nn.Module, list[nn.Parameter]] | None = None
 
     def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
@@ -53,9 +55,27 @@ class Pretext(Objective):
         """Build the heads that are trained with the model, on the device; return their parameters."""
         return []
 
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the heads and copies by name: of a head, the engine knows the parameters only, not the buffers."""
+        return {}
+
+    def memory(self) -> dict[str, Any]:
+        """Return the state of all ``modules``."""
+        return {name: module_state(module) for name, module in self.modules().items()}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """See the base class."""
+        for name, module in self.modules().items():
+            load_module_state(module, memory[name])
+
     def views(self, batch: Batch) -> list[Tensor]:
         """Draw two views of each image: float32 in [0, 1], each (N, C, H, W)."""
         return [self.make_view(batch.images.float(), self.context.generator) for _ in range(2)]
+
+    def momentum_copies(self) -> dict[str, nn.Module]:
+        """Return the momentum encoder and its head by name, for ``modules``."""
+        (_, encoder), (_, head) = self.momentum_pairs
+        return {"momentum_encoder": encoder, "momentum_head": head}
 
     @abstractmethod
     def loss(self, features: Sequence[Tensor], views: Sequence[Tensor]) -> Tensor:

@@ -40,6 +40,8 @@ class Byol(Pretext):
         ConfigError: A setting of the views is out of its range.
     """
 
+    resumable = True
+
     def __init__(
         self,
         *,
@@ -64,6 +66,10 @@ class Byol(Pretext):
         self.momentum_pairs = [(model, momentum_copy(model)), (self.head, momentum_copy(self.head))]
         self.criterion = NegativeCosineSimilarity()
         return [*self.head.parameters(), *self.predictor.parameters()]
+
+    def modules(self) -> dict[str, nn.Module]:
+        """See the base class."""
+        return {"head": self.head, "predictor": self.predictor, **self.momentum_copies()}
 
     def loss(self, features: Sequence[Tensor], views: Sequence[Tensor]) -> Tensor:
         """Return the symmetric loss, see the base class."""

@@ -46,6 +46,7 @@ class Moco(Pretext):
     """
 
     encoded = 1
+    resumable = True
 
     def __init__(
         self,
@@ -73,6 +74,10 @@ class Moco(Pretext):
         self.criterion = NTXentLoss(temperature=self.temperature, memory_bank_size=(self.queue, self.projection))
         self.criterion.to(device)
         return list(self.head.parameters())
+
+    def modules(self) -> dict[str, nn.Module]:
+        """See the base class."""
+        return {"head": self.head, "queue": self.criterion, **self.momentum_copies()}
 
     def loss(self, features: Sequence[Tensor], views: Sequence[Tensor]) -> Tensor:
         """Return InfoNCE of the first view against the second's key, see the base class."""

@@ -31,6 +31,8 @@ class SimClr(Pretext):
         ConfigError: A setting of the views is out of its range.
     """
 
+    resumable = True
+
     def __init__(
         self,
         *,
@@ -53,6 +55,10 @@ class SimClr(Pretext):
         self.head = SimCLRProjectionHead(size, size, self.projection).to(device)
         self.criterion = NTXentLoss(temperature=self.temperature)
         return list(self.head.parameters())
+
+    def modules(self) -> dict[str, nn.Module]:
+        """See the base class."""
+        return {"head": self.head}
 
     def loss(self, features: Sequence[Tensor], views: Sequence[Tensor]) -> Tensor:
         """Return NT-Xent of the two views, see the base class."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from mea_ray.models.base import ImageModel
 from mea_ray.training.engine import train
 from mea_ray.training.loader import normalises_batches
 from mea_ray.training.objective import CrossEntropy, Objective
+from mea_ray.training.snapshot import Snapshots
 
 Epochs = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0)]
@@ -39,6 +40,8 @@ class ThiefData:
         answers: The API's answers to them, float32, (N, classes).
         make_model: Builds an untrained network of the thief's architecture.
         training: How the thief's substitute was trained.
+        snapshots: Where the removal's trainings are kept from epoch to epoch, in the order of its calls of ``tune``;
+            None keeps none.
 
     Raises:
         DataError: There are no images, or images and answers do not fit together.
@@ -48,6 +51,7 @@ class ThiefData:
     answers: Answers
     make_model: Callable[[], nn.Module]
     training: TrainingConfig
+    snapshots: Snapshots | None = None
 
     def __post_init__(self) -> None:
         if not len(self.images) or len(self.images) != len(self.answers):
@@ -65,7 +69,7 @@ class ThiefData:
     def take(self, count: int, seed: int) -> ThiefData:
         """Return ``count`` of the images (all if there are fewer), drawn without replacement."""
         chosen = numpy_generator(seed, "holdings").permutation(len(self.images))[:count]
-        return ThiefData(self.images[chosen], self.answers[chosen], self.make_model, self.training)
+        return replace(self, images=self.images[chosen], answers=self.answers[chosen])
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,15 @@ def tune(
         changes: Training settings that replace the thief's.
     """
     training = thief.training.changed(**{"early_stop_patience": None, "schedule": "cosine", **changes})
-    train(model, data.images, data.labels, objective or CrossEntropy(), training, seed=derive(seed, "tune"))
+    train(
+        model,
+        data.images,
+        data.labels,
+        objective or CrossEntropy(),
+        training,
+        seed=derive(seed, "tune"),
+        snapshots=None if thief.snapshots is None else thief.snapshots.next(),
+    )
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model

@@ -84,6 +84,8 @@ class AnswerImitation(Objective):
         temperature: Softens both.
     """
 
+    resumable = True
+
     def __init__(self, answers: Answers, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature

@@ -52,8 +52,8 @@ class EventLog:
         """Write an event."""
         fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
         if isinstance(event, events.ModelEpoch):
-            fields["record"] = {}
-            if self._too_often(event.name, event.epoch >= event.epochs):
+            fields["record"] = {key: value for key, value in event.record.items() if key == "resumed"}
+            if self._too_often(event.name, event.epoch >= event.epochs) and not fields["record"]:
                 return
         if isinstance(event, events.Queried) and self._too_often(event.trial, event.answers >= event.budget):
             return

@@ -36,7 +36,8 @@ class ModelEpoch(Event):
         role: ``victim`` or ``null``.
         name: Name of the artifact.
         epoch: Epochs done, over all stages of the training.
-        record: What the training engine reported (losses, accuracy, rates).
+        record: What the training engine reported (losses, accuracy, rates). ``resumed`` is in the first one of a
+            training that goes on where another process was killed.
         epochs: Epochs asked for in the config; a scheme with several stages may train more.
     """
 

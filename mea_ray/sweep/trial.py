@@ -215,7 +215,7 @@ def epoch_events(epochs: int, on_event: events.OnEvent) -> OnEpoch:
     done: dict[str, int] = {}
 
     def on_epoch(role: Role, name: str, record: dict[str, Any]) -> None:
-        done[name] = done.get(name, 0) + 1
+        done[name] = done.get(name, 0) + int(record.get("resumed", 1))
         on_event(events.ModelEpoch(role, name, done[name], max(epochs, done[name]), dict(record)))
 
     return on_epoch

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +26,7 @@ from mea_ray.training.loader import Loader, check_data, least_batch
 from mea_ray.training.objective import Batch, Objective, StepContext
 from mea_ray.training.progress import BestWeights, LossMeans, check_weights
 from mea_ray.training.schedule import factor, make_optimizer
-from mea_ray.training.snapshot import SnapshotFile, TrainingState
+from mea_ray.training.snapshot import SnapshotFile, TrainingState, training_digest
 
 STEPS_BETWEEN_CHECKS = 32
 """Steps between two transfers of the losses from a GPU, which each of them stalls. A CPU's are read at every step."""
@@ -37,7 +38,7 @@ class TrainReport:
 
     Attributes:
         epochs: Epochs trained; fewer than configured after an early stop.
-        seconds: Wall time, validation included.
+        seconds: Wall time, validation included, and that of earlier processes which it continues.
         images: Images of the main task seen, repetitions counted.
         history: The record of each epoch, as given to ``on_epoch``.
     """
@@ -77,6 +78,8 @@ def train(
         validate: Scores the model after each epoch, higher is better. The model is in eval mode, on ``device``.
         on_epoch: Called after each epoch with ``epoch`` (from 1), ``epochs``, ``loss``, the mean of each loss term
             under its name, ``validation`` (None without ``validate``), ``seconds`` and ``learning_rate`` (the last).
+            A training that continues from a snapshot first calls it with that epoch's record again, and the number of
+            ``resumed`` epochs.
         snapshots: File for snapshots after an epoch, from which the next process that trains the same continues;
             ignored for an objective that is not ``resumable``.
 
@@ -124,11 +127,13 @@ def train(
             network = cast(nn.Module, torch.compile(model)) if training.compile else model
             losses, best = LossMeans(1 if where.type == "cpu" else STEPS_BETWEEN_CHECKS), BestWeights(model)
             objective.start(StepContext(where, own, lambda x: to_float(augment_lent(x), nhwc), epochs, data.steps))
-            name = f"{seed}/{epochs}/{len(images)}/{training.batch_size}/{training.optimizer}/{training.learning_rate}"
+            settings = {"seed": seed, "objective": type(objective).__qualname__, **training.model_dump(mode="json")}
             file = snapshots if objective.resumable else None
-            state = TrainingState(file, name, model, heads, optimiser, (order, drawn, lent, own), best)
-            history, seen = state.resume()
-            for epoch in range(len(history), epochs):
+            identify = partial(training_digest, (images, labels), settings)
+            generators = (order, drawn, lent, own)
+            state = TrainingState(file, identify, model, heads, optimiser, generators, best, objective)
+            history, seen = state.resume(on_epoch)
+            for epoch in range(len(history), len(history) if state.finished else epochs):
                 epoch_started = time.perf_counter()
                 model.train()
                 objective.start_epoch(epoch)
@@ -159,12 +164,11 @@ def train(
                     on_epoch(dict(history[-1]))
                 if stop:
                     break
-            best.restore()
-            state.done()
+            state.done(history, seen)
     finally:
         # The layout of the weights changes roundings: a trained model must answer as it does from its checkpoint.
         model.to("cpu").to(memory_format=torch.contiguous_format).eval()
-    return TrainReport(len(history), time.perf_counter() - started, seen, history)
+    return TrainReport(len(history), state.seconds + time.perf_counter() - started, seen, history)
 
 
 def use_bfloat16(precision: Precision, where: torch.device) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,18 @@ def merged(parts: Sequence[Tensor]) -> Tensor:
     return joined
 
 
+def module_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers of a module, those too that its ``state_dict`` leaves out."""
+    return {name: value.detach() for name, value in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def load_module_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy what ``module_state`` returned into a module of the same kind."""
+    with torch.no_grad():
+        for name, value in module_state(module).items():
+            value.copy_(state[name])
+
+
 def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
     """Add a gradient of the parameter's shape to its ``.grad``, in the memory layout of the parameter.
 
@@ -80,7 +93,8 @@ class Objective(ABC):
     least_batch: int = 1
     """Fewest images that its losses and heads can learn from; 2 for losses that contrast images with each other."""
     resumable: bool = False
-    """Whether a training can continue from a snapshot: only weights and ``context.generator`` change between epochs."""
+    """Whether a training can continue from a snapshot after an epoch: what changes from epoch to epoch is the weights,
+    the parameters of ``attach``, ``context.generator``, and what ``memory`` returns, and nothing else."""
 
     def __init__(self) -> None:
         self.weights = {}
@@ -112,6 +126,17 @@ class Objective(ABC):
 
     def updated(self, model: nn.Module) -> None:  # noqa: B027 - an optional hook
         """React to an update of the weights, e.g. move a momentum encoder."""
+
+    def memory(self) -> dict[str, Any]:
+        """Return what else the next epoch depends on: tensors, plain values, and lists and dicts of them."""
+        return {}
+
+    def recall(self, memory: dict[str, Any]) -> None:  # noqa: B027 - an optional hook
+        """Take over what ``memory`` returned in another process. Called after ``attach`` and ``start``.
+
+        Raises:
+            ArtifactError: It does not fit what is at hand; the training then begins anew. Nothing was changed.
+        """
 
 
 class CrossEntropy(Objective):

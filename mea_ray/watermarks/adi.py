@@ -73,6 +73,8 @@ class BesideObjective(Objective):
         count: Images of the key in a batch.
     """
 
+    resumable = True
+
     def __init__(self, images: Tensor, labels: Tensor, count: int) -> None:
         super().__init__()
         self.images, self.labels, self.count = images, labels, count

@@ -83,6 +83,8 @@ class TieObjective(Objective):
         weights: Of ``mark``, ``similarity`` and ``drift``.
     """
 
+    resumable = True
+
     def __init__(self, merge: MergeObjective, train: ImageSet, layers: int, weights: dict[str, float]) -> None:
         super().__init__()
         self.merge, self.train, self.layers = merge, train, layers

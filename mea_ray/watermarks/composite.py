@@ -85,6 +85,8 @@ class CompositeObjective(Objective):
         shares: Mixes of one class and of A and B per image of the batch, and the contrastive term's weight.
     """
 
+    resumable = True
+
     def __init__(
         self,
         sources: SourcePool,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -166,6 +166,8 @@ class EntangleObjective(Objective):
         ratio: Batches of the task for each of the watermark.
     """
 
+    resumable = True
+
     def __init__(
         self,
         sources: Images,
@@ -212,6 +214,14 @@ class EntangleObjective(Objective):
             "utility": F.cross_entropy(logits.float(), labels),
             "entangle": -self.entanglement.kappa * entangled,
         }
+
+    def memory(self) -> dict[str, Any]:
+        """Return the number of batches so far, and the temperatures."""
+        return {"step": self.step, "temperatures": list(self.temperatures)}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """See the base class. Where the square goes, and its pixels, were found again by ``attach``."""
+        self.step, self.temperatures = memory["step"], list(memory["temperatures"])
 
     def _step_temperatures(self, entangled: Tensor, temperatures: list[Tensor]) -> None:
         rate = self.entanglement.temperature_learning_rate

@@ -94,6 +94,8 @@ class MarginObjective(Objective):
         weight: Of a moved image.
     """
 
+    resumable = True
+
     def __init__(self, images: Tensor, labels: Tensor, count: int, steps: int, weight: float) -> None:
         super().__init__()
         self.images, self.labels = images, labels

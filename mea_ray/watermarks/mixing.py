@@ -135,15 +135,16 @@ class Geometries:
 
     def __init__(self, combiners: Sequence[Combiner]) -> None:
         self.combiners = list(combiners)
-        self._turn = 0
+        self.turn = 0
+        """Calls so far."""
 
     def __call__(self, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
         """Mix pair k with geometry k mod G; where G does not divide the pairs, the surplus goes round in turn."""
         kinds = len(self.combiners)
         mixed = []
         for place, combiner in enumerate(self.combiners):
-            rows = slice((place + self._turn) % kinds, None, kinds)
+            rows = slice((place + self.turn) % kinds, None, kinds)
             if len(first[rows]):
                 mixed.append(combiner(first[rows], second[rows], generator))
-        self._turn += 1
+        self.turn += 1
         return torch.cat(mixed)

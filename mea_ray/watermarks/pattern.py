@@ -96,6 +96,8 @@ class PatchObjective(Objective):
         share: Copies per image of the batch; fewer if there are fewer images to patch.
     """
 
+    resumable = True
+
     def __init__(self, pattern: Tensor, corner: tuple[int, int], source: int, target: int, share: float) -> None:
         super().__init__()
         self.pattern, self.corner, self.source, self.target, self.share = pattern, corner, source, target, share

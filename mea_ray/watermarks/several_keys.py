@@ -106,6 +106,7 @@ class SumOfObjectives(Objective):
         super().__init__()
         self.objectives = list(objectives)
         self.least_batch = max(each.least_batch for each in objectives)
+        self.resumable = all(each.resumable for each in objectives)
 
     def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
         """Attach every objective."""
@@ -121,6 +122,15 @@ class SumOfObjectives(Objective):
         """Start an epoch of every objective."""
         for each in self.objectives:
             each.start_epoch(epoch)
+
+    def memory(self) -> dict[str, Any]:
+        """Return what every objective remembers."""
+        return {"each": [each.memory() for each in self.objectives]}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """See the base class."""
+        for each, own in zip(self.objectives, memory["each"], strict=True):
+            each.recall(own)
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of every objective, with its place behind their names: ``ver.0``."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mea_ray.training.objective import Batch, Objective, accumulate, merged
+from mea_ray.training.objective import Batch, Objective, accumulate, load_module_state, merged, module_state
 
 MOMENTUM = 0.9
 SHADOW_DECAY = 0.96
@@ -67,6 +68,8 @@ class GuardObjective(Objective):
         tensors: ``secret`` (D,), ``mask`` (1, H, W) of 0 and 1, ``patch`` (C, H, W) in [0, 1] to begin with; float32.
         settings: Learning rates and how gradients flow.
     """
+
+    resumable = True
 
     def __init__(self, tensors: Mapping[str, Tensor], settings: GuardSettings) -> None:
         super().__init__()
@@ -127,6 +130,27 @@ class GuardObjective(Objective):
         for parameter, leaked in zip(self.encoder, self._leaked, strict=bool(self._leaked)):
             accumulate(parameter, leaked)
         return total
+
+    def memory(self) -> dict[str, Any]:
+        """Return shadow, decoder and patch, with their optimisers and the gradient that the published code leaks."""
+        return {
+            "shadow": module_state(self.shadow),
+            "decoder": module_state(self.decoder),
+            "patch": self.patch.detach(),
+            "patch_gradient": self.patch.grad,
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """See the base class."""
+        load_module_state(self.shadow, memory["shadow"])
+        load_module_state(self.decoder, memory["decoder"])
+        gradient = memory["patch_gradient"]
+        with torch.no_grad():
+            self.patch.copy_(memory["patch"])
+        self.patch.grad = None if gradient is None else gradient.to(self.patch.device)
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(memory["optimisers"][name])
 
     def learned(self) -> dict[str, npt.NDArray[np.float32]]:
         """Return patch and decoder as arrays."""

@@ -78,6 +78,8 @@ def test_every_trial_could_run_on_the_small_data(path: Path) -> None:
         small.append("splits.validation_fraction=0.4")
     if "mixture" in path.read_text(encoding="utf-8"):
         small.append("splits.thief_pool={name: mixture, parts: [{name: digits, image_size: 32}, {name: noise}]}")
+    if "data: cifar100" in path.read_text(encoding="utf-8"):
+        small += ["victim.watermark.source_classes=[0, 1]", "victim.watermark.target_class=2"]
     _, found = planned(path, *small)
     data = load_splits(found.trials[0].config)
     for trial in found.trials:

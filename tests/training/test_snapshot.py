@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mea_ray.training.snapshot import SnapshotFile
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (40, 1, 16, 16), dtype=np.uint8)
 LABELS = RANDOM.integers(0, 4, 40)
+WEIGHTS_SEED = 1
 SETTINGS: dict[str, Any] = {"epochs": 5, "batch_size": 16, "optimizer": "adam", "seed": 3}
 
 
@@ -36,11 +38,11 @@ def mixed_distillation() -> Objective:
 def run(
     objective: Objective, snapshots: SnapshotFile | None, die_after: int | None = None, **more: Any
 ) -> tuple[Any, TrainReport]:
-    torch.manual_seed(1)
+    torch.manual_seed(WEIGHTS_SEED)
     model = build_model("vgg_like", (1, 16, 16), 4, {"width": 0.0625})
 
     def on_epoch(record: dict[str, Any]) -> None:
-        if record["epoch"] == die_after:
+        if record["epoch"] == die_after and "resumed" not in record:
             raise Killed
 
     report = train(model, IMAGES, LABELS, objective, snapshots=snapshots, on_epoch=on_epoch, **{**SETTINGS, **more})
@@ -62,16 +64,56 @@ def test_a_killed_training_goes_on_bit_for_bit(make: Any, more: dict[str, Any], 
     assert report.images == whole.images and not path.exists()
 
 
-def test_what_is_damaged_or_of_another_training_is_not_taken_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "note"),
+    [
+        (lambda data: data[:-5] + b"wrong", "is damaged"),
+        (lambda data: b"", "is damaged"),
+        (lambda data: hashlib.sha256(b"no snapshot").digest() + b"no snapshot", "cannot be read"),
+    ],
+)
+def test_a_damaged_one_is_thrown_away_with_one_line(spoil: Any, note: str, tmp_path: Path) -> None:
     expected, _ = run(cross_entropy(), None)
-    path = tmp_path / "state"
-    for spoil in (lambda data: data[:-5] + b"wrong", lambda data: b"", None):
-        with pytest.raises(Killed):
-            run(cross_entropy(), SnapshotFile(path, every_s=0), die_after=2, seed=3 if spoil else 4)
-        if spoil is not None:
-            path.write_bytes(spoil(path.read_bytes()))
-        found, report = run(cross_entropy(), SnapshotFile(path, every_s=0))
-        assert all(torch.equal(found[name], value) for name, value in expected.items()) and report.epochs == 5
+    path, notes = tmp_path / "state", list[str]()
+    with pytest.raises(Killed):
+        run(cross_entropy(), SnapshotFile(path, every_s=0), die_after=2)
+    path.write_bytes(spoil(path.read_bytes()))
+    found, report = run(cross_entropy(), SnapshotFile(path, every_s=0, notify=notes.append))
+    assert all(torch.equal(found[name], value) for name, value in expected.items()) and report.epochs == 5
+    assert len(notes) == 1 and note in notes[0] and str(path) in notes[0] and "begins anew" in notes[0]
+
+
+@pytest.mark.parametrize("other", ["seed", "setting", "images", "weights", "objective"])
+def test_one_of_another_training_is_thrown_away_with_one_line(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, notes = tmp_path / "state", list[str]()
+    with pytest.raises(Killed), monkeypatch.context() as patch:
+        if other == "images":
+            patch.setitem(globals(), "IMAGES", np.roll(IMAGES, 1, axis=0))
+        if other == "weights":
+            patch.setitem(globals(), "WEIGHTS_SEED", 2)
+        make = mixed_distillation if other == "objective" else cross_entropy
+        changed: dict[str, dict[str, Any]] = {"seed": {"seed": 4}, "setting": {"learning_rate": 2e-3}}
+        more = changed.get(other, {})
+        run(make(), SnapshotFile(path, every_s=0), die_after=2, **more)
+    expected, _ = run(cross_entropy(), None)
+    found, _ = run(cross_entropy(), SnapshotFile(path, every_s=0, notify=notes.append))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert len(notes) == 1 and "of another training" in notes[0] and not path.exists()
+
+
+def test_one_that_is_kept_gives_the_trained_network_and_all_its_records(tmp_path: Path) -> None:
+    path, heard = tmp_path / "state", list[dict[str, Any]]()
+    expected, whole = run(cross_entropy(), SnapshotFile(path, every_s=0, keep=True))
+    torch.manual_seed(WEIGHTS_SEED)
+    model = build_model("vgg_like", (1, 16, 16), 4, {"width": 0.0625})
+    file = SnapshotFile(path, every_s=0, keep=True)
+    report = train(model, IMAGES, LABELS, cross_entropy(), snapshots=file, on_epoch=heard.append, **SETTINGS)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.items())
+    assert report.history == whole.history and report.images == whole.images and not model.training
+    assert [(each["epoch"], each["resumed"]) for each in heard] == [(5, 5)]
+    assert report.seconds >= whole.seconds, "the time of the earlier process counts"
 
 
 def test_a_short_training_writes_nothing_and_neither_does_an_objective_with_a_memory(tmp_path: Path) -> None:

@@ -142,7 +142,8 @@ def _steal(wire: Wire, order: Mapping[str, Any], theft: Theft) -> None:
     if order["patience"] is not None:
         seconds, marker = order["patience"]
         PATIENCE.begin(seconds, None if marker is None else Path(marker), warn)
-    transfer = None if folder is None else TransferSet(Path(folder), on_damage=warn)
+    every_s = order["snapshot_every_s"]
+    transfer = None if folder is None else TransferSet(Path(folder), snapshot_every_s=every_s, on_damage=warn)
     blackbox = AskedBlackBox(wire, order["answers"], theft.shape)
     for rung in theft.run(blackbox, transfer, order["skip"]):
         wire.send(*_rung_message(rung))

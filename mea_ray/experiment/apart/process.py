@@ -134,6 +134,7 @@ def _order(theft: Theft, blackbox: BlackBox, transfer: TransferSet | None, scrat
         "pool": array_header(theft.pool),
         "labelled": theft.labels is not None,
         "transfer": folder,
+        "snapshot_every_s": theft.snapshot_every_s,
     }
     return order, memoryview(b"") if theft.labels is None else array_block(theft.labels)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ class PretextTask(Protocol):
 
     encoded: int
     least_batch: int
+    resumable: bool
 
     def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
         """Build the heads."""
@@ -53,6 +54,14 @@ class PretextTask(Protocol):
 
     def updated(self, model: nn.Module) -> None:
         """Follow the weights."""
+        ...
+
+    def memory(self) -> dict[str, Any]:
+        """Return what the next epoch depends on."""
+        ...
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Take over what ``memory`` returned."""
         ...
 
     def views(self, batch: Batch) -> list[Tensor]:
@@ -144,7 +153,7 @@ class EncoderObjective(Objective):
     ) -> None:
         super().__init__()
         self.pretext, self.combiner, self.others = pretext, combiner, Geometries(others)
-        self.least_batch = pretext.least_batch
+        self.least_batch, self.resumable = pretext.least_batch, pretext.resumable
         self.owned = SourcePool(*owned, augment=False)
         self.settings: EncoderSettings = settings
         self.full_weights = settings.loss_weights()
@@ -171,6 +180,15 @@ class EncoderObjective(Objective):
     def updated(self, model: nn.Module) -> None:
         """Let a momentum encoder follow."""
         self.pretext.updated(model)
+
+    def memory(self) -> dict[str, Any]:
+        """Return whose turn it is among the geometries, and what the pretext task remembers."""
+        return {"turn": self.others.turn, "pretext": self.pretext.memory()}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """See the base class."""
+        self.others.turn = memory["turn"]
+        self.pretext.recall(memory["pretext"])
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return every enabled loss by its name."""

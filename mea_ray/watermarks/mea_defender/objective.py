@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,8 @@ class MeaDefenderObjective(Objective):
         settings: Of the losses.
     """
 
+    resumable = True
+
     def __init__(
         self,
         train: ImageSet,
@@ -90,6 +93,17 @@ class MeaDefenderObjective(Objective):
             self.weights[name] = self.full_weights[name] * factor
         if "com" in self.enabled:
             self.weights["com"] *= self._com_factor(epoch)
+
+    def memory(self) -> dict[str, Any]:
+        """Return whose turn it is among the geometries, and the weighting's smoothed weights."""
+        weighting = {} if self.weighting is None else self.weighting.memory()
+        return {"turn": self.others.turn, "weighting": weighting}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """See the base class."""
+        self.others.turn = memory["turn"]
+        if self.weighting is not None:
+            self.weighting.recall(memory["weighting"])
 
     def _com_factor(self, epoch: int) -> float:
         com = self.settings.com

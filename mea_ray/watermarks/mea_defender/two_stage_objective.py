@@ -71,6 +71,8 @@ class AuthorsObjective(Objective):
         loss: Constants.
     """
 
+    resumable = True
+
     def __init__(
         self,
         sources: SourcePool,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,8 @@ AGGREGATORS = {
 """Name in a config: class of ``torchjd.aggregation`` (those that need no further package)."""
 DUAL_CONE = ("dual_proj", "upgrad")
 """Those that project onto the dual cone of the gradients."""
+GRAD_VAC_STATE = ("_phi_t", "_state_key")
+"""What torchjd's GradVac remembers, which no other aggregator here does. torchjd cannot save it itself."""
 
 LARGEST_NORMALISER = 10.0
 EPSILON = 1e-5
@@ -77,6 +79,13 @@ class Weighting(ABC):
     @abstractmethod
     def aggregate(self, gradients: Tensor, values: Sequence[float]) -> Tensor:
         """Return one flat gradient (P,) for gradients (K, P) of losses with these values."""
+
+    def memory(self) -> dict[str, Any]:
+        """Return what the next aggregation depends on beside its arguments and torch's global generator."""
+        return {}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:  # noqa: B027 - most have none
+        """Take over what ``memory`` returned in another process."""
 
     def backward(self, terms: Mapping[str, Tensor], model: nn.Module) -> Tensor:
         """Accumulate the aggregated gradient into ``model``; returns the detached sum of the losses.
@@ -123,6 +132,17 @@ class TorchJD(Weighting):
         """Return what the aggregator makes of the gradients."""
         return self.aggregator(gradients)
 
+    def memory(self) -> dict[str, Any]:
+        """Return the state of an aggregator that has one."""
+        inner = getattr(self.aggregator, "gramian_weighting", None)
+        return {name: getattr(inner, name) for name in GRAD_VAC_STATE if hasattr(inner, name)}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """See the base class."""
+        inner = getattr(self.aggregator, "gramian_weighting", None)
+        for name, value in memory.items():
+            setattr(inner, name, value)
+
 
 class Mgda(Weighting):
     """MGDA (equation 9): weights on the simplex that minimise the norm of the weighted, normalised gradients.
@@ -160,6 +180,14 @@ class Mgda(Weighting):
     def aggregate(self, gradients: Tensor, values: Sequence[float]) -> Tensor:
         """Return the weighted sum of the raw gradients, with weights whose mean is 1."""
         return len(values) * self.weights(gradients, values).to(gradients) @ gradients
+
+    def memory(self) -> dict[str, Any]:
+        """Return the smoothed weights."""
+        return {"losses": self._losses, "smoothed": self.smoothed._lambda}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """See the base class."""
+        self._losses, self.smoothed._lambda = memory["losses"], memory["smoothed"]
 
 
 class _MinNorm(torchjd.aggregation.Weighting[Tensor]):

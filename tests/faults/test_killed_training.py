@@ -1,0 +1,112 @@
+"""A process that is killed with SIGKILL in the middle of a training leaves a snapshot that the next one takes up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from torch import equal
+
+from mea_ray.results.records import TrialResult
+
+pytestmark = pytest.mark.slow
+
+BASE: dict[str, Any] = {
+    "data": {"name": "digits", "image_size": 12},
+    "victim": {
+        "model": {"name": "vgg_like", "width": 0.0625},
+        "watermark": {"name": "mea_defender_two_stage", "second": {"epochs": 4, "fixed_samples": 20}},
+        "training": {"epochs": 4, "batch_size": 64},
+    },
+    "thief": {"model": {"name": "vgg_like", "width": 0.0625}, "training": {"epochs": 6}, "budgets": [900]},
+    "verification": {"samples": 50},
+    "service": {"cpus_per_replica": 0.2},
+    "resources": {"victim": {"cpus": 1}, "trial": {"cpus": 1}, "snapshot_every_s": 0},
+    "tracking": {"wandb": "disabled"},
+}
+DRIVER = Path(__file__).parent / "driver.py"
+
+
+def started(arguments: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "COLUMNS": "300"}
+    return subprocess.Popen(
+        [sys.executable, *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
+
+
+def kill_with_a_snapshot(process: subprocess.Popen[str], storage: Path, pattern: str) -> None:
+    """Kill the process, and all it started, as soon as there is a snapshot."""
+    deadline = time.monotonic() + 240
+    while not list(storage.glob(pattern)):
+        assert process.poll() is None and time.monotonic() < deadline, "it ended without a snapshot"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def of(storage: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    (path,) = storage.glob("*/*/results/*.json") if (storage / "local").exists() else storage.glob("*/results/*.json")
+    result = TrialResult.load(path)
+    (victim,) = (storage / "artifacts" / "victims").glob("*/model.safetensors")
+    return result.model_dump(mode="json"), load_file(victim)
+
+
+def same(one: Path, other: Path) -> None:
+    (first, weights), (second, others) = of(one), of(other)
+    assert all(equal(value, others[name]) for name, value in weights.items())
+    assert first["victim_sha256"] == second["victim_sha256"]
+    stolen = [[rung["weights_sha256"] for rung in each["rungs"]] for each in (first, second)]
+    assert stolen[0] == stolen[1] and first["queries_charged"] == second["queries_charged"]
+    assert not list(other.rglob("*.state")), "snapshots of what is finished are removed"
+
+
+def local(file: Path, storage: Path) -> list[str]:
+    return ["-m", "mea_ray", "run", str(file), "--local", f"storage={storage}"]
+
+
+def test_a_local_run_that_is_killed_in_each_training(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text(yaml.safe_dump(BASE))
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    assert started(local(file, alone)).wait(240) == 0
+    for pattern in (
+        "artifacts/states/victims-*/0.state",
+        "artifacts/states/victims-*/1.state",
+        "artifacts/states/nulls-*/0.state",
+        "local/*/trials/*/transfer/.training-900.state",
+    ):
+        kill_with_a_snapshot(started(local(file, killed)), killed, pattern)
+    last = started(local(file, killed))
+    said, _ = last.communicate(timeout=240)
+    assert last.returncode == 0, said
+    assert "goes on after epoch" in said
+    same(alone, killed)
+
+
+def test_a_sweep_whose_driver_and_workers_are_killed(tmp_path: Path) -> None:
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    files = {}
+    for storage in (alone, killed):
+        files[storage] = tmp_path / f"{storage.name}.yaml"
+        sweep = {"name": "s", "base": {**BASE, "storage": str(storage)}, "space": {"seed": {"grid": [0]}}}
+        files[storage].write_text(yaml.safe_dump(sweep))
+    quiet = started([str(DRIVER), str(files[alone])])
+    quiet.communicate(timeout=300)
+    assert quiet.returncode == 0
+    kill_with_a_snapshot(started([str(DRIVER), str(files[killed])]), killed, "artifacts/states/victims-*/1.state")
+    again = started([str(DRIVER), str(files[killed]), "--resume"])
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said[-2000:]
+    heard = [json.loads(line) for line in said.splitlines() if line.startswith('{"event"')]
+    resumed = [each for each in heard if each["event"] == "ModelEpoch" and each["record"].get("resumed")]
+    assert resumed and resumed[0]["role"] == "victim" and resumed[0]["epoch"] == resumed[0]["record"]["resumed"]
+    same(alone, killed)
