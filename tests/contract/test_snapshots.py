@@ -1,7 +1,7 @@
 """Every scheme, pretext task and weighting of losses is killed after each of its epochs, and ends the same.
 
 A new scheme is tested here the day its line is added. One whose objective has a state that is not in ``memory`` ends
-with other weights; one that says it is not ``resumable`` is trained from its start again, and is named below.
+with other weights; one that says it is not ``resumable`` is trained from its start again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.owner import TrainedModel, train_null, train_victim
 from mea_ray.storage.remote import Storage
 from mea_ray.training.snapshot import Snapshots
+from mea_ray.watermarks.base import Stage, Watermark
 from mea_ray.watermarks.mea_defender.weighting import AGGREGATORS
 
 BASE: dict[str, Any] = {
@@ -91,12 +92,21 @@ def same(one: TrainedModel, other: TrainedModel) -> None:
         assert all(np.array_equal(value, other.key.tensors[name]) for name, value in one.key.tensors.items())
 
 
+def stages(config: ExperimentConfig, data: Splits) -> list[Stage]:
+    scheme: Watermark = config.victim.watermark.build()
+    key = scheme.make_key(data.victim_train, 0)
+    if not config.encodes:
+        return scheme.stages(key, data.victim_train)
+    return scheme.encoder_stages(key, data.victim_train, config.victim.pretext.build())
+
+
 def goes_on(paths: dict[str, Any], folder: Path, *, null: bool = False) -> None:
     config = build(ExperimentConfig, merge(BASE, {**paths, "storage": str(folder)}))
     data = few(config)
     whole = trained(config, data, None, dies=False, null=null)
     found, kills = killed_after_every_epoch(config, data, folder, null=null)
-    assert kills == len(whole.info["history"]), "an epoch was trained twice, or was not killed"
+    if all(stage.objective.resumable for stage in stages(config, data)):
+        assert kills == len(whole.info["history"]), "an epoch was trained twice, or was not killed"
     same(found, whole)
 
 

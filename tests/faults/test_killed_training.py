@@ -36,21 +36,22 @@ BASE: dict[str, Any] = {
 DRIVER = Path(__file__).parent / "driver.py"
 
 
-def started(arguments: list[str]) -> subprocess.Popen[str]:
+def started(arguments: list[str], said: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "COLUMNS": "300"}
-    return subprocess.Popen(
-        [sys.executable, *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
-    )
+    with said.open("wb") as file:  # no pipe: what it started may outlive it for a moment, and would hold that open
+        return subprocess.Popen(
+            [sys.executable, *arguments], stdout=file, stderr=file, env=environment, start_new_session=True
+        )
 
 
-def kill_with_a_snapshot(process: subprocess.Popen[str], storage: Path, pattern: str) -> None:
-    """Kill the process, and all it started, as soon as there is a snapshot."""
+def kill_with_a_snapshot(process: subprocess.Popen[bytes], storage: Path, pattern: str) -> None:
+    """Kill the process, and all of its group, as soon as there is a snapshot."""
     deadline = time.monotonic() + 240
     while not list(storage.glob(pattern)):
         assert process.poll() is None and time.monotonic() < deadline, "it ended without a snapshot"
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
 
 
 def of(storage: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -76,37 +77,32 @@ def local(file: Path, storage: Path) -> list[str]:
 def test_a_local_run_that_is_killed_in_each_training(tmp_path: Path) -> None:
     file = tmp_path / "e.yaml"
     file.write_text(yaml.safe_dump(BASE))
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    assert started(local(file, alone)).wait(240) == 0
+    alone, killed, said = tmp_path / "alone", tmp_path / "killed", tmp_path / "said.txt"
+    assert started(local(file, alone), said).wait(240) == 0, said.read_text()
     for pattern in (
         "artifacts/states/victims-*/0.state",
         "artifacts/states/victims-*/1.state",
         "artifacts/states/nulls-*/0.state",
         "local/*/trials/*/transfer/.training-900.state",
     ):
-        kill_with_a_snapshot(started(local(file, killed)), killed, pattern)
-    last = started(local(file, killed))
-    said, _ = last.communicate(timeout=240)
-    assert last.returncode == 0, said
-    assert "goes on after epoch" in said
+        kill_with_a_snapshot(started(local(file, killed), said), killed, pattern)
+    assert started(local(file, killed), said).wait(240) == 0, said.read_text()
+    assert "goes on after epoch" in said.read_text()
     same(alone, killed)
 
 
 def test_a_sweep_whose_driver_and_workers_are_killed(tmp_path: Path) -> None:
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    alone, killed, said = tmp_path / "alone", tmp_path / "killed", tmp_path / "said.txt"
     files = {}
     for storage in (alone, killed):
         files[storage] = tmp_path / f"{storage.name}.yaml"
         sweep = {"name": "s", "base": {**BASE, "storage": str(storage)}, "space": {"seed": {"grid": [0]}}}
         files[storage].write_text(yaml.safe_dump(sweep))
-    quiet = started([str(DRIVER), str(files[alone])])
-    quiet.communicate(timeout=300)
-    assert quiet.returncode == 0
-    kill_with_a_snapshot(started([str(DRIVER), str(files[killed])]), killed, "artifacts/states/victims-*/1.state")
-    again = started([str(DRIVER), str(files[killed]), "--resume"])
-    said, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, said[-2000:]
-    heard = [json.loads(line) for line in said.splitlines() if line.startswith('{"event"')]
+    assert started([str(DRIVER), str(files[alone])], said).wait(300) == 0, said.read_text()
+    kill_with_a_snapshot(started([str(DRIVER), str(files[killed])], said), killed, "artifacts/states/victims-*/1.state")
+    again = started([str(DRIVER), str(files[killed]), "--resume"], said)
+    assert again.wait(300) == 0, said.read_text()[-2000:]
+    heard = [json.loads(line) for line in said.read_text().splitlines() if line.startswith('{"event"')]
     resumed = [each for each in heard if each["event"] == "ModelEpoch" and each["record"].get("resumed")]
     assert resumed and resumed[0]["role"] == "victim" and resumed[0]["epoch"] == resumed[0]["record"]["resumed"]
     same(alone, killed)
