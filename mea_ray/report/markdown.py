@@ -11,6 +11,8 @@ from mea_ray.core.errors import ConfigError
 from mea_ray.report import published, selection, verdict
 from mea_ray.report.detections import HEADINGS as DETECTION_HEADINGS
 from mea_ray.report.detections import lines as detection_rows
+from mea_ray.report.front import HEADINGS as FRONT_HEADINGS
+from mea_ray.report.front import lines as front_rows
 from mea_ray.report.leaning import HEADINGS as LEANING_HEADINGS
 from mea_ray.report.leaning import lines as leaning_rows
 from mea_ray.report.record import RECORD, SWEEP, SweepRecord
@@ -167,6 +169,12 @@ def leaning_table(_: str, results: Sequence[TrialResult]) -> str:
     return table(tuple(LEANING_HEADINGS.values()), rows) if rows else "It was not measured what the answers give away."
 
 
+def front_table(_: str, results: Sequence[TrialResult]) -> str:
+    """Return what each mark costs, gives away and proves, for each budget."""
+    rows = [tuple(getattr(row, column) for column in FRONT_HEADINGS) for row in front_rows(results)]
+    return table(tuple(FRONT_HEADINGS.values()), rows) if rows else "The sweep compares no marks."
+
+
 def verdict_list(_: str, results: Sequence[TrialResult]) -> str:
     """Return the first screen of the report: for each scheme what holds and what undoes it."""
     how = selection.sentence(results)
@@ -183,6 +191,7 @@ TABLES: Mapping[str, Callable[[str, Sequence[TrialResult]], str]] = {
     "removals": removals_table,
     "detections": detections_table,
     "statistics": statistics_table,
+    "front": front_table,
     "leaning": leaning_table,
     "verdict": verdict_list,
 }
@@ -220,6 +229,8 @@ def report(folder: Path) -> str:
         parts.append(removals_table(name, results))
     if any(result.detections for result in results):
         parts.append(detections_table(name, results))
+    if front_rows(results):
+        parts.append(front_table(name, results))
     if leaning_rows(results):
         parts.append(leaning_table(name, results))
     if picked := selection.chosen(results):

@@ -6,8 +6,8 @@ A page marks what is rendered, everything between the two comments is replaced:
     <!-- end -->
 
 The part before the slash is a folder of records, the part behind it ``results``, ``removals``, ``detections``,
-``statistics``, ``leaning`` (tables), ``verdict`` (the report's first screen), ``made`` (command, commit, date, device)
-or ``curve`` (a picture, kept in the pages' folder of images). A recorded calibration has ``statistics``,
+``statistics``, ``front``, ``leaning`` (tables), ``verdict`` (the report's first screen), ``made`` (command, commit,
+date, device) or ``curve`` (a picture, kept in the pages' folder of images). A recorded calibration has ``statistics``,
 ``verdicts`` and ``made``.
 """
 

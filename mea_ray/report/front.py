@@ -1,0 +1,215 @@
+"""The front: what each mark costs its owner's customers, what it gives away, and how often it proves a theft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mea_ray.report import curves
+from mea_ray.report.tables import DASH, Cost, common_prefix, costs, mean
+from mea_ray.results.points import is_seed, label
+from mea_ray.results.records import TrialResult
+from mea_ray.verification.evidence import judge_rungs
+
+HEADINGS = {
+    "mark": "Mark",
+    "lost": "Accuracy lost",
+    "worst": "Worst source class",
+    "calibration": "Calibration error",
+    "leak": "Its key's rank",
+    "budget": "Queries",
+    "proved": "Thefts proved",
+    "least": "Least, over thieves",
+    "thief": "By",
+}
+"""Column of ``FrontRow`` to its heading, in the order in which they are shown."""
+CAPTION = (
+    "Accuracy lost, and by the source class that loses most: null models less victim, in points. Calibration error: "
+    "victim less null models. Both are means over victims. The key's rank is the best of all victims, by what an "
+    "outsider reads from the most answers. Thefts are proved at the corrected level: of all seeds and thieves, and of "
+    "the thief against whom the mark does worst."
+)
+_OWNERS = {"data", "splits", "victim", "service"}
+"""Sections of a config that the owner decides."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One mark at one budget.
+
+    Attributes:
+        name: What the sweep set of the owner's sections, without seeds.
+        budget: Queries of the thieves.
+        lost: Points of accuracy that customers lose, mean over victims; negative for a gain. None without null models.
+        worst: The same of the source class that loses most; None for a scheme without source classes.
+        calibration: What is added to the expected calibration error.
+        rank: Best rank of the key among all keys, from 1, over the victims; None where it cannot be read.
+        keys: Number of keys that it is ranked among.
+        proved: Of each thief, proved thefts and thefts.
+    """
+
+    name: str
+    budget: int
+    lost: float | None
+    worst: float | None
+    calibration: float | None
+    rank: int | None
+    keys: int | None
+    proved: dict[str, tuple[int, int]]
+
+    @property
+    def power(self) -> float:
+        """Fraction of all thefts that are proved."""
+        return self.counts[0] / self.counts[1]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Proved thefts, and all thefts."""
+        return sum(done for done, _ in self.proved.values()), sum(of for _, of in self.proved.values())
+
+    @property
+    def least(self) -> tuple[str, float]:
+        """The thief against whom the fewest are proved, and the fraction."""
+        return min(((thief, done / of) for thief, (done, of) in self.proved.items()), key=lambda pair: pair[1])
+
+
+@dataclass(frozen=True)
+class FrontRow:
+    """One line of the table. Texts are ready to be shown."""
+
+    mark: str
+    lost: str
+    worst: str
+    calibration: str
+    leak: str
+    budget: str
+    proved: str
+    least: str
+    thief: str
+
+
+def marks(results: Sequence[TrialResult]) -> list[Mark]:
+    """Return every mark at every budget, in the order of the sweep; empty unless the sweep compares several marks."""
+    groups: dict[str, list[TrialResult]] = {}
+    for result in results:
+        if result.victim_report.wsr is not None:
+            groups.setdefault(_of_owner(result), []).append(result)
+    if len(groups) < 2:
+        return []
+    judged = judge_rungs(results)
+    prefix = common_prefix(list(groups))
+    found = []
+    for name, trials in groups.items():
+        paid, (rank, keys) = costs(trials), _leak(trials)
+        proved: dict[int, dict[str, list[bool]]] = {}
+        for result in trials:
+            for rung in result.rungs:
+                if (judgement := judged.get((result.trial, rung.budget))) is not None:
+                    thieves = proved.setdefault(rung.budget, {})
+                    thieves.setdefault(_of_thief(result), []).append(judgement.verdict == "proved")
+        for budget, thieves in sorted(proved.items()):
+            found.append(
+                Mark(
+                    name=name.removeprefix(prefix),
+                    budget=budget,
+                    lost=mean([None if cost.points is None else -cost.points for cost in paid]),
+                    worst=mean([_worst(cost) for cost in paid]),
+                    calibration=mean([_less(cost.calibration, cost.null_calibration) for cost in paid]),
+                    rank=rank,
+                    keys=keys,
+                    proved={thief: (sum(each), len(each)) for thief, each in thieves.items()},
+                )
+            )
+    return found
+
+
+def _of_owner(result: TrialResult) -> str:
+    return label({path: value for path, value in result.point.items() if path.split(".")[0] in _OWNERS})
+
+
+def _of_thief(result: TrialResult) -> str:
+    own = {path: v for path, v in result.point.items() if path.split(".")[0] not in _OWNERS and not is_seed(path)}
+    return label(own) if own else "the thief"
+
+
+def _less(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _worst(cost: Cost) -> float | None:
+    """Return the points that the source class loses which loses most."""
+    lost = [100 * (null - own) for own, null in cost.source_accuracy.values() if null is not None]
+    return max(lost, default=None)
+
+
+def _leak(trials: Sequence[TrialResult]) -> tuple[int | None, int | None]:
+    """Return the best rank of the owner's key from the most answers, and the number of keys."""
+    last = [result.leaning[-1].victim for result in trials if result.leaning]
+    ranks = [named.true_rank for named in last if named is not None and named.true_rank is not None]
+    if not ranks:
+        return None, None
+    return min(rank.at_least for rank in ranks) + 1, ranks[0].references + 1
+
+
+def lines(results: Sequence[TrialResult]) -> list[FrontRow]:
+    """Return the table of all marks; empty unless the sweep compares several."""
+    return [_row(mark) for mark in marks(results)]
+
+
+def _row(mark: Mark) -> FrontRow:
+    thief, least = mark.least
+    done, of = mark.counts
+    return FrontRow(
+        mark=mark.name,
+        lost=_points(mark.lost),
+        worst=_points(mark.worst),
+        calibration=DASH if mark.calibration is None else f"{mark.calibration:+.3f}",
+        leak=DASH if mark.rank is None else f"{mark.rank} of {mark.keys:,}",
+        budget=f"{mark.budget:,}",
+        proved=f"{done} of {of}",
+        least=f"{100 * least:.0f}%",
+        thief=thief if len(mark.proved) > 1 else DASH,
+    )
+
+
+def _points(value: float | None) -> str:
+    return DASH if value is None else f"{value:+.1f}"
+
+
+def figure(results: Sequence[TrialResult]) -> dict[str, Any] | None:
+    """Return the picture of the front at the largest budget; None unless the sweep compares several marks.
+
+    Returns:
+        ``legend`` and ``svg``: accuracy lost against thefts proved, with a line down to the least over the thieves.
+    """
+    from markupsafe import Markup
+
+    found = marks(results)
+    most = max((mark.budget for mark in found), default=0)
+    shown = [mark for mark in found if mark.budget == most and mark.lost is not None][: curves.MAX_LINES]
+    if not shown:
+        return None
+    legend = [{"name": m.name, "colour": f"c{i}", "marker": curves.GLYPHS[i]} for i, m in enumerate(shown)]
+    return {"budget": f"{most:,}", "legend": legend, "svg": Markup(svg(shown, "front"))}
+
+
+def svg(shown: Sequence[Mark], identity: str) -> str:
+    """Draw marks with a known ``lost``, at most ``curves.MAX_LINES``; see ``curves.svg``."""
+    with curves.style(identity):
+        drawing = curves.new_figure((5.6, 3.6))
+        axes = drawing.add_subplot()
+        for place, mark in enumerate(shown):
+            colour, marker, at = curves.COLOURS[place], curves.MARKERS[place], [mark.lost or 0.0] * 2
+            axes.plot(at, [100 * mark.least[1], 100 * mark.power], color=colour, linewidth=1.4)
+            axes.plot(at[:1], [100 * mark.power], color=colour, marker=marker, markersize=6, linestyle="none")
+        axes.axvline(0, color=curves.MUTED, linewidth=1, zorder=1)
+        axes.set_ylim(-4, 104)
+        axes.set_xlabel("accuracy that customers lose (points)", color=curves.MUTED, fontsize=9)
+        axes.set_ylabel("thefts proved (%)", color=curves.MUTED, fontsize=9)
+        curves.plain(axes)
+        described = [
+            f"{m.name}: {100 * m.power:.0f}% proved, at least {100 * m.least[1]:.0f}%, for {m.lost:.1f} points"
+            for m in shown
+        ]
+        return curves.as_svg(drawing, identity, "Marks by cost and proof", "; ".join(described))

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from report_results import trial
+
+from mea_ray.report import front, html, markdown
+from mea_ray.results.records import LeaningRecord, NamedKeyRecord, RankRecord, TrialResult
+from mea_ray.verification.evidence import judge_rungs
+
+
+def stolen(mark: str, thief: str, seed: int, rank: int, accuracy: float) -> TrialResult:
+    made = trial(f"{mark}{thief}{seed}", seed=seed)
+    named = NamedKeyRecord(
+        sources=["zero", "one"],
+        target="two",
+        score=0.4,
+        next_score=0.3,
+        true_score=0.2,
+        true_rank=RankRecord(at_least=rank - 1, references=359),
+    )
+    report = made.victim_report.model_copy(update={"accuracy": accuracy})
+    changes: dict[str, Any] = {
+        "point": {"victim.watermark": {"name": mark}, "thief.model.name": thief, "seed": seed},
+        "victim": f"{mark}{seed}",
+        "victim_report": report,
+        "leaning": [LeaningRecord(answers=1000, victim=named, nulls=[None])],
+    }
+    return made.model_copy(update=changes)
+
+
+@pytest.fixture
+def results() -> list[TrialResult]:
+    return [
+        stolen(mark, thief, seed, rank + seed, accuracy)
+        for mark, rank, accuracy in (("loud", 1, 0.936), ("quiet", 100, 0.956))
+        for thief in ("vgg_like", "resnet18")
+        for seed in (0, 1)
+    ]
+
+
+@pytest.fixture
+def proved(results: list[TrialResult], monkeypatch: pytest.MonkeyPatch) -> list[TrialResult]:
+    """All thefts of the loud mark at 1,000 queries are proved in one architecture, and one of two in the other."""
+    judged = judge_rungs(results)
+    won = {("loudvgg_like0", 1000), ("loudvgg_like1", 1000), ("loudresnet180", 1000)}
+    verdicts = {
+        place: each.__class__(**{**vars(each), "verdict": "proved" if place in won else "not proved"})
+        for place, each in judged.items()
+    }
+    monkeypatch.setattr(front, "judge_rungs", lambda given: verdicts)
+    return results
+
+
+def test_a_mark_has_what_it_costs_what_it_leaks_and_how_often_it_proves(proved: list[TrialResult]) -> None:
+    found = {(mark.name, mark.budget): mark for mark in front.marks(proved)}
+    assert set(found) == {(name, budget) for name in ("loud", "quiet") for budget in (100, 300, 1000)}
+    loud, quiet = found["loud", 1000], found["quiet", 1000]
+    assert (round(loud.lost or 0, 6), round(quiet.lost or 0, 6)) == (2.0, 0.0)
+    assert round(loud.worst or 0, 6) == 4.0, "the source class that loses most: .97 - .93"
+    assert round(loud.calibration or 0, 6) == 0.09
+    assert (loud.rank, loud.keys) == (1, 360) and quiet.rank == 100
+    assert loud.proved == {"thief.model=vgg_like": (2, 2), "thief.model=resnet18": (1, 2)}
+    assert loud.power == 0.75 and loud.least == ("thief.model=resnet18", 0.5)
+    assert quiet.power == 0.0 and found["loud", 300].power == 0.0
+
+
+def test_the_report_draws_the_front(proved: list[TrialResult]) -> None:
+    row = next(line for line in front.lines(proved) if line.mark == "loud" and line.budget == "1,000")
+    assert (row.lost, row.worst, row.calibration, row.leak) == ("+2.0", "+4.0", "+0.090", "1 of 360")
+    assert (row.proved, row.least, row.thief) == ("3 of 4", "50%", "thief.model=resnet18")
+    page = html.render(proved, name="front")
+    assert "What each mark costs and proves" in page and "Marks at 1,000 queries" in page
+    assert "loud: 75% proved, at least 50%, for 2.0 points" in page
+    assert "| loud | +2.0 | +4.0 | +0.090 | 1 of 360 | 1,000 | 3 of 4 | 50% |" in markdown.front_table("", proved)
+
+
+def test_a_sweep_with_one_mark_has_no_front() -> None:
+    alone = [trial("a"), trial("b", "resnet18")]
+    assert front.marks(alone) == [] and front.lines(alone) == [] and front.figure(alone) is None
+    assert "What each mark costs" not in html.render(alone, name="one")
+
+
+def test_a_mark_without_ranks_or_source_classes_has_dashes(results: list[TrialResult]) -> None:
+    bare = [
+        each.model_copy(
+            update={
+                "leaning": [],
+                "victim_report": each.victim_report.model_copy(
+                    update={"source_accuracy": {}, "calibration_error": None}
+                ),
+            }
+        )
+        for each in results
+    ]
+    row = front.lines(bare)[0]
+    assert (row.worst, row.calibration, row.leak) == ("–", "–", "–")
