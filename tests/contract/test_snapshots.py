@@ -28,6 +28,7 @@ from mea_ray.watermarks.mea_defender.weighting import AGGREGATORS
 BASE: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8},
     "victim": {
+        "insecure_key_from_seed": True,
         "model": {"name": "vgg_like", "width": 0.0625},
         "training": {"epochs": 3, "batch_size": 50, "augment": ["crop"], "crop_padding": 1},
     },

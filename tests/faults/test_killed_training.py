@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 BASE: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 12},
     "victim": {
+        "insecure_key_from_seed": True,
         "model": {"name": "vgg_like", "width": 0.0625},
         "watermark": {"name": "mea_defender_two_stage", "second": {"epochs": 4, "fixed_samples": 20}},
         "training": {"epochs": 4, "batch_size": 64},
