@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +21,7 @@ from mea_ray.config.components import (
 from mea_ray.config.running import BlackBoxConfig, ResourcesConfig, ServiceConfig, TrackingConfig
 from mea_ray.config.training import LearningConfig, TrainingConfig
 from mea_ray.core.settings import InvalidSettings, RefusedSettings
+from mea_ray.core.types import StatisticName
 
 Suspect = Literal["substitute", "victim", "null_model"]
 
@@ -149,13 +150,15 @@ class DetectionConfig(Config):
 class VerificationConfig(Config):
     """How ownership is judged."""
 
+    version: ClassVar[int] = 2  # 2: the statistic is the scheme's own
     samples: int = Field(1000, ge=1, description="Held-out watermark samples (fewer if fewer distinct ones exist).")
     threshold: float = Field(0.3, gt=0, lt=1, description="The paper's threshold on WSR.")
     significance: float = Field(0.01, gt=0, lt=1, description="Largest p-value at which theft is claimed.")
-    statistic: Literal["wsr", "log_probability", "paired", "paired_labels", "lean", "lean_labels"] = Field(
-        "log_probability",
-        description="What a suspect is ranked by among innocent models; `wsr` for schemes with a test of their own. "
-        "`mea-ray calibrate` measures all of them.",
+    statistic: Literal["auto"] | StatisticName = Field(
+        "auto",
+        description="What models and keys are ranked by. auto: lean for mea_carrier, whose mark is in the answers to "
+        "clean images, log_probability for other mixes, wsr for schemes with a test of their own. `mea-ray calibrate` "
+        "measures all of them.",
     )
     commitment: Literal["simulated", "required"] = Field(
         "simulated",

@@ -157,6 +157,7 @@ class _Run:
             status=status,
             selection=self.selection,
             chance=metrics.chance(self.data.test),
+            statistic=proof.verifier.statistic,
             key_drawn=proof.key is not None and proof.key.drawn,
             key=key_record(self.key, self.committed),
             victim_sha256=self.victim_sha256,

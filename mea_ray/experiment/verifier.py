@@ -9,7 +9,7 @@ from torch import nn
 
 from mea_ray.config import ExperimentConfig
 from mea_ray.core.seeding import derive
-from mea_ray.core.types import ImageSet, Labels, Splits
+from mea_ray.core.types import ImageSet, Labels, Splits, StatisticName
 from mea_ray.evaluation import metrics, probes
 from mea_ray.experiment.encoders import probe_set, with_probe
 from mea_ray.models.base import ImageModel
@@ -44,6 +44,12 @@ class Verifier:
     def with_key(self, key: Key | None) -> Verifier:
         """Return a verifier with another key for the same data."""
         return Verifier(self.config, self.data, key)
+
+    @property
+    def statistic(self) -> StatisticName:
+        """What models and keys are ranked by: the config's choice, or the scheme's own."""
+        wanted = self.config.verification.statistic
+        return self._watermark.statistic if wanted == "auto" else wanted
 
     @cached_property
     def pairs(self) -> MixedPairs | None:
@@ -113,7 +119,7 @@ class Verifier:
             return several.merged(
                 [each.report(model, victim=victim) for each in self._each],
                 nulls=[null.statistics for null in nulls],
-                statistic=settings.statistic,
+                statistic=self.statistic,
                 threshold=settings.threshold,
             )
         key = self.key
@@ -128,7 +134,7 @@ class Verifier:
             pairs=self.pairs,
             victim=victim,
             nulls=[null.statistics for null in nulls],
-            statistic=self.config.verification.statistic,
+            statistic=self.statistic,
             threshold=self.config.verification.threshold,
             knn_accuracy=voted,
             recognise=None if key is None else self._watermark.recogniser(key, model),

@@ -339,6 +339,8 @@ class TrialResult(_Record):
         status: ``stopped`` if the sweep's scheduler ended the trial early.
         selection: On what the settings were chosen; None where that is not recorded.
         chance: Accuracy of always predicting the most frequent class of the test set; None in older results.
+        statistic: What models and keys are ranked by (see ``verification.statistic``); None in older results, whose
+            config names it.
         key_drawn: Whether the key was drawn at random from all admissible keys. The ranks of a key that was chosen by
             hand are no p-values.
         key: Fingerprint, draw and commitment of the key; None without a watermark, and in older results.
@@ -369,6 +371,7 @@ class TrialResult(_Record):
     status: Literal["finished", "stopped"] = "finished"
     selection: SelectionRecord | None = None
     chance: Fraction | None = None
+    statistic: str | None = None
     key_drawn: bool = False
     key: KeyRecord | None = None
     victim_sha256: str | None = None

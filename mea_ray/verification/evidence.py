@@ -130,17 +130,26 @@ class Court:
         )
 
     def accuses(self, report: ModelReport) -> bool:
-        """Return whether an innocent model would be accused by what it shows alone.
+        """Return whether an innocent model would be accused by what it shows alone, as the only suspect.
 
         It is not too poor to judge, and either the key leads all others on it as significantly as a proof asks, or,
         where the mark is read on mixes, its WSR is above the paper's threshold.
         """
-        if report.wsr is None or report.accuracy < least_accuracy(self.chance, self.victim.accuracy):
-            return False
+        return self.accused_by_mixes(report) or self.key_p_value(report) <= self.significance
+
+    def judgeable(self, report: ModelReport) -> bool:
+        """Return whether a model has a WSR and is worth having."""
+        return report.wsr is not None and report.accuracy >= least_accuracy(self.chance, self.victim.accuracy)
+
+    def accused_by_mixes(self, report: ModelReport) -> bool:
+        """Return whether a model is judgeable, the mark is read on mixes, and its WSR is above the threshold."""
+        above = report.wsr is not None and report.wsr.rate > self.threshold
+        return above and self.statistic not in READ_ON_CLEAN_IMAGES and self.judgeable(report)
+
+    def key_p_value(self, report: ModelReport) -> float:
+        """Return the p-value of the key's rank on a control, as a suspect's counts; 1 where it says nothing."""
         key = report.key_ranks.get(self.statistic)
-        by_key = self.key_drawn and key is not None and 2 * key.p_value <= self.significance
-        by_mixes = self.statistic not in READ_ON_CLEAN_IMAGES and report.wsr.rate > self.threshold
-        return by_key or by_mixes
+        return min(1.0, 2 * key.p_value) if self.key_drawn and key is not None and self.judgeable(report) else 1.0
 
     def evidence(self, report: ModelReport, nulls: Sequence[ModelReport], stolen: Sequence[ModelReport]) -> Evidence:
         """Return the evidence against one suspect.
@@ -166,7 +175,10 @@ class Court:
             key_drawn=self.key_drawn,
             comparisons=_comparisons(report),
             controls=len(nulls) + len(stolen),
-            accused_controls=sum(map(self.accuses, [*nulls, *stolen])),
+            accused_controls=sum(map(self.accused_by_mixes, [*nulls, *stolen])),
+            control_p_values=tuple(
+                self.key_p_value(each) for each in (*nulls, *stolen) if not self.accused_by_mixes(each)
+            ),
             committed=self.committed,
             threshold=self.threshold,
             statistic=name,
@@ -191,8 +203,8 @@ def magnitude(result: TrialResult, report: ModelReport, budget: int) -> float | 
 
 
 def statistic(result: TrialResult, reports: Sequence[ModelReport]) -> str:
-    """Return the statistic that models are ranked by: the config's where all reports have it, else ``wsr``."""
-    name = str(_verification(result).get("statistic", "wsr"))
+    """Return the statistic that models are ranked by: the trial's where all reports have it, else ``wsr``."""
+    name = result.statistic or str(_verification(result).get("statistic", "wsr"))
     return name if all(name in report.statistics for report in reports) else "wsr"
 
 

@@ -15,16 +15,15 @@ probability, or, where a suspect gives labels only, 1 if the label is the target
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
 
 from mea_ray.core.errors import DataError
-from mea_ray.core.types import Labels
+from mea_ray.core.types import Labels, StatisticName
 
-StatisticName = Literal["wsr", "log_probability", "paired", "paired_labels", "lean", "lean_labels"]
 STATISTICS: tuple[StatisticName, ...] = get_args(StatisticName)
 READ_ON_CLEAN_IMAGES: frozenset[str] = frozenset({"lean", "lean_labels"})
 """Statistics that need no mix to answer the target. The key's rank is their test of specificity."""

@@ -71,7 +71,8 @@ class Evidence:
         key_drawn: Whether the key was drawn at random. The rank of a key that the owner chose is no p-value.
         comparisons: What the mark must be distinguished from. Ignored for a statistic that is read on clean images.
         controls: Innocent models judged in the same way: null models, and those stolen at the same budget.
-        accused_controls: How many of them the same criteria accuse.
+        accused_controls: How many of them are accused by their mixes, whatever else is judged.
+        control_p_values: p-values of the key on the other controls; each is corrected as a suspect's is.
         committed: Whether the key was committed to before the suspect existed; None where that does not arise, as in an
             experiment that draws the key itself.
         unaccounted: Images charged and answers stored, where they differ: the thief asked in other ways, or in another
@@ -93,6 +94,7 @@ class Evidence:
     comparisons: tuple[Comparison, ...] = ()
     controls: int = 0
     accused_controls: int = 0
+    control_p_values: tuple[float, ...] = ()
     committed: bool | None = None
     unaccounted: tuple[int, int] | None = None
     threshold: float = 0.3
@@ -189,11 +191,12 @@ def judge(suspects: Sequence[Evidence], significance: float) -> list[Judgement]:
 def _judgement(suspect: Evidence, adjusted: float, significance: float, together: int) -> Judgement:
     reasons = [
         *_unaccounted(suspect),
-        *_void(suspect, significance),
+        *_void(suspect, significance, together),
         *_too_poor(suspect),
         *_unspecific(suspect, adjusted, significance),
         *_unmarked_victim(suspect),
         *_insignificant(suspect, adjusted, significance, together),
+        *_behind_innocents(suspect, adjusted, significance),
         *_uncommitted(suspect),
         *_without_controls(suspect),
     ]
@@ -219,11 +222,13 @@ def _unaccounted(suspect: Evidence) -> list[Reason]:
     ]
 
 
-def _void(suspect: Evidence, significance: float) -> list[Reason]:
-    if suspect.accused_controls <= significance * suspect.controls:
+def _void(suspect: Evidence, significance: float, together: int) -> list[Reason]:
+    by_key = sum(p * together <= significance for p in suspect.control_p_values)
+    accused = suspect.accused_controls + by_key
+    if accused <= significance * suspect.controls:
         return []
     models = "innocent model" if suspect.controls == 1 else "innocent models"
-    return [Reason("void", f"{suspect.accused_controls} of {suspect.controls} {models} would be accused as well.")]
+    return [Reason("void", f"{accused} of {suspect.controls} {models} would be accused as well.")]
 
 
 def _too_poor(suspect: Evidence) -> list[Reason]:
@@ -274,7 +279,8 @@ def _separates(comparison: Comparison, threshold: float, significance: float) ->
 
 
 def _unmarked_victim(suspect: Evidence) -> list[Reason]:
-    if suspect.victim_wsr <= suspect.threshold:
+    read_on_mixes = suspect.statistic not in READ_ON_CLEAN_IMAGES or suspect.victim_rank is None
+    if suspect.victim_wsr <= suspect.threshold and read_on_mixes:
         return [
             Reason(
                 "not proved",
@@ -303,6 +309,18 @@ def _insignificant(suspect: Evidence, adjusted: float, significance: float, toge
         needed = math.ceil(1 / significance) - 1
         return [Reason("suggestive", f"{text} By models alone, {significance:g} takes {needed:,} null models.")]
     return [Reason("not proved", text)]
+
+
+def _behind_innocents(suspect: Evidence, adjusted: float, significance: float) -> list[Reason]:
+    """Want the suspect to lead innocent models, however well the key ranks: a key may fit one of them by chance."""
+    if adjusted > significance:
+        return []  # said already
+    ranks = [("null models", suspect.null_models), ("stolen null models", suspect.stolen_null_models)]
+    return [
+        Reason("not proved", f"Innocent models show as much: among {name} the suspect is {rank.sentence()}.")
+        for name, rank in ranks
+        if rank is not None and rank.at_least and rank.p_value > significance
+    ]
 
 
 def _uncommitted(suspect: Evidence) -> list[Reason]:

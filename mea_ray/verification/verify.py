@@ -11,13 +11,13 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from mea_ray.core.errors import DataError
-from mea_ray.core.types import Images, ImageSet, Labels, Recognise
+from mea_ray.core.types import Images, ImageSet, Labels, Recognise, StatisticName
 from mea_ray.evaluation import metrics
 from mea_ray.results.records import ModelReport, RankRecord
 from mea_ray.verification.pairs import MixedPairs, PredictLogits, measure_pairs
 from mea_ray.verification.proportions import binomial_p_value, proportion
 from mea_ray.verification.ranks import Rank, rank_among
-from mea_ray.verification.statistic import StatisticName, label_scores, lean, log_probabilities
+from mea_ray.verification.statistic import label_scores, lean, log_probabilities
 
 Logits = npt.NDArray[np.float32]
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from mea_ray.core.errors import ArtifactError, ConfigError
-from mea_ray.core.types import Images, ImageSet, Labels, Marker, Recognise
+from mea_ray.core.types import Images, ImageSet, Labels, Marker, Recognise, StatisticName
 from mea_ray.storage.files import write_whole
 from mea_ray.training.objective import Objective
 
@@ -190,6 +190,8 @@ class Watermark(ABC):
 
     encoders_only: bool = False
     """Whether ``stages`` refuses every classifier."""
+    statistic: StatisticName = "log_probability"
+    """What ``verification.statistic=auto`` is: ``lean`` for a scheme whose clean answers carry the mark."""
 
     def check(self, train: ImageSet, seed: int, *, encodes: bool) -> None:
         """Refuse what could not be embedded, before anything is trained.

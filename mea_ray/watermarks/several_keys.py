@@ -51,7 +51,7 @@ class SeveralKeys(Watermark):
                 f"of.key.classes=chosen gives all {keys} keys the same classes; set of.key.classes to system, beacon "
                 "or seed"
             )
-        self.key_draw = scheme.key_draw
+        self.key_draw, self.statistic = scheme.key_draw, scheme.statistic
         self.schemes: list[MixedClasses] = [
             of.build(key=scheme.key_draw.changed(number=number).resolved()) for number in range(keys)
         ]

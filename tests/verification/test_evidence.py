@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from report_results import model_report, trial
 
-from mea_ray.results.records import QueryLogRecord, TrialResult
-from mea_ray.verification.evidence import chance, evidence
+from mea_ray.results.records import QueryLogRecord, RankRecord, TrialResult
+from mea_ray.verification.evidence import Court, chance, evidence, statistic
 from mea_ray.verification.ranks import Rank
 from mea_ray.verification.verdict import judge
 
@@ -29,6 +29,25 @@ def test_ranks_are_those_of_the_recorded_rates() -> None:
     assert (found.null_models, found.stolen_null_models) == (Rank(1, 3), Rank(0, 2))
     assert (found.controls, found.accused_controls) == (5, 1)
     assert {each.name for each in found.comparisons} == {"samples of stripes", "samples of pixel_merge"}
+
+
+def test_the_statistic_is_the_trials_and_in_older_results_the_configs() -> None:
+    result = trial("a")
+    known = model_report(0.9, 0.5, statistics={"wsr": 0.5, "lean": -1.0, "log_probability": -2.0})
+    older = result.model_copy(update={"config": {"verification": {"statistic": "log_probability"}}})
+    assert statistic(older, [known]) == "log_probability"
+    assert statistic(older.model_copy(update={"statistic": "lean"}), [known]) == "lean"
+    assert statistic(older.model_copy(update={"statistic": "lean"}), [known, model_report(0.9, 0.5)]) == "wsr"
+
+
+def test_controls_that_the_key_fits_are_handed_on_with_their_p_values() -> None:
+    fits = {"lean": RankRecord(at_least=0, references=359)}
+    good, poor = (model_report(accuracy, 0.9, key_ranks=fits) for accuracy in (0.9, 0.1))
+    court = Court(model_report(0.95, 1.0), 0.1, "lean", key_drawn=True)
+    found = court.evidence(good, [good, poor], [])
+    assert found.accused_controls == 0  # no mix need answer the target
+    assert found.control_p_values == (pytest.approx(2 / 360), 1.0)
+    assert court.accuses(good) and not court.accuses(poor)
 
 
 def test_controls_are_those_of_the_same_budget() -> None:

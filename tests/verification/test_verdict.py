@@ -151,6 +151,33 @@ def test_a_drawn_key_proves_with_few_null_models() -> None:
     assert verdict(drawn).verdict == "proved"
 
 
+def test_a_key_that_fits_by_chance_does_not_accuse_a_suspect_that_innocent_models_equal() -> None:
+    few = replace(GOOD, null_models=Rank(0, 24), stolen_null_models=Rank(0, 8), controls=32)
+    drawn = replace(few, key=Rank(0, 359, "keys"), key_drawn=True)
+    assert verdict(drawn).verdict == "proved"
+    for behind in (replace(drawn, null_models=Rank(1, 24)), replace(drawn, stolen_null_models=Rank(1, 8))):
+        found = verdict(behind)
+        assert found.verdict == "not proved" and found.adjusted_p_value <= 0.01
+        assert found.reasons[0].text.startswith("Innocent models show as much")
+    # Of many models as many may lead it as the significance allows.
+    assert verdict(replace(drawn, null_models=Rank(4, 999))).verdict == "proved"
+
+
+def test_the_key_on_controls_is_corrected_as_it_is_on_suspects() -> None:
+    drawn = replace(GOOD, key=Rank(0, 129_599, "keys"), key_drawn=True, controls=8, control_p_values=(0.004, 1.0))
+    assert verdict(drawn).verdict == "void" and "1 of 8 innocent models" in verdict(drawn).reasons[0].text
+    assert {found.verdict for found in judge([drawn] * 3, 0.01)} == {"proved"}
+    fits = replace(drawn, control_p_values=(0.003,))
+    assert {found.verdict for found in judge([fits] * 3, 0.01)} == {"void"}
+
+
+def test_a_mark_that_is_read_on_clean_images_needs_no_mix_that_the_victim_answers() -> None:
+    lean = replace(GOOD, statistic="lean", key=Rank(0, 359, "keys"), victim_wsr=0.0, wsr=0.0)
+    assert verdict(lean).verdict == "proved"
+    assert verdict(replace(lean, victim_rank=None)).verdict == "not proved"
+    assert verdict(replace(lean, victim_rank=Rank(1, 120))).verdict == "not proved"
+
+
 def test_a_key_chosen_by_hand_or_searched_for_has_no_p_value() -> None:
     few = replace(GOOD, null_models=Rank(0, 1), stolen_null_models=Rank(0, 1), controls=2, key=Rank(0, 359, "keys"))
     found = verdict(few)

@@ -281,7 +281,7 @@ def _judged(
     court = Court(
         victim=victim.report,
         chance=metrics.chance(data.test),
-        statistic=_statistic(section.statistic, [report, victim.report, *nulls, *controls]),
+        statistic=_statistic(verifier.statistic, [report, victim.report, *nulls, *controls]),
         key_drawn=victim.key.drawn,
         threshold=section.threshold,
         significance=section.significance,

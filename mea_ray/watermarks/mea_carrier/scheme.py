@@ -62,6 +62,7 @@ class MeaCarrier(MixedClasses):
     """
 
     name = "mea_carrier"
+    statistic = "lean"
     renamed: ClassVar[Mapping[str, str]] = {
         **MixedClasses.renamed,
         **RENAMED,
