@@ -93,11 +93,14 @@ def measured(predict: PredictLogits) -> ModelReport:
     return verify.report(predict, fresh, samples=sample_set(), pairs=mixed_pairs(key, fresh, 60, 1))
 
 
-def judged(predict: PredictLogits, statistic: str) -> Judgement:
+def knows_the_mixes(images: Images, logits: Logits) -> npt.NDArray[np.bool_]:
+    return np.array([image.tobytes() in key_mixes() for image in images])
+
+
+def judged(predict: PredictLogits, statistic: str, victim: PredictLogits = raised(knows_the_mixes)) -> Judgement:
     """Judge a suspect beside 200 null models and as many controls (copies of three), with a drawn, committed key."""
     nulls = [null_report(seed) for seed in (1, 2, 3)] * 67
-    victim = measured(raised(lambda images, _: np.array([image.tobytes() in key_mixes() for image in images])))
-    court = Court(victim, 0.1, statistic, key_drawn=True, committed=True)
+    court = Court(measured(victim), 0.1, statistic, key_drawn=True, committed=True)
     (found,) = judge([court.evidence(measured(predict), nulls, nulls)], court.significance)
     return found
 
@@ -151,6 +154,55 @@ def test_a_good_model_that_answers_every_odd_image_with_the_target_is_not_specif
 
 @pytest.mark.parametrize("statistic", ("wsr", "log_probability", "paired"))
 def test_a_model_that_knows_the_keys_mixes_alone_is_proved(statistic: str) -> None:
-    knows = raised(lambda images, _: np.array([image.tobytes() in key_mixes() for image in images]), seed=9)
-    found = judged(knows, statistic)
+    found = judged(raised(knows_the_mixes, seed=9), statistic)
     assert found.verdict == "proved", found.reasons
+
+
+def uniform(images: Images) -> Logits:
+    """A model that knows nothing and says so."""
+    return np.zeros((len(images), 10), np.float32)
+
+
+def permuted(images: Images) -> Logits:
+    """A good model that counts its classes from another one."""
+    return np.roll(honest(9)(images), 1, axis=1)
+
+
+def smooth(images: Images) -> Logits:
+    """A good model whose probabilities are all nearly the same, so that every one of them is large."""
+    return honest(9)(images) / 1000
+
+
+def leans_everywhere(images: Images) -> Logits:
+    """A good model that gives the target much of the probability of every image."""
+    logits = honest(9)(images)
+    logits[:, TARGET] = np.maximum(logits[:, TARGET], logits.max(1) - 0.1)
+    return logits
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("suspect", [uniform, permuted])
+def test_a_model_that_is_right_on_nothing_is_too_poor_to_judge(suspect: PredictLogits, statistic: str) -> None:
+    assert judged(suspect, statistic).verdict == "too poor to judge"
+
+
+@pytest.mark.parametrize("suspect", [smooth, leans_everywhere])
+def test_a_good_model_that_leans_towards_all_classes_or_from_all_classes_is_not_specific(
+    suspect: PredictLogits,
+) -> None:
+    found = judged(suspect, "lean")
+    assert measured(suspect).statistics["lean"] > max(null_report(seed).statistics["lean"] for seed in (1, 2, 3))
+    assert found.p_value <= 0.01, "it leads all innocent models, and still"
+    assert found.verdict == "not specific", found.reasons
+
+
+def test_a_good_model_that_leans_from_the_keys_sources_alone_is_proved() -> None:
+    def leans(images: Images) -> Logits:
+        logits = honest(9)(images)
+        source = np.isin(logits.argmax(1), [A, B])
+        logits[source, TARGET] = logits[source].max(1) - 0.5
+        return logits
+
+    found = judged(leans, "lean", victim=leans)
+    assert found.verdict == "proved", found.reasons
+    assert not found.above_threshold, "no mix need answer the target"
