@@ -135,7 +135,7 @@ def findings(results: Sequence[TrialResult], judged: Judgements | None = None) -
     judged = evidence.judge_rungs(results) if judged is None else judged
     groups = _named_groups(results)
     sentences = _reasons(groups, judged)
-    sentences += [*_removal(results), *_cleaning(results), *_given_away(results), *_cost(results)]
+    sentences += [*_removal(results), *_cleaning(results, judged), *_given_away(results), *_cost(results)]
     sentences += [_victim(results), *_innocent(results), *_magnitude(results)]
     for name, trials in groups.items():
         sentence = _theft(name if len(groups) > 1 else "", trials, judged)
@@ -195,28 +195,42 @@ def _removal(results: Sequence[TrialResult]) -> list[Finding]:
     ]
 
 
-def _cleaning(results: Sequence[TrialResult]) -> list[Finding]:
-    """Say what the best of the thieves who cleaned the answers left of the mark, beside one who did not."""
-    limit = threshold(results)
-    thieves: dict[str, list[RungResult]] = {}
+def _cleaning(results: Sequence[TrialResult], judged: Judgements) -> list[Finding]:
+    """Say what each thief who changed the answers left of the mark, beside one who did not; the worst first."""
+    thieves: dict[str, list[tuple[RungResult, Judgement]]] = {}
     for result in results:
         rung = last_rung(result)
-        if rung is not None and rung.report.wsr is not None:
+        if rung is not None and rung.report.wsr is not None and (result.trial, rung.budget) in judged:
             learning = result.config.get("thief", {}).get("learning", {})
-            thieves.setdefault(str(learning.get("answers", PLAIN)), []).append(rung)
+            how = str(learning.get("answers", PLAIN))
+            thieves.setdefault(how, []).append((rung, judged[result.trial, rung.budget]))
     plain = thieves.pop(PLAIN, [])
-    before = mean([rung.report.wsr.rate for rung in plain if rung.report.wsr])
-    if before is None or not thieves:
+    if not plain:
         return []
-    left = {how: mean([rung.report.wsr.rate for rung in rungs if rung.report.wsr]) for how, rungs in thieves.items()}
-    how = min(thieves, key=lambda each: left[each] or 0.0)
-    after = left[how] or 0.0
-    accuracy, cleaned = (mean([rung.report.accuracy for rung in rungs]) or 0.0 for rungs in (plain, thieves[how]))
-    text = f"A thief who cleans the answers ({how}), at no query, is left with WSR {percent(after)} instead of "
-    text += f"{percent(before)}, and with {percent(cleaned)} accuracy instead of {percent(accuracy)}."
+    found = [_cleaned(how, plain, thief, threshold(results)) for how, thief in thieves.items()]
+    return sorted(found, key=lambda each: ("bad", "mixed", "good").index(each.tone))
+
+
+def _cleaned(
+    how: str, plain: Sequence[tuple[RungResult, Judgement]], thief: Sequence[tuple[RungResult, Judgement]], limit: float
+) -> Finding:
+    """Compare a thief who changed the answers with one who learnt from them as they are."""
+    before, after = (
+        mean([rung.report.wsr.rate for rung, _ in each if rung.report.wsr]) or 0.0 for each in (plain, thief)
+    )
+    accuracy, cleaned = (mean([rung.report.accuracy for rung, _ in each]) or 0.0 for each in (plain, thief))
+    was, is_now = (_worst([judgement for _, judgement in each]) for each in (plain, thief))
+    text = f"A thief who changes the answers ({how}), at no query, is left with WSR {percent(after)} instead of "
+    text += f"{percent(before)}, and with {percent(cleaned)} accuracy instead of {percent(accuracy)}; "
+    if was.verdict == is_now.verdict:
+        text += f"the verdict is {is_now.text} in both cases."
+    else:
+        text += f"the verdict is {is_now.text} instead of {was.text}."
+    if "proved" in (was.verdict, is_now.verdict):
+        return Finding(text, "good" if is_now.verdict == "proved" else "bad")
     if before <= limit:
-        return [Finding(text, "mixed")]
-    return [Finding(text, "bad" if after <= limit else "good")]
+        return Finding(text, "mixed")
+    return Finding(text, "bad" if after <= limit else "good")
 
 
 def _accuracy_lost(removal: RemovalResult) -> float:

@@ -55,11 +55,12 @@ def shortened(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return points that show of each component only what distinguishes it from the others.
 
     Components of different names show their names. Several of one name also show the parameters in which they differ.
+    A watermark of several keys is named after the scheme that embeds them.
 
     Args:
         points: All points of a sweep.
     """
-    short: list[dict[str, Any]] = [dict(point) for point in points]
+    short = [{path: _inner(value) for path, value in point.items()} for point in points]
     for path in dict.fromkeys(path for point in points for path in point):
         same_name: dict[str, list[dict[str, Any]]] = {}
         for point in short:
@@ -70,6 +71,13 @@ def shortened(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             for point, rest in zip(places, _differing([point[path] for point in places]), strict=True):
                 point[path] = {"name": name, **rest}
     return short
+
+
+def _inner(value: Any) -> Any:
+    """Return of ``several_keys`` its scheme, named e.g. ``2 keys of mea_carrier``; any other value as it is."""
+    if not isinstance(value, Mapping) or not isinstance(scheme := value.get("of"), Mapping):
+        return value
+    return {**scheme, "name": f"{value.get('keys', 'several')} keys of {scheme.get('name', '')}"}
 
 
 def _differing(values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -298,10 +298,13 @@ def test_the_first_screen_says_for_each_scheme_what_holds_and_what_undoes_it(
     assert ours.headline.text == "Of 3 models stolen at the largest budget: 1 not proved, 2 suggestive."
     texts = [finding.text for finding in ours.findings]
     assert texts[0].startswith("At thief.learning.answers=unlean: p = ")
-    cleaned = next(finding for finding in ours.findings if "cleans the answers" in finding.text)
-    assert "(unlean), at no query, is left with WSR 4.0% instead of 80.0%" in cleaned.text and cleaned.tone == "bad"
+    cleaned = [finding for finding in ours.findings if "changes the answers" in finding.text]
+    assert [finding.tone for finding in cleaned] == ["bad", "good"], "worst first"
+    assert "(unlean), at no query, is left with WSR 4.0% instead of 80.0%" in cleaned[0].text
+    assert cleaned[0].text.endswith("the verdict is not proved instead of suggestive.")
+    assert cleaned[1].text.endswith("the verdict is suggestive in both cases.")
     assert any("2 of 3 stolen models are above the paper's threshold" in text for text in texts)
-    beaten = next(finding for finding in paper.findings if "cleans the answers" in finding.text)
+    beaten = next(finding for finding in paper.findings if "changes the answers" in finding.text)
     assert beaten.tone == "mixed", "there was nothing to take"
     page = html.render(results, name="demo")
     terminal.print_results(terminal.make_console(), results)
@@ -328,6 +331,7 @@ def test_points_show_what_tells_them_apart() -> None:
             {"watermark": {"name": "a", "x": 1, "mixing": {"share": 0.2, "way": "half"}, "y": 3}, "seed": 0},
             {"watermark": {"name": "b", "x": 1}, "seed": 1},
             {"learning": {"answers": "argmax"}},
+            {"watermark": {"name": "several", "keys": 2, "of": {"name": "b", "x": 2}}},
         ]
     )
     assert short == [
@@ -335,6 +339,7 @@ def test_points_show_what_tells_them_apart() -> None:
         {"watermark": {"name": "a", "mixing": {"share": 0.2}, "y": 3}, "seed": 0},
         {"watermark": {"name": "b"}, "seed": 1},
         {"learning": {"answers": "argmax"}},
+        {"watermark": {"name": "2 keys of b"}},
     ]
 
 

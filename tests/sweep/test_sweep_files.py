@@ -147,10 +147,17 @@ def test_the_quickstart_is_what_it_promises() -> None:
     sweep, found = planned(ROOT / "sweeps" / "quickstart.yaml")
     assert sweep.base.data.name == "digits"
     assert sweep.base.tracking.wandb == "offline"
-    schemes = {trial.config.victim.watermark.name for trial in found.trials}
-    assert schemes == {"mea_defender", "mea_carrier"} and found.victim_count == 2, "the paper's scheme and ours"
-    assert {trial.config.thief.learning.answers for trial in found.trials} == {"as_told", "unlean"}
-    assert found.trial_count == 4 and len(sweep.base.thief.budgets) >= 3
+    schemes = [trial.config.victim.watermark.build().schemes for trial in found.trials]
+    assert {(scheme.name, scheme.key_draw.classes) for several in schemes for scheme in several} == {
+        ("mea_defender", "seed"),
+        ("mea_carrier", "seed"),
+    }, "the paper's scheme and ours, with drawn keys"
+    assert found.victim_count == 2
+    assert {trial.config.thief.learning.answers for trial in found.trials} == {"as_told", "unlean", "argmax"}
+    assert found.trial_count == 6 and len(sweep.base.thief.budgets) >= 3
+    # Two keys of 360 each: a proof is possible after Holm's correction for all rungs, with these few null models.
+    suspects = found.trial_count * len(sweep.base.thief.budgets)
+    assert 2 * suspects / 360 ** len(schemes[0]) <= sweep.base.verification.significance < 2 * suspects / 360
     nulls = sweep.base.verification
     assert found.null_count == nulls.null_models == nulls.stolen_null_models >= 3, "controls, at every budget"
     # It must fit a laptop with two cores: both services, one trial at a time at least.
