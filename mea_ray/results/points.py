@@ -8,6 +8,7 @@ from typing import Any
 
 def setting(value: Any) -> str:
     """Return the short form of a config value: a component by its name and the parameters beside it."""
+    value = _inner(value)
     if isinstance(value, Mapping):
         rest = ", ".join(_parameter(key, item) for key, item in value.items() if key != "name")
         name = str(value.get("name", ""))

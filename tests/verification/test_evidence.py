@@ -46,7 +46,7 @@ def test_controls_that_the_key_fits_are_handed_on_with_their_p_values() -> None:
     court = Court(model_report(0.95, 1.0), 0.1, "lean", key_drawn=True)
     found = court.evidence(good, [good, poor], [])
     assert found.accused_controls == 0  # no mix need answer the target
-    assert found.control_p_values == (pytest.approx(2 / 360), 1.0)
+    assert found.control_p_values == pytest.approx((2 / 360, 1.0))
     assert court.accuses(good) and not court.accuses(poor)
 
 
