@@ -173,7 +173,7 @@ def test_a_component_of_the_working_directory_is_built_from_a_config() -> None:
     assert (type(attack).__name__, attack.patience, attack.pace.chunk) == ("Slow", 3.0, 2)
     assert config.resolved()["thief"]["attack"] == given
     assert build(ExperimentConfig, config.resolved()) == config
-    assert identity(config) == {"thief": {"attack": {**given, "patience": 3.0, "@version": 2}}}
+    assert identity(config)["thief"] == {"attack": {**given, "patience": 3.0, "@version": 2}}
     assert DATASETS.build("elsewhere:load", images=4).train.classes == 2
     assert COMBINERS.build("elsewhere:Swap", (1, 8, 8), (0.0,), 0, often=True).often
     assert POLICIES.build("elsewhere:Loud").source == "probabilities"
