@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from click import ClickException
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -108,8 +109,22 @@ def test_what_is_copied_to_the_machines_exists(cloud: Tree) -> None:
     assert "pip install" in " ".join(cloud["setup_commands"])
 
 
+def test_ray_up_takes_machines_that_are_reached_by_ssh() -> None:
+    tree: Tree = yaml.safe_load(read("ssh.yaml"))
+    config = launch(tree)
+    assert config["provider"]["type"] == "local"
+    (machines,) = config["available_node_types"].values()
+    count = len(tree["provider"]["worker_ips"])
+    assert (machines["min_workers"], machines["max_workers"], config["max_workers"]) == (count, count, count)
+    (start,) = [command for command in tree["head_start_ray_commands"] if "ray start" in command]
+    assert "--num-cpus=0" in start, "no trial beside the driver"
+    del tree["provider"]["worker_ips"]
+    with pytest.raises((jsonschema.ValidationError, ValueError, KeyError, ClickException)):
+        launch(tree)
+
+
 def ray_start_commands() -> Iterator[tuple[str, list[str]]]:
-    for name in CLOUDS:
+    for name in (*CLOUDS, "ssh"):
         tree = yaml.safe_load(read(f"{name}.yaml"))
         for command in tree["head_start_ray_commands"] + tree["worker_start_ray_commands"]:
             if "ray start" in command:

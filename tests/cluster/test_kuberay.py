@@ -60,8 +60,16 @@ def test_kubernetes_takes_the_manifests(name: str) -> None:
 
 
 def test_what_the_manifests_promise() -> None:
-    claim, cluster = manifests(CLUSTER_FILE)
+    claim, redis, store, cluster = manifests(CLUSTER_FILE)
     (job,) = manifests(JOB_FILE)
+    assert "activeDeadlineSeconds" not in job["spec"], "no sweep is ended by the clock"
+    for spec in (cluster["spec"], job["spec"]["rayClusterSpec"]):
+        assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", "no trial beside the driver"
+    survives = cluster["spec"]["gcsFaultToleranceOptions"]
+    assert survives["redisAddress"] == f"{redis['metadata']['name']}:{redis['spec']['ports'][0]['port']}"
+    (asks,) = [each for each in store["spec"]["template"]["spec"]["containers"][0]["env"]]
+    assert survives["redisPassword"]["valueFrom"] == asks["valueFrom"], "both read one secret"
+    assert store["spec"]["volumeClaimTemplates"] and redis["spec"]["selector"] == {"app": store["metadata"]["name"]}
     assert (claim["kind"], cluster["kind"], job["kind"]) == ("PersistentVolumeClaim", "RayCluster", "RayJob")
     (workers,) = cluster["spec"]["workerGroupSpecs"]
     assert cluster["spec"]["enableInTreeAutoscaling"] and workers["minReplicas"] == 0
@@ -90,7 +98,7 @@ def test_the_service_of_the_manifest_can_be_built() -> None:
     from ray.serve.schema import ServeDeploySchema
 
     (service,) = manifests(SERVICE_FILE)
-    claim, _ = manifests(CLUSTER_FILE)
+    claim, *_ = manifests(CLUSTER_FILE)
     config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
     (application,) = config.applications
     assert import_attr(application.import_path)(application.args) is not None
@@ -103,7 +111,7 @@ def test_rays_autoscaler_reads_the_cluster() -> None:
     """The code that runs in KubeRay's autoscaler container; it validates what it makes of the manifest."""
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-    cluster = manifests(CLUSTER_FILE)[1]
+    cluster = manifests(CLUSTER_FILE)[-1]
     cluster["metadata"]["namespace"] = "default"
     config = _derive_autoscaling_config_from_ray_cr(cluster)
     worker = config["available_node_types"]["gpu"]
@@ -118,6 +126,7 @@ def test_rays_autoscaler_reads_the_cluster() -> None:
         (CLUSTER_FILE, "minReplicas", "minReplica"),
         (CLUSTER_FILE, "enableInTreeAutoscaling: true", "enableInTreeAutoscaling: 'yes please'"),
         (CLUSTER_FILE, "upscalingMode: Default", "upscalingMode: Fast"),
+        (CLUSTER_FILE, "redisAddress", "redisAdress"),
         (CLUSTER_FILE, "accessModes", "accesModes"),
         (CLUSTER_FILE, "imagePullPolicy", "imagePullPolice"),
         (CLUSTER_FILE, "volumeMounts", "volumeMount"),
@@ -137,7 +146,7 @@ def test_a_mistyped_manifest_is_refused(name: str, old: str, new: str) -> None:
 
 
 def test_only_ray_the_operator_and_customers_reach_the_pods() -> None:
-    (policy,) = manifests("kuberay-network.yaml")
+    policy, _ = manifests("kuberay-network.yaml")
     check_manifest(policy)
     spec = policy["spec"]
     ray = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
@@ -152,8 +161,19 @@ def test_only_ray_the_operator_and_customers_reach_the_pods() -> None:
     assert anywhere["except"] == ["169.254.0.0/16"], "where a machine's credentials are read"
 
 
+def test_only_ray_reaches_its_control_data() -> None:
+    policy, redis = manifests("kuberay-network.yaml")
+    check_manifest(redis)
+    _, service, *_ = manifests(CLUSTER_FILE)
+    pods = redis["spec"]["podSelector"]
+    assert pods == {"matchLabels": service["spec"]["selector"]}
+    assert {"to": [{"podSelector": pods}], "ports": [{"port": 6379}]} in policy["spec"]["egress"]
+    assert redis["spec"]["ingress"][0]["from"] == [{"podSelector": policy["spec"]["podSelector"]}]
+    assert redis["spec"]["policyTypes"] == ["Ingress", "Egress"] and "egress" not in redis["spec"], "it calls nobody"
+
+
 def test_the_network_policy_is_not_without_effect() -> None:
-    (policy,) = manifests("kuberay-network.yaml")
+    policy, _ = manifests("kuberay-network.yaml")
     policy["spec"]["podSelectors"] = policy["spec"].pop("podSelector")
     with pytest.raises(Exception, match="podSelector"):
         check_manifest(policy)

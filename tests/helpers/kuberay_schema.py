@@ -70,7 +70,15 @@ CLUSTER_SPEC = strict(
         "authOptions": strict(AUTHENTICATION),
         "autoscalerOptions": AUTOSCALER,
         "enableInTreeAutoscaling": FLAG,
-        "gcsFaultToleranceOptions": ANYTHING,
+        "gcsFaultToleranceOptions": strict(
+            {
+                "externalStorageNamespace": TEXT,
+                "redisAddress": TEXT,
+                "redisUsername": ANYTHING,
+                "redisPassword": ANYTHING,
+            },
+            "redisAddress",
+        ),
         "headGroupSpec": HEAD,
         "headServiceAnnotations": TEXTS,
         "rayVersion": TEXT,
