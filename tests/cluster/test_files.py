@@ -158,9 +158,9 @@ def test_the_image_has_the_versions_of_the_lock_file_and_the_lock_file_what_we_n
 def test_all_files_take_one_version_of_ray() -> None:
     version = re.search(r"ARG RAY_VERSION=(\S+)", read("Dockerfile"))
     assert version
-    for name in ("aws", "gcp"):
+    for name in ("aws", "gcp", "ssh"):
         assert yaml.safe_load(read(f"{name}.yaml"))["docker"]["image"].startswith(f"rayproject/ray:{version[1]}-py3")
-    assert list(yaml.safe_load_all(read("kuberay-cluster.yaml")))[1]["spec"]["rayVersion"] == version[1]
+    assert list(yaml.safe_load_all(read("kuberay-cluster.yaml")))[-1]["spec"]["rayVersion"] == version[1]
     assert yaml.safe_load(read(JOB_FILE))["spec"]["rayClusterSpec"]["rayVersion"] == version[1]
 
 
