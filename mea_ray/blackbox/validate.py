@@ -63,9 +63,9 @@ def check_name(what: str, name: Any) -> None:
     if not isinstance(name, str):
         raise BadQuery(f"{what} must be a string, got {type(name).__name__}")
     if not _NAME.fullmatch(name):
-        shown = repr(name[:40]) + ("..." if len(name) > 40 else "")
+        shortened = repr(name[:40]) + ("..." if len(name) > 40 else "")
         raise BadQuery(
-            f"{what} must have 1 to {LONGEST_NAME} letters, digits or any of _.:/+@=-, got {shown} ({len(name)} "
+            f"{what} must have 1 to {LONGEST_NAME} letters, digits or any of _.:/+@=-, got {shortened} ({len(name)} "
             "characters)"
         )
 

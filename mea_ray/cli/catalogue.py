@@ -87,13 +87,13 @@ def _show_everything(console: Console) -> None:
 
 
 def _sweeps_table(names: list[str]) -> RichTable:
-    shown = RichTable(box=None, show_header=False, padding=(0, 2, 0, 0))
-    shown.add_column(style="bold", no_wrap=True)
-    shown.add_column(overflow="fold")
+    grid = RichTable(box=None, show_header=False, padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
     for name in names:
         sweeps.find(Path(name))  # refuses an unknown name
-        shown.add_row(name, Text(sweeps.description(name)))
-    return shown
+        grid.add_row(name, Text(sweeps.description(name)))
+    return grid
 
 
 def _show_config(console: Console, section: str | None) -> None:

@@ -47,14 +47,14 @@ def _paragraphs(component: Any) -> list[str]:
 
 def names_table(table: Table) -> RichTable:
     """Return the names of a table of components, each with the line that says when to choose it."""
-    shown = RichTable(box=None, show_header=False, padding=(0, 2, 0, 0))
-    shown.add_column(style="bold", no_wrap=True)
-    shown.add_column(overflow="fold")
+    grid = RichTable(box=None, show_header=False, padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
     for name in table.names():
-        shown.add_row(Text(name), Text(_about(name, table)))
+        grid.add_row(Text(name), Text(_about(name, table)))
     for name, other in table.hidden().items():
-        shown.add_row("", Text(f"{name} hides {other}; write module:attribute for that"))
-    return shown
+        grid.add_row("", Text(f"{name} hides {other}; write module:attribute for that"))
+    return grid
 
 
 def _about(name: str, table: Table) -> str:
@@ -89,12 +89,12 @@ class Listing:
         yield ""
 
     def _table(self) -> RichTable:
-        shown = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+        grid = RichTable(box=SIMPLE_HEAD, pad_edge=False)
         for heading in ("Setting", "Type", "Default", "Meaning"):
-            shown.add_column(heading, overflow="fold", style="bold" if heading == "Setting" else None)
+            grid.add_column(heading, overflow="fold", style="bold" if heading == "Setting" else None)
         for row in self.rows:
-            shown.add_row(*map(Text, row))
-        return shown
+            grid.add_row(*map(Text, row))
+        return grid
 
     def _lines(self) -> RenderResult:
         for name, kind, default, meaning in self.rows:

@@ -651,9 +651,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mea_ray.cli.errors import cause, report
         from mea_ray.report.terminal import error_panel, make_console
 
-        shown = report(cause(raised))
-        make_console(stderr=True).print(error_panel(shown.text, shown.title))
-        return shown.code
+        described = report(cause(raised))
+        make_console(stderr=True).print(error_panel(described.text, described.title))
+        return described.code
     return OK
 
 

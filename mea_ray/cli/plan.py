@@ -123,15 +123,15 @@ def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[
     if plan.duplicates:
         totals["duplicates"] = f"{plan.duplicates:,} points give an experiment that is there already; not run again"
     console.print(pairs_table(f"[bold]{escape(plan.name)}[/]", totals.items()))
-    shown = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     for heading, justify in (("Trial", "left"), ("Setting", "left"), ("Victim", "left"), ("Budgets", "right")):
-        shown.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        grid.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     short = shortened([trial.point for trial in plan.trials])
     for trial, point in zip(plan.trials[:SHOWN], short, strict=False):
         budgets = ", ".join(f"{budget:,}" for budget in trial.config.thief.budgets)
-        shown.add_row(trial.name[:8], escape(label(point, seeds=True)), trial.victim[:8], budgets)
+        grid.add_row(trial.name[:8], escape(label(point, seeds=True)), trial.victim[:8], budgets)
     if plan.adaptive:
         console.print("The search chooses its points while it runs; these were only checked:")
-    console.print(shown)
+    console.print(grid)
     if len(plan.trials) > SHOWN:
         console.print(f"... and {len(plan.trials) - SHOWN:,} more")

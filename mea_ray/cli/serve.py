@@ -85,10 +85,10 @@ def usage(victim: Path, state: Path | None, as_json: bool) -> None:
         order = sorted(range(len(log["classes"])), key=lambda k: -log["classes"][k])[:3]
         common = ", ".join(f"{names.get(k, k)}: {log['classes'][k]}" for k in order if log["classes"][k])
         w = "too few" if log["shapiro_w"] is None else f"{log['shapiro_w']:.3f}"
-        shown = f"[red]{w} alarm[/]" if log["alarm"] else w
+        cell = f"[red]{w} alarm[/]" if log["alarm"] else w
         numbers = ["none" if value is None else f"{value:,}" for value in (each["budget"], each["remaining"])]
         table.add_row(
-            each["client"], f"{each['charged']:,}", *numbers, f"{log['requests']:,}", common, shown, str(log["flagged"])
+            each["client"], f"{each['charged']:,}", *numbers, f"{log['requests']:,}", common, cell, str(log["flagged"])
         )
     console = make_console()
     console.print(table)

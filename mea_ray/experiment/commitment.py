@@ -126,8 +126,8 @@ def committed(victim: Path, roots: bytes | None = None) -> Committed | None:
     commitment, folder = _opened(victim)
     if not (folder / REPLY).exists():
         return Committed(commitment.digest)
-    kept = folder / ROOTS
-    trusted = roots if roots is not None else (kept.read_bytes() if kept.exists() else None)
+    stored_roots = folder / ROOTS
+    trusted = roots if roots is not None else (stored_roots.read_bytes() if stored_roots.exists() else None)
     stamp = check_reply((folder / REPLY).read_bytes(), commitment.content, read_roots(trusted))
     return Committed(commitment.digest, stamp.time, stamp.authority)
 

@@ -54,10 +54,10 @@ def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     """
     from markupsafe import Markup
 
-    shown: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for name, trials in tables.grouped(results).items():
         known = next((trial for trial in trials if trial.rungs and any(trial.rungs[-1].curves.values())), None)
-        if known is None or len(shown) == TRIALS:
+        if known is None or len(entries) == TRIALS:
             continue
         panels = []
         logged = known.rungs[-1].curves
@@ -68,11 +68,11 @@ def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
                     "title": title,
                     "note": f"the {len(lines)} of {of_all} that end highest" if of_all > len(lines) else "",
                     "legend": [{"name": name, "colour": f"c{i}"} for i, name in enumerate(lines)] if any(lines) else [],
-                    "svg": Markup(svg(title, lines, f"a{len(shown)}-{position}")),  # text escaped in curves.as_svg
+                    "svg": Markup(svg(title, lines, f"a{len(entries)}-{position}")),  # text escaped in curves.as_svg
                 }
             )
-        shown.append({"name": name, "panels": panels})
-    return shown
+        entries.append({"name": name, "panels": panels})
+    return entries
 
 
 def svg(title: str, lines: Mapping[str, Line], identity: str) -> str:

@@ -264,9 +264,9 @@ def _heat_map(axes: Axes, calibration: Calibration) -> None:
     known = ~np.isnan(cube)
     counts = known.sum(0)
     means = np.where(counts, np.where(known, cube, 0).sum(0) / np.maximum(counts, 1), np.nan)
-    shown = axes.imshow(100 * means, cmap="viridis", vmin=0, vmax=100)
+    mesh = axes.imshow(100 * means, cmap="viridis", vmin=0, vmax=100)
     names = calibration.class_names
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_title("What a forger gets of innocent models (%)", loc="left", fontsize=11, color=curves.INK)
-    axes.figure.colorbar(shown, ax=axes, shrink=0.8)
+    axes.figure.colorbar(mesh, ax=axes, shrink=0.8)

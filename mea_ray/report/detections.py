@@ -55,11 +55,11 @@ def lines(results: Sequence[TrialResult]) -> list[DetectionRow]:
 
 def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     """Return the triggers of the first detections that have some: ``title``, and ``pictures`` of caption and uri."""
-    shown: list[dict[str, Any]] = []
+    pictured: list[dict[str, Any]] = []
     for result in results:
         for found in result.detections:
             drawn = [trigger for trigger in found.triggers if trigger.picture]  # a record keeps no pictures
-            if drawn and len(shown) < STRIPS:
+            if drawn and len(pictured) < STRIPS:
                 title = f"{label(result.point, seeds=True)}: {found.detection.get('name')}, {ON[found.tried_on]}"
                 strip = [
                     {
@@ -68,8 +68,8 @@ def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
                     }
                     for trigger in drawn
                 ]
-                shown.append({"title": title, "pictures": strip})
-    return shown
+                pictured.append({"title": title, "pictures": strip})
+    return pictured
 
 
 def _found(found: DetectionResult) -> str:

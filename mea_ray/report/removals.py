@@ -135,7 +135,7 @@ def figures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     """
     from markupsafe import Markup
 
-    shown = []
+    panels = []
     for position, (point, trials) in enumerate(tables.grouped(results).items()):
         known = [loss for loss in losses(trials) if loss.on == "substitute" and loss.wsr is not None]
         names = list(dict.fromkeys(loss.name for loss in known))[: curves.MAX_LINES]
@@ -146,8 +146,8 @@ def figures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
             for name in names
         }
         legend = [{"name": n, "colour": f"c{i}", "marker": curves.GLYPHS[i]} for i, n in enumerate(names)]
-        shown.append({"title": point, "legend": legend, "svg": Markup(svg(by_name, f"r{position}"))})
-    return shown
+        panels.append({"title": point, "legend": legend, "svg": Markup(svg(by_name, f"r{position}"))})
+    return panels
 
 
 def svg(by_name: dict[str, list[Loss]], identity: str) -> str:

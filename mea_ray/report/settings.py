@@ -28,15 +28,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _names_only(tree: Mapping[str, Any]) -> Tree:
-    kept: Tree = {}
+    names: Tree = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             inner = _names_only(value)
             if inner:
-                kept[key] = inner
+                names[key] = inner
         elif key == "name":
-            kept[key] = value
-    return kept
+            names[key] = value
+    return names
 
 
 def defaults_of(config: Tree) -> dict[str, Any]:

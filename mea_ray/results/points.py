@@ -83,7 +83,7 @@ def _inner(value: Any) -> Any:
 
 def _differing(values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return of each mapping the entries in which the mappings differ, those of inner mappings included."""
-    kept: list[dict[str, Any]] = [{} for _ in values]
+    differing: list[dict[str, Any]] = [{} for _ in values]
     for key in dict.fromkeys(key for value in values for key in value):
         found = [value[key] for value in values if key in value]
         if len(found) == len(values) and all(each == found[0] for each in found):
@@ -92,5 +92,5 @@ def _differing(values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         parts: list[Any] = list(_differing(found)) if inner else found
         for place, part in zip((p for p, value in enumerate(values) if key in value), parts, strict=True):
             if part != {}:
-                kept[place][key] = part
-    return kept
+                differing[place][key] = part
+    return differing

@@ -37,7 +37,7 @@ def cleaned(value: Any) -> Any:
 
 def anonymous(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config without its storage, its W&B account, and the folders of its paths."""
-    kept = {key: cleaned(value) for key, value in config.items() if key != "storage"}
-    if isinstance(tracking := kept.get("tracking"), Mapping):
-        kept["tracking"] = {key: value for key, value in tracking.items() if key not in _ACCOUNT}
-    return kept
+    rest = {key: cleaned(value) for key, value in config.items() if key != "storage"}
+    if isinstance(tracking := rest.get("tracking"), Mapping):
+        rest["tracking"] = {key: value for key, value in tracking.items() if key not in _ACCOUNT}
+    return rest

@@ -224,8 +224,8 @@ def _check_name(location: str) -> None:
     try:
         location.encode()
     except UnicodeEncodeError:
-        shown = location.encode(errors="backslashreplace").decode()
-        raise ConfigError(f"storage={shown} is not UTF-8; give another (storage=...)") from None
+        printable = location.encode(errors="backslashreplace").decode()
+        raise ConfigError(f"storage={printable} is not UTF-8; give another (storage=...)") from None
     if "\0" in location:
         raise ConfigError(f"storage={location!r} holds a zero byte; give another (storage=...)")
 

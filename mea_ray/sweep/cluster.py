@@ -225,21 +225,21 @@ def check(demand: Demand, total: Mapping[str, float]) -> int:
         ("CPU", "cpus", demand.trial.cpus, demand.victim.cpus),
         ("GPU", "gpus", demand.trial.gpus, demand.victim.gpus),
     ):
-        has, held = float(total.get(kind, 0.0)), demand.set_aside(kind)
+        has, reserved = float(total.get(kind, 0.0)), demand.set_aside(kind)
         if victim > has:
             raise ConfigError(
                 f"training a victim needs {victim:g} {kind}s, the cluster has {has:g}; lower resources.victim.{field}, "
                 "or give a larger cluster with --address"
             )
-        if held + trial > has + 1e-9:
+        if reserved + trial > has + 1e-9:
             raise ConfigError(
-                f"the sweep needs {held + trial:g} {kind}s, the cluster has {has:g}: {demand.services} services x "
+                f"the sweep needs {reserved + trial:g} {kind}s, the cluster has {has:g}: {demand.services} services x "
                 f"{demand.replicas} replicas x {demand.replica.get(kind, 0.0):g} set aside, {trial:g} for one trial; "
                 f"lower service.{field}_per_replica (fractions are allowed), service.replicas, max_services or "
                 f"resources.trial.{field}, or give a larger cluster with --address"
             )
         if trial > 0:
-            at_once.append(math.floor((has - held) / trial + 1e-9))
+            at_once.append(math.floor((has - reserved) / trial + 1e-9))
     return max(1, min(at_once, default=1))
 
 

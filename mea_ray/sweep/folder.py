@@ -189,9 +189,9 @@ class SweepFolder:
             raise ConfigError(f"{self.path} is a file; choose another name for the sweep (name=..., or run --name)")
         foreign = sorted(path.name for path in self.path.iterdir() if path.name not in ENTRIES)
         if foreign:
-            shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+            listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
             raise ConfigError(
-                f"{self.path} exists and is not the folder of a sweep (it holds {shown}); choose another name for the "
+                f"{self.path} exists and is not the folder of a sweep (it holds {listed}); choose another name for the "
                 "sweep (name=..., or run --name) or another storage (storage=...)"
             )
 

@@ -173,10 +173,10 @@ def _run(
     for path in found.paths:
         if path.stem not in done:
             emit(events.Warned(f"{path} is damaged or not of this trial; the trial goes on from its finished rungs"))
-    shown = trackers(sweep.base.tracking, folder.path, sweep.name, wandb.warn, wandb)
+    tracker = trackers(sweep.base.tracking, folder.path, sweep.name, wandb.warn, wandb)
     tree = sweep.resolved()
-    shown.log_config(cleaned({**tree, "base": anonymous(tree["base"])}))
-    finisher = Finisher(folder, shown, emit)
+    tracker.log_config(cleaned({**tree, "base": anonymous(tree["base"])}))
+    finisher = Finisher(folder, tracker, emit)
     emit.listeners.append(finisher.follow)
     how = "failed"
     try:
@@ -197,7 +197,7 @@ def _run(
             for trial in sorted(expected - {result.trial for result in results} - set(finisher.failed)):
                 finisher.fail(trial, "its result was removed or damaged meanwhile; --resume makes it again")
             finisher.drain()
-            shown.summarize(results)
+            tracker.summarize(results)
         how = "done"
     except KeyboardInterrupt:
         how = "interrupted"

@@ -163,13 +163,12 @@ def test_the_head_of_each_model_is_fitted_once(monkeypatch: pytest.MonkeyPatch) 
         config(
             victim__training=quick,
             thief__training=quick,
-            verification__null_models=2,
             verification__stolen_null_models=1,
-            thief__budgets=[50, 100, 150],
+            thief__budgets=[50, 100],
         )
     )
     models = 1 + len(result.null_reports) + len(result.rungs) + len(result.stolen_nulls)
-    assert len(fits) == models == 9
+    assert len(fits) == models == 6
 
 
 @pytest.fixture(scope="module")

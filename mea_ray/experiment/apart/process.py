@@ -91,8 +91,8 @@ def _start(stack: contextlib.ExitStack, pool: Images) -> tuple[Wire, int]:
     ours, theirs = Pipe()
     wire = Wire(ours)
     stack.callback(wire.close)
-    life, held = os.pipe()
-    stack.callback(os.close, held)
+    life, owners_end = os.pipe()
+    stack.callback(os.close, owners_end)
     images = stack.enter_context(_shared(pool))
     try:
         pid = NURSERY.fork([theirs.fileno(), life, images])

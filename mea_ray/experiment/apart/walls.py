@@ -63,14 +63,14 @@ def short_environment(environ: Mapping[str, str], path: Iterable[str]) -> dict[s
         environ: The environment.
         path: What the process is to have as ``sys.path``; an empty entry stands for the working directory.
     """
-    kept = {
+    passed_on = {
         name: value
         for name, value in environ.items()
         if (name in _PASSED or name.startswith(_PASSED_PREFIXES))
         and not any(word in name.upper() for word in _SECRET_WORDS)
     }
     folders = dict.fromkeys(os.path.abspath(entry) for entry in path)
-    return {**kept, "PYTHONPATH": os.pathsep.join(folders), "PYTHONSAFEPATH": "1"}
+    return {**passed_on, "PYTHONPATH": os.pathsep.join(folders), "PYTHONSAFEPATH": "1"}
 
 
 def readable(modules: Iterable[str]) -> list[str]:
