@@ -75,7 +75,7 @@ def clean(data: ImageSet) -> ImageModel:
 def test_neural_cleanse_finds_a_planted_patch_and_clears_a_clean_model(
     data: ImageSet, planted: ImageModel, clean: ImageModel
 ) -> None:
-    finder = DETECTIONS.build("neural_cleanse", steps=250, success=0.95)
+    finder = DETECTIONS.build("neural_cleanse", steps=400, success=0.95)
     found = finder.inspect(planted, data.images, None, 0)
     assert found.flagged == (TARGET,)
     trigger = found.triggers[TARGET]
