@@ -476,7 +476,7 @@ def read_results(folder: Path) -> list[TrialResult]:
 def _refuse_copies(results: Sequence[TrialResult], folder: Path) -> None:
     """Refuse a result that says what another one says, under another trial's name: it would count twice."""
     seen: dict[str, str] = {}
-    for result in (result for result in results if result.date):  # two trials never end in the same second alike
+    for result in (each for each in results if each.date):  # every real result has one
         first = seen.setdefault(result.model_dump_json(exclude={"trial"}), result.trial)
         if first != result.trial:
             raise ArtifactError(

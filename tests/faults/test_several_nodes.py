@@ -24,10 +24,11 @@ def _on_workers(nodes: harness.Nodes, name: str) -> list[Any]:
     raise AssertionError(f"no process of {name} on a worker")
 
 
-def _kill(name: str) -> Any:
+def _kill(*names: str) -> Any:
     def fault(nodes: harness.Nodes, run: harness.Driver) -> None:
-        (_, process), *_ = nodes.where(name)
-        process.kill()
+        found = [nodes.where(name)[0][1] for name in names]
+        for process in found:  # at once: none of them is back when the next one dies
+            process.kill()
 
     return fault
 
@@ -56,6 +57,8 @@ FAULTS = {
     "replica": (_kill("Replica"), "replica 0 died and is up again"),
     "ledger": (_kill("LedgerActor"), "the ledger died and is up again"),
     "broker": (_kill("Broker"), "going on"),
+    "broker-and-replica": (_kill("Broker", "Replica"), "going on"),
+    "broker-and-ledger": (_kill("Broker", "LedgerActor"), "going on"),
     "trial": (_kill_trial, "going on"),
     "trial-sigterm": (_terminate_trial, "going on"),
     "node": (_lose_a_node, "up again"),
