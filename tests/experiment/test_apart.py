@@ -486,7 +486,7 @@ def charged(ledgers: Path) -> dict[str, int]:
     return total
 
 
-@pytest.mark.parametrize("where", ["local", "ray"])
+@pytest.mark.parametrize("where", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_hostile_attack_reaches_nothing(
     where: str, tmp_path: Path, outside: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

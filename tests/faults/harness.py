@@ -65,6 +65,26 @@ def metrics(folder: Path) -> dict[str, str]:
     return {path.stem: json.dumps(steady(json.loads(path.read_text())), sort_keys=True) for path in found}
 
 
+def differences(one: dict[str, str], two: dict[str, str]) -> list[str]:
+    """Where two answers of ``metrics`` differ, each as ``result.path: value, other value``."""
+
+    def leaves(value: Any, path: str) -> dict[str, Any]:
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        if not items:
+            return {path: value}
+        return {key: leaf for name, each in items for key, leaf in leaves(each, f"{path}.{name}").items()}
+
+    flat = [
+        {k: v for name, text in each.items() for k, v in leaves(json.loads(text), name).items()} for each in (one, two)
+    ]
+    paths = sorted({*flat[0], *flat[1]})
+    return [
+        f"{path}: {flat[0].get(path, 'nothing')}, {flat[1].get(path, 'nothing')}"
+        for path in paths
+        if flat[0].get(path, "nothing") != flat[1].get(path, "nothing")
+    ]
+
+
 def charged(folder: Path) -> dict[str, int]:
     """What the ledgers on disk say that each client was charged."""
     total: dict[str, int] = {}

@@ -80,6 +80,7 @@ def test_where_the_packages_are_is_no_part_of_an_experiment() -> None:
     assert trial_name(sent, Fingerprints("data")) == trial_name(plain, Fingerprints("data"))
 
 
+@pytest.mark.slow
 def test_a_ray_of_our_own_whatever_the_environment_says_with_an_attack_of_the_working_directory(
     package: Path, tmp_path: Path
 ) -> None:
