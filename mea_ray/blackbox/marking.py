@@ -15,6 +15,9 @@ class MarkingPolicy:
     Images are rounded to 8 bits before it is decided whether to mark their answers. So an image changed by less than
     half a level, or sent as floats, is treated as the same image.
 
+    Attributes:
+        reads_features: Whether marker or policy need the victim's features.
+
     Args:
         marker: Chooses and changes the answers; made from the owner's key.
         policy: What an answer reveals.
@@ -24,7 +27,7 @@ class MarkingPolicy:
 
     def __init__(self, marker: Marker, policy: AnswerPolicy) -> None:
         self.marker, self.policy = marker, policy
-        self.reads_features = reads_features(policy)
+        self.reads_features = marker.reads_features or reads_features(policy)
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
         """Mark, then apply the policy, see `policies.AnswerPolicy.apply`."""
@@ -37,6 +40,6 @@ class MarkingPolicy:
         features: npt.NDArray[np.float32] | None = None,
     ) -> Response:
         """Mark, then apply the policy, see `policies.AnnotatingPolicy.respond`."""
-        changed, marked = self.marker.mark(probabilities, to_uint8(images))
+        changed, marked = self.marker.mark(probabilities, to_uint8(images), features)
         response = respond(self.policy, changed, images, features)
         return Response(response.answers, marked | response.marked, response.flagged)

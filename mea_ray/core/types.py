@@ -37,17 +37,25 @@ _HASHED_AT_ONCE = 4096
 class Marker(Protocol):
     """What a service does to its own answers, so that who learns from them learns a mark."""
 
+    reads_features: bool
+    """Whether ``mark`` needs the victim's features besides its probabilities."""
+
     def mark(
-        self, probabilities: npt.NDArray[np.float32], images: npt.NDArray[np.uint8]
+        self,
+        probabilities: npt.NDArray[np.float32],
+        images: npt.NDArray[np.uint8],
+        features: npt.NDArray[np.float32] | None = None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Change the answers to some images; which ones, and how, follows from each image alone.
 
         Args:
             probabilities: float32 (N, classes), rows sum to 1; left as they are.
             images: What was asked, uint8 (N, C, H, W).
+            features: The victim's features, float32 (N, F), if the marker ``reads_features``.
 
         Returns:
-            float32 (N, classes), rows sum to 1, and which images are marked, bool (N,).
+            float32 (N, classes), rows sum to 1, and which images the owner's log has to keep because the proof rests
+            on them, bool (N,).
         """
         ...
 

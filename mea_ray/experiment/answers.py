@@ -73,6 +73,12 @@ def marker_of(key: Key | None) -> Marker | None:
     return watermark.marker(key)
 
 
+def served(model: nn.Module, key: Key | None) -> nn.Module:
+    """Return the victim as its customers know it: with the marks that the key puts into its answers, if any."""
+    marker = marker_of(key)
+    return model if marker is None else Served(model, marker)
+
+
 class Served(nn.Module):
     """A victim and its marker as one network: what the service's customers are answered, for the owner's measurements.
 
@@ -89,8 +95,14 @@ class Served(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logarithms of the marked probabilities, (N, classes), of float32 images in [0, 1]."""
         images = np.rint(x.detach().cpu().numpy() * 255).astype(np.uint8)
-        probabilities = torch.softmax(self.model(x), dim=1)
-        changed, _ = self.marker.mark(probabilities.cpu().numpy(), images)
+        features = None
+        if self.marker.reads_features:
+            assert isinstance(self.model, ImageModel)
+            inner = self.model.features(x)
+            logits, features = self.model.head(inner), inner.cpu().numpy()
+        else:
+            logits = self.model(x)
+        changed, _ = self.marker.mark(torch.softmax(logits, dim=1).cpu().numpy(), images, features)
         return torch.from_numpy(changed).to(x.device).clamp_min(1e-12).log()
 
 

@@ -298,6 +298,13 @@ def _check_removal(config: ExperimentConfig, data: Splits, choice: Choice, remov
 def _check_marks(config: ExperimentConfig, attack: Attack) -> None:
     """Check that a watermark of answers could convict a thief who copied every one of them."""
     watermark: Watermark = config.victim.watermark.build()
+    if not watermark.marks_answers:
+        return
+    if config.removal.methods and "victim" in config.removal.tried_on:
+        raise ConfigError(
+            f"victim.watermark={config.victim.watermark.name} is in the service's answers and not in the victim's "
+            "weights, which hold nothing to remove; leave 'victim' out of removal.tried_on"
+        )
     if not isinstance(watermark, Dawn):
         return
     expected = int(watermark.rate * attack.query_cost(config.thief.budgets))
@@ -305,11 +312,6 @@ def _check_marks(config: ExperimentConfig, attack: Attack) -> None:
         raise ConfigError(
             f"victim.watermark.rate={watermark.rate} marks about {expected} of the thief's {config.thief.budgets[-1]} "
             f"queries, but a proof needs {MIN_MARKS}; raise the rate or thief.budgets"
-        )
-    if config.removal.methods and "victim" in config.removal.tried_on:
-        raise ConfigError(
-            "victim.watermark=dawn is in the service's answers and not in the victim's weights, which hold nothing to "
-            "remove; leave 'victim' out of removal.tried_on"
         )
 
 

@@ -16,7 +16,7 @@ from mea_ray.blackbox.query_log import ClientLog
 from mea_ray.config import ExperimentConfig
 from mea_ray.core.errors import ArtifactError
 from mea_ray.core.types import Images, Labels
-from mea_ray.experiment.answers import Served, marker_of
+from mea_ray.experiment.answers import served
 from mea_ray.experiment.verifier import Verifier
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport
@@ -66,8 +66,8 @@ class Proof:
 class Proofs:
     """The owner's proof at each budget.
 
-    A watermark in the model has the same proof at all budgets. A watermark in the answers is verified with the images
-    whose answers were marked for the accused clients by then, so the victim and the null models have to be asked about
+    A watermark that the key alone verifies has the same proof at all budgets. DAWN's is verified with the images whose
+    answers were marked for the accused clients by then, so the victim and the null models have to be asked about
     these, too. The owner's log holds them, whatever happened to the thief's process.
 
     Args:
@@ -97,14 +97,14 @@ class Proofs:
         Raises:
             ArtifactError: The log of marked answers is lost.
         """
-        in_answers = marks_answers(self._verifier.config)
-        place = budget if in_answers else None
+        by_log = needs_log(self._verifier.config)
+        place = budget if by_log else None
         if place not in self._made:
-            self._made[place] = self._against(budget) if in_answers else self._of_the_model()
+            self._made[place] = self._against(budget) if by_log else self._by_key()
         return self._made[place]
 
-    def _of_the_model(self) -> Proof:
-        found = self._assess(lambda: self._assessment(self._verifier, self._victim))
+    def _by_key(self) -> Proof:
+        found = self._assess(lambda: self._assessment(self._verifier, served(self._victim, self._verifier.key)))
         return Proof(self._verifier, found.victim, found.nulls, self._labels)
 
     def _against(self, budget: int) -> Proof:
@@ -112,8 +112,7 @@ class Proofs:
         verifier = self._verifier.with_key(
             None if key is None else accusing(self._verifier.config, key, self._seen(), budget)
         )
-        marker = marker_of(key)
-        found = self._assessment(verifier, self._victim if marker is None else Served(self._victim, marker))
+        found = self._assessment(verifier, served(self._victim, key))
         return Proof(verifier, found.victim, found.nulls, self._labels)
 
     def _assessment(self, verifier: Verifier, victim: nn.Module) -> Assessment:
@@ -125,6 +124,12 @@ def marks_answers(config: ExperimentConfig) -> bool:
     """Return whether the watermark is in the answers of the service, and not in the model."""
     watermark: Watermark = config.victim.watermark.build()
     return watermark.marks_answers
+
+
+def needs_log(config: ExperimentConfig) -> bool:
+    """Return whether a suspect is verified with what the accused client sent."""
+    watermark: Watermark = config.victim.watermark.build()
+    return watermark.needs_log
 
 
 def accusing(config: ExperimentConfig, key: Key, seen: Sequence[ClientLog], budget: int) -> Key | None:

@@ -10,6 +10,7 @@ WATERMARKS = Table(
         "composite": "mea_ray.watermarks.composite:Composite",
         "dawn": "mea_ray.watermarks.dawn:Dawn",
         "ewe": "mea_ray.watermarks.ewe:EntangledWatermark",
+        "honeytrace": "mea_ray.watermarks.honeytrace:NeuralHoneytrace",
         "mbw": "mea_ray.watermarks.margin_based:MarginBased",
         "mea_carrier": "mea_ray.watermarks.mea_carrier.scheme:MeaCarrier",
         "mea_carrier_encoder": "mea_ray.watermarks.mea_carrier.encoder:MeaCarrierEncoder",

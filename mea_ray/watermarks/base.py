@@ -185,8 +185,9 @@ class Watermark(ABC):
     needs_features: bool = False
     """Whether embedding reads features of the victim, so that a network without them cannot carry the mark."""
     marks_answers: bool = False
-    """Whether the mark is in the service's answers (``marker``) and not in the model. It is then verified with what a
-    client sent (``against``)."""
+    """Whether the mark is in the service's answers (``marker``) and not in the model."""
+    needs_log: bool = False
+    """Whether the mark is verified with what a client sent (``against``), and not with the key alone."""
 
     encoders_only: bool = False
     """Whether ``stages`` refuses every classifier."""

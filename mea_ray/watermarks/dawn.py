@@ -50,6 +50,7 @@ class Dawn(LabelledQueries):
 
     name = "dawn"
     marks_answers = True
+    needs_log = True
     control = "another_key"
 
     def __init__(
@@ -146,6 +147,8 @@ class KeyedMarker:
         secret: Replaces the key's secret.
     """
 
+    reads_features = False
+
     def __init__(self, key: Key, *, secret: bytes | None = None) -> None:
         self._secret = _secret(key) if secret is None else secret
         settings = key.settings
@@ -153,7 +156,9 @@ class KeyedMarker:
         self._mapping, self._cells, self._levels = settings["mapping"], settings["cells"], settings["levels"]
         self._shuffled: int | None = settings["shuffled"]
 
-    def mark(self, probabilities: Row, images: Images) -> tuple[Row, npt.NDArray[np.bool_]]:
+    def mark(
+        self, probabilities: Row, images: Images, features: Row | None = None
+    ) -> tuple[Row, npt.NDArray[np.bool_]]:
         """Answer the marked images wrongly, see `types.Marker.mark`."""
         digests = [self._digest(image) for image in images]
         marked = np.array([int.from_bytes(digest[:16], "big") < self._below for digest in digests], bool)

@@ -242,7 +242,7 @@ def _check_victim(victim: Victim) -> None:
     if victim.config.encodes:
         raise ConfigError(f"victim {victim.name!r} is an encoder; verify judges classifiers")
     watermark = victim.config.victim.watermark.build()
-    if watermark.marks_answers:
+    if watermark.needs_log:
         raise ConfigError(
             f"victim.watermark={victim.config.victim.watermark.name} is in the answers of a service and is verified "
             "with what a client asked; a sweep does that, verify does not"

@@ -10,7 +10,7 @@ from mea_ray.core.errors import ArtifactError
 from mea_ray.core.settings import Settings
 from mea_ray.core.types import Splits
 from mea_ray.experiment import artifacts
-from mea_ray.experiment.answers import stored_key
+from mea_ray.experiment.answers import served, stored_key
 from mea_ray.experiment.checks import check_owner
 from mea_ray.experiment.data import Fingerprints, load_owners_part
 from mea_ray.experiment.model_sources import StoredModels
@@ -73,7 +73,7 @@ def victim_of_artifact(folder: Path, name: str = "victim") -> Victim:
 def _described(
     config: ExperimentConfig, data: Splits, model: ImageModel, key: Key | None, folder: Path, name: str
 ) -> Victim:
-    report = Verifier(config, data, key).report(model)
+    report = Verifier(config, data, key).report(served(model, key))
     info = artifacts.read_info(folder)
     before = ModelReport.model_validate(info["before"]) if "before" in info else None
     source_cost, calibration_cost = cost_of_mark(report, [] if before is None else [before])
