@@ -24,7 +24,7 @@ UNLABELLED = -1
 Answers = npt.NDArray[np.float32]
 """float32 answers of a query API. Of a classifier (N, classes), non-negative, rows sum to 1 unless the policy hid some
 of it; of an encoder (N, length of its embedding), any finite numbers."""
-StatisticName = Literal["wsr", "log_probability", "paired", "paired_labels", "lean", "lean_labels"]
+StatisticName = Literal["wsr", "log_probability", "paired", "paired_labels", "lean", "lean_labels", "correlation"]
 """What tells a stolen model from an innocent one; ``mea_ray.verification.statistic`` defines them."""
 Recognise = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
 """uint8 images (N, C, H, W) to whether each one is treated as watermarked, (N,): a scheme's own test of a success."""

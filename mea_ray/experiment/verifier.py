@@ -15,7 +15,7 @@ from mea_ray.experiment.encoders import probe_set, with_probe
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport
 from mea_ray.verification import several, verify
-from mea_ray.watermarks.base import Key, Watermark, WatermarkSamples
+from mea_ray.watermarks.base import Key, KeyedSignal, Watermark, WatermarkSamples
 from mea_ray.watermarks.mixed_classes import MixedClasses
 from mea_ray.watermarks.pairs import MixedPairs, mixed_pairs
 from mea_ray.watermarks.several_keys import SeveralKeys
@@ -58,6 +58,11 @@ class Verifier:
             return None
         count, seed = self.config.verification.samples, derive(self.config.seed, "verification")
         return mixed_pairs(self.key, self.data.verification, count, seed)
+
+    @cached_property
+    def signal(self) -> KeyedSignal | None:
+        """What the mark is in the answers to clean images; None for other schemes."""
+        return None if self.key is None else self._watermark.signal(self.key, self.data.verification)
 
     @cached_property
     def _each(self) -> list[Verifier]:
@@ -139,4 +144,5 @@ class Verifier:
             knn_accuracy=voted,
             recognise=None if key is None else self._watermark.recogniser(key, model),
             chance=None if key is None else self._watermark.chance(key),
+            signal=self.signal,
         )

@@ -10,6 +10,8 @@ probability, or, where a suspect gives labels only, 1 if the label is the target
 ``lean`` and ``lean_labels``
     mean score of the clean images of a source class, for the source class where it is least. A marked model leans
     towards the target on both of its source classes, an innocent one rarely on both.
+``correlation``
+    how well the key's signal predicts a suspect's log-probabilities on clean images, where the mark is such a signal.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from mea_ray.core.errors import DataError
 from mea_ray.core.types import Labels, StatisticName
 
 STATISTICS: tuple[StatisticName, ...] = get_args(StatisticName)
-READ_ON_CLEAN_IMAGES: frozenset[str] = frozenset({"lean", "lean_labels"})
+READ_ON_CLEAN_IMAGES: frozenset[str] = frozenset({"lean", "lean_labels", "correlation"})
 """Statistics that need no mix to answer the target. The key's rank is their test of specificity."""
 
 Scores = npt.NDArray[np.float64]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,20 @@ from mea_ray.verification.ranks import Rank, rank_among
 from mea_ray.verification.statistic import label_scores, lean, log_probabilities
 
 Logits = npt.NDArray[np.float32]
+
+
+class Signal(Protocol):
+    """A signal in answers to clean images; ``watermarks.base.KeyedSignal`` is one."""
+
+    @property
+    def images(self) -> Images:
+        """Clean held-out images, uint8 (n, C, H, W)."""
+        ...
+
+    @property
+    def scores(self) -> Callable[[Logits], npt.NDArray[np.float64]]:
+        """Logits on these, (n, classes), to the owner's key's score and those of drawn keys, (1 + R,)."""
+        ...
 
 
 class Samples(Protocol):
@@ -69,6 +83,7 @@ def report(
     knn_accuracy: float | None = None,
     recognise: Recognise | None = None,
     chance: float | None = None,
+    signal: Signal | None = None,
 ) -> ModelReport:
     """Measure a model on held-out data.
 
@@ -84,6 +99,7 @@ def report(
         knn_accuracy: Of an encoder, copied to the report.
         recognise: A scheme's own test of a success; None counts what is classified as the target.
         chance: A scheme's own success rate of innocent models, in [0, 1], for ``p_value_chance``.
+        signal: What a scheme's mark is in the answers to clean images; None for schemes with samples of their own.
 
     Returns:
         The report. What the mark costs (``source_accuracy``, ``source_target_probability``, ``calibration_error``) is
@@ -112,6 +128,8 @@ def report(
         mark = _read_mark(predict_logits, samples, pairs, sources)
     else:
         mark = _recognised_mark(*successes(samples.images))
+    if signal is not None:
+        mark = _with_signal(mark, predict_logits, signal)
     wfpr = {name: proportion(*successes(images)) for name, images in samples.adverse.items() if len(images)}
     others = samples.other_classes
     null_ranks = ranks_among(mark.statistics, nulls)
@@ -152,6 +170,15 @@ class _Mark:
 
 def _recognised_mark(successes: int, trials: int) -> _Mark:
     return _Mark(successes, trials, {"wsr": successes / trials})
+
+
+def _with_signal(mark: _Mark, predict_logits: PredictLogits, signal: Signal) -> _Mark:
+    own, *others = signal.scores(predict_logits(signal.images)).tolist()
+    return replace(
+        mark,
+        statistics={**mark.statistics, "correlation": own},
+        key_ranks={**mark.key_ranks, "correlation": rank_among(own, others, "keys")},
+    )
 
 
 def _read_mark(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -176,6 +176,20 @@ class ClientQueries:
     other_answers: Labels
 
 
+@dataclass(frozen=True)
+class KeyedSignal:
+    """A signal in the answers to clean images, which the owner's key predicts better than other drawn keys do.
+
+    Attributes:
+        images: Clean held-out images, uint8 (n, C, H, W).
+        scores: Logits of one model on these, float32 (n, classes), to how well each key predicts them, float64
+            (1 + R,): the owner's first, then R keys drawn as it was.
+    """
+
+    images: Images
+    scores: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float64]]
+
+
 class Watermark(ABC):
     """A watermark scheme. Keyword-only constructor parameters, all with defaults, are its configuration."""
 
@@ -287,6 +301,10 @@ class Watermark(ABC):
         Raises:
             ConfigError: This kind of model cannot be verified.
         """
+        return None
+
+    def signal(self, key: Key, held_out: ImageSet) -> KeyedSignal | None:
+        """Return what a suspect is read by on clean images, for a scheme whose mark is a signal; None for others."""
         return None
 
     def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:

@@ -22,6 +22,7 @@ from mea_ray.core.types import Images, ImageSet
 from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
 from mea_ray.training.objective import CrossEntropy
+from mea_ray.watermarks.answer_mixing import heaviest
 from mea_ray.watermarks.base import Key, Stage, require_key
 from mea_ray.watermarks.combiners.base import Combiner, to_uint8
 from mea_ray.watermarks.key_draw import KeyDraw
@@ -32,8 +33,6 @@ Rows = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
 TINY = 1e-12
 """Smallest probability whose logarithm is taken."""
-MARGIN = 0.02
-"""Least lead of the top class in a changed answer, in nats."""
 SECRET_BYTES = 32
 CLEAN = 2000
 """Clean training images at most that the scale of similarity is taken from."""
@@ -44,28 +43,30 @@ class NeuralHoneytrace(MixedClasses):
 
     Choose it to mark answers without training and without a loss of accuracy.
 
-    The trigger is a mix of the two source classes. The similarity s of a query is 0 to 1: 1 where the mean distance of
-    its features to those of its nearest trigger samples is as small as between trigger samples, 0 where it is as large
-    as for the clean training image at the quantile ``share``. The answer's logits z become (1 - w) z + w r, where r are
-    the target's mean logits and w = ``strength`` s^2, as in the authors' code, made smaller where another class would
-    come out on top. A substitute learns the lean on clean images and follows it to the trigger itself. A query whose
-    answer is unsure has s^(1/4) for s: such images are a thief's more often than a customer's.
+    The trigger is a mix of the two source classes. The similarity s of a query is 1 where the mean distance of its
+    features to those of the nearest trigger samples is as small as between trigger samples, and 0 where it is as large
+    as for the clean training image at the quantile ``share``. Its answer p becomes (1 - w) p + w r, where r is the
+    target's typical answer and w = ``strength`` s^2; w is smaller where another class would come out on top. A
+    substitute learns the lean on clean images, and follows it to the trigger itself. A query whose answer is unsure has
+    s^(1/4) for s: such images are a thief's more often than a customer's.
 
-    Beside the argmax, which the paper lets go, this deviates from the authors' code in the trigger's own images (mixes
-    of two classes, so that the key can be ranked among all others; a patch in the paper) and in the similarity's scale
-    (from the data; constants in the code). ``flips`` adds the paper's second step: such images get the target's answer
-    with the probability s^3, rounded down to tenths. That costs accuracy.
+    This deviates from the authors' code in three ways. No class changes. The trigger is a mix, so that the key can be
+    ranked among all others (a patch in the paper). The scale of similarity is taken from the data (constants in the
+    code). ``space=logits`` with ``strength=1`` mixes as the code does; at an equal change of the answers, less of it
+    reached a substitute. ``flips`` adds the paper's second step: some images get the target's answer, with the
+    probability s^3 rounded down to tenths. That costs accuracy.
 
     Args:
         source_classes: Labels of the two classes that are mixed.
         target_class: Label to which answers lean.
         mixing: How they are mixed.
         key: Whether the classes are those given, or drawn.
-        strength: Largest weight of the target's logits.
+        strength: Largest weight of the target's answer; 1 in the authors' code.
         share: Share of the clean training images whose answers are changed at all.
         triggers: Trigger samples that queries are compared with.
         neighbours: Nearest trigger samples that a distance is the mean of; 10 in the authors' code.
         unsure: Largest probability below which an answer is unsure; 0.5 in the authors' code, 0 for none.
+        space: What is mixed: probabilities, or logits as in the authors' code.
         flips: Whether some answers are the target's, as in the paper.
 
     References:
@@ -77,6 +78,7 @@ class NeuralHoneytrace(MixedClasses):
     """
 
     name = "honeytrace"
+    statistic = "lean"
     marks_answers = True
     needs_features = True
 
@@ -87,8 +89,8 @@ class NeuralHoneytrace(MixedClasses):
         target_class: ClassLabel = 2,
         mixing: Mixing = Mixing(),
         key: KeyDraw = KeyDraw(),
-        strength: Annotated[float, Field(gt=0, le=1)] = 1.0,
-        share: Annotated[float, Field(gt=0, le=1)] = 0.3,
+        strength: Annotated[float, Field(gt=0, le=1)] = 0.3,
+        share: Annotated[float, Field(gt=0, le=1)] = 0.9,
         triggers: Annotated[int, Field(ge=2)] = 500,
         neighbours: Annotated[int, Field(ge=1)] = 10,
         unsure: Annotated[float, Field(ge=0, le=1)] = 0.5,
@@ -198,27 +200,6 @@ def distances(features: Rows, triggers: Rows, neighbours: int, *, own: bool = Fa
     """
     apart: Wide = np.sort(cdist(features, triggers, "cityblock") / features.shape[1], axis=1)
     found: Wide = apart[:, own : neighbours + own].mean(1)
-    return found
-
-
-def heaviest(logits: Wide, reference: Wide, margin: float = MARGIN) -> Wide:
-    """Return the largest weight w in [0, 1] at which (1 - w) logits + w reference keeps the top class, float64 (N,).
-
-    Args:
-        logits: (N, classes).
-        reference: (classes,).
-        margin: Least lead of the top class that w > 0 leaves.
-    """
-    rows = np.arange(len(logits))
-    top = logits.argmax(1)
-    lead = logits[rows, top][:, None] - logits
-    drift = reference[top][:, None] - reference[None]
-    # The lead over class j at weight w is (1 - w) lead + w drift: a line that falls below the margin at this w.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bound = np.where(drift < margin, (lead - margin) / (lead - drift), 1.0)
-    bound[(lead < margin) & (drift < lead)] = 0.0
-    bound[rows, top] = 1.0
-    found: Wide = np.clip(bound, 0.0, 1.0).min(1)
     return found
 
 

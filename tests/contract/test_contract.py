@@ -20,6 +20,7 @@ from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.registry import Table
 from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data import DATASETS
+from mea_ray.evaluation import metrics
 from mea_ray.models import MODELS
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
@@ -173,6 +174,28 @@ def test_a_policy_answers_from_its_defaults(name: str) -> None:
     )
 
 
+def marking(scheme: Watermark, key: Key, stages: list[Stage], images: ImageSet) -> Key:
+    """Mark answers as a service does, and return the key that accuses the client who was given them."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = build_model("vgg_like", SHAPE, 3, {"width": 0.0625}).eval()
+    for stage in stages:
+        stage.objective.attach(model, torch.device("cpu"))
+    marker = scheme.marker(scheme.learned(key, stages))
+    assert marker is not None
+    answered = np.full((60, 3), 0.1, np.float32) + 0.7 * np.eye(3, dtype=np.float32)[images.labels]
+    features = metrics.features(model, images.images) if marker.reads_features else None
+    changed, marked = marker.mark(answered, images.images, features)
+    rows = changed.argmax(1)
+    assert ((rows != images.labels) == marked).all() and np.allclose(changed.sum(1), 1, atol=1e-5)
+    assert scheme.needs_log == marked.any() and not np.array_equal(changed, answered)
+    found = scheme.against(
+        key, ClientQueries(images.images[marked], rows[marked], images.images[~marked], rows[~marked])
+    )
+    assert found is not None
+    return found
+
+
 # Sixty queries leave no mark at the paper's rate.
 MARKED: dict[str, dict[str, Any]] = {"dawn": {"rate": 0.4}}
 
@@ -202,17 +225,10 @@ def test_a_watermark_makes_a_key_stages_and_samples(name: str, images: ImageSet,
     again = scheme.make_key(images, 3)
     assert again is not None and (again.seed, again.settings) == (key.seed, key.settings)
     assert all(np.array_equal(key.tensors[each], again.tensors[each]) for each in key.tensors)
-    marker = scheme.marker(key)
-    assert (marker is not None) == scheme.marks_answers
-    if marker is not None:
-        said = np.eye(3, dtype=np.float32)[images.labels]
-        told, marked = marker.mark(said, images.images)
-        rows = told.argmax(1)
-        assert ((rows != images.labels) == marked).all() and np.allclose(told.sum(1), 1)
-        key = scheme.against(
-            key, ClientQueries(images.images[marked], rows[marked], images.images[~marked], rows[~marked])
-        )
-        assert key is not None
+    if scheme.marks_answers:
+        key = marking(scheme, key, stages, images)
+    else:
+        assert scheme.marker(key) is None
     key.save(tmp_path)
     loaded = Key.load(tmp_path)
     made, remade = (scheme.samples(each, images, 25, 1) for each in (key, loaded))

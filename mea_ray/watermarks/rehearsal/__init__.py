@@ -1,0 +1,1 @@
+"""Rehearsal: a mark that is trained against simulated thieves."""
