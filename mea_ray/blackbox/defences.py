@@ -49,7 +49,8 @@ class ReverseSigmoid:
         rows = probabilities.astype(np.float64)
         turned = self.beta * (expit(self.gamma * logit(np.clip(rows, TINY, 1 - TINY))) - 0.5)
         changed = rows - _mildest(rows, turned)[:, None] * turned
-        return (changed / changed.sum(axis=1, keepdims=True)).astype(np.float32)
+        answers: Answers = (changed / changed.sum(axis=1, keepdims=True)).astype(np.float32)
+        return answers
 
 
 def _mildest(rows: npt.NDArray[np.float64], turned: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

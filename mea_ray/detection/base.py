@@ -7,44 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Images
+from mea_ray.evaluation.triggers import Trigger
 from mea_ray.models.base import ImageModel
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
-
-
-@dataclass(frozen=True)
-class Trigger:
-    """A trigger that was reverse-engineered for one class: x becomes (1 - mask) x + mask * pattern.
-
-    Attributes:
-        label: The class that it makes a model predict.
-        mask: float32 (1, H, W) in [0, 1].
-        pattern: float32 (C, H, W) in [0, 1].
-        success: Fraction of the images that it was optimised on that the model assigns to the class under it.
-    """
-
-    label: int
-    mask: npt.NDArray[np.float32]
-    pattern: npt.NDArray[np.float32]
-    success: float
-
-    @property
-    def norm(self) -> float:
-        """L1 norm of the mask, in pixels."""
-        return float(self.mask.sum())
-
-    def on(self, images: Images) -> Images:
-        """Apply the trigger to images: uint8 (N, C, H, W)."""
-        mixed = (1 - self.mask) * images.astype(np.float32) + self.mask * self.pattern * 255
-        changed: Images = mixed.round().clip(0, 255).astype(np.uint8)
-        return changed
 
 
 @dataclass(frozen=True)

@@ -207,11 +207,11 @@ def principal_components(images: Images, wanted: int, seed: int) -> dict[str, Wi
     from sklearn.decomposition import PCA
 
     chosen = _flat(images[numpy_generator(seed, "images").permutation(len(images))[:SCALE_IMAGES]])
+    if not np.ptp(chosen, axis=0).any():
+        raise ConfigError("all training images are equal, so that no direction tells them apart; take other data")
     count = min(wanted, len(chosen) - 1, chosen.shape[1])
     found = PCA(count, svd_solver="randomized", random_state=derive(seed, "solver") % 2**32).fit(chosen)
     kept = found.explained_variance_ > 1e-6 * max(float(found.explained_variance_[0]), 1e-6)
-    if not kept.any():
-        raise ConfigError("all training images are equal, so that no direction tells them apart; take other data")
     axes = found.components_[kept] / np.sqrt(found.explained_variance_[kept])[:, None]
     return {"axes": axes, "centre": axes @ found.mean_}
 

@@ -67,7 +67,11 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("detections", "neural_cleanse"): {"steps": 5},
     ("combiners", "autoencoder"): {"steps": 5, "width": 2, "latent": 8},
     **{("models", name): {"width": 0.0625} for name in table("models").names()},
+    ("removals", "attention_distillation"): {"teacher_epochs": 1, "epochs": 1, "layers": 2},
+    ("removals", "unlearning"): {"steps": 5},
     ("removals", "transfer_learning"): {"images": 40, "epochs": 1},
+    ("watermarks", "honeytrace"): {"triggers": 20, "neighbours": 5},
+    ("watermarks", "rehearsal"): {"mixes": 4, "thieves": {"warmup": 1}},
     ("watermarks", "dawn"): {"rate": 0.4},
     ("watermarks", "sslguard"): {"batch_size": 64},
 }
