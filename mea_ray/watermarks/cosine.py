@@ -189,7 +189,8 @@ def drawn_waves(key: Key, count: int, name: str) -> Waves:
     low, high = settings["frequency"]
     classes = int(settings["classes"])
     order = rng.permuted(np.tile(np.arange(classes), (count, 1)), axis=1)
-    phases = 2 * np.pi * order / classes if settings["spread"] == "all" else np.pi * (order > 0)
+    places: Wide = order / classes if settings["spread"] == "all" else (order > 0) / 2
+    phases: Wide = 2 * np.pi * places
     return Waves(directions, 2 * np.pi * rng.uniform(low, high, count), phases)
 
 

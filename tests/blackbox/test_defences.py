@@ -16,7 +16,7 @@ def plain_reverse_sigmoid(y: np.ndarray, beta: float, gamma: float) -> np.ndarra
     """Equations 3 and 4, for one row."""
     turned = [beta * (1 / (1 + np.exp(-gamma * np.log(p / (1 - p)))) - 0.5) for p in y]
     changed = [p - t for p, t in zip(y, turned, strict=True)]
-    return np.array(changed) / sum(changed)
+    return np.array(changed / np.sum(changed))
 
 
 def test_a_reverse_sigmoid_is_the_papers_where_that_keeps_the_class() -> None:

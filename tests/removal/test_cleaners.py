@@ -1,4 +1,4 @@
-"""Overwriting, Feature Shift Tuning, attention distillation and unlearning: what each one minimises, and what it does."""
+"""Overwriting, Feature Shift Tuning, attention distillation and unlearning: what each minimises, and what it does."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_shifted_head_turns_from_the_old_one_and_keeps_its_norm(trained: Ima
     head = shifted.head.weight.detach()
     assert float(head.norm()) == pytest.approx(float(old.norm()), rel=1e-4)
     without = REMOVALS.build("feature_shift", alpha=0.0, epochs=6, learning_rate=5e-3).remove(trained, THIEF, 1)
-    assert float((head * old).sum()) < float((without.head.weight * old).sum())
+    assert float((head * old).sum()) < float((without.head.weight.detach() * old).sum())
     assert torch.equal(trained.head.weight, old), "the suspect itself is left alone"
     assert agreement(shifted, THIEF) > 0.8
 
