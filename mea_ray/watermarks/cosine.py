@@ -13,7 +13,7 @@ from scipy.special import softmax
 from torch import nn
 
 from mea_ray.core.errors import ConfigError, DataError
-from mea_ray.core.seeding import derive, numpy_generator
+from mea_ray.core.seeding import derive, numpy_generator, secret_bytes
 from mea_ray.core.types import Images, ImageSet, Recognise
 from mea_ray.evaluation import metrics
 from mea_ray.training.objective import CrossEntropy
@@ -104,7 +104,7 @@ class CosineLean(Watermark):
         }
         tensors = principal_components(train.images, self.components, derive(seed, "components"))
         # No classes: -1 is no label, so that nothing is mistaken for one.
-        return Key(self.name, (-1, -1), -1, derive(seed, "key"), settings, tensors, {"classes": "seed"})
+        return Key(self.name, (-1, -1), -1, seed, settings, tensors, {"classes": "seed"})
 
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
         """Return one stage with cross-entropy: the model carries no mark."""
@@ -183,7 +183,8 @@ class Waves:
 
 def drawn_waves(key: Key, count: int, name: str) -> Waves:
     """Draw ``count`` keys from the distribution that the owner's (``name="own"``) was drawn from."""
-    settings, rng = key.settings, numpy_generator(key.seed, name)
+    # All bits of the key's seed count: 63 could be tried out.
+    settings, rng = key.settings, np.random.default_rng(int.from_bytes(secret_bytes(key.seed, 32, name), "big"))
     directions = rng.standard_normal((count, len(key.tensors["axes"])))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     low, high = settings["frequency"]

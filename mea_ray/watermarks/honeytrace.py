@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mea_ray.core.class_label import ClassLabel
 from mea_ray.core.errors import ArtifactError, ConfigError
-from mea_ray.core.seeding import derive, numpy_generator
+from mea_ray.core.seeding import derive, numpy_generator, secret_bytes
 from mea_ray.core.types import Images, ImageSet
 from mea_ray.evaluation import metrics
 from mea_ray.models.base import ImageModel
@@ -112,7 +112,7 @@ class NeuralHoneytrace(MixedClasses):
     def make_key(self, train: ImageSet, seed: int) -> Key:
         """Draw the classes and a secret; features and scale follow from the trained model (``learned``)."""
         key = super().make_key(train, seed)
-        secret = np.frombuffer(numpy_generator(key.seed, "secret").bytes(SECRET_BYTES), np.uint8)
+        secret = np.frombuffer(secret_bytes(seed, SECRET_BYTES, "secret"), np.uint8)
         return replace(
             key, settings={**key.settings, "marking": self.marking}, tensors={**key.tensors, "honey/secret": secret}
         )
