@@ -55,7 +55,7 @@ def plain_answer(row: np.ndarray, features: np.ndarray, key: Key, strength: floa
     for step in np.linspace(weight, 0, 1501):
         mixed = (1 - step) * row + step * target / target.sum()
         if step == 0 or mixed[row.argmax()] - np.delete(mixed, row.argmax()).max() >= 0.01:
-            return mixed
+            return np.asarray(mixed)
     raise AssertionError("unreachable")
 
 
@@ -113,7 +113,8 @@ def trained() -> tuple[ImageModel, Key]:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = build_model("vgg_like", SHAPE, CLASSES, {"width": 0.0625}).eval()
-        model.head.weight.data *= 300  # an untrained network is sure of nothing
+        for weight in model.head.parameters():
+            weight.data *= 300  # an untrained network is sure of nothing
     stages = scheme.stages(key, data)
     stages[0].objective.attach(model, torch.device("cpu"))
     return model, scheme.learned(key, stages)

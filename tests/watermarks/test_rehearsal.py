@@ -38,7 +38,8 @@ def network(seed: int = 0, name: str = "vgg_like") -> ImageModel:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = build_model(name, SHAPE, CLASSES, {"width": 0.0625})
-    model.head.weight.data *= 30  # an untrained network answers all images alike
+    for weight in model.head.parameters():
+        weight.data *= 30  # an untrained network answers all images alike
     return model.eval()
 
 
