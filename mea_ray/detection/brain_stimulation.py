@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from mea_ray.core.seeding import derive
 from mea_ray.core.types import Images
-from mea_ray.detection.base import Count, Detection, DetectionReport, Positive, Trigger
+from mea_ray.detection.base import Count, Detection, DetectionReport, Positive
 from mea_ray.evaluation import metrics
+from mea_ray.evaluation.triggers import Trigger
 from mea_ray.models.base import ImageModel
 from mea_ray.training import device as devices
 

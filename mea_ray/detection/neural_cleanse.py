@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from mea_ray.core.types import Images
-from mea_ray.detection.base import Count, Detection, DetectionReport, Positive, Trigger
-from mea_ray.evaluation.triggers import TriggerSearch, anomaly, reverse_engineered
+from mea_ray.detection.base import Count, Detection, DetectionReport, Positive
+from mea_ray.evaluation.triggers import Trigger, TriggerSearch, anomaly, reverse_engineered
 from mea_ray.models.base import ImageModel
 
 

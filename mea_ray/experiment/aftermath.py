@@ -17,8 +17,9 @@ from mea_ray.config import Choice, ExperimentConfig, digest, identity
 from mea_ray.config.experiment import Suspect as SuspectName
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet, Splits
-from mea_ray.detection.base import Detection, Trigger
+from mea_ray.detection.base import Detection
 from mea_ray.evaluation import metrics
+from mea_ray.evaluation.triggers import Trigger
 from mea_ray.experiment.answers import pass_images, service_policy
 from mea_ray.experiment.checks import build_network
 from mea_ray.experiment.ports import Step, Steps

@@ -14,10 +14,10 @@ from sklearn.neighbors import LocalOutlierFactor
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import ImageSet
 from mea_ray.detection import DETECTIONS
-from mea_ray.detection.base import Detection, Trigger
-from mea_ray.detection.neural_cleanse import anomaly
+from mea_ray.detection.base import Detection
 from mea_ray.detection.queries import Strip, halves
 from mea_ray.evaluation import metrics
+from mea_ray.evaluation.triggers import Trigger, anomaly
 from mea_ray.experiment.aftermath import reversed_trigger
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
