@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ class AttentionDistillation(Removal):
         """Return the tuned copy."""
         thief = thief.take(self._count(len(thief.images)), seed)
         data = labelled(thief, model.classes)
-        changes = {"optimizer": "sgd", "momentum": 0.9, "learning_rate": self.learning_rate}
+        changes: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "learning_rate": self.learning_rate}
         teacher = tune(copied(model), data, thief, derive(seed, "teacher"), epochs=self.teacher_epochs, **changes)
         objective = AttentionMaps(teacher, self.beta, self.layers)
         return tune(copied(model), data, thief, seed, objective=objective, epochs=self.epochs, **changes)

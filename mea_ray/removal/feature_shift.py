@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -80,7 +80,8 @@ class FeatureShiftTuning(Removal):
         objective = ShiftedHead(head.weight.detach().clone(), self.alpha)
         with seeded(derive(seed, "head")):
             head.reset_parameters()  # uniform within 1 / sqrt(inputs), as the published code draws it
-        changes = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0, "learning_rate": self.learning_rate}
+        changes: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0}
+        changes["learning_rate"] = self.learning_rate
         data = labelled(thief, shifted.classes)
         return tune(shifted, data, thief, seed, objective=objective, epochs=self.epochs, **changes)
 

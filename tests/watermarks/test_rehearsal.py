@@ -60,7 +60,7 @@ def test_sensitivities_are_the_slope_along_the_gradient() -> None:
         moved = copy.deepcopy(thief)
         with torch.no_grad():
             for parameter, step in zip(moved.parameters(), gradient, strict=True):
-                parameter += sign * size * step
+                parameter.add_(sign * size * step)
             ends.append(F.log_softmax(moved(x), dim=1))
     plain = (ends[0] - ends[1]) / (2 * size)
     assert slopes.abs().max() > 1e-3 and not slopes.requires_grad
@@ -80,7 +80,8 @@ def test_answers_that_follow_the_rehearsal_bring_a_thief_nearer_to_the_mark() ->
         F.cross_entropy(student(x), answers.exp()).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for parameter in student.parameters():
-                parameter -= 1e-3 * parameter.grad  # type: ignore[operator]
+                assert parameter.grad is not None
+                parameter.sub_(1e-3 * parameter.grad)
             losses.append(float(thief_loss(student, mixes)))
     assert losses[1] < losses[0]
 

@@ -56,9 +56,8 @@ def sensitivities(thief: nn.Module, images: Tensor, loss: Tensor) -> Tensor:
         logits: Tensor = functional_call(thief, dict(zip(names, values, strict=True)), (images,))
         return F.log_softmax(logits, dim=1)
 
-    _, slopes = jvp(log_probabilities, parameters, direction)
-    slopes_: Tensor = slopes.detach()
-    return slopes_
+    slopes: Tensor = jvp(log_probabilities, parameters, direction)[1]
+    return slopes.detach()
 
 
 def rehearsal(log_p: Tensor, slopes: Tensor) -> Tensor:
@@ -192,7 +191,8 @@ class RehearsalObjective(Objective):
     def _mixes(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mix the source classes, and pairs of the batch of two classes that the key does not name."""
         generator, count = self.context.generator, self.settings.mixes
-        mixes = self.combiner(*self.sources.draw(count), generator)
+        first, second = self.sources.draw(count)
+        mixes = self.combiner(first, second, generator)
         labels = batch.labels.cpu()
         free = torch.nonzero(~torch.isin(labels, torch.tensor(self.classes)))[:, 0]
         if not len(free):
