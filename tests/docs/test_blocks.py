@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ from doc_blocks import LANGUAGES, ROOT, Runner, blocks
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRAIN = {"run", "sweep", "calibrate", "bench"}
+EXTRAS = {"whole_way.md": ("art", "onnxruntime", "requests")}
+"""Packages that the slow blocks of a page need beyond those of the tests."""
 SLOW = [page for page in PAGES if any(block.how == "slow" for block in blocks(page))]
 
 
@@ -36,6 +41,13 @@ def test_the_blocks_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SLOW, ids=name_of)
 def test_the_slow_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    for package in EXTRAS.get(page.name, ()):
+        pytest.importorskip(package)
     runner = Runner(tmp_path, slow=True)
-    for block in blocks(page):
-        runner.run(block)
+    try:
+        for block in blocks(page):
+            runner.run(block)
+    finally:
+        for note in tmp_path.glob("*.pid"):  # services that a page started and that a failure left
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(note.read_text()), signal.SIGTERM)

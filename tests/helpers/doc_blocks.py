@@ -180,6 +180,8 @@ def _only_read(only_read: bool) -> Iterator[None]:
         "mea_ray.cli.train.train",
         "mea_ray.cli.commit.run",
         "mea_ray.cli.nulls.nulls",
+        "mea_ray.cli.steal.steal",
+        "mea_ray.cli.serve.usage",
         "mea_ray.cli.verify.verify",
         "mea_ray.cli.commands.render_report",
         "mea_ray.cli.commands.put_on_record",
