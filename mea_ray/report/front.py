@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mea_ray.report import curves
 from mea_ray.report.tables import DASH, Cost, common_prefix, costs, mean
-from mea_ray.results.points import is_seed, label
+from mea_ray.results.points import is_seed, label, setting
 from mea_ray.results.records import TrialResult
 from mea_ray.verification.evidence import judge_rungs
 
@@ -97,7 +97,7 @@ def marks(results: Sequence[TrialResult]) -> list[Mark]:
             groups.setdefault(_of_owner(result), []).append(result)
     if len(groups) < 2:
         return []
-    judged = judge_rungs(results)
+    judged, called = judge_rungs(results), _thieves(results)
     prefix = common_prefix(list(groups))
     found = []
     for name, trials in groups.items():
@@ -107,7 +107,7 @@ def marks(results: Sequence[TrialResult]) -> list[Mark]:
             for rung in result.rungs:
                 if (judgement := judged.get((result.trial, rung.budget))) is not None:
                     thieves = proved.setdefault(rung.budget, {})
-                    thieves.setdefault(_of_thief(result), []).append(judgement.verdict == "proved")
+                    thieves.setdefault(called[result.trial], []).append(judgement.verdict == "proved")
         for budget, thieves in sorted(proved.items()):
             found.append(
                 Mark(
@@ -128,9 +128,26 @@ def _of_owner(result: TrialResult) -> str:
     return label({path: value for path, value in result.point.items() if path.split(".")[0] in _OWNERS})
 
 
-def _of_thief(result: TrialResult) -> str:
-    own = {path: v for path, v in result.point.items() if path.split(".")[0] not in _OWNERS and not is_seed(path)}
-    return label(own) if own else "the thief"
+def _thieves(results: Sequence[TrialResult]) -> dict[str, str]:
+    """Return what each trial's thief is called: in what the sweep set, without seeds, it differs from other thieves."""
+    settings = {result.trial: _flat(result.point) for result in results}
+    known = [{path: setting(value) for path, value in each.items()} for each in settings.values()]
+    shared = {path for path, text in known[0].items() if all(each.get(path) == text for each in known)}
+    own = {name: {path: v for path, v in each.items() if path not in shared} for name, each in settings.items()}
+    return {name: label(each) if each else "plain" for name, each in own.items()}
+
+
+def _flat(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a point with a path for each setting of a group that was set as a whole (``thief``)."""
+    flat: dict[str, Any] = {}
+    for path, value in point.items():
+        if path.split(".")[0] in _OWNERS or is_seed(path):
+            continue
+        if isinstance(value, Mapping) and "name" not in value:
+            flat |= _flat({f"{path}.{key}": inner for key, inner in value.items()})
+        else:
+            flat[path] = value
+    return flat
 
 
 def _less(one: float | None, other: float | None) -> float | None:

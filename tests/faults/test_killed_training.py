@@ -34,6 +34,7 @@ BASE: dict[str, Any] = {
     "resources": {"victim": {"cpus": 1}, "trial": {"cpus": 1}, "snapshot_every_s": 0},
     "tracking": {"wandb": "disabled"},
 }
+WAIT_S = 300
 DRIVER = Path(__file__).parent / "driver.py"
 
 
@@ -47,7 +48,7 @@ def started(arguments: list[str], said: Path) -> subprocess.Popen[bytes]:
 
 def kill_with_a_snapshot(process: subprocess.Popen[bytes], storage: Path, pattern: str) -> None:
     """Kill the process, and all of its group, as soon as there is a snapshot."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + WAIT_S
     while not list(storage.glob(pattern)):
         assert process.poll() is None and time.monotonic() < deadline, "it ended without a snapshot"
         time.sleep(0.002)
@@ -79,7 +80,7 @@ def test_a_local_run_that_is_killed_in_each_training(tmp_path: Path) -> None:
     file = tmp_path / "e.yaml"
     file.write_text(yaml.safe_dump(BASE))
     alone, killed, said = tmp_path / "alone", tmp_path / "killed", tmp_path / "said.txt"
-    assert started(local(file, alone), said).wait(240) == 0, said.read_text()
+    assert started(local(file, alone), said).wait(WAIT_S) == 0, said.read_text()
     for pattern in (
         "artifacts/states/victims-*/0.state",
         "artifacts/states/victims-*/1.state",
@@ -87,7 +88,7 @@ def test_a_local_run_that_is_killed_in_each_training(tmp_path: Path) -> None:
         "local/*/trials/*/transfer/.training-900.state",
     ):
         kill_with_a_snapshot(started(local(file, killed), said), killed, pattern)
-    assert started(local(file, killed), said).wait(240) == 0, said.read_text()
+    assert started(local(file, killed), said).wait(WAIT_S) == 0, said.read_text()
     assert "goes on after epoch" in said.read_text()
     same(alone, killed)
 
@@ -99,10 +100,10 @@ def test_a_sweep_whose_driver_and_workers_are_killed(tmp_path: Path) -> None:
         files[storage] = tmp_path / f"{storage.name}.yaml"
         sweep = {"name": "s", "base": {**BASE, "storage": str(storage)}, "space": {"seed": {"grid": [0]}}}
         files[storage].write_text(yaml.safe_dump(sweep))
-    assert started([str(DRIVER), str(files[alone])], said).wait(300) == 0, said.read_text()
+    assert started([str(DRIVER), str(files[alone])], said).wait(WAIT_S) == 0, said.read_text()
     kill_with_a_snapshot(started([str(DRIVER), str(files[killed])], said), killed, "artifacts/states/victims-*/1.state")
     again = started([str(DRIVER), str(files[killed]), "--resume"], said)
-    assert again.wait(300) == 0, said.read_text()[-2000:]
+    assert again.wait(WAIT_S) == 0, said.read_text()[-2000:]
     heard = [json.loads(line) for line in said.read_text().splitlines() if line.startswith('{"event"')]
     resumed = [each for each in heard if each["event"] == "ModelEpoch" and each["record"].get("resumed")]
     assert resumed and resumed[0]["role"] == "victim" and resumed[0]["epoch"] == resumed[0]["record"]["resumed"]

@@ -96,3 +96,19 @@ def test_a_mark_without_ranks_or_source_classes_has_dashes(results: list[TrialRe
     ]
     row = front.lines(bare)[0]
     assert (row.worst, row.calibration, row.leak) == ("–", "–", "–")
+
+
+def test_thieves_that_were_set_as_a_whole_are_named_by_what_sets_them_apart(results: list[TrialResult]) -> None:
+    plain: dict[str, Any] = {"attack": "distillation", "model": {"name": "vgg_like"}, "training": {"epochs": 9}}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"learning": {"answers": "argmax"}},
+        {"training": {"epochs": 9, "optimizer": "sgd"}},
+    ]
+    trials = []
+    for place, each in enumerate(results):
+        mark = each.point["victim.watermark"]
+        point = {"victim.watermark": mark, "thief": {**plain, **changes[place % 3]}, "seed": place}
+        trials.append(each.model_copy(update={"trial": f"t{place}", "point": point}))
+    found = {thief for mark in front.marks(trials) for thief in mark.proved}
+    assert found == {"plain", "thief.learning.answers=argmax", "thief.training.optimizer=sgd"}
