@@ -42,6 +42,7 @@ if [[ ! -f $sweep ]]; then
 fi
 
 # Under a name that nobody can guess: in a folder that others may write, a known one could be theirs before it is ours.
+mkdir -p -- "${MEA_RAY_TMP:-/tmp}"
 tmp=$(mktemp -d "${MEA_RAY_TMP:-/tmp}/mea-ray-XXXXXXXXXX")
 export tmp
 export RAY_USAGE_STATS_ENABLED=0 WANDB_MODE=offline PYTHONUNBUFFERED=1
@@ -65,6 +66,7 @@ ray_node() {
     memory=("--object-store-memory=$(( SLURM_MEM_PER_NODE * 1024 * 1024 * 3 / 10 ))")
   fi
   # On the first node it is there already; on no node may it be a link, or another user's.
+  mkdir -p -- "${tmp%/*}"
   if ! mkdir -m 700 -- "$tmp" 2> /dev/null && [[ -L $tmp || ! -d $tmp || ! -O $tmp ]]; then
     echo "$tmp on $(hostname) cannot be made, or is not this user's; set MEA_RAY_TMP to another folder" >&2
     return 1

@@ -98,6 +98,6 @@ def test_a_job_is_stopped_before_its_limit_and_finishes_when_it_is_started_again
     results = [TrialResult.load(path) for path in storage.glob("quickstart/results/*.json")]
     assert len(results) == 1
     assert len(list(storage.glob("artifacts/victims/*"))) == 1, "the second start took the first one's victim"
-    assert not left and not scratch.exists(), "Ray and its files are gone from the nodes"
+    assert not left and not list(scratch.iterdir()), "Ray and its files are gone from the nodes"
     mode, verb, *runs = uploads.read_text(encoding="utf-8").splitlines()
     assert (mode, verb) == ("", "sync") and runs and all(Path(run).is_dir() for run in runs)
