@@ -16,6 +16,7 @@ from mea_ray.experiment.answers import pass_images, service_policy
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import LeaningRecord, NamedKeyRecord, RankRecord
 from mea_ray.watermarks.base import Key
+from mea_ray.watermarks.several_keys import SeveralKeys
 
 ANSWERS = (30, 100, 1000)
 """Answers that an outsider has."""
@@ -66,7 +67,13 @@ class Outsider:
         return LocalBlackBox(model, policy, pass_images=pass_images(self.config)).query(pool[order[: max(ANSWERS)]])
 
     def _name(self, answers: Answers) -> NamedKeyRecord | None:
-        key, names = self.key, self.data.test.class_names
+        """Name the key that fits best; of several keys of the owner's, the one that it gives away most counts."""
+        keys = [self.key] if self.key is None or self.key.scheme != SeveralKeys.name else SeveralKeys.parts(self.key)
+        found = [named for key in keys if (named := self._named(answers, key)) is not None]
+        return min(found, key=lambda named: 0 if named.true_rank is None else named.true_rank.at_least, default=None)
+
+    def _named(self, answers: Answers, key: Key | None) -> NamedKeyRecord | None:
+        names = self.data.test.class_names
         sources = () if key is None else tuple(label for label in key.source_classes if label >= 0)
         named = name_key(answers, sources, None if key is None else key.target_class)
         if named is None:
