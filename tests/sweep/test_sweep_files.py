@@ -60,8 +60,9 @@ def test_a_sweep_sets_nothing_twice(path: Path) -> None:
         pass
 
     def mapping(loader: Strict, node: yaml.MappingNode) -> dict[object, object]:
-        keys = [loader.construct_object(key) for key, _ in node.value]
+        keys = [loader.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         assert len(keys) == len(set(keys)), f"{path}: a key is set twice: {keys}"
+        loader.flatten_mapping(node)  # `<<: *base` is no key, and what follows it may replace what it brings
         return dict(loader.construct_pairs(node))
 
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
