@@ -38,7 +38,7 @@ def test_the_wheel_holds_modules_data_and_sweeps_and_nothing_else(installed: Pat
     assert modules | sweeps <= there
     assert {"mea_ray/py.typed", "mea_ray/report/report.css", "mea_ray/report/published.yaml"} <= there
     rest = {path for path in there - modules - sweeps if not path.startswith("mea_ray-")}
-    assert {Path(path).suffix for path in rest} <= {".typed", ".css", ".j2", ".yaml"}
+    assert {Path(path).suffix for path in rest} <= {".typed", ".css", ".j2", ".js", ".yaml"}
 
 
 def test_a_sweep_is_started_by_its_name_without_a_clone(installed: Path, tmp_path: Path) -> None:

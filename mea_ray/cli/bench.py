@@ -81,6 +81,21 @@ def bench_efficiency(options: Options = None, output: Json = None, debug: Debug 
     measure("efficiency", options or [], output)
 
 
+@bench.command("report", epilog=EPILOG)
+def bench_report(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """CPU time, memory and size of the report of a large sweep, from drawn results.
+
+    For example:
+
+      mea-ray bench report
+
+      mea-ray bench report points=[1000] --json report.json
+    """
+    from mea_ray.cli.commands import measure
+
+    measure("report", options or [], output)
+
+
 @bench.command("train", epilog=EPILOG)
 def bench_train(options: Options = None, output: Json = None, debug: Debug = False) -> None:
     """Images per second of a victim's training with all its losses, against the plain supervised loop.

@@ -20,6 +20,7 @@ BENCHMARKS = Table(
     {
         "efficiency": "mea_ray.bench.efficiency:bench_efficiency",
         "http": "mea_ray.bench.http:bench_http",
+        "report": "mea_ray.bench.report:bench_report",
         "service": "mea_ray.bench.service:bench_service",
         "sweep": "mea_ray.bench.sweep:bench_sweep",
         "train": "mea_ray.bench.train:bench_train",

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from mea_ray.cli.sweeps import find
+from mea_ray.cli.sync import attach_report
 from mea_ray.config import (
     ExperimentConfig,
+    PricesConfig,
     SweepConfig,
     build,
     load_experiment,
@@ -24,9 +26,10 @@ from mea_ray.config import (
 from mea_ray.config.loading import dropped_options
 from mea_ray.config.overrides import overridden, split_override
 from mea_ray.core.errors import ConfigError
+from mea_ray.report import tables
 from mea_ray.report.search import search_of
 from mea_ray.report.terminal import make_console, note, pairs_table, print_results
-from mea_ray.results.records import RESULTS, read_results
+from mea_ray.results.records import RESULTS, TrialResult, read_results
 from mea_ray.storage.files import refusing
 from mea_ray.storage.remote import Storage
 from mea_ray.sweep.event_log import EVENTS
@@ -155,10 +158,12 @@ def finish(console: Console, folder: Path, failed: Mapping[str, str], location: 
     from mea_ray.report import html
 
     if any((folder / RESULTS).glob("*.json")):
-        print_results(console, read_results(folder), search_of(folder))
-        page = html.write(folder)
+        results = read_results(folder)
+        print_results(console, results, search_of(folder), prices=html.prices_of(folder))
+        page = html.write(folder, everything=results)
         console.print(f"\nresults  {folder / RESULTS}", soft_wrap=True)
         if (folder / "wandb").is_dir():
+            attach_report(folder, page, lambda text: note(text))
             where = location or folder
             console.print(f"W&B      {where}/wandb; offline runs are sent with: mea-ray sync {where}", soft_wrap=True)
         console.print(f"report   {page}", soft_wrap=True)
@@ -169,14 +174,29 @@ def finish(console: Console, folder: Path, failed: Mapping[str, str], location: 
     return bool(failed)
 
 
-def _render(folder: Path, storage: str | None, png: Path | None) -> Path:
+def _render(
+    folder: Path,
+    storage: str | None,
+    png: Path | None,
+    only: Sequence[str],
+    prices: PricesConfig | None,
+    everything: Sequence[TrialResult] | None = None,
+) -> Path:
     from mea_ray.report import html
 
     with refusing(f"the report of {folder} cannot be made", "give a folder that can be read and written"):
-        return html.write(folder, storage=storage, png=png)
+        return html.write(folder, storage=storage, png=png, only=only, prices=prices, everything=everything)
 
 
-def render_report(location: str, storage: str | None, png: Path | None, every_s: float | None) -> None:
+def render_report(
+    location: str,
+    storage: str | None,
+    png: Path | None,
+    every_s: float | None,
+    *,
+    only: Sequence[str] = (),
+    price: Sequence[str] = (),
+) -> None:
     """Render a sweep's report and print its table.
 
     Args:
@@ -184,22 +204,37 @@ def render_report(location: str, storage: str | None, png: Path | None, every_s:
         storage: Where the victims are kept, if not where the trials say.
         png: Where to write the curves as a picture, too.
         every_s: Look for new results every so many seconds until the sweep has ended; None renders once.
+        only: Which trials, as ``html.some`` takes them; all when empty.
+        price: ``name=value`` of ``PricesConfig``; those of the sweep when empty.
     """
     from mea_ray.cli import status
+    from mea_ray.report import html
     from mea_ray.sweep.status import open_folder
 
     console = make_console()
     folder = _local_folder(location)
-    render = partial(_render, folder, storage, png)
+    prices = html.prices_of(folder)
+    if price:
+        tree = prices.model_dump() if prices is not None else {}
+        prices = build(PricesConfig, overridden(PricesConfig, tree, list(map(split_override, price)))[0])
+    render = partial(_render, folder, storage, png, only, prices)
+    everything: Sequence[TrialResult] | None = None
     if every_s is None:
-        page: Path | None = render()
+        everything = read_results(folder)
+        page: Path | None = render(everything)
     else:
         sweep = open_folder(location)
         page = status.watch(sweep, render, lambda text: console.print(text, soft_wrap=True), every_s=every_s)
     if page is None:
         return
-    print_results(console, read_results(folder), search_of(folder))
+    if everything is None:
+        everything = read_results(folder)
+    shown = html.some(everything, only) if only else everything
+    sought = None if only else search_of(folder)
+    print_results(console, shown, sought, sweep=everything, prices=prices)
     console.print(f"\nreport   {page}", soft_wrap=True)
+    if tables.is_many(shown):
+        console.print(f"table    {page.with_name(html.CSV)}", soft_wrap=True)
     if png:
         console.print(f"picture  {png}", soft_wrap=True)
 

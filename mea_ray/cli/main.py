@@ -401,6 +401,16 @@ def report(
         typer.Option(help="Rewrite the marked blocks of this Markdown page; FOLDER holds the records. Repeatable."),
     ] = None,
     images: Annotated[Path, typer.Option(help="--page: folder of the pictures.")] = Path("docs/images"),
+    only: Annotated[
+        Optional[list[str]],  # noqa: UP006, UP045
+        typer.Option(
+            help="A page of some trials: the start of a trial's name, or path=value, e.g. model=resnet18. Repeatable."
+        ),
+    ] = None,
+    price: Annotated[
+        Optional[list[str]],  # noqa: UP006, UP045
+        typer.Option(help="hour=2.5 of a trial, query=0.001, currency=EUR; else `prices` of the sweep. Repeatable."),
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Render again whenever a trial finishes, until the sweep ends or Ctrl-C.")
     ] = False,
@@ -412,6 +422,8 @@ def report(
     For example:
 
       mea-ray report mea_ray_results/quickstart --png curve.png
+
+      mea-ray report mea_ray_results/quickstart --only seed=0 --only model=resnet18 --price hour=2.5
 
       mea-ray report mea_ray_results/quickstart --watch --every 60
 
@@ -428,7 +440,7 @@ def report(
     elif markdown or csv:
         commands.print_results_as("markdown" if markdown else "csv", folder)
     else:
-        commands.render_report(folder, storage, png, every if watch else None)
+        commands.render_report(folder, storage, png, every if watch else None, only=only or [], price=price or [])
 
 
 @app.command(epilog=EPILOG)

@@ -102,7 +102,7 @@ def _size(count: float) -> str:
 
 def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[str, str]) -> None:
     """Print totals and what they need, then the trials."""
-    most = "at most " if plan.adaptive or sweep.scheduler.name == "asha" else ""
+    most = "at most " if plan.adaptive or sweep.scheduler.name != "fifo" or sweep.stop else ""
     rungs = len(sweep.base.thief.budgets) * plan.trial_count if plan.adaptive else None
     substitutes = rungs if rungs is not None else sum(len(t.config.thief.budgets) for t in plan.trials)
     service = sweep.base.service

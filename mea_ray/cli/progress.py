@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from functools import singledispatchmethod
@@ -14,6 +15,18 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from mea_ray.report.tables import percent
 from mea_ray.results.points import label
 from mea_ray.sweep import events as e
+
+SILENT_S = 8.0
+"""Seconds after which a log says what is under way, if nothing else was printed."""
+LISTED = 3
+"""Trials in such a line."""
+
+
+def duration(seconds: float) -> str:
+    """Return a rounded duration: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class SweepProgress:
@@ -43,22 +56,58 @@ class SweepProgress:
         self.names: dict[str, str] = {}
         self.epochs: dict[str, float] = {}
         self.queried: dict[str, int] = {}
+        self.phases: dict[str, str] = {}
+        self.left = 0
+        self.finished = 0
+        self.first = float("nan")
+        self.printed = self.began
+        self._turn = threading.Lock()
+        self._stop = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, name="progress", daemon=True)
 
     def __enter__(self) -> SweepProgress:
         self.bars.start()
+        if not self.console.is_terminal:  # the bars move by themselves
+            self._pulse.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._stop.set()
         self.bars.stop()
 
     def __call__(self, event: e.Event) -> None:
         """Show one event."""
-        self._show(event)
+        with self._turn:
+            self._show(event)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(1.0):
+            with self._turn:
+                self.beat()
+
+    def beat(self) -> None:
+        """Print what is under way, if nothing was printed for ``SILENT_S``."""
+        if self.clock() - self.printed < SILENT_S:
+            return
+        under_way = [f"{self._name(trial)}: {phase}" for trial, phase in self.phases.items()]
+        more = f" and {len(under_way) - LISTED} more" if len(under_way) > LISTED else ""
+        text = "; ".join(under_way[:LISTED]) + more if under_way else "waiting for the first trial"
+        left = self._left()
+        self.line(f"[dim]{text}{f'; {left}' if left else ''}[/]")
+
+    def _left(self) -> str:
+        """Return how long the trials that are left may take, judged by those that ended; empty before the first."""
+        left = self.left - self.finished
+        if not self.finished or left <= 0:
+            return ""
+        seconds = (self.clock() - self.first) / self.finished * left
+        return f"{left} left, about {duration(seconds)}"
 
     def line(self, text: str) -> None:
         """Print one line above the bars, with the seconds since the start."""
+        self.printed = self.clock()
         self.console.print(f"[dim]{self.clock() - self.began:6.1f} s[/]  {text}", soft_wrap=True)
 
     def _bar(self, key: str, description: str, total: float, completed: float, note: str = "") -> None:
@@ -86,6 +135,7 @@ class SweepProgress:
             f"{event.trials} trials{done}; {event.victims} victims and {event.nulls} null models; "
             f"at most {event.queries:,} queries; writing to {escape(event.folder)}"
         )
+        self.left = event.trials - event.finished
         self._bar("sweep", "trials", event.trials, event.finished)
 
     @_show.register
@@ -115,6 +165,9 @@ class SweepProgress:
 
     @_show.register
     def _(self, event: e.TrialStarted) -> None:
+        if self.first != self.first:
+            self.first = self.clock()
+        self.phases[event.trial] = "queries"
         how = "goes on" if event.trial in self.names else "started"
         self.names[event.trial] = label(event.point, seeds=True) if event.point else event.trial
         self._bar(event.trial, self.names[event.trial], max(event.budgets), 0, "queries")
@@ -127,6 +180,12 @@ class SweepProgress:
         if event.answers >= event.budget and self.queried.get(event.trial) != event.answers:
             self.queried[event.trial] = event.answers
             self.line(f"{self._name(event.trial)}: {event.answers:,} queries answered")
+
+    @_show.register
+    def _(self, event: e.Phase) -> None:
+        self.phases[event.trial] = f"{event.what} {event.number}/{event.of}"
+        if event.trial in self.tasks:
+            self.bars.update(self.tasks[event.trial], note=self.phases[event.trial])
 
     @_show.register
     def _(self, event: e.RungFinished) -> None:
@@ -156,13 +215,18 @@ class SweepProgress:
     @_show.register
     def _(self, event: e.TrialFailed) -> None:
         self._drop(event.trial)
+        self.phases.pop(event.trial, None)
+        self.finished += 1
         self.line(f"[red]{self._name(event.trial)}: failed[/] ({escape(event.reason)})")
 
     @_show.register
     def _(self, event: e.TrialFinished) -> None:
         self._drop(event.trial)
+        self.phases.pop(event.trial, None)
+        self.finished += 1
         if "sweep" in self.tasks:
             self.bars.advance(self.tasks["sweep"])
+            self.bars.update(self.tasks["sweep"], note=self._left())
         how = "stopped by the scheduler" if event.stopped else "finished"
         self.line(f"[green]{self._name(event.trial)}: {how}[/]")
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mea_ray.config import TrackingConfig, build, load_tree
 from mea_ray.sweep.folder import SweepFolder
 
 CHUNK = 20
@@ -22,6 +23,28 @@ def unsent(folder: SweepFolder) -> list[Path]:
     folder.storage.pull(f"{folder.name}/wandb")
     runs = sorted((folder.path / "wandb").glob("offline-run-*"))
     return [run for run in runs if any(run.glob("*.wandb")) and not any(run.glob("*.synced"))]
+
+
+def attach_report(folder: Path, page: Path, warn: Callable[[str], None]) -> None:
+    """Attach the rendered report to a W&B run of the sweep, if the sweep keeps W&B; what fails is a warning.
+
+    Args:
+        folder: The sweep's folder.
+        page: The report; ``report.csv`` beside it goes with it.
+        warn: Called with one sentence.
+    """
+    from mea_ray.report.record import command_of
+    from mea_ray.tracking.base import wandb_tracker
+
+    try:
+        base = load_tree(folder / "sweep.yaml").get("base") or {}
+        config = build(TrackingConfig, base.get("tracking") or {})
+        if config.wandb == "disabled":
+            return
+        tracker = wandb_tracker(config, folder, folder.name, command=command_of(folder), warn=warn)
+        tracker.attach([page, page.with_name("report.csv")])
+    except Exception as error:  # tracking harms nothing
+        warn(f"the report was not attached to W&B ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
 
 
 def _wandb_sync(runs: Sequence[Path]) -> bool:

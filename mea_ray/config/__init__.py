@@ -35,7 +35,7 @@ from mea_ray.config.running import (
     ServingConfig,
     TrackingConfig,
 )
-from mea_ray.config.sweep import RESERVED_NAMES, SchedulerConfig, SearchConfig, SelectConfig, SweepConfig
+from mea_ray.config.sweep import RESERVED_NAMES, PricesConfig, SchedulerConfig, SearchConfig, SelectConfig, SweepConfig
 from mea_ray.config.training import LearningConfig, TrainingConfig
 from mea_ray.core.settings import Tree
 
@@ -55,6 +55,7 @@ __all__ = [
     "ModelChoice",
     "PolicyChoice",
     "PretextChoice",
+    "PricesConfig",
     "RateConfig",
     "RemovalChoice",
     "RemovalConfig",

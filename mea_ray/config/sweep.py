@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from mea_ray.config.class_names import named_classes
 from mea_ray.config.components import Config
 from mea_ray.config.experiment import ExperimentConfig
+from mea_ray.core.plugins import is_path
+from mea_ray.core.registry import nearest
 from mea_ray.core.settings import InvalidSettings, Problem, RefusedSettings
 
 RESERVED_NAMES = frozenset({"artifacts", "calibration", "keys", "local"})
@@ -20,10 +22,24 @@ SpaceEntry = Mapping[str, Any]
 Mode = Literal["max", "min"]
 
 
+def _known_or_imported(value: str, known: tuple[str, ...]) -> str:
+    if value not in known and not is_path(value):
+        raise ValueError(
+            f"{value!r} is unknown{nearest(value, known)} Known: {', '.join(known)}; a class of Ray Tune or of your "
+            "own reads package.module:Class"
+        )
+    return value
+
+
 class SearchConfig(Config):
     """Which points of the space are tried."""
 
-    name: Literal["grid", "random", "optuna"] = Field("grid", description="grid: every combination.")
+    name: str = Field(
+        "grid",
+        description="grid: every combination; random; optuna; or the import path of a searcher of Ray Tune, "
+        "package.module:Class.",
+    )
+    params: dict[str, Any] = Field(default_factory=dict, description="Parameters of a searcher that is imported.")
     samples: int = Field(
         1, ge=1, le=MAX_POINTS, description="random, optuna: points drawn (times the grid, for random)."
     )
@@ -39,12 +55,30 @@ class SearchConfig(Config):
     )
     seed: int = Field(0, ge=0, description="Seed of the draw.")
 
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return _known_or_imported(value, ("grid", "random", "optuna"))
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether points are chosen while the sweep runs."""
+        return self.name not in {"grid", "random"}
+
     @property
     def objectives(self) -> tuple[tuple[str, Mode], ...]:
         """Metrics with their directions; the first is the one that asha looks at."""
         if isinstance(self.metric, tuple):
             return tuple(zip(self.metric, self.mode, strict=True))  # type: ignore[arg-type]
         return ((self.metric, self.mode),)  # type: ignore[return-value]
+
+    @model_validator(mode="after")
+    def _params_of_an_import(self) -> SearchConfig:
+        if self.params and not is_path(self.name):
+            raise ValueError(
+                f"params={self.params!r} are those of an imported searcher, but name={self.name!r} is ours"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_mode_for_each_metric(self) -> SearchConfig:
@@ -81,9 +115,36 @@ class SelectConfig(Config):
 class SchedulerConfig(Config):
     """Which trials are stopped early."""
 
-    name: Literal["fifo", "asha"] = Field("fifo", description="asha stops trials that lag at a rung of the budget.")
+    name: str = Field(
+        "fifo",
+        description="asha stops trials that lag at a rung of the budget; fifo stops none; or the import path of a "
+        "scheduler of Ray Tune, package.module:Class.",
+    )
+    params: dict[str, Any] = Field(default_factory=dict, description="Parameters of a scheduler that is imported.")
     grace_rungs: int = Field(1, ge=1, description="asha: rungs every trial may finish.")
     reduction_factor: float = Field(3.0, gt=1, description="asha: one in so many goes on.")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return _known_or_imported(value, ("fifo", "asha"))
+
+    @model_validator(mode="after")
+    def _params_of_an_import(self) -> SchedulerConfig:
+        if self.params and not is_path(self.name):
+            raise ValueError(
+                f"params={self.params!r} are those of an imported scheduler, but name={self.name!r} is ours; it has "
+                "grace_rungs and reduction_factor"
+            )
+        return self
+
+
+class PricesConfig(Config):
+    """What a sweep's resources cost; only the report looks at it."""
+
+    hour: float = Field(0.0, ge=0, description="Price of one hour of one trial: of its share of a machine.")
+    query: float = Field(0.0, ge=0, description="Price of one image answered by the service.")
+    currency: str = Field("USD", min_length=1, max_length=8, description="Currency of both.")
 
 
 class SweepConfig(Config):
@@ -116,6 +177,21 @@ class SweepConfig(Config):
         None, description="On what settings are, or were, chosen; the report and every result say so."
     )
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="Which trials are stopped early.")
+    stop: dict[str, float] = Field(
+        default_factory=dict,
+        description="{metric: value}: a trial ends at the first rung whose metric is at least so large; also "
+        "training_iteration, the number of rungs.",
+    )
+    time_budget_s: float | None = Field(
+        None, gt=0, description="No trial is started, and none goes on, after so many seconds; --resume continues."
+    )
+    max_concurrent_trials: int | None = Field(
+        None, ge=1, description="Most trials under way at once; null: as many as the resources allow."
+    )
+    callbacks: tuple[str, ...] = Field(
+        (), description="Callbacks of Ray Tune by import path, package.module:Class, built without arguments."
+    )
+    prices: PricesConfig = Field(default_factory=PricesConfig, description="What the report computes the costs from.")
     max_services: int = Field(1, ge=1, description="Victim services up at once; their resources are set aside.")
     max_failures: int = Field(3, ge=0, description="Times a trial is started again after its process died.")
     cluster_wait_s: float = Field(

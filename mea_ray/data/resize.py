@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as transforms
 
 from mea_ray.core.errors import DataError
 from mea_ray.core.types import Images
@@ -37,6 +36,8 @@ def fit(images: Images, shape: tuple[int, int, int]) -> Images:
 
 
 def _resize(images: Images, height: int, width: int) -> Images:
+    from torchvision.transforms.v2 import functional as transforms  # it takes seconds, and most images fit as they are
+
     scale = max(height / images.shape[2], width / images.shape[3])
     size = [max(height, round(images.shape[2] * scale)), max(width, round(images.shape[3] * scale))]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2

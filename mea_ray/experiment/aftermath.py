@@ -86,6 +86,7 @@ class Workbench:
         steps: Where finished steps are found and kept.
         steal: Carries out thefts of null models.
         on_step: See ``OnStep``.
+        on_phase: Called when a step begins: what it is, which, and of how many.
     """
 
     config: ExperimentConfig
@@ -98,6 +99,7 @@ class Workbench:
     steps: Steps
     steal: Steal
     on_step: OnStep = lambda step: None
+    on_phase: Callable[[str, int, int], None] = lambda what, number, of: None
 
 
 def follow(bench: Workbench) -> Aftermath:
@@ -113,6 +115,7 @@ def steal_nulls(bench: Workbench) -> list[RungResult]:
         found = {budget: bench.steps.find(name, RungResult) for budget, name in names.items()}
         done = {budget: rung for budget, rung in found.items() if rung is not None}
         if len(done) < len(names):
+            bench.on_phase("null theft", index + 1, bench.config.verification.stolen_null_models)
             for rung in steal_null(bench, bench.null(index), skip=done, transfer=_answers(bench, f"controls/{index}")):
                 bench.steps.keep(names[rung.budget], rung)
                 bench.on_step(rung)
@@ -159,13 +162,16 @@ def steal_null(
 
 def removals(bench: Workbench) -> list[RemovalResult]:
     """Try every removal of the config on every model that it names."""
-    config, results = bench.config, []
+    config = bench.config
+    results: list[RemovalResult] = []
     holders: dict[str, tuple[ImageModel, ThiefData]] = {}  # a model is asked about all of the thief's images once
+    of = len(config.removal.methods) * len(config.removal.tried_on)
     for choice in config.removal.methods:
         for on in config.removal.tried_on:
             name = step_name("removals", choice, on)
             result = bench.steps.find(name, RemovalResult)
             if result is None:
+                bench.on_phase("removal", len(results) + 1, of)
                 if on not in holders:
                     model = bench.suspects[on].load()
                     asked = None if on == "substitute" else model
@@ -232,12 +238,14 @@ def detections(bench: Workbench) -> list[DetectionResult]:
     The searcher holds images of the thief's pool. Triggers that were reverse-engineered are put on held-out images and
     scored on the stolen model, as the paper does, whatever model they were found in.
     """
-    results = []
+    results: list[DetectionResult] = []
+    of = len(bench.config.detection.methods) * len(bench.config.detection.tried_on)
     for choice in bench.config.detection.methods:
         for on in bench.config.detection.tried_on:
             name = step_name("detections", choice, on)
             result = bench.steps.find(name, DetectionResult)
             if result is None:
+                bench.on_phase("detection", len(results) + 1, of)
                 result = _detect(bench, choice, on)
                 bench.steps.keep(name, result)
                 bench.on_step(result)

@@ -156,6 +156,18 @@ class Listener:
             again: An earlier process finished and reported the rung.
         """
 
+    def on_known(self, rung: RungResult) -> None:
+        """Hear of a rung as soon as its substitute is judged; what follows the last rung may take long."""
+
+    def on_phase(self, what: str, number: int, of: int) -> None:
+        """Hear of what begins.
+
+        Args:
+            what: ``substitute``, ``null theft``, ``removal`` or ``detection``.
+            number: Which of them it is, from 1.
+            of: How many there are.
+        """
+
     def on_step(self, step: Step) -> None:
         """Note a finished step of the aftermath."""
 

@@ -133,6 +133,7 @@ class _Run:
             self._report(done[: place + 1], again=done[place].budget in reported)
         for rung in self._steal(skip={rung.budget for rung in done}):
             done.append(rung)
+            self.ports.listener.on_known(rung)
             if len(done) == len(budgets):  # before it is reported: a scheduler may end this process at the last rung
                 self.aftermath = self._follow(max(done, key=lambda each: each.budget))
             self._report(done, again=False)
@@ -181,11 +182,16 @@ class _Run:
             rungs = self.ports.steal(Theft.of(self.config, self.data), blackbox, transfer, skip)
             if isinstance(rungs, Generator):
                 stack.callback(rungs.close)
+            number, of = len(skip) + 1, len(self.config.thief.budgets)
+            self.ports.listener.on_phase("substitute", number, of)
             for rung in rungs:
                 result = rung_result(rung, self.proofs.at(rung.budget).judge(rung.model))
                 assert isinstance(rung.model, ImageModel)
                 self.journal.keep_rung(result, rung.model)
                 yield result
+                number += 1
+                if number <= of:
+                    self.ports.listener.on_phase("substitute", number, of)
 
     def _follow(self, largest: RungResult) -> Aftermath:
         """Do what follows the last rung."""
@@ -207,6 +213,7 @@ class _Run:
                 steps=journal,
                 steal=self.ports.steal,
                 on_step=self.ports.listener.on_step,
+                on_phase=self.ports.listener.on_phase,
             )
         )
 

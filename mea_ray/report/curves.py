@@ -247,14 +247,15 @@ def _panel(
                 alpha=0.85,
             )
         lowest = min([lowest, *(p.low for p in points), *(v for p in points for v in p.values)])
-    _axes(axes, sorted(ends), metric, lowest, references([t for g in groups.values() for t in g], metric))
+    finish_axes(axes, sorted(ends), metric, lowest, references([t for g in groups.values() for t in g], metric))
     if title:
         axes.set_title(title, color=INK, fontsize=11, loc="left")
     if legend:
         axes.legend(frameon=False, labelcolor=INK, fontsize=9)
 
 
-def _axes(axes: Axes, queries: list[float], metric: str, lowest: float, lines: Mapping[str, float]) -> None:
+def finish_axes(axes: Axes, queries: Sequence[float], metric: str, lowest: float, lines: Mapping[str, float]) -> None:
+    """Set the limits, ticks, reference lines and labels of a picture of one metric over queries."""
     from matplotlib.ticker import MaxNLocator
 
     floor = 0.0

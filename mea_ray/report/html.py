@@ -1,4 +1,8 @@
-"""One self-contained HTML file per sweep: no network, no scripts, readable in light and dark and by a screen reader."""
+"""One self-contained HTML file per sweep: no network, readable in light and dark and by a screen reader.
+
+A sweep of up to ``tables.MANY`` points is shown point by point, without a script. A larger one is summarised, and its
+results are a table that is sorted and filtered by a script in the page.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mea_ray.config import PricesConfig, build
+from mea_ray.core.errors import ConfigError
 from mea_ray.report import (
     attacks,
     curves,
@@ -13,24 +19,55 @@ from mea_ray.report import (
     front,
     leaning,
     removals,
+    rung_table,
     samples,
     seeds,
     selection,
     settings,
+    spent,
     statistics,
     tables,
     verdict,
 )
+from mea_ray.report import many as many_points
 from mea_ray.report import search as searches
+from mea_ray.report.cells import Cell, Line, of_rows, plain
 from mea_ray.report.record import command_of
+from mea_ray.results.points import setting
 from mea_ray.results.records import TrialResult, read_results
 from mea_ray.storage.files import write_whole
+from mea_ray.verification import evidence
 
 if TYPE_CHECKING:
     from mea_ray.config import SearchConfig
 
+CSV = many_points.CSV
+"""Name of the file beside the page of many points that holds its table."""
 GALLERIES = 4
 """Victims whose samples are shown; a sweep may have hundreds."""
+LINES = 40
+"""Lines of a table of victims, detections or answers in a report of many points."""
+COST_HEADINGS = (
+    "Victim",
+    "Accuracy",
+    "Difference",
+    "Calibration error",
+    "Target probability on sources",
+    "Accuracy on the source classes",
+)
+SEEN_HEADINGS = {
+    "point": "Thief",
+    "account": "Account",
+    "requests": "Requests",
+    "images": "Images",
+    "marked": "Marked",
+    "flagged": "Flagged",
+    "classes": "Answers per class",
+    "distances": "Distances",
+    "shape": "Their histogram",
+    "w": "W",
+    "alarm": "PRADA",
+}
 
 
 def render(
@@ -42,6 +79,8 @@ def render(
     folder: Path | None = None,
     search: SearchConfig | None = None,
     command: str = "",
+    prices: PricesConfig | None = None,
+    sweep: Sequence[TrialResult] | None = None,
 ) -> str:
     """Return the report as HTML.
 
@@ -53,12 +92,24 @@ def render(
         folder: The sweep's folder, which knows where its data and victims are.
         search: What the sweep sought, if it sought something.
         command: The command that made the results, if it is known.
+        prices: What an hour and a query cost, if that is known.
+        sweep: All trials of the sweep, where ``results`` are some of them: they are judged with all.
     """
     import jinja2
-    from markupsafe import Markup
 
-    varied = settings.varied(results)
+    judged = evidence.judge_rungs(sweep or results)
+    many = tables.is_many(results)
+    values = _head(results, judged, search, command) | {
+        "name": name,
+        "description": description,
+        "spent": spent.sentence(results, prices),
+        "part_of": len(sweep) if sweep is not None and len(sweep) > len(results) else 0,
+        "many": many,
+        "folder": folder.name if folder is not None else "FOLDER",
+    }
     results = tables.with_short_points(results)
+    values |= _below(results, evidence.judge_removals(sweep or results), storage, folder)
+    values |= many_points.values(results, judged, rung_table.lines(results, judged)) if many else _each(results, judged)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mea_ray.report", "."),
         autoescape=True,
@@ -66,49 +117,30 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    first: dict[str, TrialResult] = {}
-    for result in results:
-        first.setdefault(result.victim, result)
-    values: dict[str, Any] = {
-        "name": name,
-        "description": description,
-        "summaries": verdict.summaries(results),
+    return environment.get_template("report.html.j2").render(values)
+
+
+def _head(
+    results: Sequence[TrialResult], judged: tables.Judgements, search: SearchConfig | None, command: str
+) -> dict[str, Any]:
+    """Return the values of the first screen, and of the list of settings at the end."""
+    from markupsafe import Markup
+
+    short = tables.with_short_points(results)
+    found = searches.found(search, short) if search is not None else None
+    changed = [(Markup("<code>%s</code>") % item.path, item.value, item.default) for item in settings.changed(short)]
+    varied = [(Markup("<code>%s</code>") % item.path, item.value, item.default) for item in settings.varied(results)]
+    return {
+        "made": made(results, command),
+        "summaries": verdict.summaries(results, judged),
         "selection": selection.sentence(results),
-        "chosen_headings": selection.HEADINGS,
-        "chosen": selection.chosen(results),
+        "found": found,
+        "found_lines": plain(found.lines) if found is not None else [],
         "threshold": tables.percent(verdict.threshold(results), 0),
         "significance": f"{verdict.significance(results):g}",
-        "figures": [_figure(chunk, position) for position, chunk in enumerate(_chunks(results))],
-        "seeds": max(len(trials) for trials in tables.grouped(results).values()),
-        "headings": tables.HEADINGS,
-        "rows": tables.rows(results),
-        "means": seeds.lines(results),
-        "means_headings": seeds.HEADINGS,
-        "means_caption": seeds.CAPTION,
-        "found": searches.found(search, results) if search is not None else None,
-        "costs": tables.costs(results),
-        "statistic_headings": statistics.HEADINGS,
-        "statistics": statistics.lines(results),
-        "removal_headings": removals.HEADINGS,
-        "removals": removals.lines(results),
-        "planes": removals.figures(results),
-        "detection_headings": detections.HEADINGS,
-        "detections": detections.lines(results),
-        "front": front.figure(results),
-        "front_headings": front.HEADINGS,
-        "front_lines": front.lines(results),
-        "front_caption": front.CAPTION,
-        "leaning_headings": leaning.HEADINGS,
-        "leaning": leaning.lines(results),
-        "leaning_caption": leaning.CAPTION,
-        "triggers": detections.pictures(results),
-        "attacks": attacks.pictures(results),
-        "seen": attacks.client_rows(results),
-        "clients": attacks.clients(results),
-        "galleries": [samples.gallery(result, storage, folder) for result in list(first.values())[:GALLERIES]],
-        "victims": len(first),
-        "changed": settings.changed(results),
-        "varied": varied,
+        "setting_headings": ("Config path", "Values", "Default"),
+        "changed": plain(changed, text={1, 2}),
+        "varied": plain(varied, text={1, 2}),
         "machines": settings.machines(results),
         "provenance": settings.provenance(results),
         "command": command,
@@ -116,9 +148,114 @@ def render(
         "queries": sum(result.queries_charged for result in results),
         "seconds": sum(result.seconds for result in results),
         "css": Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),  # ours, not the user's
-        "percent": tables.percent,
     }
-    return environment.get_template("report.html.j2").render(values)
+
+
+def made(results: Sequence[TrialResult], command: str) -> str:
+    """Return when the results were made, with which command and which commit; what is not known is left out."""
+    days = sorted({result.date[:10] for result in results if result.date})
+    commits = tables.listed(
+        result.versions[name] for result in results for name in ("commit",) if name in result.versions
+    )
+    parts = [" to ".join(dict.fromkeys([days[0], days[-1]]))] if days else []
+    parts += [command] if command else []
+    parts += [f"commit {commits}"] if commits else []
+    return " · ".join(parts)
+
+
+def _each(results: Sequence[TrialResult], judged: tables.Judgements) -> dict[str, Any]:
+    """Return what is shown of each point: its curve and its lines."""
+    return {
+        "chosen_headings": selection.HEADINGS,
+        "chosen": plain(line.cells for line in selection.chosen(results)),
+        "figures": [_figure(chunk, position) for position, chunk in enumerate(_chunks(results))],
+        "seeds": max(len(trials) for trials in tables.grouped(results).values()),
+        "headings": list(tables.HEADINGS.values()),
+        "rows": of_rows(
+            tables.rows(results, judged), tables.HEADINGS, text={"verdict"}, toned="verdict", hint="trial {row.trial}"
+        ),
+        "means": of_rows(seeds.lines(results, judged), seeds.HEADINGS, text={"verdicts"}),
+        "means_headings": list(seeds.HEADINGS.values()),
+        "means_caption": seeds.CAPTION,
+    }
+
+
+def _below(
+    results: Sequence[TrialResult],
+    judged_removals: tables.Judgements,
+    storage: str | Path | None,
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Return the tables and pictures that follow the results; of many points, with no more than ``LINES`` lines."""
+    many = tables.is_many(results)
+    most = LINES if many else 10**9
+    first: dict[str, TrialResult] = {}
+    for result in results:
+        first.setdefault(result.victim, result)
+    detected, leaned, paid = detections.lines(results), leaning.lines(results), tables.costs(results)
+    return {
+        "costs": [_cost(cost) for cost in paid[:most]],
+        "costs_more": many_points.more(len(paid), most),
+        "cost_headings": COST_HEADINGS,
+        "statistic_headings": list(statistics.HEADINGS.values()),
+        "statistics": of_rows(statistics.lines(results), statistics.HEADINGS, text={"statistic"}),
+        "removal_headings": list(removals.HEADINGS.values()),
+        "removals": of_rows(
+            removals.lines(results, judged_removals),
+            removals.HEADINGS,
+            text={"removal", "on", "verdict"},
+            toned="verdict",
+        ),
+        "planes": [] if many else removals.figures(results),
+        "detection_headings": list(detections.HEADINGS.values()),
+        "detections": of_rows(detected[:most], detections.HEADINGS, text=set(detections.HEADINGS) - {"point"}),
+        "detections_more": many_points.more(len(detected), most),
+        "front": None if many else front.figure(results),
+        "front_headings": list(front.HEADINGS.values()),
+        "front_lines": [] if many else of_rows(front.lines(results), front.HEADINGS, text={"thief"}),
+        "front_caption": front.CAPTION,
+        "leaning_headings": list(leaning.HEADINGS.values()),
+        "leaning": of_rows(leaned[:most], leaning.HEADINGS, text={"named"}, toned="rank"),
+        "leaning_caption": leaning.CAPTION,
+        "leaning_more": many_points.more(len(leaned), most),
+        "triggers": [] if many else detections.pictures(results),
+        "attacks": attacks.pictures(results),
+        "seen": _seen(results),
+        "seen_headings": list(SEEN_HEADINGS.values()),
+        "clients": attacks.clients(results),
+        "galleries": [samples.gallery(result, storage, folder) for result in list(first.values())[:GALLERIES]],
+        "victims": len(first),
+    }
+
+
+def _seen(results: Sequence[TrialResult]) -> list[Line]:
+    lines = []
+    for row in attacks.client_rows(results):
+        cells = [Cell(getattr(row, name)) for name in SEEN_HEADINGS]
+        cells[-1] = Cell(row.alarm, "bad" if row.alarmed else "")
+        lines.append(Line(tuple(cells), f"client {row.client}"))
+    return lines
+
+
+def _cost(cost: tables.Cost) -> Line:
+    """Return a victim's line: its number, and that of innocent models in brackets."""
+    from markupsafe import Markup
+
+    error, innocent = (
+        tables.DASH if value is None else f"{value:.3f}" for value in (cost.calibration, cost.null_calibration)
+    )
+    sources = [
+        f"{name} {tables.percent(own)} ({tables.percent(null)})" for name, (own, null) in cost.source_accuracy.items()
+    ]
+    texts = (
+        Markup("<code>%s</code> %s") % (cost.victim, cost.point),
+        f"{tables.percent(cost.accuracy)} ({tables.percent(cost.null_accuracy)})",
+        tables.DASH if cost.points is None else f"{cost.points:+.1f} points",
+        error if innocent == tables.DASH else f"{error} ({innocent})",
+        f"{tables.percent(cost.target_probability)} ({tables.percent(cost.null_target_probability)})",
+        Markup("<br>").join(sources) or tables.DASH,
+    )
+    return Line(tuple(map(Cell, texts)))
 
 
 def _chunks(results: Sequence[TrialResult]) -> list[dict[str, list[TrialResult]]]:
@@ -142,21 +279,34 @@ def _figure(groups: dict[str, list[TrialResult]], position: int) -> dict[str, An
     }
 
 
-def write(folder: Path, *, storage: str | Path | None = None, png: Path | None = None) -> Path:
-    """Render ``report.html`` into a sweep's folder from its ``results/*.json``.
+def write(
+    folder: Path,
+    *,
+    storage: str | Path | None = None,
+    png: Path | None = None,
+    prices: PricesConfig | None = None,
+    only: Sequence[str] = (),
+    everything: Sequence[TrialResult] | None = None,
+) -> Path:
+    """Render ``report.html`` into a sweep's folder from its ``results/*.json``; of many points with a CSV beside it.
 
     Args:
-        folder: The sweep's folder; ``sweep.yaml`` in it, if there, gives name and description.
+        folder: The sweep's folder; ``sweep.yaml`` in it, if there, gives name, description and prices.
         storage: Where victims are kept; the one that the sweep was started with when None.
         png: Where to write the curves as one picture, too.
+        prices: What an hour and a query cost; those of ``sweep.yaml`` when None.
+        everything: The folder's results, if they are read already.
+        only: Trials of which the page is made, as ``some`` takes them; it is then named after the first trial.
 
     Returns:
         Path of the report.
 
     Raises:
         ArtifactError: There are no results, or one of them is damaged.
+        ConfigError: ``only`` names no trial.
     """
-    results = read_results(folder)
+    everything = read_results(folder) if everything is None else everything
+    results = some(everything, only) if only else everything
     about = _about(folder)
     text = render(
         results,
@@ -164,19 +314,62 @@ def write(folder: Path, *, storage: str | Path | None = None, png: Path | None =
         description=str(about.get("description") or ""),
         storage=storage,
         folder=folder,
-        search=searches.search_of(folder),
+        search=None if only else searches.search_of(folder),
         command=command_of(folder),
+        prices=prices or prices_of(folder),
+        sweep=everything,
     )
-    path = folder / "report.html"
+    path = folder / (f"report-{results[0].trial}.html" if only else "report.html")
     write_whole(path, text)
+    if tables.is_many(results):
+        table = rung_table.lines(results, evidence.judge_rungs(everything))
+        write_whole(path.with_name(CSV), rung_table.as_csv(table))
     if png is not None:
         curves.png(_chunks(tables.with_short_points(results))[0], png)
     return path
 
 
+def some(results: Sequence[TrialResult], only: Sequence[str]) -> list[TrialResult]:
+    """Return some of a sweep's trials.
+
+    Args:
+        results: All of them.
+        only: Each is the start of a trial's name, or ``path=value`` of its point, where the path may be shortened to
+            its end. Trials are taken that have one of the names, if any is given, and all of the values.
+
+    Raises:
+        ConfigError: There is no such trial.
+    """
+    names = [text for text in only if "=" not in text]
+    wanted = [text.partition("=")[::2] for text in only if "=" in text]
+
+    def fits(result: TrialResult) -> bool:
+        at = {path.removesuffix(".name"): setting(value) for path, value in result.point.items()}
+        return all(
+            any(f".{path}".endswith(f".{end.removesuffix('.name')}") and value == text for path, value in at.items())
+            for end, text in wanted
+        )
+
+    found = [
+        each for each in results if (not names or any(each.trial.startswith(name) for name in names)) and fits(each)
+    ]
+    if not found:
+        paths = ", ".join(dict.fromkeys(path for result in results for path in result.point)) or "none"
+        raise ConfigError(
+            f"no trial of {len(results):,} fits --only {' '.join(only)}; give the start of a trial's name (as in the "
+            f"column trial of `mea-ray report FOLDER --csv`), or path=value of these: {paths}"
+        )
+    return found
+
+
+def prices_of(folder: Path) -> PricesConfig | None:
+    """Return the prices in ``sweep.yaml`` of a sweep's folder; None if it names none."""
+    found = _about(folder).get("prices")
+    return build(PricesConfig, found) if found else None
+
+
 def _about(folder: Path) -> dict[str, Any]:
     from mea_ray.config import load_tree
-    from mea_ray.core.errors import ConfigError
 
     try:
         return load_tree(folder / "sweep.yaml")

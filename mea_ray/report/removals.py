@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -11,7 +11,7 @@ from mea_ray.report import curves, tables
 from mea_ray.results.points import setting
 from mea_ray.results.records import RemovalResult, TrialResult
 from mea_ray.verification.evidence import judge_removals
-from mea_ray.verification.verdict import SEVERITY
+from mea_ray.verification.verdict import SEVERITY, Judgement
 
 ON = {"substitute": "stolen model", "victim": "victim", "null_model": "null model"}
 """Model that a removal was tried on, as in the config, to how the report calls it."""
@@ -90,41 +90,55 @@ def losses(trials: Sequence[TrialResult]) -> list[Loss]:
     return table
 
 
-def lines(results: Sequence[TrialResult]) -> list[RemovalRow]:
-    """Return the table of all removals; empty if none was tried."""
-    table = []
-    judged = judge_removals(results)
+def lines(results: Sequence[TrialResult], judged: tables.Judgements | None = None) -> list[RemovalRow]:
+    """Return the table of all removals; empty if none was tried. Of a sweep of many points, one line over them all.
+
+    Args:
+        results: The trials.
+        judged: Judgements on what the removals left (``judge_removals``), of a sweep that the trials are a part of;
+            None judges these trials alone.
+    """
+    judged = judge_removals(results) if judged is None else judged
     by_name = {result.trial: result for result in results}
-    for point, trials in tables.grouped(results).items():
-        for loss in losses(trials):
-            after = [result.after for result in loss.results]
-            known = [judged[place] for place in loss.places if place in judged]
-            if loss.on == "null_model":
-                controls = [
-                    tables.control_verdict(by_name[trial], report)
-                    for (trial, _), report in zip(loss.places, after, strict=True)
-                ]
-                text, tone = min(controls, key=lambda control: ("bad", "mixed", "good").index(control[1]))
-            elif known:
-                worst = min(known, key=lambda judgement: SEVERITY.index(judgement.verdict))
-                text, tone = worst.text, tables.tone_of(worst.verdict)
-            else:
-                text, tone = tables.DASH, "mixed"
-            table.append(
-                RemovalRow(
-                    point=point,
-                    removal=loss.removal,
-                    on=ON[loss.on],
-                    accuracy=tables.percent(fmean(report.accuracy for report in after)),
-                    accuracy_lost=f"{loss.accuracy:+.1f}",
-                    wsr=tables.percent(tables.mean([report.wsr.rate if report.wsr else None for report in after])),
-                    wsr_lost=tables.DASH if loss.wsr is None else f"{loss.wsr:+.1f}",
-                    p_value=tables.p_text(max((judgement.p_value for judgement in known), default=None)),
-                    verdict=text,
-                    tone=tone,
-                )
-            )
-    return table
+    groups = tables.grouped(results)
+    if tables.is_many(results):
+        groups = {f"{len(groups):,} points": list(results)}
+    return [_row(point, loss, judged, by_name) for point, trials in groups.items() for loss in losses(trials)]
+
+
+def _row(point: str, loss: Loss, judged: tables.Judgements, by_name: Mapping[str, TrialResult]) -> RemovalRow:
+    after = [result.after for result in loss.results]
+    known = [judged[place] for place in loss.places if place in judged]
+    text, tone = _verdict(loss, known, by_name)
+    return RemovalRow(
+        point=point,
+        removal=loss.removal,
+        on=ON[loss.on],
+        accuracy=tables.percent(fmean(report.accuracy for report in after)),
+        accuracy_lost=f"{loss.accuracy:+.1f}",
+        wsr=tables.percent(tables.mean([report.wsr.rate if report.wsr else None for report in after])),
+        wsr_lost=tables.DASH if loss.wsr is None else f"{loss.wsr:+.1f}",
+        p_value=tables.p_text(max((judgement.p_value for judgement in known), default=None)),
+        verdict=text,
+        tone=tone,
+    )
+
+
+def _verdict(loss: Loss, known: Sequence[Judgement], by_name: Mapping[str, TrialResult]) -> tuple[str, tables.Tone]:
+    """Return the worst verdict of a removal's results; of more than a page shows, how many are proved."""
+    if loss.on == "null_model":
+        controls = [
+            tables.control_verdict(by_name[trial], result.after)
+            for (trial, _), result in zip(loss.places, loss.results, strict=True)
+        ]
+        return min(controls, key=lambda control: ("bad", "mixed", "good").index(control[1]))
+    if not known:
+        return tables.DASH, "mixed"
+    worst = min(known, key=lambda judgement: SEVERITY.index(judgement.verdict))
+    proved = sum(judgement.verdict == "proved" for judgement in known)
+    if len(known) > tables.MANY and proved < len(known):
+        return f"{proved:,} of {len(known):,} proved", "mixed" if proved else "bad"
+    return worst.text, tables.tone_of(worst.verdict)
 
 
 def figures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def search_of(folder: Path) -> SearchConfig | None:
         search = build(SearchConfig, load_tree(folder / "sweep.yaml").get("search") or {})
     except ConfigError:
         return None
-    return search if search.name == "optuna" or search.constraints else None
+    return search if search.adaptive or search.constraints else None
 
 
 def found(search: SearchConfig, results: Sequence[TrialResult]) -> Found | None:

@@ -42,10 +42,10 @@ class SeedsRow:
     verdicts: str
 
 
-def lines(results: Sequence[TrialResult]) -> list[SeedsRow]:
-    """Return one line per point and budget, for points with two seeds or more."""
+def lines(results: Sequence[TrialResult], judged: tables.Judgements | None = None) -> list[SeedsRow]:
+    """Return one line per point and budget, for points with two seeds or more; ``judged`` as in ``tables.rows``."""
     table = []
-    judged = judge_rungs(results)
+    judged = judge_rungs(results) if judged is None else judged
     for name, trials in tables.grouped(results).items():
         if len(trials) < 2:
             continue

@@ -14,6 +14,8 @@ from mea_ray.results.records import TrialResult
 
 MOST_VALUES = 6
 """Values of one kind that are listed."""
+LISTED_VALUES = 24
+"""Values of a setting that are listed."""
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -75,17 +77,24 @@ def changed(results: Sequence[TrialResult]) -> list[Setting]:
 
 def varied(results: Sequence[TrialResult]) -> list[Setting]:
     """Return the config paths that the sweep varied, with the values that occurred."""
-    values: dict[str, list[str]] = {}
+    values: dict[str, dict[str, Any]] = {}
     for result in results:
         for path, value in result.point.items():
-            seen = values.setdefault(path, [])
-            if setting(value) not in seen:
-                seen.append(setting(value))
+            values.setdefault(path, {}).setdefault(setting(value), value)
     defaults = defaults_of(results[0].config)
     return [
-        Setting(path, "; ".join(seen), setting(defaults.get(path, defaults.get(f"{path}.name", DASH))))
+        Setting(path, _values(seen), setting(defaults.get(path, defaults.get(f"{path}.name", DASH))))
         for path, seen in values.items()
     ]
+
+
+def _values(seen: Mapping[str, Any]) -> str:
+    """Return the values that occurred; of many numbers the range, of many others the first."""
+    if len(seen) <= LISTED_VALUES:
+        return "; ".join(seen)
+    if all(isinstance(value, (int, float)) for value in seen.values()):
+        return f"{setting(min(seen.values()))} to {setting(max(seen.values()))}, {len(seen):,} values"
+    return f"{'; '.join(list(seen)[:LISTED_VALUES])} and {len(seen) - LISTED_VALUES:,} more"
 
 
 def machines(results: Sequence[TrialResult]) -> list[tuple[str, str]]:

@@ -13,10 +13,14 @@ from typing import Literal
 from mea_ray.results.points import label, shortened
 from mea_ray.results.records import ModelReport, RungResult, SuccessRate, TrialResult
 from mea_ray.verification.evidence import accused, judge_rungs
-from mea_ray.verification.verdict import Verdict
+from mea_ray.verification.verdict import Judgement, Verdict
 
 DASH = "–"
+MANY = 24
+"""Points above which a sweep is summarised instead of being shown point by point."""
 NOT_ACCUSED = "not accused"
+Judgements = Mapping[tuple[str, int], Judgement]
+"""The judgement on the substitute of each (name of the trial, budget)."""
 Tone = Literal["good", "mixed", "bad"]
 """Whether something speaks for the owner's proof (good), against it (bad), or neither (mixed)."""
 MARKS: Mapping[Tone, str] = {"good": "✓", "mixed": "•", "bad": "✗"}
@@ -93,7 +97,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the results table: a rung of a trial. Texts are ready to be shown."""
+    """One line of the results table: a rung of a trial, or a ``control``. Texts are ready to be shown."""
 
     trial: str
     point: str
@@ -107,6 +111,7 @@ class Row:
     p_value: str
     verdict: str
     tone: Tone
+    control: bool = False
 
 
 HEADINGS = {
@@ -124,9 +129,19 @@ HEADINGS = {
 """Column of ``Row`` to its heading, in the order in which they are shown."""
 
 
-def rows(results: Sequence[TrialResult]) -> list[Row]:
-    """Return one row per rung, trials in their order, rungs by budget; below them the thefts of innocent models."""
-    judged = judge_rungs(results)
+def is_many(results: Sequence[TrialResult]) -> bool:
+    """Return whether a sweep has more points than can be shown one by one."""
+    return len(grouped(results)) > MANY
+
+
+def rows(results: Sequence[TrialResult], judged: Judgements | None = None) -> list[Row]:
+    """Return one row per rung, trials in their order, rungs by budget; below them the thefts of innocent models.
+
+    Args:
+        results: The trials.
+        judged: Judgements on their substitutes, of a sweep that they are a part of; None judges these trials alone.
+    """
+    judged = judge_rungs(results) if judged is None else judged
     table = []
     for result in results:
         point = label(result.point, seeds=True) + (" (stopped)" if result.status == "stopped" else "")
@@ -166,7 +181,7 @@ def _control_row(result: TrialResult, rungs: Sequence[RungResult], point: str) -
     """Return the line of the null models that were stolen with one budget: means, and how many would be accused."""
     if len(rungs) == 1:
         point, found = f"{point}: null model stolen", control_verdict(result, rungs[0].report)
-        return _row(result, rungs[0], point, None, *found)
+        return replace(_row(result, rungs[0], point, None, *found), control=True)
     reports = [rung.report for rung in rungs]
     falsely = sum(accused(result, report) for report in reports)
     rates = [report.wsr.rate for report in reports if report.wsr is not None]
@@ -177,6 +192,7 @@ def _control_row(result: TrialResult, rungs: Sequence[RungResult], point: str) -
         _row(result, rungs[0], f"{point}: {len(rungs)} null models stolen", None, DASH, "mixed"),
         accuracy=percent(mean([report.accuracy for report in reports])),
         fidelity=percent(mean([report.fidelity for report in reports])),
+        control=True,
         wsr=wsr,
         wfpr=wfpr,
         verdict=f"{falsely or 'none'} of {len(rungs)} accused falsely" if rates else DASH,

@@ -4,26 +4,55 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mea_ray.report import detections, leaning, removals, search, seeds, selection, statistics, tables, verdict
-from mea_ray.results.points import setting
+from mea_ray.report import (
+    detections,
+    leaning,
+    many,
+    points,
+    removals,
+    search,
+    seeds,
+    selection,
+    spent,
+    statistics,
+    tables,
+    verdict,
+)
+from mea_ray.results.points import setting, short_paths
 from mea_ray.results.records import TrialResult
+from mea_ray.verification import evidence
 
 if TYPE_CHECKING:
-    from mea_ray.config import SearchConfig
+    from mea_ray.config import PricesConfig, SearchConfig
 
 PIPE_WIDTH = 160
-ROWS = 200
-"""Trials listed in a terminal; a sweep may have thousands."""
+TABLE_LINES = 30
+"""Lines of the table of results, its head included."""
+HEAD_LINES = 5
+SOME = 12
+"""Lines of any other table."""
+NARROW = 100
+"""Columns of a terminal below which a rate stands without its interval."""
+MOST_VERDICT = 26
+"""Characters in one line of a verdict."""
+LEFT_OUT: Mapping[int, frozenset[str]] = {
+    150: frozenset(),
+    NARROW: frozenset({"victim", "null", "fidelity", "wfpr"}),
+    0: frozenset({"victim", "null", "fidelity", "wfpr", "accuracy", "p_value"}),
+}
+"""Columns of the results that are left out, by the width from which on only they are; all are in the report."""
 TONES = {"good": "green", "mixed": "yellow", "bad": "red"}
 
 
@@ -44,17 +73,124 @@ def note(text: str) -> None:
     make_console(stderr=True).print(f"[yellow]note[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
-def results_table(results: Sequence[TrialResult]) -> RichTable:
-    """Return the table of all rungs of all trials."""
+def results_table(rows: Sequence[tables.Row], width: int) -> RichTable:
+    """Return the table of rungs: setting and verdict at any width, more columns where there is room.
+
+    Args:
+        rows: One for each line.
+        width: Of the terminal, in characters.
+    """
+    columns = _columns(width)
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
-    for column, heading in tables.HEADINGS.items():
+    for column in columns:
         left = column in {"point", "verdict"}
-        two_lines = heading.replace(" ", "\n", 1)
-        table.add_column(two_lines, justify="left" if left else "right", overflow="fold", no_wrap=not left)
-    for row in tables.rows(results):
-        cells = [escape(str(getattr(row, column))) for column in tables.HEADINGS]
+        table.add_column(
+            _heading(column, width).replace(" ", "\n", 1),
+            justify="left" if left else "right",
+            overflow="fold",
+            no_wrap=not left,
+            width=_point_width(rows, width) if column == "point" else None,
+        )
+    for row in rows:
+        cells = [escape(_cell(row, column, width)) for column in columns]
         cells[-1] = f"[{TONES[row.tone]}]{cells[-1]}[/]"
         table.add_row(*cells)
+    return table
+
+
+def _columns(width: int) -> list[str]:
+    left_out = next((names for least, names in LEFT_OUT.items() if width >= least), frozenset())
+    return [column for column in tables.HEADINGS if column not in left_out]
+
+
+def _cell(row: tables.Row, column: str, width: int) -> str:
+    text = str(getattr(row, column))
+    if column == "verdict":
+        return text.partition(":")[0]  # the reason is among the findings
+    return text.partition(" ")[0] if column == "wsr" and width < NARROW else text
+
+
+def _heading(column: str, width: int) -> str:
+    return "WSR" if column == "wsr" and width < NARROW else tables.HEADINGS[column]
+
+
+def _point_width(rows: Sequence[tables.Row], width: int) -> int:
+    """Return the width of the setting: what the other columns leave, at least a quarter."""
+    others = 0
+    for column in _columns(width):
+        if column != "point":
+            heading = max(map(len, _heading(column, width).split(" ", 1)))
+            longest = max((len(_cell(row, column, width)) for row in rows), default=0)
+            others += max(heading, min(longest, MOST_VERDICT) if column == "verdict" else longest) + 3
+    return max(min(width - others - 1, max((len(row.point) for row in rows), default=8)), width // 4)
+
+
+def fitting(rows: Sequence[tables.Row], width: int) -> list[tables.Row]:
+    """Return the rows that a table of ``TABLE_LINES`` lines has room for.
+
+    What is left out first: thefts of innocent models, then smaller budgets, then the rows in the middle.
+    """
+    own = [row for row in rows if not row.control]
+    last = [row for place, row in enumerate(own) if place + 1 == len(own) or own[place + 1].trial != row.trial]
+    for some in (rows, own, last):
+        if sum(_lines(row, rows, width) for row in some) <= TABLE_LINES - HEAD_LINES:
+            return list(some)
+    room = max(2, (TABLE_LINES - HEAD_LINES) // max(_lines(row, rows, width) for row in last))
+    return [*last[: room - room // 2], *last[-(room // 2) :]]
+
+
+def _lines(row: tables.Row, rows: Sequence[tables.Row], width: int) -> int:
+    words = ceil(len(_cell(row, "verdict", width)) / MOST_VERDICT)
+    room = _point_width(rows, width)
+    return max(1 if len(row.point) <= room else ceil((len(row.point) + 8) / room), words)  # 8: words are not broken
+
+
+def points_table(found: Sequence[points.PointResult], width: int) -> RichTable:
+    """Return the table of the best and the worst points of a sweep of many, in at most ``TABLE_LINES`` lines."""
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, title="The best and the worst points", title_justify="left")
+    columns = (0, 1, 2, 4) if width < NARROW else tuple(range(len(many.POINT_HEADINGS)))
+    for place in columns:
+        table.add_column(
+            many.POINT_HEADINGS[place].replace(" ", "\n", 1),
+            justify="right" if place > 1 else "left",
+            overflow="fold",
+            ratio=1 if place == 0 else None,
+            no_wrap=place > 0,
+        )
+    in_order = points.ranked(found)
+    listed = [many.point_cells(point) for point in in_order]
+    others = 0
+    for place in columns[1:]:
+        heading = max(map(len, many.POINT_HEADINGS[place].split(" ", 1)))
+        others += 3 + max([heading, *(len(cells[place]) for cells in listed)])
+    room = max(width - others - 3, 12)
+    longest = max((len(cells[0]) for cells in listed), default=0)
+    lines = 1 if longest <= room else ceil((longest + 20) / room)  # 20: words are not broken
+    shown = max(1, min(points.SHOWN, len(in_order) // 2, (TABLE_LINES - HEAD_LINES - 2) // (2 * lines)))
+    for place_of_part, part in enumerate((in_order[:shown], in_order[-shown:])):
+        if place_of_part:
+            table.add_section()
+        for point in part:
+            cells = [escape(text) for text in many.point_cells(point)]
+            cells[1] = f"[{TONES[point.tone]}]{cells[1]}[/]"
+            table.add_row(*(cells[place] for place in columns))
+    return table
+
+
+def importance_table(found: Sequence[points.PointResult]) -> RichTable:
+    """Return the table of how much each setting matters, the most important first."""
+    table = RichTable(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        title="Variance that a setting explains alone",
+        title_justify="left",
+    )
+    for place, heading in enumerate(("Setting", *points.OBJECTIVES)):
+        table.add_column(heading.replace(" ", "\n", 1), justify="right" if place else "left", overflow="fold")
+    short = short_paths(points.paths_of(found))
+    for path, of in points.importances(found)[:SOME]:
+        texts = (tables.DASH if value != value else tables.percent(value, 0) for value in of.values())
+        table.add_row(escape(short[path]), *texts)
     return table
 
 
@@ -141,41 +277,85 @@ def found_table(found: search.Found) -> RichTable:
     return table
 
 
-def print_results(console: Console, results: Sequence[TrialResult], sought: SearchConfig | None = None) -> None:
+def print_results(
+    console: Console,
+    results: Sequence[TrialResult],
+    sought: SearchConfig | None = None,
+    *,
+    sweep: Sequence[TrialResult] | None = None,
+    prices: PricesConfig | None = None,
+) -> None:
     """Print the tables and, in plain words, what they say.
 
     Args:
         console: Where to.
         results: The trials.
         sought: The sweep's search, if it looked for the best trials.
+        sweep: All trials of the sweep, where ``results`` are some of them: they are judged with all.
+        prices: What an hour and a query cost, if that is known.
     """
-    results = tables.with_short_points(results)
-    console.print(results_table(results[:ROWS] if len(results) > ROWS else results))
-    if len(results) > ROWS:
-        console.print(f"... and {len(results) - ROWS:,} more trials; all are in the report and in summary.csv")
-    over_seeds = seeds.lines(results)
-    if over_seeds:
-        console.print(means_table(over_seeds[:ROWS]))
-    best = search.found(sought, results) if sought is not None else None
+    judged = evidence.judge_rungs(sweep or results)
+    short = tables.with_short_points(results)
+    if tables.is_many(results):
+        found = points.point_results(short, judged)
+        console.print(points_table(found, console.width))
+        if points.paths_of(found):
+            console.print(importance_table(found))
+    else:
+        _print_rows(console, tables.rows(_by_short_paths(short), judged))
+        _print_some(console, means_table, seeds.lines(short, judged))
+    best = search.found(sought, short) if sought is not None else None
     if best is not None:
         console.print(found_table(best))
-    if separation := statistics.lines(results):
-        console.print(statistics_table(separation))
-    if removed := removals.lines(results):
-        console.print(removals_table(removed))
-    if detected := detections.lines(results):
-        console.print(detections_table(detected))
-    if given_away := leaning.lines(results):
-        console.print(leaning_table(given_away[:ROWS]))
-    if picked := selection.chosen(results):
+    _print_some(console, statistics_table, statistics.lines(short))
+    _print_some(console, removals_table, removals.lines(short, evidence.judge_removals(sweep or results)))
+    _print_some(console, detections_table, detections.lines(short))
+    _print_some(console, leaning_table, leaning.lines(short))
+    if picked := selection.chosen(short):
         console.print(chosen_table(picked))
-    if (how := selection.sentence(results)) is not None:
+    if (how := selection.sentence(short)) is not None:
         console.print(escape(how))
-    for summary in verdict.summaries(results):
-        head, scheme = summary.headline, f"{summary.scheme}: " if summary.scheme else ""
-        console.print(f"[bold {TONES[head.tone]}]{escape(scheme + head.text)}[/]")
-        for finding in summary.findings:
-            console.print(f"  [{TONES[finding.tone]}]{tables.MARKS[finding.tone]}[/] {escape(finding.text)}")
+    for summary in verdict.summaries(results, judged):
+        _print_summary(console, summary)
+    console.print(escape(spent.sentence(results, prices).text))
+
+
+def _print_summary(console: Console, summary: verdict.Summary) -> None:
+    head, scheme = summary.headline, f"{summary.scheme}: " if summary.scheme else ""
+    console.print(f"[bold {TONES[head.tone]}]{escape(scheme + head.text)}[/]")
+    for heading, findings in summary.parts:
+        console.print(f"  [dim]{heading}[/]")
+        for finding in findings:
+            line = Text.assemble((tables.MARKS[finding.tone], TONES[finding.tone]), f" {finding.text}")
+            console.print(Padding(line, (0, 0, 0, 2)))
+
+
+def _by_short_paths(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Return the trials with points whose config paths are as short as they can be."""
+    short = short_paths(list(dict.fromkeys(path for result in results for path in result.point)))
+    return [
+        result.model_copy(update={"point": {short[path]: value for path, value in result.point.items()}})
+        for result in results
+    ]
+
+
+def _print_rows(console: Console, rows: Sequence[tables.Row]) -> None:
+    shown = fitting(rows, console.width)
+    console.print(results_table(shown, console.width))
+    if len(shown) < len(rows):
+        console.print(f"{len(shown)} of {len(rows):,} lines; all are in the report")
+
+
+LineT = TypeVar("LineT")
+
+
+def _print_some(console: Console, table: Callable[[Sequence[LineT]], RichTable], lines: Sequence[LineT]) -> None:
+    """Print a table of at most ``SOME`` lines; nothing of none."""
+    if not lines:
+        return
+    console.print(table(lines[:SOME]))
+    if len(lines) > SOME:
+        console.print(f"{SOME} of {len(lines):,} lines; all are in the report")
 
 
 def pairs_table(title: str, pairs: Iterable[tuple[str, Any]]) -> RichTable:

@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mea_ray.report import leaning
-from mea_ray.report.tables import Tone, grouped, mean, p_text, percent, tone_of, with_short_points
+from mea_ray.report.tables import (
+    Judgements,
+    Tone,
+    grouped,
+    is_many,
+    mean,
+    p_text,
+    percent,
+    tone_of,
+    with_short_points,
+)
 from mea_ray.results.points import label, setting
 from mea_ray.results.records import ModelReport, RemovalResult, RungResult, TrialResult
 from mea_ray.verification import evidence
 from mea_ray.verification.verdict import SEVERITY, Judgement, Verdict
 
-Judgements = Mapping[tuple[str, int], Judgement]
+Part = Literal["survived", "undone", "cost"]
+PARTS: dict[Part, str] = {"survived": "What survived", "undone": "What undoes it", "cost": "What it cost"}
+"""The parts of the first screen, with their headings."""
 HEADLINES: dict[Verdict, str] = {
     "not accounted": "Nothing is proved: a thief's charges and answers differ, so its trial is void.",
     "void": "Nothing is proved: innocent models would be accused as well.",
@@ -33,10 +46,11 @@ SCHEMES = 6
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence and whether it speaks for the owner's proof (good), against it (bad), or neither (mixed)."""
+    """One sentence; whether it speaks for the owner's proof (good), against it (bad), or neither (mixed); its part."""
 
     text: str
     tone: Tone
+    part: Part = "survived"
 
 
 def threshold(results: Sequence[TrialResult]) -> float:
@@ -86,14 +100,24 @@ class Summary:
     headline: Finding
     findings: list[Finding]
 
+    @property
+    def parts(self) -> list[tuple[str, list[Finding]]]:
+        """The findings by ``PARTS``, each with its heading; empty parts are left out."""
+        found = [(PARTS[part], [each for each in self.findings if each.part == part]) for part in PARTS]
+        return [(heading, own) for heading, own in found if own]
 
-def summaries(results: Sequence[TrialResult]) -> list[Summary]:
+
+def summaries(results: Sequence[TrialResult], judged: Judgements | None = None) -> list[Summary]:
     """Return the first screen: one summary for each watermark scheme, in the order of first appearance.
 
     Sweeps over more than ``SCHEMES`` of them have a single summary. All trials are judged at once in either case.
+
+    Args:
+        results: The trials.
+        judged: Judgements on their substitutes, of a sweep that they are a part of; None judges these trials alone.
     """
     results = with_short_points(results)
-    judged = evidence.judge_rungs(results)
+    judged = evidence.judge_rungs(results) if judged is None else judged
     schemes: dict[str, list[TrialResult]] = {}
     for result in results:
         schemes.setdefault(_scheme(result), []).append(result)
@@ -137,11 +161,36 @@ def findings(results: Sequence[TrialResult], judged: Judgements | None = None) -
     sentences = _reasons(groups, judged)
     sentences += [*_removal(results), *_cleaning(results, judged), *_given_away(results), *_cost(results)]
     sentences += [_victim(results), *_innocent(results), *_magnitude(results)]
+    if is_many(results):
+        return [*sentences, *_thefts(groups, judged), *_paper(results)]
     for name, trials in groups.items():
         sentence = _theft(name if len(groups) > 1 else "", trials, judged)
         if sentence:
             sentences.append(sentence)
     return [*sentences, *_paper(results)]
+
+
+def _thefts(groups: Mapping[str, Sequence[TrialResult]], judged: Judgements) -> list[Finding]:
+    """Say of a sweep of many points what substitutes reach in the mean, and where WSR is highest and lowest."""
+    wsr: dict[str, float] = {}
+    accuracy = []
+    for name, trials in groups.items():
+        ends = [rung for rung in map(last_rung, trials) if rung is not None]
+        own = mean([rung.report.wsr.rate if rung.report.wsr else None for rung in ends])
+        if own is not None:
+            wsr[name] = own
+            accuracy += [rung.report.accuracy for rung in ends]
+    if not wsr:
+        return []
+    verdicts = [each.verdict for trials in groups.values() for each in _ends(trials, judged)]
+    proved = verdicts.count("proved")
+    highest, lowest = max(wsr, key=wsr.__getitem__), min(wsr, key=wsr.__getitem__)
+    text = (
+        f"Over {len(wsr):,} points, substitutes reach {percent(mean(accuracy))} accuracy and a WSR of "
+        f"{percent(mean(list(wsr.values())))} in the mean: {percent(wsr[highest])} at {highest}, "
+        f"{percent(wsr[lowest])} at {lowest}. Theft is proved for {proved:,} of {len(verdicts):,} models."
+    )
+    return [Finding(text, "good" if verdicts and proved == len(verdicts) else "mixed" if proved else "bad")]
 
 
 def _named_groups(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
@@ -164,7 +213,7 @@ def _reasons(groups: Mapping[str, Sequence[TrialResult]], judged: Judgements) ->
     unspecific = [reason for reason in judgement.reasons if reason.verdict == "not specific"][1:]
     reasons = [each for each in judgement.reasons if each not in unspecific]
     where = f"At {name}: " if len(worst) > 1 else ""
-    return [Finding(where + each.text, tone_of(each.verdict)) for each in reasons]
+    return [Finding(where + each.text, tone_of(each.verdict), "undone") for each in reasons]
 
 
 def _removal(results: Sequence[TrialResult]) -> list[Finding]:
@@ -183,7 +232,11 @@ def _removal(results: Sequence[TrialResult]) -> list[Finding]:
     if not tried:
         return []
     if not won:
-        return [Finding(f"No removal of {len(tried)} that were tried takes WSR below {percent(limit, 0)}.", "good")]
+        return [
+            Finding(
+                f"No removal of {len(tried)} that were tried takes WSR below {percent(limit, 0)}.", "good", "survived"
+            )
+        ]
     cheapest = min(won, key=_accuracy_lost)
     assert cheapest.after.wsr is not None
     return [
@@ -191,6 +244,7 @@ def _removal(results: Sequence[TrialResult]) -> list[Finding]:
             f"The removal {setting(cheapest.removal)} takes the mark (WSR {percent(cheapest.after.wsr.rate)}) for "
             f"{100 * _accuracy_lost(cheapest):.1f} points of accuracy.",
             "bad",
+            "undone",
         )
     ]
 
@@ -227,10 +281,10 @@ def _cleaned(
     else:
         text += f"the verdict is {is_now.text} instead of {was.text}."
     if "proved" in (was.verdict, is_now.verdict):
-        return Finding(text, "good" if is_now.verdict == "proved" else "bad")
+        return Finding(text, "good") if is_now.verdict == "proved" else Finding(text, "bad", "undone")
     if before <= limit:
-        return Finding(text, "mixed")
-    return Finding(text, "bad" if after <= limit else "good")
+        return Finding(text, "mixed", "undone")
+    return Finding(text, "bad", "undone") if after <= limit else Finding(text, "good")
 
 
 def _accuracy_lost(removal: RemovalResult) -> float:
@@ -255,12 +309,12 @@ def _cost(results: Sequence[TrialResult]) -> list[Finding]:
     if calibration < 0.0005:
         error = "does not raise the calibration error"
     text = f"The mark costs customers {accuracy} on the source classes and {error}."
-    return [Finding(text, "mixed" if points > 1 or calibration > 0.05 else "good")]
+    return [Finding(text, "mixed" if points > 1 or calibration > 0.05 else "good", "cost")]
 
 
 def _given_away(results: Sequence[TrialResult]) -> list[Finding]:
     """Say what the answers give away; of several victims, that of the one that gives away most."""
-    found = [Finding(*sentence) for sentence in map(leaning.sentence, results) if sentence is not None]
+    found = [Finding(*sentence, "undone") for sentence in map(leaning.sentence, results) if sentence is not None]
     return found if not found else [min(found, key=lambda each: ("bad", "mixed", "good").index(each.tone))]
 
 
@@ -317,6 +371,8 @@ def _paper(results: Sequence[TrialResult]) -> list[Finding]:
 
 def _magnitude(results: Sequence[TrialResult]) -> list[Finding]:
     """Say how rare the WSR of the stolen models would be among innocent ones, by the fit that extrapolates."""
+    if is_many(results):  # two fits for each trial; of thousands, some are always unremarkable
+        return []
     found = [
         (probability, result)
         for result in results

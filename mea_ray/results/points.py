@@ -43,6 +43,29 @@ def label(point: Mapping[str, Any], *, seeds: bool = False) -> str:
     return ", ".join(parts) or "all trials"
 
 
+def short_paths(paths: Sequence[str]) -> dict[str, str]:
+    """Return for each config path its shortest end that no other path has, ``name`` left out."""
+    plain = {path: path.removesuffix(".name").split(".") for path in paths}
+    short = {}
+    for path, parts in plain.items():
+        ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        others = [".".join(other) for each, other in plain.items() if each != path]
+        short[path] = next(
+            (end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others)), ".".join(parts)
+        )
+    return short
+
+
+def short_name(point: Mapping[str, Any], short: Mapping[str, str], *, seeds: bool = False) -> str:
+    """Return the settings of a point by their short paths, numbers to three digits."""
+    parts = [
+        f"{short[path]}={f'{value:.3g}' if isinstance(value, float) else setting(value)}"
+        for path, value in point.items()
+        if seeds or not is_seed(path)
+    ]
+    return ", ".join(parts) or "all trials"
+
+
 def sort_key(point: Mapping[str, Any]) -> list[tuple[str, bool, float, str]]:
     """Return what points are sorted by: numbers by size, before everything else, which is sorted as text."""
     key = []

@@ -304,7 +304,7 @@ def needs(configs: list[ExperimentConfig], max_services: int) -> tuple[int, dict
 def demand_of(sweep: SweepConfig, configs: list[ExperimentConfig]) -> cluster.Demand:
     """Return what the experiments need of the cluster."""
     services, replica, replicas = needs(configs, sweep.max_services)
-    if sweep.search.name == "optuna" and any(path.startswith(("victim.", "data.", "service.")) for path in sweep.space):
+    if sweep.search.adaptive and any(path.startswith(("victim.", "data.", "service.")) for path in sweep.space):
         services = sweep.max_services
     reserved = sweep.base.resources
     return cluster.Demand(services, replica, replicas, reserved.trial, reserved.victim, reserved.placement)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ class Finisher:
     Attributes:
         failed: Trials that were given up, with the reason.
         ended: Trials that ended, in whatever way.
+        put_off: Trials that the sweep's time budget left to a later start.
+        deadline: When that budget is spent, by ``time.monotonic``; None without one.
         runs_ended: Runs of Tune that ended; more than ``ended`` where a search suggests a trial twice.
         before_emitting: Called before the event of a trial's end, so that the trial's own events come first.
     """
@@ -39,6 +42,8 @@ class Finisher:
         self.folder, self.trackers, self.emit = folder, trackers, emit
         self.failed: dict[str, str] = {}
         self.ended: set[str] = set()
+        self.put_off: set[str] = set()
+        self.deadline: float | None = None
         self.runs_ended = 0
         self._under_way: dict[str, tuple[str, int]] = {}
         self.before_emitting: Callable[[], None] = lambda: None
@@ -86,6 +91,9 @@ class Finisher:
         if not path.exists():
             work.pull()
             self.folder.storage.pull(f"{self.folder.name}/results/{path.name}")
+        if not path.exists() and self.deadline is not None and time.monotonic() >= self.deadline:
+            self.put_off.add(trial)  # nobody judged it: it goes on from its rungs with --resume
+            return
         if not path.exists():
             stopped = work.partial()
             if stopped is None:

@@ -96,6 +96,16 @@ class Queried(Event):
 
 
 @dataclass(frozen=True)
+class Phase(Event):
+    """A part of a trial begins: the ``number``-th ``substitute``, ``null theft``, ``removal`` or ``detection``."""
+
+    trial: str
+    what: str
+    number: int
+    of: int
+
+
+@dataclass(frozen=True)
 class RungFinished(Event):
     """A substitute was trained and verified; the numbers are those of its ``ModelReport``."""
 

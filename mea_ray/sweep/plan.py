@@ -155,7 +155,7 @@ def draft(sweep: SweepConfig) -> list[Draft]:
     Raises:
         ConfigError: A path of the space is unknown, or some point is no valid experiment.
     """
-    found = probes(axes(sweep)) if sweep.search.name == "optuna" else points(sweep)
+    found = probes(axes(sweep)) if sweep.search.adaptive else points(sweep)
     with loaded_once():
         return [Draft(point, experiment_at(sweep, point)) for point in found]
 
@@ -176,7 +176,7 @@ def plan(sweep: SweepConfig, contents: Contents | None = None, drafts: Sequence[
         DataError: A dataset cannot be loaded.
     """
     contents = contents if contents is not None else Contents()
-    adaptive = sweep.search.name == "optuna"
+    adaptive = sweep.search.adaptive
     found = draft(sweep) if drafts is None else drafts
     trials: dict[str, PlannedTrial] = {}
     for each in found:

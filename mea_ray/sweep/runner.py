@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mea_ray.config import SweepConfig
+from mea_ray.core import plugins
 from mea_ray.core.errors import DataError
 from mea_ray.core.versions import command_line
 from mea_ray.experiment.artifacts import Store
@@ -22,7 +23,7 @@ from mea_ray.experiment.ports import Role
 from mea_ray.results.portable import anonymous, cleaned
 from mea_ray.service.naming import NAMESPACE
 from mea_ray.storage.files import PATIENCE
-from mea_ray.sweep import cluster, events, search
+from mea_ray.sweep import cluster, events, search, tune_classes
 from mea_ray.sweep.broker import Broker, ServiceSpec, demand_of
 from mea_ray.sweep.callback import Finisher
 from mea_ray.sweep.event_log import EventLog
@@ -86,6 +87,7 @@ def run_sweep(
     """
     address = cluster.check_address(address)
     search.check_metric(sweep)
+    tune_classes.check(sweep)
     drafts = draft(sweep)
     py_modules = modules_to_send(sweep.resolved(), sweep.base.resources.py_modules, address)
     folder = SweepFolder(sweep.base.storage, sweep.name)
@@ -123,7 +125,7 @@ def _pending(sweep: SweepConfig, drafts: list[Draft], folder: SweepFolder, begun
         return drafts, Contents()
     known = recorded_contents(folder.path / "plan.json")
     done = {result.trial for result in folder.results()}
-    if sweep.search.name == "optuna":
+    if sweep.search.adaptive:
         return (drafts if len(done) < sweep.search.samples else []), known
     return [each for each in drafts if each.name(known) not in done], known
 
@@ -155,6 +157,8 @@ def _run(
     done = {result.trial for result in found}
     left = [] if the_plan.adaptive else [trial for trial in the_plan.trials if trial.name not in done]
     samples = the_plan.trial_count - len(done) if the_plan.adaptive else len(left)
+    if plugins.is_path(sweep.search.name):  # it suggests from the start again; what is finished answers at once
+        samples = the_plan.trial_count
     log = EventLog(folder)
     emit = _Emitter(on_event or (lambda event: None), log)
     wandb = NodeWandb(folder, sweep.base.tracking, lambda text: emit(events.Warned(text)))
@@ -194,6 +198,7 @@ def _run(
                 _Driver(sweep, the_plan, folder, finisher, emit, start, work).run(left, samples)
             results = folder.results()
             expected = {trial.name for trial in the_plan.trials} if not the_plan.adaptive else done | finisher.ended
+            expected -= finisher.put_off
             for trial in sorted(expected - {result.trial for result in results} - set(finisher.failed)):
                 finisher.fail(trial, "its result was removed or damaged meanwhile; --resume makes it again")
             finisher.drain()
@@ -257,6 +262,7 @@ class _Driver:
         demand, data = self.start.demand, self.start.data.references
         # With an autoscaler, trials that find no room yet are what makes the cluster grow further.
         at_once = samples if self.sweep.cluster_wait_s else self.start.at_once
+        at_once = min(at_once, self.sweep.max_concurrent_trials or at_once)
         with self._events() as emit:
             if not self.plan.adaptive:
                 left = self._prefetch(left, data, emit)

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mea_ray.config import SweepConfig
+from mea_ray.core import plugins
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import nearest
 from mea_ray.core.seeding import derive
 from mea_ray.results.numbers import METRICS, trial_metrics
 from mea_ray.results.records import TrialResult
+from mea_ray.sweep import tune_classes
 from mea_ray.sweep.objective import JUDGED
 from mea_ray.sweep.space import Axis, Point, axes
 
@@ -31,6 +33,7 @@ def check_metric(sweep: SweepConfig) -> None:
     search = sweep.search
     named = [("search.metric", name) for name, _ in search.objectives]
     named += [("search.constraints", name) for name in search.constraints]
+    named += [("stop", name) for name in sweep.stop if name != "training_iteration"]
     if sweep.select is not None:
         named += [("select.metric", sweep.select.metric)]
         named += [("select.constraints", name) for name in sweep.select.constraints]
@@ -45,6 +48,9 @@ def scheduler(sweep: SweepConfig) -> TrialScheduler:
     """Return Tune's scheduler; its unit of time is one rung of the budget."""
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
+    if plugins.is_path(sweep.scheduler.name):
+        found: TrialScheduler = tune_classes.scheduler(sweep)
+        return found
     if sweep.scheduler.name == "fifo":
         return FIFOScheduler()  # type: ignore[no-untyped-call]
     return ASHAScheduler(

@@ -72,10 +72,10 @@ def axes(sweep: SweepConfig) -> list[Axis]:
     for path in sweep.seed_points[0]:
         if path in sweep.space:
             problems.append(f"space.{path}: `seeds` sets it, too; take it out of the space, or drop `seeds`")
-    if sweep.seeds is not None and sweep.search.name == "optuna":
+    if sweep.seeds is not None and sweep.search.adaptive:
         problems.append(
-            "seeds: search.name=optuna tries every point once; drop `seeds`, and repeat the best points in a sweep of "
-            "their own: search.name=grid with `seeds`"
+            f"seeds: search.name={sweep.search.name} tries every point once; drop `seeds`, and repeat the best "
+            "points in a sweep of their own: search.name=grid with `seeds`"
         )
     for path, entry in sweep.space.items():
         try:
@@ -157,8 +157,10 @@ def points(sweep: SweepConfig) -> list[Point]:
     Raises:
         ConfigError: The space is not valid (see ``axes``), is too large, or the search is ``optuna``.
     """
-    if sweep.search.name == "optuna":
-        raise ConfigError("search.name=optuna chooses its points while it runs; they cannot be listed before")
+    if sweep.search.adaptive:
+        raise ConfigError(
+            f"search.name={sweep.search.name} chooses its points while it runs; they cannot be listed before"
+        )
     all_axes = axes(sweep)
     grid = [axis for axis in all_axes if axis.kind == "grid"]
     drawn = [axis for axis in all_axes if axis.kind != "grid"]

@@ -129,10 +129,21 @@ class TrialListener(Listener):
     def __init__(self, trial: str, tools: Tools) -> None:
         self.trial, self.tools = trial, tools
 
+        self._known: set[int] = set()
+
+    def on_known(self, rung: RungResult) -> None:
+        """Send the event."""
+        self._known.add(rung.budget)
+        self.tools.on_event(events.rung_finished(self.trial, rung))
+
+    def on_phase(self, what: str, number: int, of: int) -> None:
+        """Send the event."""
+        self.tools.on_event(events.Phase(self.trial, what, number, of))
+
     def on_rung(self, rung: RungResult, so_far: TrialResult, *, again: bool) -> None:
-        """Send the event once, and report to Tune in every process: Tune counts the rungs of each anew."""
-        if not again:
-            self.tools.on_event(events.rung_finished(self.trial, rung))
+        """Send the event unless that is done, and report to Tune in every process: Tune counts anew in each."""
+        if not again and rung.budget not in self._known:
+            self.on_known(rung)
         self.tools.report(trial_metrics(so_far, rung))
 
     def on_step(self, step: Step) -> None:

@@ -11,6 +11,7 @@ import re
 import signal
 import tempfile
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,8 @@ from typing import Any
 
 from ray.exceptions import OutOfMemoryError
 
-from mea_ray.sweep import events, search
+from mea_ray.core import plugins
+from mea_ray.sweep import events, search, tune_classes
 from mea_ray.sweep.callback import OUT_OF_MEMORY, Finisher
 from mea_ray.sweep.trainable import TrialContext, tune_trial
 
@@ -40,6 +42,8 @@ class Tuning:
         self.context, self.finisher, self.data, self.at_once = context, finisher, data, at_once
         self.sweep = context.sweep
         self._out_of_memory: Counter[str] = Counter()
+        budget_s = self.sweep.time_budget_s
+        finisher.deadline = None if budget_s is None else time.monotonic() + budget_s
 
     def run(self, samples: int) -> None:
         """Run until every trial has ended.
@@ -57,6 +61,8 @@ class Tuning:
             still = samples - self.finisher.runs_ended
             if not self.context.points and still <= 0:
                 return
+            if self._out_of_time():
+                return
             try:
                 with tempfile.TemporaryDirectory(prefix="mea_ray_tune_", ignore_cleanup_errors=True) as notes:
                     self._fit(left, still, notes)
@@ -67,8 +73,20 @@ class Tuning:
                 self._blame(out_of_memory)
             else:
                 break
-        if self.finisher.interrupted(self.context.points or None, samples):
+        if self.finisher.interrupted(self.context.points or None, samples) and not self._out_of_time():
             raise KeyboardInterrupt
+
+    def _out_of_time(self) -> bool:
+        """Return whether the time budget is spent; what has not ended is then put off to the next ``--resume``."""
+        finisher, budget_s = self.finisher, self.sweep.time_budget_s
+        if finisher.deadline is None or time.monotonic() < finisher.deadline:
+            return False
+        for name in finisher.under_way():
+            finisher.release(name)
+        finisher.put_off |= {*self.context.points, *finisher.under_way()} - finisher.ended
+        left = f"{len(finisher.put_off):,} trials are" if self.context.points else "what was under way is"
+        finisher.emit(events.Warned(f"the time budget of {budget_s:g} s is spent; {left} left to --resume"))
+        return True
 
     def _fit(self, left: list[str], samples: int, notes: str) -> None:
         from ray import tune
@@ -80,6 +98,7 @@ class Tuning:
         )
         space: dict[str, Any] = {}
         searcher = None
+        imported = plugins.is_path(self.sweep.search.name)
         if left:
             space, samples = {"trial": tune.grid_search(left)}, 1
         else:
@@ -89,7 +108,13 @@ class Tuning:
                 for trial in folder.trials()
                 if folder.result(trial.folder.name) is None and trial.folder.name not in self.finisher.failed
             ]
-            searcher = search.optuna_search(self.sweep, folder.results(), [p for p in begun if p is not None])
+            searcher = (
+                tune_classes.searcher(self.sweep)
+                if imported
+                else search.optuna_search(self.sweep, folder.results(), [p for p in begun if p is not None])
+            )
+            space = tune_classes.space(self.sweep) if imported else {}
+        deadline = self.finisher.deadline
         tuner = tune.Tuner(
             trainable,
             param_space=space,
@@ -98,6 +123,7 @@ class Tuning:
                 scheduler=search.scheduler(self.sweep),
                 num_samples=samples,
                 max_concurrent_trials=self.at_once,
+                time_budget_s=None if deadline is None else max(1.0, deadline - time.monotonic()),
                 # A process takes seconds to start and import; a trial leaves nothing behind in one but that.
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -107,7 +133,8 @@ class Tuning:
                 # Its own notes, which nobody reads: not where a storage that is away would hold up all trials.
                 storage_path=notes,
                 verbose=0,
-                callbacks=[self.finisher.callback()],
+                stop=dict(self.sweep.stop) or None,
+                callbacks=[self.finisher.callback(), *tune_classes.callbacks(self.sweep)],
                 failure_config=tune.FailureConfig(max_failures=self.sweep.max_failures),
             ),
         )

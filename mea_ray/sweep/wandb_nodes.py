@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mea_ray.config import TrackingConfig
+from mea_ray.core.versions import command_line
 from mea_ray.results.records import TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
@@ -28,12 +29,15 @@ class WandbOwner:
         folder: The sweep's folder.
         config: The ``tracking`` section.
         sweep: The sweep's resolved config.
+        command: The command line of its driver.
     """
 
-    def __init__(self, folder: SweepFolder, config: TrackingConfig, sweep: Mapping[str, Any]) -> None:
+    def __init__(self, folder: SweepFolder, config: TrackingConfig, sweep: Mapping[str, Any], command: str) -> None:
         self.folder = folder
         self._warnings: list[str] = []
-        tracker = wandb_tracker(config, folder.path, folder.name, warn=self._warnings.append, storage=folder.storage)
+        tracker = wandb_tracker(
+            config, folder.path, folder.name, warn=self._warnings.append, storage=folder.storage, command=command
+        )
         self.shown = TrackerSet([tracker], self._warnings.append)
         self.shown.log_config(sweep)
 
@@ -132,7 +136,9 @@ class NodeWandb:
     def _itself(self) -> Tracker:
         if self._own is None:
             place, storage = self.folder, self.folder.storage
-            self._own = wandb_tracker(self.config, place.path, place.name, warn=self.warn, storage=storage)
+            self._own = wandb_tracker(
+                self.config, place.path, place.name, warn=self.warn, storage=storage, command=command_line()
+            )
             self._own.log_config(self._sweep)
         return self._own
 
@@ -145,7 +151,7 @@ class NodeWandb:
             actor = self._ray.remote(WandbOwner).options(
                 num_cpus=0, max_restarts=3, max_task_retries=3, scheduling_strategy=place
             )
-            self._owners[node] = actor.remote(self.folder, self.config, self._sweep)
+            self._owners[node] = actor.remote(self.folder, self.config, self._sweep, command_line())
         return self._owners[node]
 
     def _collect(self, timeout_s: float) -> None:

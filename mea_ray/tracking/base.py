@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mea_ray.config import TrackingConfig
 from mea_ray.results.records import TrialResult
+
+if TYPE_CHECKING:
+    from mea_ray.tracking.wandb_tracker import WandbTracker
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ class TrackerSet:
                 self.warn(f"{name} failed ({type(error).__name__}: {reason}); results are on disk and complete")
 
 
-def wandb_tracker(config: TrackingConfig, folder: Path, name: str, **more: Any) -> Tracker:
+def wandb_tracker(config: TrackingConfig, folder: Path, name: str, **more: Any) -> WandbTracker:
     """Return the tracker for W&B that a ``tracking`` section asks for; ``more``: its other parameters."""
     from mea_ray.tracking.wandb_tracker import WandbTracker
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mea_ray.results.numbers import rung_metrics
+from mea_ray.results.points import short_name, short_paths
 from mea_ray.results.records import TrialResult
 
 CURVE_POINTS = 500
@@ -51,6 +52,36 @@ def attack_curves(result: TrialResult) -> dict[str, list[tuple[int, float]]]:
     """
     logged = result.rungs[-1].curves if result.rungs else {}
     return {f"attack/{name}": thinned(points, CURVE_POINTS) for name, points in logged.items()}
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{"a": {"b": value}}`` of ``{"a.b": value}``: W&B filters and groups by the parts of a nested key."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split(".")
+        inner = tree
+        for name in parents:
+            below = inner.get(name)
+            if not isinstance(below, dict):  # a value above: both are kept, the value by an empty name
+                below = inner[name] = {} if below is None else {"": below}
+            inner = below
+        if isinstance(inner.get(last), dict):
+            inner[last][""] = value
+        else:
+            inner[last] = value
+    return tree
+
+
+def name_of(result: TrialResult) -> str:
+    """Return the name of a trial's run: what the sweep set, in short; the trial's own name if it set nothing."""
+    return short_name(result.point, short_paths(list(result.point)), seeds=True)[:120] if result.point else result.trial
+
+
+def innocent_band(result: TrialResult, budget: int) -> dict[str, float]:
+    """Return the lowest and highest WSR of innocent models, and of those stolen with a budget; empty without any."""
+    reports = [*result.null_reports, *(rung.report for rung in result.stolen_nulls if rung.budget == budget)]
+    rates = [report.wsr.rate for report in reports if report.wsr is not None]
+    return {"null_low": min(rates), "null_high": max(rates)} if rates else {}
 
 
 def owner_saw(result: TrialResult) -> dict[str, float | int | bool | str | None]:

@@ -16,7 +16,17 @@ from urllib.parse import urlparse
 from mea_ray.results.numbers import rung_metrics
 from mea_ray.results.records import TrialResult
 from mea_ray.storage.remote import Storage
-from mea_ray.tracking.rows import aftermath, attack_curves, flatten, groups_of, owner_saw, rows
+from mea_ray.tracking.rows import (
+    aftermath,
+    attack_curves,
+    flatten,
+    groups_of,
+    innocent_band,
+    name_of,
+    nested,
+    owner_saw,
+    rows,
+)
 
 _CURVES = (
     "wsr",
@@ -29,8 +39,12 @@ _CURVES = (
     "p_value",
     "null_wsr",
     "stolen_null_wsr",
+    "null_low",
+    "null_high",
+    "threshold",
 )
 _INIT_TIMEOUT_S = 20.0
+_THRESHOLD = 0.3
 _LOGGED = "logged"
 """Set in a run's summary when all of it is logged."""
 IGNORED_VARIABLES = (
@@ -66,6 +80,7 @@ class WandbTracker:
         group: What groups runs. The other two are in each run's config; the seed is in its tags, too.
         runs_per_minute: Online: largest number of runs started in a minute.
         storage: Storage that the folder lies in; finished offline runs are copied to it if it is a remote one.
+        command: The command line of the sweep; empty if it is not known.
         warn: Called with a sentence when online becomes offline, and when a variable of the environment is ignored.
     """
 
@@ -81,18 +96,19 @@ class WandbTracker:
         group: Literal["victim", "seed", "setting"] = "victim",
         runs_per_minute: float = 60.0,
         storage: Storage | None = None,
+        command: str = "",
         warn: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.folder, self.sweep, self.mode = folder, sweep, mode
         self.project, self.entity, self.log_models, self.warn = project, entity, log_models, warn
-        self.group, self.storage = group, storage
+        self.group, self.storage, self.command = group, storage, command
         self._pause_s, self._next = 60.0 / runs_per_minute, float("-inf")
         self._config: dict[str, Any] = {}
         self._warned = False
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Keep the sweep's config for the summary run."""
-        self._config = flatten(config)
+        self._config = nested(flatten(config))
 
     def log(self, result: TrialResult, models: Mapping[str, Path]) -> None:
         """Log one trial as a run; the victim that it attacked first, if this sweep has not logged it yet."""
@@ -118,6 +134,30 @@ class WandbTracker:
         try:
             run.log({"trials": wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)})
             run.summary.update({"trials": trials, "queries_charged": charged})
+        finally:
+            self._finish(run)
+
+    def attach(self, files: Iterable[Path]) -> None:
+        """Attach the sweep's rendered report, as a page to look at and as an artifact, to a run of its own.
+
+        Args:
+            files: ``report.html`` and what lies beside it; those that are not there are left out.
+        """
+        import wandb
+
+        there = [file for file in files if file.is_file()]
+        if not there:
+            return
+        run = self._start(f"report-{self.sweep}", "report", {"command": self.command}, group=None)
+        try:
+            artifact = wandb.Artifact(f"report-{self.sweep}", type="report", metadata={"sweep": self.sweep})
+            for file in there:
+                artifact.add_file(str(file), policy="immutable")
+            run.log_artifact(artifact)
+            pages = {
+                file.stem: wandb.Html(file.read_text(encoding="utf-8")) for file in there if file.suffix == ".html"
+            }
+            run.log(pages, step=0)
         finally:
             self._finish(run)
 
@@ -152,15 +192,28 @@ class WandbTracker:
 
     def _log_trial(self, result: TrialResult, models: Mapping[str, Path]) -> None:
         groups = groups_of(result)
-        config = {**flatten(result.config), **{f"group.{name}": value for name, value in groups.items()}}
-        run = self._start(result.trial, "trial", config, group=groups[self.group], tags=[groups["seed"]])
+        config = {
+            **nested(flatten(result.config)),
+            "set": nested(flatten(result.point)),
+            "group": groups,
+            "git": {"commit": result.versions.get("commit", "unknown")},
+            "command": self.command,
+        }
+        run = self._start(
+            result.trial,
+            "trial",
+            config,
+            group=groups[self.group],
+            tags=[groups["seed"]],
+            shown=name_of(result),
+        )
         try:
             if run.summary.get(_LOGGED):  # online, by a start that was killed before it noted so on the disk
                 return
             self._log_curves(run, result)
             if self.log_models:
                 self._link_models(run, result, models)
-            run.summary.update({**self._summary(result), _LOGGED: True})
+            run.summary.update({**self._summary(result), **aftermath(result), _LOGGED: True})
         finally:
             self._finish(run)
 
@@ -170,7 +223,13 @@ class WandbTracker:
         run.define_metric("queries")
         for name in _CURVES:
             run.define_metric(name, step_metric="queries")
-        points = [rung_metrics(result, rung) for rung in result.rungs]
+        limit = float(result.config.get("verification", {}).get("threshold", _THRESHOLD))
+        points: list[dict[str, Any]] = [
+            {**rung_metrics(result, rung), "threshold": limit, **innocent_band(result, rung.budget)}
+            for rung in result.rungs
+        ]
+        if chart := _robustness(points):
+            points[-1] = {**points[-1], "robustness": chart}
         for name, curve in attack_curves(result).items():
             run.define_metric(name, step_metric="queries")
             points += [{"queries": queries, name: value} for queries, value in curve]
@@ -190,9 +249,8 @@ class WandbTracker:
             "victim_wfpr_classes": report.wfpr_classes.rate if report.wfpr_classes else None,
             **{f"set.{path}": value for path, value in flatten(result.point).items()},
             **owner_saw(result),
-            **aftermath(result),
         }
-        return {name: value for name, value in numbers.items() if value is not None}
+        return nested({name: value for name, value in numbers.items() if value is not None})
 
     def _log_victim(self, result: TrialResult, folder: Path) -> None:
         run = self._start(f"victim-{result.victim}", "victim", {}, group=f"victim-{result.victim}")
@@ -245,7 +303,13 @@ class WandbTracker:
             run.log_artifact(artifact)
 
     def _start(
-        self, name: str, job_type: str, config: Mapping[str, Any], group: str | None, tags: Iterable[str] = ()
+        self,
+        name: str,
+        job_type: str,
+        config: Mapping[str, Any],
+        group: str | None,
+        tags: Iterable[str] = (),
+        shown: str = "",
     ) -> Any:
         """Start a run, or take up one of the same name: quiet, within a time limit, and offline if online fails."""
         import wandb
@@ -275,7 +339,7 @@ class WandbTracker:
             "project": self.project,
             "entity": self.entity,
             "id": identity,
-            "name": name,
+            "name": shown or name,
             "group": group,
             "job_type": job_type,
             "config": dict(config),
@@ -317,6 +381,23 @@ class WandbTracker:
             yield
         finally:
             os.environ.update(hidden)
+
+
+def _robustness(points: list[dict[str, Any]]) -> Any:
+    """Return the chart of WSR over queries with the threshold and the band of innocent models; None without WSR."""
+    known = [point for point in points if "wsr" in point]
+    if not known:
+        return None
+    import wandb
+
+    names = ["wsr", "threshold", *(name for name in ("null_low", "null_high") if all(name in each for each in known))]
+    return wandb.plot.line_series(
+        xs=[point["queries"] for point in known],
+        ys=[[point[name] for point in known] for name in names],
+        keys=names,
+        title="WSR, threshold, and the range of innocent models",
+        xname="queries",
+    )
 
 
 def run_id(sweep: str, name: str) -> str:

@@ -301,6 +301,7 @@ EVENTS: list[events.Event] = [
     events.TrialStarted("t1", {"thief.model.name": "[bold]odd"}, 1, "n", (50, 100), 0),
     events.Queried("t1", 50, 100),
     events.Queried("t1", 100, 100),
+    events.Phase("t1", "substitute", 2, 2),
     events.RungFinished("t1", 100, 100, 0.9, 0.8, 0.7, 0.1, 0.0),
     events.Tried("t1", "wrk", "null_model", 0.8, 0.015),
     events.Tried("t1", "neural_cleanse", "substitute", flagged=("deer", "dog")),
@@ -330,6 +331,33 @@ def test_progress_tells_everything_with_and_without_a_terminal(terminal: bool) -
     assert "started\n" in told and "goes on, 1 of 2 rungs done before" in told and "ReplicasAway" not in told
     assert "100 queries answered" in told and "W&B is away" in told
     assert ("\x1b[" in told) is terminal
+
+
+def test_a_log_is_never_silent_for_long_and_names_the_phase_and_the_time_left() -> None:
+    import io
+
+    now = [0.0]
+    stream = io.StringIO()
+    progress = SweepProgress(Console(file=stream, width=200, color_system=None), clock=lambda: now[0])
+    progress.beat()
+    assert stream.getvalue() == "", "something was printed just now"
+    now[0] = 9.0
+    progress.beat()
+    assert "waiting for the first trial" in stream.getvalue()
+    progress(events.SweepStarted("out", 3, 0, 1, 1, 200))
+    for name in ("t1", "t2"):
+        progress(events.TrialStarted(name, {"seed": int(name[1])}, 1, "n", (50, 100), 0))
+    progress(events.Phase("t1", "substitute", 1, 2))
+    progress(events.Phase("t2", "removal", 3, 12))
+    now[0] = 19.0
+    progress(events.TrialFinished("t1", "out/results/t1.json"))
+    now[0] = 28.0
+    progress.beat()
+    *_, last = stream.getvalue().splitlines()
+    assert last.endswith("seed=2: removal 3/12; 2 left, about 38 s")
+    lines = len(stream.getvalue().splitlines())
+    progress.beat()
+    assert len(stream.getvalue().splitlines()) == lines
 
 
 def test_progress_shows_an_event_that_it_does_not_know() -> None:

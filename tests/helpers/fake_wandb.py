@@ -58,6 +58,8 @@ class FakeWandb(types.ModuleType):
         self.environment: dict[str, str] = {}
         self.Artifact = FakeArtifact
         self.Settings = dict
+        self.Html = str
+        self.plot = types.SimpleNamespace(line_series=lambda **chart: chart)
 
     def Table(self, columns: list[str], data: list[list[Any]], allow_mixed_types: bool) -> Any:  # noqa: N802
         return [dict(zip(columns, line, strict=True)) for line in data]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, browse
 from PIL import Image
 from report_results import model_report, rate, trial, with_innocents, with_removals, write_sweep
 from scipy import stats
@@ -20,8 +19,6 @@ from mea_ray.report import curves, html, markdown, samples, settings, tables, te
 from mea_ray.results.points import shortened, sort_key
 from mea_ray.results.records import TrialResult
 from mea_ray.watermarks.base import WatermarkSamples
-
-CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 
 
 @pytest.fixture(scope="module")
@@ -424,16 +421,6 @@ def test_the_png_has_all_four_pictures(tmp_path: Path) -> None:
     html.write(tmp_path, png=tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.width > 1000 and picture.height > 700
-
-
-def browse(page: Path, profile: Path, *arguments: str) -> str:
-    """Open a page in headless Chromium with a fresh profile and return what it prints."""
-    assert CHROMIUM is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    command = [CHROMIUM, *flags, f"--user-data-dir={profile}", *arguments, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; apt-get install chromium runs this test")

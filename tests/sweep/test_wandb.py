@@ -73,13 +73,13 @@ def test_online_runs_are_started_at_a_bounded_rate_and_offline_ones_at_once(
 
 
 def test_an_owner_logs_what_is_there_once_and_tells_what_went_wrong(wandb: FakeWandb, folder: SweepFolder) -> None:  # noqa: F811
-    owner = WandbOwner(folder, TrackingConfig(), {"name": "s"})
+    owner = WandbOwner(folder, TrackingConfig(), {"name": "s"}, "mea-ray sweep s")
     assert owner.log("none") == [] and owner.log("t0") == [] and len(wandb.runs) == 1
     wandb.fails = "log"
     (told,) = owner.log("t1")
     assert "disk full" in told
     wandb.fails = ""
-    again = WandbOwner(folder, TrackingConfig(), {"name": "s"})
+    again = WandbOwner(folder, TrackingConfig(), {"name": "s"}, "mea-ray sweep s")
     assert again.log("t0") == again.log("t1") == again.summarize() == []
     assert [run.arguments["name"] for run in wandb.runs] == ["t0", "t1", "t1", "summary-s"]
 
@@ -182,11 +182,11 @@ def test_runs_of_all_nodes_meet_at_a_remote_storage(
             return started
 
         monkeypatch.setattr(wandb, "init", start)
-        owner = WandbOwner(here, TrackingConfig(), {})
+        owner = WandbOwner(here, TrackingConfig(), {}, "")
         assert owner.log(name) == []
         monkeypatch.setattr(wandb, "init", init)
     # Another node logs neither again.
-    owner = WandbOwner(on("three"), TrackingConfig(), {})
+    owner = WandbOwner(on("three"), TrackingConfig(), {}, "")
     assert owner.log("t0") == owner.log("t1") == [] and len(wandb.runs) == 2
     laptop = on("laptop")
     assert [run.name for run in unsent(laptop)] == ["offline-run-t0", "offline-run-t1"]

@@ -15,7 +15,7 @@ from mea_ray.config import TrackingConfig
 from mea_ray.results.numbers import rung_metrics
 from mea_ray.results.records import ModelReport, QueryLogRecord, RungResult, SuccessRate, TrialResult
 from mea_ray.tracking import TrackerSet, trackers
-from mea_ray.tracking.rows import flatten
+from mea_ray.tracking.rows import flatten, nested
 from mea_ray.tracking.wandb_tracker import IGNORED_VARIABLES, WandbTracker, run_id
 
 
@@ -46,7 +46,7 @@ def result(trial: str = "t0") -> TrialResult:
         queries_charged=200,
         seconds=12.0,
         device="cpu",
-        versions={},
+        versions={"commit": "abc1234"},
     )
 
 
@@ -63,16 +63,29 @@ def models(tmp_path: Path) -> dict[str, Path]:
 def test_a_trial_is_one_run_with_its_curve_over_queries(
     wandb: FakeWandb, tmp_path: Path, models: dict[str, Path]
 ) -> None:
-    WandbTracker(tmp_path, "sweep").log(result(), models)
+    WandbTracker(tmp_path, "sweep", command="mea-ray sweep s").log(result(), models)
     victim, trial = wandb.runs
     assert victim.arguments["group"] == trial.arguments["group"] == "victim-v0"
-    assert (trial.arguments["name"], trial.arguments["mode"]) == ("t0", "offline")
-    config = {name: value for name, value in trial.arguments["config"].items() if not name.startswith("group.")}
-    assert config == {"seed": 1, "thief.budgets": "100,200", "thief.model.name": "cnn9"}
-    for name in ("wsr", "wfpr", "accuracy", "fidelity", "p_value", "null_wsr"):
+    assert (trial.arguments["name"], trial.arguments["mode"]) == ("seed=1, model=cnn9(width=0.5)", "offline")
+    assert trial.arguments["config"] == {
+        "seed": 1,
+        "thief": {"budgets": "100,200", "model": {"name": "cnn9"}},
+        "set": {"seed": 1, "thief": {"model": {"name": "cnn9", "width": 0.5}}},
+        "group": {"victim": "victim-v0", "seed": "seed-1", "setting": "thief.model.name=cnn9, thief.model.width=0.5"},
+        "git": {"commit": "abc1234"},
+        "command": "mea-ray sweep s",
+    }
+    for name in ("wsr", "wfpr", "accuracy", "fidelity", "p_value", "null_wsr", "threshold", "null_high"):
         assert trial.metrics[name] == "queries"
     assert [(line["queries"], line["wsr"]) for line in trial.logged] == [(100, 0.5), (200, 0.75)]
     assert trial.logged[0]["null_wsr"] == pytest.approx(0.03)
+    assert [(line["threshold"], line["null_low"], line["null_high"]) for line in trial.logged] == [
+        (0.3, 0.02, 0.04)
+    ] * 2
+    chart = trial.logged[-1]["robustness"]
+    assert (chart["xs"], chart["keys"]) == ([100, 200], ["wsr", "threshold", "null_low", "null_high"])
+    assert chart["ys"] == [[0.5, 0.75], [0.3, 0.3], [0.02, 0.02], [0.04, 0.04]]
+    assert trial.summary["set"]["thief"]["model"]["name"] == "cnn9", "by the names of the config"
     assert trial.summary["queries_charged"] == 200 and victim.finished and trial.finished
 
 
@@ -90,7 +103,7 @@ def test_curves_of_the_attack_and_what_the_owner_saw_are_logged(wandb: FakeWandb
     assert [(line["queries"], line["attack/reward"]) for line in run.logged if "attack/reward" in line] == curves[
         "reward"
     ]
-    assert run.summary["query_log.1.images"] == 200 and run.summary["query_log.1.alarm"] is True
+    assert run.summary["query_log"]["1"]["images"] == 200 and run.summary["query_log"]["1"]["alarm"] is True
 
 
 def test_models_are_linked_and_the_key_stays_at_home(wandb: FakeWandb, tmp_path: Path, models: dict[str, Path]) -> None:
@@ -172,12 +185,29 @@ def test_the_summary_has_one_line_per_rung(wandb: FakeWandb, tmp_path: Path) -> 
     tracker.log_config({"name": "sweep", "base": {"seed": 0}})
     tracker.summarize([result("t0"), result("t1")])
     (run,) = wandb.runs
-    assert run.arguments["config"] == {"name": "sweep", "base.seed": 0}
+    assert run.arguments["config"] == {"name": "sweep", "base": {"seed": 0}}
     table = run.logged[0]["trials"]
     assert [(line["trial"], line["queries"], line["wsr"]) for line in table] == [
         ("t0", 100, 0.5), ("t0", 200, 0.75), ("t1", 100, 0.5), ("t1", 200, 0.75),
     ]  # fmt: skip
     assert table[0]["set.thief.model.name"] == "cnn9"
+
+
+def test_a_rendered_report_is_attached_to_one_run(wandb: FakeWandb, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("<h1>demo</h1>", encoding="utf-8")
+    tracker = WandbTracker(tmp_path, "sweep", mode="online", runs_per_minute=1e6)
+    for _ in range(2):
+        tracker.attach([tmp_path / "report.html", tmp_path / "report.csv"])
+    (run,) = wandb.runs
+    assert run.logged == [{"report": "<h1>demo</h1>"}], "a step that is there is not added again"
+    assert (run.artifacts[0].type, run.artifacts[0].files) == ("report", ["report.html"])
+    WandbTracker(tmp_path, "other").attach([tmp_path / "nothing.html"])
+    assert len(wandb.runs) == 1
+
+
+def test_keys_are_nested_and_nothing_is_lost() -> None:
+    assert nested({"a.b": 1, "a.c.d": 2, "e": 3}) == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert nested({"a": 1, "a.b": 2}) == nested({"a.b": 2, "a": 1}) == {"a": {"": 1, "b": 2}}
 
 
 @pytest.mark.parametrize("fails", ["init", "log"])
@@ -293,6 +323,30 @@ def test_numbers_that_do_not_exist_are_left_out() -> None:
     assert flatten({"a": {"b": [1, 2]}, "c": None}) == {"a.b": "1,2", "c": None}
 
 
+def _read_back(stored: Path) -> None:
+    """Check what W&B itself reads in an offline run: name, group, nested config and steps."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    store.open_for_scan(str(stored))
+    steps: list[dict[str, Any]] = []
+    runs = []
+    while (data := store.scan_data()) is not None:
+        record: Any = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+        record.ParseFromString(data)
+        if record.HasField("run"):
+            runs.append(record.run)
+        if record.HasField("history"):
+            steps.append({item.key or ".".join(item.nested_key): item.value_json for item in record.history.item})
+    assert runs[0].display_name == "seed=1, model=cnn9(width=0.5)" and runs[0].run_group == "victim-v0"
+    config = {item.key: json.loads(item.value_json) for run in runs for item in run.config.update if item.key}
+    assert config["thief"]["model"]["name"] == "cnn9" and config["git"] == {"commit": "abc1234"}
+    curve = [(json.loads(step["queries"]), json.loads(step["wsr"])) for step in steps if "wsr" in step]
+    assert curve == [(100, 0.5), (200, 0.75)]
+    assert [json.loads(step["_step"]) for step in steps] == sorted(json.loads(step["_step"]) for step in steps)
+
+
 def test_the_real_wandb_writes_offline_quietly_and_only_into_the_folder(
     tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,6 +370,8 @@ def test_the_real_wandb_writes_offline_quietly_and_only_into_the_folder(
     assert len(warnings) == 1 and "WANDB_RUN_ID, WANDB_SWEEP_ID are ignored" in warnings[0]
     assert not any(b"leak" in path.read_bytes() for path in folder.rglob("*.wandb"))
     assert all(list(run.glob("run-*.wandb")) for run in runs)
+    (stored,) = (folder / "wandb").glob(f"offline-run-*-{run_id('sweep', 't0')}/run-*.wandb")
+    _read_back(stored)
     assert {path.name for path in tmp_path.iterdir()} == {"sweep", *models}
     printed = capfd.readouterr()
     assert printed.out == "" and printed.err == ""

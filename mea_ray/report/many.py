@@ -1,0 +1,96 @@
+"""What the page shows of a sweep of many points in place of one curve and one line for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mea_ray.report import curves, point_figures, points, rung_table, tables
+from mea_ray.report.cells import Cell, Line, plain
+from mea_ray.report.points import PointResult
+from mea_ray.results.points import short_paths
+from mea_ray.results.records import TrialResult
+
+FRONT_LINES = 20
+"""Points of the front that are listed."""
+POINT_HEADINGS = (
+    "Point",
+    "Verdict",
+    "WSR",
+    "Margin",
+    "After removal",
+    "Substitute accuracy",
+    "Customers lose",
+    "Seeds",
+)
+
+
+def values(
+    results: Sequence[TrialResult], judged: tables.Judgements, table: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what the template's part for many points needs.
+
+    Args:
+        results: The trials, with their points as the sweep set them.
+        judged: Judgements on their substitutes.
+        table: From ``rung_table.lines``.
+    """
+    from markupsafe import Markup
+
+    found = points.point_results(results, judged)
+    in_order, front = points.ranked(found), points.front(found)
+    settings, short = points.importances(found), short_paths(points.paths_of(found))
+    shown = min(points.SHOWN, len(found) // 2)
+    return {
+        "points": len(found),
+        "point_headings": POINT_HEADINGS,
+        "best": [point_line(point) for point in in_order[:shown]],
+        "worst": [point_line(point) for point in in_order[::-1][:shown]],
+        "best_marks": [point_line(point) for point in front[:FRONT_LINES]],
+        "best_marks_more": more(len(front), FRONT_LINES),
+        "best_marks_svg": Markup(point_figures.front(found, front, "best-marks")),
+        "bands": [
+            {"title": title, "svg": Markup(point_figures.bands(results, metric, f"b-{metric}"))}
+            for metric, title in curves.METRICS.items()
+        ],
+        "importance_headings": ("Setting", *points.OBJECTIVES),
+        "importances": plain(
+            (path, *(tables.DASH if value != value else tables.percent(value, 0) for value in of.values()))
+            for path, of in settings
+        ),
+        "parallel_svg": Markup(point_figures.parallel(found, [path for path, _ in settings], "parallel"))
+        if settings
+        else "",
+        "marginal_headings": points.MARGINAL_HEADINGS,
+        "marginals": [
+            {"path": path, "lines": plain(line.cells for line in points.marginals(found, path))} for path in short
+        ],
+        "csv": CSV,
+        "rungs": Markup(rung_table.as_json(table)),  # safe in a <script>
+        "script": Markup((Path(__file__).parent / "table.js").read_text(encoding="utf-8")),  # ours, not the user's
+    }
+
+
+CSV = "report.csv"
+"""Name of the file beside the page that holds its table of results."""
+
+
+def more(count: int, shown: int) -> str:
+    """Return a sentence on lines that are left out; empty where none is."""
+    return f" The first {shown} of {count:,}." if count > shown else ""
+
+
+def point_cells(point: PointResult) -> tuple[str, ...]:
+    """Return the texts of a point, in the order of ``POINT_HEADINGS``."""
+    margin = tables.DASH if point.margin is None else f"{100 * point.margin:+.1f}"
+    gap = tables.DASH if point.gap is None else f"{100 * point.gap:.1f}"
+    rates = (tables.percent(point.wsr), margin, tables.percent(point.least), tables.percent(point.accuracy))
+    return (point.name, point.verdict or tables.DASH, *rates, gap, str(len(point.trials)))
+
+
+def point_line(point: PointResult) -> Line:
+    """Return the line of a point, its verdict in colour; the tooltip names its first trials."""
+    cells = [Cell(text) for text in point_cells(point)]
+    cells[1] = Cell(cells[1].text, f"text {point.tone}")
+    return Line(tuple(cells), f"trial {', '.join(point.trials[:4])}")

@@ -1,0 +1,125 @@
+"""Schedulers, searchers and callbacks of Ray Tune, or of a user, named by import path: ``package.module:Class``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from mea_ray.config import SweepConfig
+from mea_ray.core import plugins
+from mea_ray.core.errors import ConfigError
+from mea_ray.sweep.objective import JUDGED
+from mea_ray.sweep.space import axes
+
+_CHANGE_TRIALS = ("PopulationBasedTraining", "PB2", "PopulationBasedTrainingReplay")
+"""Schedulers of Tune that copy one trial's state into another and change its settings on the way."""
+
+
+def check(sweep: SweepConfig) -> None:
+    """Import what the sweep names, and build it, before anything is trained.
+
+    Raises:
+        ConfigError: A name cannot be imported, is of the wrong kind, or refuses its parameters.
+    """
+    if plugins.is_path(sweep.scheduler.name):
+        scheduler(sweep)
+    if plugins.is_path(sweep.search.name):
+        searcher(sweep)
+    callbacks(sweep)
+
+
+def scheduler(sweep: SweepConfig) -> Any:
+    """Return a new scheduler of the class that ``scheduler.name`` names.
+
+    It sees the metrics of each rung. Where its parameters leave them open, ``metric`` and ``mode`` are those of the
+    search, with infeasible trials below all others, and ``time_attr`` counts rungs.
+
+    Raises:
+        ConfigError: See ``check``.
+    """
+    from ray.tune.schedulers import TrialScheduler
+
+    found = _imported("scheduler.name", sweep.scheduler.name, TrialScheduler)
+    if {base.__name__ for base in found.__mro__} & set(_CHANGE_TRIALS):
+        raise ConfigError(
+            f"scheduler.name={sweep.scheduler.name} copies the state of one trial into another and changes its "
+            "settings on the way. A trial here has one point, which names its results, and trains a fresh substitute "
+            "for each rung, so there is no state to copy. Use one that stops or pauses trials, e.g. "
+            "ray.tune.schedulers:HyperBandScheduler or ray.tune.schedulers:MedianStoppingRule, or search.name=optuna"
+        )
+    given = {"metric": JUDGED, "mode": sweep.search.objectives[0][1], "time_attr": "training_iteration"}
+    return _built("scheduler", found, given, sweep.scheduler.params)
+
+
+def searcher(sweep: SweepConfig) -> Any:
+    """Return a new searcher of the class that ``search.name`` names.
+
+    Raises:
+        ConfigError: See ``check``.
+    """
+    from ray.tune.search import SearchAlgorithm, Searcher
+
+    found = _imported("search.name", sweep.search.name, (Searcher, SearchAlgorithm))
+    return _built("search", found, {"metric": JUDGED, "mode": sweep.search.objectives[0][1]}, sweep.search.params)
+
+
+def space(sweep: SweepConfig) -> dict[str, Any]:
+    """Return the sweep's space in Tune's terms, for a searcher: listed values by their position.
+
+    Raises:
+        ConfigError: The space is empty, or is not valid.
+    """
+    from ray import tune
+
+    found: dict[str, Any] = {}
+    for place, axis in enumerate(axes(sweep)):
+        if not axis.is_range:
+            found[f"p{place}"] = tune.choice(list(range(len(axis.values))))
+            continue
+        low, high = axis.values
+        if axis.whole:
+            draw = tune.lograndint if axis.kind == "loguniform" else tune.randint
+            found[f"p{place}"] = draw(low, high + 1)
+        else:
+            draw = tune.loguniform if axis.kind == "loguniform" else tune.uniform
+            found[f"p{place}"] = draw(float(low), float(high))
+    if not found:
+        raise ConfigError(f"search.name={sweep.search.name} needs a space; add config paths under `space`")
+    return found
+
+
+def callbacks(sweep: SweepConfig) -> list[Any]:
+    """Return new callbacks of the classes that ``callbacks`` names.
+
+    Raises:
+        ConfigError: See ``check``.
+    """
+    from ray.tune import Callback
+
+    return [
+        _built(f"callbacks.{place}", _imported(f"callbacks.{place}", name, Callback), {}, {})
+        for place, name in enumerate(sweep.callbacks)
+    ]
+
+
+def _imported(where: str, name: str, kinds: type | tuple[type, ...]) -> Any:
+    found = plugins.load(where, name)
+    if not (inspect.isclass(found) and issubclass(found, kinds)):
+        wanted = " or ".join(each.__name__ for each in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        raise ConfigError(f"{where}={name} is no class that derives from Ray Tune's {wanted}")
+    return found
+
+
+def _built(where: str, kind: Any, given: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
+    """Build a class from a user's parameters; of ours it takes those that it knows and the user left open."""
+    known = inspect.signature(kind).parameters
+    ours = {name: value for name, value in given.items() if name in known}
+    try:
+        return kind(**{**ours, **params})
+    except (TypeError, ValueError, AssertionError, ImportError) as error:
+        accepted = ", ".join(name for name, each in known.items() if each.kind is not inspect.Parameter.VAR_KEYWORD)
+        raise ConfigError(
+            f"{where}.params={dict(params)!r}: {kind.__name__} refuses it ({type(error).__name__}: {error}); it takes "
+            f"{accepted or 'nothing'}"
+        ) from error

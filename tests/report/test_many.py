@@ -1,0 +1,253 @@
+"""Sweeps of many points: what is computed of them, and the page, the table and the terminal's lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, browse
+from report_results import trial
+from rich.console import Console
+from scipy import stats
+
+from mea_ray.bench.drawn_results import drawn, write_drawn
+from mea_ray.config import PricesConfig
+from mea_ray.core.errors import ConfigError
+from mea_ray.report import html, points, rung_table, spent, tables, terminal, verdict
+from mea_ray.report.points import PointResult
+from mea_ray.results.points import short_paths
+from mea_ray.results.records import TrialResult
+from mea_ray.verification.evidence import judge_rungs
+
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def results() -> list[TrialResult]:
+    return list(drawn(COUNT))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    write_drawn(folder, COUNT)
+    return html.write(folder)
+
+
+def point(margin: float | None, gap: float | None, **more: Any) -> PointResult:
+    known: dict[str, Any] = {
+        "name": f"{margin}/{gap}",
+        "values": {},
+        "trials": ("t",),
+        "wsr": margin,
+        "least": margin,
+        "accuracy": 0.9,
+        "fidelity": 0.9,
+        "verdict": "suggestive",
+        "proved": 0.0,
+    }
+    return PointResult(**{**known, "margin": margin, "gap": gap, **more})
+
+
+def test_paths_are_shortened_to_what_tells_them_apart() -> None:
+    paths = ["thief.training.learning_rate", "victim.training.learning_rate", "thief.model.name", "seed"]
+    assert short_paths(paths) == {
+        "thief.training.learning_rate": "thief.training.learning_rate",
+        "victim.training.learning_rate": "victim.training.learning_rate",
+        "thief.model.name": "model",
+        "seed": "seed",
+    }
+    assert short_paths(["seed", "victim.seed"]) == {"seed": "seed", "victim.seed": "victim.seed"}
+
+
+def test_no_point_of_the_front_is_beaten_and_every_other_is() -> None:
+    rng = np.random.default_rng(0)
+    cloud = [point(float(m), float(g)) for m, g in rng.random((200, 2))] + [point(None, 0.1), point(0.5, None)]
+    front = points.front(cloud)
+    known = [each for each in cloud if each.margin is not None and each.gap is not None]
+
+    def beats(a: PointResult, b: PointResult) -> bool:
+        assert None not in (a.margin, b.margin, a.gap, b.gap)
+        return a.margin >= b.margin and a.gap <= b.gap and (a.margin > b.margin or a.gap < b.gap)  # type: ignore[operator]
+
+    assert front and {id(each) for each in front} == {
+        id(each) for each in known if not any(beats(other, each) for other in known)
+    }
+
+
+def test_importance_is_epsilon_squared_of_the_f_test() -> None:
+    rng = np.random.default_rng(1)
+    groups = [rng.normal(mean, 0.1, 30) for mean in (0.2, 0.4, 0.5)]
+    cloud = [point(float(v), 0.0, values={"a": name}) for name, part in zip("xyz", groups, strict=True) for v in part]
+    found = points.importance(cloud, "a", lambda each: each.wsr)
+    f = stats.f_oneway(*groups).statistic
+    between, within = 2, 87
+    assert found == pytest.approx((between * (f - 1)) / (between * f + within))
+    shuffled = [point(float(v), 0.0, values={"a": "xyz"[i % 3]}) for i, v in enumerate(rng.normal(0.5, 0.1, 90))]
+    assert points.importance(shuffled, "a", lambda each: each.wsr) < 0.1
+    assert math.isnan(points.importance(cloud, "a", lambda each: each.accuracy)), "it does not vary"
+
+
+def test_numbers_are_divided_into_ranges_of_equal_size_and_names_are_not() -> None:
+    cloud = [point(0.5, 0.0, values={"rate": i / 100, "model": "ab"[i % 2]}) for i in range(60)]
+    by_rate = points.levels(cloud, "rate")
+    assert [len(part) for part in by_rate.values()] == [10] * points.BINS
+    assert list(by_rate)[0] == "0 to 0.09"
+    assert {name: len(part) for name, part in points.levels(cloud, "model").items()} == {"a": 30, "b": 30}
+
+
+def test_the_best_points_have_the_best_verdict_and_keep_most_of_the_mark() -> None:
+    cloud = [
+        point(0.9, 0.0, verdict="not specific", name="unspecific"),
+        point(0.5, 0.0, least=0.1, name="removed"),
+        point(0.4, 0.0, least=0.4, name="kept"),
+    ]
+    assert [each.name for each in points.ranked(cloud)] == ["kept", "removed", "unspecific"]
+
+
+def test_a_point_has_the_worst_verdict_of_its_seeds_and_the_means_of_its_numbers() -> None:
+    trials = [trial("a", seed=0, end=0.8), trial("b", seed=1, end=0.02)]
+    (found,) = points.point_results(trials, judge_rungs(trials))
+    assert found.trials == ("a", "b") and found.name == "model=vgg_like"
+    assert found.wsr == pytest.approx((0.8 + 0.04) / 2)
+    assert found.margin == pytest.approx(0.42 - 0.013), "less the highest WSR of an innocent model"
+    assert found.verdict == "not proved"
+    assert found.gap == pytest.approx(0.004)
+
+
+def test_the_page_of_many_points_is_small_and_shows_what_was_asked_for(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count('role="img" aria-labelledby') == 6, "no picture for each point"
+    for heading in ("What survived", "What undoes it", "What it cost", "Proof against what customers lose"):
+        assert heading in text
+    for heading in ("Which settings matter", "Parallel coordinates", "Setting by setting", "What the search found"):
+        assert heading in text
+    assert "2026-01-31 · commit drawn" in text
+    assert not re.search(r'(?:src|href)="(?!data:|#|report\.csv)', text)
+
+
+def test_the_table_and_the_csv_hold_every_rung(page: Path, results: list[TrialResult]) -> None:
+    text = page.read_text(encoding="utf-8")
+    (data,) = re.findall(r'id="rungs-data">(.*?)</script>', text, flags=re.DOTALL)
+    columns = {column["name"]: column for column in json.loads(data)["columns"]}
+    with (page.parent / "report.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(columns["wsr"]["values"]) == 3 * COUNT
+    trials = {result.trial: result for result in results}
+    judged = judge_rungs(results)
+    for place, line in enumerate(lines):
+        rung = next(r for r in trials[line["trial"]].rungs if r.budget == int(line["budget"]))
+        assert rung.report.wsr is not None
+        assert float(line["wsr"]) == rung.report.wsr.rate
+        assert columns["wsr"]["values"][place] == pytest.approx(rung.report.wsr.rate, abs=1e-3)
+        assert line["verdict"] == judged[line["trial"], rung.budget].verdict
+        assert columns["trial"]["texts"][columns["trial"]["values"][place]] == line["trial"]
+
+
+def test_a_setting_cannot_end_the_script() -> None:
+    table = [{"thief.model.name": "</script><b>", **dict.fromkeys(rung_table.MEASURED)}]
+    assert "<" not in rung_table.as_json(table)
+    assert json.loads(rung_table.as_json(table))["columns"][0]["texts"] == ["</script><b>"]
+
+
+def test_some_trials_are_judged_with_all(tmp_path: Path) -> None:
+    write_drawn(tmp_path, 30)
+    name = f"{3:016x}"
+    one = html.write(tmp_path, only=[name])
+    text = one.read_text(encoding="utf-8")
+    assert one.name == f"report-{name}.html" and "1 trial of 30, judged with all of them" in text
+    assert "corrected for 90 suspects" in text
+    assert "<script" not in text, "one point needs no script"
+    everything = list(drawn(30))
+    picked = html.some(everything, ["model=cnn9"])
+    assert picked and {each.point["thief.model.name"] for each in picked} == {"cnn9"}
+    with pytest.raises(ConfigError, match=r"--only model=nothing.*thief\.model\.name"):
+        html.some(everything, ["model=nothing"])
+
+
+def test_costs_name_money_where_prices_are_given() -> None:
+    trials = [trial("a").model_copy(update={"seconds": 7200.0}), trial("b").model_copy(update={"seconds": 3600.0})]
+    assert spent.sentence(trials).text == "2 trials took 3.0 hours on cpu, and 2,000 queries."
+    priced = spent.sentence(trials, PricesConfig(hour=2.5, query=0.01, currency="EUR"))
+    assert "27.50 EUR (7.50 for machines, 20.00 for queries)" in priced.text
+
+
+def printed(results: list[TrialResult], width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    terminal.print_results(console, results)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_the_terminal_shows_setting_and_verdict_in_thirty_lines(results: list[TrialResult], width: int) -> None:
+    lines = printed(results, width)
+    assert max(map(len, lines)) <= width
+    assert len(lines) < 120
+    table = lines[: next(i for i, line in enumerate(lines) if "Variance" in line)]
+    assert len(table) <= terminal.TABLE_LINES
+    assert sum("learning_rate=" in line for line in table) >= 6, "three of the best and of the worst at least"
+    assert sum("suggestive" in line for line in table) >= 3
+
+
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_a_small_sweep_loses_no_setting_and_no_verdict(width: int) -> None:
+    trials = [trial(f"{m}{s}", m, s) for m in ("vgg_like", "resnet18") for s in range(4)]
+    lines = printed(trials, width)
+    end = next(i for i, line in enumerate(lines) if "lines; all are in the report" in line or "Means over" in line)
+    head = lines[: min(end, next(i for i, line in enumerate(lines[3:], 3) if not line.strip()) + 1)]
+    assert len(head) <= terminal.TABLE_LINES and max(map(len, lines)) <= width
+    for model in ("vgg_like", "resnet18"):
+        for seed in range(4):
+            assert any(f"model={model}, seed={seed}" in line and "suggestive" in line for line in head)
+
+
+def test_what_does_not_fit_is_left_out_in_order() -> None:
+    rows = tables.rows([trial(f"t{i:02}", seed=i % 4) for i in range(12)])
+    shown = terminal.fitting(rows, 80)
+    assert len(rows) == 36 and {row.queries for row in shown} == {"1,000"} and len(shown) == 12
+
+
+def test_many_points_have_one_sentence_and_no_fit(results: list[TrialResult]) -> None:
+    texts = [finding.text for finding in verdict.findings(results)]
+    assert any(f"Over {COUNT} points" in text for text in texts)
+    assert not any("beta-binomial" in text for text in texts)
+    assert len(texts) < 12
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; apt-get install chromium runs this test")
+@pytest.mark.slow
+def test_a_real_browser_sorts_and_filters_the_table(page: Path, tmp_path: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    act = """<script>
+    const type = (text) => { const box = document.getElementById("rungs-filter"); box.value = text;
+      box.dispatchEvent(new Event("input")); };
+    const note = () => document.getElementById("rungs-note").textContent;
+    const wsr = () => [...document.querySelectorAll("#rungs td[data-label=WSR]")].map((c) => parseFloat(c.textContent));
+    const out = { all: note() };
+    type("wsr>50% budget=20000"); out.filtered = note();
+    [...document.querySelectorAll("#rungs thead button")].find((b) => b.textContent === "WSR").click();
+    out.sorted = wsr();
+    type("cnn9 verdict=suggestive"); out.words = note();
+    document.title = JSON.stringify(out);
+    </script>"""
+    acted = tmp_path / "acted.html"
+    acted.write_text(text.replace("</body>", f"{act}</body>"), encoding="utf-8")
+    dom = browse(acted, tmp_path / "profile", "--dump-dom")
+    match = re.search(r"<title>(\{.*?\})</title>", dom)
+    assert match is not None
+    found = json.loads(match[1])
+    lines = list(csv.DictReader((page.parent / "report.csv").open(encoding="utf-8")))
+    high = [float(line["wsr"]) for line in lines if float(line["wsr"]) > 0.5 and line["budget"] == "20000"]
+    words = sum(line["thief.model.name"] == "cnn9" and line["verdict"] == "suggestive" for line in lines)
+    assert found["all"] == f"{3 * COUNT} of {3 * COUNT} lines"
+    assert found["filtered"] == f"{len(high)} of {3 * COUNT} lines"
+    assert found["sorted"] == pytest.approx([round(100 * rate, 1) for rate in sorted(high, reverse=True)][:50])
+    assert found["words"] == f"{words} of {3 * COUNT} lines"
