@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ OWNER = {"data", "splits", "victim"}
 """Sections of the config that make the victim."""
 
 
-def results_table(sweep: str, results: Sequence[TrialResult]) -> str:
+def results_table(sweep: str, results: Sequence[TrialResult], budgets: Container[int] | None = None) -> str:
     """Return one row for each kind of model: victim, innocent model, substitutes by budget, stolen innocent model.
 
     Args:
         sweep: Name of the sweep; the papers' figures are looked up by it.
         results: Its trials. Those that differ only in seeds are averaged.
+        budgets: Of which budgets the stolen models have a row; None for all. Verdicts are corrected for all of them.
     """
     groups = grouped(results)
     prefix = common_prefix(list(groups))
@@ -51,18 +52,26 @@ def results_table(sweep: str, results: Sequence[TrialResult]) -> str:
         choices = _choices(trials[0].point) or name.removeprefix(prefix)
         who = "substitute" if name == "all trials" else f"substitute, {choices}"
         for budget in sorted({rung.budget for trial in trials for rung in trial.rungs}):
+            if budgets is not None and budget not in budgets:
+                continue
             rungs = [rung for trial in trials for rung in trial.rungs if rung.budget == budget]
             paper = published.find(sweep, "substitute", trials[0].config, queries=budget)
             places = [(trial.trial, budget) for trial in trials]
             verdicts = counted([judged[place] for place in places if place in judged])
             rows.append(_rung_row(who, rungs, verdicts, paper))
         stolen = [(trial, rung) for trial in trials for rung in trial.stolen_nulls]
+        stolen = [(trial, rung) for trial, rung in stolen if budgets is None or rung.budget in budgets]
         if stolen:
             accusations = sum(accused(trial, rung.report) for trial, rung in stolen)
             innocent = f"innocent model stolen{who.removeprefix('substitute')}"
             text = f"{accusations} of {len(stolen)} accused"
             rows.append(_rung_row(innocent, [rung for _, rung in stolen], text, None))
     return _with_papers(("Model", "Queries", "Accuracy", "Fidelity", "WSR", "WFPR", "Verdict"), rows)
+
+
+def largest_table(sweep: str, results: Sequence[TrialResult]) -> str:
+    """Return the table of results with the largest budget alone: what a reader wants to see first."""
+    return results_table(sweep, results, [max(rung.budget for result in results for rung in result.rungs)])
 
 
 def _choices(point: Mapping[str, Any]) -> str:
@@ -188,6 +197,7 @@ def verdict_list(_: str, results: Sequence[TrialResult]) -> str:
 
 TABLES: Mapping[str, Callable[[str, Sequence[TrialResult]], str]] = {
     "results": results_table,
+    "largest": largest_table,
     "removals": removals_table,
     "detections": detections_table,
     "statistics": statistics_table,

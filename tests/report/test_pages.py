@@ -12,7 +12,7 @@ from mea_ray.cli.main import main
 from mea_ray.cli.options import OK
 from mea_ray.core.errors import ConfigError
 from mea_ray.report import pages, published
-from mea_ray.report.markdown import removals_table, results_table
+from mea_ray.report.markdown import largest_table, removals_table, results_table
 from mea_ray.report.record import make_record
 from mea_ray.results.records import TrialResult
 
@@ -116,6 +116,13 @@ def test_the_table_has_means_over_seeds_and_each_seeds_wsr(tmp_path: Path) -> No
     ]
     assert by_name["substitute, resnet18", "300"][-1] == "not proved"
     assert [row[0] for row in rows].count("victim") == 1
+
+
+def test_the_short_table_has_the_rows_of_the_largest_budget_with_the_same_verdicts(tmp_path: Path) -> None:
+    results = write_sweep(tmp_path)
+    rows, short = cells(results_table("demo", results)), cells(largest_table("demo", results))
+    assert {row[1] for row in short[1:]} == {"", "1,000"} < {row[1] for row in rows[1:]}
+    assert [row for row in rows if row in short] == short
 
 
 def test_the_papers_figures_stand_beside_ours(tmp_path: Path) -> None:
