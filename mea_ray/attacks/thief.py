@@ -177,8 +177,7 @@ class Thief:
 
     def forget_snapshots(self) -> None:
         """Remove the snapshots of all trainings: their substitutes are kept by now."""
-        for path in self.transfer.path.glob(f".*{SUFFIX}") if self.transfer.path is not None else ():
-            path.unlink(missing_ok=True)
+        self.transfer.forget_snapshots()
 
     def fit(
         self,

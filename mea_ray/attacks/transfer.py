@@ -140,6 +140,11 @@ class TransferSet:
         if self.path is not None:
             self._read(self.path)
 
+    def forget_snapshots(self) -> None:
+        """Remove the snapshots of trainings on these answers: their substitutes are kept by now."""
+        for path in self.path.glob(".*.state") if self.path is not None else ():
+            path.unlink(missing_ok=True)
+
     def prefix(self, count: int) -> tuple[Indices, Answers]:
         """Return the first ``count`` names and answers: the transfer set of a thief that stopped there.
 

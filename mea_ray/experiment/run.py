@@ -137,6 +137,7 @@ class _Run:
             if len(done) == len(budgets):  # before it is reported: a scheduler may end this process at the last rung
                 self.aftermath = self._follow(max(done, key=lambda each: each.budget))
             self._report(done, again=False)
+        self.journal.transfer.forget_snapshots()  # an earlier process may have been killed right after its last rung
         return sorted(done, key=lambda rung: rung.budget)
 
     def result(self, rungs: list[RungResult], status: Literal["finished", "stopped"] = "finished") -> TrialResult:
