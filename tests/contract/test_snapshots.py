@@ -38,6 +38,7 @@ MEA = {"name": "mea_defender", "warmup": 0.0, "samples": {"mixes": 4, "adverse":
 SETTINGS: dict[str, dict[str, Any]] = {
     "mea_defender_two_stage": {"first": {"epochs": 2, "fixed_samples": 8}},
     "ewe": {"plain_part": 0.3, "ratio": 1},
+    "rehearsal": {"part": 0.34, "thieves": {"warmup": 1}},
 }
 """Options with which every stage has more than one epoch."""
 

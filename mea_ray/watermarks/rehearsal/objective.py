@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import ImageSet
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
-from mea_ray.training.objective import Batch, Objective, StepContext, merged
+from mea_ray.training.objective import Batch, Objective, StepContext, load_module_state, merged, module_state
 from mea_ray.watermarks.combiners.base import Combiner
 from mea_ray.watermarks.mixing import SourcePool
 from mea_ray.watermarks.rehearsal.settings import RehearsalSettings
@@ -118,6 +119,8 @@ class RehearsalObjective(Objective):
         settings: Of the losses and of the thieves.
     """
 
+    resumable = True
+
     def __init__(
         self, train: ImageSet, classes: tuple[int, int, int], combiner: Combiner, settings: RehearsalSettings
     ) -> None:
@@ -187,6 +190,22 @@ class RehearsalObjective(Objective):
         if watched:
             terms["rehearsal"] = torch.stack(watched).mean()
         return terms
+
+    def memory(self) -> dict[str, Any]:
+        """Return the thieves: networks, optimisers and ages. What they began as was built again by ``attach``."""
+        return {
+            "thieves": [
+                {"model": module_state(each.model), "optimiser": each.optimiser.state_dict(), "age": each.age}
+                for each in self.thieves
+            ]
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """See the base class."""
+        for thief, own in zip(self.thieves, memory["thieves"], strict=True):
+            load_module_state(thief.model, own["model"])
+            thief.optimiser.load_state_dict(own["optimiser"])
+            thief.age = own["age"]
 
     def _mixes(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mix the source classes, and pairs of the batch of two classes that the key does not name."""
