@@ -47,7 +47,7 @@ def test_runs_are_grouped_by_victim_seed_or_setting_and_carry_all_three(wandb: F
         WandbTracker(tmp_path / group, "sweep", group=group, log_models=False).log(result, {})
         arguments = wandb.runs[-1].arguments
         assert arguments["group"] == expected[group]
-        assert {name: arguments["config"][f"group.{name}"] for name in expected} == expected
+        assert arguments["config"]["group"] == expected
         assert arguments["tags"] == ["sweep", "seed-4"]
 
 
@@ -81,7 +81,8 @@ def test_an_owner_logs_what_is_there_once_and_tells_what_went_wrong(wandb: FakeW
     wandb.fails = ""
     again = WandbOwner(folder, TrackingConfig(), {"name": "s"}, "mea-ray sweep s")
     assert again.log("t0") == again.log("t1") == again.summarize() == []
-    assert [run.arguments["name"] for run in wandb.runs] == ["t0", "t1", "t1", "summary-s"]
+    names = [f"model=vgg_like, seed={seed}" for seed in (0, 1, 1)]
+    assert [run.arguments["name"] for run in wandb.runs] == [*names, "summary-s"]
 
 
 def test_one_process_owns_wandb_and_its_death_costs_nothing(
@@ -92,7 +93,7 @@ def test_one_process_owns_wandb_and_its_death_costs_nothing(
     class Recorder(WandbOwner):
         """Notes in a file who logged what, and from which process; the second of its trials kills it, once."""
 
-        def __init__(self, folder: SweepFolder, config: TrackingConfig, sweep: Any) -> None:
+        def __init__(self, folder: SweepFolder, config: TrackingConfig, sweep: Any, command: str) -> None:
             self.notes = folder.path / "notes"
 
         def log(self, trial: str) -> list[str]:
