@@ -113,7 +113,8 @@ def test_one_that_is_kept_gives_the_trained_network_and_all_its_records(tmp_path
     assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.items())
     assert report.history == whole.history and report.images == whole.images and not model.training
     assert [(each["epoch"], each["resumed"]) for each in heard] == [(5, 5)]
-    assert report.seconds >= whole.seconds, "the time of the earlier process counts"
+    trained = sum(each["seconds"] for each in whole.history)
+    assert report.seconds > 0.9 * trained, "the time of the earlier process counts"
 
 
 def test_a_short_training_writes_nothing_and_neither_does_an_objective_with_a_memory(tmp_path: Path) -> None:
