@@ -51,6 +51,21 @@ def bench_http(options: Options = None, output: Json = None, debug: Debug = Fals
     measure("http", options or [], output)
 
 
+@bench.command("storage", epilog=EPILOG)
+def bench_storage(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """Requests and bytes that one trial costs on an object store, counted by an S3 server on this machine.
+
+    For example:
+
+      mea-ray bench storage
+
+      mea-ray bench storage removals=0 budgets=10
+    """
+    from mea_ray.cli.commands import measure
+
+    measure("storage", options or [], output)
+
+
 @bench.command("sweep", epilog=EPILOG)
 def bench_sweep(options: Options = None, output: Json = None, debug: Debug = False) -> None:
     """What the machinery of a sweep costs: a thousand trials that only sleep, driver memory, a kill half way.

@@ -22,6 +22,7 @@ BENCHMARKS = Table(
         "http": "mea_ray.bench.http:bench_http",
         "report": "mea_ray.bench.report:bench_report",
         "service": "mea_ray.bench.service:bench_service",
+        "storage": "mea_ray.bench.storage:bench_storage",
         "sweep": "mea_ray.bench.sweep:bench_sweep",
         "train": "mea_ray.bench.train:bench_train",
         "views": "mea_ray.bench.views:bench_views",

@@ -246,8 +246,9 @@ def _local_folder(location: str) -> Path:
     if "://" not in location:
         return Path(location)
     sweep = open_folder(location)
-    for part in ("sweep.yaml", EVENTS, RESULTS):
-        sweep.storage.pull(f"{sweep.name}/{part}")
+    sweep.storage.pull_file(f"{sweep.name}/sweep.yaml")
+    sweep.storage.pull_grown(f"{sweep.name}/{EVENTS}")
+    sweep.storage.pull_folder(f"{sweep.name}/{RESULTS}")
     return sweep.path
 
 

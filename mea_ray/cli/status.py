@@ -144,7 +144,7 @@ def watch(
     while True:
         status = read_status(folder)  # first: what ends after this look is found by the next one
         ended = status.state() != "running"
-        folder.storage.pull(f"{folder.name}/{RESULTS}")
+        folder.storage.pull_folder(f"{folder.name}/{RESULTS}")
         results = folder.path / RESULTS
         now = [(path.name, path.stat().st_mtime_ns) for path in sorted(results.glob("[!.]*.json"))]
         if now != seen:

@@ -13,6 +13,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,45 @@ from mea_ray.core.errors import ArtifactError, LeaseLost
 from mea_ray.storage.files import PATIENCE, patiently, sha256, write_whole
 from mea_ray.storage.lease import Lease
 from mea_ray.storage.remote import Storage
+from mea_ray.training.checkpoint import DESCRIPTION
 
 INFO = "info.json"
 SCHEMA = 2
 """Of ``info.json``."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact by its storage and name: each process finds it, or fetches it, for itself.
+
+    Attributes:
+        storage: Folder or URI.
+        kind: ``victims`` or ``nulls``.
+        name: Its name.
+    """
+
+    storage: str
+    kind: str
+    name: str
+
+    def folder(self) -> Path:
+        """Return its folder on this node.
+
+        Raises:
+            ArtifactError: There is none, or it is damaged.
+        """
+        found = Store(self.storage).find(self.kind, self.name)
+        if found is None:
+            raise ArtifactError(f"{self.storage} has no artifact {self.kind}/{self.name}; resume the sweep to train it")
+        return found
+
+    def description(self) -> Path:
+        """Return a folder on this node with what describes the model; the weights are not fetched."""
+        storage = Storage(self.storage)
+        relative = f"artifacts/{self.kind}/{self.name}"
+        if not storage.pull_file(f"{relative}/{DESCRIPTION}"):
+            raise ArtifactError(f"{self.storage} has no artifact {self.kind}/{self.name}; resume the sweep to train it")
+        return storage.root / relative
 
 
 class Store:
@@ -47,6 +83,7 @@ class Store:
     ) -> None:
         self.storage = storage if isinstance(storage, Storage) else Storage(storage)
         self.beat_s, self.expiry_s, self.warn = beat_s, expiry_s, warn
+        self._shared: set[Path] = set()  # artifacts that the remote storage was seen to hold
 
     def find(self, kind: str, name: str) -> Path | None:
         """Return the folder of a finished artifact, fetched from the remote storage if need be; None if there is none.
@@ -57,9 +94,14 @@ class Store:
         relative = f"artifacts/{kind}/{name}"
         folder = self.storage.root / relative
         patiently(lambda: None, folder)  # what is away is not missing
-        if not (folder / INFO).exists() and not self.storage.pull(relative, last=INFO):
+        here = (folder / INFO).exists()
+        if not here and not self.storage.pull(relative, last=INFO):
             return None
         check(folder)
+        if here and self.storage.remote is not None and folder not in self._shared:
+            if not self.storage.holds(f"{relative}/{INFO}"):  # this node's copy is all that is left of it
+                self.storage.push(relative, last=INFO)
+            self._shared.add(folder)
         return folder
 
     def get_or_make(
@@ -144,6 +186,7 @@ class Store:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self.storage.push(relative, last=INFO)
+        self._shared.add(folder)
 
     def _remove_damaged(self, relative: str) -> None:
         """Remove an artifact that was found damaged; put it back if it was made anew in the meantime."""

@@ -104,7 +104,8 @@ class FolderJournal(FolderSteps):
         from mea_ray.training.checkpoint import save_model
 
         save_model(self.substitute_folder(rung.budget), substitute, {"role": "substitute", "trial": self.folder.name})
-        self.storage.push(self.relative)
+        for part in ("config.yaml", "transfer", f"substitutes/{rung.budget}"):
+            self.storage.push(f"{self.relative}/{part}")
         self.keep(f"rungs/{rung.budget}", rung)
 
     def substitute(self, budget: int) -> ImageModel:

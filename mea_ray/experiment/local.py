@@ -143,13 +143,14 @@ def run_local(
     relative = f"local/{name}-{names.trial[:8]}"
     folder = storage.root / relative
     path = folder / "results" / f"{names.trial}.json"
-    storage.pull(f"{relative}/results")
+    storage.claim_cache(relative, make=True)
+    storage.pull_folder(f"{relative}/results")
     try:
         return LocalRun(TrialResult.load(path), folder, found=True)
     except ArtifactError as error:
         if path.exists():
             warn(f"{error}; it is made again")
-    storage.pull(f"{relative}/trials/{names.trial}")
+    storage.pull_folder(f"{relative}/trials/{names.trial}")
     journal = FolderJournal(storage, f"{relative}/trials/{names.trial}", FolderSteps(storage, relative), warn)
     write_yaml(config, journal.folder / "config.yaml")
     models = StoredModels(Store(storage, warn=warn), config, data, names, on_epoch)

@@ -19,6 +19,7 @@ from mea_ray.blackbox.prada import query_log_record
 from mea_ray.blackbox.query_log import ClientLog
 from mea_ray.config import ClientConfig, ServingConfig
 from mea_ray.core.errors import ConfigError, ServiceUnavailable
+from mea_ray.experiment.artifacts import Artifact
 from mea_ray.results.records import QueryLogRecord
 from mea_ray.service import accounts
 from mea_ray.service.accounts import Account
@@ -27,7 +28,7 @@ from mea_ray.service.ledger_actor import LedgerActor, log_path
 from mea_ray.service.naming import NAMESPACE, answer_of, exists, find, ledger_name, replica_name
 from mea_ray.service.replica import Replica
 from mea_ray.service.watch import Watch
-from mea_ray.training.checkpoint import load_model
+from mea_ray.training.checkpoint import load_model, load_untrained
 
 
 class VictimService:
@@ -58,7 +59,7 @@ class VictimService:
     @classmethod
     def start(
         cls,
-        folder: str | Path,
+        folder: str | Path | Artifact,
         name: str,
         settings: ServingConfig = ServingConfig(),
         *,
@@ -70,8 +71,9 @@ class VictimService:
         """Start a service and wait until every replica can answer.
 
         Args:
-            folder: Artifact folder of the victim; every node that may hold a replica must see it. If its key
-                marks answers (``dawn``), those of this service are marked.
+            folder: Artifact folder of the victim, which every node that may hold a replica must see, or the name of the
+                artifact, which every replica fetches for itself. If its key marks answers (``dawn``), those of this
+                service are marked.
             name: Unique in the Ray cluster.
             settings: Replicas, passes, answer policy and rate limit.
             ledger_path: Journal of the ledger, with the query log beside it; None for temporary files that `stop`
@@ -87,8 +89,12 @@ class VictimService:
             ServiceUnavailable: The replicas did not start in time, for want of resources, say.
         """
         policy: AnswerPolicy = settings.policy.build()
-        folder = Path(folder).resolve()
-        model, _ = load_model(folder)
+        if isinstance(folder, Artifact):
+            source: str | Artifact = folder
+            model = load_untrained(folder.description())
+        else:
+            source = str(Path(folder).resolve())
+            model, _ = load_model(Path(source))
         temporary = ledger_path is None
         journal = (
             Path(tempfile.gettempdir()) / f"mea_ray_ledger_{uuid.uuid4().hex}.sqlite"
@@ -129,7 +135,7 @@ class VictimService:
                 num_cpus=settings.cpus_per_replica,
                 num_gpus=settings.gpus_per_replica,
                 max_task_retries=0,
-            ).remote(str(folder), name, settings, secret)
+            ).remote(source, name, settings, secret)
             for replica in names
         ]
         service = cls(name, ledger, handles, description, secret)

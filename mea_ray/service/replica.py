@@ -29,6 +29,7 @@ from mea_ray.config import ServingConfig
 from mea_ray.core.errors import MeaRayError, ServiceUnavailable, StorageUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.experiment.answers import answer_policy, stored_key, stored_owners_images
+from mea_ray.experiment.artifacts import Artifact
 from mea_ray.service.accounts import Account, check_account
 from mea_ray.service.naming import cause_of, find, ledger_name
 from mea_ray.service.watch import incarnation
@@ -53,7 +54,7 @@ class Replica:
     """An async actor that holds a victim; wrapped with ``ray.remote`` where the service is started.
 
     Args:
-        folder: Artifact folder of the victim; with a key that marks answers in it, its answers are marked.
+        source: Artifact of the victim, or its folder; with a key that marks answers in it, its answers are marked.
         service: Name of the service, under which its ledger is found.
         settings: Its resources, passes and answer policy.
         secret: The service's secret, see `accounts`: it charges with it, and checks its clients' tokens with it.
@@ -66,7 +67,7 @@ class Replica:
 
     def __init__(
         self,
-        folder: str,
+        source: str | Artifact,
         service: str,
         settings: ServingConfig,
         secret: str,
@@ -74,14 +75,15 @@ class Replica:
     ) -> None:
         use_gpus(settings.gpus_per_replica)
         use_threads(settings.cpus_per_replica)
-        model, _ = load_model(Path(folder))
+        folder = source.folder() if isinstance(source, Artifact) else Path(source)
+        model, _ = load_model(folder)
         where = device()
         images = settings.pass_images or default_pass_images(where, settings.max_batch_images)
         worded = answer_policy(
             settings.policy.build(),
             model,
-            stored_key(Path(folder)),
-            lambda: stored_owners_images(Path(folder)),
+            stored_key(folder),
+            lambda: stored_owners_images(folder),
             pass_images=images,
         )
         self._passes = FixedShapePasses(

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mea_ray.core.errors import ConfigError, StorageUnavailable
 
@@ -35,36 +35,51 @@ class Patience:
         seconds: Longest wait; 0 raises at once.
         marker: A file that is there as long as the storage is; None if there is none to look at. A storage that was
             unmounted looks like an empty folder: without the marker a process would begin anew in it.
+        there: Whether a remote storage is there, asked after an error only; None for a storage with a marker. A remote
+            storage that is away says so itself, by an error.
         notify: Called with a sentence when a wait begins and when it ends.
     """
 
     def __init__(self) -> None:
         self.seconds: float = 0.0
         self.marker: Path | None = None
+        self.there: Callable[[], bool] | None = None
+        self.name = ""
         self.notify: Callable[[str], None] = lambda text: None
 
-    def begin(self, seconds: float, marker: Path | None, notify: Callable[[str], None]) -> None:
-        """Be patient from now on."""
-        self.seconds, self.marker, self.notify = seconds, marker, notify
+    def begin(
+        self,
+        seconds: float,
+        marker: Path | None,
+        notify: Callable[[str], None],
+        *,
+        there: Callable[[], bool] | None = None,
+        name: str = "",
+    ) -> None:
+        """Be patient from now on; ``name`` is what messages call a storage without a marker."""
+        self.seconds, self.marker, self.notify, self.there, self.name = seconds, marker, notify, there, name
 
     @contextlib.contextmanager
-    def during(self, seconds: float, marker: Path | None, notify: Callable[[str], None]) -> Iterator[None]:
-        """Be patient in a ``with`` block."""
-        before = (self.seconds, self.marker, self.notify)
-        self.begin(seconds, marker, notify)
+    def during(
+        self, seconds: float, marker: Path | None, notify: Callable[[str], None], **remote: Any
+    ) -> Iterator[None]:
+        """Be patient in a ``with`` block; the arguments are those of `begin`."""
+        seconds_before, marker_before, notify_before = self.seconds, self.marker, self.notify
+        remote_before: dict[str, Any] = {"there": self.there, "name": self.name}
+        self.begin(seconds, marker, notify, **remote)
         try:
             yield
         finally:
-            self.begin(*before)
+            self.begin(seconds_before, marker_before, notify_before, **remote_before)
 
     @property
     def away(self) -> bool:
-        """Whether the storage is not there."""
+        """Whether the storage is not there, as far as this machine can tell without asking a remote one."""
         return self.marker is not None and not self.marker.exists()
 
-    def place(self, path: Path) -> Path:
-        """Return what a message names: the storage's folder, or the file's own where there is no marker."""
-        return self.marker.parent if self.marker is not None else path.parent
+    def place(self, path: Path) -> str:
+        """Return what a message names: the storage's folder or URI, or the file's own folder where neither is known."""
+        return self.name or str(self.marker.parent if self.marker is not None else path.parent)
 
     def notify_waiting(self, path: Path, why: str) -> None:
         """Report that a wait begins, in the same words from every process, so that one warning can stand for all."""
@@ -81,7 +96,15 @@ class Patience:
         if error.errno in FULL:
             return "full"
         # A remote file system's own errors have no number.
-        return "away" if error.errno is None or error.errno in AWAY or self.away else None
+        if error.errno is None or error.errno in AWAY or self.away:
+            return "away"
+        return "away" if self.there is not None and not self._is_there() else None
+
+    def _is_there(self) -> bool:
+        try:
+            return self.there is None or self.there()
+        except OSError:
+            return False
 
 
 PATIENCE = Patience()
@@ -105,7 +128,7 @@ def patiently(work: Callable[[], T], path: Path) -> T:
     while True:
         try:
             if PATIENCE.away:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
             result = work()
         except (OSError, StorageUnavailable) as error:
             why = PATIENCE.why(error)
@@ -116,7 +139,7 @@ def patiently(work: Callable[[], T], path: Path) -> T:
                 began = now
                 PATIENCE.notify_waiting(path, why)
             if now - began >= PATIENCE.seconds:
-                raise StorageUnavailable(str(place), why, now - began, str(error)) from error
+                raise StorageUnavailable(place, why, now - began, str(error)) from error
             time.sleep(pause)
             pause = min(_LONGEST_PAUSE_S, 2 * pause)
         else:

@@ -11,13 +11,18 @@ import hashlib
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mea_ray.core.errors import ConfigError
+from mea_ray.storage import objects, segments
 from mea_ray.storage.files import patiently, refusing, write_whole
 from mea_ray.storage.lease import FileLease, Lease
+
+IDENTITY = "folder.id"
+"""File of a remote folder that says which one it is, see `Storage.claim_cache`."""
 
 
 def _cache_root() -> Path:
@@ -42,6 +47,8 @@ class Storage:
         if remote is None and "://" in location:
             remote = _remote(location)
         self.remote = remote
+        self._same: dict[str, tuple[int, int]] = {}  # local files that are as in the remote storage
+        self._grown: dict[str, int] = {}  # bytes of growing files that are in the remote storage
         if remote is not None:
             self.root = _cache_root() / hashlib.sha256(location.encode()).hexdigest()[:16]
         else:
@@ -96,10 +103,11 @@ class Storage:
         return path
 
     def push(self, relative: str, *, last: str | None = None) -> None:
-        """Copy a local file or folder to the remote storage; nothing to do for a path.
+        """Copy a local file, or what is new in a folder, to the remote storage; nothing to do for a path.
 
         Args:
-            relative: What is copied.
+            relative: What is copied. A file that this object has copied or fetched, and that has not changed since, is
+                not copied again.
             last: Name of the file in it that is copied after all others: its presence says that all is there.
         """
         if self.remote is None:
@@ -107,14 +115,24 @@ class Storage:
         local = self.root / relative
         files = [local] if local.is_file() else [p for p in sorted(local.rglob("*")) if p.is_file() and _is_whole(p)]
         for file in sorted(files, key=lambda p: p.name == last):
-            patiently(partial(self._upload, file, file.relative_to(self.root).as_posix()), file)
+            name = file.relative_to(self.root).as_posix()
+            state = _state(file)
+            if self._same.get(name) != state:
+                self.push_as(file, name)
+                self._same[name] = state
+
+    def push_as(self, file: Path, relative: str) -> None:
+        """Copy a local file of any name to the remote storage; nothing to do for a path."""
+        if self.remote is not None:
+            system, root = self.remote
+            patiently(partial(objects.upload, system, f"{root}/{relative}", file), file)
 
     def pull(self, relative: str, *, last: str | None = None) -> bool:
-        """Copy a remote file or folder here unless the files are here already; nothing to do for a path.
+        """Copy a remote file or folder here, less what is here already; nothing to do for a path.
 
         Args:
-            relative: What is copied.
-            last: A folder counts as present only if it holds this file.
+            relative: What is copied. `pull_folder` needs fewer requests for what is known to be a folder.
+            last: The file of a folder without which it does not count as present.
 
         Returns:
             True if ``relative`` exists in this storage.
@@ -122,29 +140,169 @@ class Storage:
         if self.remote is None:
             path = self.root / relative
             return (path / last).exists() if last else path.exists()
-        return patiently(lambda: self._pull(relative, last), self.root / relative)
+        if last is not None:
+            return self.pull_folder(relative, last=last)
+        return self.pull_file(relative) or self.pull_folder(relative)
 
-    def _pull(self, relative: str, last: str | None) -> bool:
-        assert self.remote is not None
-        from pyarrow import fs
+    def pull_file(self, relative: str) -> bool:
+        """Copy a remote file here, unless it is here already; returns whether it exists in this storage."""
+        if self.remote is None:
+            return (self.root / relative).is_file()
 
+        def fetch() -> bool:
+            found = objects.look(*self._at(relative))
+            if found is not None:
+                self._fetch(relative, found)
+            return found is not None
+
+        return patiently(fetch, self.root / relative)
+
+    def pull_folder(self, relative: str, *, last: str | None = None, only: str | None = None) -> bool:
+        """Copy a remote folder here, less what is here already.
+
+        Args:
+            relative: The folder.
+            only: Name of the files that are wanted, in whatever folder they are; all when None.
+            last: The file without which it does not count as present; it is copied after all others.
+
+        Returns:
+            True if the folder exists in this storage and holds ``last``.
+        """
+        if self.remote is None:
+            return self.pull(relative, last=last)
+
+        def fetch() -> bool:
+            found = objects.listing(*self._at(relative))
+            if not found or (last is not None and last not in found):
+                return False
+            wanted = [name for name in found if only is None or name.rpartition("/")[2] == only]
+            for name in sorted(wanted, key=lambda each: each == last):
+                self._fetch(f"{relative}/{name}", found[name])
+            return True
+
+        return patiently(fetch, self.root / relative)
+
+    def push_grown(self, relative: str) -> None:
+        """Copy what was appended to a local file since this object did so last, as one more segment beside the others.
+
+        The segments are in the folder ``<relative>.d`` of the remote storage, each named by the bytes that it holds of
+        the file. Nothing to do for a path.
+        """
+        if self.remote is None:
+            return
         system, root = self.remote
-        if last is not None and not self._exists(f"{relative}/{last}"):
-            return False
-        base = f"{root}/{relative}"
-        info = system.get_file_info(base)
-        if info.type == fs.FileType.NotFound:
-            return False
-        infos = [info] if info.type == fs.FileType.File else system.get_file_info(fs.FileSelector(base, recursive=True))
-        for item in sorted((i for i in infos if i.type == fs.FileType.File), key=lambda i: i.base_name == last):
-            target = self.path(os.path.relpath(item.path, root))
-            if target.exists() and target.stat().st_size == item.size:
-                continue
-            aside = _aside(target)
-            with system.open_input_stream(item.path) as source, aside.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
-            aside.replace(target)
-        return True
+        start = self._grown.get(relative, 0)
+
+        def send() -> int:
+            with (self.root / relative).open("rb") as file:
+                file.seek(start)
+                content = file.read()
+            if content:
+                name = segments.name(start, start + len(content))
+                objects.write_object(system, f"{root}/{relative}.d/{name}", content)
+            return start + len(content)
+
+        self._grown[relative] = patiently(send, self.root / relative)
+
+    def pull_grown(self, relative: str, *, to_go_on: bool = False) -> None:
+        """Append to a local file what it lacks of the segments that `push_grown` made; nothing to do for a path.
+
+        Args:
+            relative: The file.
+            to_go_on: This process will append to it: all is read and compared, and a local file that does not begin
+                with what the segments hold is replaced. Another machine may have gone on with it meanwhile.
+        """
+        if self.remote is None:
+            return
+        system, root = self.remote
+        path = self.path(relative)
+
+        def fetch() -> int:
+            folder = f"{root}/{relative}.d"
+            here = path.stat().st_size if path.exists() and not to_go_on else 0
+            first, content = here, bytearray()
+            for start, name in segments.missing(objects.listing(system, folder, recursive=False), here):
+                first = min(first, start)
+                del content[start - first :]
+                content += objects.read_object(system, f"{folder}/{name}") or b""
+            if not to_go_on or not (path.exists() and path.read_bytes().startswith(content)):
+                with path.open("r+b" if path.exists() else "wb") as file:
+                    file.seek(first)
+                    file.write(content)
+                    file.truncate()
+            return first + len(content)
+
+        self._grown[relative] = patiently(fetch, path)
+
+    def merge_grown(self, relative: str) -> None:
+        """Put the segments of a file that will grow no more into one; nothing to do for a path."""
+        if self.remote is None:
+            return
+        system, root = self.remote
+        folder, path = f"{root}/{relative}.d", self.root / relative
+        found = objects.listing(system, folder, recursive=False)
+        whole = segments.name(0, path.stat().st_size)
+        if len(found) > 1 and whole not in found:
+            objects.upload(system, f"{folder}/{whole}", path)
+            for name in found:
+                objects.delete_object(system, f"{folder}/{name}")
+
+    def claim_cache(self, relative: str, *, make: bool = False) -> str:
+        """Empty this node's copy of a remote folder if it is a copy of another one that had its name.
+
+        The remote folder says which one it is by an id in its file ``folder.id``. A sweep that was deleted and started
+        again has another id, so that no node takes its old files for those of the new one.
+
+        Args:
+            relative: The folder.
+            make: Give a folder without an id one.
+
+        Returns:
+            The id, for `adopt_cache` in other processes; empty for a path, or if the folder has none.
+        """
+        if self.remote is None:
+            return ""
+        system, path = self._at(f"{relative}/{IDENTITY}")
+        found = patiently(partial(objects.read_object, system, path), self.root / relative)
+        if found is None and not make:
+            self.discard_cache(relative)
+            return ""
+        identity = uuid.uuid4().hex if found is None else found.decode().strip()
+        if found is None:
+            patiently(partial(objects.write_object, system, path, identity.encode()), self.root / relative)
+        self.adopt_cache(relative, identity)
+        return identity
+
+    def adopt_cache(self, relative: str, identity: str) -> None:
+        """Empty this node's copy of a remote folder if it is not a copy of the one with this id."""
+        if self.remote is None or not identity:
+            return
+        folder = self.root / relative
+        with _locked(self.root / ".locks", relative):
+            if _read_text(folder / IDENTITY) == identity:
+                return
+            self._empty(folder)
+            write_whole(folder / IDENTITY, identity)
+
+    def discard_cache(self, relative: str) -> None:
+        """Remove this node's copy of a folder that the remote storage does not hold; nothing to do for a path."""
+        if self.remote is not None:
+            with _locked(self.root / ".locks", relative):
+                self._empty(self.root / relative)
+
+    def _empty(self, folder: Path) -> None:
+        self._same.clear()
+        self._grown.clear()
+        if folder.is_dir():
+            grave = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+            folder.rename(grave)  # at once, for a process that still writes into it
+            shutil.rmtree(grave, ignore_errors=True)
+
+    def holds(self, relative: str) -> bool:
+        """Whether a file exists in this storage, whatever is on this node."""
+        if self.remote is None:
+            return (self.root / relative).exists()
+        return objects.look(*self._at(relative)) is not None
 
     def names(self, relative: str) -> list[str]:
         """Return the names of the files in a folder, of the remote storage if there is one; half-written ones are not.
@@ -155,18 +313,14 @@ class Storage:
         if self.remote is None:
             folder = self.root / relative
             return sorted(p.name for p in folder.iterdir() if p.is_file() and _is_whole(p)) if folder.is_dir() else []
-        from pyarrow import fs
-
-        system, root = self.remote
-        infos = system.get_file_info(fs.FileSelector(f"{root}/{relative}", allow_not_found=True))
-        return sorted(i.base_name for i in infos if i.type == fs.FileType.File and not i.base_name.endswith(".part"))
+        return sorted(objects.listing(*self._at(relative), recursive=False))
 
     def delete_file(self, relative: str) -> None:
         """Remove one file here and in the remote storage; a missing one is no error."""
         (self.root / relative).unlink(missing_ok=True)
-        if self.remote is not None and self._exists(relative):
-            system, root = self.remote
-            system.delete_file(f"{root}/{relative}")
+        self._same.pop(relative, None)
+        if self.remote is not None:
+            objects.delete_object(*self._at(relative))
 
     def delete(self, relative: str) -> None:
         """Remove a file or folder here and in the remote storage; missing ones are no error."""
@@ -188,23 +342,21 @@ class Storage:
             elif kind == fs.FileType.File:
                 system.delete_file(f"{root}/{relative}")
 
-    def _exists(self, relative: str) -> bool:
-        from pyarrow import fs
-
+    def _at(self, relative: str) -> tuple[Any, str]:
         assert self.remote is not None
         system, root = self.remote
-        return bool(system.get_file_info(f"{root}/{relative}").type != fs.FileType.NotFound)
+        return system, f"{root}/{relative}"
 
-    def _upload(self, file: Path, relative: str) -> None:
-        assert self.remote is not None
-        system, root = self.remote
-        target = f"{root}/{relative}"
-        # Object stores show an object only when its stream is closed; others get it aside and renamed.
-        aside = f"{target}.{uuid.uuid4().hex}.part"
-        system.create_dir(target.rpartition("/")[0], recursive=True)
-        with file.open("rb") as source, system.open_output_stream(aside) as sink:
-            shutil.copyfileobj(source, sink)
-        system.move(aside, target)
+    def _fetch(self, relative: str, found: objects.Found) -> None:
+        """Copy one remote file here, unless what is here was copied from it or to it."""
+        file = self.path(relative)
+        if file.exists():
+            size, changed_ns = state = _state(file)
+            if size == found.size and (changed_ns == found.written_ns or self._same.get(relative) == state):
+                self._same[relative] = state
+                return
+        objects.download(*self._at(relative), file, found)
+        self._same[relative] = _state(file)
 
 
 def _remote(location: str) -> tuple[Any, str] | None:
@@ -212,7 +364,7 @@ def _remote(location: str) -> tuple[Any, str] | None:
     from pyarrow.lib import ArrowException
 
     try:
-        system, root = fs.FileSystem.from_uri(location)
+        system, root = fs.FileSystem.from_uri(_with_one_put(location))
     except (ArrowException, ValueError, OSError) as error:
         raise ConfigError(
             f"storage={location!r}: {error}; give a folder, or a URI that pyarrow knows (s3://bucket/folder, gs://...)"
@@ -220,12 +372,22 @@ def _remote(location: str) -> tuple[Any, str] | None:
     return None if isinstance(system, fs.LocalFileSystem) else (system, root.rstrip("/"))
 
 
+def _with_one_put(location: str) -> str:
+    """Have a small file written to S3 by one request and not by the three of an upload in parts."""
+    import pyarrow
+
+    option = "allow_delayed_open"
+    if not location.startswith("s3://") or option in location or int(pyarrow.__version__.partition(".")[0]) < 17:
+        return location
+    return f"{location}{'&' if '?' in location else '?'}{option}=true"
+
+
 def _check_name(location: str) -> None:
     try:
         location.encode()
     except UnicodeEncodeError:
-        printable = location.encode(errors="backslashreplace").decode()
-        raise ConfigError(f"storage={printable} is not UTF-8; give another (storage=...)") from None
+        shown = location.encode(errors="backslashreplace").decode()
+        raise ConfigError(f"storage={shown} is not UTF-8; give another (storage=...)") from None
     if "\0" in location:
         raise ConfigError(f"storage={location!r} holds a zero byte; give another (storage=...)")
 
@@ -234,5 +396,24 @@ def _is_whole(path: Path) -> bool:
     return not path.name.startswith(".")
 
 
-def _aside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+def _state(path: Path) -> tuple[int, int]:
+    """Return size and time of change of a local file."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    """Keep out the other processes of this node."""
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / hashlib.sha256(name.encode()).hexdigest()[:16]):
+        yield

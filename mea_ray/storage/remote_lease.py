@@ -24,9 +24,9 @@ from typing import Any
 
 from mea_ray.storage import process
 from mea_ray.storage.lease import Lease
+from mea_ray.storage.objects import PART, write_object
 
 _WAIT_S = 0.5
-_PART = ".part"
 
 
 class RemoteLease(Lease):
@@ -67,7 +67,6 @@ class RemoteLease(Lease):
         if holder and not self._is_dead(holder, claims[holder]):
             return False
         self._epoch = _epoch(claims.get(holder, {})) + 1
-        self.system.create_dir(self.folder, recursive=True)
         self._write(token, active=False)
         try:
             while not self._is_first(token):
@@ -119,11 +118,7 @@ class RemoteLease(Lease):
         with self._writing:
             self._beats += 1
             claim = {**process.identity(), "epoch": self._epoch, "active": active, "beat": self._beats}
-            # Object stores show an object only when its stream is closed; others get it aside and renamed.
-            aside = f"{self.folder}/{token}{_PART}"
-            with self.system.open_output_stream(aside) as file:
-                file.write(json.dumps(claim).encode())
-            self.system.move(aside, f"{self.folder}/{token}")
+            write_object(self.system, f"{self.folder}/{token}", json.dumps(claim).encode())
 
     def _withdraw(self, token: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -134,7 +129,7 @@ class RemoteLease(Lease):
 
         found: dict[str, dict[str, Any]] = {}
         for info in self.system.get_file_info(fs.FileSelector(self.folder, allow_not_found=True)):
-            if info.base_name.endswith(_PART):
+            if info.base_name.endswith(PART):
                 continue
             try:
                 with self.system.open_input_stream(info.path) as file:

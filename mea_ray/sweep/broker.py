@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from mea_ray.config import ExperimentConfig, ServingConfig, SweepConfig, digest, identity
 from mea_ray.core.errors import ServiceUnavailable
+from mea_ray.experiment.artifacts import Artifact
+from mea_ray.storage.remote import Storage
 from mea_ray.sweep import cluster
 from mea_ray.sweep.events import ServiceStarted, Warned
 
@@ -28,17 +30,21 @@ class ServiceSpec:
 
     Attributes:
         victim: Name of the victim artifact.
-        folder: Its folder.
+        folder: Its folder, or where every node fetches it from.
         settings: The ``service`` section without the client's part.
     """
 
     victim: str
-    folder: str
+    folder: str | Artifact
     settings: ServingConfig
 
     @classmethod
-    def of(cls, config: ExperimentConfig, victim: str, folder: str) -> ServiceSpec:
-        """Return the spec of an experiment."""
+    def of(cls, config: ExperimentConfig, victim: str, storage: Storage) -> ServiceSpec:
+        """Return the spec of an experiment whose victim is in a storage."""
+        if storage.remote is None:
+            folder: str | Artifact = str(storage.root / "artifacts" / "victims" / victim)
+        else:
+            folder = Artifact(storage.location, "victims", victim)
         return cls(victim, folder, config.service.serving)
 
     @property

@@ -84,17 +84,18 @@ class Finisher:
         self.folder.wait()
         work = self.folder.trial(trial)
         path = self.folder.result_path(trial)
+        # Of what a trial left on another node, only what is shown here is fetched: its result, or why there is none.
+        if self.folder.fetch_result(trial) is None:
+            work.pull_one(work.error.name)
         reason = work.failure()
         if reason is not None:
             self.fail(trial, reason)
             return
-        if not path.exists():
-            work.pull()
-            self.folder.storage.pull(f"{self.folder.name}/results/{path.name}")
         if not path.exists() and self.deadline is not None and time.monotonic() >= self.deadline:
             self.put_off.add(trial)  # nobody judged it: it goes on from its rungs with --resume
             return
         if not path.exists():
+            work.pull_one("partial.json")
             stopped = work.partial()
             if stopped is None:
                 self.fail(trial, "it ended without a result; its logs are in Ray's session folder")

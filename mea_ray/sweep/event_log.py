@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mea_ray.core.errors import StorageUnavailable
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
 
@@ -41,7 +42,7 @@ class EventLog:
         self._often: dict[str, float] = {}
         self._fails = False
         self._last = self._pushed = clock()
-        folder.storage.pull(f"{folder.name}/{EVENTS}")
+        folder.storage.pull_grown(f"{folder.name}/{EVENTS}", to_go_on=True)
         path = folder.path / EVENTS
         torn = path.exists() and path.read_bytes()[-1:] not in {b"", b"\n"}
         self._file = path.open("a", encoding="utf-8")
@@ -75,6 +76,7 @@ class EventLog:
         with contextlib.suppress(OSError):  # a full disk, which was reported already
             self._file.close()
         self._push()
+        self._remotely(self.folder.storage.merge_grown)
 
     def _too_often(self, key: str, is_last: bool) -> bool:
         now = self.clock()
@@ -97,9 +99,12 @@ class EventLog:
                 self._fails = True
 
     def _push(self) -> None:
+        self._remotely(self.folder.storage.push_grown)
+
+    def _remotely(self, do: Callable[[str], None]) -> None:
         try:
-            self.folder.push(EVENTS)
-        except OSError as error:
+            do(f"{self.folder.name}/{EVENTS}")
+        except (OSError, StorageUnavailable) as error:
             logger.warning("%s cannot be copied to %s: %s", EVENTS, self.folder.location, error)
 
 

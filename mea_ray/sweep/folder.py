@@ -9,20 +9,21 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mea_ray.config import SweepConfig, write_yaml
-from mea_ray.core.errors import ArtifactError, ConfigError
+from mea_ray.core.errors import ArtifactError, ConfigError, StorageUnavailable
 from mea_ray.experiment.journal import FolderJournal, FolderSteps, Warn
 from mea_ray.results.records import TrialResult
 from mea_ray.storage.files import PATIENCE, patiently, write_whole
-from mea_ray.storage.remote import Storage
+from mea_ray.storage.remote import IDENTITY, Storage
 from mea_ray.sweep.events import OnEvent, Warned
 from mea_ray.sweep.plan import Plan, check_same
 
 PARTS = ("results", "trials", "ledgers", "assessments")
-STARTED = ("events.jsonl", "summary.csv")
+STARTED = ("events.jsonl", "summary.csv", IDENTITY)
 """Files that every start of a sweep writes beside ``sweep.yaml`` and ``plan.json``."""
 ENTRIES = {*PARTS, *STARTED, "sweep.yaml", "plan.json", "wandb", "report.html"}
 """All that a sweep writes into its folder."""
@@ -92,6 +93,7 @@ class TrialFolder(FolderJournal):
     def save_point(self, point: Mapping[str, Any]) -> None:
         """Keep what the sweep set, for a search that has to suggest it again."""
         write_whole(self.folder / "point.json", json.dumps(dict(point), indent=1))
+        self.storage.push(f"{self.relative}/point.json")
 
     def point(self) -> dict[str, Any] | None:
         """Return what the sweep set; None if the trial was never begun."""
@@ -103,6 +105,12 @@ class TrialFolder(FolderJournal):
     def save_error(self, reason: str, trace: str) -> None:
         """Keep why the trial was given up."""
         write_whole(self.error, json.dumps({"reason": reason, "traceback": trace}, indent=1))
+        self.storage.push(f"{self.relative}/{self.error.name}")
+
+    def forget_error(self) -> None:
+        """Begin anew with a trial that was given up in an earlier run."""
+        if self.error.exists():
+            self.storage.delete_file(f"{self.relative}/{self.error.name}")
 
     def failure(self) -> str | None:
         """Return why the trial was given up in this run; None if it was not."""
@@ -113,7 +121,11 @@ class TrialFolder(FolderJournal):
 
     def pull(self) -> None:
         """Fetch what another node left in a remote storage."""
-        self.storage.pull(self.relative)
+        self.storage.pull_folder(self.relative)
+
+    def pull_one(self, name: str) -> bool:
+        """Fetch one file of it from a remote storage; returns whether it is there."""
+        return self.storage.pull_file(f"{self.relative}/{name}")
 
 
 class SweepFolder:
@@ -122,16 +134,18 @@ class SweepFolder:
     Args:
         storage: Location of the storage.
         name: The sweep's name.
+        identity: Which folder of that name in a remote storage is meant, see `Storage.claim_cache`.
     """
 
-    def __init__(self, storage: str, name: str) -> None:
+    def __init__(self, storage: str, name: str, identity: str = "") -> None:
         self.storage = Storage(storage)
-        self.location, self.name = self.storage.location, name
+        self.location, self.name, self.identity = self.storage.location, name, identity
         self.path = self.storage.root / name
+        self.storage.adopt_cache(name, identity)
         self._made: list[Path] = []  # what this process created in `open`, the outermost first
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SweepFolder, (self.location, self.name)
+        return SweepFolder, (self.location, self.name, self.identity)
 
     def open(self, sweep: SweepConfig, plan: Plan, *, resume: bool) -> None:
         """Make the folder, or take up the one that is there.
@@ -151,6 +165,7 @@ class SweepFolder:
     def _open(self, sweep: SweepConfig, plan: Plan, *, resume: bool) -> None:
         if self.begun(resume=resume):
             check_same(self.path / "plan.json", plan)
+        self.identity = self.storage.claim_cache(self.name, make=True)
         for folder in (*reversed(self.path.parents), self.path, *(self.path / part for part in PARTS)):
             if not folder.exists():
                 folder.mkdir()
@@ -169,14 +184,18 @@ class SweepFolder:
         Raises:
             ConfigError: It was and ``resume`` is not set, or the folder is not that of a sweep.
         """
-        there = self.storage.pull(f"{self.name}/plan.json")
+        there = self.storage.holds(f"{self.name}/plan.json")
+        if not there:
+            self.storage.discard_cache(self.name)
         if there and not resume:
             raise ConfigError(
                 f"the sweep {self.name!r} has been started in {self.path} before; go on with --resume, or choose "
                 "another name (name=...)"
             )
         if there:
-            self.storage.pull(f"{self.name}/results")
+            self.identity = self.storage.claim_cache(self.name, make=True)
+            self.storage.pull_file(f"{self.name}/plan.json")
+            self.storage.pull_folder(f"{self.name}/results")
         else:
             self._refuse_what_is_not_a_sweep()
         return there
@@ -189,20 +208,26 @@ class SweepFolder:
             raise ConfigError(f"{self.path} is a file; choose another name for the sweep (name=..., or run --name)")
         foreign = sorted(path.name for path in self.path.iterdir() if path.name not in ENTRIES)
         if foreign:
-            listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+            shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
             raise ConfigError(
-                f"{self.path} exists and is not the folder of a sweep (it holds {listed}); choose another name for the "
+                f"{self.path} exists and is not the folder of a sweep (it holds {shown}); choose another name for the "
                 "sweep (name=..., or run --name) or another storage (storage=...)"
             )
 
     @property
-    def marker(self) -> Path:
-        """A file that is there as long as the storage is."""
-        return self.path / "plan.json"
+    def marker(self) -> Path | None:
+        """A file that is there as long as the storage is; None for a remote storage, which is asked itself."""
+        return self.path / "plan.json" if self.storage.remote is None else None
+
+    def patience(self) -> dict[str, Any]:
+        """Return what `PATIENCE` has to know of a remote storage."""
+        if self.storage.remote is None:
+            return {}
+        return {"there": partial(self.storage.holds, f"{self.name}/plan.json"), "name": self.location}
 
     def be_patient(self, seconds: float, on_event: OnEvent) -> None:
         """Make this process wait for the storage while it is full or away, with a warning."""
-        PATIENCE.begin(seconds, self.marker, lambda text: on_event(Warned(text)))
+        PATIENCE.begin(seconds, self.marker, lambda text: on_event(Warned(text)), **self.patience())
 
     def wait(self) -> None:
         """Wait until the storage is there.
@@ -210,7 +235,12 @@ class SweepFolder:
         Raises:
             StorageUnavailable: It did not come in time.
         """
-        patiently(lambda: None, self.marker)
+
+        def look() -> None:
+            if self.storage.remote is not None and not self.storage.holds(f"{self.name}/plan.json"):
+                raise StorageUnavailable(self.location, "away", 0.0, f"it has no {self.name}/plan.json")
+
+        patiently(look, self.path)
 
     def discard_if_unused(self) -> None:
         """Free the name of a sweep that was refused before its first trial.
@@ -238,7 +268,9 @@ class SweepFolder:
         return TrialFolder(self.storage, self.name, name, warn)
 
     def trials(self) -> list[TrialFolder]:
-        """Folders of all trials that were ever begun, in the order of their names."""
+        """Folders of all trials that were ever begun, in the order of their names, with their points at hand."""
+        if self.storage.remote is not None:
+            self.storage.pull_folder(f"{self.name}/trials", only="point.json")
         return [self.trial(path.name) for path in sorted((self.path / "trials").iterdir()) if path.is_dir()]
 
     def result_path(self, trial: str) -> Path:
@@ -248,6 +280,13 @@ class SweepFolder:
     def result(self, trial: str) -> TrialResult | None:
         """Return a finished trial's result; None if there is none, or it is damaged and must be made again."""
         return read_result(self.result_path(trial), planned_points(self.path / "plan.json"))
+
+    def fetch_result(self, trial: str) -> Path | None:
+        """Return where a trial's result is on this node, fetched if need be; None if there is none."""
+        path = self.result_path(trial)
+        if not path.exists():
+            self.storage.pull_file(f"{self.name}/results/{path.name}")
+        return path if path.exists() else None
 
     def save_result(self, result: TrialResult) -> None:
         """Write a finished trial's result."""

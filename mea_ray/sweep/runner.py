@@ -17,7 +17,6 @@ from mea_ray.config import SweepConfig
 from mea_ray.core import plugins
 from mea_ray.core.errors import DataError
 from mea_ray.core.versions import command_line
-from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.data import Contents
 from mea_ray.experiment.ports import Role
 from mea_ray.results.portable import anonymous, cleaned
@@ -185,7 +184,10 @@ def _run(
     how = "failed"
     try:
         patience = PATIENCE.during(
-            sweep.base.resources.storage_patience_s, folder.marker, lambda text: emit(events.Warned(text))
+            sweep.base.resources.storage_patience_s,
+            folder.marker,
+            lambda text: emit(events.Warned(text)),
+            **folder.patience(),
         )
         with contextlib.ExitStack() as stack:
             if start is not None:
@@ -354,17 +356,14 @@ class _Driver:
 
     def _prepare(self, broker: Any, left: list[PlannedTrial], services: int) -> None:
         """Have the first services started while Tune starts the trials; what fails here is met again by the trials."""
-        store = Store(self.folder.storage)
         specs: dict[str, ServiceSpec] = {}
         for trial in left:
             if len(specs) == services:
                 break
             if trial.config.thief.blackbox is not None:
                 continue
-            folder = store.find("victims", trial.victim)
-            if folder is not None:
-                spec = ServiceSpec.of(trial.config, trial.victim, str(folder))
-                specs.setdefault(spec.key, spec)
+            spec = ServiceSpec.of(trial.config, trial.victim, self.folder.storage)
+            specs.setdefault(spec.key, spec)
         for spec in specs.values():
             broker.prepare.remote(spec)
 

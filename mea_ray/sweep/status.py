@@ -116,14 +116,19 @@ def open_folder(location: str) -> SweepFolder:
         ConfigError: The URI names no known file system, no sweep was ever started there, or it cannot be read.
     """
     if "://" in location:
-        storage, _, name = location.rstrip("/").rpartition("/")
+        place, mark, options = location.partition("?")  # e.g. the endpoint of an S3 that is not Amazon's
+        storage, _, name = place.rstrip("/").rpartition("/")
+        storage += mark + options
     else:
         path = Path(location).expanduser().absolute()
         storage, name = str(path.parent), path.name
     folder = SweepFolder(storage, name)
     remedy = "give the folder that `mea-ray sweep` printed"
     with refusing(f"{location} cannot be read", remedy):
-        found = folder.storage.pull(f"{name}/plan.json")
+        found = folder.storage.holds(f"{name}/plan.json")
+        if found:
+            folder.storage.claim_cache(name)
+            folder.storage.pull_file(f"{name}/plan.json")
     if not found:
         raise ConfigError(f"{location} is not the folder of a sweep: it has no plan.json; {remedy}")
     return folder
@@ -135,7 +140,7 @@ def read_status(folder: SweepFolder) -> Status:
     Raises:
         ArtifactError: ``plan.json`` is damaged.
     """
-    folder.storage.pull(f"{folder.name}/{event_log.EVENTS}")
+    folder.storage.pull_grown(f"{folder.name}/{event_log.EVENTS}")
     try:
         plan = json.loads((folder.path / "plan.json").read_text(encoding="utf-8"))
         status = Status(folder.name, planned=int(plan["trial_count"]))

@@ -72,6 +72,7 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     from mea_ray.experiment.run import Experiment
 
     tools.folder.wait()
+    tools.folder.fetch_result(trial.name)
     done = tools.folder.result(trial.name)
     if done is not None:
         for rung in done.rungs:
@@ -112,7 +113,7 @@ def _open_journal(trial: PlannedTrial, tools: Tools, warn: Callable[[str], None]
     journal = tools.folder.trial(trial.name, warn)
     journal.pull()
     journal.folder.mkdir(parents=True, exist_ok=True)
-    journal.error.unlink(missing_ok=True)
+    journal.forget_error()
     write_yaml(trial.config, journal.folder / "config.yaml")
     journal.save_point(trial.point)
     return journal
@@ -171,7 +172,8 @@ class SharedService:
     def __enter__(self) -> SharedService:
         from mea_ray.service.pool import VictimService
 
-        spec = ServiceSpec.of(self.trial.config, self.trial.victim, str(self.models.victim_folder()))
+        self.models.victim_folder()  # it is there before a service is started with it
+        spec = ServiceSpec.of(self.trial.config, self.trial.victim, self.tools.folder.storage)
         self.transfer = self.journal.transfer
         self._hold = Hold(self.tools.broker, self.trial.name, spec, answers=_answers, pulse=self._pulse)
         entry = self._hold.__enter__()

@@ -43,7 +43,7 @@ class WandbOwner:
 
     def log(self, trial: str) -> list[str]:
         """Log a finished trial, unless that is done; return its new warnings. Never raises."""
-        self.folder.storage.pull(f"{self.folder.name}/results/{trial}.json")
+        self.folder.fetch_result(trial)
         result = self.folder.result(trial)
         if result is not None:
             self.shown.log(result, self.folder.models(result))
@@ -51,7 +51,7 @@ class WandbOwner:
 
     def summarize(self) -> list[str]:
         """Log the table of all trials; return its new warnings."""
-        self.folder.storage.pull(f"{self.folder.name}/results")
+        self.folder.storage.pull_folder(f"{self.folder.name}/results")
         self.shown.summarize(self.folder.results())
         return self._new_warnings()
 

@@ -73,6 +73,21 @@ def check_model(folder: Path) -> str:
     return str(digest)
 
 
+def load_untrained(folder: Path) -> ImageModel:
+    """Build the network that ``model.json`` of a folder describes, without its weights.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+    """
+    from mea_ray.models.build import build_model
+
+    try:
+        spec = json.loads(patiently((folder / DESCRIPTION).read_bytes, folder / DESCRIPTION))["spec"]
+        return build_model(spec["name"], tuple(spec["shape"]), spec["classes"], spec["params"])
+    except (OSError, ValueError, KeyError, TypeError, ConfigError, RuntimeError) as error:
+        raise ArtifactError(f"{folder} describes no model: {type(error).__name__}: {error}") from error
+
+
 def load_model(folder: Path, *, own_networks_only: bool = False) -> tuple[ImageModel, dict[str, Any]]:
     """Build the network of a folder again and fill in its weights.
 

@@ -26,7 +26,7 @@ OBJECT_STORE = 80 * 1024**2
 Told = dict[str, Any]
 
 
-def sweep(storage: Path, *, seeds: int = 3, per_second: float = 16, name: str = "s", **more: Any) -> SweepConfig:
+def sweep(storage: Path | str, *, seeds: int = 3, per_second: float = 16, name: str = "s", **more: Any) -> SweepConfig:
     """Two budgets on digits, networks that train in a second, and a rate that makes the questions take a while."""
     base: dict[str, Any] = {
         "storage": str(storage),

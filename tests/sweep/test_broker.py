@@ -7,6 +7,7 @@ import pytest
 
 from mea_ray.config import ExperimentConfig, RoleResources, ServingConfig, build
 from mea_ray.core.errors import ConfigError, ServiceUnavailable
+from mea_ray.storage.remote import Storage
 from mea_ray.sweep import broker as module
 from mea_ray.sweep.broker import Broker, ServiceSpec, needs
 from mea_ray.sweep.cluster import Demand, check
@@ -127,7 +128,7 @@ def test_stop_stops_all(services: Services) -> None:
 
 def test_equal_settings_share_and_the_clients_part_does_not_count() -> None:
     def of(**service: Any) -> str:
-        return ServiceSpec.of(build(ExperimentConfig, {"service": service}), "v", "/v").key
+        return ServiceSpec.of(build(ExperimentConfig, {"service": service}), "v", Storage("/v")).key
 
     assert of() == of(request_images=8, retries=1)
     assert of() != of(policy="label_only")

@@ -11,6 +11,7 @@ from golden import MadeUp
 
 from mea_ray.attacks import ATTACKS
 from mea_ray.config import ExperimentConfig, SweepConfig, build, load_sweep, merge
+from mea_ray.storage.remote import Storage
 from mea_ray.sweep.broker import ServiceSpec
 from mea_ray.sweep.plan import Plan, plan
 from mea_ray.sweep.search import check_metric
@@ -132,11 +133,11 @@ def test_harder_settings_can_be_swept_with_any_attack_in_one_file() -> None:
         f" thief.attack.name: {{grid: [{', '.join(ATTACKS.names())}]}}}}",
     )
     assert found.trial_count == 4 * 2 * 2 * len(ATTACKS.names()) and found.victim_count == 1
-    served = {ServiceSpec.of(trial.config, "v", "").key for trial in found.trials}
+    served = {ServiceSpec.of(trial.config, "v", Storage("/v")).key for trial in found.trials}
     assert len(served) == 4 * 2, "trials share the services of their settings, whatever attacks"
     _, shipped = planned(ROOT / "sweeps" / "harder.yaml")
     assert (shipped.trial_count, shipped.victim_count) == (5 * 5, 1)
-    assert len({ServiceSpec.of(trial.config, "v", "").key for trial in shipped.trials}) == 5
+    assert len({ServiceSpec.of(trial.config, "v", Storage("/v")).key for trial in shipped.trials}) == 5
 
 
 def test_the_budgets_sweep_takes_parquet_data_from_the_command_line() -> None:
