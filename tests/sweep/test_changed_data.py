@@ -167,7 +167,8 @@ def started(tmp_path: Path, more: dict[str, Any], *, finished: bool) -> SweepCon
     planned = plan(sweep)
     folder.open(sweep, planned, resume=False)
     if finished:
-        folder.save_result(trial(planned.trials[0].name, config=sweep.base.resolved()))
+        made = trial(planned.trials[0].name, config=sweep.base.resolved())
+        folder.save_result(made.model_copy(update={"point": planned.trials[0].point}))
     return sweep
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,15 @@ def test_two_that_start_at_the_same_moment_are_not_both_let_through(tmp_path: Pa
         assert len(inside) <= 1
 
 
-def test_a_driver_that_was_succeeded_while_it_was_paused_is_interrupted(tmp_path: Path) -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, also if the tests run in the background of a shell, which lets them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_driver_that_was_succeeded_while_it_was_paused_is_interrupted(tmp_path: Path, ctrl_c: None) -> None:
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt), only_driver(Storage(str(tmp_path)), "s", said.append, beat_s=0.1) as lease:
         newer = tmp_path / LEASES / "sweep-s.1"

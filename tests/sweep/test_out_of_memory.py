@@ -130,7 +130,8 @@ def runs(monkeypatch: pytest.MonkeyPatch, followed: Followed, outcomes: Iterator
 
 
 def tuning(followed: Followed, max_failures: int) -> Tuning:
-    context: Any = SimpleNamespace(sweep=SimpleNamespace(max_failures=max_failures), points={"a": {}, "b": {}, "c": {}})
+    sweep = SimpleNamespace(max_failures=max_failures, time_budget_s=None)
+    context: Any = SimpleNamespace(sweep=sweep, points={"a": {}, "b": {}, "c": {}})
     return Tuning(context, followed, {}, 3)  # type: ignore[arg-type]
 
 
