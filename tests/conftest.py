@@ -10,6 +10,8 @@ import pytest
 from fake_wandb import FakeWandb
 from hypothesis import settings
 
+from mea_ray.bench.object_store import CREDENTIALS, LoopbackS3
+
 settings.register_profile("no deadline", deadline=None)  # a busy machine is slow now and then, which is no fault
 settings.load_profile("no deadline")
 
@@ -41,3 +43,14 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_SILENT"):
         monkeypatch.setenv(name, "")  # restored afterwards, whatever the tracker sets
     return fake
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[LoopbackS3]:
+    """An S3 server on this machine, with its credentials in the environment."""
+    patch = pytest.MonkeyPatch()
+    for name, value in CREDENTIALS.items():
+        patch.setenv(name, value)
+    with LoopbackS3() as server:
+        yield server
+    patch.undo()

@@ -141,8 +141,10 @@ class TransferSet:
             self._read(self.path)
 
     def forget_snapshots(self) -> None:
-        """Remove the snapshots of trainings on these answers: their substitutes are kept by now."""
-        for path in self.path.glob(".*.state") if self.path is not None else ():
+        """Remove the snapshots of trainings on these answers: their substitutes are stored by now."""
+        from mea_ray.training.snapshot import SUFFIX  # with it comes torch, which the command line does not need
+
+        for path in self.path.glob(f".*{SUFFIX}") if self.path is not None else ():
             path.unlink(missing_ok=True)
 
     def prefix(self, count: int) -> tuple[Indices, Answers]:

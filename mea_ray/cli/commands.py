@@ -33,6 +33,7 @@ from mea_ray.results.records import RESULTS, TrialResult, read_results
 from mea_ray.storage.files import refusing
 from mea_ray.storage.remote import Storage
 from mea_ray.sweep.event_log import EVENTS
+from mea_ray.verification.evidence import JudgedSweep
 
 
 def read_experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
@@ -159,8 +160,9 @@ def finish(console: Console, folder: Path, failed: Mapping[str, str], location: 
 
     if any((folder / RESULTS).glob("*.json")):
         results = read_results(folder)
-        print_results(console, results, search_of(folder), prices=html.prices_of(folder))
-        page = html.write(folder, everything=results)
+        judged = JudgedSweep.of(results)
+        print_results(console, results, search_of(folder), prices=html.prices_of(folder), judged=judged)
+        page = html.write(folder, everything=results, judged=judged)
         console.print(f"\nresults  {folder / RESULTS}", soft_wrap=True)
         if (folder / "wandb").is_dir():
             attach_report(folder, page, lambda text: note(text))
@@ -181,11 +183,14 @@ def _render(
     only: Sequence[str],
     prices: PricesConfig | None,
     everything: Sequence[TrialResult] | None = None,
+    judged: JudgedSweep | None = None,
 ) -> Path:
     from mea_ray.report import html
 
     with refusing(f"the report of {folder} cannot be made", "give a folder that can be read and written"):
-        return html.write(folder, storage=storage, png=png, only=only, prices=prices, everything=everything)
+        return html.write(
+            folder, storage=storage, png=png, only=only, prices=prices, everything=everything, judged=judged
+        )
 
 
 def render_report(
@@ -219,9 +224,11 @@ def render_report(
         prices = build(PricesConfig, overridden(PricesConfig, tree, list(map(split_override, price)))[0])
     render = partial(_render, folder, storage, png, only, prices)
     everything: Sequence[TrialResult] | None = None
+    judged: JudgedSweep | None = None
     if every_s is None:
         everything = read_results(folder)
-        page: Path | None = render(everything)
+        judged = JudgedSweep.of(everything)
+        page: Path | None = render(everything, judged)
     else:
         sweep = open_folder(location)
         page = status.watch(sweep, render, lambda text: console.print(text, soft_wrap=True), every_s=every_s)
@@ -231,7 +238,7 @@ def render_report(
         everything = read_results(folder)
     shown = html.some(everything, only) if only else everything
     sought = None if only else search_of(folder)
-    print_results(console, shown, sought, sweep=everything, prices=prices)
+    print_results(console, shown, sought, sweep=everything, prices=prices, judged=judged)
     console.print(f"\nreport   {page}", soft_wrap=True)
     if tables.is_many(shown):
         console.print(f"table    {page.with_name(html.CSV)}", soft_wrap=True)

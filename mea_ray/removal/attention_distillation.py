@@ -14,7 +14,18 @@ from torch import Tensor, nn
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive
 from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Epochs, LearningRate, Prospect, Removal, Share, ThiefData, copied, labelled, tune
+from mea_ray.removal.base import (
+    Epochs,
+    LearningRate,
+    Prospect,
+    Removal,
+    Share,
+    ThiefData,
+    copied,
+    labelled,
+    part_of,
+    tune,
+)
 from mea_ray.training.objective import Batch, Objective, StepContext
 
 
@@ -66,14 +77,11 @@ class AttentionDistillation(Removal):
         found = len(convolutions(prospect.model))
         if found < self.layers:
             raise ConfigError(f"layers={self.layers} convolutions are compared, but the network has {found}; lower it")
-        prospect.check_batches(self._count(prospect.images))
-
-    def _count(self, images: int) -> int:
-        return images if self.share is None else max(1, round(self.share * images))
+        prospect.check_batches(part_of(prospect.images, self.share))
 
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the tuned copy."""
-        thief = thief.take(self._count(len(thief.images)), seed)
+        thief = thief.take(part_of(len(thief.images), self.share), seed)
         data = labelled(thief, model.classes)
         changes: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "learning_rate": self.learning_rate}
         teacher = tune(copied(model), data, thief, derive(seed, "teacher"), epochs=self.teacher_epochs, **changes)

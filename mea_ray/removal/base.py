@@ -72,6 +72,11 @@ class ThiefData:
         return replace(self, images=self.images[chosen], answers=self.answers[chosen])
 
 
+def part_of(images: int, share: float | None) -> int:
+    """Return how many images a share is, at least one; all without a share."""
+    return images if share is None else max(1, round(share * images))
+
+
 @dataclass(frozen=True)
 class Prospect:
     """What is known of a removal before anything is trained.

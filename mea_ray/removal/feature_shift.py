@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from mea_ray.core.seeding import derive
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import (
     Epochs,
@@ -20,10 +19,10 @@ from mea_ray.removal.base import (
     copied,
     labelled,
     last_layer,
+    part_of,
     tune,
 )
-from mea_ray.training.device import seeded
-from mea_ray.training.objective import Batch, CrossEntropy, StepContext
+from mea_ray.removal.new_head import AwayFromOldHead, draw_head, linear_head
 
 
 class FeatureShiftTuning(Removal):
@@ -67,51 +66,24 @@ class FeatureShiftTuning(Removal):
     def check(self, prospect: Prospect) -> None:
         """Refuse a head that is not linear, and batches of one image."""
         last_layer(prospect.model)
-        prospect.check_batches(self._count(prospect.images))
-
-    def _count(self, images: int) -> int:
-        return images if self.share is None else max(1, round(self.share * images))
+        prospect.check_batches(part_of(prospect.images, self.share))
 
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
         """Return the tuned copy."""
-        thief = thief.take(self._count(len(thief.images)), seed)
+        thief = thief.take(part_of(len(thief.images), self.share), seed)
         shifted = copied(model)
-        head = last_layer(shifted)
-        objective = ShiftedHead(head.weight.detach().clone(), self.alpha)
-        with seeded(derive(seed, "head")):
-            head.reset_parameters()  # uniform within 1 / sqrt(inputs), as the published code draws it
+        objective = ShiftedHead(draw_head(shifted, seed), self.alpha)
         changes: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0}
         changes["learning_rate"] = self.learning_rate
         data = labelled(thief, shifted.classes)
         return tune(shifted, data, thief, seed, objective=objective, epochs=self.epochs, **changes)
 
 
-class ShiftedHead(CrossEntropy):
-    """Cross-entropy, plus alpha times the inner product of the head's weights with the old ones, at the old norm.
-
-    Args:
-        old: The old weights, float32 (classes, features).
-        alpha: Weight of the inner product.
-    """
-
-    def __init__(self, old: Tensor, alpha: float) -> None:
-        super().__init__()
-        self.old, self.alpha = old, alpha
-
-    def start(self, context: StepContext) -> None:
-        """Move the old weights to the device."""
-        super().start(context)
-        self.old = self.old.to(context.device)
-
-    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return ``utility`` and ``shift``."""
-        head = model.head
-        assert isinstance(head, nn.Linear)
-        return {**super().terms(model, batch), "shift": self.alpha * (head.weight.float() * self.old).sum()}
+class ShiftedHead(AwayFromOldHead):
+    """The same with the weights at their old norm after each update: a new head that only turns away."""
 
     def updated(self, model: nn.Module) -> None:
         """Bring the head's weights back to the old norm."""
-        head = model.head
-        assert isinstance(head, nn.Linear)
+        head = linear_head(model)
         with torch.no_grad():
             head.weight *= self.old.norm() / head.weight.norm()

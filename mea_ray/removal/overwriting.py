@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
-from pydantic import Field
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive, numpy_generator
-from mea_ray.core.types import Images, ImageSet
-from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Epochs, LearningRate, Prospect, Removal, ThiefData, copied, labelled, tune
+from mea_ray.core.types import Images, ImageSet, Labels
+from mea_ray.removal.mixed_tuning import MixedTuning
 
 
-class Overwriting(Removal):
+class Overwriting(MixedTuning):
     """Fine-tune on clean images, and on mixes of two classes that the thief's own key names, with its target.
 
     Choose it for a thief who knows the scheme and puts a second mark over the first.
@@ -33,46 +29,13 @@ class Overwriting(Removal):
     """
 
     name = "overwriting"
+    what = "a second mark needs images of 3 classes"
+    least_images = 3
 
-    def __init__(
-        self,
-        *,
-        share: Annotated[float, Field(gt=0, le=10)] = 0.2,
-        epochs: Epochs = 5,
-        learning_rate: LearningRate = 5e-4,
-    ) -> None:
-        self.share, self.epochs, self.learning_rate = share, epochs, learning_rate
-
-    @property
-    def strength(self) -> float:
-        """Mixes per clean image."""
-        return self.share
-
-    def check(self, prospect: Prospect) -> None:
-        """Refuse fewer than three classes, and images that can only be of two."""
-        if prospect.model.classes < 3 or prospect.images < 3:
-            raise ConfigError(
-                f"a second mark needs images of 3 classes, got {prospect.model.classes} classes and "
-                f"{prospect.images} images"
-            )
-        prospect.check_batches(prospect.images + max(1, round(self.share * prospect.images)))
-
-    def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
-        """Return the tuned copy.
-
-        Raises:
-            ConfigError: The thief's images are of fewer than three classes.
-        """
-        tuned = copied(model)
-        clean = labelled(thief, tuned.classes)
+    def mixes(self, clean: ImageSet, count: int, seed: int) -> tuple[Images, Labels]:
+        """Return mixes of the thief's own key, with its target."""
         key = second_key(clean, derive(seed, "key"))
-        mixes = halves(clean, key, max(1, round(self.share * len(clean))), derive(seed, "mixes"))
-        both = ImageSet(
-            np.concatenate([clean.images, mixes]),
-            np.concatenate([clean.labels, np.full(len(mixes), key[2], np.int64)]),
-            clean.class_names,
-        )
-        return tune(tuned, both, thief, seed, epochs=self.epochs, learning_rate=self.learning_rate)
+        return halves(clean, key, count, derive(seed, "mixes")), np.full(count, key[2], np.int64)
 
 
 def second_key(clean: ImageSet, seed: int) -> tuple[int, int, int]:

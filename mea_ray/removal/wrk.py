@@ -8,7 +8,6 @@ from typing import Annotated
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive, numpy_generator
@@ -25,8 +24,7 @@ from mea_ray.removal.base import (
     last_layer,
     tune,
 )
-from mea_ray.training.device import seeded
-from mea_ray.training.objective import Batch, CrossEntropy, StepContext
+from mea_ray.removal.new_head import AwayFromOldHead, draw_head
 
 
 class Wrk(Removal):
@@ -95,10 +93,7 @@ class Wrk(Removal):
         both = ImageSet(
             np.concatenate([clean.images, images]), np.concatenate([clean.labels, labels]), clean.class_names
         )
-        head = last_layer(broken)
-        objective = _AwayFromOldHead(head.weight.detach().clone(), self.alpha)
-        with seeded(derive(seed, "head")):
-            head.reset_parameters()  # uniform within 1 / sqrt(inputs), as the published code draws it
+        objective = AwayFromOldHead(draw_head(broken, seed), self.alpha)
         changes = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0, "learning_rate": self.learning_rate}
         return tune(
             broken,
@@ -124,25 +119,3 @@ class Wrk(Removal):
         moved = (pixels.detach() + self.step * torch.cat(gradients).sign()).clamp(0, 1)
         others = (thief.labels + rng.integers(1, classes, size=count)) % classes
         return (moved * 255).round().to(torch.uint8).numpy(), others.astype(np.int64)
-
-
-class _AwayFromOldHead(CrossEntropy):
-    """Cross-entropy, plus alpha times the inner product of the last layer's weights with the old ones."""
-
-    def __init__(self, old: Tensor, alpha: float) -> None:
-        super().__init__()
-        self.old, self.alpha = old, alpha
-
-    def start(self, context: StepContext) -> None:
-        """Move the old weights to the device."""
-        super().start(context)
-        self.old = self.old.to(context.device)
-
-    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return ``{"utility": cross-entropy, "away": alpha * sum(W * W_old)}``."""
-        terms = super().terms(model, batch)
-        if self.alpha:
-            head = model.head
-            assert isinstance(head, nn.Linear)
-            terms["away"] = self.alpha * (head.weight.float() * self.old).sum()
-        return terms

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet, Labels
-from mea_ray.models.base import ImageModel
-from mea_ray.removal.base import Epochs, LearningRate, Prospect, Removal, ThiefData, copied, labelled, tune
+from mea_ray.removal.mixed_tuning import MixedTuning
 
 GEOMETRIES = ("top_bottom", "left_right", "diagonal", "blend")
 
 
-class WrongMixes(Removal):
+class WrongMixes(MixedTuning):
     """Fine-tune on clean images, and on mixes of two random classes labelled as neither of the two.
 
     Choose it for a thief who knows that mixes carry the mark.
@@ -32,43 +28,12 @@ class WrongMixes(Removal):
     """
 
     name = "wrong_mixes"
+    what = "wrong mixes need 3 classes and images of 2"
+    least_images = 2
 
-    def __init__(
-        self,
-        *,
-        share: Annotated[float, Field(gt=0, le=10)] = 0.2,
-        epochs: Epochs = 5,
-        learning_rate: LearningRate = 5e-4,
-    ) -> None:
-        self.share, self.epochs, self.learning_rate = share, epochs, learning_rate
-
-    @property
-    def strength(self) -> float:
-        """Mixes per clean image."""
-        return self.share
-
-    def check(self, prospect: Prospect) -> None:
-        """Refuse fewer than three classes, and images that can only be of one."""
-        if prospect.model.classes < 3 or prospect.images < 2:
-            raise ConfigError(
-                f"wrong mixes need 3 classes and images of 2, got {prospect.model.classes} classes and "
-                f"{prospect.images} images"
-            )
-        prospect.check_batches(prospect.images + max(1, round(self.share * prospect.images)))
-
-    def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:
-        """Return the tuned copy.
-
-        Raises:
-            ConfigError: There are fewer than three classes, so that there is no wrong label.
-        """
-        tuned = copied(model)
-        clean = labelled(thief, tuned.classes)
-        images, labels = wrong_mixes(clean, max(1, round(self.share * len(clean))), derive(seed, "mixes"))
-        both = ImageSet(
-            np.concatenate([clean.images, images]), np.concatenate([clean.labels, labels]), clean.class_names
-        )
-        return tune(tuned, both, thief, seed, epochs=self.epochs, learning_rate=self.learning_rate)
+    def mixes(self, clean: ImageSet, count: int, seed: int) -> tuple[Images, Labels]:
+        """Return mixes in random geometries, labelled as neither of the two classes."""
+        return wrong_mixes(clean, count, derive(seed, "mixes"))
 
 
 def wrong_mixes(clean: ImageSet, count: int, seed: int) -> tuple[Images, Labels]:

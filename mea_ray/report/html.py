@@ -81,6 +81,7 @@ def render(
     command: str = "",
     prices: PricesConfig | None = None,
     sweep: Sequence[TrialResult] | None = None,
+    judged: evidence.JudgedSweep | None = None,
 ) -> str:
     """Return the report as HTML.
 
@@ -94,12 +95,14 @@ def render(
         command: The command that made the results, if it is known.
         prices: What an hour and a query cost, if that is known.
         sweep: All trials of the sweep, where ``results`` are some of them: they are judged with all.
+        judged: The judgements on them, if they are made already.
     """
     import jinja2
 
-    judged = evidence.judge_rungs(sweep or results)
+    all_judged = evidence.JudgedSweep.of(sweep or results) if judged is None else judged
+    rungs = all_judged.rungs
     many = tables.is_many(results)
-    values = _head(results, judged, search, command) | {
+    values = _head(results, rungs, search, command) | {
         "name": name,
         "description": description,
         "spent": spent.sentence(results, prices),
@@ -108,8 +111,8 @@ def render(
         "folder": folder.name if folder is not None else "FOLDER",
     }
     results = tables.with_short_points(results)
-    values |= _below(results, evidence.judge_removals(sweep or results), storage, folder)
-    values |= many_points.values(results, judged, rung_table.lines(results, judged)) if many else _each(results, judged)
+    values |= _below(results, all_judged.removals, storage, folder)
+    values |= many_points.values(results, rungs, rung_table.lines(results, rungs)) if many else _each(results, rungs)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mea_ray.report", "."),
         autoescape=True,
@@ -287,6 +290,7 @@ def write(
     prices: PricesConfig | None = None,
     only: Sequence[str] = (),
     everything: Sequence[TrialResult] | None = None,
+    judged: evidence.JudgedSweep | None = None,
 ) -> Path:
     """Render ``report.html`` into a sweep's folder from its ``results/*.json``; of many points with a CSV beside it.
 
@@ -296,6 +300,7 @@ def write(
         png: Where to write the curves as one picture, too.
         prices: What an hour and a query cost; those of ``sweep.yaml`` when None.
         everything: The folder's results, if they are read already.
+        judged: The judgements on them, if they are made already.
         only: Trials of which the page is made, as ``some`` takes them; it is then named after the first trial.
 
     Returns:
@@ -308,6 +313,7 @@ def write(
     everything = read_results(folder) if everything is None else everything
     results = some(everything, only) if only else everything
     about = _about(folder)
+    judged = evidence.JudgedSweep.of(everything) if judged is None else judged
     text = render(
         results,
         name=str(about.get("name") or folder.resolve().name),
@@ -318,11 +324,12 @@ def write(
         command=command_of(folder),
         prices=prices or prices_of(folder),
         sweep=everything,
+        judged=judged,
     )
     path = folder / (f"report-{results[0].trial}.html" if only else "report.html")
     write_whole(path, text)
     if tables.is_many(results):
-        table = rung_table.lines(results, evidence.judge_rungs(everything))
+        table = rung_table.lines(results, judged.rungs)
         write_whole(path.with_name(CSV), rung_table.as_csv(table))
     if png is not None:
         curves.png(_chunks(tables.with_short_points(results))[0], png)

@@ -140,25 +140,39 @@ def gallery(result: TrialResult, storage: str | Path | None = None, folder: Path
         return Gallery(result.victim, [], without_paths(f"{type(error).__name__}: {error}"))
 
 
+def _own_config(result: TrialResult, folder: Path | None) -> Path | None:
+    """Return the file with the paths that a trial was started with; None if its folder is not at hand."""
+    own = folder / "trials" / result.trial / "config.yaml" if folder is not None else None
+    return own if own is not None and own.is_file() else None
+
+
+def _storage_of(result: TrialResult, folder: Path | None) -> str:
+    from mea_ray.config import ExperimentConfig, load_tree
+
+    own = _own_config(result, folder)
+    tree = result.config if own is None else load_tree(own)
+    return str(tree.get("storage") or ExperimentConfig.model_fields["storage"].default)
+
+
 def _as_it_was_run(result: TrialResult, folder: Path | None) -> ExperimentConfig:
-    """Return the experiment of a result with the paths that it was started with, as far as its folder knows them."""
     from mea_ray.config import ExperimentConfig, build, load_stored
 
-    if folder is not None and (own := folder / "trials" / result.trial / "config.yaml").is_file():
-        return load_stored(own)
-    return build(ExperimentConfig, result.config)
+    own = _own_config(result, folder)
+    return build(ExperimentConfig, result.config) if own is None else load_stored(own)
 
 
 def _from_artifact(result: TrialResult, storage: str | Path | None, folder: Path | None) -> list[Strip]:
     from mea_ray.experiment.artifacts import Store
+
+    # Whether it is there is asked first: to read data and key, and to build a config, takes torch.
+    artifact = Store(str(storage or _storage_of(result, folder))).find("victims", result.victim)
+    if artifact is None:
+        raise ArtifactError("the victim's artifact is not in the storage; give the one that it is in with --storage")
     from mea_ray.experiment.data import Fingerprints, load_owners_part
     from mea_ray.experiment.names import victim_name
     from mea_ray.watermarks.base import Key
 
     config = _as_it_was_run(result, folder)
-    artifact = Store(str(storage or config.storage)).find("victims", result.victim)
-    if artifact is None:
-        raise ArtifactError("the victim's artifact is not in the storage; give the one that it is in with --storage")
     key = Key.load(artifact)
     data = load_owners_part(config)
     if victim_name(config, Fingerprints.of(data, config)) != result.victim:

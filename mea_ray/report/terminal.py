@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -196,64 +196,71 @@ def importance_table(found: Sequence[points.PointResult]) -> RichTable:
 
 def removals_table(lines: Sequence[removals.RemovalRow]) -> RichTable:
     """Return the table of all removals."""
-    table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
-    for column, heading in removals.HEADINGS.items():
-        left = column in {"point", "removal", "on", "verdict"}
-        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
-    for line in lines:
-        cells = [escape(str(getattr(line, column))) for column in removals.HEADINGS]
-        cells[-1] = f"[{TONES[line.tone]}]{cells[-1]}[/]"
-        table.add_row(*cells)
-    return table
+    left = {"point", "removal", "on", "verdict"}
+    return _table_of(lines, removals.HEADINGS, left=left, toned="verdict", wrap_numbers=False)
 
 
 def detections_table(lines: Sequence[detections.DetectionRow]) -> RichTable:
     """Return the table of all detections."""
-    table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in detections.HEADINGS.values():
-        table.add_column(heading, overflow="fold")
-    for line in lines:
-        table.add_row(*(escape(str(getattr(line, column))) for column in detections.HEADINGS))
-    return table
+    return _table_of(lines, detections.HEADINGS, left=set(detections.HEADINGS))
 
 
 def leaning_table(lines: Sequence[leaning.LeaningRow]) -> RichTable:
     """Return the table of what the answers give away."""
-    table = RichTable(
-        box=SIMPLE_HEAD,
-        pad_edge=False,
+    return _table_of(
+        lines,
+        leaning.HEADINGS,
+        left={"point", "named"},
+        toned="rank",
         title="What the answers give away",
         title_justify="left",
         caption=leaning.CAPTION,
         caption_justify="left",
     )
-    for column, heading in leaning.HEADINGS.items():
-        table.add_column(heading, justify="left" if column in {"point", "named"} else "right", overflow="fold")
-    for line in lines:
-        cells = [escape(str(getattr(line, column))) for column in leaning.HEADINGS]
-        cells[-2] = f"[{TONES[line.tone]}]{cells[-2]}[/]"
-        table.add_row(*cells)
-    return table
 
 
 def statistics_table(lines: Sequence[statistics.StatisticRow]) -> RichTable:
     """Return the table of statistics."""
-    table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
-    for column, heading in statistics.HEADINGS.items():
-        table.add_column(heading, justify="left" if column == "statistic" else "right", overflow="fold")
-    for line in lines:
-        table.add_row(*(escape(str(getattr(line, column))) for column in statistics.HEADINGS))
-    return table
+    return _table_of(lines, statistics.HEADINGS, left={"statistic"})
 
 
 def means_table(lines: Sequence[seeds.SeedsRow]) -> RichTable:
     """Return the table of means over seeds."""
-    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, caption=seeds.CAPTION, caption_justify="left")
-    for column, heading in seeds.HEADINGS.items():
-        left = column == "point"
-        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    return _table_of(
+        lines, seeds.HEADINGS, left={"point"}, wrap_numbers=False, caption=seeds.CAPTION, caption_justify="left"
+    )
+
+
+def _table_of(
+    lines: Sequence[Any],
+    headings: Mapping[str, str],
+    *,
+    left: Collection[str],
+    toned: str = "",
+    wrap_numbers: bool = True,
+    **look: Any,
+) -> RichTable:
+    """Return the table of rows whose attributes are its columns.
+
+    Args:
+        lines: The rows.
+        headings: Heading of each attribute.
+        left: Columns of text; the others are numbers.
+        toned: Column in the colour of the row's ``tone``.
+        wrap_numbers: Whether a number may be broken where there is no room.
+        look: Title and caption.
+    """
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, **look)
+    for column, heading in headings.items():
+        text = column in left
+        table.add_column(
+            heading, justify="left" if text else "right", overflow="fold", no_wrap=not (text or wrap_numbers)
+        )
     for line in lines:
-        table.add_row(*(escape(str(getattr(line, column))) for column in seeds.HEADINGS))
+        cells = {column: escape(str(getattr(line, column))) for column in headings}
+        if toned:
+            cells[toned] = f"[{TONES[line.tone]}]{cells[toned]}[/]"
+        table.add_row(*cells.values())
     return table
 
 
@@ -284,6 +291,7 @@ def print_results(
     *,
     sweep: Sequence[TrialResult] | None = None,
     prices: PricesConfig | None = None,
+    judged: evidence.JudgedSweep | None = None,
 ) -> None:
     """Print the tables and, in plain words, what they say.
 
@@ -293,29 +301,30 @@ def print_results(
         sought: The sweep's search, if it looked for the best trials.
         sweep: All trials of the sweep, where ``results`` are some of them: they are judged with all.
         prices: What an hour and a query cost, if that is known.
+        judged: The judgements on the sweep, if they are made already.
     """
-    judged = evidence.judge_rungs(sweep or results)
+    judged = evidence.JudgedSweep.of(sweep or results) if judged is None else judged
     short = tables.with_short_points(results)
     if tables.is_many(results):
-        found = points.point_results(short, judged)
+        found = points.point_results(short, judged.rungs)
         console.print(points_table(found, console.width))
         if points.paths_of(found):
             console.print(importance_table(found))
     else:
-        _print_rows(console, tables.rows(_by_short_paths(short), judged))
-        _print_some(console, means_table, seeds.lines(short, judged))
+        _print_rows(console, tables.rows(_by_short_paths(short), judged.rungs))
+        _print_some(console, means_table, seeds.lines(short, judged.rungs))
     best = search.found(sought, short) if sought is not None else None
     if best is not None:
         console.print(found_table(best))
     _print_some(console, statistics_table, statistics.lines(short))
-    _print_some(console, removals_table, removals.lines(short, evidence.judge_removals(sweep or results)))
+    _print_some(console, removals_table, removals.lines(short, judged.removals))
     _print_some(console, detections_table, detections.lines(short))
     _print_some(console, leaning_table, leaning.lines(short))
     if picked := selection.chosen(short):
         console.print(chosen_table(picked))
     if (how := selection.sentence(short)) is not None:
         console.print(escape(how))
-    for summary in verdict.summaries(results, judged):
+    for summary in verdict.summaries(results, judged.rungs):
         _print_summary(console, summary)
     console.print(escape(spent.sentence(results, prices).text))
 

@@ -19,6 +19,7 @@ from mea_ray.report.tables import (
     tone_of,
     with_short_points,
 )
+from mea_ray.results import numbers
 from mea_ray.results.points import label, setting
 from mea_ray.results.records import ModelReport, RemovalResult, RungResult, TrialResult
 from mea_ray.verification import evidence
@@ -55,7 +56,7 @@ class Finding:
 
 def threshold(results: Sequence[TrialResult]) -> float:
     """Return the WSR above which the trials' config calls a model stolen (the paper: 0.3)."""
-    return evidence.threshold(results[0])
+    return numbers.threshold(results[0])
 
 
 def significance(results: Sequence[TrialResult]) -> float:

@@ -12,6 +12,15 @@ METRICS = ("wsr", "wfpr", "accuracy", "fidelity", "p_value", "queries", "victim_
 """What a scheduler or a searcher can look at."""
 
 
+THRESHOLD = 0.3
+"""The paper's: a model is called stolen above it."""
+
+
+def threshold(result: TrialResult) -> float:
+    """Return the watermark success rate above which the trial's config calls a model stolen."""
+    return float(result.config.get("verification", {}).get("threshold", THRESHOLD))
+
+
 def mean_wsr(reports: Sequence[ModelReport]) -> float | None:
     """Return the mean watermark success rate, in [0, 1]; None if no report has one."""
     rates = [report.wsr.rate for report in reports if report.wsr is not None]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from mea_ray.results.numbers import rung_metrics
+from mea_ray.results.numbers import rung_metrics, threshold
 from mea_ray.results.records import TrialResult
 from mea_ray.storage.remote import Storage
 from mea_ray.tracking.rows import (
@@ -44,7 +44,6 @@ _CURVES = (
     "threshold",
 )
 _INIT_TIMEOUT_S = 20.0
-_THRESHOLD = 0.3
 _LOGGED = "logged"
 """Set in a run's summary when all of it is logged."""
 IGNORED_VARIABLES = (
@@ -223,9 +222,8 @@ class WandbTracker:
         run.define_metric("queries")
         for name in _CURVES:
             run.define_metric(name, step_metric="queries")
-        limit = float(result.config.get("verification", {}).get("threshold", _THRESHOLD))
         points: list[dict[str, Any]] = [
-            {**rung_metrics(result, rung), "threshold": limit, **innocent_band(result, rung.budget)}
+            {**rung_metrics(result, rung), "threshold": threshold(result), **innocent_band(result, rung.budget)}
             for rung in result.rungs
         ]
         if chart := _robustness(points):

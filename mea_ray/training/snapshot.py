@@ -208,7 +208,7 @@ class TrainingState:
             self.file = None
             return [], 0
         self._started = time.monotonic()
-        self._initial = weights_digest(self.model)
+        self._initial = state_digest(self.model)
         found = self.file.load()
         if found is None:
             return [], 0
@@ -303,8 +303,8 @@ def training_digest(arrays: Sequence[npt.NDArray[Any] | None], settings: Mapping
     return digest.hexdigest()
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Return a digest of a network's parameters and buffers, 64 hexadecimal digits."""
+def state_digest(model: nn.Module) -> str:
+    """Return a digest of any network's parameters and buffers, on any device, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from mea_ray.results.numbers import THRESHOLD, threshold
 from mea_ray.results.records import ModelReport, TrialResult
 from mea_ray.verification.magnitude import fit_beta_binomial
 from mea_ray.verification.pairs import OTHER_CLASSES
@@ -14,18 +15,30 @@ from mea_ray.verification.ranks import Rank, rank_among
 from mea_ray.verification.statistic import READ_ON_CLEAN_IMAGES
 from mea_ray.verification.verdict import Comparison, Evidence, Judgement, judge, least_accuracy
 
-THRESHOLD = 0.3
 SIGNIFICANCE = 0.01
-
-
-def threshold(result: TrialResult) -> float:
-    """Return the watermark success rate above which the trial's config calls a model stolen (the paper: 0.3)."""
-    return float(_verification(result).get("threshold", THRESHOLD))
 
 
 def significance(results: Sequence[TrialResult]) -> float:
     """Return the significance at which trials that are judged together are judged: the smallest of their configs."""
     return min((float(_verification(each).get("significance", SIGNIFICANCE)) for each in results), default=SIGNIFICANCE)
+
+
+@dataclass(frozen=True)
+class JudgedSweep:
+    """All judgements of a sweep, made once for all that is shown of it.
+
+    Attributes:
+        rungs: See ``judge_rungs``.
+        removals: See ``judge_removals``.
+    """
+
+    rungs: Mapping[tuple[str, int], Judgement]
+    removals: Mapping[tuple[str, int], Judgement]
+
+    @classmethod
+    def of(cls, results: Sequence[TrialResult]) -> JudgedSweep:
+        """Judge the trials of a sweep."""
+        return cls(judge_rungs(results), judge_removals(results))
 
 
 def judge_rungs(results: Sequence[TrialResult]) -> dict[tuple[str, int], Judgement]:

@@ -16,16 +16,6 @@ from mea_ray.storage.remote import Storage
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[LoopbackS3]:
-    patch = pytest.MonkeyPatch()
-    for name, value in CREDENTIALS.items():
-        patch.setenv(name, value)
-    with LoopbackS3() as server:
-        yield server
-    patch.undo()
-
-
 class Apart(harness.Nodes):
     """A head and workers with a cache each."""
 

@@ -70,7 +70,7 @@ def test_the_shifted_head_turns_from_the_old_one_and_keeps_its_norm(trained: Ima
     found = terms(ShiftedHead(old, 0.3), trained)
     plain = F.cross_entropy(trained(BATCH.images), BATCH.labels)
     assert float(found["utility"].detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
-    assert float(found["shift"].detach()) == pytest.approx(0.3 * float((old**2).sum()), rel=1e-5)
+    assert float(found["away"].detach()) == pytest.approx(0.3 * float((old**2).sum()), rel=1e-5)
     removal = REMOVALS.build("feature_shift", alpha=0.2, epochs=6, learning_rate=5e-3)
     shifted = removal.remove(trained, THIEF, 1)
     head = last_layer(shifted).weight.detach()

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mea_ray.bench.object_store import CREDENTIALS, LoopbackS3
+from mea_ray.bench.object_store import LoopbackS3
 from mea_ray.storage import remote, segments
 from mea_ray.storage.remote import Storage
 from mea_ray.storage.remote_lease import RemoteLease
 
 Node = Callable[[str], Storage]
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[LoopbackS3]:
-    patch = pytest.MonkeyPatch()
-    for name, value in CREDENTIALS.items():
-        patch.setenv(name, value)
-    with LoopbackS3() as server:
-        yield server
-    patch.undo()
 
 
 @pytest.fixture
