@@ -5,7 +5,9 @@ what was written before it, as S3, Google Cloud Storage and Azure promise:
 
 - A claim carries an epoch, one more than that of the last holder. The active claim of the highest epoch is the
   holder's; a holder that was paused and writes again changes nothing.
-- Who sees an active claim of its own epoch withdraws.
+- A process that sees a living claim makes none of its own. Without this, processes that ask again and again would keep
+  each other from going on.
+- A process that sees an active claim of its own epoch withdraws.
 - Of claims that are still being made the one with the smallest token goes on, once each other one of its epoch was
   withdrawn. One with a larger token withdraws as soon as it sees a smaller one.
 
@@ -67,6 +69,10 @@ class RemoteLease(Lease):
         if holder and not self._is_dead(holder, claims[holder]):
             return False
         self._epoch = _epoch(claims.get(holder, {})) + 1
+        # One silence is watched at a time, as in `_is_first`.
+        for name in sorted(self._rivals(token, claims))[:1]:
+            if not self._is_dead(name, claims[name]):
+                return False
         self._write(token, active=False)
         try:
             while not self._is_first(token):
@@ -89,20 +95,19 @@ class RemoteLease(Lease):
                 self._withdraw(name)
         return True
 
-    def _rivals(self, token: str) -> dict[str, dict[str, Any]]:
+    def _rivals(self, token: str, claims: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Return the other claims of this epoch or a later one."""
-        claims = self._claims().items()
-        return {name: claim for name, claim in claims if name != token and _epoch(claim) >= self._epoch}
+        return {name: claim for name, claim in claims.items() if name != token and _epoch(claim) >= self._epoch}
 
     def _is_first(self, token: str) -> bool:
-        rivals = self._rivals(token)
+        rivals = self._rivals(token, self._claims())
         for name in sorted(rivals)[:1]:  # silence is watched of one after the other
             if not rivals[name]["active"] and self._is_dead(name, rivals[name]):
                 self._withdraw(name)
         return not rivals
 
     def _has_lost(self, token: str) -> bool:
-        return any(claim["active"] or name < token for name, claim in self._rivals(token).items())
+        return any(claim["active"] or name < token for name, claim in self._rivals(token, self._claims()).items())
 
     def _is_dead(self, token: str, claim: dict[str, Any]) -> bool:
         return process.is_gone(claim) or self._is_silent(token, str(claim.get("beat")))
