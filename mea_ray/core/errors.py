@@ -189,6 +189,25 @@ class OutOfMemory(ClusterError):
         )
 
 
+class DeviceOutOfMemory(MeaRayError):
+    """A GPU ran out of memory, in a training however small the parts that batches were learnt in.
+
+    Args:
+        where: At what, e.g. ``a batch of 128 images, learnt in 4 parts``.
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self.where = where
+
+    def __str__(self) -> str:
+        return (
+            f"the GPU ran out of memory at {self.where}; lower training.batch_size (and raise "
+            "training.accumulate_steps to match), use a smaller model, or raise resources.trial.gpus and "
+            "resources.victim.gpus, so that fewer processes share the GPU"
+        )
+
+
 class RequestConflict(QueryError):
     """A request id was used again for other images than the first time."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from mea_ray.core.errors import ClusterError, MeaRayError, OutOfMemory
+from mea_ray.core.errors import ClusterError, DeviceOutOfMemory, MeaRayError, OutOfMemory
 
 ATTEMPTS = 3
 PAUSE_S = 2.0
@@ -69,8 +69,9 @@ class Tasks:
             for reference in ready:
                 task = self._running.pop(reference)
                 error = _error_of(reference, task)
-                if isinstance(error, OutOfMemory) and task.attempts < ATTEMPTS:
-                    self.warn(f"a machine ran out of memory while {task.what}; trying it again")
+                if isinstance(error, (OutOfMemory, DeviceOutOfMemory)) and task.attempts < ATTEMPTS:
+                    lacks = "machine" if isinstance(error, OutOfMemory) else "GPU"
+                    self.warn(f"a {lacks} ran out of memory while {task.what}; trying it again")
                     task.not_before = time.monotonic() + PAUSE_S
                     self._later.append(task)
                 else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mea_ray.config import ExperimentConfig, SweepConfig
-from mea_ray.core.errors import AttackDied, ServiceUnavailable, StorageUnavailable
+from mea_ray.core.errors import AttackDied, DeviceOutOfMemory, ServiceUnavailable, StorageUnavailable
 from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.data import Contents, load_splits
 from mea_ray.experiment.ports import Role
@@ -77,8 +77,8 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
     """Run one trial under Ray Tune.
 
     An exception that would come again ends the trial at once: its reason is kept, and Tune is not asked to repeat it.
-    A killed process, of the trial or of its attack, or a service that went away, is started again by Tune, up to
-    ``max_failures`` times.
+    A killed process, of the trial or of its attack, a service that went away, or a GPU without memory, is tried again
+    by Tune, up to ``max_failures`` times.
 
     Args:
         config: Tune's config: the trial's name, or a suggestion of an adaptive search.
@@ -88,6 +88,8 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
     import ray
     from ray import tune
     from ray.exceptions import RayError
+
+    from mea_ray.training.device import device_memory
 
     # This process does one trial after the other; the next waits until one that was stopped has let go of its service.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
@@ -107,8 +109,9 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
 
     tools = Tools(context.folder, context.broker, context.emit, report, selection(context.sweep))
     try:
-        context.work(trial, load, tools, os.getpid(), ray.get_runtime_context().get_node_id())
-    except (ServiceUnavailable, StorageUnavailable, AttackDied, RayError):
+        with device_memory("a step of the trial"):
+            context.work(trial, load, tools, os.getpid(), ray.get_runtime_context().get_node_id())
+    except (ServiceUnavailable, StorageUnavailable, AttackDied, DeviceOutOfMemory, RayError):
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -135,11 +138,13 @@ def train_model(
         emit: Where events go.
     """
     from mea_ray.experiment.model_sources import StoredModels
+    from mea_ray.training.device import device_memory
 
     config = trial.config
     use_resources(config.resources.victim.cpus, config.resources.victim.gpus)
     folder.be_patient(config.resources.storage_patience_s, emit)
     store = Store(folder.storage, warn=lambda text: emit(events.Warned(text)))
     models = StoredModels(store, config, data, trial.names, epoch_events(config.victim.training.epochs, emit))
-    path = models.victim_folder() if role == "victim" else models.null_folder(index)
+    with device_memory("training a model"):
+        path = models.victim_folder() if role == "victim" else models.null_folder(index)
     emit(events.ModelReady(role, path.name, str(path)))

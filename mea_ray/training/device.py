@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +15,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mea_ray.core.errors import DeviceOutOfMemory
+
 _share: dict[str, float] = {}
 _CPUINFO = Path("/proc/cpuinfo")
+_ALLOCATED = 0.95
+"""Part of a share that tensors may fill: CUDA itself takes some memory for every process."""
+_DATA = 0.5
+"""Part of the memory of a GPU that data may fill; the rest is for the network and its gradients."""
 
 # Of glibc's malloc.h: the parameters, and the largest values that glibc itself moves them to.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -29,9 +36,13 @@ def use_gpus(share: float) -> None:
     """Set this process's share of GPUs, as its scheduler assigned it.
 
     Args:
-        share: GPUs, may be a fraction; 0 restricts the process to the CPU even where a GPU is visible.
+        share: GPUs, may be a fraction, which limits the memory, too; 0 restricts the process to the CPU even where a
+            GPU is visible.
     """
     _share["gpus"] = share
+    if 0 < share < 1 and torch.cuda.is_available():
+        # What goes beyond the share fails here, and not in a process that shares the GPU.
+        torch.cuda.set_per_process_memory_fraction(_ALLOCATED * share)
 
 
 def gpu_share() -> float:
@@ -114,6 +125,63 @@ def _glibc() -> ctypes.CDLL | None:
         return None
     libc = ctypes.CDLL(None)
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+
+
+def fits(size: int, where: torch.device) -> bool:
+    """Whether data of ``size`` bytes may stay on a device: at most half of the memory that this process can have."""
+    if where.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(where)
+    return size <= _DATA * min(free, gpu_share() * total)
+
+
+def send(tensor: torch.Tensor, where: torch.device) -> torch.Tensor:
+    """Copy a tensor of the CPU to a device without waiting for what the device is busy with: from pinned memory."""
+    pinned = tensor.pin_memory() if where.type == "cuda" else tensor
+    return pinned.to(where, non_blocking=True)
+
+
+def free_memory() -> None:
+    """Return the memory of tensors that nothing refers to: this process's to the GPU's other users."""
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where this process has not used a GPU
+
+
+@contextmanager
+def device_memory(where: str) -> Iterator[None]:
+    """Give a GPU's lack of memory as a typed error, and leave no memory behind for the next work of this process.
+
+    Args:
+        where: What is done inside, for the message.
+
+    Raises:
+        DeviceOutOfMemory: A GPU ran out of memory inside.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceOutOfMemory(f"{where} ({str(error).splitlines()[0][:200]})") from None
+    finally:
+        free_memory()
+
+
+RandomState = tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]
+"""Of torch's global streams, on the CPU and on a GPU, and of other generators."""
+
+
+def random_state(where: torch.device, generators: Sequence[torch.Generator]) -> RandomState:
+    """Return the state of torch's global streams, on the CPU and on ``where``, and of generators."""
+    on_device = torch.cuda.get_rng_state(where) if where.type == "cuda" else None
+    return torch.get_rng_state(), on_device, [generator.get_state() for generator in generators]
+
+
+def set_random_state(where: torch.device, generators: Sequence[torch.Generator], state: RandomState) -> None:
+    """Restore what ``random_state`` returned."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], where)
+    for generator, stream in zip(generators, state[2], strict=True):
+        generator.set_state(stream)
 
 
 def native_bfloat16(where: torch.device) -> bool:

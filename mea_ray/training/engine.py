@@ -22,6 +22,7 @@ from mea_ray.core import seeding
 from mea_ray.core.errors import ConfigError
 from mea_ray.training import device as devices
 from mea_ray.training.augment import Augment, to_float
+from mea_ray.training.batch_gradients import BatchGradients
 from mea_ray.training.loader import Loader, check_data, least_batch
 from mea_ray.training.objective import Batch, Objective, StepContext
 from mea_ray.training.progress import BestWeights, LossMeans, check_weights
@@ -41,12 +42,15 @@ class TrainReport:
         seconds: Wall time, validation included, and that of earlier processes which it continues.
         images: Images of the main task seen, repetitions counted.
         history: The record of each epoch, as given to ``on_epoch``.
+        parts: Parts that batches were learnt in at the end; more than 1 where a GPU lacked memory, see
+            ``BatchGradients``.
     """
 
     epochs: int
     seconds: float
     images: int
     history: list[dict[str, Any]] = field(default_factory=list)
+    parts: int = 1
 
 
 def train(
@@ -87,6 +91,7 @@ def train(
         DataError: There are no images, or labels or shapes do not fit the model.
         ConfigError: ``early_stop_patience`` without ``validate``, or a crop that the images are too small for.
         TrainingDiverged: A loss or a weight is not finite.
+        DeviceOutOfMemory: Batches do not fit the memory of the GPU even in the smallest parts.
     """
     started = time.perf_counter()
     check_data(model, images, labels)
@@ -125,6 +130,7 @@ def train(
             optimiser = make_optimizer(model, where, training, heads)
             optimiser.zero_grad(set_to_none=True)
             network = cast(nn.Module, torch.compile(model)) if training.compile else model
+            gradients = BatchGradients(model, network, objective, optimiser, where, half, (lent, own))
             losses, best = LossMeans(1 if where.type == "cpu" else STEPS_BETWEEN_CHECKS), BestWeights(model)
             objective.start(StepContext(where, own, lambda x: to_float(augment_lent(x), nhwc), epochs, data.steps))
             settings = {"seed": seed, "objective": type(objective).__qualname__, **training.model_dump(mode="json")}
@@ -139,9 +145,7 @@ def train(
                 objective.start_epoch(epoch)
                 for step, (raw, targets, indices) in enumerate(data):
                     batch = Batch(to_float(augment_main(raw), nhwc), targets, indices)
-                    with torch.autocast(where.type, dtype=torch.bfloat16, enabled=half):
-                        terms = objective.terms(network, batch)
-                    losses.add(epoch, step, len(indices), objective.backward(terms, model), terms)
+                    losses.add(epoch, step, len(indices), *gradients.add(batch))
                     seen += len(indices)
                     if (step + 1) % accumulate_steps and step + 1 < data.steps:
                         continue
@@ -151,6 +155,7 @@ def train(
                         nn.utils.clip_grad_norm_([*model.parameters(), *heads], training.gradient_clip)
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
+                    gradients.updated()
                     objective.updated(model)
                 means = losses.means()
                 check_weights(model, epoch, data.steps - 1)
@@ -168,7 +173,7 @@ def train(
     finally:
         # The layout of the weights changes roundings: a trained model must answer as it does from its checkpoint.
         model.to("cpu").to(memory_format=torch.contiguous_format).eval()
-    return TrainReport(len(history), state.seconds + time.perf_counter() - started, seen, history)
+    return TrainReport(len(history), state.seconds + time.perf_counter() - started, seen, history, gradients.parts)
 
 
 def use_bfloat16(precision: Precision, where: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""The training set on the device, as uint8, and its batches in random order."""
+"""The training set as uint8, on the device where it fits, and its batches in random order."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_ray.core.errors import DataError
+from mea_ray.training import device as devices
 from mea_ray.training.objective import Objective
 
 
@@ -19,13 +20,15 @@ class Loader:
     """Batches of a training set, in a fresh random order every epoch.
 
     Args:
-        images: uint8, (N, C, H, W); not copied on a CPU, never written to.
+        images: uint8, (N, C, H, W); not copied on a CPU, never written to; may be mapped from a file.
         labels: int64, (N,); None where they are not known: every label is -1 then.
-        device: Where the data is stored.
+        device: Where batches are wanted.
         batch_size: Images per batch; the last batch of an epoch may be smaller.
         generator: Random stream of the order, on the CPU.
         least: Fewest images in a batch, 1 or 2. With 2, a last batch of one image is left out, another image every
             epoch.
+        resident: Whether all images are stored on the device; otherwise each batch is copied there while the one before
+            is learnt. None decides by the free memory of the device.
 
     Raises:
         DataError: Every batch would be a single image, and ``least`` is 2.
@@ -40,6 +43,7 @@ class Loader:
         generator: torch.Generator,
         *,
         least: int,
+        resident: bool | None = None,
     ) -> None:
         count = len(images)
         if min(count, batch_size) < least:
@@ -50,7 +54,10 @@ class Loader:
         with warnings.catch_warnings():
             # Arrays from an object store are read-only, which torch cannot express; nothing here writes to them.
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            self.images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+            self.images = torch.from_numpy(np.ascontiguousarray(images))
+        self.resident = devices.fits(images.nbytes, device) if resident is None else resident
+        if self.resident:
+            self.images = self.images.to(device)
         known = np.full(count, -1, np.int64) if labels is None else labels.astype(np.int64)
         self.labels = torch.from_numpy(known).to(device)
         self.device, self.batch_size, self.generator = device, batch_size, generator
@@ -65,9 +72,12 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield one epoch's batches: uint8 images (n, C, H, W), int64 labels (n,), int64 positions (n,)."""
-        order = torch.randperm(len(self.images), generator=self.generator)[: self.used].to(self.device)
-        for indices in torch.split(order, self.batch_size):
-            yield self.images.index_select(0, indices), self.labels.index_select(0, indices), indices
+        order = torch.randperm(len(self.images), generator=self.generator)[: self.used]
+        for chosen in torch.split(order.to(self.device if self.resident else "cpu"), self.batch_size):
+            indices, images = chosen, self.images.index_select(0, chosen)
+            if not self.resident:
+                indices, images = devices.send(chosen, self.device), devices.send(images, self.device)
+            yield images, self.labels.index_select(0, indices), indices
 
 
 def check_data(model: nn.Module, images: npt.NDArray[Any], labels: npt.NDArray[Any] | None) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 from tiny import tiny_sweep
 
 from mea_ray.config import write_yaml
-from mea_ray.core.errors import ClusterError, OutOfMemory
+from mea_ray.core.errors import ClusterError, DeviceOutOfMemory, OutOfMemory
 from mea_ray.sweep import events, tasks
 from mea_ray.sweep.plan import plan
 from mea_ray.sweep.runner import run_sweep
@@ -73,19 +73,27 @@ class FakeRay:
 def test_a_task_that_runs_out_of_memory_is_tried_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
     no_memory = [killed("ab" * 28, (7, 1.0)) for _ in range(ATTEMPTS)]
     fake = FakeRay(
-        monkeypatch, {"never": [*no_memory], "once": [no_memory[0], None], "ok": [None], "dead": [WorkerCrashedError()]}
+        monkeypatch,
+        {
+            "never": [*no_memory],
+            "once": [no_memory[0], None],
+            "gpu": [RayTaskError("f", "", DeviceOutOfMemory("a batch of 8 images")), None],
+            "ok": [None],
+            "dead": [WorkerCrashedError()],
+        },
     )
     said: list[str] = []
     running = Tasks(said.append)
     for name in fake.submitted:
         running.add(name, f"training {name}", fake.submit(name))
     ended = {name: (reference, error) for name, reference, error in running.results()}
-    assert fake.submitted == {"never": ATTEMPTS, "once": 2, "ok": 1, "dead": 1}
+    assert fake.submitted == {"never": ATTEMPTS, "once": 2, "gpu": 2, "ok": 1, "dead": 1}
     assert ended["ok"] == (("ok", 1), None) and ended["once"] == (("once", 2), None)
+    assert ended["gpu"] == (("gpu", 2), None) and "a GPU ran out of memory while training gpu; trying it again" in said
     assert isinstance(ended["never"][1], OutOfMemory)
     assert str(ended["never"][1]).startswith(f"out of memory {ATTEMPTS} times while training never; ")
     assert isinstance(ended["dead"][1], ClusterError) and "\n" not in str(ended["dead"][1])
-    assert len(said) == ATTEMPTS and all("\n" not in line for line in said)
+    assert len(said) == ATTEMPTS + 1 and all("\n" not in line for line in said)
 
 
 class Followed:
