@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import secrets
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from mea_ray.blackbox.policies import (
     AnnotatingPolicy,
     AnswerPolicy,
+    KeyedPolicy,
     Response,
     Source,
     image_generator,
@@ -28,8 +30,9 @@ class OutlierFilter:
     Choose it for an API that gives useless answers to unusual queries.
 
     A flagged image is answered with the victim's probabilities in a random order. The order follows from the image and
-    a secret seed, so asking again gives the same answer, and its confidence looks normal. All other answers are
-    unchanged. The paper leaves neighbours, threshold and features open. The filter is fitted once, by the service.
+    a secret, so asking again gives the same answer, and its confidence looks normal. All other answers are unchanged.
+    The secret follows from the victim's weights (`KeyedPolicy`). The paper leaves neighbours, threshold and features
+    open. The filter is fitted once, by the service.
 
     A small network's features make a weak filter: on digits, noise is an outlier only four times as often as a held-out
     digit (17% of it). Among pixels noise is always an outlier.
@@ -41,7 +44,7 @@ class OutlierFilter:
         on: What is compared: ``features``, the victim's last ones, or ``pixels``.
         fitted: Images of the victim's training set that it is fitted on, at most.
         wording: What an answer reveals: another policy, by name or as a mapping with ``name`` and parameters.
-        seed: The owner's secret: chooses the order of shuffled answers, and the images fitted on.
+        seed: Another number gives other orders and other images that are fitted on. It is no secret.
 
     References:
         Breunig et al., LOF, SIGMOD 2000; Lv et al., MEA-Defender, 2024, table IX.
@@ -50,6 +53,7 @@ class OutlierFilter:
         ConfigError: A value is out of its range, or ``wording`` is not a policy on probabilities.
     """
 
+    version: ClassVar[int] = 2  # 2: the orders do not follow from the seed alone
     source: Source = "probabilities"
 
     def __init__(
@@ -67,6 +71,13 @@ class OutlierFilter:
         self.reads_features = on == "features"
         self.wording = _policy(wording)
         self._detector: Any = None
+        self._secret = secrets.token_bytes(32)
+
+    def use_secret(self, secret: bytes) -> None:
+        """Draw orders from a secret, see `KeyedPolicy.use_secret`."""
+        self._secret = secret
+        if isinstance(self.wording, KeyedPolicy):
+            self.wording.use_secret(secret)
 
     def choose(self, clean: Images) -> Images:
         """Choose the images to fit on among the owner's training images, uint8 (N, C, H, W)."""
@@ -105,7 +116,7 @@ class OutlierFilter:
         shuffled = np.array(probabilities, dtype=np.float32)
         for row in np.flatnonzero(flagged):
             (image,) = to_uint8(images[row : row + 1])
-            shuffled[row] = image_generator(self.seed, image).permutation(shuffled[row])
+            shuffled[row] = image_generator(self._secret, self.seed, image).permutation(shuffled[row])
         response = respond(self.wording, shuffled, images)
         return Response(response.answers, response.marked, flagged)
 

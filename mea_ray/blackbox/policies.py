@@ -6,8 +6,10 @@ Every policy works row by row. The answer to an image never depends on the other
 from __future__ import annotations
 
 import hashlib
+import hmac
+import secrets
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +81,20 @@ class AnnotatingPolicy(Protocol):
             probabilities: float32 (N, K), rows sum to 1.
             images: The queried images, uint8 or float32 in [0, 1], (N, C, H, W).
             features: The victim's features, float32 (N, F), if the policy ``reads_features``.
+        """
+        ...
+
+
+@runtime_checkable
+class KeyedPolicy(Protocol):
+    """A policy that takes random numbers from a secret, so that no client can compute them."""
+
+    def use_secret(self, secret: bytes) -> None:
+        """Draw from a secret; until then a policy draws from one of its own, which no other process has.
+
+        Args:
+            secret: 32 bytes. All replicas of a service take a hash of the victim's weights: it is the same after a
+                restart, and who has the config but not the model cannot compute it.
         """
         ...
 
@@ -188,23 +204,30 @@ class AdditiveNoise:
 
     Choose it for an API that perturbs its answers.
 
-    The noise is a function of the image and of a secret seed, so asking again does not average it out. Images that are
-    equal after rounding to 8 bits share their noise, so invisible changes do not average it out either.
+    The noise is a function of the image and of a secret, so asking again does not average it out. Images that are
+    equal after rounding to 8 bits share their noise, so invisible changes do not average it out either. The secret
+    follows from the victim's weights (`KeyedPolicy`).
 
     Args:
         sigma: Standard deviation of the noise, in units of probability.
-        seed: The owner's secret. Anyone who knows it can subtract the noise.
+        seed: Another number gives other noise. It is no secret.
 
     Raises:
         ConfigError: ``sigma`` is negative.
     """
 
+    version: ClassVar[int] = 2  # 2: the noise does not follow from the seed alone
     source: Source = "probabilities"
 
     def __init__(self, *, sigma: float = 0.05, seed: int = 0) -> None:
         if sigma < 0:
             raise ConfigError(f"sigma={sigma} must be at least 0")
         self.sigma, self.seed = sigma, seed
+        self._secret = secrets.token_bytes(32)
+
+    def use_secret(self, secret: bytes) -> None:
+        """Draw the noise from a secret, see `KeyedPolicy.use_secret`."""
+        self._secret = secret
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
         """Add noise to each row, see `AnswerPolicy.apply`."""
@@ -216,14 +239,14 @@ class AdditiveNoise:
         return answers.astype(np.float32)
 
     def _noise(self, image: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.float64]:
-        return image_generator(self.seed, image).normal(0, self.sigma, classes)
+        return image_generator(self._secret, self.seed, image).normal(0, self.sigma, classes)
 
 
-def image_generator(seed: int, image: npt.NDArray[np.uint8]) -> np.random.Generator:
-    """Return the random generator of a secret seed and an image, uint8 (C, H, W)."""
-    key = hashlib.sha256(f"{seed}/{image.shape}/".encode())
-    key.update(np.ascontiguousarray(image).data)
-    return np.random.default_rng(int.from_bytes(key.digest()[:16], "big"))
+def image_generator(secret: bytes, seed: int, image: npt.NDArray[np.uint8]) -> np.random.Generator:
+    """Return the random generator of a secret, a number and an image, uint8 (C, H, W)."""
+    key = hmac.new(secret, f"{seed}/{image.shape}/".encode(), hashlib.sha256)
+    key.update(np.ascontiguousarray(image).tobytes())
+    return np.random.default_rng(int.from_bytes(key.digest(), "big"))
 
 
 def to_uint8(images: Images | FloatImages) -> Images:

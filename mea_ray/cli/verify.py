@@ -101,8 +101,8 @@ def _open_url(key: str | None, description: Path | None, url: str) -> Ask:
 
 
 def _typed(arguments: Sequence[str], key: str | None) -> str:
-    """Return the command without the API key."""
-    return shlex.join(["mea-ray", *("..." if each == key else each for each in arguments)])
+    """Return the command without the API key, which may be a word of its own or end one (``--key=...``)."""
+    return shlex.join(["mea-ray", *(each.replace(key, "...") if key else each for each in arguments)])
 
 
 def _kind(text: str | None) -> Kind | None:

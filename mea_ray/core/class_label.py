@@ -60,7 +60,8 @@ def with_indices(value: Any, names: Sequence[str]) -> Any:
         names: The names of the classes, in the order of their indices.
 
     Raises:
-        ValueError: There is no class of a name; the message names the nearest one and the first of all.
+        ValueError: There is no class of a name, and the message names the nearest one and the first of all; or there
+            are several of it.
     """
     if isinstance(value, (list, tuple)):
         return tuple(with_indices(each, names) for each in value)
@@ -71,6 +72,9 @@ def with_indices(value: Any, names: Sequence[str]) -> Any:
         known = ", ".join(names[:MAX_NAMES])
         hint = nearest(value, names) or ";"
         raise ValueError(f"the data have no class {value!r}{hint} known: {known}{more}")
+    if names.count(value) > 1:
+        places = ", ".join(str(place) for place, name in enumerate(names) if name == value)
+        raise ValueError(f"the data have {names.count(value)} classes called {value!r}; give an index of {places}")
     return names.index(value)
 
 

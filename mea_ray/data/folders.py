@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import get_args
 
 from mea_ray.core.errors import DataError
+from mea_ray.data.classes import in_order
 from mea_ray.data.files import File, Walk
 from mea_ray.data.parts import Part, mentioned_parts, only_one, parts_of, says_nothing
-from mea_ray.data.skipped import Skipped
+from mea_ray.data.skipped import Skipped, warn
 
 Names = tuple[str, ...]
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Group:
 
     Attributes:
         folder: The folder that holds them.
-        classes: Class name to its files, sorted by name; empty if the images have no classes.
+        classes: Class name to its files, in the order of the classes; empty if the images have no classes.
         files: Files without a class; empty if the images have classes.
         empty: Folders of classes that hold no images.
     """
@@ -90,6 +92,7 @@ def read_layout(root: Path, found: Walk, skipped: Skipped) -> Layout:
         only_one(part, listed, root.joinpath(*above))
         folder = _down_to_classes((*above, listed[0]), files[listed[0]])
         groups[part] = _group(root, folder, files[listed[0]], found.folders, skipped)
+        _check_classes_are_no_parts(groups[part])
     return Layout(groups, None)
 
 
@@ -147,6 +150,45 @@ def _check_no_parts_below(root: Path, found: Walk, level: int) -> None:
                 f"{folder} has the folders {', '.join(sorted(parts))}, so that it would be a dataset rather than a "
                 f"class; set data.path={folder}, or lay the images out as train/<class> and test/<class>"
             )
+    _check_no_parts_in_different_classes(root, found, level)
+    _warn_of_equal_folders(root, found, level)
+
+
+def _check_no_parts_in_different_classes(root: Path, found: Walk, level: int) -> None:
+    """Refuse ``data/train/<class>`` beside ``data2/test/<class>``, where data and data2 would be the classes."""
+    deep = {file.folders[level : level + 2] for file in found.files if len(file.folders) > level + 2}
+    parts = parts_of({names[1] for names in deep})
+    if "train" in parts.values() and len(set(parts.values())) > 1:
+        one, other = (next(n for n in sorted(deep) if parts.get(n[1]) == p) for p in sorted(set(parts.values()))[:2])
+        raise DataError(
+            f"{root.joinpath(*one)} and {root.joinpath(*other)} are parts by their names, but lie in different "
+            "folders; put them beside each other, and set data.path to the folder of both"
+        )
+
+
+def _warn_of_equal_folders(root: Path, found: Walk, level: int) -> None:
+    """Warn where all classes hold folders of the same names, which may be the classes that are meant."""
+    inside: dict[str, set[str]] = defaultdict(set)
+    for file in found.files:
+        if len(file.folders) > level:
+            inside[file.folders[level]].update(file.folders[level + 1 : level + 2])
+    common = sorted(set.intersection(*inside.values())) if len(inside) > 1 else []
+    if len(common) > 1:
+        names = ", ".join(sorted(inside)[:_LISTED]) + (", ..." if len(inside) > _LISTED else "")
+        more = ", ..." if len(common) > _LISTED else ""
+        warn(
+            f"{root}: the classes are {names}; each holds the folders {', '.join(common[:_LISTED])}{more}, which count "
+            "for nothing. If these are the classes, set data.path to the folder above them"
+        )
+
+
+def _check_classes_are_no_parts(group: Group) -> None:
+    parts = parts_of(set(group.classes))
+    if "train" in parts.values() and len(set(parts.values())) > 1:
+        raise DataError(
+            f"{group.folder} has the folders {', '.join(sorted(parts))}, which are parts rather than classes by their "
+            f"names; set data.path={group.folder} to read them as parts"
+        )
 
 
 def _group(root: Path, prefix: Names, files: list[File], folders: Iterable[Names], skipped: Skipped) -> Group:
@@ -168,7 +210,7 @@ def _group(root: Path, prefix: Names, files: list[File], folders: Iterable[Names
         for path in folders
         if len(path) == depth + 1 and path[:depth] == prefix and class_name(path[-1]) not in classes
     ]
-    return Group(root.joinpath(*prefix), dict(sorted(classes.items())), loose, empty)
+    return Group(root.joinpath(*prefix), {name: classes[name] for name in in_order(classes)}, loose, empty)
 
 
 def _down_to_classes(prefix: Names, files: Sequence[File]) -> Names:

@@ -11,6 +11,7 @@ from pydantic import Field
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.assemble import assemble, cut, pool, unlabelled
+from mea_ray.data.classes import warn_of_names
 from mea_ray.data.decode import SUFFIXES, Encoded, decode
 from mea_ray.data.files import File, existing_folder, walk, without_second_links
 from mea_ray.data.folders import Group, Layout, read_layout
@@ -26,6 +27,7 @@ def load(
     image_size: ImageSize = 64,
     test_fraction: Fraction = 0.2,
     max_images_per_class: Annotated[int, Field(ge=1)] | None = None,
+    class_names: tuple[str, ...] | None = None,
 ) -> Dataset:
     """Load image files of your own: in folders of classes, or alone as a thief's pool.
 
@@ -47,15 +49,18 @@ def load(
         image_size: Shorter sides are resized to it, in pixels, and the middle square is cut out.
         test_fraction: Part of the images that becomes test, stratified, when classes lie alone.
         max_images_per_class: Only the first so many files, by name, of each class in each part; null takes all.
+        class_names: Names of all folders of classes, in the order of the classes; null sorts them. A network in
+            `victim.weights` has the order that it was trained with; torchvision sorts numbers as text.
 
     Returns:
         Images of shape (1, image_size, image_size) when all are grey, else (3, image_size, image_size). Classes are the
-        sorted names of the folders.
+        sorted names of the folders; if all are whole numbers they are sorted as numbers, 2 before 10.
 
     Raises:
         ConfigError: ``path`` is missing.
         DataError: The folder is missing, holds no images, holds two folders for one part, or holds parts inside of
-            classes; test has a class that train has not; an image is damaged.
+            classes; test has a class that train has not; ``class_names`` are not those of the folders; an image is
+            damaged.
     """
     if not path:
         raise ConfigError("data.path is empty; give a folder of images, e.g. data.path=/data/imagenet")
@@ -68,14 +73,18 @@ def load(
             f"{root} holds no images with the suffixes {', '.join(sorted(SUFFIXES))}{left_out}; check data.path"
         )
     layout = read_layout(root, found, skipped)
-    dataset = _Reader(root, image_size, max_images_per_class, skipped).read(layout, test_fraction)
+    dataset = _Reader(root, image_size, max_images_per_class, skipped, class_names).read(layout, test_fraction)
     skipped.warn(f"{NAME}: {root}")
+    if class_names is None:
+        warn_of_names(dataset.train.class_names, f"{NAME}: {root}")
     return dataset
 
 
 class _Reader:
-    def __init__(self, root: Path, image_size: int, most: int | None, skipped: Skipped) -> None:
-        self.root, self.image_size, self.most, self.skipped = root, image_size, most, skipped
+    def __init__(
+        self, root: Path, image_size: int, most: int | None, skipped: Skipped, names: tuple[str, ...] | None
+    ) -> None:
+        self.root, self.image_size, self.most, self.skipped, self.names = root, image_size, most, skipped, names
 
     def read(self, layout: Layout, test_fraction: float) -> Dataset:
         train = layout.whole or layout.parts.get("train")
@@ -114,7 +123,7 @@ class _Reader:
 
     def _decode(self, groups: list[Group]) -> list[ImageSet]:
         """Decode groups; those after the first have the classes of the first, and no other files."""
-        names = tuple(groups[0].classes)
+        names = self._order(groups[0])
         listed = [
             (place, label, file)
             for place, group in enumerate(groups)
@@ -135,6 +144,19 @@ class _Reader:
             labels = np.array([label for label, _ in chosen], np.int64)
             parts.append(ImageSet(images, labels, names) if names else unlabelled(images))
         return parts
+
+    def _order(self, group: Group) -> tuple[str, ...]:
+        if self.names is None:
+            return tuple(group.classes)
+        if sorted(self.names) != sorted(group.classes):
+            differ = sorted(set(self.names).symmetric_difference(group.classes)) or [
+                name for name in self.names if self.names.count(name) > 1
+            ]
+            raise DataError(
+                f"data.class_names={list(self.names)} must list each folder of a class in {group.folder} once; "
+                f"{differ[0]!r} is missing in one of them, or listed twice"
+            )
+        return self.names
 
 
 def _encoded(file: File) -> Encoded:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import UNLABELLED, Labels
+from mea_ray.data.classes import in_order, warn_of_names
 from mea_ray.data.skipped import warn
 
 MAX_CLASSES = 2**17
@@ -88,6 +89,7 @@ def unify(columns: Sequence[Column], wanted: Names | None) -> tuple[Names, list[
     - Integers mean what their own file names them, so that files whose names are in another order agree by name.
     - Integers of a file without names mean what the other files name them, or their place in ``wanted``.
     - If nothing names them, each distinct integer is a class with the number as its name: gaps are closed.
+    - Strings are sorted, as numbers if all are whole numbers.
     - Classes without an image are dropped.
 
     Args:
@@ -154,7 +156,7 @@ def _by_name(
     listed = dict.fromkeys(name for names in lists for name in names)
     found = {str(meaning) for column in columns for meaning in meanings[id(column)]}
     if wanted is None:
-        order = [*listed, *sorted(found.difference(listed))]
+        order = [*listed, *in_order(found.difference(listed))]
         return order, {name: name for name in order}
     if found.issubset(wanted):
         return list(wanted), {name: name for name in wanted}
@@ -204,3 +206,5 @@ def _warn_of_changes(
             f"{where}: the {len(names)} labels go from {names[0]} to {names[-1]}; as classes they are numbered from 0 "
             "without gaps, and keep their numbers as names"
         )
+    elif wanted is None:
+        warn_of_names(names, where)

@@ -17,7 +17,7 @@ from mea_ray.data.files import File, expanded, walk, without_second_links
 from mea_ray.data.labels import Column, Names, unify
 from mea_ray.data.memory import check_memory
 from mea_ray.data.options import Fraction, ImageSize
-from mea_ray.data.parts import Part, check_shards, parts_of, without_shard
+from mea_ray.data.parts import Part, check_copies, check_shards, parts_of, without_shard
 from mea_ray.data.skipped import Skipped, warn
 from mea_ray.data.tables import LABEL_COLUMN, Table, open_table
 
@@ -56,7 +56,7 @@ def load(
     Args:
         path: Folder, file, or several files. Files that are listed are read as they are; missing shards are a warning.
         image_column: Column of images, ``struct<bytes, path>`` or binary; null finds ``img`` or ``image``.
-        label_column: Column of labels, integers or strings; null or -1 for an image without a label.
+        label_column: Column of labels, integers or strings; null, NaN or -1 for an image without a label.
         class_names: One name per class; null takes them from the hub's metadata in each file, else from string labels,
             else from the numbers. Names decide: files that name their classes in another order agree by name, and so
             does this list if it holds the files' names.
@@ -156,13 +156,16 @@ def _find(path: str | tuple[str, ...], skipped: Skipped) -> tuple[str, dict[Part
             f"none of the {len(listed)} parquet files in {where} is train by its name or folder, as train-*.parquet "
             "is; rename them, or set data.path to the file of train"
         )
+    in_one_folder = len(given) == 1 and not alone
+    if in_one_folder:
+        _check_one_dataset(parts)
     files: dict[Part, list[Path]] = {}
     for part, members in parts.items():
         files[part] = [file.path for file in without_second_links(members, skipped)]
-        in_one_folder = len(given) == 1 and not alone
         if in_one_folder:
             _check_one_folder(where, files[part])
         check_shards(files[part], listed=not in_one_folder)
+        check_copies(files[part], listed=not in_one_folder)
     return where, files
 
 
@@ -186,6 +189,19 @@ def _by_part(files: list[File], skipped: Skipped) -> dict[Part, list[File]]:
     return parts
 
 
+def _check_one_dataset(parts: dict[Part, list[File]]) -> None:
+    """Refuse ``a/train.parquet`` beside ``b/test.parquet``: nothing says that they are parts of one dataset."""
+    names = parts_of({name for files in parts.values() for file in files for name in file.folders})
+    above = {part: tuple(n for n in files[0].folders if n not in names) for part, files in parts.items()}
+    for part, folders in above.items():
+        shared = min(len(folders), len(above["train"]))
+        if folders[:shared] != above["train"][:shared]:
+            raise DataError(
+                f"{parts['train'][0].path} and {parts[part][0].path} lie in the folders of different datasets; set "
+                "data.path to one of them, or list the files of both in data.path"
+            )
+
+
 def _check_one_folder(where: str, files: list[Path]) -> None:
     folders = sorted({str(file.parent) for file in files})
     if len(folders) > 1:
@@ -207,6 +223,8 @@ def _read(files: list[Path], image_column: str | None, label_column: str, image_
             if label_column != LABEL_COLUMN:
                 raise DataError(column)
             missing = missing or column
+            if label_column in table.schema.names:
+                warn(f"{NAME}: {column}; the images are read without labels")
             column = Column(str(table.path), label_column, (), np.full(table.rows, -1, np.int64), ())
         elif column.unlabelled:
             missing = missing or (

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mea_ray.core.errors import DataError
 from mea_ray.data.skipped import warn
+from mea_ray.storage.files import sha256
 
 Part = Literal["train", "test", "validation"]
+T = TypeVar("T")
 
 _WORDS: dict[str, Part] = {
     **dict.fromkeys(("train", "training", "trainval", "trn"), "train"),
@@ -27,6 +29,7 @@ _NEUTRAL = frozenset(
 """Words that say nothing about the content: ``seg_train`` and ``train_images`` are parts, ``train_station`` is not."""
 _JOINED = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})(set|split|data|images?|imgs?)?")
 _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_HOLD_OUT = re.compile(r"hold[-_. ]out", re.IGNORECASE)
 _SHARD = re.compile(r"(?P<head>.*?)(?P<index>\d{1,12})(?P<of>[-_.]of[-_.])(?P<total>\d{1,12})(?P<tail>.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(?P<head>.*?)(?P<index>\d{1,12})", re.DOTALL)
 _SHOWN = 5
@@ -91,6 +94,38 @@ def check_shards(files: Sequence[Path], *, listed: bool = False) -> None:
         warn(f"{problem[0]}; they are read as they are listed")
     elif problem:
         raise DataError(f"{problem[0]}; {problem[1]}, or list the wanted files in data.path to use them as they are")
+
+
+def check_copies(files: Sequence[Path], *, listed: bool = False) -> None:
+    """Check that no file is a copy of another one, byte by byte: its images would count twice.
+
+    Args:
+        files: The files of one part of a dataset.
+        listed: The user named each of them; a copy is a warning then.
+
+    Raises:
+        DataError: Two files have the same content.
+    """
+    sizes: dict[int, list[Path]] = {}
+    for file in files:
+        sizes.setdefault(_read_from(file, lambda path: path.stat().st_size), []).append(file)
+    for group in sizes.values():
+        known: dict[str, Path] = {}
+        for file in group if len(group) > 1 else ():
+            first = known.setdefault(_read_from(file, sha256), file)
+            if first is file:
+                continue
+            problem = f"{first} and {file} have the same content"
+            if not listed:
+                raise DataError(f"{problem}; remove one, or list the wanted files in data.path to use them as they are")
+            warn(f"{problem}; they are read as they are listed")
+
+
+def _read_from(file: Path, read: Callable[[Path], T]) -> T:
+    try:
+        return read(file)
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}; replace or remove the file") from None
 
 
 def _problem_of_shards(files: Sequence[Path]) -> tuple[str, str] | None:
@@ -179,6 +214,7 @@ def _read(name: str) -> tuple[Part, tuple[str, ...]] | None:
 def _split(name: str) -> list[str]:
     """Return the words of a name in lower case: runs of letters, cut where a capital begins (but not ``TESTset``)."""
     words: list[str] = []
+    name = _HOLD_OUT.sub(" holdout ", name)
     for run in re.findall(r"[^\W\d_]+", name):
         words += [run.lower()] if _JOINED.fullmatch(run.lower()) else _WORD_STARTS.sub(" ", run).lower().split()
     return words

@@ -21,6 +21,20 @@ IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMN = "label"
 _BATCH_ROWS = 2048
 _BATCH_BYTES = 2**26
+_TEXTS = (pa.types.is_string, pa.types.is_large_string)
+_BYTES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+    lambda kind: str(kind) in {"string_view", "binary_view"},  # newer than the oldest pyarrow that is supported
+)
+_NUMBERS = (
+    pa.types.is_integer,
+    pa.types.is_boolean,
+    pa.types.is_floating,
+    pa.types.is_decimal,
+    pa.types.is_null,
+)
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError)
 
 
@@ -67,6 +81,9 @@ class Table:
     def labels(self, name: str) -> Column | str:
         """Read a column of labels.
 
+        Whole numbers that are stored as floats or decimals (as pandas does beside missing ones) are integers, NaN is
+        a missing label; true and false are 1 and 0, and bytes are text in UTF-8.
+
         Returns:
             The labels, or a sentence on why the file has none.
 
@@ -82,15 +99,18 @@ class Table:
             )
         kind = self.schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        if not texts and not pa.types.is_integer(kind):
-            return (
-                f"{self.path}: labels in column {name!r} are {kind}, they must be integers or strings; set "
-                "data.label_column"
-            )
+        unusable = (
+            f"{self.path}: labels in column {name!r} are {kind}, they must be integers or strings; set "
+            "data.label_column"
+        )
+        if not any(is_kind(kind) for is_kind in (*_TEXTS, *_BYTES, *_NUMBERS)):
+            return unusable
+        texts = any(is_text(kind) for is_text in _TEXTS)
         try:
             column = pq.read_table(self.path, columns=[name], read_dictionary=[name] if texts else None).column(name)
-            encoded = column.combine_chunks().dictionary_encode() if not texts else column.unify_dictionaries()
+            encoded = column.unify_dictionaries() if texts else _encoded(column.combine_chunks(), kind)
+            if encoded is None:
+                return f"{unusable}; some are no whole numbers, or no text in UTF-8"
             values, rows = _distinct(encoded)
         except _UNREADABLE as error:
             raise DataError(f"cannot read {self.path} as parquet: {error}; replace the file") from None
@@ -128,6 +148,10 @@ def open_table(path: Path, image_column: str | None) -> Table:
 
 def _image_column(path: Path, schema: pa.Schema, wanted: str | None) -> str:
     candidates = IMAGE_COLUMNS if wanted is None else (wanted,)
+    if len(there := [name for name in candidates if name in schema.names]) > 1:
+        raise DataError(
+            f"{path} has the columns {' and '.join(map(repr, there))}; set data.image_column to one of them"
+        )
     for name in candidates:
         if schema.names.count(name) > 1:
             raise DataError(f"{path} has several columns {name!r}; rename them, or set data.image_column")
@@ -148,6 +172,21 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
     largest = max((metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)), default=1)
     check_memory("the rows of a group", largest, "write the file with smaller groups of rows")
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, largest)))
+
+
+def _encoded(column: pa.Array, kind: pa.DataType) -> pa.DictionaryArray | None:
+    """Return labels that are not stored as text as a dictionary of integers or of text; None if they cannot be that."""
+    plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    try:
+        if any(is_bytes(kind) for is_bytes in _BYTES):
+            plain = plain.cast(pa.binary()).cast(pa.string())
+        elif pa.types.is_floating(kind):
+            plain = pc.if_else(pc.is_nan(plain), pa.scalar(None, kind), plain).cast(pa.int64())
+        elif not pa.types.is_integer(kind):
+            plain = plain.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    return plain.dictionary_encode()
 
 
 def _distinct(encoded: pa.ChunkedArray) -> tuple[list[int] | list[str], np.ndarray]:

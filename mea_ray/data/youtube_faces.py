@@ -16,6 +16,7 @@ from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.assemble import assemble
+from mea_ray.data.classes import in_order, warn_of_names
 from mea_ray.data.decode import SUFFIXES, Encoded, decode
 from mea_ray.data.files import File, existing_folder, left_out, visible, walk, without_second_links
 from mea_ray.data.folders import class_name
@@ -70,7 +71,7 @@ def load(
 
     Returns:
         Images of shape (3, image_size, image_size), or (1, image_size, image_size) when all are grey. Classes are the
-        sorted names of the persons.
+        sorted names of the persons; if all are whole numbers they are sorted as numbers.
 
     Raises:
         ConfigError: ``path`` is missing.
@@ -84,7 +85,7 @@ def load(
     skipped = Skipped()
     found = _whole_frames(root, skipped) if crop == "full" else _boxed_frames(root, skipped)
     wanted = set(map(id, without_second_links((frame.file for frames in found.values() for frame in frames), skipped)))
-    unique = {name: [frame for frame in frames if id(frame.file) in wanted] for name, frames in sorted(found.items())}
+    unique = {name: [frame for frame in found[name] if id(frame.file) in wanted] for name in in_order(found)}
     persons = {name: frames for name, frames in unique.items() if len(frames) >= min_images}
     for name in sorted(unique.keys() - persons.keys()):
         skipped.add(f"persons with fewer than {min_images} frames", name)
@@ -102,6 +103,7 @@ def load(
         test += [(frame, label) for frame in tested]
     skipped.warn(f"{NAME}: {root}")
     names = tuple(persons)
+    warn_of_names(names, f"{NAME}: {root}")
     dataset = assemble(NAME, _decode(train, image_size, names), _decode(test, image_size, names), str(root))
     return dataset if len(persons) > 1 else replace(dataset, pool_only=few)
 
@@ -154,7 +156,16 @@ def _table_of(person: Path, skipped: Skipped) -> list[_Frame]:
                 skipped.add("lines that repeat a frame", f"{table.name}:{reader.line_num}")
     except csv.Error as error:
         raise DataError(f"{table}, line {reader.line_num}: {error}; correct the line") from None
+    _count_unlisted(person, frames, skipped)
     return list(frames.values())
+
+
+def _count_unlisted(person: Path, frames: dict[Path, _Frame], skipped: Skipped) -> None:
+    """Count the frames of a person that the table does not list."""
+    listed = {os.path.realpath(path) for path in frames}
+    for file in walk(person, SUFFIXES | {_TABLE_SUFFIX}, Skipped()).files:
+        if file.path.suffix.lower() != _TABLE_SUFFIX and file.real not in listed:
+            skipped.add("frames that no table lists", str(file.path))
 
 
 def _row(person: Path, where: str, row: dict[str, str | None], skipped: Skipped) -> _Frame | None:

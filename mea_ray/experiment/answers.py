@@ -13,12 +13,13 @@ from mea_ray.blackbox.embeddings import PlainEmbedding
 from mea_ray.blackbox.marking import MarkingPolicy
 from mea_ray.blackbox.outliers import OutlierFilter
 from mea_ray.blackbox.passes import FixedShapePasses, default_pass_images
-from mea_ray.blackbox.policies import AnswerPolicy
+from mea_ray.blackbox.policies import AnswerPolicy, KeyedPolicy
 from mea_ray.config import ExperimentConfig, load_stored
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Images, Marker, Splits
 from mea_ray.experiment.data import load_owners_part
 from mea_ray.models.base import ImageModel
+from mea_ray.training.checkpoint import weights_secret
 from mea_ray.training.device import device
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark
@@ -41,6 +42,8 @@ def answer_policy(
         clean: Loads the owner's training images, uint8 (N, C, H, W), for a policy that learns from them.
         pass_images: Images in a forward pass of the service.
     """
+    if isinstance(policy, KeyedPolicy):
+        policy.use_secret(weights_secret(model))
     if isinstance(policy, OutlierFilter):
         chosen = policy.choose(clean())
         if policy.reads_features:

@@ -28,7 +28,7 @@ from mea_ray.experiment.proof import Assessment, Proofs
 from mea_ray.experiment.theft import Theft, account_budgets, answers_stored, open_blackbox, rung_result
 from mea_ray.experiment.verifier import Verifier
 from mea_ray.models.base import ImageModel
-from mea_ray.results.portable import anonymous
+from mea_ray.results.portable import anonymous, portable_point
 from mea_ray.results.records import LeaningRecord, RungResult, SelectionRecord, TrialResult
 from mea_ray.training.checkpoint import weights_digest
 from mea_ray.training.device import device_name
@@ -145,7 +145,7 @@ class _Run:
         proof = self.proofs.at(max(rung.budget for rung in rungs))
         return TrialResult(
             trial=self.names.trial,
-            point=self.point,
+            point=portable_point(self.point),
             config=anonymous(self.config.resolved()),
             victim=self.names.victim,
             nulls=list(self.names.nulls),

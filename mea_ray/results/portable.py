@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 _PATH = re.compile(r"(?:\b(?!https?:)[a-z][a-z0-9+]*://|~[\w.-]*/|(?<![\w./~:])/)[^\s'\",\]}]+")
+_WHOLE_PATH = re.compile(r"(?:(?!https?:)[a-z][a-z0-9+]*://|~[^/]*/|/)[^\n]*\Z")
 _ACCOUNT = ("entity", "group")
 """Settings of ``tracking`` that name a W&B account or its runs."""
 
 
 def without_paths(text: str) -> str:
     """Replace absolute paths and URIs in a text by their last part."""
-    return _PATH.sub(lambda match: match[0].rstrip("/").rpartition("/")[2], text)
+    return _PATH.sub(lambda match: _last_part(match[0]), text)
 
 
 def portable(command: str) -> str:
@@ -32,7 +34,30 @@ def cleaned(value: Any) -> Any:
         return {key: cleaned(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [cleaned(item) for item in value]
-    return without_paths(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    # What is a path as a whole may hold whatever ends one inside of a sentence: spaces, quotes, commas.
+    return _last_part(value) if _WHOLE_PATH.match(value) else without_paths(value)
+
+
+def portable_point(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a sweep set in a trial without the folders of paths; different paths stay different."""
+    return {path: _distinct(value) for path, value in point.items()}
+
+
+def _distinct(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _distinct(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_distinct(item) for item in value]
+    short = cleaned(value)
+    if short == value:
+        return value
+    return f"{short}~{hashlib.sha256(str(value).encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
+
+
+def _last_part(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def anonymous(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from mea_ray.config import SweepConfig, write_yaml
 from mea_ray.core.errors import ArtifactError, ConfigError, StorageUnavailable
 from mea_ray.experiment.journal import FolderJournal, FolderSteps, Warn
+from mea_ray.results.portable import portable_point
 from mea_ray.results.records import TrialResult
 from mea_ray.storage.files import PATIENCE, patiently, write_whole
 from mea_ray.storage.remote import IDENTITY, Storage
@@ -60,7 +61,9 @@ def read_result(path: Path, points: Mapping[str, Any] | None = None) -> TrialRes
         result = TrialResult.load(path)
     except ArtifactError:
         return None
-    return None if points is not None and points.get(result.trial, {}) != _plain(result.point) else result
+    if points is None:
+        return result
+    return result if _plain(points.get(result.trial, {})) == _plain(result.point) else None
 
 
 def planned_points(plan: Path) -> dict[str, Any] | None:
@@ -73,7 +76,7 @@ def planned_points(plan: Path) -> dict[str, Any] | None:
 
 
 def _plain(point: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(dict(point), default=str))
+    return json.loads(json.dumps(portable_point(point), default=str))
 
 
 class TrialFolder(FolderJournal):

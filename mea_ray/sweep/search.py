@@ -12,6 +12,7 @@ from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import nearest
 from mea_ray.core.seeding import derive
 from mea_ray.results.numbers import METRICS, trial_metrics
+from mea_ray.results.portable import portable_point
 from mea_ray.results.records import TrialResult
 from mea_ray.sweep import tune_classes
 from mea_ray.sweep.objective import JUDGED
@@ -93,7 +94,7 @@ def suggestion_of(all_axes: Sequence[Axis], point: Mapping[str, Any]) -> dict[st
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+    return json.dumps(portable_point({"": value}), sort_keys=True, default=str)
 
 
 def optuna_search(sweep: SweepConfig, finished: Iterable[TrialResult], begun: Iterable[Point]) -> OptunaSearch:

@@ -50,8 +50,21 @@ def save_model(folder: Path, model: ImageModel, info: Mapping[str, Any]) -> None
 
 def weights_digest(model: ImageModel) -> str:
     """Return the SHA-256 of a model's weights as ``save_model`` would write them, 64 hexadecimal digits."""
+    return hashlib.sha256(_content(model)).hexdigest()
+
+
+def weights_secret(model: ImageModel) -> bytes:
+    """Return 32 bytes that follow from a model's weights and that nobody can compute who has not got these.
+
+    ``weights_digest`` is published in results and cards; this hash is another one, which cannot be had from that.
+    """
+    return hashlib.sha256(b"secret of\n" + _content(model)).digest()
+
+
+def _content(model: ImageModel) -> bytes:
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    return hashlib.sha256(save_tensors(state)).hexdigest()
+    content: bytes = save_tensors(state)
+    return content
 
 
 def check_model(folder: Path) -> str:

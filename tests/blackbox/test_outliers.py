@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.local import run_in_memory
 from mea_ray.experiment.owner import train_victim
 from mea_ray.models.base import ImageModel
-from mea_ray.training.checkpoint import save_model
+from mea_ray.training.checkpoint import save_model, weights_digest, weights_secret
 
 CONTAMINATION = 0.05
 
@@ -174,3 +175,28 @@ def test_an_experiment_runs_behind_it() -> None:
     result = run_in_memory(config(wording="label_only"))
     (log,) = result.query_log.values()
     assert log.images == 60 and log.flagged < 20
+
+
+@pytest.mark.parametrize("policy", ["noise", "lof"])
+def test_the_secret_of_answers_follows_from_the_weights_and_not_from_what_is_published(
+    victim: ImageModel, data: Splits, policy: str
+) -> None:
+    images = np.random.default_rng(4).integers(0, 256, (30, *data.shape), dtype=np.uint8)
+
+    def asked(model: ImageModel, secret: bytes | None = None) -> np.ndarray:
+        worded = POLICIES.build(policy, **({"on": "pixels"} if policy == "lof" else {}))
+        worded = answer_policy(worded, model, None, lambda: data.victim_train.images, pass_images=16)
+        if secret is not None:
+            worded.use_secret(secret)  # type: ignore[attr-defined]
+        return LocalBlackBox(victim, worded, pass_images=16).query(images)
+
+    plain = asked(victim)
+    assert np.array_equal(plain, asked(victim)), "a replica that is started again answers the same"
+    other = copy.deepcopy(victim)
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1e-3
+    assert not np.array_equal(plain, asked(other))
+    published = weights_digest(victim)
+    for guess in (published.encode(), bytes.fromhex(published), b"", b"0"):
+        assert not np.array_equal(plain, asked(victim, guess))
+    assert np.array_equal(plain, asked(victim, weights_secret(victim)))

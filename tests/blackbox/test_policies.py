@@ -10,6 +10,7 @@ from policy_answers import answers, ready
 from scipy import stats
 
 from mea_ray.blackbox import POLICIES
+from mea_ray.blackbox.policies import AdditiveNoise
 from mea_ray.blackbox.validate import check_images, image_digest
 from mea_ray.core.errors import BadQuery, ConfigError
 
@@ -51,13 +52,21 @@ def test_rows_do_not_depend_on_each_other(name: str) -> None:
     assert np.array_equal(whole[7:8], answers(policy, p[7:8], images[7:8]))
 
 
+def keyed(secret: bytes, **params: Any) -> AdditiveNoise:
+    policy = AdditiveNoise(sigma=0.01, **params)
+    policy.use_secret(secret)
+    return policy
+
+
 def test_noise_belongs_to_image_and_secret() -> None:
     p = np.full((2000, 10), 0.1, dtype=np.float32)
     images = np.random.default_rng(2).integers(0, 256, (2000, 1, 4, 4), dtype=np.uint8)
-    policy = POLICIES.build("noise", sigma=0.01, seed=5)
+    policy = keyed(b"a", seed=5)
     answers = policy.apply(p, images)
-    assert np.array_equal(answers, POLICIES.build("noise", sigma=0.01, seed=5).apply(p, images))
-    assert not np.array_equal(answers, POLICIES.build("noise", sigma=0.01, seed=6).apply(p, images))
+    assert np.array_equal(answers, keyed(b"a", seed=5).apply(p, images))
+    assert not np.array_equal(answers, keyed(b"a", seed=6).apply(p, images))
+    assert not np.array_equal(answers, keyed(b"b", seed=5).apply(p, images)), "who knows the config only is no wiser"
+    assert not np.array_equal(POLICIES.build("noise").apply(p, images), POLICIES.build("noise").apply(p, images))
     # The same picture as floats, even changed invisibly, has the same noise: it cannot be averaged away.
     invisible = np.clip(images.astype(np.float32) / np.float32(255) + np.float32(0.001), 0, 1)
     assert np.array_equal(answers, policy.apply(p, invisible))

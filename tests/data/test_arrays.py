@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mea_ray.core.errors import DataError
 from mea_ray.core.types import Dataset, ImageSet
-from mea_ray.data.arrays import load, save_arrays
+from mea_ray.data import memory
+from mea_ray.data.arrays import NAMES, load, save_arrays
 
 
 def drawn() -> Dataset:
@@ -38,3 +43,92 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             load(path=str(tmp_path / name))
     with pytest.raises(DataError, match="data.path is missing"):
         load()
+
+
+def written(path: Path, **changes: object) -> Path:
+    """Write the file with other arrays in the place of some."""
+    arrays = {
+        "train_images": np.zeros((4, 1, 3, 3), np.uint8),
+        "train_labels": np.array([0, 1, 0, 1]),
+        "test_images": np.zeros((2, 1, 3, 3), np.uint8),
+        "test_labels": np.array([0, 1]),
+        "class_names": np.array(["a", "b"]),
+    }
+    np.savez(path, **{**arrays, **changes})  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_labels": np.array([0.0, 0.9, 0.0, 1.0])}, "train_labels must be integers, got float64"),
+        ({"test_labels": np.array([True, False])}, "test_labels must be integers, got bool"),
+        ({"train_labels": np.array(["0", "1", "0", "1"])}, "train_labels must be integers, got <U1"),
+        ({"train_labels": np.array([0, 1, 0, 2**64 - 1], np.uint64)}, "train_labels must be integers, got uint64"),
+        ({"train_labels": np.array([0, 1, 0, 2])}, r"train: labels must lie in \[0, 2\)"),
+        ({"train_labels": np.array([[0, 1, 0, 1]])}, r"train: labels must be int64 \(4,\)"),
+        ({"train_labels": np.array([0, 1])}, r"train: labels must be int64 \(4,\)"),
+        ({"train_images": np.zeros((4, 1, 3, 3))}, "train: images must be uint8"),
+        ({"train_images": np.zeros((4, 3, 3), np.uint8)}, "train: images must be uint8"),
+        ({"class_names": np.array("a")}, r"class_names must be strings of shape \(classes,\)"),
+        ({"class_names": np.array([b"a", b"b"])}, "class_names must be strings"),
+        ({"class_names": np.array([1, 2])}, "class_names must be strings"),
+        ({"class_names": np.array(["a", None], dtype=object)}, "no readable .npz file: Object arrays"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else next(iter(value)),
+)
+def test_arrays_of_another_type_are_refused_and_never_converted(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load(path=str(written(tmp_path / "d.npz", **changes)))
+
+
+def test_any_integers_are_labels(tmp_path: Path) -> None:
+    file = written(
+        tmp_path / "d.npz", train_labels=np.array([1, 0, -1, 1], np.int8), test_labels=np.array([1, 0], np.uint64)
+    )
+    dataset = load(path=str(file))
+    assert dataset.train.labels.tolist() == [1, 0, -1, 1] and dataset.test.labels.tolist() == [1, 0]
+
+
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.npz"
+    arrays: dict[str, Any] = {name: np.zeros(1) for name in NAMES}
+    arrays["train_images"] = np.zeros((3000, 1, 100, 100), np.uint8)
+    np.savez_compressed(path, **arrays)
+    assert path.stat().st_size < 60_000
+    monkeypatch.setattr(memory, "free_memory", lambda: 20_000_000)
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(DataError, match=r"the arrays in .*bomb.npz need 0.0 GiB of memory.*write fewer"):
+        load(path=str(path))
+
+
+def test_what_is_no_archive_of_arrays_is_refused_in_words(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "folder.npz").mkdir()
+    with zipfile.ZipFile(tmp_path / "texts.npz", "w") as file:
+        file.writestr("train_images.txt", "x")
+    with zipfile.ZipFile(tmp_path / "header.npz", "w") as file:
+        file.writestr("train_images.npy", b"\x93NUMPY\x01\x00\xff\xff{")
+    for name in ("one.npy", "empty.npz", "folder.npz", "texts.npz", "header.npz", "bad\0name"):
+        with pytest.raises(DataError, match=r"no readable|lacks"):
+            load(path=str(tmp_path / name))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_files_are_refused_or_read_but_never_fail_otherwise(data: st.DataObject, tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    np.savez_compressed(path, **dict(np.load(written(tmp_path / "whole.npz"))))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        load(path=str(path))
+    except DataError as error:
+        assert "d.npz" in str(error) or "arrays" in str(error)

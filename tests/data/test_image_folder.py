@@ -285,3 +285,44 @@ def test_the_suffix_says_nothing_about_the_format(tmp_path: Path) -> None:
     for name in ("a", "b"):
         image_files(tmp_path / name, 3, suffix=".JPG")  # they are PNG
     assert len(folder(tmp_path).train) == 4
+
+
+def test_parts_inside_of_a_part_are_no_classes(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train" / "train")
+    class_folders(tmp_path / "train" / "test", first=50)
+    with pytest.raises(DataError, match=r"train has the folders test, train, which are parts rather than classes"):
+        folder(tmp_path)
+    assert right(folder(tmp_path / "train", image_size=16))
+
+
+def test_parts_in_different_folders_do_not_make_classes_of_these(tmp_path: Path) -> None:
+    class_folders(tmp_path / "data" / "train")
+    class_folders(tmp_path / "more" / "test", first=50)
+    with pytest.raises(DataError, match=r"more/test and .*data/train are parts by their names, but lie in different"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("fold1", "fold2"), ("labelled", "pseudo"), ("entrenamiento", "prueba")])
+def test_classes_that_hold_folders_of_the_same_names_are_said(
+    tmp_path: Path, names: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, name in enumerate(names):
+        class_folders(tmp_path / name, first=50 * number)
+    assert folder(tmp_path).train.class_names == names
+    assert f"the classes are {', '.join(names)}; each holds the folders a, b, c, which count for nothing" in caplog.text
+
+
+def test_folders_of_different_names_below_classes_are_not_mentioned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class_folders(tmp_path / "cat", ("left", "right"))
+    class_folders(tmp_path / "dog", ("left", "front"), first=50)
+    folder(tmp_path)
+    assert not caplog.text
+
+
+def test_suffixes_of_jpeg_2000_in_any_case(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for number, suffix in enumerate((".jp2", ".JPF", ".jpc", ".J2C")):
+            image_files(tmp_path / name, 1, first=number, suffix=suffix)
+    assert len(folder(tmp_path, test_fraction=0.25).train) == 6

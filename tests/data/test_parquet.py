@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import time
 import tracemalloc
 from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +163,7 @@ def test_sizes_must_agree_or_be_given(tmp_path: Path) -> None:
         ([png(pixels(1)[0])[:60]], [0], "cannot decode row 0 of .*train.parquet"),
         ([None], [0], "row 0 .* holds no image bytes"),
         ([png(np.zeros((4, 4), np.uint16))], [0], "pixels of mode 'I.*8 bits per channel"),
-        (pixels(2), [0.0, 1.0], "are double, they must be integers or strings"),
+        (pixels(2), [0.5, 1.0], "are double, they must be integers or strings"),
         (pixels(2), pa.array([0, None]), "1 of the 2 rows of .*train.parquet have no label"),
         (pixels(2), [-1, 0], "1 of the 2 rows of .*train.parquet have no label"),
         (pixels(2), [-3, 0], "has the label -3; labels are 0 or more"),
@@ -423,3 +426,105 @@ def test_cifar10_loads_fast_and_whole() -> None:
     assert np.bincount(dataset.train.labels).tolist() == [5000] * 10
     mean = dataset.train.images.mean((0, 2, 3), dtype=np.float64) / 255
     assert np.allclose(mean, (0.491, 0.482, 0.447), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (pa.array([1.0, 0.0, 2.0, 1.0]), "1021"),
+        (pa.array([1.0, 0.0, 2.0, 1.0], pa.float16()), "1021"),
+        (pa.array([Decimal("1"), Decimal("0"), Decimal("2"), Decimal("1")]), "1021"),
+        (pa.array([True, False, True, True]), "1011"),
+        (pa.array([b"1", b"0", b"2", b"1"]), "1021"),
+        (pa.array([b"1", b"0", b"2", b"1"], pa.large_binary()), "1021"),
+        (pa.array([b"1", b"0", b"2", b"1"], pa.binary(1)), "1021"),
+        (pa.array([1, 0, 2, 1], pa.uint8()).dictionary_encode(), "1021"),
+        (pa.array([1.0, 0.0, 2.0, 1.0]).dictionary_encode(), "1021"),
+        (pa.array(["1", "0", "2", "1"], pa.large_string()), "1021"),
+    ],
+    ids=lambda value: str(getattr(value, "type", value))[:30],
+)
+def test_labels_in_whatever_type(tmp_path: Path, labels: pa.Array, names: str) -> None:
+    table(tmp_path / "train.parquet", labels)
+    assert "".join(named_labels(load(tmp_path).train)) == names
+
+
+def test_a_missing_label_in_a_column_of_floats(tmp_path: Path) -> None:
+    """What pandas makes of whole numbers as soon as one of them is missing."""
+    table(tmp_path / "train.parquet", pa.array([1.0, float("nan"), 0.0, None]))
+    dataset = load(tmp_path)
+    assert dataset.train.labels.tolist() == [1, -1, 0, -1] and "2 of the 4 rows" in dataset.pool_only
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([0.5, 1.0, 0.0, 1.0]),
+        pa.array([float("inf"), 1.0, 0.0, 1.0]),
+        pa.array([Decimal("0.5")] * 4),
+        pa.array([b"\xff"] * 4),
+        pa.array([[0, 1]] * 4),
+        pa.array([{"a": 1}] * 4),
+        pa.array([datetime(2026, 1, 1)] * 4),
+    ],
+    ids=lambda value: str(value.type)[:20],
+)
+def test_a_column_that_cannot_be_labels_is_never_passed_over_in_silence(
+    tmp_path: Path, labels: pa.Array, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, part in enumerate(("train", "test")):
+        table(tmp_path / f"{part}.parquet", labels, seed=50 * number)
+    dataset = load(tmp_path)
+    assert "they must be integers or strings" in dataset.pool_only
+    assert "the images are read without labels" in caplog.text
+    with pytest.raises(DataError, match="they must be integers or strings; set data.label_column"):
+        make_splits(dataset)
+
+
+def test_a_column_of_missing_labels_alone(tmp_path: Path) -> None:
+    table(tmp_path / "train.parquet", pa.nulls(4))
+    assert load(tmp_path).train.labels.tolist() == [-1] * 4
+
+
+@pytest.mark.parametrize("copy", ["train (1)", "train_copy", "train-final"])
+def test_a_copy_of_a_file_is_refused_and_not_read_twice(
+    tmp_path: Path, copy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    table(tmp_path / "train.parquet", [0, 1] * 4)
+    table(tmp_path / "test.parquet", [0, 1] * 2, seed=50)
+    shutil.copy(tmp_path / "train.parquet", tmp_path / f"{copy}.parquet")
+    with pytest.raises(DataError, match=r"train.*\.parquet and .*train.*\.parquet have the same content; remove one"):
+        load(tmp_path)
+    listed = tuple(str(path) for path in sorted(tmp_path.iterdir()))
+    assert len(load(listed).train) == 16
+    assert "have the same content; they are read as they are listed" in caplog.text
+
+
+def test_two_shards_of_one_content_are_a_damaged_download(tmp_path: Path) -> None:
+    for index in range(2):
+        table(tmp_path / f"train-{index:05d}-of-00002.parquet", [0, 1] * 4)
+    with pytest.raises(DataError, match="have the same content"):
+        load(tmp_path, test_fraction=0.5)
+    table(tmp_path / "train-00001-of-00002.parquet", [0, 1] * 4, seed=9)
+    assert len(load(tmp_path, test_fraction=0.5).train) == 8
+
+
+def test_two_columns_of_images_are_not_chosen_from(tmp_path: Path) -> None:
+    table(tmp_path / "train.parquet", [0, 1] * 4)
+    written = pq.read_table(tmp_path / "train.parquet")
+    both = written.append_column("img", written.column("image"))
+    pq.write_table(both, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="has the columns 'img' and 'image'; set data.image_column to one of them"):
+        load(tmp_path, test_fraction=0.5)
+    assert len(load(tmp_path, test_fraction=0.5, image_column="img").train) == 4
+
+
+def test_parts_of_different_datasets_are_not_put_together(tmp_path: Path) -> None:
+    table(tmp_path / "cats" / "train.parquet", [0, 1] * 4)
+    table(tmp_path / "dogs" / "test.parquet", [0, 1] * 2, seed=50)
+    with pytest.raises(DataError, match=r"cats/train.parquet and .*dogs/test.parquet lie in the folders of different"):
+        load(tmp_path)
+    listed = (str(tmp_path / "cats" / "train.parquet"), str(tmp_path / "dogs" / "test.parquet"))
+    assert len(load(listed).test) == 4
+    (tmp_path / "dogs").rename(tmp_path / "cats" / "more")
+    assert len(load(tmp_path).test) == 4, "one folder lies in the other"

@@ -47,6 +47,7 @@ def test_case_separators_and_empty_words_do_not_matter(
         (["trainval", "test"], ["train", "test"]),
         (["train_val", "test"], ["train", "test"]),
         (["train_station", "test_tube"], [None, None]),
+        (["train", "hold-out", "Hold_Out set", "household outing"], ["train", "test", "test", None]),
         (["cifar_train"], [None]),
         (["validation_train_test"], [None]),
         (["strain", "contest", "interval", "trains", "évaluation"], [None] * 5),

@@ -179,3 +179,12 @@ def test_one_person_can_only_be_a_pool(tmp_path: Path) -> None:
     person(tmp_path, "Ann", 80, [6, 6])
     dataset = faces(tmp_path)
     assert len(dataset.train) == 6 and "1 persons in" in dataset.pool_only
+
+
+def test_frames_that_no_table_lists_are_counted(database: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = len(faces(database).train.images) + len(faces(database).test.images)
+    table = database / "aligned_images_DB" / "Bob" / "Bob.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:-3]) + "\n")
+    dataset = faces(database)
+    assert len(dataset.train) + len(dataset.test) == whole - 3
+    assert "3 frames that no table lists (" in caplog.text and "aligned_detect_0.017.jpg" in caplog.text

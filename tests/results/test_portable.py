@@ -14,7 +14,7 @@ from mea_ray.cli.options import OK
 from mea_ray.config import ExperimentConfig, build
 from mea_ray.experiment.local import run_in_memory, run_local
 from mea_ray.report.html import write
-from mea_ray.results.portable import anonymous, cleaned, portable
+from mea_ray.results.portable import anonymous, cleaned, portable, portable_point
 
 
 def test_a_config_without_folders_and_accounts() -> None:
@@ -74,3 +74,28 @@ def test_results_and_reports_name_no_folder_and_no_user(tmp_path: Path, capsys: 
     for text in (result.read_text(encoding="utf-8"), page.read_text(encoding="utf-8"), capsys.readouterr().out):
         assert str(tmp_path) not in text and "secret_place" not in text
     assert "watermark samples" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("path", "last"),
+    [
+        ("/home/o'neil/my data, new/set", "set"),
+        ("/home/ann/a b", "a b"),
+        ("~/ann's set/", "ann's set"),
+        ("~ann/x", "x"),
+        ("s3://ann-bucket/a b/c", "c"),
+        ("/x", "x"),
+    ],
+)
+def test_a_path_is_cut_as_a_whole_whatever_is_in_it(path: str, last: str) -> None:
+    assert cleaned({"path": [path]}) == {"path": [last]}
+
+
+def test_points_name_no_folder_and_stay_apart() -> None:
+    point = {"data.path": "/home/ann/v1/set", "data": [{"path": "/home/ann/v2/set"}], "seed": 3, "storage": "sub/set"}
+    found = portable_point(point)
+    assert "ann" not in str(found) and "home" not in str(found)
+    assert found["data.path"].startswith("set~") and found["data"][0]["path"].startswith("set~")
+    assert found["data.path"] != found["data"][0]["path"]
+    assert (found["seed"], found["storage"]) == (3, "sub/set")
+    assert portable_point(found) == found

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from report_results import trial
 
 from mea_ray.config import RESERVED_NAMES, SweepConfig, build
 from mea_ray.core.errors import ConfigError
-from mea_ray.sweep.folder import PARTS, SweepFolder
+from mea_ray.results.portable import portable_point
+from mea_ray.sweep.folder import PARTS, SweepFolder, read_result
 from mea_ray.sweep.plan import plan
 
 HOSTILE = [".", "..", "../x", "a/b", "/etc", "", "-x", "_x", ".git", "...", "artifacts", "Local", "calibration", "a\\b"]
@@ -109,3 +111,14 @@ def test_a_process_that_did_not_open_the_sweep_removes_nothing(tmp_path: Path) -
 
 def test_the_reserved_names_are_those_that_the_product_uses() -> None:
     assert {"artifacts", "calibration", "local"} <= RESERVED_NAMES
+
+
+def test_a_result_is_known_by_what_the_sweep_set_though_it_names_no_folder(tmp_path: Path) -> None:
+    point = {"data.path": "/home/ann/v1/set", "seed": 1}
+    written = trial("t").model_copy(update={"point": portable_point(point)})
+    written.save(tmp_path / "t.json")
+    assert read_result(tmp_path / "t.json", {"t": point}) == written
+    other = {**point, "data.path": "/home/ann/v2/set"}
+    assert read_result(tmp_path / "t.json", {"t": other}) is None, "a copy of another trial's file"
+    trial("t").model_copy(update={"point": point}).save(tmp_path / "t.json")
+    assert read_result(tmp_path / "t.json", {"t": point}) is not None, "of a version that wrote folders down"

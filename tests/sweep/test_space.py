@@ -9,6 +9,7 @@ from golden import MadeUp, fingerprints
 from mea_ray.config import SweepConfig, build
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.experiment.names import Names
+from mea_ray.results.portable import portable_point
 from mea_ray.results.records import ModelReport, RungResult, SuccessRate, TrialResult
 from mea_ray.sweep.plan import Plan, check_same
 from mea_ray.sweep.plan import plan as plan_with
@@ -175,6 +176,11 @@ def test_optuna_is_told_what_was_tried_and_starts_with_what_was_begun() -> None:
     assert suggestion_of(axes(config), begun) == {"p0": 0.25, "p1": 3, "p2": 1}
     assert point_of(config, {"p0": 0.25, "p1": 3, "p2": 1}) == begun
     assert suggestion_of(axes(config), {**begun, "thief.training.epochs": 10}) is None
+    folders = sweep({"data": {"grid": [{"name": "parquet", "path": f"/home/ann/v{i}/set"} for i in range(3)]}})
+    for place, value in enumerate(axes(folders)[0].values):
+        published = portable_point({"data": value})
+        assert "ann" not in str(published)
+        assert suggestion_of(axes(folders), published) == suggestion_of(axes(folders), {"data": value}) == {"p0": place}
     tried = {**begun, "thief.training.momentum": 0.5, "thief.model": "vgg_like"}
     report = ModelReport(accuracy=0.5, wsr=SuccessRate(successes=4, trials=10, rate=0.4, low=0.2, high=0.6))
     result = TrialResult(

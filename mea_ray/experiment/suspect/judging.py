@@ -23,6 +23,7 @@ from mea_ray.experiment.verifier import Verifier
 from mea_ray.experiment.victim.folder import Victim
 from mea_ray.experiment.victim.nulls import NullRecord, budgets, innocent, read_nulls, stolen
 from mea_ray.models.foreign import Preprocessing
+from mea_ray.results.portable import cleaned, portable
 from mea_ray.results.records import Count, Fraction, KeyRecord, ModelReport
 from mea_ray.verification.evidence import Court
 from mea_ray.verification.verdict import Evidence, Judgement, judge
@@ -300,13 +301,13 @@ def _judged(
         above_threshold=judgement.above_threshold,
         statistic=court.statistic,
         date=now.isoformat(timespec="seconds"),
-        command=terms.command,
+        command=portable(terms.command),
         victim=victim.name,
         victim_sha256=victim.about.weights_sha256,
         watermark=victim.config.victim.watermark.label,
         key=key,
         suspect=SuspectRecord(
-            name=source.text,
+            name=cleaned(source.text),
             kind=source.kind,
             sha256=source.sha256,
             network=source.network,
