@@ -102,9 +102,12 @@ def _size(count: float) -> str:
 
 def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[str, str]) -> None:
     """Print totals and what they need, then the trials."""
+    from mea_ray.sweep.estimate import choosing_models
+
     most = "at most " if plan.adaptive or sweep.scheduler.name != "fifo" or sweep.stop else ""
     rungs = len(sweep.base.thief.budgets) * plan.trial_count if plan.adaptive else None
     substitutes = rungs if rungs is not None else sum(len(t.config.thief.budgets) for t in plan.trials)
+    choosing = sum(choosing_models(victim.config) for victim in plan.victims.values())
     service = sweep.base.service
     services = _services(sweep, plan.victim_count)
     cpus = services * service.replicas * service.cpus_per_replica
@@ -114,6 +117,7 @@ def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[
         **({"seeds": f"{len(sweep.seed_points)} for each point"} if sweep.seeds is not None else {}),
         "distinct victims": f"{most}{plan.victim_count:,}",
         "null models": f"{most}{plan.null_count:,}",
+        **({"models that choose samples": f"{most}{choosing:,}"} if choosing else {}),
         "substitutes": f"{most}{substitutes:,}",
         "queries": f"{most}{plan.queries:,}",
         "services at once": f"{services} ({cpus:g} CPUs, {gpus:g} GPUs set aside)",

@@ -147,6 +147,18 @@ class DetectionConfig(Config):
     images: int = Field(1000, ge=2, description="Images of the thief's pool that a detection may use, at most.")
 
 
+class ShadowConfig(Config):
+    """The owner's models that choose the key's samples; the controls of a verdict are others."""
+
+    thieves: int = Field(2, ge=1, le=16, description="Substitutes of the victim, trained by its owner.")
+    null_models: int = Field(2, ge=1, le=16, description="Innocent models, trained for the choice alone.")
+    models: tuple[ModelChoice, ...] = Field(
+        (), max_length=8, description="Networks of the shadow thieves in turn; empty is the victim's own."
+    )
+    candidates: int = Field(2000, ge=30, description="Samples of the owner's validation images that are chosen from.")
+    agreement: float = Field(0.5, gt=0, le=1, description="Least share of the shadow thieves that knows a sample.")
+
+
 class VerificationConfig(Config):
     """How ownership is judged."""
 
@@ -160,6 +172,13 @@ class VerificationConfig(Config):
         "clean images, log_probability for other mixes, wsr for schemes with a test of their own. `mea-ray calibrate` "
         "measures all of them.",
     )
+    filter: Literal["auto", "none", "shadow"] = Field(
+        "auto",
+        description="Which samples of the key WSR and log_probability are read on. none: all. shadow: those that the "
+        "victim and shadow thieves know and null models do not, chosen before any suspect is seen, and part of the "
+        "key. auto: shadow for deeptracer, none for others.",
+    )
+    shadow: ShadowConfig = Field(default_factory=ShadowConfig, description="`filter: shadow`: the models that choose.")
     commitment: Literal["simulated", "required"] = Field(
         "simulated",
         description="Whether the key was committed to before the theft: taken for granted, as the experiment fixes it "

@@ -15,10 +15,11 @@ from mea_ray.config import Choice, ExperimentConfig, ModelChoice, digest
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.registry import Table
 from mea_ray.core.seeding import derive
-from mea_ray.core.types import UNLABELLED, Labels, Splits
+from mea_ray.core.types import UNLABELLED, ImageSet, Labels, Splits
 from mea_ray.detection.base import Detection
 from mea_ray.evaluation import probes
 from mea_ray.experiment.encoders import probe_labels
+from mea_ray.experiment.names import sample_filter
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.models.foreign import ForeignModel, check_trainable
@@ -88,7 +89,8 @@ def check_owner(config: ExperimentConfig, data: Splits) -> None:
     if config.victim.training.early_stop_patience is not None and not len(data.victim_validation):
         raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
     _check_scheme(config, data)
-    _check_classes(config, data)
+    _check_classes(config, data, data.verification, "splits.verification_fraction")
+    _check_filter(config, data)
     if config.encodes:
         _check_probe(config, config.victim.model, data)
 
@@ -343,17 +345,35 @@ def _check_probe(config: ExperimentConfig, choice: ModelChoice, data: Splits) ->
     probes.check(network, probe_labels(config, data), config.verification.reading)
 
 
-def _check_classes(config: ExperimentConfig, data: Splits) -> None:
+def _check_filter(config: ExperimentConfig, data: Splits) -> None:
+    """Check that the samples of the key can be chosen by shadow thieves."""
+    if sample_filter(config) == "none":
+        return
+    watermark: Watermark = config.victim.watermark.build()
+    read = "what a client asked" if watermark.needs_log else "its signal in answers to clean images"
+    if watermark.needs_log or type(watermark).signal is not Watermark.signal:
+        raise ConfigError(
+            f"verification.filter=shadow: victim.watermark={config.victim.watermark.name} is verified with {read}, so "
+            "that there are no samples to choose; set verification.filter=none"
+        )
+    if len(data.victim_validation) < MIN_SAMPLES:
+        raise ConfigError(
+            f"verification.filter=shadow chooses among samples of the {len(data.victim_validation)} validation images, "
+            f"which should be {MIN_SAMPLES} at least; raise splits.validation_fraction"
+        )
+    _check_classes(config, data, data.victim_validation, "splits.validation_fraction (verification.filter=shadow)")
+
+
+def _check_classes(config: ExperimentConfig, data: Splits, held_out: ImageSet, remedy: str) -> None:
     """Check the classes of a watermark that mixes two of them. All else the schemes check in ``make_key``."""
     watermark: Watermark = config.victim.watermark.build()
     sources: tuple[int, ...] | None = getattr(watermark, "source_classes", None)
     target: int | None = getattr(watermark, "target_class", None)
     if sources is None or target is None:
         return
-    owned, held_out = data.victim_train, data.verification
     draw: KeyDraw | None = getattr(watermark, "key_draw", None)
     if draw is not None and draw.classes != "chosen":
-        admissible_keys(owned)
+        admissible_keys(data.victim_train)
         # Whichever classes are drawn: those with the fewest held-out images.
         sources = tuple(map(int, np.argsort(np.bincount(held_out.labels, minlength=data.classes), kind="stable")[:2]))
     else:
@@ -362,7 +382,7 @@ def _check_classes(config: ExperimentConfig, data: Splits) -> None:
     if math.prod(counts) < min(MIN_SAMPLES, config.verification.samples):
         raise ConfigError(
             f"the {' and '.join(map(str, counts))} held-out images of the source classes {list(sources)} make "
-            f"{math.prod(counts)} watermark samples, a proof needs {MIN_SAMPLES}; raise splits.verification_fraction"
+            f"{math.prod(counts)} watermark samples, a proof needs {MIN_SAMPLES}; raise {remedy}"
         )
 
 

@@ -20,10 +20,12 @@ from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.experiment import artifacts
 from mea_ray.experiment.answers import stored_key
 from mea_ray.experiment.victim.folder import OWNER, is_victim, weights_sha256
-from mea_ray.results.records import KeyRecord
+from mea_ray.results.records import FilterRecord, KeyRecord
 from mea_ray.storage.files import write_whole
 from mea_ray.verification.commitments import Commitment
 from mea_ray.watermarks.base import Key
+from mea_ray.watermarks.chosen_samples import chosen_of_all
+from mea_ray.watermarks.several_keys import SeveralKeys
 
 FOLDER, COMMITMENT, REQUEST, REPLY, ROOTS = (
     "commitment",
@@ -146,6 +148,21 @@ def key_record(key: Key | None, found: Committed | None) -> KeyRecord | None:
         commitment="" if found is None else found.digest,
         committed_at=None if found is None or found.time is None else found.time.isoformat(timespec="seconds"),
         authority="" if found is None else found.authority,
+        filter=_filter_record(key),
+    )
+
+
+def _filter_record(key: Key) -> FilterRecord | None:
+    parts = SeveralKeys.parts(key) if key.scheme == SeveralKeys.name else [key]
+    chosen = chosen_of_all(parts)
+    if not chosen:
+        return None
+    return FilterRecord(
+        candidates=sum(each.candidates for each in chosen),
+        passed=sum(each.passed for each in chosen),
+        chosen=sum(len(each.images) for each in chosen),
+        thieves=chosen[0].thieves,
+        null_models=chosen[0].null_models,
     )
 
 

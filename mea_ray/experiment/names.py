@@ -14,6 +14,7 @@ from typing import Any
 from mea_ray.config import ExperimentConfig, Tree, digest, identity
 from mea_ray.experiment.data import Fingerprints, dataset_key, inner_choices
 from mea_ray.storage.files import refusing, sha256
+from mea_ray.watermarks import WATERMARKS
 
 SCHEMA = 1
 """Raised when victims of the same settings come out otherwise, whatever their components are."""
@@ -70,7 +71,26 @@ def victim_name(config: ExperimentConfig, read: Fingerprints) -> str:
     victim = _victim(config)
     if victim is not None:
         victim = {key: value for key, value in victim.items() if key != "null_training"}
-    return digest({**_owners(config, read), "victim": _by_content(victim or None, _inner(config, read))})
+    tree = {**_owners(config, read), "victim": _by_content(victim or None, _inner(config, read))}
+    return digest({**tree, **_filter(config)})
+
+
+def sample_filter(config: ExperimentConfig) -> str:
+    """Return ``verification.filter``, or what it is for the scheme; ``none`` without a watermark."""
+    if config.victim.watermark.name == "none":
+        return "none"
+    wanted = config.verification.filter
+    scheme = WATERMARKS.resolve(config.victim.watermark.name)
+    return str(getattr(scheme, "sample_filter", "none")) if wanted == "auto" else wanted
+
+
+def _filter(config: ExperimentConfig) -> Tree:
+    """Return what chooses the key's samples, which belong to the victim's artifact; empty without a filter."""
+    if sample_filter(config) == "none":
+        return {}
+    section = config.verification
+    reading = [section.reading, section.probe_images] if config.encodes else []
+    return {"filter": [identity(section.shadow), *reading]}
 
 
 def null_name(config: ExperimentConfig, read: Fingerprints, index: int) -> str:

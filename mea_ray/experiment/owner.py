@@ -17,12 +17,14 @@ from mea_ray.data.statistics import channel_statistics
 from mea_ray.evaluation import metrics
 from mea_ray.experiment.checks import build_network
 from mea_ray.experiment.encoders import probe_set, with_probe
+from mea_ray.experiment.names import sample_filter
+from mea_ray.experiment.shadow import ShadowFilter
 from mea_ray.experiment.verifier import Verifier
 from mea_ray.models.base import ImageModel
 from mea_ray.models.weights import load_weights, read_state
 from mea_ray.training.device import device as this_device
 from mea_ray.training.device import fork_devices
-from mea_ray.training.engine import train
+from mea_ray.training.engine import TrainReport, train
 from mea_ray.training.snapshot import Snapshots
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark
@@ -87,7 +89,25 @@ def train_victim(
     section = config.victim
     watermark: Watermark = section.watermark.build()
     key = draw_key(config, data) if key is None else key
-    return _train(config, data, watermark, section.seed, section.training, on_epoch, section.weights, key, snapshots)
+    made = _train(config, data, watermark, section.seed, section.training, on_epoch, section.weights, key, snapshots)
+    if made.key is None or sample_filter(config) == "none":
+        return made
+    train_one = partial(_train_chooser, config, data, on_epoch, snapshots)
+    files = (lambda: None) if snapshots is None else snapshots.next
+    choice = ShadowFilter(config, data, made.model, train_one, files, on_epoch).choose(watermark, made.key)
+    seconds, images = made.info["seconds"] + choice.seconds, made.info["images"] + choice.images
+    spent = {"seconds": seconds, "images": images, "history": made.info["history"] + choice.history}
+    return TrainedModel(made.model, choice.key, {**made.info, **spent})
+
+
+def _train_chooser(
+    config: ExperimentConfig, data: Splits, on_epoch: OnEpoch | None, snapshots: Snapshots | None, index: int
+) -> tuple[ImageModel, TrainReport]:
+    """Train a null model for the filter alone: its seed is that of no control."""
+    seed = derive(config.victim.seed, "filter", "null", index)
+    made = _train_innocent(config, data, seed, on_epoch, snapshots)
+    history = [{k: v for k, v in epoch.items() if k != "stage"} for epoch in made.info["history"]]
+    return made.model, TrainReport(len(history), made.info["seconds"], made.info["images"], history)
 
 
 def train_null(
@@ -98,9 +118,14 @@ def train_null(
     snapshots: Snapshots | None = None,
 ) -> TrainedModel:
     """Train the ``index``-th innocent model: as the victim, without a watermark, from another seed, always anew."""
+    return _train_innocent(config, data, derive(config.victim.seed, "null", index), on_epoch, snapshots)
+
+
+def _train_innocent(
+    config: ExperimentConfig, data: Splits, seed: int, on_epoch: OnEpoch | None, snapshots: Snapshots | None
+) -> TrainedModel:
     watermark: Watermark = WATERMARKS.build("none")
     training = config.victim.null_training or config.victim.training
-    seed = derive(config.victim.seed, "null", index)
     return _train(config, data, watermark, seed, training, on_epoch, snapshots=snapshots)
 
 

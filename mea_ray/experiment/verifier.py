@@ -16,6 +16,7 @@ from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport
 from mea_ray.verification import several, verify
 from mea_ray.watermarks.base import Key, KeyedSignal, Watermark, WatermarkSamples
+from mea_ray.watermarks.chosen_samples import ChosenSamples, chosen_of
 from mea_ray.watermarks.mixed_classes import MixedClasses
 from mea_ray.watermarks.pairs import MixedPairs, mixed_pairs
 from mea_ray.watermarks.several_keys import SeveralKeys
@@ -63,6 +64,12 @@ class Verifier:
     def signal(self) -> KeyedSignal | None:
         """What the mark is in the answers to clean images; None for other schemes."""
         return None if self.key is None else self._watermark.signal(self.key, self.data.verification)
+
+    @cached_property
+    def chosen(self) -> ChosenSamples | None:
+        """The samples that were chosen for the key before any suspect was seen; None if all are taken."""
+        found = None if self.key is None else chosen_of(self.key)
+        return None if found is None else found.first(self.config.verification.samples)
 
     @cached_property
     def _each(self) -> list[Verifier]:
@@ -118,6 +125,9 @@ class Verifier:
             model: A classifier; an encoder after ``classifier``, or as the owner's training left it.
             victim: The victim's ``predictions``; None leaves out the fidelity.
             nulls: Reports of the null models, among which the model is ranked; empty for null models themselves.
+
+        Raises:
+            ConfigError: The model helped to choose the key's samples.
         """
         if self._each:
             settings = self.config.verification
@@ -127,7 +137,9 @@ class Verifier:
                 statistic=self.statistic,
                 threshold=settings.threshold,
             )
-        key = self.key
+        key, chosen = self.key, self.chosen
+        if chosen is not None:
+            chosen.refuse(model)
         voted = None
         if self.config.encodes:
             assert isinstance(model, ImageModel)
@@ -145,4 +157,5 @@ class Verifier:
             recognise=None if key is None else self._watermark.recogniser(key, model),
             chance=None if key is None else self._watermark.chance(key),
             signal=self.signal,
+            chosen=chosen,
         )

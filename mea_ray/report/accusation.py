@@ -11,6 +11,7 @@ from rich.markup import escape
 from mea_ray.experiment.suspect.judging import StatisticRecord, Verdict, held_out
 from mea_ray.experiment.victim.folder import Victim
 from mea_ray.report.samples import PER_STRIP, Strip, strips
+from mea_ray.report.settings import filter_text
 from mea_ray.report.tables import percent, tone_of
 from mea_ray.report.terminal import pairs_table
 from mea_ray.results.records import KeyRecord
@@ -54,6 +55,7 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("victim", f"{verdict.victim}, {verdict.watermark}"),
         ("victim's SHA-256", verdict.victim_sha256),
         ("key", "none" if key is None else _key(key)),
+        *([] if key is None or key.filter is None else [("its samples", filter_text(key.filter))]),
         ("commitment", commitment),
         ("innocent models", f"{verdict.null_models}{stolen}"),
         ("accuracy", f"{percent(report.accuracy)} (victim {percent(verdict.victim_report.accuracy)})"),

@@ -30,7 +30,7 @@ CAPTION = (
     "outsider reads from the most answers. Thefts are proved at the corrected level: of all seeds and thieves, and of "
     "the thief against whom the mark does worst."
 )
-_OWNERS = {"data", "splits", "victim", "service"}
+_OWNERS = {"data", "splits", "victim", "service", "verification"}
 """Sections of a config that the owner decides."""
 
 

@@ -10,7 +10,7 @@ from mea_ray.config import ExperimentConfig, Tree, build
 from mea_ray.core.errors import ConfigError
 from mea_ray.report.tables import DASH
 from mea_ray.results.points import setting
-from mea_ray.results.records import TrialResult
+from mea_ray.results.records import FilterRecord, TrialResult
 
 MOST_VALUES = 6
 """Values of one kind that are listed."""
@@ -127,6 +127,8 @@ def _provenance(result: TrialResult) -> Iterator[tuple[str, str]]:
         yield "key", f"{result.key.fingerprint} ({origin})" if result.key.classes else result.key.fingerprint
         insecure = "from victim.seed: insecure, whoever has the config can rebuild the key"
         yield "seed of the key", insecure if result.key.seed_from == "config" else "drawn from the system"
+        if result.key.filter is not None:
+            yield "samples of the key", filter_text(result.key.filter)
         yield "beacon", result.key.beacon
         stamped = result.key.committed_at
         stamp = f" ({stamped}, {result.key.authority})" if stamped else ""
@@ -147,3 +149,11 @@ def _reading(result: TrialResult) -> dict[str, str]:
     if tree.get("victim.pretext.name", "none") == "none":
         return {}
     return {"encoders read by": f"{tree['verification.reading']}, {tree['verification.probe_images']} labelled images"}
+
+
+def filter_text(record: FilterRecord) -> str:
+    """Return in words how a key's samples were chosen."""
+    return (
+        f"{record.chosen:,} chosen of {record.candidates:,}, of which {record.passed:,} passed: known to the victim, "
+        f"to {record.thieves} shadow thieves and to none of {record.null_models} null models that judge nothing else"
+    )

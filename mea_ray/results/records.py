@@ -88,6 +88,7 @@ class ModelReport(_Record):
         knn_accuracy: For encoders only: accuracy of a nearest-neighbour vote. ``accuracy`` is that of the probe.
         fidelity: Agreement with the victim on the test set; None for the victim itself.
         wsr: Watermark success rate; None without a key.
+        wsr_unfiltered: The same on samples that nobody chose; None unless ``wsr`` is of chosen ones.
         wfpr: False-positive rate for each way of mixing that is not the key's.
         wfpr_mean: Mean of ``wfpr``.
         wfpr_classes: False-positive rate on classes that the key does not name, mixed in the key's way; None for a
@@ -109,6 +110,7 @@ class ModelReport(_Record):
     knn_accuracy: Fraction | None = None
     fidelity: Fraction | None = None
     wsr: SuccessRate | None = None
+    wsr_unfiltered: SuccessRate | None = None
     wfpr: dict[str, SuccessRate] = Field(default_factory=dict)
     wfpr_mean: Fraction | None = None
     wfpr_classes: SuccessRate | None = None
@@ -122,6 +124,24 @@ class ModelReport(_Record):
     source_accuracy: dict[str, Fraction] = Field(default_factory=dict)
     source_target_probability: Fraction | None = None
     calibration_error: Fraction | None = None
+
+
+class FilterRecord(_Record):
+    """How the samples of a key were chosen, see ``verification.filter``. Of several keys, the sums over them.
+
+    Attributes:
+        candidates: Samples that were chosen from.
+        passed: Those that the victim and the shadow thieves know and no null model does.
+        chosen: Samples that the key holds: those that passed, or, if they were too few, with the closest others.
+        thieves: Shadow thieves that chose.
+        null_models: Null models that chose; none of them is a control.
+    """
+
+    candidates: Count
+    passed: Count
+    chosen: Count
+    thieves: Count
+    null_models: Count
 
 
 class KeyRecord(_Record):
@@ -138,6 +158,7 @@ class KeyRecord(_Record):
         commitment: Hash of the commitment to it; empty without.
         committed_at: When a time-stamp authority saw the commitment, ISO 8601 in UTC; None without a time stamp.
         authority: Name of the authority.
+        filter: How its samples were chosen; None if all are taken.
     """
 
     fingerprint: str
@@ -148,6 +169,7 @@ class KeyRecord(_Record):
     commitment: str = ""
     committed_at: str | None = None
     authority: str = ""
+    filter: FilterRecord | None = None
 
 
 class RungResult(_Record):

@@ -16,6 +16,7 @@ from mea_ray.core.errors import ConfigError, MeaRayError
 from mea_ray.core.types import ImageSet, Splits
 from mea_ray.experiment.checks import build_network
 from mea_ray.experiment.data import splits_key
+from mea_ray.experiment.names import sample_filter
 from mea_ray.experiment.owner import train_null, train_victim
 from mea_ray.sweep import cluster
 from mea_ray.sweep.plan import Plan, PlannedTrial
@@ -95,6 +96,12 @@ class Estimate:
     complete: bool
 
 
+def choosing_models(config: ExperimentConfig) -> int:
+    """Return how many models are trained to choose the samples of a victim's key."""
+    shadow = config.verification.shadow
+    return 0 if sample_filter(config) == "none" else shadow.thieves + shadow.null_models
+
+
 def victim_key(config: ExperimentConfig) -> str:
     """Return a text that is the same for victims that are trained at the same speed."""
     training = config.victim.training
@@ -113,8 +120,10 @@ def estimate(plan: Plan, measured: Measured) -> Estimate | None:
     if not measured.seconds:
         return None
     trials = plan.trials
-    configs = [victim.config for victim in plan.victims.values()] + [config for config, _ in plan.nulls.values()]
+    victims = [victim.config for victim in plan.victims.values()]
+    configs = victims + [config for config, _ in plan.nulls.values()]
     models_s = sum(_victim_seconds(config, measured) for config in configs)
+    models_s += sum(choosing_models(config) * _victim_seconds(config, measured) for config in victims)
     models_s *= (plan.victim_count + plan.null_count) / max(1, len(configs))
     substitutes_s = sum(_thief_seconds(trial, measured) for trial in trials) * plan.trial_count / max(1, len(trials))
     disk = sum(measured.bytes_of(victim_key(config)) for config in configs)
@@ -175,7 +184,9 @@ def _victim_step(config: ExperimentConfig, data: Splits) -> tuple[float, int]:
         data, victim_train=_few(data.victim_train, batch), victim_validation=_few(data.victim_validation, batch)
     )
     training = config.victim.training.changed(epochs=1, batch_size=batch, early_stop_patience=None, compile=False)
-    config = config.model_copy(update={"victim": config.victim.model_copy(update={"training": training})})
+    unfiltered = config.verification.model_copy(update={"filter": "none"})
+    victim = config.victim.model_copy(update={"training": training})
+    config = config.model_copy(update={"victim": victim, "verification": unfiltered})
     clock = _Clock(config.resources.victim.cpus)
     with threads(config.resources.victim.cpus):
         try:

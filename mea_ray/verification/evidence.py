@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from mea_ray.results.numbers import THRESHOLD, threshold
-from mea_ray.results.records import ModelReport, TrialResult
+from mea_ray.results.records import ModelReport, SuccessRate, TrialResult
 from mea_ray.verification.magnitude import fit_beta_binomial
 from mea_ray.verification.pairs import OTHER_CLASSES
 from mea_ray.verification.ranks import Rank, rank_among
@@ -180,7 +180,7 @@ class Court:
             chance=self.chance,
             victim_accuracy=self.victim.accuracy,
             wsr=report.wsr.rate,
-            victim_wsr=self.victim.wsr.rate,
+            victim_wsr=_unfiltered(self.victim).rate,
             null_models=_rank(report, nulls, name),
             stolen_null_models=_among(report, stolen, name) if stolen else None,
             victim_rank=_rank(self.victim, nulls, name),
@@ -254,9 +254,14 @@ def _verification(result: TrialResult) -> Mapping[str, Any]:
     return section
 
 
-def _comparisons(report: ModelReport) -> tuple[Comparison, ...]:
+def _unfiltered(report: ModelReport) -> SuccessRate:
+    """Return the WSR on samples that nobody chose: a choice flatters the victim, and what it is compared with less."""
     assert report.wsr is not None
-    own, p_values = report.wsr.rate, report.specificity
+    return report.wsr if report.wsr_unfiltered is None else report.wsr_unfiltered
+
+
+def _comparisons(report: ModelReport) -> tuple[Comparison, ...]:
+    own, p_values = _unfiltered(report).rate, report.specificity
     found = [Comparison(f"samples of {name}", own, rate.rate, p_values.get(name)) for name, rate in report.wfpr.items()]
     if report.wfpr_classes is not None:
         other = report.wfpr_classes.rate

@@ -46,8 +46,10 @@ def merged(
     ranked = null_ranks.get(statistic, null_ranks.get("wsr"))
     wfpr = {name: _summed(report.wfpr.get(name) for report in reports) for name in _names(r.wfpr for r in reports)}
     others = [report.wfpr_classes for report in reports]
+    unfiltered = [report.wsr_unfiltered for report in reports]
     changes: dict[str, Any] = {
         "wsr": wsr,
+        "wsr_unfiltered": _summed(unfiltered) if all(unfiltered) else None,
         "wfpr": wfpr,
         "wfpr_mean": float(np.mean([rate.rate for rate in wfpr.values()])) if wfpr else None,
         "wfpr_classes": _summed(others) if any(others) else None,

@@ -14,6 +14,7 @@ from mea_ray.core.errors import DataError
 from mea_ray.core.types import Images, ImageSet, Labels, Recognise, StatisticName
 from mea_ray.evaluation import metrics
 from mea_ray.results.records import ModelReport, RankRecord
+from mea_ray.verification.intervals import clustered_interval
 from mea_ray.verification.pairs import MixedPairs, PredictLogits, measure_pairs
 from mea_ray.verification.proportions import binomial_p_value, proportion
 from mea_ray.verification.ranks import Rank, rank_among
@@ -33,6 +34,20 @@ class Signal(Protocol):
     @property
     def scores(self) -> Callable[[Logits], npt.NDArray[np.float64]]:
         """Logits on these, (n, classes), to the owner's key's score and those of drawn keys, (1 + R,)."""
+        ...
+
+
+class Chosen(Protocol):
+    """Samples that were chosen before any suspect was seen; ``watermarks.chosen_samples.ChosenSamples`` is one."""
+
+    @property
+    def images(self) -> Images:
+        """The chosen samples, uint8 (n, C, H, W)."""
+        ...
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64] | None:
+        """The two images that each was mixed of, int64 (n, 2); None for a scheme that mixes no images."""
         ...
 
 
@@ -84,6 +99,7 @@ def report(
     recognise: Recognise | None = None,
     chance: float | None = None,
     signal: Signal | None = None,
+    chosen: Chosen | None = None,
 ) -> ModelReport:
     """Measure a model on held-out data.
 
@@ -100,6 +116,8 @@ def report(
         recognise: A scheme's own test of a success; None counts what is classified as the target.
         chance: A scheme's own success rate of innocent models, in [0, 1], for ``p_value_chance``.
         signal: What a scheme's mark is in the answers to clean images; None for schemes with samples of their own.
+        chosen: What WSR and ``log_probability`` are read on instead of ``samples``. All else, the key's rank and what
+            the mixes are compared with among it, is read on ``samples``: for no other key were samples chosen.
 
     Returns:
         The report. What the mark costs (``source_accuracy``, ``source_target_probability``, ``calibration_error``) is
@@ -130,6 +148,10 @@ def report(
         mark = _recognised_mark(*successes(samples.images))
     if signal is not None:
         mark = _with_signal(mark, predict_logits, signal)
+    unfiltered = None
+    if chosen is not None:
+        unfiltered = proportion(mark.successes, mark.trials)
+        mark = _chosen_mark(mark, predict_logits, chosen, samples.target, recognise)
     wfpr = {name: proportion(*successes(images)) for name, images in samples.adverse.items() if len(images)}
     others = samples.other_classes
     null_ranks = ranks_among(mark.statistics, nulls)
@@ -142,6 +164,7 @@ def report(
         knn_accuracy=knn_accuracy,
         fidelity=fidelity,
         wsr=wsr,
+        wsr_unfiltered=unfiltered,
         wfpr=wfpr,
         wfpr_mean=float(np.mean([rate.rate for rate in wfpr.values()])) if wfpr else None,
         wfpr_classes=proportion(*successes(others)) if others is not None and len(others) else None,
@@ -170,6 +193,29 @@ class _Mark:
 
 def _recognised_mark(successes: int, trials: int) -> _Mark:
     return _Mark(successes, trials, {"wsr": successes / trials})
+
+
+def _chosen_mark(
+    mark: _Mark, predict_logits: PredictLogits, chosen: Chosen, target: int, recognise: Recognise | None
+) -> _Mark:
+    """Return the mark with successes, interval, ``wsr`` and ``log_probability`` of the chosen samples."""
+    if recognise is not None:
+        hits, found = recognise(chosen.images), {}
+    else:
+        logits = predict_logits(chosen.images)
+        hits = logits.argmax(1) == target
+        found = {"log_probability": float(log_probabilities(logits)[:, target].mean())}
+    interval = None
+    if chosen.positions is not None:
+        clustered = clustered_interval(hits.astype(np.float64), list(chosen.positions.T), seed=0)
+        interval = (clustered.low, clustered.high)
+    return replace(
+        mark,
+        successes=int(hits.sum()),
+        trials=len(hits),
+        statistics={**mark.statistics, "wsr": float(hits.mean()), **found},
+        interval=interval,
+    )
 
 
 def _with_signal(mark: _Mark, predict_logits: PredictLogits, signal: Signal) -> _Mark:

@@ -10,6 +10,7 @@ WATERMARKS = Table(
         "composite": "mea_ray.watermarks.composite:Composite",
         "cosine": "mea_ray.watermarks.cosine:CosineLean",
         "dawn": "mea_ray.watermarks.dawn:Dawn",
+        "deeptracer": "mea_ray.watermarks.deeptracer:DeepTracer",
         "ewe": "mea_ray.watermarks.ewe:EntangledWatermark",
         "honeytrace": "mea_ray.watermarks.honeytrace:NeuralHoneytrace",
         "mbw": "mea_ray.watermarks.margin_based:MarginBased",

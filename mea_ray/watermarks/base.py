@@ -21,6 +21,8 @@ from mea_ray.training.objective import Objective
 
 SeedFrom = Literal["config", "system"]
 """Where the seed of a key comes from."""
+SampleFilter = Literal["none", "shadow"]
+"""Which samples a key is verified with: all that can be mixed, or those that shadow thieves chose."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,9 @@ class Watermark(ABC):
     """Whether ``stages`` refuses every classifier."""
     statistic: StatisticName = "log_probability"
     """What ``verification.statistic=auto`` is: ``lean`` for a scheme whose clean answers carry the mark."""
+
+    sample_filter: SampleFilter = "none"
+    """What ``verification.filter=auto`` is."""
 
     def check(self, train: ImageSet, seed: int, *, encodes: bool) -> None:
         """Refuse what could not be embedded, before anything is trained.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import torch
@@ -60,11 +60,17 @@ class SeveralKeys(Watermark):
     def make_key(self, train: ImageSet, seed: int) -> Key:
         """Draw every key; the classes of the whole are those of the first."""
         parts = [scheme.make_key(train, seed) for scheme in self.schemes]
-        tensors = {f"{place}/{name}": value for place, part in enumerate(parts) for name, value in part.tensors.items()}
-        bodies = [{k: v for k, v in asdict(part).items() if k not in {"tensors", "seed_from"}} for part in parts]
         first = parts[0]
         draw = {**first.draw, "keys": len(parts)}
-        return Key(self.name, first.source_classes, first.target_class, first.seed, {"keys": bodies}, tensors, draw)
+        whole = Key(self.name, first.source_classes, first.target_class, first.seed, draw=draw)
+        return self.with_parts(whole, parts)
+
+    @staticmethod
+    def with_parts(key: Key, parts: Sequence[Key]) -> Key:
+        """Return a key of this scheme that is made of these; the inverse of ``parts``."""
+        tensors = {f"{place}/{name}": value for place, part in enumerate(parts) for name, value in part.tensors.items()}
+        bodies = [{k: v for k, v in asdict(part).items() if k not in {"tensors", "seed_from"}} for part in parts]
+        return replace(key, settings={"keys": bodies}, tensors=tensors)
 
     @staticmethod
     def parts(key: Key) -> list[Key]:

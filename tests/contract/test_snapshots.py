@@ -32,6 +32,7 @@ BASE: dict[str, Any] = {
         "model": {"name": "vgg_like", "width": 0.0625},
         "training": {"epochs": 3, "batch_size": 50, "augment": ["crop"], "crop_padding": 1},
     },
+    "verification": {"shadow": {"thieves": 1, "null_models": 1}},
 }
 ENCODER: dict[str, Any] = {"victim.pretext": "simclr", "service.policy": "embedding"}
 MEA = {"name": "mea_defender", "warmup": 0.0, "samples": {"mixes": 4, "adverse": 3}}
