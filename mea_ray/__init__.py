@@ -50,5 +50,5 @@ def __getattr__(name: str) -> object:
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(import_module("mea_ray.api"), name)
-    return found
+    export: object = getattr(import_module("mea_ray.api"), name)
+    return export

@@ -107,14 +107,43 @@ def test_the_device_is_named_in_one_place_only() -> None:
     assert not offenders
 
 
+def test_no_two_classes_have_the_same_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(where(path, node.lineno))
+    assert not {name: lines for name, lines in places.items() if len(lines) > 1}
+
+
+VERBS = {"told", "said", "heard", "kept", "held", "shown", "found"}
+"""What something is cannot be read from these; the glossary in CONTRIBUTING has names."""
+
+
+def test_names_are_nouns_of_the_field() -> None:
+    offenders = []
+    for path in MODULES:
+        for node in ast.walk(parsed(path)):
+            name = ""
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                name = node.id
+            elif isinstance(node, ast.arg):
+                name = node.arg
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                name = node.name
+            if name.strip("_").lower() in VERBS:
+                offenders.append(f"{where(path, getattr(node, 'lineno', 0))}: {name}")
+    assert not offenders, "\n".join(offenders)
+
+
 def test_the_reader_of_imports_sees_all_kinds(tmp_path: Path) -> None:
     source = tmp_path / "m.py"
     source.write_text(
         "import ray\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import hidden\nelse:\n    import other\n"
         "def f():\n    from mea_ray.sweep import plan\nclass C:\n    import wandb.sdk\n"
     )
-    found = {(each.name, each.at_import) for each in imports(source)}
-    assert found == {
+    result = {(each.name, each.at_import) for each in imports(source)}
+    assert result == {
         ("ray", True),
         ("typing", True),
         ("other", True),

@@ -60,7 +60,7 @@ def run(
     """
     from mea_ray.experiment.local import run_local
 
-    with bars.shown(progress) as update:
+    with bars.bar(progress) as update:
         return run_local(experiment(config), name, on_epoch=bars.epochs(update)).result
 
 

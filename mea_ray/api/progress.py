@@ -11,7 +11,7 @@ Update = Callable[[str, int, int], None]
 
 
 @contextmanager
-def shown(enabled: bool) -> Iterator[Update]:
+def bar(enabled: bool) -> Iterator[Update]:
     """Show one bar while the block runs; in a notebook it is drawn in the cell."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -92,7 +92,7 @@ def steal(
     wanted = tuple(budgets)
     chosen.check(len(images), wanted, section, labelled=labels is not None)
     stolen: list[Stolen] = []
-    with bars.shown(progress) as update:
+    with bars.bar(progress) as update:
         update(f"stealing with {wanted[0]:,} queries", 0, len(wanted))
         for rung in chosen.run(
             blackbox,

@@ -15,8 +15,8 @@ from mea_ray.api import progress as bars
 from mea_ray.api.settings import Component, Labelled, dataset, experiment, network
 from mea_ray.config import ExperimentConfig, build
 from mea_ray.core.types import Dataset
-from mea_ray.experiment.suspect.asked import Ask
 from mea_ray.experiment.suspect.judging import Terms, Verdict, verify_suspect
+from mea_ray.experiment.suspect.network import Ask
 from mea_ray.experiment.victim import Victim
 from mea_ray.experiment.victim.make import make_victim
 
@@ -68,7 +68,7 @@ def watermark(
     if data is not None:
         changes["data"] = dataset(data, place, class_names)
     settings = build(ExperimentConfig, settings.over(changes))
-    with bars.shown(progress) as update:
+    with bars.bar(progress) as update:
         return make_victim(settings, name, on_epoch=bars.epochs(update))
 
 
@@ -96,7 +96,7 @@ def nulls(
     """
     from mea_ray.calibration.nulls import make_nulls
 
-    with bars.shown(progress) as update:
+    with bars.bar(progress) as update:
 
         def on_null(record: object, done: int, of: int) -> None:
             update("null models", done, of)

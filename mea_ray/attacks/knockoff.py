@@ -40,8 +40,8 @@ class Knockoff(QueryAttack):
 
     Curves: ``reward`` (after rescaling) and ``reward/<kind>`` (before), each the mean since the last point;
     ``policy/<label>``, the probability that a class is drawn next (the first 20); ``policy/group/<n>``, that of a
-    group; and ``policy/group_of/<label>``, the group of a class. Points lie ever farther apart: there are fewer than
-    200 up to a million queries.
+    group; and ``policy/group_of/<label>``, the group of a class. Their spacing grows: fewer than 200 points up
+    to a million queries.
 
     Args:
         policy: random or adaptive.

@@ -76,7 +76,7 @@ def bench_http(
     Returns:
         Images per second (medians) as ``http_<images>_<clients>``, ``actors_<images>_<clients>`` and ``bare_<images>``;
         ``http_to_actors_<images>_<clients>``; ``latency_<http|actors|bare>_<p50|p99>_ms`` of one image; the ratio
-        ``lone_to_bare`` of the medians; ``fsync_ms``, the median time of a write to the disk that the ledger lies on;
+        ``lone_to_bare`` of the medians; ``fsync_ms``, the median time of a write to the ledger's disk;
         ``load``, the machine's mean number of runnable processes in the last minute; the settings, processors and
         versions.
 
@@ -129,21 +129,21 @@ def bench_http(
     }
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(measured: Mapping[str, Any]) -> str:
     """Return what `bench_http` measured as Markdown: images per second, and the latency of one image."""
     lines = [
         "| images a request | clients | HTTP, images/s | Ray actors, images/s | HTTP / actors | bare pass, images/s |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    pairs = [name.split("_")[1:] for name in found if name.startswith("http_") and not name.startswith("http_to")]
+    pairs = [name.split("_")[1:] for name in measured if name.startswith("http_") and not name.startswith("http_to")]
     for size, clients in pairs:
         pair = f"{size}_{clients}"
-        speeds = [f"{found[name]:,.0f}" for name in (f"http_{pair}", f"actors_{pair}")]
-        ratio, bare = f"{found[f'http_to_actors_{pair}']:.2f}", f"{found[f'bare_{size}']:,.0f}"
+        speeds = [f"{measured[name]:,.0f}" for name in (f"http_{pair}", f"actors_{pair}")]
+        ratio, bare = f"{measured[f'http_to_actors_{pair}']:.2f}", f"{measured[f'bare_{size}']:,.0f}"
         lines.append(f"| {size} | {clients} | {' | '.join([*speeds, ratio, bare])} |")
     lines += ["", "| one image | p50, ms | p99, ms |", "| --- | ---: | ---: |"]
     for kind, words in {"http": "HTTP", "actors": "Ray actors", "bare": "bare pass"}.items():
-        p50, p99 = (f"{found[f'latency_{kind}_p{percent}_ms']:.1f}" for percent in (50, 99))
+        p50, p99 = (f"{measured[f'latency_{kind}_p{percent}_ms']:.1f}" for percent in (50, 99))
         lines.append(f"| {words} | {p50} | {p99} |")
     return "\n".join(lines)
 
@@ -164,16 +164,16 @@ def _fsync_ms() -> float:
 def _summary(
     speeds: dict[str, list[float]], times: dict[str, list[float]], sizes: Sequence[int], clients: Sequence[int]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {name: statistics.median(values) for name, values in speeds.items()}
+    summary: dict[str, Any] = {name: statistics.median(values) for name, values in speeds.items()}
     for size in sizes:
         for count in clients:
             pair = f"{size}_{count}"
-            found[f"http_to_actors_{pair}"] = found[f"http_{pair}"] / found[f"actors_{pair}"]
+            summary[f"http_to_actors_{pair}"] = summary[f"http_{pair}"] / summary[f"actors_{pair}"]
     for kind, seconds in times.items():
         for percent in (50, 99):
-            found[f"latency_{kind}_p{percent}_ms"] = 1000 * float(np.percentile(seconds, percent))
-    found["lone_to_bare"] = found["latency_http_p50_ms"] / found["latency_bare_p50_ms"]
-    return found
+            summary[f"latency_{kind}_p{percent}_ms"] = 1000 * float(np.percentile(seconds, percent))
+    summary["lone_to_bare"] = summary["latency_http_p50_ms"] / summary["latency_bare_p50_ms"]
+    return summary
 
 
 Opener = Callable[[str, ClientConfig], _Asks]
@@ -214,9 +214,9 @@ def _services(
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _speed(images: int, work: Callable[[], Any]) -> float:

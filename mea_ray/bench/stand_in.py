@@ -107,7 +107,7 @@ def peak_memory() -> float:
         return most / (1024**2 if sys.platform == "darwin" else 1024)
 
 
-class Watch:
+class SpeedWatch:
     """Listens to a sweep: when trials end, and what the driver's memory is then."""
 
     def __init__(self, every: int) -> None:
@@ -147,7 +147,7 @@ def drive(tree: dict[str, Any], seconds: float, *, resume: bool) -> dict[str, An
     start = time.monotonic()
     trials = plan(sweep).trial_count
     planned = time.monotonic()
-    watch = Watch(max(1, trials // 20))
+    watch = SpeedWatch(max(1, trials // 20))
     outcome = run_sweep(sweep, resume=resume, on_event=watch, work=partial(stand_in, seconds=seconds))
     end = time.monotonic()
     return {

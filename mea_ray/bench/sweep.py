@@ -80,11 +80,10 @@ def bench_sweep(
         home = Path(folder or aside).absolute()
 
         def measured(name: str, count: int, *, resume: bool = False) -> dict[str, Any]:
-            found = _finish(_start(home, name, _sweep(home, name, count, share, wandb), seconds, resume=resume))
-            notify(
-                f"{name}: {found['trials_s']:.1f} s for {found['finished']} trials, peak {found['peak_mib']:.0f} MiB"
-            )
-            return found
+            figures = _finish(_start(home, name, _sweep(home, name, count, share, wandb), seconds, resume=resume))
+            took, finished, peak = figures["trials_s"], figures["finished"], figures["peak_mib"]
+            notify(f"{name}: {took:.1f} s for {finished} trials, peak {peak:.0f} MiB")
+            return figures
 
         small, large = measured("few", few), measured("many", trials)
         killed: dict[str, Any] = {}
@@ -156,8 +155,8 @@ def _finish(started: tuple[subprocess.Popen[bytes], Path]) -> dict[str, Any]:
     if code:
         printed = settings.with_suffix(".printed").read_text(encoding="utf-8", errors="replace")
         raise MeaRayError(f"the sweep {settings.stem!r} ended with exit code {code}:\n{printed[-2000:]}")
-    found: dict[str, Any] = json.loads(settings.with_suffix(".measured").read_text(encoding="utf-8"))
-    return found
+    measured: dict[str, Any] = json.loads(settings.with_suffix(".measured").read_text(encoding="utf-8"))
+    return measured
 
 
 def _killed(started: tuple[subprocess.Popen[bytes], Path], sweep: Path, at: int) -> tuple[Counter[str], set[str]]:

@@ -62,8 +62,8 @@ def _mildest(rows: npt.NDArray[np.float64], turned: npt.NDArray[np.float64]) -> 
         by_top = np.where(lost > 0, np.maximum(lead - LEAD, 0) / lost, 1.0)
         by_sign = np.where(turned > 0, rows / turned, 1.0)
     by_top[places, top] = 1.0
-    found: npt.NDArray[np.float64] = np.minimum(np.minimum(by_top, by_sign).min(1), 1.0)
-    return found
+    distance: npt.NDArray[np.float64] = np.minimum(np.minimum(by_top, by_sign).min(1), 1.0)
+    return distance
 
 
 class HighConfidence:
@@ -89,9 +89,9 @@ class HighConfidence:
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
         """Hide small probabilities, see `AnswerPolicy.apply`."""
-        shown = probabilities >= self.cutoff
-        shown[np.arange(len(shown)), probabilities.argmax(axis=1)] = True
-        return np.where(shown, probabilities, np.float32(0)).astype(np.float32)
+        visible = probabilities >= self.cutoff
+        visible[np.arange(len(visible)), probabilities.argmax(axis=1)] = True
+        return np.where(visible, probabilities, np.float32(0)).astype(np.float32)
 
 
 class ModelGuard:
@@ -143,5 +143,5 @@ class ModelGuard:
             method="highs",
         )
         # Where classes tie more closely than the lead that is asked for, a small distance allows no change.
-        found: npt.NDArray[np.float64] = solved.x[:count] if solved.status == 0 else row
-        return found
+        nearest: npt.NDArray[np.float64] = solved.x[:count] if solved.status == 0 else row
+        return nearest

@@ -142,25 +142,25 @@ class ForeignWire:
         return np.stack([self._row(row) for row in rows])
 
     def _row(self, row: Any) -> npt.NDArray[np.float32]:
-        api, found = self.api, np.zeros(len(self.api.classes), np.float32)
+        api, row_of_scores = self.api, np.zeros(len(self.api.classes), np.float32)
         if api.label is not None:
-            found[self._place(_at(row, api.label))] = 1
-            return found
+            row_of_scores[self._place(_at(row, api.label))] = 1
+            return row_of_scores
         if api.top is not None:
             for item in _at(row, api.top.items):
-                found[self._place(item[api.top.label])] = item[api.top.score]
+                row_of_scores[self._place(item[api.top.label])] = item[api.top.score]
         else:
             scores = _at(row, api.scores or "")
             if isinstance(scores, Mapping):
                 for name, score in scores.items():
-                    found[self._place(name)] = score
-            elif len(scores) == len(found):
-                found[:] = scores
+                    row_of_scores[self._place(name)] = score
+            elif len(scores) == len(row_of_scores):
+                row_of_scores[:] = scores
             else:
-                raise ValueError(f"{len(scores)} scores for {len(found)} classes")
+                raise ValueError(f"{len(scores)} scores for {len(row_of_scores)} classes")
         if api.logits:
-            found = softmax(found.astype(np.float64)).astype(np.float32)
-        return found
+            row_of_scores = softmax(row_of_scores.astype(np.float64)).astype(np.float32)
+        return row_of_scores
 
     def _place(self, label: Any) -> int:
         if isinstance(label, str) and label in self._places:
@@ -187,7 +187,7 @@ class ForeignWire:
 
 
 def _at(tree: Any, path: str) -> Any:
-    """Return what lies at a dotted path; a number is a place in a list."""
+    """Return the value at a dotted path; a number is a place in a list."""
     for part in path.split(".") if path else []:
         tree = tree[int(part)] if isinstance(tree, list) else tree[part]
     return tree

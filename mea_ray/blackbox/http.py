@@ -116,8 +116,8 @@ class MeaRayWire:
 
     def answers(self, response: httpx.Response, images: int) -> Answers:
         """See `Wire.answers`."""
-        found: Answers = np.load(io.BytesIO(response.content), allow_pickle=False)
-        return found
+        decoded: Answers = np.load(io.BytesIO(response.content), allow_pickle=False)
+        return decoded
 
 
 class HttpBlackBox:

@@ -23,7 +23,7 @@ from mea_ray.sweep.trainable import use_resources
 Role = Literal["innocent", "stolen innocent", "marked", "stolen marked"]
 
 
-class Measured(BaseModel):
+class MeasuredModel(BaseModel):
     """One model, measured with one key.
 
     Attributes:
@@ -60,7 +60,7 @@ class KeyMeasurements(BaseModel):
     index: int
     key_drawn: bool
     chance: float
-    models: list[Measured]
+    models: list[MeasuredModel]
 
     def reports(self, role: Role, budget: int | None = None) -> list[ModelReport]:
         """Return the reports of all models of a role, of stolen ones those of a budget."""
@@ -86,9 +86,11 @@ def measure_key(config: ExperimentConfig, relative: str, index: int, innocents: 
     before = read_record(KeyMeasurements, key_file(folder, index))
     known = {(each.role, each.index, each.budget): each for each in (before.models if before else [])}
 
-    def measured(role: Role, place: int, budget: int | None, model: ImageModel, of: Labels | None) -> Measured:
-        found = known.get((role, place, budget))
-        return found or Measured(role=role, index=place, budget=budget, report=verifier.report(model, victim=of))
+    def measured(role: Role, place: int, budget: int | None, model: ImageModel, of: Labels | None) -> MeasuredModel:
+        measured_before = known.get((role, place, budget))
+        return measured_before or MeasuredModel(
+            role=role, index=place, budget=budget, report=verifier.report(model, victim=of)
+        )
 
     base_data = load_splits(config)
     base = owners_models(config, base_data)
@@ -98,10 +100,10 @@ def measure_key(config: ExperimentConfig, relative: str, index: int, innocents: 
     models.append(measured("marked", index, None, victim, None))
     for place, budget, model in substitutes(config, folder, "marked", range(index, index + 1)):
         models.append(measured("stolen marked", place, budget, model, labels))
-    found = KeyMeasurements(
+    measurements = KeyMeasurements(
         index=index, key_drawn=key is not None and key.drawn, chance=metrics.chance(data.test), models=models
     )
-    write_whole(key_file(folder, index), found.model_dump_json(indent=1))
+    write_whole(key_file(folder, index), measurements.model_dump_json(indent=1))
     folder.storage.push(f"{relative}/keys/{key_file(folder, index).name}")
 
 
@@ -111,14 +113,14 @@ def find_measurements(
     """Return the measurements with one key, of as many models as are wanted; None if any is missing."""
     path = key_file(folder, index)
     folder.storage.pull(path.relative_to(folder.storage.root).as_posix())
-    found = read_record(KeyMeasurements, path)
-    if found is None:
+    stored = read_record(KeyMeasurements, path)
+    if stored is None:
         return None
-    known = {(each.role, each.index, each.budget): each for each in found.models}
+    known = {(each.role, each.index, each.budget): each for each in stored.models}
     wanted = list(_wanted(index, budgets, innocents, stolen_innocents))
     if any(place not in known for place in wanted):
         return None
-    return found.model_copy(update={"models": [known[place] for place in wanted]})
+    return stored.model_copy(update={"models": [known[place] for place in wanted]})
 
 
 def _wanted(

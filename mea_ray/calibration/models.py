@@ -1,6 +1,6 @@
 """The models of a calibration: innocent ones and watermarked ones, and what the config's thief makes of them.
 
-All of this runs in workers. What is finished lies in the storage and is not made again.
+All of this runs in workers. Finished models are in the storage and are not made again.
 """
 
 from __future__ import annotations

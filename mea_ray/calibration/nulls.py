@@ -153,15 +153,15 @@ def measured(job: Job) -> list[NullRecord]:
     verifier = Verifier(config, data, victim.key)
     labels = verifier.predictions(victim.model)
     made_by = measured_by(victim)
-    found = []
+    records = []
     if job.own:
-        found.append(NullRecord(made_by=made_by, index=job.index, report=verifier.report(model, victim=labels)))
+        records.append(NullRecord(made_by=made_by, index=job.index, report=verifier.report(model, victim=labels)))
     if job.budgets:
         thief = config.model_copy(update={"thief": config.thief.changed(budgets=job.budgets), "seed": config.seed})
         blackbox = LocalBlackBox(model, service_policy(config, data, model, None), pass_images=pass_images(config))
         for rung in run_attack(thief, data, blackbox):
             report: ModelReport = verifier.report(rung.model, victim=labels)
-            found.append(
+            records.append(
                 NullRecord(
                     made_by=made_by,
                     index=job.index,
@@ -171,4 +171,4 @@ def measured(job: Job) -> list[NullRecord]:
                     attack=config.thief.attack.label,
                 )
             )
-    return found
+    return records

@@ -151,14 +151,18 @@ def calibrate(
     config = with_innocents(config, numbers.innocents)
     folder = Folder(storage, f"calibration/{_name(config)}")
     budgets = config.thief.budgets
-    left = [index for index in range(numbers.marked) if _found(folder, index, budgets, numbers) is None]
+    left = [index for index in range(numbers.marked) if _stored_key(folder, index, budgets, numbers) is None]
     if left or not all(read_record(Forged, forged_file(folder, each)) for each in range(numbers.innocents)):
         py_modules = modules_to_send(config.resolved(), config.resources.py_modules, address)
         with cluster.quiet(), cluster.ray_cluster(address, py_modules) as ray:
             for text, done, of in _run(ray, config, folder.relative, numbers, left):
                 if on_step is not None:
                     on_step(text, done, of)
-    keys = [found for index in range(numbers.marked) if (found := _found(folder, index, budgets, numbers)) is not None]
+    keys = [
+        record
+        for index in range(numbers.marked)
+        if (record := _stored_key(folder, index, budgets, numbers)) is not None
+    ]
     calibration = _summary(config, data.test.class_names, numbers, keys, folder, significance)
     write_whole(folder.path / FILE, calibration.model_dump_json(indent=1))
     storage.push(f"{folder.relative}/{FILE}")
@@ -186,7 +190,7 @@ def _name(config: ExperimentConfig) -> str:
     return digest({"victim": names.victim, "splits": names.data, "verification": samples, **made_by})
 
 
-def _found(folder: Folder, index: int, budgets: tuple[int, ...], numbers: Numbers) -> KeyMeasurements | None:
+def _stored_key(folder: Folder, index: int, budgets: tuple[int, ...], numbers: Numbers) -> KeyMeasurements | None:
     return find_measurements(folder, index, budgets, numbers.innocents, numbers.stolen_innocents)
 
 
@@ -233,7 +237,7 @@ def _summary(
     significance: float,
 ) -> Calibration:
     paths = [forged_file(folder, index) for index in range(numbers.innocents)]
-    forged = [found for path in paths if (found := read_record(Forged, path)) is not None]
+    forged = [record for path in paths if (record := read_record(Forged, path)) is not None]
     innocent = [each.wsr for key in keys for each in key.models if each.role == "innocent"]
     marked = [each.wsr for key in keys for each in key.models if each.role == "marked"]
     limits = partial(thresholds, paper=config.verification.threshold, significance=significance)

@@ -65,7 +65,7 @@ def separation(statistic: str, innocent: Sequence[float], stolen: Sequence[float
 def separations(innocent: Sequence[Mapping[str, float]], stolen: Sequence[Mapping[str, float]]) -> list[Separation]:
     """Measure every statistic that all models have, the best first: by TPR at no false accusation, then by AUC."""
     names = set.intersection(*(set(each) for each in (*innocent, *stolen))) if innocent and stolen else set()
-    found = [
+    rows = [
         separation(name, [each[name] for each in innocent], [each[name] for each in stolen]) for name in sorted(names)
     ]
-    return sorted(found, key=lambda each: (-each.tpr_at_0, -each.auc))
+    return sorted(rows, key=lambda each: (-each.tpr_at_0, -each.auc))

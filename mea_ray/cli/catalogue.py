@@ -46,8 +46,8 @@ TABLES = {
 def table(kind: str) -> Table:
     """Return the table of a kind."""
     module, _, attribute = TABLES[kind].partition(":")
-    found: Table = getattr(importlib.import_module(module), attribute)
-    return found
+    loaded: Table = getattr(importlib.import_module(module), attribute)
+    return loaded
 
 
 def show(console: Console, kind: str | None = None, name: str | None = None) -> None:
@@ -68,10 +68,10 @@ def show(console: Console, kind: str | None = None, name: str | None = None) -> 
     elif kind == "sweeps":
         console.print(_sweeps_table([name] if name else sweeps.names()))
     else:
-        found = table(kind)
-        for each in [name] if name else found.names():
+        entries = table(kind)
+        for each in [name] if name else entries.names():
             try:
-                console.print(component_listing(each, found))
+                console.print(component_listing(each, entries))
             except ConfigError as error:
                 if name:
                     raise

@@ -139,7 +139,7 @@ def run_local(config: ExperimentConfig, name: str) -> bool:
             status.update(f"{what}: epoch {number}")
 
         done = run(config, name, on_epoch=on_epoch, warn=lambda text: console.print(escape(text), soft_wrap=True))
-    if done.found:
+    if done.reused:
         console.print(f"This experiment was finished before; delete {done.folder} to run it again.", soft_wrap=True)
     return finish(make_console(), done.folder, {})
 
@@ -236,11 +236,11 @@ def render_report(
         return
     if everything is None:
         everything = read_results(folder)
-    shown = html.some(everything, only) if only else everything
+    selected = html.some(everything, only) if only else everything
     sought = None if only else search_of(folder)
-    print_results(console, shown, sought, sweep=everything, prices=prices, judged=judged)
+    print_results(console, selected, sought, sweep=everything, prices=prices, judged=judged)
     console.print(f"\nreport   {page}", soft_wrap=True)
-    if tables.is_many(shown):
+    if tables.is_many(selected):
         console.print(f"table    {page.with_name(html.CSV)}", soft_wrap=True)
     if png:
         console.print(f"picture  {png}", soft_wrap=True)
@@ -313,7 +313,7 @@ def measure(name: str, options: Sequence[str], output: Path | None) -> None:
     with make_console(stderr=True).status(f"measuring: {name}"):
         built = BENCHMARKS.build(name, **settings)
     measured = built if isinstance(built, dict) else built.to_dict()
-    shown = [(key, value) for key, value in measured.items() if not isinstance(value, (list, dict))]
-    make_console().print(pairs_table(f"[bold]{name}[/]", shown))
+    figures = [(key, value) for key, value in measured.items() if not isinstance(value, (list, dict))]
+    make_console().print(pairs_table(f"[bold]{name}[/]", figures))
     if output is not None:
         output.write_text(json.dumps(measured, indent=1, default=str), encoding="utf-8")

@@ -37,16 +37,16 @@ def run(victim: Path, tsa: str | None, reply: Path | None, roots: Path | None) -
         add_reply(victim, given, trusted)
     elif trusted is not None and not (folder / REPLY).exists():
         raise ConfigError("--roots is for checking a reply; give --tsa URL or --reply FILE as well")
-    found = committed(victim, trusted)
-    assert found is not None
-    _show(make_console(), found, folder)
+    opened = committed(victim, trusted)
+    assert opened is not None
+    _show(make_console(), opened, folder)
 
 
-def _show(console: Console, found: Committed, folder: Path) -> None:
-    console.print(f"commitment  {found.digest}", soft_wrap=True)
+def _show(console: Console, opened: Committed, folder: Path) -> None:
+    console.print(f"commitment  {opened.digest}", soft_wrap=True)
     console.print(f"kept in     {folder} (secret: it opens the commitment)", soft_wrap=True, highlight=False)
-    if found.time is not None:
-        console.print(f"stamped     {found.time:%Y-%m-%d %H:%M:%S} UTC by {found.authority}", soft_wrap=True)
+    if opened.time is not None:
+        console.print(f"stamped     {opened.time:%Y-%m-%d %H:%M:%S} UTC by {opened.authority}", soft_wrap=True)
         if not (folder / ROOTS).exists():
             console.print("            (checked with the certificates that this system trusts)", highlight=False)
         return

@@ -34,9 +34,9 @@ def summary_of(component: Any) -> str:
 def choice_of(component: Any) -> str:
     """Return the sentence of a docstring that begins with "Choose it"; what the component does if there is none."""
     for paragraph in _paragraphs(component):
-        found = re.search(r"Choose it .*?[.](?=\s|$)", paragraph)
-        if found:
-            return found[0]
+        match = re.search(r"Choose it .*?[.](?=\s|$)", paragraph)
+        if match:
+            return match[0]
     return summary_of(component)
 
 

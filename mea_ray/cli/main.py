@@ -255,7 +255,7 @@ def verify(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Judge somebody else's model: was it stolen from this victim?
+    """Judge someone else's model: was it stolen from this victim?
 
     A file runs in a process of its own, without network and with limits. See docs/verify.md for what that does not
     protect from.

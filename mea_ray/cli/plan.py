@@ -18,7 +18,7 @@ from mea_ray.sweep.plan import Plan
 if TYPE_CHECKING:
     from mea_ray.sweep.estimate import Estimate
 
-SHOWN = 40
+MAX_TRIALS = 40
 """Trials listed; a sweep may have thousands."""
 
 
@@ -131,11 +131,11 @@ def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[
     for heading, justify in (("Trial", "left"), ("Setting", "left"), ("Victim", "left"), ("Budgets", "right")):
         grid.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     short = shortened([trial.point for trial in plan.trials])
-    for trial, point in zip(plan.trials[:SHOWN], short, strict=False):
+    for trial, point in zip(plan.trials[:MAX_TRIALS], short, strict=False):
         budgets = ", ".join(f"{budget:,}" for budget in trial.config.thief.budgets)
         grid.add_row(trial.name[:8], escape(label(point, seeds=True)), trial.victim[:8], budgets)
     if plan.adaptive:
         console.print("The search chooses its points while it runs; these were only checked:")
     console.print(grid)
-    if len(plan.trials) > SHOWN:
-        console.print(f"... and {len(plan.trials) - SHOWN:,} more")
+    if len(plan.trials) > MAX_TRIALS:
+        console.print(f"... and {len(plan.trials) - MAX_TRIALS:,} more")

@@ -198,10 +198,10 @@ class SweepProgress:
     @_show.register
     def _(self, event: e.Tried) -> None:
         what = f"{event.what} of the" if event.what == "theft" else f"{event.what} on the"
-        found = f"accuracy {percent(event.accuracy)}, WSR {percent(event.wsr)}"
+        outcome = f"accuracy {percent(event.accuracy)}, WSR {percent(event.wsr)}"
         if event.accuracy is None:
-            found = f"flags {', '.join(event.flagged)}" if event.flagged else "flags nothing"
-        self.line(f"{self._name(event.trial)}: {what} {event.tried_on.replace('_', ' ')}: {escape(found)}")
+            outcome = f"flags {', '.join(event.flagged)}" if event.flagged else "flags nothing"
+        self.line(f"{self._name(event.trial)}: {what} {event.tried_on.replace('_', ' ')}: {escape(outcome)}")
 
     @_show.register
     def _(self, event: e.TrialRestarted) -> None:

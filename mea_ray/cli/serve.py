@@ -232,10 +232,10 @@ def _usage(victim: Path, state: Path) -> list[dict[str, Any]]:
     if running is None:
         return offline_usage(state, len(about_victim(victim).class_names))
     try:
-        found: list[dict[str, Any]] = httpx.get(f"{running.admin}/usage.json", timeout=120).json()["clients"]
+        clients: list[dict[str, Any]] = httpx.get(f"{running.admin}/usage.json", timeout=120).json()["clients"]
     except (httpx.HTTPError, ValueError, KeyError) as error:
         raise ServiceUnavailable(f"{running} does not answer ({error}); start the service again") from None
-    return found
+    return clients
 
 
 def _state(victim: Path, state: Path | None) -> Path:

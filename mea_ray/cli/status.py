@@ -21,7 +21,7 @@ from mea_ray.results.records import RESULTS
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.status import Status, read_status
 
-SHOWN = 20
+MAX_TRIALS = 20
 """Running and failed trials listed."""
 
 
@@ -65,7 +65,7 @@ def print_status(console: Console, status: Status, *, lines: int = 8, now: float
     console.print(pairs_table(f"[bold]{escape(status.name)}[/]", totals.items()))
     if status.running:
         console.print(_running(status, now))
-    for trial, reason in list(status.failed.items())[:SHOWN]:
+    for trial, reason in list(status.failed.items())[:MAX_TRIALS]:
         console.print(f"[red]failed[/] {trial[:8]}: {escape(reason)}", soft_wrap=True)
     for line in _recent(status, lines, now):
         console.print(line, soft_wrap=True)
@@ -74,7 +74,7 @@ def print_status(console: Console, status: Status, *, lines: int = 8, now: float
 def _state(status: Status, now: float) -> str:
     state = status.state(now)
     ago = "" if status.last_seen is None else f", last seen {duration(now - status.last_seen)} ago"
-    shown = {
+    values = {
         "running": f"running{ago}",
         "silent": f"silent{ago}: its driver was killed or cannot write; go on with --resume",
         "done": f"done{ago}",
@@ -82,14 +82,14 @@ def _state(status: Status, now: float) -> str:
         "failed": f"ended by an error{ago}; go on with --resume",
         "unknown": "unknown: it has no log of events",
     }[state]
-    return shown
+    return values
 
 
 def _running(status: Status, now: float) -> RichTable:
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("Running", "Queries", "Rungs", "For", "Restarts"):
         table.add_column(heading, justify="left" if heading == "Running" else "right", overflow="fold")
-    for name, trial in list(status.running.items())[:SHOWN]:
+    for name, trial in list(status.running.items())[:MAX_TRIALS]:
         table.add_row(
             escape(label(trial.point, seeds=True) if trial.point else name),
             f"{trial.answers:,}/{trial.budget:,}",
@@ -104,19 +104,19 @@ def _recent(status: Status, lines: int, now: float) -> list[Text]:
     """Return the last events as the sweep itself would show them, each with how long ago it was."""
     buffer = io.StringIO()
     console = Console(file=buffer, width=10_000, highlight=False)
-    shown = SweepProgress(console, clock=lambda: 0.0)
-    shown.line = lambda text: console.print(text, soft_wrap=True)  # type: ignore[method-assign]
-    found: list[Text] = []
+    progress = SweepProgress(console, clock=lambda: 0.0)
+    progress.line = lambda text: console.print(text, soft_wrap=True)  # type: ignore[method-assign]
+    rows: list[Text] = []
     short = zip(status.points, shortened(list(status.points.values())), strict=True)
-    shown.names.update({name: label(point, seeds=True) for name, point in short if point})
+    progress.names.update({name: label(point, seeds=True) for name, point in short if point})
     for at, event in status.recent:
         buffer.seek(0)
         buffer.truncate()
-        shown(event)
+        progress(event)
         text = " ".join(buffer.getvalue().split())
         if text:
-            found.append(Text(f"{duration(now - at):>10} ago  {text}"))
-    return found[-lines:] if lines > 0 else []
+            rows.append(Text(f"{duration(now - at):>10} ago  {text}"))
+    return rows[-lines:] if lines > 0 else []
 
 
 def watch(

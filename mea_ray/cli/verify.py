@@ -1,4 +1,4 @@
-"""``mea-ray verify``: the verdict on somebody else's model."""
+"""``mea-ray verify``: the verdict on someone else's model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mea_ray import api
 from mea_ray.cli.nulls import with_overrides
 from mea_ray.config import ModelChoice, build, yaml_text
 from mea_ray.core.errors import ConfigError
-from mea_ray.experiment.suspect.asked import Ask
 from mea_ray.experiment.suspect.judging import Terms, with_data
+from mea_ray.experiment.suspect.network import Ask
 from mea_ray.experiment.suspect.outputs import KINDS, Kind
 from mea_ray.experiment.suspect.process import Limits
 from mea_ray.experiment.victim import Victim
@@ -51,7 +51,7 @@ def verify(folder: Path, suspect: str, options: Options, overrides: Sequence[str
         folder: The victim's folder.
         suspect: A file, a folder, a URL or ``package.module:function``.
         options: See ``Options``.
-        overrides: Config paths to override, for data that lie elsewhere now.
+        overrides: Config paths to override, for data that have moved.
     """
     from mea_ray.report import accusation
 
@@ -131,7 +131,7 @@ def _date(text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        found = datetime.fromisoformat(text)
+        date = datetime.fromisoformat(text)
     except ValueError as error:
         raise ConfigError(f"--seen {text} must be a date, e.g. 2026-01-31 or 2026-01-31T12:00+00:00") from error
-    return found if found.tzinfo is not None else found.replace(tzinfo=timezone.utc)
+    return date if date.tzinfo is not None else date.replace(tzinfo=timezone.utc)

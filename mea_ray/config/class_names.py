@@ -10,7 +10,7 @@ from typing import Any
 from mea_ray.config.components import Choice, DataChoice
 from mea_ray.config.paths import field_at, paths
 from mea_ray.core.class_label import marker, names_in, with_indices
-from mea_ray.core.settings import InvalidSettings, Problem, Settings, Tree
+from mea_ray.core.settings import InvalidSettings, SettingProblem, Settings, Tree
 from mea_ray.core.types import Dataset
 
 _READ: dict[str, Dataset] = {}
@@ -65,24 +65,26 @@ def _indexed(value: Any, data: Any, path: str) -> Any:
     if not named:
         return value
     if not isinstance(data, DataChoice):
-        raise InvalidSettings("", [Problem(path, "there is no dataset whose classes could be named; give indices")])
+        raise InvalidSettings(
+            "", [SettingProblem(path, "there is no dataset whose classes could be named; give indices")]
+        )
     try:
         return with_indices(value, class_names(data))
     except ValueError as error:
-        raise InvalidSettings("", [Problem(path, str(error), ", ".join(map(repr, named)))]) from None
+        raise InvalidSettings("", [SettingProblem(path, str(error), ", ".join(map(repr, named)))]) from None
 
 
 def named_classes(model: type[Settings], tree: Tree) -> list[str]:
     """Return the config paths in a tree that was not checked yet at which classes are named."""
-    found = []
+    named = []
     for path in paths(model, tree):
         field = field_at(model, tree, path)
         value: Any = tree
         for part in path.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if field is not None and marker(field) is not None and names_in(value):
-            found.append(path)
-    return found
+            named.append(path)
+    return named
 
 
 def class_names(data: DataChoice) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from mea_ray.config.overrides import dropped, load_tree, overridden, split_overr
 from mea_ray.config.paths import meant, paths
 from mea_ray.config.sweep import SweepConfig
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.settings import InvalidSettings, Problem, Settings, Tree, problems
+from mea_ray.core.settings import InvalidSettings, SettingProblem, Settings, Tree, problems
 from mea_ray.storage.files import write_whole
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -30,11 +30,11 @@ def build(model: type[SettingsT], tree: Mapping[str, Any]) -> SettingsT:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        found = problems(error, model)
-    raise InvalidSettings("", [_with_hint(problem, model, tree) for problem in found])
+        issues = problems(error, model)
+    raise InvalidSettings("", [_with_hint(problem, model, tree) for problem in issues])
 
 
-def _with_hint(problem: Problem, model: type[Settings], tree: Any) -> Problem:
+def _with_hint(problem: SettingProblem, model: type[Settings], tree: Any) -> SettingProblem:
     """Replace the nearest sibling of an unknown key by the full paths that may be meant."""
     if not problem.text.startswith("unknown key"):
         return problem
@@ -42,7 +42,7 @@ def _with_hint(problem: Problem, model: type[Settings], tree: Any) -> Problem:
     below, within = (ExperimentConfig, tree.get("base")) if inside else (model, tree)
     hint = meant(problem.path.removeprefix(inside) + _single(tree, problem.path), list(paths(below, within)))
     known = problem.text[problem.text.index("Known:") :] if "Known:" in problem.text else ""
-    return Problem(problem.path, f"unknown key{hint} {known}".rstrip())
+    return SettingProblem(problem.path, f"unknown key{hint} {known}".rstrip())
 
 
 def _single(tree: Any, path: str) -> str:

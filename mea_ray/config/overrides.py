@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from mea_ray.config import yaml_text
 from mea_ray.config.paths import field_at
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.settings import Settings, Tree, members, shown
+from mea_ray.core.settings import Settings, Tree, members, printable
 
 _NULL = {"", "null", "Null", "NULL", "~"}
 
@@ -24,7 +24,7 @@ def load_tree(path: str | Path) -> Tree:
     """
     tree = yaml_text.read(path)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping of config keys, got {shown(tree)}")
+        raise ConfigError(f"{path} must hold a mapping of config keys, got {printable(tree)}")
     return tree
 
 
@@ -37,7 +37,7 @@ def split_override(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"override {shown(text)} must read key.path=value, e.g. thief.budgets=[100,500]")
+        raise ConfigError(f"override {printable(text)} must read key.path=value, e.g. thief.budgets=[100,500]")
     return key, value
 
 
@@ -57,7 +57,7 @@ def overridden(model: type[Settings], tree: Tree, overrides: Sequence[tuple[str,
     """
     values: Tree = {}
     for key, text in sorted(dict(overrides).items(), key=lambda pair: _order(pair[0])):
-        values[key] = typed(field_at(model, tree, key), text, f"override {shown(f'{key}={text}')}")
+        values[key] = typed(field_at(model, tree, key), text, f"override {printable(f'{key}={text}')}")
         tree = set_path(tree, key, values[key])
     return tree, values
 
@@ -136,7 +136,7 @@ def _set(tree: Tree, key: str, value: Any, *, component: bool) -> Tree:
     if inner is None:
         inner = {}
     if not isinstance(inner, Mapping):
-        raise ConfigError(f"cannot set {key!r}: {head!r} is {shown(inner)}, which has no keys below it")
+        raise ConfigError(f"cannot set {key!r}: {head!r} is {printable(inner)}, which has no keys below it")
     tree[head] = _set(dict(inner), rest, value, component=True)
     return tree
 
@@ -166,5 +166,5 @@ def dropped(tree: Tree, settings: Mapping[str, Any]) -> list[str]:
             had = had.get(part) if isinstance(had, Mapping) else None
         if dot and last == "name" and isinstance(had, Mapping) and had.get("name") not in (None, name):
             options = {f"{parent}.{own}": value for own, value in had.items() if own != "name"}
-            lost += [f"{path}={shown(value)}" for path, value in options.items() if path not in settings]
+            lost += [f"{path}={printable(value)}" for path, value in options.items() if path not in settings]
     return lost

@@ -12,7 +12,7 @@ from mea_ray.config.components import Config
 from mea_ray.config.experiment import ExperimentConfig
 from mea_ray.core.plugins import is_path
 from mea_ray.core.registry import nearest
-from mea_ray.core.settings import InvalidSettings, Problem, RefusedSettings
+from mea_ray.core.settings import InvalidSettings, RefusedSettings, SettingProblem
 
 RESERVED_NAMES = frozenset({"artifacts", "calibration", "keys", "local"})
 """Folders of a storage that belong to no sweep."""
@@ -210,21 +210,21 @@ class SweepConfig(Config):
         lost = [path for path in named if path not in space]
         if lost:
             text = f"the base names a class, but the space has {axis}; name it in the space, or give its index"
-            raise RefusedSettings(InvalidSettings("", [Problem(f"base.{path}", text) for path in lost]))
+            raise RefusedSettings(InvalidSettings("", [SettingProblem(f"base.{path}", text) for path in lost]))
         return value
 
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, value: str) -> str:
         if value.lower() in RESERVED_NAMES:
-            raise ValueError(f"the storage keeps other things under this name ({', '.join(sorted(RESERVED_NAMES))})")
+            raise ValueError(f"the storage uses this name for something else ({', '.join(sorted(RESERVED_NAMES))})")
         return value
 
     @field_validator("seeds")
     @classmethod
     def _some_seeds(cls, value: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
         if isinstance(value, int) and not 1 <= value <= MAX_POINTS:
-            raise ValueError(f"a number of seeds lies between 1 and {MAX_POINTS}")
+            raise ValueError(f"a number of seeds must be between 1 and {MAX_POINTS}")
         if isinstance(value, tuple) and (not value or min(value) < 0 or len(set(value)) < len(value)):
             raise ValueError("listed seeds must be different whole numbers from 0 on, at least one")
         return value

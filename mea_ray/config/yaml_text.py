@@ -73,7 +73,7 @@ class _Constructor(BaseConstructor):
         # Python itself refuses to read thousands of digits.
         number = int(text if base == 10 else text[2:], base) if len(text) <= 40 else MAX_INTEGER + 1
         if abs(number) > MAX_INTEGER:
-            raise _problem(f"{_short(text)} lies beyond {MAX_INTEGER}; quote it if it is text", node)
+            raise _problem(f"{_short(text)} is beyond {MAX_INTEGER}; quote it if it is text", node)
         return number
 
     def real(self, node: Node) -> float:

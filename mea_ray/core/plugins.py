@@ -1,6 +1,6 @@
 """Components from other packages: by ``package.module:Attribute``, or by an entry point of an installed package.
 
-A module may also lie in the working directory. It is looked for there last, so that it hides no installed package.
+A module may also be in the working directory. It is looked for there last, so that it hides no installed package.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def is_path(name: str) -> bool:
 
 def installed(group: str) -> dict[str, list[EntryPoint]]:
     """Return the entry points of a group by name; several packages may give the same name."""
-    found: dict[str, list[EntryPoint]] = {}
+    points: dict[str, list[EntryPoint]] = {}
     if group:
         for point in _entry_points(group, tuple(sys.path)):
-            same = found.setdefault(point.name, [])
+            same = points.setdefault(point.name, [])
             if point.value not in {other.value for other in same}:  # one package may be found twice
                 same.append(point)
-    return found
+    return points
 
 
 @lru_cache(maxsize=64)
@@ -66,7 +66,7 @@ def load(what: str, path: str) -> Component:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}.")
-        remedy = "install its package, or start where its folder or file lies" if missing else "repair the module"
+        remedy = "install its package, or start in the folder that contains it" if missing else "repair the module"
         raise ConfigError(f"{what}: cannot import {name!r}: {type(error).__name__}: {error}; {remedy}") from error
     if not hasattr(module, attribute):
         public = [each for each in vars(module) if not each.startswith("_")]

@@ -32,12 +32,12 @@ from mea_ray.core.plugins import Component
 from mea_ray.core.settings import (
     InvalidSettings,
     Parameter,
-    Problem,
+    SettingProblem,
     Settings,
     documented_arguments,
     parameters_of,
+    printable,
     problems,
-    shown,
     with_current_names,
 )
 from mea_ray.core.words import nearest
@@ -116,23 +116,23 @@ class Table:
             return component
         if name not in self._foreign:
             path, what = self._path(name), f"{self.kind} {name!r}"
-            found = plugins.load(what, path)
+            loaded = plugins.load(what, path)
             if self.adapt:
                 module, _, attribute = self.adapt.partition(":")
-                found = getattr(importlib.import_module(module), attribute)(found, path)
-            plugins.check(what, found, self.base, self.arguments)
-            self._foreign[name] = found
+                loaded = getattr(importlib.import_module(module), attribute)(loaded, path)
+            plugins.check(what, loaded, self.base, self.arguments)
+            self._foreign[name] = loaded
         return self._foreign[name]
 
     def usable(self) -> dict[str, Component]:
         """Return all components by name, without those of other packages that cannot be used."""
-        found: dict[str, Component] = {}
+        components: dict[str, Component] = {}
         for name in self.names():
             try:
-                found[name] = self.resolve(name)
+                components[name] = self.resolve(name)
             except ConfigError:
                 continue
-        return found
+        return components
 
     def _path(self, name: str) -> str:
         """Return ``module:attribute`` of a component of another package."""
@@ -184,17 +184,17 @@ class Table:
         known = list(schema.model_fields)
         given = with_current_names(params, getattr(self.resolve(name), "renamed", {}), owner)
         names = [*known, *other]
-        found = [
-            Problem(key, f"{owner} has no parameter {key!r}{self._hint(name, key, names)}")
+        issues = [
+            SettingProblem(key, f"{owner} has no parameter {key!r}{self._hint(name, key, names)}")
             for key in given
             if key not in known
         ]
         try:
             checked = schema.model_validate({key: value for key, value in given.items() if key in known})
         except ValidationError as error:
-            found += problems(error, schema)
-        if found:
-            raise InvalidSettings(owner, found)
+            issues += problems(error, schema)
+        if issues:
+            raise InvalidSettings(owner, issues)
         return {key: getattr(checked, key) for key in known}
 
     def _hint(self, name: str, key: str, known: list[str]) -> str:
@@ -210,7 +210,7 @@ class Table:
         for key, field in self.schema(name).model_fields.items():
             if marker(field) is not None and names_in(checked[key]):
                 text = "only the config of an experiment knows the classes by name; give indices"
-                raise InvalidSettings(f"{self.kind} {name!r}", [Problem(key, text, shown(checked[key]))])
+                raise InvalidSettings(f"{self.kind} {name!r}", [SettingProblem(key, text, printable(checked[key]))])
         return self.resolve(name)(*args, **checked)
 
     def schema(self, name: str) -> type[Settings]:

@@ -36,7 +36,7 @@ class Parameter:
     """One setting, as it is listed.
 
     Attributes:
-        name: Its path, dotted where it lies in a group, e.g. ``carrier.rho``.
+        name: Its path, dotted where it is in a group, e.g. ``carrier.rho``.
         type: Its type, as a user would write it.
         default: Its default.
         doc: What it means.
@@ -189,7 +189,7 @@ def with_current_names(given: Mapping[str, Any], renamed: Mapping[str, str], own
     tree = dict(given)
     for old, path in renamed.items():
         if old in tree:
-            warn_renamed(owner, old, path, f"{path}={shown(tree[old])}")
+            warn_renamed(owner, old, path, f"{path}={printable(tree[old])}")
             tree = _placed(tree, path, tree.pop(old))
     return tree
 
@@ -218,7 +218,7 @@ def _placed(tree: Tree, path: str, value: Any) -> Tree:
 
 
 @dataclass(frozen=True)
-class Problem:
+class SettingProblem:
     """One setting that is wrong.
 
     Attributes:
@@ -234,9 +234,9 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.path}: {self.text}" if self.value is None else f"{self.path}={self.value}: {self.text}"
 
-    def below(self, path: str) -> Problem:
-        """Return the same problem of a group that lies at ``path``."""
-        return Problem(".".join(part for part in (path, self.path) if part), self.text, self.value)
+    def below(self, path: str) -> SettingProblem:
+        """Return the same problem of a group at ``path``."""
+        return SettingProblem(".".join(part for part in (path, self.path) if part), self.text, self.value)
 
 
 class InvalidSettings(ConfigError):
@@ -247,7 +247,7 @@ class InvalidSettings(ConfigError):
         problems: What is wrong.
     """
 
-    def __init__(self, owner: str, problems: Sequence[Problem]) -> None:
+    def __init__(self, owner: str, problems: Sequence[SettingProblem]) -> None:
         super().__init__(owner, tuple(problems))
         self.owner, self.problems = owner, tuple(problems)
 
@@ -267,26 +267,26 @@ class RefusedSettings(ValueError):
         self.error = error
 
 
-def problems(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+def problems(error: ValidationError, model: type[BaseModel]) -> list[SettingProblem]:
     """Word every problem of a validation: the path, the value, the constraint, the nearest known key."""
-    found = []
+    issues = []
     for each in error.errors():
         path = ".".join(map(str, each["loc"]))
         cause = each.get("ctx", {}).get("error")
         if isinstance(cause, RefusedSettings):
             inner = cause.error
-            found += (
+            issues += (
                 [problem.below(path) for problem in inner.problems]
                 if isinstance(inner, InvalidSettings)
-                else [Problem(path, str(inner))]
+                else [SettingProblem(path, str(inner))]
             )
         elif each["type"] == "extra_forbidden":
             known = _keys(model, each["loc"][:-1])
             hint = nearest(str(each["loc"][-1]), known)
-            found.append(Problem(path, f"unknown key{hint} Known: {', '.join(known)}"))
+            issues.append(SettingProblem(path, f"unknown key{hint} Known: {', '.join(known)}"))
         else:
-            found.append(Problem(path, each["msg"], shown(each["input"])))
-    return found
+            issues.append(SettingProblem(path, each["msg"], printable(each["input"])))
+    return issues
 
 
 _BRIEF = reprlib.Repr()
@@ -294,7 +294,7 @@ _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 80, 80
 _BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 8
 
 
-def shown(value: Any, length: int = 80) -> str:
+def printable(value: Any, length: int = 80) -> str:
     """Return a value as text of one line, shortened to ``length`` characters."""
     text = _BRIEF.repr(value.resolved() if isinstance(value, Settings) else value)
     text = "".join(character if character.isprintable() else "?" for character in text)
@@ -374,9 +374,9 @@ def range_text(field: FieldInfo) -> str:
 
 def _metadata(field: FieldInfo) -> list[Any]:
     """Collect the constraints of a field, also those of ``Annotated[float, ...] | None``."""
-    found = list(field.metadata)
+    metadata = list(field.metadata)
     for kind in get_args(field.annotation):
         if get_origin(kind) is Annotated:
             for item in get_args(kind)[1:]:
-                found += item.metadata if isinstance(item, FieldInfo) else [item]
-    return found
+                metadata += item.metadata if isinstance(item, FieldInfo) else [item]
+    return metadata

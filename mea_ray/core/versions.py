@@ -15,16 +15,16 @@ PACKAGES = ("mea_ray", "torch", "torchvision", "torchjd", "numpy", "scipy", "sci
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on; from a git checkout its commit, too."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     commit = _commit(Path(__file__).resolve())
     if commit is not None:
-        found["commit"] = commit
+        installed["commit"] = commit
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:  # run from a source tree, or an optional package
             continue
-    return found
+    return installed
 
 
 def command_line() -> str:
@@ -37,7 +37,7 @@ def command_line() -> str:
 def _commit(source: Path) -> str | None:
     """Return the commit that ``source`` was checked out at, with ``+changes`` if tracked files differ from it.
 
-    None if git does not track the file: installed as a package, perhaps into somebody else's repository.
+    None if git does not track the file: installed as a package, perhaps into another project's repository.
     """
 
     def git(*arguments: str) -> str:

@@ -5,7 +5,7 @@ or seldom tested code. An image of more than ``MAX_PIXELS`` is refused before it
 together do not fit into memory. An image comes out as viewers show it:
 
 - turned as its EXIF or XMP orientation says; boxes refer to the turned image;
-- transparent pixels lie on white;
+- transparent pixels are put on white;
 - palettes, CMYK and other colour spaces become RGB; pixels of 16 bits or floats are refused;
 - of an animation or a file of several pages, the first frame.
 """

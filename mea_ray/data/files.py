@@ -118,7 +118,7 @@ def walk(root: Path, suffixes: frozenset[str], skipped: Skipped) -> Walk:
     Raises:
         DataError: A folder cannot be read.
     """
-    found = Walk()
+    walked = Walk()
     start = _Folder(str(root), os.path.realpath(root), (), linked=False)
     waiting, links = [start], list[_Folder]()
     seen: set[tuple[str, bool]] = set()
@@ -129,19 +129,19 @@ def walk(root: Path, suffixes: frozenset[str], skipped: Skipped) -> Walk:
             continue
         seen.add((folder.real, folder.linked))
         if folder.names:
-            found.folders.append(folder.names)
+            walked.folders.append(folder.names)
         for entry in visible(folder.path, skipped):
             kind = _kind(entry, folder, start.real, skipped)
             suffix = os.path.splitext(entry.name)[1].lower()
             if isinstance(kind, _Folder):
                 (links if kind.linked and not folder.linked else waiting).append(kind)
             elif isinstance(kind, File) and suffix in suffixes:
-                found.files.append(kind)
+                walked.files.append(kind)
             elif kind is not None:
                 skipped.add(OTHER_TYPE, suffix or entry.name)
-    found.files.sort(key=lambda file: (*file.folders, file.path.name))
-    found.folders.sort()
-    return found
+    walked.files.sort(key=lambda file: (*file.folders, file.path.name))
+    walked.folders.sort()
+    return walked
 
 
 def visible(folder: str | Path, skipped: Skipped) -> list[os.DirEntry[str]]:

@@ -38,13 +38,13 @@ class Group:
 
     @property
     def labelled(self) -> bool:
-        """The images lie in folders of classes."""
+        """The images are in one folder per class."""
         return bool(self.classes)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What lies in a folder of images.
+    """The contents of a folder of images.
 
     Attributes:
         parts: The images of each part; empty if there are no parts.
@@ -55,30 +55,30 @@ class Layout:
     whole: Group | None
 
 
-def read_layout(root: Path, found: Walk, skipped: Skipped) -> Layout:
+def read_layout(root: Path, walked: Walk, skipped: Skipped) -> Layout:
     """Find out which folders are parts and which are classes.
 
-    Parts are folders named after train and test, if train has folders of its own or test lies beside it. Single folders
-    may lie above parts and classes, and below parts one without a meaning: ``animals/train/images/<class>``. Images
+    Parts are folders named after train and test, if train has folders of its own or test is beside it. Single folders
+    may stand above parts and classes, and below parts one without a meaning: ``animals/train/images/<class>``. Images
     below the folder of a class belong to it, however deep.
 
     Args:
         root: Where the walk began.
-        found: Its images, at least one, and its folders.
+        walked: Its images, at least one, and its folders.
         skipped: Counts images that belong to nothing.
 
     Raises:
         DataError: Two folders are the same part, or folders below the classes are named after train and test.
     """
-    level = _level_of_parts([file.folders for file in found.files])
+    level = _level_of_parts([file.folders for file in walked.files])
     if level is None:
-        above = _above_classes(found.files)
-        _check_no_parts_below(root, found, len(above))
-        return Layout({}, _group(root, above, found.files, found.folders, skipped))
-    above = next(file.folders[:level] for file in found.files if len(file.folders) > level)
-    parts = parts_of({file.folders[level] for file in found.files if len(file.folders) > level})
+        above = _above_classes(walked.files)
+        _check_no_parts_below(root, walked, len(above))
+        return Layout({}, _group(root, above, walked.files, walked.folders, skipped))
+    above = next(file.folders[:level] for file in walked.files if len(file.folders) > level)
+    parts = parts_of({file.folders[level] for file in walked.files if len(file.folders) > level})
     files: dict[str, list[File]] = defaultdict(list)
-    for file in found.files:
+    for file in walked.files:
         name = file.folders[level] if len(file.folders) > level else ""
         if name in parts:
             files[name].append(file)
@@ -91,7 +91,7 @@ def read_layout(root: Path, found: Walk, skipped: Skipped) -> Layout:
             continue
         only_one(part, listed, root.joinpath(*above))
         folder = _down_to_classes((*above, listed[0]), files[listed[0]])
-        groups[part] = _group(root, folder, files[listed[0]], found.folders, skipped)
+        groups[part] = _group(root, folder, files[listed[0]], walked.folders, skipped)
         _check_classes_are_no_parts(groups[part])
     return Layout(groups, None)
 
@@ -122,10 +122,10 @@ def _above_classes(files: Sequence[File]) -> Names:
     return files[0].folders[:depth]
 
 
-def _check_no_parts_below(root: Path, found: Walk, level: int) -> None:
+def _check_no_parts_below(root: Path, walked: Walk, level: int) -> None:
     """Refuse folders of parts inside of what would be a class, and parts that would be classes themselves."""
-    names = {file.folders[level] for file in found.files if len(file.folders) > level}
-    nested = {file.folders[level] for file in found.files if len(file.folders) > level + 1}
+    names = {file.folders[level] for file in walked.files if len(file.folders) > level}
+    nested = {file.folders[level] for file in walked.files if len(file.folders) > level + 1}
     mentioned = mentioned_parts(names)
     if len(set(mentioned.values())) > 1 and (len(mentioned) == len(names) or nested.intersection(mentioned)):
         raise DataError(
@@ -133,14 +133,14 @@ def _check_no_parts_below(root: Path, found: Walk, level: int) -> None:
             "names; call them train and test"
         )
     inside: dict[Names, set[str]] = defaultdict(set)
-    for file in found.files:
+    for file in walked.files:
         for depth in range(1, len(file.folders)):
             inside[file.folders[:depth]].add(file.folders[depth])
     for name in sorted(nested):
         if part := parts_of([name]).get(name):
             raise DataError(
-                f"{name} in {root} is a {part} part by its name, with folders of classes in it, and no train part lies "
-                "beside it; call that one train, or set data.path to the folder of the classes"
+                f"{name} in {root} is a {part} part by its name, with folders of classes in it, and there is no train "
+                "part beside it; call that one train, or set data.path to the folder of the classes"
             )
     for above, names in inside.items():
         parts = parts_of(names)
@@ -150,13 +150,13 @@ def _check_no_parts_below(root: Path, found: Walk, level: int) -> None:
                 f"{folder} has the folders {', '.join(sorted(parts))}, so that it would be a dataset rather than a "
                 f"class; set data.path={folder}, or lay the images out as train/<class> and test/<class>"
             )
-    _check_no_parts_in_different_classes(root, found, level)
-    _warn_of_equal_folders(root, found, level)
+    _check_no_parts_in_different_classes(root, walked, level)
+    _warn_of_equal_folders(root, walked, level)
 
 
-def _check_no_parts_in_different_classes(root: Path, found: Walk, level: int) -> None:
+def _check_no_parts_in_different_classes(root: Path, walked: Walk, level: int) -> None:
     """Refuse ``data/train/<class>`` beside ``data2/test/<class>``, where data and data2 would be the classes."""
-    deep = {file.folders[level : level + 2] for file in found.files if len(file.folders) > level + 2}
+    deep = {file.folders[level : level + 2] for file in walked.files if len(file.folders) > level + 2}
     parts = parts_of({names[1] for names in deep})
     if "train" in parts.values() and len(set(parts.values())) > 1:
         one, other = (next(n for n in sorted(deep) if parts.get(n[1]) == p) for p in sorted(set(parts.values()))[:2])
@@ -166,10 +166,10 @@ def _check_no_parts_in_different_classes(root: Path, found: Walk, level: int) ->
         )
 
 
-def _warn_of_equal_folders(root: Path, found: Walk, level: int) -> None:
+def _warn_of_equal_folders(root: Path, walked: Walk, level: int) -> None:
     """Warn where all classes hold folders of the same names, which may be the classes that are meant."""
     inside: dict[str, set[str]] = defaultdict(set)
-    for file in found.files:
+    for file in walked.files:
         if len(file.folders) > level:
             inside[file.folders[level]].update(file.folders[level + 1 : level + 2])
     common = sorted(set.intersection(*inside.values())) if len(inside) > 1 else []

@@ -39,15 +39,15 @@ def load(
     test part beside ``train``, load as a thief's pool (``splits.thief_pool``) and not as ``data``.
 
     Hidden files and folders are never read. What else was left out is counted in a warning. Pictures are turned as
-    their EXIF orientation says, transparent pixels lie on white, and of an animation the first frame is read.
+    their EXIF orientation says, transparent pixels are put on white, and of an animation the first frame is read.
     ``mea_ray.data.decode`` lists the formats and limits.
 
-    Images lie in memory: 100 classes of ImageNet at 64 x 64 take 1.6 GB, all of it at 224 x 224 takes 193 GB.
+    Images are held in memory: 100 classes of ImageNet at 64 x 64 take 1.6 GB, all of it at 224 x 224 takes 193 GB.
 
     Args:
         path: Folder of the parts, of the classes, or of the images.
         image_size: Shorter sides are resized to it, in pixels, and the middle square is cut out.
-        test_fraction: Part of the images that becomes test, stratified, when classes lie alone.
+        test_fraction: Part of the images that becomes test, stratified, where there are folders of classes only.
         max_images_per_class: Only the first so many files, by name, of each class in each part; null takes all.
         class_names: Names of all folders of classes, in the order of the classes; null sorts them. A network in
             `victim.weights` has the order that it was trained with; torchvision sorts numbers as text.
@@ -66,13 +66,13 @@ def load(
         raise ConfigError("data.path is empty; give a folder of images, e.g. data.path=/data/imagenet")
     root = existing_folder(path)
     skipped = Skipped()
-    found = walk(root, SUFFIXES, skipped)
-    if not found.files:
+    walked = walk(root, SUFFIXES, skipped)
+    if not walked.files:
         left_out = f" (not read: {skipped})" if str(skipped) else ""
         raise DataError(
             f"{root} holds no images with the suffixes {', '.join(sorted(SUFFIXES))}{left_out}; check data.path"
         )
-    layout = read_layout(root, found, skipped)
+    layout = read_layout(root, walked, skipped)
     dataset = _Reader(root, image_size, max_images_per_class, skipped, class_names).read(layout, test_fraction)
     skipped.warn(f"{NAME}: {root}")
     if class_names is None:

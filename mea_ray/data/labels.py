@@ -154,22 +154,22 @@ def _by_name(
 ) -> tuple[list[str], dict[int | str, str]]:
     """Return the order of the classes, and what each name of the files is called."""
     listed = dict.fromkeys(name for names in lists for name in names)
-    found = {str(meaning) for column in columns for meaning in meanings[id(column)]}
+    used_names = {str(meaning) for column in columns for meaning in meanings[id(column)]}
     if wanted is None:
-        order = [*listed, *in_order(found.difference(listed))]
+        order = [*listed, *in_order(used_names.difference(listed))]
         return order, {name: name for name in order}
-    if found.issubset(wanted):
+    if used_names.issubset(wanted):
         return list(wanted), {name: name for name in wanted}
     # New names for the numbers of one list, as long as names that stay keep their number.
     same_numbers = len(lists) == 1 and all(
         lists[0].index(name) == number for number, name in enumerate(wanted) if name in listed
     )
-    if same_numbers and all(name in listed and lists[0].index(name) < len(wanted) for name in found):
+    if same_numbers and all(name in listed and lists[0].index(name) < len(wanted) for name in used_names):
         return list(wanted), dict(zip(lists[0], wanted, strict=False))
-    unknown = sorted(found.difference(wanted))[0]
+    unknown = sorted(used_names.difference(wanted))[0]
     raise DataError(
         f"label {unknown!r} in column {columns[0].name!r} is not among data.class_names {list(wanted)}; the files have "
-        f"{sorted(found)}"
+        f"{sorted(used_names)}"
     )
 
 

@@ -19,7 +19,7 @@ from mea_ray.data.memory import check_memory
 from mea_ray.data.options import Fraction, ImageSize
 from mea_ray.data.parts import Part, check_copies, check_shards, parts_of, without_shard
 from mea_ray.data.skipped import Skipped, warn
-from mea_ray.data.tables import LABEL_COLUMN, Table, open_table
+from mea_ray.data.tables import LABEL_COLUMN, ParquetTable, open_table
 
 NAME = "parquet"
 SUFFIXES = frozenset({".parquet", ".parq", ".pq"})
@@ -50,7 +50,7 @@ def load(
     (``splits.thief_pool``) and not as ``data``.
 
     Hidden files and folders are never read. What else was left out is counted in a warning. Pictures are turned as
-    their EXIF orientation says, transparent pixels lie on white, and of an animation the first frame is read.
+    their EXIF orientation says, transparent pixels are put on white, and of an animation the first frame is read.
     ``mea_ray.data.decode`` lists the formats and limits.
 
     Args:
@@ -115,7 +115,7 @@ class _Part:
         missing: Why images have no labels; empty if all have.
     """
 
-    tables: list[Table]
+    tables: list[ParquetTable]
     columns: list[Column]
     missing: str
 
@@ -133,7 +133,7 @@ class _Part:
 
 
 def _find(path: str | tuple[str, ...], skipped: Skipped) -> tuple[str, dict[Part, list[Path]]]:
-    """Return where the files lie, for messages, and the files of each part; of train at least one."""
+    """Return where the files are, for messages, and the files of each part; of train at least one."""
     given = [expanded(p) for p in ((path,) if isinstance(path, str) else path) if p]
     if not given:
         raise ConfigError("data.path is empty; give a folder or files, e.g. data.path=/data/cifar10")
@@ -205,7 +205,7 @@ def _check_one_dataset(parts: dict[Part, list[File]]) -> None:
 def _check_one_folder(where: str, files: list[Path]) -> None:
     folders = sorted({str(file.parent) for file in files})
     if len(folders) > 1:
-        raise DataError(f"several datasets lie in {where}: {', '.join(folders)}; set data.path to one of them")
+        raise DataError(f"several datasets are in {where}: {', '.join(folders)}; set data.path to one of them")
 
 
 def _read(files: list[Path], image_column: str | None, label_column: str, image_size: int | None) -> _Part:
@@ -235,7 +235,7 @@ def _read(files: list[Path], image_column: str | None, label_column: str, image_
     return _Part(tables, columns, missing)
 
 
-def _check_size(tables: list[Table], image_size: int | None) -> None:
+def _check_size(tables: list[ParquetTable], image_size: int | None) -> None:
     """Refuse what would not fit into memory, by the number of rows and the first image, before anything else is read.
 
     Raises:

@@ -32,7 +32,7 @@ _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _HOLD_OUT = re.compile(r"hold[-_. ]out", re.IGNORECASE)
 _SHARD = re.compile(r"(?P<head>.*?)(?P<index>\d{1,12})(?P<of>[-_.]of[-_.])(?P<total>\d{1,12})(?P<tail>.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(?P<head>.*?)(?P<index>\d{1,12})", re.DOTALL)
-_SHOWN = 5
+_EXAMPLES = 5
 
 
 def parts_of(names: Collection[str], *, prefixes: bool = False) -> dict[str, Part]:
@@ -43,13 +43,13 @@ def parts_of(names: Collection[str], *, prefixes: bool = False) -> dict[str, Par
     word for the part alone, as ``cifar_train`` and ``cifar_test``.
 
     Args:
-        names: Names of files (without suffix) or of folders that lie beside each other.
+        names: Names of files (without suffix) or of folders in one folder.
         prefixes: Take names that merely begin with the word, too, as ``train_fold3``. For files, which are no classes.
 
     Returns:
         The part of each name that is one.
     """
-    read = {name: found for name in names if (found := _read(name)) is not None}
+    read = {name: parts for name in names if (parts := _read(name)) is not None}
     return {
         name: part
         for name, (part, rest) in read.items()
@@ -61,7 +61,7 @@ def parts_of(names: Collection[str], *, prefixes: bool = False) -> dict[str, Par
 
 def mentioned_parts(names: Collection[str]) -> dict[str, Part]:
     """Return the part of each name that has the word for one, whatever its other words."""
-    return {name: found[0] for name in names if (found := _read(name)) is not None}
+    return {name: parts[0] for name in names if (parts := _read(name)) is not None}
 
 
 def says_nothing(name: str) -> bool:
@@ -135,7 +135,7 @@ def _problem_of_shards(files: Sequence[Path]) -> tuple[str, str] | None:
         _warn_of_gaps(files)
         return None
     if whole := [file for file in files if file not in matches]:
-        return f"{whole[0]} lies beside the shards {next(iter(matches)).name}", "remove what is too much"
+        return f"{whole[0]} stands beside the shards {next(iter(matches)).name}", "remove one or the other"
     totals: dict[int, Path] = {}
     indices: dict[int, Path] = {}
     for file, match in matches.items():
@@ -155,7 +155,7 @@ def _problem_of_shards(files: Sequence[Path]) -> tuple[str, str] | None:
     one = next(iter(matches.values()))
     pattern = f"{one['head']}*{one['of']}{one['total']}"
     width = len(one["index"])
-    first = [f"{i:0{width}}" for i in islice((i for i in count() if i not in indices), min(missing, _SHOWN))]
+    first = [f"{i:0{width}}" for i in islice((i for i in count() if i not in indices), min(missing, _EXAMPLES))]
     return (
         f"{len(indices):,} of the {total:,} files {pattern} are in {files[0].parent}; {_list(first, missing)} "
         f"{'is' if missing == 1 else 'are'} missing",
@@ -199,16 +199,16 @@ def _list(first: list[str], total: int) -> str:
 
 def _read(name: str) -> tuple[Part, tuple[str, ...]] | None:
     """Return the part that a name speaks of and its other words; None if it speaks of none, or of several."""
-    found: set[Part] = set()
+    parts: set[Part] = set()
     rest = []
     for word in _split(name):
         if match := _JOINED.fullmatch(word):
-            found.add(_WORDS[match[1]])
+            parts.add(_WORDS[match[1]])
         else:
             rest.append(word)
-    if found == {"train", "validation"}:  # both in one, to train on
-        found = {"train"}
-    return (found.pop(), tuple(rest)) if len(found) == 1 else None
+    if parts == {"train", "validation"}:  # both in one, to train on
+        parts = {"train"}
+    return (parts.pop(), tuple(rest)) if len(parts) == 1 else None
 
 
 def _split(name: str) -> list[str]:

@@ -39,11 +39,11 @@ _UNREADABLE = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowErro
 
 
 @dataclass(frozen=True)
-class Table:
+class ParquetTable:
     """One parquet file whose columns have been checked.
 
     Attributes:
-        path: Where it lies.
+        path: Its path.
         rows: Rows in it, at least 1.
         image: Name of the column of images.
         is_struct: Images are ``struct<bytes, path>`` rather than plain binary.
@@ -117,7 +117,7 @@ class Table:
         return column_of(str(self.path), name, values, rows, _hub_names(self.schema, name))
 
 
-def open_table(path: Path, image_column: str | None) -> Table:
+def open_table(path: Path, image_column: str | None) -> ParquetTable:
     """Check a file's columns. Reads its metadata only.
 
     Args:
@@ -143,7 +143,7 @@ def open_table(path: Path, image_column: str | None) -> Table:
         )
     if metadata.num_rows < 1:
         raise DataError(f"{path} has no rows; remove the file")
-    return Table(path, metadata.num_rows, image, is_struct, batch_rows, schema)
+    return ParquetTable(path, metadata.num_rows, image, is_struct, batch_rows, schema)
 
 
 def _image_column(path: Path, schema: pa.Schema, wanted: str | None) -> str:

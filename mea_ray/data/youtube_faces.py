@@ -51,7 +51,7 @@ def load(
 
     Choose it for faces, as in the paper; you bring the files.
 
-    Frames lie in ``<person>/<video>/*.jpg``, the table in ``<person>/<person>.csv``. The table is separated by
+    Frames are in ``<person>/<video>/*.jpg``, the table in ``<person>/<person>.csv``. The table is separated by
     semicolons and has the columns ``Filename`` (``<video>/<frame>.jpg``), ``X1``, ``Y1``, ``X2``, ``Y2``: corners of
     the face in pixels of the frame as viewers show it, turned as its EXIF orientation says. Other columns are ignored.
     It may be in UTF-8, UTF-16 or Windows-1252. The authors of MEA-Defender read the same layout.
@@ -83,9 +83,11 @@ def load(
     root = existing_folder(path)
     root = root / _FOLDER if (root / _FOLDER).is_dir() else root
     skipped = Skipped()
-    found = _whole_frames(root, skipped) if crop == "full" else _boxed_frames(root, skipped)
-    wanted = set(map(id, without_second_links((frame.file for frames in found.values() for frame in frames), skipped)))
-    unique = {name: [frame for frame in found[name] if id(frame.file) in wanted] for name in in_order(found)}
+    by_class = _whole_frames(root, skipped) if crop == "full" else _boxed_frames(root, skipped)
+    wanted = set(
+        map(id, without_second_links((frame.file for frames in by_class.values() for frame in frames), skipped))
+    )
+    unique = {name: [frame for frame in by_class[name] if id(frame.file) in wanted] for name in in_order(by_class)}
     persons = {name: frames for name, frames in unique.items() if len(frames) >= min_images}
     for name in sorted(unique.keys() - persons.keys()):
         skipped.add(f"persons with fewer than {min_images} frames", name)
@@ -110,26 +112,26 @@ def load(
 
 def _whole_frames(root: Path, skipped: Skipped) -> dict[str, list[_Frame]]:
     """List the images of every person, by video and name."""
-    found: dict[str, list[_Frame]] = {}
+    by_class: dict[str, list[_Frame]] = {}
     for file in walk(root, SUFFIXES | {_TABLE_SUFFIX}, skipped).files:
         if file.path.suffix.lower() == _TABLE_SUFFIX:
             continue  # expected, and not needed
         if len(file.folders) == 2:
-            found.setdefault(class_name(file.folders[0]), []).append(_Frame(file, file.folders[1], None))
+            by_class.setdefault(class_name(file.folders[0]), []).append(_Frame(file, file.folders[1], None))
         else:
             skipped.add("images that are not in a folder <person>/<video>", str(file.path))
-    return found
+    return by_class
 
 
 def _boxed_frames(root: Path, skipped: Skipped) -> dict[str, list[_Frame]]:
     """List the frames in every person's table, by video and name."""
-    found: dict[str, list[_Frame]] = {}
+    by_class: dict[str, list[_Frame]] = {}
     for entry in visible(root, skipped):
         if entry.is_dir():
-            found.setdefault(class_name(entry.name), []).extend(_table_of(Path(entry.path), skipped))
+            by_class.setdefault(class_name(entry.name), []).extend(_table_of(Path(entry.path), skipped))
         else:
             skipped.add("files beside the folders of persons", entry.name)
-    return {name: sorted(frames, key=lambda frame: frame.file.path) for name, frames in found.items()}
+    return {name: sorted(frames, key=lambda frame: frame.file.path) for name, frames in by_class.items()}
 
 
 def _table_of(person: Path, skipped: Skipped) -> list[_Frame]:
@@ -177,7 +179,7 @@ def _row(person: Path, where: str, row: dict[str, str | None], skipped: Skipped)
     name = (row["Filename"] or "").replace("\\", "/")
     parts = Path(name).parts
     if not parts or ".." in parts or Path(name).is_absolute():
-        raise DataError(f"{where}: {name!r} lies outside {person}; correct the line")
+        raise DataError(f"{where}: {name!r} is outside {person}; correct the line")
     if any(left_out(part, skipped) for part in parts):
         return None
     path = person / name

@@ -113,14 +113,14 @@ class BrainStimulation(Detection):
         generator = torch.Generator().manual_seed(derive(seed, "stimulation"))
         order = torch.randperm(len(clean), generator=generator).numpy()
         optimised_on, tested_on = clean[order[: self.images]], clean[order[-TEST_IMAGES:]]
-        found = self.stimulate(frozen, optimised_on)
+        candidates = self.stimulate(frozen, optimised_on)
         best: dict[int, tuple[Candidate, Trigger]] = {}
         for candidate, trigger in zip(
-            found, self.triggers(frozen, found, optimised_on, tested_on, generator), strict=True
+            candidates, self.triggers(frozen, candidates, optimised_on, tested_on, generator), strict=True
         ):
             if candidate.label not in best or trigger.success > best[candidate.label][1].success:
                 best[candidate.label] = candidate, trigger
-        numbers = {"candidates": float(len(found))}
+        numbers = {"candidates": float(len(candidates))}
         for label, (candidate, trigger) in sorted(best.items()):
             numbers |= {f"reasr/{label}": trigger.success, f"lift/{label}": candidate.score}
             numbers |= {f"layer/{label}": float(candidate.layer), f"unit/{label}": float(candidate.unit)}
@@ -135,7 +135,7 @@ class BrainStimulation(Detection):
             images: uint8 (N, C, H, W).
         """
         pixels = torch.from_numpy(images).to(devices.device()).float() / 255
-        found: list[Candidate] = []
+        candidates: list[Candidate] = []
         for place, layer in enumerate(inspected_layers(model, self.layers)):
             with torch.no_grad(), recorded_outputs([layer]) as seen:
                 model(pixels)
@@ -152,8 +152,8 @@ class BrainStimulation(Detection):
             scores = margin.masked_fill(~steady, -1.0)
             for unit in scores.argsort(descending=True, stable=True)[: self.per_layer].tolist():
                 if steady[unit]:
-                    found.append(Candidate(place, unit, int(usual[unit]), float(scores[unit])))
-        return sorted(found, key=lambda candidate: -candidate.score)[: self.candidates]
+                    candidates.append(Candidate(place, unit, int(usual[unit]), float(scores[unit])))
+        return sorted(candidates, key=lambda candidate: -candidate.score)[: self.candidates]
 
     def _lifts(self, model: nn.Module, layer: nn.Module, pixels: Tensor, values: Tensor, units: Tensor) -> Tensor:
         """Return how far each unit raises each logit above that with the unit at 0: float32 (units, N, classes)."""
@@ -179,7 +179,7 @@ class BrainStimulation(Detection):
     def triggers(
         self,
         model: ImageModel,
-        found: list[Candidate],
+        candidates: list[Candidate],
         optimised_on: Images,
         tested_on: Images,
         generator: torch.Generator,
@@ -188,15 +188,15 @@ class BrainStimulation(Detection):
 
         Args:
             model: In eval mode, on the device of this process, its parameters frozen.
-            found: The candidates.
+            candidates: The candidates.
             optimised_on: uint8 images that the patches are optimised on.
             tested_on: uint8 images that their success is measured on, except those that the model assigns to the class
                 without a patch.
             generator: Random stream of the initial patterns.
         """
-        if not found:
+        if not candidates:
             return []
-        where, (channels, height, width), kinds = devices.device(), model.shape, len(found)
+        where, (channels, height, width), kinds = devices.device(), model.shape, len(candidates)
         pixels = torch.from_numpy(optimised_on).to(where).float() / 255
         allowed = self.size * height * width
         far = (math.sqrt(allowed) + 2) ** 2
@@ -205,7 +205,7 @@ class BrainStimulation(Detection):
         raw_mask, raw_pattern = (raw.to(where).requires_grad_(True) for raw in (raw_mask, raw_pattern))
         optimiser = torch.optim.Adam([raw_mask, raw_pattern], self.learning_rate)
         layers = inspected_layers(model, self.layers)
-        used = sorted({candidate.layer for candidate in found})
+        used = sorted({candidate.layer for candidate in candidates})
         for _ in range(self.steps):
             mask, pattern = _bounded(raw_mask), _bounded(raw_pattern)
             mixed = (1 - mask)[:, None] * pixels[None] + (mask * pattern)[:, None]
@@ -214,7 +214,7 @@ class BrainStimulation(Detection):
             outputs = dict(zip(used, seen, strict=True))
             sizes = mask.sum((1, 2, 3))
             loss = (self.price * sizes * ((sizes > allowed).float() + (sizes > far).float())).sum()
-            for place, candidate in enumerate(found):
+            for place, candidate in enumerate(candidates):
                 mine = outputs[candidate.layer].view(kinds, len(pixels), *outputs[candidate.layer].shape[1:])[place]
                 excited = mine + mine.relu()
                 of_unit = excited[:, candidate.unit].sum()
@@ -225,7 +225,7 @@ class BrainStimulation(Detection):
         masks, patterns = (_bounded(raw).detach().cpu().numpy() for raw in (raw_mask, raw_pattern))
         before = metrics.predictions(model, tested_on)
         made = []
-        for candidate, mask, pattern in zip(found, masks, patterns, strict=True):
+        for candidate, mask, pattern in zip(candidates, masks, patterns, strict=True):
             trigger = Trigger(candidate.label, mask, pattern, 0.0)
             rest = tested_on[before != candidate.label]
             turned = metrics.predictions(model, trigger.on(rest)) == candidate.label if len(rest) else np.zeros(1)

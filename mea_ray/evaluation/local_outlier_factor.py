@@ -57,5 +57,5 @@ def fit_outliers(vectors: Vectors, neighbours: int, contamination: float | None)
 
 def outside(judge: Any, vectors: Vectors) -> npt.NDArray[np.bool_]:
     """Return which vectors, float32 (N, d), are outliers: bool (N,). Each is judged by itself."""
-    found: npt.NDArray[np.bool_] = judge.predict(vectors) < 0
-    return found
+    outliers: npt.NDArray[np.bool_] = judge.predict(vectors) < 0
+    return outliers

@@ -112,8 +112,8 @@ def steal_nulls(bench: Workbench) -> list[RungResult]:
     controls = []
     for index in range(bench.config.verification.stolen_null_models):
         names = {budget: f"controls/{index}-{budget}" for budget in bench.config.thief.budgets}
-        found = {budget: bench.steps.find(name, RungResult) for budget, name in names.items()}
-        done = {budget: rung for budget, rung in found.items() if rung is not None}
+        stored = {budget: bench.steps.find(name, RungResult) for budget, name in names.items()}
+        done = {budget: rung for budget, rung in stored.items() if rung is not None}
         if len(done) < len(names):
             bench.on_phase("null theft", index + 1, bench.config.verification.stolen_null_models)
             for rung in steal_null(bench, bench.null(index), skip=done, transfer=_answers(bench, f"controls/{index}")):

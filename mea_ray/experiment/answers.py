@@ -79,10 +79,10 @@ def marker_of(key: Key | None) -> Marker | None:
 def served(model: nn.Module, key: Key | None) -> nn.Module:
     """Return the victim as its customers know it: with the marks that the key puts into its answers, if any."""
     marker = marker_of(key)
-    return model if marker is None else Served(model, marker)
+    return model if marker is None else ServedModel(model, marker)
 
 
-class Served(nn.Module):
+class ServedModel(nn.Module):
     """A victim and its marker as one network: what the service's customers are answered, for the owner's measurements.
 
     Args:
@@ -125,7 +125,7 @@ def owners_part(folder: Path) -> Path:
 
 
 def stored_owners_images(folder: Path) -> Images:
-    """Load the images that a stored victim was trained on, by the config that lies beside it: uint8 (N, C, H, W).
+    """Load the images that a stored victim was trained on, by the config beside it: uint8 (N, C, H, W).
 
     Raises:
         ConfigError: There is no config beside the model.

@@ -49,10 +49,10 @@ class Artifact:
         Raises:
             ArtifactError: There is none, or it is damaged.
         """
-        found = Store(self.storage).find(self.kind, self.name)
-        if found is None:
+        stored = Store(self.storage).find(self.kind, self.name)
+        if stored is None:
             raise ArtifactError(f"{self.storage} has no artifact {self.kind}/{self.name}; resume the sweep to train it")
-        return found
+        return stored
 
     def description(self) -> Path:
         """Return a folder on this node with what describes the model; the weights are not fetched."""
@@ -125,7 +125,7 @@ class Store:
             ArtifactError: ``write`` left out a file.
         """
         lease = self.storage.lease("artifacts/leases", f"{kind}-{name}", beat_s=self.beat_s, expiry_s=self.expiry_s)
-        found: list[Path] = []
+        made: list[Path] = []
 
         def is_there() -> bool:
             try:
@@ -133,7 +133,7 @@ class Store:
             except ArtifactError:
                 return False  # the process that gets the lease replaces it
             if folder is not None:
-                found.append(folder)
+                made.append(folder)
             return folder is not None
 
         poll_s = 0.2 if self.storage.remote is None else 2.0
@@ -148,7 +148,7 @@ class Store:
                 self.warn(f"{lost}; what that one makes is used")
             finally:
                 lease.release()
-        return found[-1]
+        return made[-1]
 
     def _make(
         self,

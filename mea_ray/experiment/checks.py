@@ -39,7 +39,7 @@ MIN_MARKS = 6
 """Fewest marked answers that a proof may rest on."""
 
 
-_TRIED: dict[str, int] = {}
+_FEATURE_SIZES: dict[str, int] = {}
 """Length of the features of networks that were found to fit some data."""
 _PASSED: set[str] = set()
 """Watermarks and removals that passed their own check, with what they were checked for."""
@@ -112,8 +112,8 @@ def _check_model(section: str, choice: ModelChoice, data: Splits) -> int:
     The trials of a sweep name few different networks, and a thousand times.
     """
     key = digest([choice.resolved(), data.shape, data.classes])
-    if key in _TRIED:
-        return _TRIED[key]
+    if key in _FEATURE_SIZES:
+        return _FEATURE_SIZES[key]
     try:
         if ":" in choice.name:  # a module from outside looks at itself when it is built, which takes real weights
             with seeded(0):
@@ -131,7 +131,7 @@ def _check_model(section: str, choice: ModelChoice, data: Splits) -> int:
         raise ConfigError(
             f"{section}={choice.name} gives logits of shape {tuple(logits.shape)} for {data.classes} classes"
         )
-    _TRIED[key] = network.feature_size
+    _FEATURE_SIZES[key] = network.feature_size
     return network.feature_size
 
 

@@ -73,16 +73,16 @@ def commit(victim: Path) -> tuple[Commitment, Path]:
 
     key, weights = _subject(victim)
     folder = _place(victim)
-    found = _read(folder)
-    if found is not None:
-        _check_subject(found, key, weights, folder)
+    commitment = _read(folder)
+    if commitment is not None:
+        _check_subject(commitment, key, weights, folder)
     else:
-        found = Commitment.to(key.digest(), weights, key.draw)
+        commitment = Commitment.to(key.digest(), weights, key.draw)
         folder.mkdir(mode=0o700, exist_ok=True)
-        write_whole(folder / COMMITMENT, found.model_dump_json(indent=1), mode=0o600)
+        write_whole(folder / COMMITMENT, commitment.model_dump_json(indent=1), mode=0o600)
     if not (folder / REQUEST).exists():
-        write_whole(folder / REQUEST, make_request(found.content), mode=0o600)
-    return found, folder
+        write_whole(folder / REQUEST, make_request(commitment.content), mode=0o600)
+    return commitment, folder
 
 
 def add_reply(victim: Path, reply: bytes, roots: bytes | None = None) -> Committed:
@@ -134,7 +134,7 @@ def committed(victim: Path, roots: bytes | None = None) -> Committed | None:
     return Committed(commitment.digest, stamp.time, stamp.authority)
 
 
-def key_record(key: Key | None, found: Committed | None) -> KeyRecord | None:
+def key_record(key: Key | None, committed: Committed | None) -> KeyRecord | None:
     """Return what a result may say of a key and of the commitment to it; None without a key."""
     if key is None:
         return None
@@ -145,9 +145,11 @@ def key_record(key: Key | None, found: Committed | None) -> KeyRecord | None:
         seed_from=key.seed_from,
         admissible=None if admissible is None else len(AdmissibleKeys.from_tree(admissible)) ** key.draw.get("keys", 1),
         beacon=str(key.draw.get("beacon", "")),
-        commitment="" if found is None else found.digest,
-        committed_at=None if found is None or found.time is None else found.time.isoformat(timespec="seconds"),
-        authority="" if found is None else found.authority,
+        commitment="" if committed is None else committed.digest,
+        committed_at=None
+        if committed is None or committed.time is None
+        else committed.time.isoformat(timespec="seconds"),
+        authority="" if committed is None else committed.authority,
         filter=_filter_record(key),
     )
 
@@ -188,11 +190,11 @@ def _subject(victim: Path) -> tuple[Key, str]:
 
 def _opened(victim: Path) -> tuple[Commitment, Path]:
     folder = _place(victim)
-    found = _read(folder)
-    if found is None:
+    commitment = _read(folder)
+    if commitment is None:
         raise ArtifactError(f"{victim} was not committed to; run first: mea-ray commit {victim}")
-    _check_subject(found, *_subject(victim), folder)
-    return found, folder
+    _check_subject(commitment, *_subject(victim), folder)
+    return commitment, folder
 
 
 def _read(folder: Path) -> Commitment | None:
@@ -205,13 +207,13 @@ def _read(folder: Path) -> Commitment | None:
         raise ArtifactError(f"{path} is damaged, so that its hash cannot be opened; restore it from a copy") from error
 
 
-def _check_subject(found: Commitment, key: Key, weights: str, folder: Path) -> None:
+def _check_subject(commitment: Commitment, key: Key, weights: str, folder: Path) -> None:
     changed = [
         name
         for name, committed_to, now in (
-            ("the key", found.key, key.digest()),
-            ("the weights", found.model, weights),
-            ("the set of admissible keys", found.admissible, dict(key.draw)),
+            ("the key", commitment.key, key.digest()),
+            ("the weights", commitment.model, weights),
+            ("the set of admissible keys", commitment.admissible, dict(key.draw)),
         )
         if committed_to != now
     ]

@@ -66,7 +66,7 @@ class FolderJournal(FolderSteps):
         storage: The storage that the folder is in; every finished step is pushed to it.
         relative: The folder in the storage.
         shared: Steps that other trials share.
-        warn: Called with a sentence for each thing that is damaged and has to be done again.
+        warn: Called with a sentence for each damaged file, whose step is repeated.
     """
 
     def __init__(self, storage: Storage, relative: str, shared: FolderSteps, warn: Warn = lambda text: None) -> None:
@@ -120,8 +120,8 @@ class FolderJournal(FolderSteps):
 
     def partial(self) -> TrialResult | None:
         """Return the result so far; None before the first rung, and where another trial's was copied here."""
-        found = self.find("partial", TrialResult)
-        return found if found is None or found.trial == self.folder.name else None
+        stored = self.find("partial", TrialResult)
+        return stored if stored is None or stored.trial == self.folder.name else None
 
     def keep_partial(self, result: TrialResult) -> None:
         """Keep the result so far."""
@@ -140,8 +140,8 @@ class MemorySteps:
 
     def find(self, name: str, kind: type[RecordT]) -> RecordT | None:
         """Return a record; None if the step is not done."""
-        found = self._records.get(name)
-        return found if isinstance(found, kind) else None
+        stored = self._records.get(name)
+        return stored if isinstance(stored, kind) else None
 
     def keep(self, name: str, record: BaseModel) -> None:
         """Keep a record."""

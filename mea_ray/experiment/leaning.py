@@ -26,7 +26,7 @@ class Leanings(BaseModel):
     """The same for all trials that share victim, null models, service and seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    found: list[LeaningRecord]
+    records: list[LeaningRecord]
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Outsider:
     def _name(self, answers: Answers) -> NamedKeyRecord | None:
         """Name the key that fits best; of several keys of the owner's, the one that it gives away most counts."""
         keys = [self.key] if self.key is None or self.key.scheme != SeveralKeys.name else SeveralKeys.parts(self.key)
-        found = [named for key in keys if (named := self._named(answers, key)) is not None]
-        return min(found, key=lambda named: 0 if named.true_rank is None else named.true_rank.at_least, default=None)
+        names = [named for key in keys if (named := self._named(answers, key)) is not None]
+        return min(names, key=lambda named: 0 if named.true_rank is None else named.true_rank.at_least, default=None)
 
     def _named(self, answers: Answers, key: Key | None) -> NamedKeyRecord | None:
         names = self.data.test.class_names

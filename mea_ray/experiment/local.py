@@ -102,12 +102,12 @@ class LocalRun:
     Attributes:
         result: Its result.
         folder: Its folder, laid out as that of a sweep of one trial.
-        found: The result was there already, and nothing was done.
+        reused: The result was there already, and nothing was done.
     """
 
     result: TrialResult
     folder: Path
-    found: bool
+    reused: bool
 
 
 def run_local(
@@ -127,7 +127,7 @@ def run_local(
         config: The experiment.
         name: Of the folder.
         on_epoch: Called after each epoch of the victim and of the null models.
-        warn: Called with a sentence for each thing that is damaged and is made again.
+        warn: Called with a sentence for each damaged file, whose step is repeated.
 
     Returns:
         The result, which is in ``results/`` of the folder, too.
@@ -146,7 +146,7 @@ def run_local(
     storage.claim_cache(relative, make=True)
     storage.pull_folder(f"{relative}/results")
     try:
-        return LocalRun(TrialResult.load(path), folder, found=True)
+        return LocalRun(TrialResult.load(path), folder, reused=True)
     except ArtifactError as error:
         if path.exists():
             warn(f"{error}; it is made again")
@@ -163,7 +163,7 @@ def run_local(
         result = Experiment(config, data, names, Ports(models, service, journal, Listener(), process.steal)).run()
     result.save(path)
     storage.push(f"{relative}/results/{path.name}")
-    return LocalRun(result, folder, found=False)
+    return LocalRun(result, folder, reused=False)
 
 
 def _service(

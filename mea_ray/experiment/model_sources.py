@@ -58,7 +58,7 @@ class StoredModels:
         return self._load(folder), stored_key(folder)
 
     def committed(self) -> Committed | None:
-        """Return the commitment to the victim's key that lies in its folder, checked.
+        """Return the commitment to the victim's key, from its folder, checked.
 
         Raises:
             ArtifactError: It is not to this victim and this key, or its time stamp does not hold.

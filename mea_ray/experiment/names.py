@@ -122,8 +122,8 @@ def splits_name(config: ExperimentConfig, read: Fingerprints) -> str:
 
 def _inner(config: ExperimentConfig, read: Fingerprints) -> dict[str, str]:
     """Return the content of each dataset that a component names, by the digest of its settings' identity."""
-    found = {digest(identity(choice)): read.inner.get(dataset_key(choice)) for choice in inner_choices(config)}
-    return {key: content for key, content in found.items() if content is not None}
+    fingerprints = {digest(identity(choice)): read.inner.get(dataset_key(choice)) for choice in inner_choices(config)}
+    return {key: content for key, content in fingerprints.items() if content is not None}
 
 
 def _by_content(tree: Any, contents: Mapping[str, str]) -> Any:

@@ -53,7 +53,7 @@ class Proof:
         return self.verifier.key
 
     def judge(self, model: nn.Module, *, stolen_from: Labels | None = None) -> ModelReport:
-        """Verify a model of somebody else's.
+        """Verify someone else's model.
 
         Args:
             model: A classifier or an encoder.
@@ -104,16 +104,16 @@ class Proofs:
         return self._made[place]
 
     def _by_key(self) -> Proof:
-        found = self._assess(lambda: self._assessment(self._verifier, served(self._victim, self._verifier.key)))
-        return Proof(self._verifier, found.victim, found.nulls, self._labels)
+        assessment = self._assess(lambda: self._assessment(self._verifier, served(self._victim, self._verifier.key)))
+        return Proof(self._verifier, assessment.victim, assessment.nulls, self._labels)
 
     def _against(self, budget: int) -> Proof:
         key = self._verifier.key
         verifier = self._verifier.with_key(
             None if key is None else accusing(self._verifier.config, key, self._seen(), budget)
         )
-        found = self._assessment(verifier, served(self._victim, key))
-        return Proof(verifier, found.victim, found.nulls, self._labels)
+        assessment = self._assessment(verifier, served(self._victim, key))
+        return Proof(verifier, assessment.victim, assessment.nulls, self._labels)
 
     def _assessment(self, verifier: Verifier, victim: nn.Module) -> Assessment:
         nulls = [verifier.report(null, victim=self._labels) for null in self._nulls()]
@@ -167,9 +167,9 @@ def accusing(config: ExperimentConfig, key: Key, seen: Sequence[ClientLog], budg
                     others.setdefault(content, (image, int(label)))
     shape = (0, *key.settings["shape"]) if "shape" in key.settings else (0, 0, 0, 0)
 
-    def gathered(found: Mapping[bytes, tuple[Images, int]]) -> tuple[Images, Labels]:
-        images = np.stack([image for image, _ in found.values()]) if found else np.zeros(shape, np.uint8)
-        return images, np.array([label for _, label in found.values()], np.int64)
+    def gathered(by_digest: Mapping[bytes, tuple[Images, int]]) -> tuple[Images, Labels]:
+        images = np.stack([image for image, _ in by_digest.values()]) if by_digest else np.zeros(shape, np.uint8)
+        return images, np.array([label for _, label in by_digest.values()], np.int64)
 
     watermark: Watermark = config.victim.watermark.build()
     return watermark.against(key, ClientQueries(*gathered(marked), *gathered(others)))

@@ -230,11 +230,11 @@ class _Run:
         verification = {k: v for k, v in identity(self.config.verification).items() if k != "commitment"}
         made_by: list[Any] = [names.victim, *names.nulls, names.data, self.config.seed, verification]
         made_by += self._drawn()
-        found = shared.find(f"assessments/{digest(made_by)}", Assessment)
-        if found is None:
-            found = make()
-            shared.keep(f"assessments/{digest(made_by)}", found)
-        return found
+        assessment = shared.find(f"assessments/{digest(made_by)}", Assessment)
+        if assessment is None:
+            assessment = make()
+            shared.keep(f"assessments/{digest(made_by)}", assessment)
+        return assessment
 
     @cached_property
     def leaning(self) -> list[LeaningRecord]:
@@ -245,11 +245,11 @@ class _Run:
         made_by = [names.victim, *names.nulls, names.data, config.seed, identity(config.service.policy)]
         made_by += self._drawn()
         step = f"assessments/leaning-{digest(made_by)}"
-        found = shared.find(step, Leanings)
-        if found is None:
-            found = Leanings(found=Outsider(config, self.data, self.key).look(self.victim, self._nulls()))
-            shared.keep(step, found)
-        return found.found
+        leanings = shared.find(step, Leanings)
+        if leanings is None:
+            leanings = Leanings(records=Outsider(config, self.data, self.key).look(self.victim, self._nulls()))
+            shared.keep(step, leanings)
+        return leanings.records
 
     def _drawn(self) -> list[str]:
         """Return what tells keys apart that were drawn under the same names."""

@@ -40,7 +40,7 @@ TrainNull = Callable[[int], tuple[ImageModel, TrainReport]]
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenKey:
     """A key with its chosen samples, and what the choice took.
 
     Attributes:
@@ -87,7 +87,7 @@ class ShadowFilter:
         self.seed = derive(config.victim.seed, "filter")
         self.reports: list[tuple[str, TrainReport]] = []
 
-    def choose(self, watermark: Watermark, key: Key) -> Choice:
+    def choose(self, watermark: Watermark, key: Key) -> ChosenKey:
         """Return the key with its chosen samples; each of several keys has its own."""
         nulls = [self._null(index) for index in range(self.settings.null_models)]
         answers = self._answers(key)
@@ -100,7 +100,7 @@ class ShadowFilter:
             chosen = choose(watermark, key)
         history = [{"stage": name, **epoch} for name, report in self.reports for epoch in report.history]
         seconds, images = (sum(getattr(r, what) for _, r in self.reports) for what in ("seconds", "images"))
-        return Choice(chosen, seconds, images, history)
+        return ChosenKey(chosen, seconds, images, history)
 
     def _null(self, index: int) -> ImageModel:
         model, report = self.train_null(index)
@@ -109,8 +109,8 @@ class ShadowFilter:
 
     @cached_property
     def _attack(self) -> QueryAttack:
-        found: QueryAttack = ATTACKS.build("feature_distillation" if self.config.encodes else "distillation")
-        return found
+        attack: QueryAttack = ATTACKS.build("feature_distillation" if self.config.encodes else "distillation")
+        return attack
 
     def _answers(self, key: Key) -> Answers:
         images = self.data.victim_train.images
@@ -152,8 +152,8 @@ class ShadowFilter:
             recognise = watermark.recogniser(key, read)
             if recognise is not None:
                 return recognise(images)
-            found: Votes = metrics.predictions(read, images) == key.target_class
-            return found
+            successes: Votes = metrics.predictions(read, images) == key.target_class
+            return successes
 
         chosen, passed = select(
             votes(served(self.model, key)),

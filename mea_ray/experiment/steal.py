@@ -62,7 +62,7 @@ def steal(
         config: An experiment; its thief, its data and its seed are used. The victim in it is not.
         folder: Where answers (``transfer/``) and substitutes (``substitutes/BUDGET/``) are kept.
         on_rung: Called with each substitute and its folder.
-        warn: Called with a sentence for each thing that is damaged and is made again.
+        warn: Called with a sentence for each damaged file, whose step is repeated.
 
     Returns:
         The substitutes, by rising budget.

@@ -68,8 +68,8 @@ class Verifier:
     @cached_property
     def chosen(self) -> ChosenSamples | None:
         """The samples that were chosen for the key before any suspect was seen; None if all are taken."""
-        found = None if self.key is None else chosen_of(self.key)
-        return None if found is None else found.first(self.config.verification.samples)
+        chosen = None if self.key is None else chosen_of(self.key)
+        return None if chosen is None else chosen.first(self.config.verification.samples)
 
     @cached_property
     def _each(self) -> list[Verifier]:

@@ -324,7 +324,7 @@ def adapted(component: Any, name: str) -> Any:
 def _options(component: Callable[..., Any], name: str) -> list[inspect.Parameter]:
     """Return a component's arguments that a config may set, as keyword-only parameters with defaults."""
     kind = inspect.Parameter
-    found = [kind("preprocessing", kind.KEYWORD_ONLY, default=Preprocessing(), annotation=Preprocessing)]
+    parameters = [kind("preprocessing", kind.KEYWORD_ONLY, default=Preprocessing(), annotation=Preprocessing)]
     for each in _arguments(component):
         if each.name in {*CLASSES, *CHANNELS, *SHAPES}:
             continue
@@ -334,8 +334,10 @@ def _options(component: Callable[..., Any], name: str) -> list[inspect.Parameter
             )
         if each.name == "preprocessing":
             raise ConfigError(f"{name} has an argument called preprocessing, which mea_ray needs; rename it")
-        found.append(kind(each.name, kind.KEYWORD_ONLY, default=each.default, annotation=_annotation(component, each)))
-    return found
+        parameters.append(
+            kind(each.name, kind.KEYWORD_ONLY, default=each.default, annotation=_annotation(component, each))
+        )
+    return parameters
 
 
 def _annotation(component: Callable[..., Any], parameter: inspect.Parameter) -> Any:

@@ -100,8 +100,10 @@ def load_weights(model: ImageModel, state: State, path: str | Path) -> None:
         if model.shape[0] == len(AUTHORS_MEAN):
             model.set_normalisation(AUTHORS_MEAN, AUTHORS_DEVIATION)
     own = target.state_dict()
-    kept = {} if isinstance(model, ForeignModel) else {name: own[name] for name in ("mean", "std") if name not in state}
-    state = {**kept, **state}
+    statistics = (
+        {} if isinstance(model, ForeignModel) else {name: own[name] for name in ("mean", "std") if name not in state}
+    )
+    state = {**statistics, **state}
     wrong = [
         *(f"{name} is missing" for name in own if name not in state),
         *(f"{name} is not the network's" for name in state if name not in own),

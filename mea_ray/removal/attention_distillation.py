@@ -74,9 +74,9 @@ class AttentionDistillation(Removal):
 
     def check(self, prospect: Prospect) -> None:
         """Refuse a network with fewer convolutions than are compared, and batches of one image."""
-        found = len(convolutions(prospect.model))
-        if found < self.layers:
-            raise ConfigError(f"layers={self.layers} convolutions are compared, but the network has {found}; lower it")
+        count = len(convolutions(prospect.model))
+        if count < self.layers:
+            raise ConfigError(f"layers={self.layers} convolutions are compared, but the network has {count}; lower it")
         prospect.check_batches(part_of(prospect.images, self.share))
 
     def remove(self, model: ImageModel, thief: ThiefData, seed: int) -> ImageModel:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from mea_ray.experiment.suspect.judging import StatisticRecord, Verdict, held_out
 from mea_ray.experiment.victim.folder import Victim
-from mea_ray.report.samples import PER_STRIP, Strip, strips
+from mea_ray.report.samples import PER_STRIP, PictureStrip, strips
 from mea_ray.report.settings import filter_text
 from mea_ray.report.tables import percent, tone_of
 from mea_ray.report.terminal import pairs_table
@@ -48,7 +48,7 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
         when = f"seen {key.committed_at} by {key.authority}" if key.committed_at else "not time-stamped"
         commitment = f"{key.commitment} ({when})"
     stolen = f", {verdict.stolen_null_models} stolen with {verdict.budget:,} queries" if verdict.budget else ""
-    found = [
+    table = [
         ("suspect", f"{suspect.name} ({suspect.kind}{isolation[suspect.network]})"),
         ("suspect's SHA-256", suspect.sha256 or "none: it is no file"),
         ("asked", f"{', '.join(given)}; answers {suspect.outputs}; order of classes {suspect.order}"),
@@ -65,7 +65,7 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("date", verdict.date),
         ("command", verdict.command or "from Python"),
     ]
-    return found
+    return table
 
 
 def _key(key: KeyRecord) -> str:
@@ -129,16 +129,16 @@ def write(folder: Path, verdict: Verdict, victim: Victim) -> tuple[Path, Path]:
     return folder / JSON, folder / HTML
 
 
-def pictures(victim: Victim) -> list[Strip]:
+def pictures(victim: Victim) -> list[PictureStrip]:
     """Return the samples that the suspect was asked with, and those that only look like them."""
     assert victim.key is not None
     watermark: Watermark = victim.config.victim.watermark.build()
-    held = held_out(victim).verification
-    samples = watermark.samples(victim.key, held, PER_STRIP, victim.config.seed)
-    return strips(samples, held.class_names)
+    test_images = held_out(victim).verification
+    samples = watermark.samples(victim.key, test_images, PER_STRIP, victim.config.seed)
+    return strips(samples, test_images.class_names)
 
 
-def render(verdict: Verdict, drawn: list[Strip]) -> str:
+def render(verdict: Verdict, drawn: list[PictureStrip]) -> str:
     """Return the page as HTML: one file, no network, no scripts."""
     import jinja2
     from markupsafe import Markup

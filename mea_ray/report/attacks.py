@@ -35,15 +35,15 @@ def charts(curves_of_a_rung: Mapping[str, Sequence[tuple[int, float]]]) -> dict[
         Title to the lines in it by name, "" for the one named as the picture: at most ``curves.MAX_LINES``, those that
         end highest.
     """
-    found: dict[str, dict[str, Line]] = {}
+    panels: dict[str, dict[str, Line]] = {}
     for name, points in curves_of_a_rung.items():
         if points:
             title, of_several, line = name.rpartition(COMPONENT)
-            found.setdefault(title if of_several else name, {})[line if of_several else ""] = thinned(points, POINTS)
-    for title, lines in found.items():
+            panels.setdefault(title if of_several else name, {})[line if of_several else ""] = thinned(points, POINTS)
+    for title, lines in panels.items():
         highest = sorted(lines, key=lambda line: lines[line][-1][1], reverse=True)[: curves.MAX_LINES]
-        found[title] = {line: points for line, points in lines.items() if line in highest}
-    return found
+        panels[title] = {line: points for line, points in lines.items() if line in highest}
+    return panels
 
 
 def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
@@ -148,7 +148,7 @@ def clients(results: Sequence[TrialResult]) -> int:
 
 
 def bars(counts: Sequence[int], title: str) -> str:
-    """Draw a histogram as a tiny ``<svg>``, with its numbers in words for who does not see it."""
+    """Draw a histogram as a tiny ``<svg>``, with its numbers in words for readers who cannot see it."""
     if not counts:
         return tables.DASH
     width, height, most = 140.0, 28.0, max(max(counts), 1)

@@ -29,7 +29,7 @@ from mea_ray.verification.verdict import SEVERITY
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from mea_ray.calibration.measured import Measured
+    from mea_ray.calibration.measured import MeasuredModel
     from mea_ray.calibration.run import Calibration, Numbers
     from mea_ray.calibration.thresholds import Threshold
     from mea_ray.calibration.verdicts import VerdictCounts
@@ -121,12 +121,12 @@ def put_on_record(calibration: Calibration, target: Path, note: str = "") -> Non
     write_whole(target / RECORD, made.model_dump_json(indent=1) + "\n")
 
 
-def _slim(measured: Measured) -> Measured:
+def _slim(measured: MeasuredModel) -> MeasuredModel:
     """Return a measurement without what no table of a calibration shows."""
     report = measured.report
-    kept = {"wsr": report.wsr, "statistics": report.statistics, "key_ranks": report.key_ranks}
+    remaining = {"wsr": report.wsr, "statistics": report.statistics, "key_ranks": report.key_ranks}
     return measured.model_copy(
-        update={"report": ModelReport(accuracy=report.accuracy, fidelity=report.fidelity, **kept)}
+        update={"report": ModelReport(accuracy=report.accuracy, fidelity=report.fidelity, **remaining)}
     )
 
 
@@ -195,14 +195,14 @@ def render(folder: Path, part: str) -> str:
     from mea_ray.calibration.run import Calibration
 
     path = folder / CALIBRATION
-    found = read_record(Calibration, path)
-    if found is None:
+    calibration = read_record(Calibration, path)
+    if calibration is None:
         raise ArtifactError(
             f"{path} is no readable calibration; make it again with mea-ray calibrate --record {folder}"
         )
     headings, rows = {
-        "statistics": (STATISTIC_HEADINGS, statistic_rows(found)),
-        "verdicts": (VERDICT_HEADINGS, verdict_rows(found)),
+        "statistics": (STATISTIC_HEADINGS, statistic_rows(calibration)),
+        "verdicts": (VERDICT_HEADINGS, verdict_rows(calibration)),
     }[part]
     return table(headings, rows)
 

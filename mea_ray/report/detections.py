@@ -18,7 +18,7 @@ HEADINGS = {
     "point": "Setting",
     "detection": "Detection",
     "on": "Tried on",
-    "found": "Flagged classes",
+    "flagged": "Flagged classes",
     "measured": "Measured",
     "triggers": "Triggers on the stolen model",
 }
@@ -32,7 +32,7 @@ class DetectionRow:
     point: str
     detection: str
     on: str
-    found: str
+    flagged: str
     measured: str
     triggers: str
 
@@ -42,14 +42,14 @@ def lines(results: Sequence[TrialResult]) -> list[DetectionRow]:
     return [
         DetectionRow(
             point=label(result.point, seeds=True),
-            detection=setting({"name": found.detection.get("name", "")}),
-            on=ON[found.tried_on],
-            found=_found(found),
-            measured=_measured(found),
-            triggers=_triggers(found),
+            detection=setting({"name": detection.detection.get("name", "")}),
+            on=ON[detection.tried_on],
+            flagged=_flagged(detection),
+            measured=_measured(detection),
+            triggers=_triggers(detection),
         )
         for result in results
-        for found in result.detections
+        for detection in result.detections
     ]
 
 
@@ -57,10 +57,12 @@ def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     """Return the triggers of the first detections that have some: ``title``, and ``pictures`` of caption and uri."""
     pictured: list[dict[str, Any]] = []
     for result in results:
-        for found in result.detections:
-            drawn = [trigger for trigger in found.triggers if trigger.picture]  # a record keeps no pictures
+        for detection in result.detections:
+            drawn = [trigger for trigger in detection.triggers if trigger.picture]  # a record keeps no pictures
             if drawn and len(pictured) < STRIPS:
-                title = f"{label(result.point, seeds=True)}: {found.detection.get('name')}, {ON[found.tried_on]}"
+                title = (
+                    f"{label(result.point, seeds=True)}: {detection.detection.get('name')}, {ON[detection.tried_on]}"
+                )
                 strip = [
                     {
                         "caption": f"{trigger.label}, {trigger.norm:.1f} pixels",
@@ -72,18 +74,18 @@ def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     return pictured
 
 
-def _found(found: DetectionResult) -> str:
-    if not found.triggers and not {"candidates", "score"} & found.numbers.keys():
+def _flagged(detection: DetectionResult) -> str:
+    if not detection.triggers and not {"candidates", "score"} & detection.numbers.keys():
         return tables.DASH
-    named = ", ".join(found.flagged) or "none"
-    if found.target is None or found.tried_on == "null_model":
+    named = ", ".join(detection.flagged) or "none"
+    if detection.target is None or detection.tried_on == "null_model":
         return named
-    return f"{named} (the target is {found.target})"
+    return f"{named} (the target is {detection.target})"
 
 
-def _measured(found: DetectionResult) -> str:
+def _measured(detection: DetectionResult) -> str:
     """Return the few numbers that say most."""
-    numbers = found.numbers
+    numbers = detection.numbers
     rates = [f"{name.replace('_', ' ')} {tables.percent(numbers[name])}" for name in RATES if name in numbers]
     if "auc" in numbers:
         rates.append(f"AUC {numbers['auc']:.2f}")
@@ -100,7 +102,7 @@ def _measured(found: DetectionResult) -> str:
     return ", ".join(rates) or tables.DASH
 
 
-def _triggers(found: DetectionResult) -> str:
+def _triggers(detection: DetectionResult) -> str:
     """Return for how many held-out images the best triggers work on the stolen model."""
-    best = sorted(found.triggers, key=lambda trigger: trigger.on_substitute.rate, reverse=True)[:3]
+    best = sorted(detection.triggers, key=lambda trigger: trigger.on_substitute.rate, reverse=True)[:3]
     return ", ".join(f"{t.label} {tables.percent(t.on_substitute.rate)}" for t in best) or tables.DASH

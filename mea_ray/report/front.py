@@ -99,7 +99,7 @@ def marks(results: Sequence[TrialResult]) -> list[Mark]:
         return []
     judged, called = judge_rungs(results), _thieves(results)
     prefix = common_prefix(list(groups))
-    found = []
+    drawn = []
     for name, trials in groups.items():
         paid, (rank, keys) = costs(trials), _leak(trials)
         proved: dict[int, dict[str, list[bool]]] = {}
@@ -109,7 +109,7 @@ def marks(results: Sequence[TrialResult]) -> list[Mark]:
                     thieves = proved.setdefault(rung.budget, {})
                     thieves.setdefault(called[result.trial], []).append(judgement.verdict == "proved")
         for budget, thieves in sorted(proved.items()):
-            found.append(
+            drawn.append(
                 Mark(
                     name=name.removeprefix(prefix),
                     budget=budget,
@@ -121,7 +121,7 @@ def marks(results: Sequence[TrialResult]) -> list[Mark]:
                     proved={thief: (sum(each), len(each)) for thief, each in thieves.items()},
                 )
             )
-    return found
+    return drawn
 
 
 def _of_owner(result: TrialResult) -> str:
@@ -202,21 +202,21 @@ def figure(results: Sequence[TrialResult]) -> dict[str, Any] | None:
     """
     from markupsafe import Markup
 
-    found = marks(results)
-    most = max((mark.budget for mark in found), default=0)
-    shown = [mark for mark in found if mark.budget == most and mark.lost is not None][: curves.MAX_LINES]
-    if not shown:
+    all_marks = marks(results)
+    most = max((mark.budget for mark in all_marks), default=0)
+    selected = [mark for mark in all_marks if mark.budget == most and mark.lost is not None][: curves.MAX_LINES]
+    if not selected:
         return None
-    legend = [{"name": m.name, "colour": f"c{i}", "marker": curves.GLYPHS[i]} for i, m in enumerate(shown)]
-    return {"budget": f"{most:,}", "legend": legend, "svg": Markup(svg(shown, "front"))}
+    legend = [{"name": m.name, "colour": f"c{i}", "marker": curves.GLYPHS[i]} for i, m in enumerate(selected)]
+    return {"budget": f"{most:,}", "legend": legend, "svg": Markup(svg(selected, "front"))}
 
 
-def svg(shown: Sequence[Mark], identity: str) -> str:
+def svg(selected: Sequence[Mark], identity: str) -> str:
     """Draw marks with a known ``lost``, at most ``curves.MAX_LINES``; see ``curves.svg``."""
     with curves.style(identity):
         drawing = curves.new_figure((5.6, 3.6))
         axes = drawing.add_subplot()
-        for place, mark in enumerate(shown):
+        for place, mark in enumerate(selected):
             colour, marker, at = curves.COLOURS[place], curves.MARKERS[place], [mark.lost or 0.0] * 2
             axes.plot(at, [100 * mark.least[1], 100 * mark.power], color=colour, linewidth=1.4)
             axes.plot(at[:1], [100 * mark.power], color=colour, marker=marker, markersize=6, linestyle="none")
@@ -227,6 +227,6 @@ def svg(shown: Sequence[Mark], identity: str) -> str:
         curves.plain(axes)
         described = [
             f"{m.name}: {100 * m.power:.0f}% proved, at least {100 * m.least[1]:.0f}%, for {m.lost:.1f} points"
-            for m in shown
+            for m in selected
         ]
         return curves.as_svg(drawing, identity, "Marks by cost and proof", "; ".join(described))

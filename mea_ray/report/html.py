@@ -130,15 +130,15 @@ def _head(
     from markupsafe import Markup
 
     short = tables.with_short_points(results)
-    found = searches.found(search, short) if search is not None else None
+    best = searches.outcome(search, short) if search is not None else None
     changed = [(Markup("<code>%s</code>") % item.path, item.value, item.default) for item in settings.changed(short)]
     varied = [(Markup("<code>%s</code>") % item.path, item.value, item.default) for item in settings.varied(results)]
     return {
         "made": made(results, command),
         "summaries": verdict.summaries(results, judged),
         "selection": selection.sentence(results),
-        "found": found,
-        "found_lines": plain(found.lines) if found is not None else [],
+        "found": best,
+        "found_lines": plain(best.lines) if best is not None else [],
         "threshold": tables.percent(verdict.threshold(results), 0),
         "significance": f"{verdict.significance(results):g}",
         "setting_headings": ("Config path", "Values", "Default"),
@@ -357,22 +357,22 @@ def some(results: Sequence[TrialResult], only: Sequence[str]) -> list[TrialResul
             for end, text in wanted
         )
 
-    found = [
+    selected = [
         each for each in results if (not names or any(each.trial.startswith(name) for name in names)) and fits(each)
     ]
-    if not found:
+    if not selected:
         paths = ", ".join(dict.fromkeys(path for result in results for path in result.point)) or "none"
         raise ConfigError(
             f"no trial of {len(results):,} fits --only {' '.join(only)}; give the start of a trial's name (as in the "
             f"column trial of `mea-ray report FOLDER --csv`), or path=value of these: {paths}"
         )
-    return found
+    return selected
 
 
 def prices_of(folder: Path) -> PricesConfig | None:
     """Return the prices in ``sweep.yaml`` of a sweep's folder; None if it names none."""
-    found = _about(folder).get("prices")
-    return build(PricesConfig, found) if found else None
+    prices = _about(folder).get("prices")
+    return build(PricesConfig, prices) if prices else None
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -38,18 +38,18 @@ def values(
     """
     from markupsafe import Markup
 
-    found = points.point_results(results, judged)
-    in_order, front = points.ranked(found), points.front(found)
-    settings, short = points.importances(found), short_paths(points.paths_of(found))
-    shown = min(points.SHOWN, len(found) // 2)
+    ranked = points.point_results(results, judged)
+    in_order, front = points.ranked(ranked), points.front(ranked)
+    settings, short = points.importances(ranked), short_paths(points.paths_of(ranked))
+    edge = min(points.EDGE, len(ranked) // 2)
     return {
-        "points": len(found),
+        "points": len(ranked),
         "point_headings": POINT_HEADINGS,
-        "best": [point_line(point) for point in in_order[:shown]],
-        "worst": [point_line(point) for point in in_order[::-1][:shown]],
+        "best": [point_line(point) for point in in_order[:edge]],
+        "worst": [point_line(point) for point in in_order[::-1][:edge]],
         "best_marks": [point_line(point) for point in front[:FRONT_LINES]],
         "best_marks_more": more(len(front), FRONT_LINES),
-        "best_marks_svg": Markup(point_figures.front(found, front, "best-marks")),
+        "best_marks_svg": Markup(point_figures.front(ranked, front, "best-marks")),
         "bands": [
             {"title": title, "svg": Markup(point_figures.bands(results, metric, f"b-{metric}"))}
             for metric, title in curves.METRICS.items()
@@ -59,12 +59,12 @@ def values(
             (path, *(tables.DASH if value != value else tables.percent(value, 0) for value in of.values()))
             for path, of in settings
         ),
-        "parallel_svg": Markup(point_figures.parallel(found, [path for path, _ in settings], "parallel"))
+        "parallel_svg": Markup(point_figures.parallel(ranked, [path for path, _ in settings], "parallel"))
         if settings
         else "",
         "marginal_headings": points.MARGINAL_HEADINGS,
         "marginals": [
-            {"path": path, "lines": plain(line.cells for line in points.marginals(found, path))} for path in short
+            {"path": path, "lines": plain(line.cells for line in points.marginals(ranked, path))} for path in short
         ],
         "csv": CSV,
         "rungs": Markup(rung_table.as_json(table)),  # safe in a <script>
@@ -76,9 +76,9 @@ CSV = "report.csv"
 """Name of the file beside the page that holds its table of results."""
 
 
-def more(count: int, shown: int) -> str:
+def more(count: int, edge: int) -> str:
     """Return a sentence on lines that are left out; empty where none is."""
-    return f" The first {shown} of {count:,}." if count > shown else ""
+    return f" The first {edge} of {count:,}." if count > edge else ""
 
 
 def point_cells(point: PointResult) -> tuple[str, ...]:

@@ -43,11 +43,11 @@ def results_table(sweep: str, results: Sequence[TrialResult], budgets: Container
     prefix = common_prefix(list(groups))
     judged = judge_rungs(results)
     rows: list[Row] = []
-    shown: set[tuple[str, ...]] = set()
+    printed: set[tuple[str, ...]] = set()
     for name, trials in groups.items():
         owners = tuple(dict.fromkeys(trial.victim for trial in trials))
-        if owners not in shown:
-            shown.add(owners)
+        if owners not in printed:
+            printed.add(owners)
             rows += _owner_rows(sweep, trials)
         choices = _choices(trials[0].point) or name.removeprefix(prefix)
         who = "substitute" if name == "all trials" else f"substitute, {choices}"
@@ -268,5 +268,5 @@ def _with_papers(headings: Sequence[str], rows: Sequence[Row]) -> str:
     sources = list(dict.fromkeys(paper.source for _, paper in rows if paper is not None))
     if not sources:
         return table(headings, [cells for cells, _ in rows])
-    shown = [(*cells, paper.text() if paper is not None else "") for cells, paper in rows]
-    return f"{table((*headings, 'Paper'), shown)}\n\nPaper: {'; '.join(sources)}."
+    rows_with_paper = [(*cells, paper.text() if paper is not None else "") for cells, paper in rows]
+    return f"{table((*headings, 'Paper'), rows_with_paper)}\n\nPaper: {'; '.join(sources)}."

@@ -132,5 +132,5 @@ def _digest(path: Path) -> str | None:
 
 
 def _digest_of(svg: str) -> str | None:
-    found = re.search(r"<!-- drawn from ([0-9a-f]+) -->", svg)
-    return found[1] if found else None
+    match = re.search(r"<!-- drawn from ([0-9a-f]+) -->", svg)
+    return match[1] if match else None

@@ -49,11 +49,11 @@ def bands(results: Sequence[TrialResult], metric: str, identity: str) -> str:
             axes.plot(ends, shares[:, 2], color=colour, linewidth=2, marker="o", markersize=4)
         lowest = float(shares.min()) / 100 if len(shares) else 0.0
         curves.finish_axes(axes, sorted(at), metric, lowest, curves.references(results, metric))
-        said = ", ".join(
+        description = ", ".join(
             f"at {budget:,} queries median {np.median(at[budget]):.1%}, 5% below {np.percentile(at[budget], 5):.1%}"
             for budget in sorted(at)
         )
-        return curves.as_svg(figure, identity, curves.METRICS[metric], said or "nothing measured")
+        return curves.as_svg(figure, identity, curves.METRICS[metric], description or "nothing measured")
 
 
 def front(points: Sequence[PointResult], best: Sequence[PointResult], identity: str) -> str:
@@ -88,10 +88,10 @@ def front(points: Sequence[PointResult], best: Sequence[PointResult], identity: 
         axes.set_xlabel("accuracy that customers lose (points)", color=curves.MUTED, fontsize=9)
         axes.set_ylabel("WSR above the highest innocent model's (points)", color=curves.MUTED, fontsize=9)
         curves.plain(axes)
-        said = "; ".join(
+        description = "; ".join(
             f"{100 * (p.margin or 0):.1f} points for {100 * (p.gap or 0):.1f}: {p.name}" for p in best[:20]
         )
-        return curves.as_svg(figure, identity, "Proof against cost to customers", f"The front: {said}")
+        return curves.as_svg(figure, identity, "Proof against cost to customers", f"The front: {description}")
 
 
 def parallel(points: Sequence[PointResult], paths: Sequence[str], identity: str) -> str:
@@ -141,12 +141,12 @@ def parallel(points: Sequence[PointResult], paths: Sequence[str], identity: str)
         axes.set_xlim(-0.1, len(names) - 0.5)
         axes.set_ylim(-0.05, 1.12)
         axes.set_axis_off()
-        said = f"{len(drawn)} of {len(known)} points over {', '.join(names)}"
-        return curves.as_svg(figure, identity, "Parallel coordinates", said)
+        description = f"{len(drawn)} of {len(known)} points over {', '.join(names)}"
+        return curves.as_svg(figure, identity, "Parallel coordinates", description)
 
 
 def _scale(values: Sequence[Any]) -> tuple[Any, list[tuple[float, str]]]:
-    """Return where a value lies on an axis from 0 to 1, and the ticks of that axis."""
+    """Return the place of a value on an axis from 0 to 1, and the ticks of that axis."""
     numbers = [float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     if numbers and len(numbers) == len(values):
         low, high = min(numbers), max(numbers)

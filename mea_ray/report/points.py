@@ -21,7 +21,7 @@ from mea_ray.verification.verdict import SEVERITY, Verdict
 
 BINS = 6
 """Ranges that the values of a number with more than so many values are divided into, with as many points in each."""
-SHOWN = 5
+EDGE = 5
 """Best and worst points that are listed."""
 
 
@@ -69,11 +69,11 @@ def point_results(results: Sequence[TrialResult], judged: Judgements) -> list[Po
         judged: Judgements on all their substitutes.
     """
     short = short_paths(list(dict.fromkeys(path for result in results for path in result.point)))
-    found = []
+    results_by_point = []
     for trials in grouped(results).values():
         if any(last_rung(trial) is not None for trial in trials):
-            found.append(_point(trials, judged, short))
-    return found
+            results_by_point.append(_point(trials, judged, short))
+    return results_by_point
 
 
 def _point(trials: Sequence[TrialResult], judged: Judgements, short: Mapping[str, str]) -> PointResult:
@@ -208,7 +208,7 @@ def is_number(value: Any) -> bool:
 
 def marginals(points: Sequence[PointResult], path: str) -> list[Marginal]:
     """Return one line for each level of a setting; the most frequent ``2 * BINS`` of names with many values."""
-    found = [
+    drawn = [
         Marginal(
             value,
             len(part),
@@ -216,9 +216,9 @@ def marginals(points: Sequence[PointResult], path: str) -> list[Marginal]:
         )
         for value, part in levels(points, path).items()
     ]
-    if len(found) <= 2 * BINS:
-        return found
-    return sorted(found, key=lambda line: line.points, reverse=True)[: 2 * BINS]
+    if len(drawn) <= 2 * BINS:
+        return drawn
+    return sorted(drawn, key=lambda line: line.points, reverse=True)[: 2 * BINS]
 
 
 OBJECTIVES: Mapping[str, Callable[[PointResult], float | None]] = {
@@ -254,8 +254,8 @@ def importance(points: Sequence[PointResult], path: str, objective: Callable[[Po
 
 def importances(points: Sequence[PointResult]) -> list[tuple[str, dict[str, float]]]:
     """Return for each setting its importance for each of ``OBJECTIVES``, the most important for WSR first."""
-    found = [
+    by_path = [
         (path, {name: importance(points, path, objective) for name, objective in OBJECTIVES.items()})
         for path in paths_of(points)
     ]
-    return sorted(found, key=lambda line: -max((v for v in line[1].values() if v == v), default=0.0))
+    return sorted(by_path, key=lambda line: -max((v for v in line[1].values() if v == v), default=0.0))

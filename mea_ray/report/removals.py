@@ -66,13 +66,13 @@ class Loss:
 
 def losses(trials: Sequence[TrialResult]) -> list[Loss]:
     """Return what each removal took of each kind of model, in the order of the config."""
-    found: dict[tuple[str, str], list[tuple[str, int, RemovalResult]]] = {}
+    groups: dict[tuple[str, str], list[tuple[str, int, RemovalResult]]] = {}
     for trial in trials:
         for position, result in enumerate(trial.removals):
-            group = found.setdefault((setting(result.removal), result.tried_on), [])
+            group = groups.setdefault((setting(result.removal), result.tried_on), [])
             group.append((trial.trial, position, result))
     table = []
-    for (removal, on), group in found.items():
+    for (removal, on), group in groups.items():
         results = [result for _, _, result in group]
         gone = [r.before.wsr.rate - r.after.wsr.rate for r in results if r.before.wsr and r.after.wsr]
         table.append(

@@ -29,7 +29,7 @@ GAP = 4
 
 
 @dataclass(frozen=True)
-class Strip:
+class PictureStrip:
     """A row of pictures.
 
     Attributes:
@@ -75,14 +75,14 @@ def strip_png(images: Images) -> tuple[bytes, int]:
     return buffer.getvalue(), drawn.width
 
 
-def strip(images: Images, caption: str, count: int = PER_STRIP) -> Strip:
+def strip(images: Images, caption: str, count: int = PER_STRIP) -> PictureStrip:
     """Return the first ``count`` images as a strip."""
     data, width = strip_png(images[:count])
     uri = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
-    return Strip(caption, f"{len(images[:count])} pictures: {caption}", uri, width)
+    return PictureStrip(caption, f"{len(images[:count])} pictures: {caption}", uri, width)
 
 
-def strips(samples: WatermarkSamples, class_names: Sequence[str], count: int = PER_STRIP) -> list[Strip]:
+def strips(samples: WatermarkSamples, class_names: Sequence[str], count: int = PER_STRIP) -> list[PictureStrip]:
     """Return strips of clean sources per class, of watermark samples, and of every other geometry.
 
     Args:
@@ -116,7 +116,7 @@ class Gallery:
     """The pictures of one victim, or why there are none."""
 
     victim: str
-    strips: list[Strip]
+    strips: list[PictureStrip]
     missing: str = ""
 
 
@@ -161,7 +161,7 @@ def _as_it_was_run(result: TrialResult, folder: Path | None) -> ExperimentConfig
     return build(ExperimentConfig, result.config) if own is None else load_stored(own)
 
 
-def _from_artifact(result: TrialResult, storage: str | Path | None, folder: Path | None) -> list[Strip]:
+def _from_artifact(result: TrialResult, storage: str | Path | None, folder: Path | None) -> list[PictureStrip]:
     from mea_ray.experiment.artifacts import Store
 
     # Whether it is there is asked first: to read data and key, and to build a config, takes torch.

@@ -16,12 +16,12 @@ from mea_ray.results.points import label
 from mea_ray.results.records import TrialResult
 from mea_ray.sweep.objective import best, violation
 
-SHOWN = 20
+MAX_LINES = 20
 _WHOLE = {"queries"}
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchOutcome:
     """What a search found. Texts are ready to be shown.
 
     Attributes:
@@ -44,7 +44,7 @@ def search_of(folder: Path) -> SearchConfig | None:
     return search if search.adaptive or search.constraints else None
 
 
-def found(search: SearchConfig, results: Sequence[TrialResult]) -> Found | None:
+def outcome(search: SearchConfig, results: Sequence[TrialResult]) -> SearchOutcome | None:
     """Return the best trials by their last rung; None before a trial has one."""
     ended = [(result, rung) for result in results if (rung := last_rung(result)) is not None]
     if not ended:
@@ -62,12 +62,12 @@ def found(search: SearchConfig, results: Sequence[TrialResult]) -> Found | None:
     title += ", on validation images" if held_out == "validation" else ", on test images: report other seeds"
     if search.constraints:
         title += f"; {infeasible} out of bounds"
-    return Found(
+    return SearchOutcome(
         title=title,
         headings=("Setting", *names),
         lines=tuple(
             (label(full[place][0].point, seeds=True), *(_text(name, numbers[place][name]) for name in names))
-            for place in places[:SHOWN]
+            for place in places[:MAX_LINES]
         ),
     )
 

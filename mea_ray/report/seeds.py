@@ -71,10 +71,10 @@ def lines(results: Sequence[TrialResult], judged: tables.Judgements | None = Non
 def counted(judgements: Sequence[Judgement]) -> str:
     """Return how many trials have each verdict, worst first; the verdict alone where it is that of all."""
     counts = Counter(judgement.verdict for judgement in judgements)
-    found = [(verdict, counts[verdict]) for verdict in SEVERITY if verdict in counts]
-    if len(found) == 1:
-        return found[0][0]
-    return ", ".join(f"{count} {verdict}" for verdict, count in found) or tables.DASH
+    named = [(verdict, counts[verdict]) for verdict in SEVERITY if verdict in counts]
+    if len(named) == 1:
+        return named[0][0]
+    return ", ".join(f"{count} {verdict}" for verdict, count in named) or tables.DASH
 
 
 def _interval(point: curves.Point | None) -> str:

@@ -40,16 +40,17 @@ class Chosen:
 
 def sentence(results: Sequence[TrialResult]) -> str | None:
     """Say on what the settings were chosen; None where the results say nothing about it."""
-    found = results[0].selection
-    if found is None:
+    selection = results[0].selection
+    if selection is None:
         return None
-    limits = "".join(f", {name} at most {limit:g}" for name, limit in found.constraints.items())
-    way = "largest" if found.mode == "max" else "smallest"
-    how = f"by the {way} {found.metric}{limits} on {found.data} images, development seeds {ranges(found.seeds)}"
-    if not found.sweep:
+    limits = "".join(f", {name} at most {limit:g}" for name, limit in selection.constraints.items())
+    way = "largest" if selection.mode == "max" else "smallest"
+    seeds = ranges(selection.seeds)
+    how = f"by the {way} {selection.metric}{limits} on {selection.data} images, development seeds {seeds}"
+    if not selection.sweep:
         return f"Settings are chosen here, {how}. These are no results to report."
     own = sorted({seed for result in results for seed in seeds_of(result)})
-    return f"Settings were chosen in the sweep {found.sweep}, {how}; reported on test images, seeds {ranges(own)}."
+    return f"Settings were chosen in the sweep {selection.sweep}, {how}; reported on test images, seeds {ranges(own)}."
 
 
 def seeds_of(result: TrialResult) -> set[int]:
@@ -76,8 +77,8 @@ def chosen(results: Sequence[TrialResult]) -> list[Chosen]:
     A setting is a point of the sweep without its seeds. Its metric is the mean over these; a setting that is beyond a
     constraint in the mean is not chosen.
     """
-    found = results[0].selection
-    if found is None or found.sweep:
+    selection = results[0].selection
+    if selection is None or selection.sweep:
         return []
     tried: dict[str, dict[str, list[dict[str, float]]]] = {}
     for result in results:
@@ -86,7 +87,7 @@ def chosen(results: Sequence[TrialResult]) -> list[Chosen]:
             scheme = str(result.config.get("victim", {}).get("watermark", {}).get("name", ""))
             settings = tried.setdefault(scheme, {})
             settings.setdefault(label(result.point), []).append(trial_metrics(result, rung))
-    return [_best(found, scheme, settings) for scheme, settings in tried.items()]
+    return [_best(selection, scheme, settings) for scheme, settings in tried.items()]
 
 
 def _best(by: SelectionRecord, scheme: str, settings: Mapping[str, Sequence[Mapping[str, float]]]) -> Chosen:

@@ -67,13 +67,13 @@ def lines(results: Sequence[TrialResult]) -> list[StatisticRow]:
     return table
 
 
-def _row(queries: str, found: Separation) -> StatisticRow:
+def _row(queries: str, separation: Separation) -> StatisticRow:
     return StatisticRow(
         queries=queries,
-        statistic=found.statistic,
-        innocent=f"{found.innocent:,}",
-        stolen=f"{found.stolen:,}",
-        tpr_at_0=percent(found.tpr_at_0, 0),
-        tpr_at_1=percent(found.tpr_at_1, 0),
-        auc=f"{found.auc:.3f}",
+        statistic=separation.statistic,
+        innocent=f"{separation.innocent:,}",
+        stolen=f"{separation.stolen:,}",
+        tpr_at_0=percent(separation.tpr_at_0, 0),
+        tpr_at_1=percent(separation.tpr_at_1, 0),
+        auc=f"{separation.auc:.3f}",
     )

@@ -150,8 +150,8 @@ def rows(results: Sequence[TrialResult], judged: Judgements | None = None) -> li
             if judgement is None:
                 table.append(_row(result, rung, point, None, DASH, "mixed"))
             else:
-                found = judgement.p_value, judgement.text, tone_of(judgement.verdict)
-                table.append(_row(result, rung, point, *found))
+                judged_as = judgement.p_value, judgement.text, tone_of(judgement.verdict)
+                table.append(_row(result, rung, point, *judged_as))
         stolen: dict[int, list[RungResult]] = {}
         for rung in result.stolen_nulls:
             stolen.setdefault(rung.budget, []).append(rung)
@@ -180,8 +180,8 @@ def _row(result: TrialResult, rung: RungResult, point: str, p_value: float | Non
 def _control_row(result: TrialResult, rungs: Sequence[RungResult], point: str) -> Row:
     """Return the line of the null models that were stolen with one budget: means, and how many would be accused."""
     if len(rungs) == 1:
-        point, found = f"{point}: null model stolen", control_verdict(result, rungs[0].report)
-        return replace(_row(result, rungs[0], point, None, *found), control=True)
+        point, judged_as = f"{point}: null model stolen", control_verdict(result, rungs[0].report)
+        return replace(_row(result, rungs[0], point, None, *judged_as), control=True)
     reports = [rung.report for rung in rungs]
     falsely = sum(accused(result, report) for report in reports)
     rates = [report.wsr.rate for report in reports if report.wsr is not None]
@@ -222,9 +222,9 @@ class Cost:
 
 def costs(results: Sequence[TrialResult]) -> list[Cost]:
     """Return one entry per distinct victim, in the order of first appearance."""
-    found: dict[str, Cost] = {}
+    by_victim: dict[str, Cost] = {}
     for result in results:
-        if result.victim in found:
+        if result.victim in by_victim:
             continue
         victim, nulls = result.victim_report, result.null_reports
         sources = {
@@ -232,7 +232,7 @@ def costs(results: Sequence[TrialResult]) -> list[Cost]:
             for name, value in victim.source_accuracy.items()
         }
         own = {p: v for p, v in result.point.items() if p.split(".")[0] in {"data", "splits", "victim"}}
-        found[result.victim] = Cost(
+        by_victim[result.victim] = Cost(
             victim=result.victim,
             point=label(own, seeds=True) if own else "",
             accuracy=victim.accuracy,
@@ -243,4 +243,4 @@ def costs(results: Sequence[TrialResult]) -> list[Cost]:
             null_target_probability=mean([null.source_target_probability for null in nulls]),
             source_accuracy=sources,
         )
-    return list(found.values())
+    return list(by_victim.values())

@@ -145,7 +145,7 @@ def _lines(row: tables.Row, rows: Sequence[tables.Row], width: int) -> int:
     return max(1 if len(row.point) <= room else ceil((len(row.point) + 8) / room), words)  # 8: words are not broken
 
 
-def points_table(found: Sequence[points.PointResult], width: int) -> RichTable:
+def points_table(ranking: Sequence[points.PointResult], width: int) -> RichTable:
     """Return the table of the best and the worst points of a sweep of many, in at most ``TABLE_LINES`` lines."""
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False, title="The best and the worst points", title_justify="left")
     columns = (0, 1, 2, 4) if width < NARROW else tuple(range(len(many.POINT_HEADINGS)))
@@ -157,7 +157,7 @@ def points_table(found: Sequence[points.PointResult], width: int) -> RichTable:
             ratio=1 if place == 0 else None,
             no_wrap=place > 0,
         )
-    in_order = points.ranked(found)
+    in_order = points.ranked(ranking)
     listed = [many.point_cells(point) for point in in_order]
     others = 0
     for place in columns[1:]:
@@ -166,8 +166,8 @@ def points_table(found: Sequence[points.PointResult], width: int) -> RichTable:
     room = max(width - others - 3, 12)
     longest = max((len(cells[0]) for cells in listed), default=0)
     lines = 1 if longest <= room else ceil((longest + 20) / room)  # 20: words are not broken
-    shown = max(1, min(points.SHOWN, len(in_order) // 2, (TABLE_LINES - HEAD_LINES - 2) // (2 * lines)))
-    for place_of_part, part in enumerate((in_order[:shown], in_order[-shown:])):
+    edge = max(1, min(points.EDGE, len(in_order) // 2, (TABLE_LINES - HEAD_LINES - 2) // (2 * lines)))
+    for place_of_part, part in enumerate((in_order[:edge], in_order[-edge:])):
         if place_of_part:
             table.add_section()
         for point in part:
@@ -177,7 +177,7 @@ def points_table(found: Sequence[points.PointResult], width: int) -> RichTable:
     return table
 
 
-def importance_table(found: Sequence[points.PointResult]) -> RichTable:
+def importance_table(ranking: Sequence[points.PointResult]) -> RichTable:
     """Return the table of how much each setting matters, the most important first."""
     table = RichTable(
         box=SIMPLE_HEAD,
@@ -187,8 +187,8 @@ def importance_table(found: Sequence[points.PointResult]) -> RichTable:
     )
     for place, heading in enumerate(("Setting", *points.OBJECTIVES)):
         table.add_column(heading.replace(" ", "\n", 1), justify="right" if place else "left", overflow="fold")
-    short = short_paths(points.paths_of(found))
-    for path, of in points.importances(found)[:SOME]:
+    short = short_paths(points.paths_of(ranking))
+    for path, of in points.importances(ranking)[:SOME]:
         texts = (tables.DASH if value != value else tables.percent(value, 0) for value in of.values())
         table.add_row(escape(short[path]), *texts)
     return table
@@ -274,12 +274,12 @@ def chosen_table(lines: Sequence[selection.Chosen]) -> RichTable:
     return table
 
 
-def found_table(found: search.Found) -> RichTable:
+def outcome_table(outcome: search.SearchOutcome) -> RichTable:
     """Return the table of the best trials of a search."""
-    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, title=escape(found.title), title_justify="left")
-    for place, heading in enumerate(found.headings):
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, title=escape(outcome.title), title_justify="left")
+    for place, heading in enumerate(outcome.headings):
         table.add_column(heading, justify="right" if place else "left", overflow="fold", no_wrap=place > 0)
-    for line in found.lines:
+    for line in outcome.lines:
         table.add_row(*map(escape, line))
     return table
 
@@ -306,16 +306,16 @@ def print_results(
     judged = evidence.JudgedSweep.of(sweep or results) if judged is None else judged
     short = tables.with_short_points(results)
     if tables.is_many(results):
-        found = points.point_results(short, judged.rungs)
-        console.print(points_table(found, console.width))
-        if points.paths_of(found):
-            console.print(importance_table(found))
+        ranking = points.point_results(short, judged.rungs)
+        console.print(points_table(ranking, console.width))
+        if points.paths_of(ranking):
+            console.print(importance_table(ranking))
     else:
         _print_rows(console, tables.rows(_by_short_paths(short), judged.rungs))
         _print_some(console, means_table, seeds.lines(short, judged.rungs))
-    best = search.found(sought, short) if sought is not None else None
+    best = search.outcome(sought, short) if sought is not None else None
     if best is not None:
-        console.print(found_table(best))
+        console.print(outcome_table(best))
     _print_some(console, statistics_table, statistics.lines(short))
     _print_some(console, removals_table, removals.lines(short, judged.removals))
     _print_some(console, detections_table, detections.lines(short))
@@ -349,10 +349,10 @@ def _by_short_paths(results: Sequence[TrialResult]) -> list[TrialResult]:
 
 
 def _print_rows(console: Console, rows: Sequence[tables.Row]) -> None:
-    shown = fitting(rows, console.width)
-    console.print(results_table(shown, console.width))
-    if len(shown) < len(rows):
-        console.print(f"{len(shown)} of {len(rows):,} lines; all are in the report")
+    fitted = fitting(rows, console.width)
+    console.print(results_table(fitted, console.width))
+    if len(fitted) < len(rows):
+        console.print(f"{len(fitted)} of {len(rows):,} lines; all are in the report")
 
 
 LineT = TypeVar("LineT")

@@ -1,4 +1,4 @@
-"""What the trials say, in plain sentences: the first thing that a reader of the report meets."""
+"""What the trials say, in plain sentences, at the top of the report."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ class Summary:
     @property
     def parts(self) -> list[tuple[str, list[Finding]]]:
         """The findings by ``PARTS``, each with its heading; empty parts are left out."""
-        found = [(PARTS[part], [each for each in self.findings if each.part == part]) for part in PARTS]
-        return [(heading, own) for heading, own in found if own]
+        groups = [(PARTS[part], [each for each in self.findings if each.part == part]) for part in PARTS]
+        return [(heading, own) for heading, own in groups if own]
 
 
 def summaries(results: Sequence[TrialResult], judged: Judgements | None = None) -> list[Summary]:
@@ -206,7 +206,7 @@ def _named_groups(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]
 def _reasons(groups: Mapping[str, Sequence[TrialResult]], judged: Judgements) -> list[Finding]:
     """Give the reasons for the worst verdict; of several reasons why a mark is not specific, the first only."""
     ends = {name: _ends(trials, judged) for name, trials in groups.items()}
-    worst = {name: _worst(found) for name, found in ends.items() if found}
+    worst = {name: _worst(all_findings) for name, all_findings in ends.items() if all_findings}
     if not worst:
         return []
     name = min(worst, key=lambda each: SEVERITY.index(worst[each].verdict))
@@ -262,8 +262,8 @@ def _cleaning(results: Sequence[TrialResult], judged: Judgements) -> list[Findin
     plain = thieves.pop(PLAIN, [])
     if not plain:
         return []
-    found = [_cleaned(how, plain, thief, threshold(results)) for how, thief in thieves.items()]
-    return sorted(found, key=lambda each: ("bad", "mixed", "good").index(each.tone))
+    cleanings = [_cleaned(how, plain, thief, threshold(results)) for how, thief in thieves.items()]
+    return sorted(cleanings, key=lambda each: ("bad", "mixed", "good").index(each.tone))
 
 
 def _cleaned(
@@ -315,8 +315,8 @@ def _cost(results: Sequence[TrialResult]) -> list[Finding]:
 
 def _given_away(results: Sequence[TrialResult]) -> list[Finding]:
     """Say what the answers give away; of several victims, that of the one that gives away most."""
-    found = [Finding(*sentence, "undone") for sentence in map(leaning.sentence, results) if sentence is not None]
-    return found if not found else [min(found, key=lambda each: ("bad", "mixed", "good").index(each.tone))]
+    findings = [Finding(*sentence, "undone") for sentence in map(leaning.sentence, results) if sentence is not None]
+    return findings if not findings else [min(findings, key=lambda each: ("bad", "mixed", "good").index(each.tone))]
 
 
 def _all_innocent(results: Sequence[TrialResult]) -> list[tuple[TrialResult, ModelReport]]:
@@ -374,17 +374,19 @@ def _magnitude(results: Sequence[TrialResult]) -> list[Finding]:
     """Say how rare the WSR of the stolen models would be among innocent ones, by the fit that extrapolates."""
     if is_many(results):  # two fits for each trial; of thousands, some are always unremarkable
         return []
-    found = [
+    findings = [
         (probability, result)
         for result in results
         if (rung := last_rung(result)) is not None
         and (probability := evidence.magnitude(result, rung.report, rung.budget)) is not None
     ]
-    if not found:
+    if not findings:
         return []
-    probability, result = max(found, key=lambda each: each[0])
+    probability, result = max(findings, key=lambda each: each[0])
     fitted = len(result.null_reports) + sum(1 for each in result.stolen_nulls if each.budget == result.rungs[-1].budget)
-    which = "the stolen model's WSR" if len(found) == 1 else f"the least remarkable WSR of {len(found)} stolen models"
+    which = (
+        "the stolen model's WSR" if len(findings) == 1 else f"the least remarkable WSR of {len(findings)} stolen models"
+    )
     return [
         Finding(
             f"By a beta-binomial fitted to {fitted} innocent models, {which} has a probability of "
@@ -405,7 +407,7 @@ def _theft(name: str, trials: Sequence[TrialResult], judged: Judgements) -> Find
         for rung in sorted(trial.rungs, key=lambda each: each.budget):
             if (trial.trial, rung.budget) in judged:
                 by_budget.setdefault(rung.budget, []).append(judged[trial.trial, rung.budget])
-    verdicts = {budget: _worst(found) for budget, found in sorted(by_budget.items())}
+    verdicts = {budget: _worst(findings) for budget, findings in sorted(by_budget.items())}
     listed = "; ".join(f"{budget:,} queries: {judgement.verdict}" for budget, judgement in verdicts.items())
     text = (
         f"{name + ': a' if name else 'A'} substitute bought with {max(verdicts, default=ends[-1].budget):,} queries "

@@ -108,11 +108,11 @@ def _differing(values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return of each mapping the entries in which the mappings differ, those of inner mappings included."""
     differing: list[dict[str, Any]] = [{} for _ in values]
     for key in dict.fromkeys(key for value in values for key in value):
-        found = [value[key] for value in values if key in value]
-        if len(found) == len(values) and all(each == found[0] for each in found):
+        nested = [value[key] for value in values if key in value]
+        if len(nested) == len(values) and all(each == nested[0] for each in nested):
             continue
-        inner = len(found) == len(values) and all(isinstance(each, Mapping) for each in found)
-        parts: list[Any] = list(_differing(found)) if inner else found
+        inner = len(nested) == len(values) and all(isinstance(each, Mapping) for each in nested)
+        parts: list[Any] = list(_differing(nested)) if inner else nested
         for place, part in zip((p for p, value in enumerate(values) if key in value), parts, strict=True):
             if part != {}:
                 differing[place][key] = part

@@ -170,8 +170,8 @@ class ServiceClient:
             raise ServiceUnavailable(f"the ledger of service {self.service!r} does not answer: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in self.__dict__.items() if name != "_turn"}
-        return {**kept, "_ledger": None, "_handles": {}}
+        state = {name: value for name, value in self.__dict__.items() if name != "_turn"}
+        return {**state, "_ledger": None, "_handles": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _turn=threading.RLock())

@@ -215,8 +215,8 @@ class VictimService:
                 ray.get(handle.settle.remote())
             except RayError:  # what it answered was noted, or it is asked again
                 continue
-        found: ClientLog = answer_of("the ledger", self.ledger.seen.remote(self.secret, client))
-        return found
+        log: ClientLog = answer_of("the ledger", self.ledger.seen.remote(self.secret, client))
+        return log
 
     def watch(self, notify: Callable[[str], None]) -> Watch:
         """Report when a replica or the ledger died and is up again, see `Watch`; `stop` ends that."""

@@ -237,10 +237,10 @@ class FileLease(Lease):
     def _newest(self) -> int | None:
         pattern = re.compile(re.escape(self.name) + r"\.(\d+)")
         try:
-            found = [int(match[1]) for path in self.folder.iterdir() if (match := pattern.fullmatch(path.name))]
+            numbers = [int(match[1]) for path in self.folder.iterdir() if (match := pattern.fullmatch(path.name))]
         except FileNotFoundError:
             return None
-        return max(found, default=None)
+        return max(numbers, default=None)
 
     def _is_dead(self, path: Path) -> bool:
         holder = _read(path)

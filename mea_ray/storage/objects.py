@@ -19,7 +19,7 @@ PART = ".part"
 """End of the names of files that are being written aside."""
 
 
-class Found(NamedTuple):
+class ObjectInfo(NamedTuple):
     """A file of a remote storage: its size in bytes, and when it was written, in nanoseconds by the storage's clock."""
 
     size: int
@@ -43,33 +43,33 @@ def upload(system: Any, path: str, file: Path) -> None:
         shutil.copyfileobj(source, sink, 1 << 20)
 
 
-def download(system: Any, path: str, file: Path, found: Found) -> None:
+def download(system: Any, path: str, file: Path, entry: ObjectInfo) -> None:
     """Copy a file here, aside first; it gets the time of the remote one, by which a later look knows it again."""
     aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         with system.open_input_stream(path) as source, aside.open("wb") as sink:
             shutil.copyfileobj(source, sink, 1 << 20)
-        os.utime(aside, ns=(found.written_ns, found.written_ns))
+        os.utime(aside, ns=(entry.written_ns, entry.written_ns))
         aside.replace(file)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def look(system: Any, path: str) -> Found | None:
+def look(system: Any, path: str) -> ObjectInfo | None:
     """Return what is known of a file; None if it is missing, or a folder."""
     from pyarrow import fs
 
     info = system.get_file_info(path)
-    return _found(info) if info.type == fs.FileType.File else None
+    return _info(info) if info.type == fs.FileType.File else None
 
 
-def listing(system: Any, folder: str, *, recursive: bool = True) -> dict[str, Found]:
+def listing(system: Any, folder: str, *, recursive: bool = True) -> dict[str, ObjectInfo]:
     """Return the files of a folder by their path in it; none if it is missing, and none that is being written."""
     from pyarrow import fs
 
     infos = system.get_file_info(fs.FileSelector(folder, recursive=recursive, allow_not_found=True))
     return {
-        os.path.relpath(info.path, folder): _found(info)
+        os.path.relpath(info.path, folder): _info(info)
         for info in infos
         if info.type == fs.FileType.File and not info.base_name.endswith(PART)
     }
@@ -90,8 +90,8 @@ def delete_object(system: Any, path: str) -> None:
         system.delete_file(path)
 
 
-def _found(info: Any) -> Found:
-    return Found(int(info.size), int(info.mtime_ns or 0))
+def _info(info: Any) -> ObjectInfo:
+    return ObjectInfo(int(info.size), int(info.mtime_ns or 0))
 
 
 @contextlib.contextmanager

@@ -150,10 +150,10 @@ class Storage:
             return (self.root / relative).is_file()
 
         def fetch() -> bool:
-            found = objects.look(*self._at(relative))
-            if found is not None:
-                self._fetch(relative, found)
-            return found is not None
+            entry = objects.look(*self._at(relative))
+            if entry is not None:
+                self._fetch(relative, entry)
+            return entry is not None
 
         return patiently(fetch, self.root / relative)
 
@@ -172,12 +172,12 @@ class Storage:
             return self.pull(relative, last=last)
 
         def fetch() -> bool:
-            found = objects.listing(*self._at(relative))
-            if not found or (last is not None and last not in found):
+            files = objects.listing(*self._at(relative))
+            if not files or (last is not None and last not in files):
                 return False
-            wanted = [name for name in found if only is None or name.rpartition("/")[2] == only]
+            wanted = [name for name in files if only is None or name.rpartition("/")[2] == only]
             for name in sorted(wanted, key=lambda each: each == last):
-                self._fetch(f"{relative}/{name}", found[name])
+                self._fetch(f"{relative}/{name}", files[name])
             return True
 
         return patiently(fetch, self.root / relative)
@@ -240,11 +240,11 @@ class Storage:
             return
         system, root = self.remote
         folder, path = f"{root}/{relative}.d", self.root / relative
-        found = objects.listing(system, folder, recursive=False)
+        files = objects.listing(system, folder, recursive=False)
         whole = segments.name(0, path.stat().st_size)
-        if len(found) > 1 and whole not in found:
+        if len(files) > 1 and whole not in files:
             objects.upload(system, f"{folder}/{whole}", path)
-            for name in found:
+            for name in files:
                 objects.delete_object(system, f"{folder}/{name}")
 
     def claim_cache(self, relative: str, *, make: bool = False) -> str:
@@ -263,12 +263,12 @@ class Storage:
         if self.remote is None:
             return ""
         system, path = self._at(f"{relative}/{IDENTITY}")
-        found = patiently(partial(objects.read_object, system, path), self.root / relative)
-        if found is None and not make:
+        owner = patiently(partial(objects.read_object, system, path), self.root / relative)
+        if owner is None and not make:
             self.discard_cache(relative)
             return ""
-        identity = uuid.uuid4().hex if found is None else found.decode().strip()
-        if found is None:
+        identity = uuid.uuid4().hex if owner is None else owner.decode().strip()
+        if owner is None:
             patiently(partial(objects.write_object, system, path, identity.encode()), self.root / relative)
         self.adopt_cache(relative, identity)
         return identity
@@ -347,15 +347,15 @@ class Storage:
         system, root = self.remote
         return system, f"{root}/{relative}"
 
-    def _fetch(self, relative: str, found: objects.Found) -> None:
+    def _fetch(self, relative: str, entry: objects.ObjectInfo) -> None:
         """Copy one remote file here, unless what is here was copied from it or to it."""
         file = self.path(relative)
         if file.exists():
             size, changed_ns = state = _state(file)
-            if size == found.size and (changed_ns == found.written_ns or self._same.get(relative) == state):
+            if size == entry.size and (changed_ns == entry.written_ns or self._same.get(relative) == state):
                 self._same[relative] = state
                 return
-        objects.download(*self._at(relative), file, found)
+        objects.download(*self._at(relative), file, entry)
         self._same[relative] = _state(file)
 
 
@@ -386,8 +386,8 @@ def _check_name(location: str) -> None:
     try:
         location.encode()
     except UnicodeEncodeError:
-        shown = location.encode(errors="backslashreplace").decode()
-        raise ConfigError(f"storage={shown} is not UTF-8; give another (storage=...)") from None
+        readable = location.encode(errors="backslashreplace").decode()
+        raise ConfigError(f"storage={readable} is not UTF-8; give another (storage=...)") from None
     if "\0" in location:
         raise ConfigError(f"storage={location!r} holds a zero byte; give another (storage=...)")
 

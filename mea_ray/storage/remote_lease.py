@@ -132,20 +132,20 @@ class RemoteLease(Lease):
     def _claims(self) -> dict[str, dict[str, Any]]:
         from pyarrow import fs
 
-        found: dict[str, dict[str, Any]] = {}
+        claims: dict[str, dict[str, Any]] = {}
         for info in self.system.get_file_info(fs.FileSelector(self.folder, allow_not_found=True)):
             if info.base_name.endswith(PART):
                 continue
             try:
                 with self.system.open_input_stream(info.path) as file:
                     claim = json.loads(file.read())
-                    found[info.base_name] = {**claim, "active": bool(claim["active"]), "epoch": int(claim["epoch"])}
+                    claims[info.base_name] = {**claim, "active": bool(claim["active"]), "epoch": int(claim["epoch"])}
             except FileNotFoundError:
                 continue  # withdrawn meanwhile
             except (ValueError, KeyError, TypeError):
                 # Half-written, on a file system that shows it: one that is being made.
-                found[info.base_name] = {"active": False, "epoch": sys.maxsize}
-        return found
+                claims[info.base_name] = {"active": False, "epoch": sys.maxsize}
+        return claims
 
 
 def _epoch(claim: dict[str, Any]) -> int:

@@ -20,11 +20,11 @@ def missing(names: Iterable[str], here: int) -> list[tuple[int, str]]:
         names: All segments. Some may hold the same bytes, where a process was killed while it merged them.
         here: Bytes that are here already.
     """
-    found = sorted((int(match[1]), int(match[2])) for each in names if (match := _NAME.fullmatch(each)))
+    ranges = sorted((int(match[1]), int(match[2])) for each in names if (match := _NAME.fullmatch(each)))
     chosen: list[tuple[int, str]] = []
     while True:
         # Of those that begin at or before the end of what is here, the one that reaches furthest.
-        start, end = max(((s, e) for s, e in found if s <= here < e), key=lambda each: each[1], default=(0, 0))
+        start, end = max(((s, e) for s, e in ranges if s <= here < e), key=lambda each: each[1], default=(0, 0))
         if end <= here:
             return chosen
         chosen.append((start, name(start, end)))

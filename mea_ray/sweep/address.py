@@ -38,7 +38,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Address:
+class ClusterAddress:
     """An address of a Ray cluster.
 
     Attributes:
@@ -53,7 +53,7 @@ class Address:
         return f"{self.source}={self.value}"
 
 
-def check(given: str | None) -> Address | None:
+def check(given: str | None) -> ClusterAddress | None:
     """Return the cluster to use; None for a Ray of our own on this machine. Takes no longer than ``CONNECT_S``.
 
     Without ``given`` neither ``RAY_ADDRESS`` nor the file that an earlier ``ray start`` left is looked at.
@@ -69,7 +69,7 @@ def check(given: str | None) -> Address | None:
     if given is None or given == "local":
         _check_temp_folder()
         return None
-    address = _current_cluster() if given == "auto" else Address(given, "--address")
+    address = _current_cluster() if given == "auto" else ClusterAddress(given, "--address")
     host, port = _host_and_port(address)
     _check_answer(address, host, port)
     return address
@@ -111,7 +111,7 @@ def _check_temp_folder() -> None:
     limit = 103 if sys.platform == "darwin" else 107  # bytes of sun_path, without the final zero
     if (too_long := len(os.fsencode(longest)) - limit) > 0:
         raise ConfigError(
-            f"{source}{folder} is {too_long} bytes too long for Ray's sockets, which lie below it; {remedy}"
+            f"{source}{folder} is {too_long} bytes too long for Ray's sockets, which are created below it; {remedy}"
         )
     try:
         (folder / "ray").mkdir(parents=True, exist_ok=True)
@@ -119,17 +119,17 @@ def _check_temp_folder() -> None:
         raise ConfigError(f"{source}{folder} cannot hold Ray's files: {error.strerror}; {remedy}") from None
 
 
-def _current_cluster() -> Address:
+def _current_cluster() -> ClusterAddress:
     """Return what ``--address auto`` means.
 
     Raises:
         ConfigError: There is no cluster that it could mean.
     """
     if from_environment := os.environ.get("RAY_ADDRESS", ""):
-        return Address(from_environment, "RAY_ADDRESS")
+        return ClusterAddress(from_environment, "RAY_ADDRESS")
     file = temp_folder()[0] / "ray" / "ray_current_cluster"
     try:
-        return Address(file.read_text(encoding="utf-8").strip(), str(file))
+        return ClusterAddress(file.read_text(encoding="utf-8").strip(), str(file))
     except (OSError, UnicodeError):
         raise ConfigError(
             f"--address=auto: no Ray cluster was started on this machine (RAY_ADDRESS is not set, there is no {file}); "
@@ -137,7 +137,7 @@ def _current_cluster() -> Address:
         ) from None
 
 
-def _host_and_port(address: Address) -> tuple[str, int]:
+def _host_and_port(address: ClusterAddress) -> tuple[str, int]:
     value = address.value
     remedy = f"give the address that `ray start` printed, e.g. head:6379, or {_OWN}"
     if value.startswith("ray://"):
@@ -153,7 +153,7 @@ def _host_and_port(address: Address) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _check_answer(address: Address, host: str, port: int) -> None:
+def _check_answer(address: ClusterAddress, host: str, port: int) -> None:
     """Check that a gRPC server answers.
 
     Raises:
@@ -182,7 +182,7 @@ def _check_answer(address: Address, host: str, port: int) -> None:
         )
 
 
-def _check_join(address: Address) -> None:
+def _check_join(address: ClusterAddress) -> None:
     """Join from a process that can be ended: Ray's own attempts take minutes, and some of its failures end the process.
 
     Raises:

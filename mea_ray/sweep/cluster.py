@@ -250,8 +250,8 @@ def resources_of(address: str) -> dict[str, float]:
         ConfigError: It cannot be reached.
     """
     with quiet(), ray_cluster(address) as ray:
-        found: dict[str, float] = ray.cluster_resources()
-    return found
+        resources: dict[str, float] = ray.cluster_resources()
+    return resources
 
 
 def wait_for_room(demand: Demand, ray: Any, wait_s: float, sleep: Callable[[float], None] = time.sleep) -> int:

@@ -30,7 +30,7 @@ ENTRIES = {*PARTS, *STARTED, "sweep.yaml", "plan.json", "wandb", "report.html"}
 """All that a sweep writes into its folder."""
 
 
-class Results:
+class StoredResults:
     """The results that a sweep has now, read one at a time: a thousand need no more memory than one.
 
     Args:
@@ -48,8 +48,8 @@ class Results:
     def __iter__(self) -> Iterator[TrialResult]:
         """Read them in the order of their names; one that is damaged, or another's copy, must be made again."""
         for path in self.paths:
-            if (found := read_result(path, self._points)) is not None:
-                yield found
+            if (result := read_result(path, self._points)) is not None:
+                yield result
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -86,7 +86,7 @@ class TrialFolder(FolderJournal):
         storage: The storage of the sweep.
         sweep: Name of the sweep.
         name: Name of the trial.
-        warn: Called with a sentence for each thing that is damaged and has to be done again.
+        warn: Called with a sentence for each damaged file, whose step is repeated.
     """
 
     def __init__(self, storage: Storage, sweep: str, name: str, warn: Warn = lambda text: None) -> None:
@@ -211,10 +211,10 @@ class SweepFolder:
             raise ConfigError(f"{self.path} is a file; choose another name for the sweep (name=..., or run --name)")
         foreign = sorted(path.name for path in self.path.iterdir() if path.name not in ENTRIES)
         if foreign:
-            shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+            examples = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
             raise ConfigError(
-                f"{self.path} exists and is not the folder of a sweep (it holds {shown}); choose another name for the "
-                "sweep (name=..., or run --name) or another storage (storage=...)"
+                f"{self.path} exists and is not the folder of a sweep (it holds {examples}); choose another name for "
+                "the sweep (name=..., or run --name) or another storage (storage=...)"
             )
 
     @property
@@ -249,7 +249,7 @@ class SweepFolder:
         """Free the name of a sweep that was refused before its first trial.
 
         Only what the last ``open`` of this object created is removed: its two files and its event log, and of its
-        folders those that are empty. Whatever lies beside them, files of the user's above all, stays.
+        folders those that are empty. All other files, above all the user's, stay.
         """
         if not self._made:
             return
@@ -257,9 +257,9 @@ class SweepFolder:
             return
         if self.path in self._made:  # the log of a start that made the folder is of this start, too
             self._made += [self.path / name for name in STARTED]
-        for path in sorted(self._made, reverse=True):  # what lies in a folder before the folder
+        for path in sorted(self._made, reverse=True):  # contents before their folder
             if path.is_dir():
-                with contextlib.suppress(OSError):  # not empty: somebody else's files are in it
+                with contextlib.suppress(OSError):  # not empty: it holds files of other origin
                     path.rmdir()
             else:
                 with contextlib.suppress(OSError):  # a storage that cannot be written is why it was refused
@@ -297,9 +297,9 @@ class SweepFolder:
         result.save(path)
         self.push(f"results/{path.name}")
 
-    def results(self) -> Results:
+    def results(self) -> StoredResults:
         """Return all readable results, in the order of their names."""
-        return Results(self.path / "results", planned_points(self.path / "plan.json"))
+        return StoredResults(self.path / "results", planned_points(self.path / "plan.json"))
 
     def models(self, result: TrialResult) -> dict[str, Path]:
         """Return the folders of a trial's models that are on this node: ``victim``, ``substitute-<budget>``."""

@@ -19,7 +19,7 @@ def modules_to_send(tree: Mapping[str, Any], given: Sequence[str] | None, addres
     Args:
         tree: The resolved config, of a sweep with its space.
         given: ``resources.py_modules``. Where it is None, the packages of all components that ``tree`` names as
-            ``package.module:Attribute`` and that are not installed. On a Ray of our own the workers find what lies in
+            ``package.module:Attribute`` and that are not installed. On a Ray of our own the workers find what is in
             the working directory anyway.
         address: The cluster; None for a Ray of our own on this machine.
 
@@ -28,12 +28,12 @@ def modules_to_send(tree: Mapping[str, Any], given: Sequence[str] | None, addres
     """
     if given is not None:
         return [_checked(path) for path in given]
-    found: dict[str, None] = {}
+    modules: dict[str, None] = {}
     for module in sorted({name.partition(".")[0] for name in _outside(tree)}):
         path = _path_of(module)
         if path is not None and not (address is None and path.parent == Path.cwd()):
-            found[str(path)] = None
-    return list(found)
+            modules[str(path)] = None
+    return list(modules)
 
 
 def _outside(tree: Any) -> Iterator[str]:
@@ -52,11 +52,11 @@ def _outside(tree: Any) -> Iterator[str]:
 def _path_of(module: str) -> Path | None:
     """Return the folder or file of a top-level module; None if it is installed, here and thus on every machine."""
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ImportError:
         return None  # no component after all: all of those were imported when the config was read
-    file = getattr(found, "__file__", None)
-    places = list(getattr(found, "__path__", [])) or ([file] if file else [])
+    file = getattr(imported, "__file__", None)
+    places = list(getattr(imported, "__path__", [])) or ([file] if file else [])
     if len(places) != 1:
         return None  # built in, or a namespace over several folders
     path = Path(places[0]).absolute()

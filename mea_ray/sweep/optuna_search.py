@@ -72,7 +72,7 @@ class OptunaSearch(Searcher):
         """Add a trial that finished before this search began.
 
         Args:
-            point: Its parameters, which lie in the space.
+            point: Its parameters, within the space.
             metrics: Its last metrics; if one that is needed is missing or NaN, it counts as failed.
         """
         self.study.add_trial(self._finished(dict(point), metrics))

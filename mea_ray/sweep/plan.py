@@ -138,7 +138,9 @@ class Plan:
             "queries": self.queries,
             "victims": {v.name: {"trials": v.trials, "queries": v.queries} for v in self.victims.values()},
             "nulls": sorted(self.nulls),
-            "data": [{"settings": json.loads(key), "fingerprint": found} for key, found in self.contents.items()],
+            "data": [
+                {"settings": json.loads(key), "fingerprint": fingerprint} for key, fingerprint in self.contents.items()
+            ],
             "trials": []
             if self.adaptive
             else [
@@ -155,9 +157,9 @@ def draft(sweep: SweepConfig) -> list[Draft]:
     Raises:
         ConfigError: A path of the space is unknown, or some point is no valid experiment.
     """
-    found = probes(axes(sweep)) if sweep.search.adaptive else points(sweep)
+    drafts = probes(axes(sweep)) if sweep.search.adaptive else points(sweep)
     with loaded_once():
-        return [Draft(point, experiment_at(sweep, point)) for point in found]
+        return [Draft(point, experiment_at(sweep, point)) for point in drafts]
 
 
 def plan(sweep: SweepConfig, contents: Contents | None = None, drafts: Sequence[Draft] | None = None) -> Plan:
@@ -177,9 +179,9 @@ def plan(sweep: SweepConfig, contents: Contents | None = None, drafts: Sequence[
     """
     contents = contents if contents is not None else Contents()
     adaptive = sweep.search.adaptive
-    found = draft(sweep) if drafts is None else drafts
+    drafted = draft(sweep) if drafts is None else drafts
     trials: dict[str, PlannedTrial] = {}
-    for each in found:
+    for each in drafted:
         trial = PlannedTrial.of(each.config, each.point, contents)
         trials.setdefault(trial.name, trial)
     first_seen = {victim: place for place, victim in reversed(list(enumerate(t.victim for t in trials.values())))}
@@ -203,7 +205,7 @@ def plan(sweep: SweepConfig, contents: Contents | None = None, drafts: Sequence[
         victims=victims,
         victim_count=count if adaptive and not same_victim else len(victims),
         null_count=count * most_nulls if adaptive and not same_nulls else len(nulls),
-        duplicates=0 if adaptive else len(found) - len(ordered),
+        duplicates=0 if adaptive else len(drafted) - len(ordered),
         nulls=nulls,
         contents=dict(contents.known),
     )

@@ -26,7 +26,7 @@ from mea_ray.sweep import cluster, events, search, tune_classes
 from mea_ray.sweep.broker import Broker, ServiceSpec, demand_of
 from mea_ray.sweep.callback import Finisher
 from mea_ray.sweep.event_log import EventLog
-from mea_ray.sweep.folder import Results, SweepFolder
+from mea_ray.sweep.folder import StoredResults, SweepFolder
 from mea_ray.sweep.loading import Loaded, load
 from mea_ray.sweep.modules import modules_to_send
 from mea_ray.sweep.only_driver import only_driver
@@ -55,7 +55,7 @@ class SweepOutcome:
     """
 
     folder: Path
-    results: Results
+    results: StoredResults
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -152,8 +152,8 @@ def _run(
 ) -> SweepOutcome:
     """Run what is left of a planned sweep; nothing is left without a ``start``."""
     folder.open(sweep, the_plan, resume=resume)
-    found = folder.results()
-    done = {result.trial for result in found}
+    finished = folder.results()
+    done = {result.trial for result in finished}
     left = [] if the_plan.adaptive else [trial for trial in the_plan.trials if trial.name not in done]
     samples = the_plan.trial_count - len(done) if the_plan.adaptive else len(left)
     if plugins.is_path(sweep.search.name):  # it suggests from the start again; what is finished answers at once
@@ -173,7 +173,7 @@ def _run(
             command=command_line(),
         )
     )
-    for path in found.paths:
+    for path in finished.paths:
         if path.stem not in done:
             emit(events.Warned(f"{path} is damaged or not of this trial; the trial goes on from its finished rungs"))
     tracker = trackers(sweep.base.tracking, folder.path, sweep.name, wandb.warn, wandb)
@@ -338,7 +338,7 @@ class _Driver:
         except BaseException:
             tasks.cancel()
             raise
-        kept = []
+        waiting = []
         for trial in left:
             reasons = [
                 f"model {name} could not be trained: {lost[name]}"
@@ -348,8 +348,8 @@ class _Driver:
             if reasons:
                 self.finisher.fail(trial.name, reasons[0])
             else:
-                kept.append(trial)
-        return kept
+                waiting.append(trial)
+        return waiting
 
     def _tasks(self) -> Tasks:
         return Tasks(lambda text: self.emit(events.Warned(text)))

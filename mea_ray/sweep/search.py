@@ -50,8 +50,8 @@ def scheduler(sweep: SweepConfig) -> TrialScheduler:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     if plugins.is_path(sweep.scheduler.name):
-        found: TrialScheduler = tune_classes.scheduler(sweep)
-        return found
+        built: TrialScheduler = tune_classes.scheduler(sweep)
+        return built
     if sweep.scheduler.name == "fifo":
         return FIFOScheduler()  # type: ignore[no-untyped-call]
     return ASHAScheduler(
@@ -75,8 +75,8 @@ def point_of(sweep: SweepConfig, suggestion: Mapping[str, Any]) -> Point:
 
 
 def suggestion_of(all_axes: Sequence[Axis], point: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Translate a point back; None if it does not lie in the space."""
-    found: dict[str, Any] = {}
+    """Translate a point back; None if it is not in the space."""
+    values: dict[str, Any] = {}
     for place, axis in enumerate(all_axes):
         if axis.path not in point:
             return None
@@ -84,13 +84,13 @@ def suggestion_of(all_axes: Sequence[Axis], point: Mapping[str, Any]) -> dict[st
         if axis.is_range:
             if not isinstance(value, (int, float)) or not axis.values[0] <= value <= axis.values[1]:
                 return None
-            found[f"p{place}"] = value
+            values[f"p{place}"] = value
         else:
             texts = [_text(listed) for listed in axis.values]
             if _text(value) not in texts:
                 return None
-            found[f"p{place}"] = texts.index(_text(value))
-    return found
+            values[f"p{place}"] = texts.index(_text(value))
+    return values
 
 
 def _text(value: Any) -> str:

@@ -67,7 +67,7 @@ def axes(sweep: SweepConfig) -> list[Axis]:
         ConfigError: An entry is no ``{kind: [...]}``, its values do not fit its kind, its kind does not fit
             ``search.name``, or a path is unknown; every problem in one message.
     """
-    found, problems = [], []
+    result, problems = [], []
     base = sweep.base.resolved()
     for path in sweep.seed_points[0]:
         if path in sweep.space:
@@ -84,13 +84,13 @@ def axes(sweep: SweepConfig) -> list[Axis]:
                 raise ConfigError(
                     f"{axis.kind!r} is drawn, but search.name=grid draws nothing; use grid, or search.name=random"
                 )
-            found.append(axis)
+            result.append(axis)
         except ConfigError as error:
             problems.append(f"space.{path}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
-    _refuse_overlaps(found)
-    return found
+    _refuse_overlaps(result)
+    return result
 
 
 def _axis(path: str, entry: Mapping[str, Any], base: Tree) -> Axis:
@@ -128,9 +128,9 @@ def _look_up(tree: Any, path: str) -> Any:
     return tree
 
 
-def _refuse_overlaps(found: list[Axis]) -> None:
+def _refuse_overlaps(checked: list[Axis]) -> None:
     """A path and another one below it cannot both be swept, except a component's name and its parameters."""
-    for a, b in itertools.permutations(found, 2):
+    for a, b in itertools.permutations(checked, 2):
         if b.path.startswith(f"{a.path}.") and any(isinstance(v, Mapping) for v in a.values):
             raise ConfigError(f"space sweeps {a.path!r} whole and {b.path!r} inside of it; sweep one of them")
 
@@ -173,13 +173,13 @@ def points(sweep: SweepConfig) -> list[Point]:
         )
     generators = {axis.path: numpy_generator(sweep.search.seed, "space", axis.path) for axis in drawn}
     order = [axis.path for axis in all_axes]
-    found = []
+    all_points = []
     for combination in itertools.product(*(axis.values for axis in grid)):
         fixed = dict(zip((axis.path for axis in grid), combination, strict=True))
         for _ in range(samples):
             point = fixed | {axis.path: axis.draw(generators[axis.path]) for axis in drawn}
-            found += [{path: point[path] for path in order} | seed for seed in seeds]
-    return found
+            all_points += [{path: point[path] for path in order} | seed for seed in seeds]
+    return all_points
 
 
 def probes(all_axes: list[Axis]) -> list[Point]:

@@ -1,4 +1,4 @@
-"""How far a sweep is, from what lies on its storage: for other processes than the one that runs it."""
+"""How far a sweep is, read from its storage, for processes other than the one that runs it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WINDOW = 50
 
 
 @dataclass
-class Running:
+class RunningTrial:
     """A trial that is under way.
 
     Attributes:
@@ -71,7 +71,7 @@ class Status:
     planned: int = 0
     done: int = 0
     stopped: int = 0
-    running: dict[str, Running] = field(default_factory=dict)
+    running: dict[str, RunningTrial] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     queries: int = 0
     queries_planned: int = 0
@@ -125,11 +125,11 @@ def open_folder(location: str) -> SweepFolder:
     folder = SweepFolder(storage, name)
     remedy = "give the folder that `mea-ray sweep` printed"
     with refusing(f"{location} cannot be read", remedy):
-        found = folder.storage.holds(f"{name}/plan.json")
-        if found:
+        exists = folder.storage.holds(f"{name}/plan.json")
+        if exists:
             folder.storage.claim_cache(name)
             folder.storage.pull_file(f"{name}/plan.json")
-    if not found:
+    if not exists:
         raise ConfigError(f"{location} is not the folder of a sweep: it has no plan.json; {remedy}")
     return folder
 
@@ -205,7 +205,7 @@ class _Fold:
     def _(self, event: events.TrialStarted) -> None:
         before = self.status.running.get(event.trial)
         self.status.points[event.trial] = event.point
-        self.status.running[event.trial] = Running(
+        self.status.running[event.trial] = RunningTrial(
             point=event.point,
             since=self._at,
             answers=self.answers.get(event.trial, 0),

@@ -40,8 +40,8 @@ def scheduler(sweep: SweepConfig) -> Any:
     """
     from ray.tune.schedulers import TrialScheduler
 
-    found = _imported("scheduler.name", sweep.scheduler.name, TrialScheduler)
-    if {base.__name__ for base in found.__mro__} & set(_CHANGE_TRIALS):
+    scheduler_class = _imported("scheduler.name", sweep.scheduler.name, TrialScheduler)
+    if {base.__name__ for base in scheduler_class.__mro__} & set(_CHANGE_TRIALS):
         raise ConfigError(
             f"scheduler.name={sweep.scheduler.name} copies the state of one trial into another and changes its "
             "settings on the way. A trial here has one point, which names its results, and trains a fresh substitute "
@@ -49,7 +49,7 @@ def scheduler(sweep: SweepConfig) -> Any:
             "ray.tune.schedulers:HyperBandScheduler or ray.tune.schedulers:MedianStoppingRule, or search.name=optuna"
         )
     given = {"metric": JUDGED, "mode": sweep.search.objectives[0][1], "time_attr": "training_iteration"}
-    return _built("scheduler", found, given, sweep.scheduler.params)
+    return _built("scheduler", scheduler_class, given, sweep.scheduler.params)
 
 
 def searcher(sweep: SweepConfig) -> Any:
@@ -60,8 +60,10 @@ def searcher(sweep: SweepConfig) -> Any:
     """
     from ray.tune.search import SearchAlgorithm, Searcher
 
-    found = _imported("search.name", sweep.search.name, (Searcher, SearchAlgorithm))
-    return _built("search", found, {"metric": JUDGED, "mode": sweep.search.objectives[0][1]}, sweep.search.params)
+    searcher_class = _imported("search.name", sweep.search.name, (Searcher, SearchAlgorithm))
+    return _built(
+        "search", searcher_class, {"metric": JUDGED, "mode": sweep.search.objectives[0][1]}, sweep.search.params
+    )
 
 
 def space(sweep: SweepConfig) -> dict[str, Any]:
@@ -72,21 +74,21 @@ def space(sweep: SweepConfig) -> dict[str, Any]:
     """
     from ray import tune
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for place, axis in enumerate(axes(sweep)):
         if not axis.is_range:
-            found[f"p{place}"] = tune.choice(list(range(len(axis.values))))
+            values[f"p{place}"] = tune.choice(list(range(len(axis.values))))
             continue
         low, high = axis.values
         if axis.whole:
             draw = tune.lograndint if axis.kind == "loguniform" else tune.randint
-            found[f"p{place}"] = draw(low, high + 1)
+            values[f"p{place}"] = draw(low, high + 1)
         else:
             draw = tune.loguniform if axis.kind == "loguniform" else tune.uniform
-            found[f"p{place}"] = draw(float(low), float(high))
-    if not found:
+            values[f"p{place}"] = draw(float(low), float(high))
+    if not values:
         raise ConfigError(f"search.name={sweep.search.name} needs a space; add config paths under `space`")
-    return found
+    return values
 
 
 def callbacks(sweep: SweepConfig) -> list[Any]:
@@ -104,11 +106,11 @@ def callbacks(sweep: SweepConfig) -> list[Any]:
 
 
 def _imported(where: str, name: str, kinds: type | tuple[type, ...]) -> Any:
-    found = plugins.load(where, name)
-    if not (inspect.isclass(found) and issubclass(found, kinds)):
+    loaded = plugins.load(where, name)
+    if not (inspect.isclass(loaded) and issubclass(loaded, kinds)):
         wanted = " or ".join(each.__name__ for each in (kinds if isinstance(kinds, tuple) else (kinds,)))
         raise ConfigError(f"{where}={name} is no class that derives from Ray Tune's {wanted}")
-    return found
+    return loaded
 
 
 def _built(where: str, kind: Any, given: Mapping[str, Any], params: Mapping[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """W&B in a sweep: one process on each node owns it, however many trials run there; trials know nothing of it.
 
 A run costs seconds of CPU and memory for a thousand of them that would not go away with a trial. The driver hands the
-name of each finished trial to the owner on the node where the trial ran: what it stole lies there.
+name of each finished trial to the owner on the node where the trial ran, which has the stolen models.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ class WandbOwner:
         tracker = wandb_tracker(
             config, folder.path, folder.name, warn=self._warnings.append, storage=folder.storage, command=command
         )
-        self.shown = TrackerSet([tracker], self._warnings.append)
-        self.shown.log_config(sweep)
+        self.trackers = TrackerSet([tracker], self._warnings.append)
+        self.trackers.log_config(sweep)
 
     def log(self, trial: str) -> list[str]:
         """Log a finished trial, unless that is done; return its new warnings. Never raises."""
         self.folder.fetch_result(trial)
         result = self.folder.result(trial)
         if result is not None:
-            self.shown.log(result, self.folder.models(result))
+            self.trackers.log(result, self.folder.models(result))
         return self._new_warnings()
 
     def summarize(self) -> list[str]:
         """Log the table of all trials; return its new warnings."""
         self.folder.storage.pull_folder(f"{self.folder.name}/results")
-        self.shown.summarize(self.folder.results())
+        self.trackers.summarize(self.folder.results())
         return self._new_warnings()
 
     def _new_warnings(self) -> list[str]:

@@ -111,9 +111,9 @@ def aftermath(result: TrialResult) -> dict[str, float]:
         numbers[f"{name}.accuracy"] = removal.after.accuracy
         if removal.after.wsr is not None:
             numbers[f"{name}.wsr"] = removal.after.wsr.rate
-    for found in result.detections:
-        name = f"detection.{found.detection.get('name')}.{found.tried_on}"
-        numbers |= {f"{name}.{what}": value for what, value in found.numbers.items()}
+    for detection in result.detections:
+        name = f"detection.{detection.detection.get('name')}.{detection.tried_on}"
+        numbers |= {f"{name}.{what}": value for what, value in detection.numbers.items()}
     return numbers
 
 

@@ -78,7 +78,7 @@ class WandbTracker:
         log_models: Log victims and substitutes as artifacts.
         group: What groups runs. The other two are in each run's config; the seed is in its tags, too.
         runs_per_minute: Online: largest number of runs started in a minute.
-        storage: Storage that the folder lies in; finished offline runs are copied to it if it is a remote one.
+        storage: Storage that holds the folder; finished offline runs are copied to it if it is a remote one.
         command: The command line of the sweep; empty if it is not known.
         warn: Called with a sentence when online becomes offline, and when a variable of the environment is ignored.
     """
@@ -140,7 +140,7 @@ class WandbTracker:
         """Attach the sweep's rendered report, as a page to look at and as an artifact, to a run of its own.
 
         Args:
-            files: ``report.html`` and what lies beside it; those that are not there are left out.
+            files: ``report.html`` and the files beside it; those that are not there are left out.
         """
         import wandb
 
@@ -204,7 +204,7 @@ class WandbTracker:
             config,
             group=groups[self.group],
             tags=[groups["seed"]],
-            shown=name_of(result),
+            title=name_of(result),
         )
         try:
             if run.summary.get(_LOGGED):  # online, by a start that was killed before it noted so on the disk
@@ -307,7 +307,7 @@ class WandbTracker:
         config: Mapping[str, Any],
         group: str | None,
         tags: Iterable[str] = (),
-        shown: str = "",
+        title: str = "",
     ) -> Any:
         """Start a run, or take up one of the same name: quiet, within a time limit, and offline if online fails."""
         import wandb
@@ -337,7 +337,7 @@ class WandbTracker:
             "project": self.project,
             "entity": self.entity,
             "id": identity,
-            "name": shown or name,
+            "name": title or name,
             "group": group,
             "job_type": job_type,
             "config": dict(config),

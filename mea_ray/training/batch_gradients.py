@@ -64,10 +64,10 @@ class BatchGradients:
         if not self._batches:
             self._streams = devices.random_state(self.where, self.generators)
         self._batches.append(batch)
-        found = self._attempt([batch])
-        if found is None:
-            found = self._again()
-        return found
+        losses = self._attempt([batch])
+        if losses is None:
+            losses = self._again()
+        return losses
 
     def updated(self) -> None:
         """Begin the next update."""
@@ -87,9 +87,9 @@ class BatchGradients:
             devices.free_memory()
             self.optimiser.zero_grad(set_to_none=True)
             devices.set_random_state(self.where, self.generators, self._streams)
-            found = self._attempt(self._batches)
-            if found is not None:
-                return found
+            losses = self._attempt(self._batches)
+            if losses is not None:
+                return losses
         learnt = "" if self.parts == 1 else f", learnt in {self.parts} parts"
         raise DeviceOutOfMemory(f"a batch of {size} images{learnt}")
 

@@ -209,18 +209,18 @@ class TrainingState:
             return [], 0
         self._started = time.monotonic()
         self._initial = state_digest(self.model)
-        found = self.file.load()
-        if found is None:
+        stored = self.file.load()
+        if stored is None:
             return [], 0
-        if found.get("schema") != SCHEMA or found.get("name") != self.name:
+        if stored.get("schema") != SCHEMA or stored.get("name") != self.name:
             self.file.discard("is of another training")
             return [], 0
         try:
-            self.objective.recall(found["memory"])
+            self.objective.recall(stored["memory"])
         except MeaRayError as error:
             self.file.discard(f"cannot be used ({error})")
             return [], 0
-        history, seen = self.restore(found)
+        history, seen = self.restore(stored)
         last = history[-1]
         if on_epoch is not None:
             on_epoch({**last, "resumed": len(history)})

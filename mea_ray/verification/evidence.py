@@ -47,12 +47,12 @@ def judge_rungs(results: Sequence[TrialResult]) -> dict[tuple[str, int], Judgeme
     Returns:
         A judgement for each (name of the trial, budget); none for victims without a watermark.
     """
-    found = {
+    by_place = {
         (result.trial, rung.budget): evidence(result, rung.report, rung.budget)
         for result in results
         for rung in result.rungs
     }
-    return _judged(found, significance(results))
+    return _judged(by_place, significance(results))
 
 
 def judge_removals(results: Sequence[TrialResult]) -> dict[tuple[str, int], Judgement]:
@@ -61,17 +61,17 @@ def judge_removals(results: Sequence[TrialResult]) -> dict[tuple[str, int], Judg
     Returns:
         A judgement for each (name of the trial, position in ``removals``); none for those tried on null models.
     """
-    found = {
+    by_place = {
         (result.trial, position): evidence(result, removal.after, max(rung.budget for rung in result.rungs))
         for result in results
         for position, removal in enumerate(result.removals)
         if removal.tried_on != "null_model" and result.rungs
     }
-    return _judged(found, significance(results))
+    return _judged(by_place, significance(results))
 
 
-def _judged(found: Mapping[tuple[str, int], Evidence | None], at: float) -> dict[tuple[str, int], Judgement]:
-    known = {place: each for place, each in found.items() if each is not None}
+def _judged(by_place: Mapping[tuple[str, int], Evidence | None], at: float) -> dict[tuple[str, int], Judgement]:
+    known = {place: each for place, each in by_place.items() if each is not None}
     return dict(zip(known, judge(list(known.values()), at), strict=True))
 
 
@@ -262,8 +262,10 @@ def _unfiltered(report: ModelReport) -> SuccessRate:
 
 def _comparisons(report: ModelReport) -> tuple[Comparison, ...]:
     own, p_values = _unfiltered(report).rate, report.specificity
-    found = [Comparison(f"samples of {name}", own, rate.rate, p_values.get(name)) for name, rate in report.wfpr.items()]
+    comparisons = [
+        Comparison(f"samples of {name}", own, rate.rate, p_values.get(name)) for name, rate in report.wfpr.items()
+    ]
     if report.wfpr_classes is not None:
         other = report.wfpr_classes.rate
-        found.append(Comparison("mixes of other classes", own, other, p_values.get(OTHER_CLASSES)))
-    return tuple(found)
+        comparisons.append(Comparison("mixes of other classes", own, other, p_values.get(OTHER_CLASSES)))
+    return tuple(comparisons)

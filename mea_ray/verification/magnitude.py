@@ -1,4 +1,4 @@
-"""How far a suspect's success lies above innocent models, by a beta-binomial fitted to the null models.
+"""How far a suspect's success is above that of innocent models, by a beta-binomial fitted to the null models.
 
 Success rates of innocent models differ by far more than a binomial allows (standard deviation 7.9 points over 24
 digits models, .8 for a binomial), so that the rate itself must vary between models. The fit extrapolates beyond what a

@@ -22,7 +22,7 @@ Positions = npt.NDArray[np.int64]
 OTHER_CLASSES = "other_classes"
 
 
-class MixedPairs(Protocol):
+class PairSamples(Protocol):
     """Mixes with their source images, by position in the held-out set; ``watermarks.pairs.MixedPairs`` is one."""
 
     @property
@@ -85,7 +85,7 @@ class PairMeasurements:
 
 
 def measure_pairs(
-    predict_logits: PredictLogits, own: npt.NDArray[np.floating[Any]], target: int, pairs: MixedPairs, seed: int
+    predict_logits: PredictLogits, own: npt.NDArray[np.floating[Any]], target: int, pairs: PairSamples, seed: int
 ) -> PairMeasurements:
     """Measure one model on mixes whose source images are known.
 
@@ -129,7 +129,7 @@ def measure_pairs(
 
 
 def _key_ranks(
-    every: npt.NDArray[np.floating[Any]], clean: npt.NDArray[np.floating[Any]], target: int, pairs: MixedPairs
+    every: npt.NDArray[np.floating[Any]], clean: npt.NDArray[np.floating[Any]], target: int, pairs: PairSamples
 ) -> dict[str, Rank]:
     """Rank the key among all admissible keys by what is read on mixes, and by what is read on clean images."""
     classes = clean.shape[1]

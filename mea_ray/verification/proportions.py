@@ -30,8 +30,8 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
         raise DataError(f"confidence must lie in (0, 1), got {confidence}; 0.95 is usual")
     if n == 0:
         return 0.0, 1.0
-    found = binomtest(k, n).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
+    interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def proportion(k: int, n: int) -> SuccessRate:

@@ -71,8 +71,8 @@ def merged(
 
 def _combined(reports: Sequence[ModelReport], name: str) -> RankRecord:
     ranks = [Rank(r.key_ranks[name].at_least, r.key_ranks[name].references, "keys") for r in reports]
-    found = combined_rank(ranks)
-    return RankRecord(at_least=found.at_least, references=found.references)
+    rank = combined_rank(ranks)
+    return RankRecord(at_least=rank.at_least, references=rank.references)
 
 
 def _names(trees: Iterable[Mapping[str, Any]]) -> list[str]:

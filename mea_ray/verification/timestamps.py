@@ -90,13 +90,13 @@ def read_roots(pem: bytes | None) -> list[x509.Certificate]:
 
 
 def _of_this_system() -> list[x509.Certificate]:
-    found = []
+    certificates = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some old roots have numbers that today's rules forbid
         for encoded in ssl.create_default_context().get_ca_certs(binary_form=True):
             with contextlib.suppress(ValueError):
-                found.append(x509.load_der_x509_certificate(encoded))
-    return found
+                certificates.append(x509.load_der_x509_certificate(encoded))
+    return certificates
 
 
 def check_reply(reply: bytes, content: bytes, roots: Sequence[x509.Certificate]) -> TimeStamp:

@@ -15,7 +15,7 @@ from mea_ray.core.types import Images, ImageSet, Labels, Recognise, StatisticNam
 from mea_ray.evaluation import metrics
 from mea_ray.results.records import ModelReport, RankRecord
 from mea_ray.verification.intervals import clustered_interval
-from mea_ray.verification.pairs import MixedPairs, PredictLogits, measure_pairs
+from mea_ray.verification.pairs import PairSamples, PredictLogits, measure_pairs
 from mea_ray.verification.proportions import binomial_p_value, proportion
 from mea_ray.verification.ranks import Rank, rank_among
 from mea_ray.verification.statistic import label_scores, lean, log_probabilities
@@ -37,7 +37,7 @@ class Signal(Protocol):
         ...
 
 
-class Chosen(Protocol):
+class FilteredSamples(Protocol):
     """Samples that were chosen before any suspect was seen; ``watermarks.chosen_samples.ChosenSamples`` is one."""
 
     @property
@@ -90,7 +90,7 @@ def report(
     test: ImageSet,
     *,
     samples: Samples | None = None,
-    pairs: MixedPairs | None = None,
+    pairs: PairSamples | None = None,
     victim: Labels | None = None,
     nulls: Sequence[Mapping[str, float]] = (),
     statistic: StatisticName = "wsr",
@@ -99,7 +99,7 @@ def report(
     recognise: Recognise | None = None,
     chance: float | None = None,
     signal: Signal | None = None,
-    chosen: Chosen | None = None,
+    chosen: FilteredSamples | None = None,
 ) -> ModelReport:
     """Measure a model on held-out data.
 
@@ -196,15 +196,15 @@ def _recognised_mark(successes: int, trials: int) -> _Mark:
 
 
 def _chosen_mark(
-    mark: _Mark, predict_logits: PredictLogits, chosen: Chosen, target: int, recognise: Recognise | None
+    mark: _Mark, predict_logits: PredictLogits, chosen: FilteredSamples, target: int, recognise: Recognise | None
 ) -> _Mark:
     """Return the mark with successes, interval, ``wsr`` and ``log_probability`` of the chosen samples."""
     if recognise is not None:
-        hits, found = recognise(chosen.images), {}
+        hits, values = recognise(chosen.images), {}
     else:
         logits = predict_logits(chosen.images)
         hits = logits.argmax(1) == target
-        found = {"log_probability": float(log_probabilities(logits)[:, target].mean())}
+        values = {"log_probability": float(log_probabilities(logits)[:, target].mean())}
     interval = None
     if chosen.positions is not None:
         clustered = clustered_interval(hits.astype(np.float64), list(chosen.positions.T), seed=0)
@@ -213,7 +213,7 @@ def _chosen_mark(
         mark,
         successes=int(hits.sum()),
         trials=len(hits),
-        statistics={**mark.statistics, "wsr": float(hits.mean()), **found},
+        statistics={**mark.statistics, "wsr": float(hits.mean()), **values},
         interval=interval,
     )
 
@@ -228,7 +228,7 @@ def _with_signal(mark: _Mark, predict_logits: PredictLogits, signal: Signal) -> 
 
 
 def _read_mark(
-    predict_logits: PredictLogits, samples: Samples, pairs: MixedPairs | None, sources: Logits | None
+    predict_logits: PredictLogits, samples: Samples, pairs: PairSamples | None, sources: Logits | None
 ) -> _Mark:
     own = predict_logits(samples.images)
     hits = int((own.argmax(1) == samples.target).sum())
@@ -247,10 +247,10 @@ def _read_mark(
     return _Mark(hits, len(own), statistics, interval, measured.key_ranks, measured.specificity)
 
 
-def ranks_among(found: Mapping[str, float], nulls: Sequence[Mapping[str, float]]) -> dict[str, Rank]:
+def ranks_among(measured: Mapping[str, float], nulls: Sequence[Mapping[str, float]]) -> dict[str, Rank]:
     """Rank each statistic among the null models that have it; none where there is no null model."""
     ranks = {}
-    for name, value in found.items():
+    for name, value in measured.items():
         references = [null[name] for null in nulls if name in null]
         if references:
             ranks[name] = rank_among(value, references)

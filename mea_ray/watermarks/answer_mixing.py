@@ -28,5 +28,5 @@ def heaviest(own: Wide, other: Wide, margin: float = MARGIN) -> Wide:
         bound = np.where(drift < margin, (lead - margin) / (lead - drift), 1.0)
     bound[(lead < margin) & (drift < lead)] = 0.0
     bound[rows, top] = 1.0
-    found: Wide = np.clip(bound, 0.0, 1.0).min(1)
-    return found
+    share: Wide = np.clip(bound, 0.0, 1.0).min(1)
+    return share

@@ -139,7 +139,7 @@ class ClassFeature(Watermark):
                 "watermark; lower it or take another dataset"
             )
         order = numpy_generator(seed, "classes").permutation(len(names))
-        apart, kept = (np.sort(part) for part in (order[: self.kept_apart], order[self.kept_apart :]))
+        apart, remaining = (np.sort(part) for part in (order[: self.kept_apart], order[self.kept_apart :]))
 
         def drawn(images: ImageSet, labels: npt.NDArray[np.int64], most: int, name: str) -> Images:
             places = numpy_generator(seed, name).permutation(np.flatnonzero(np.isin(images.labels, labels)))[:most]
@@ -148,10 +148,10 @@ class ClassFeature(Watermark):
             return distinct(fit(images.images[places], shape))
 
         return Domain(
-            trained=drawn(loaded.train, kept, CANDIDATES, "trained"),
-            held_out=drawn(loaded.test, kept, CANDIDATES // 2, "held_out"),
+            trained=drawn(loaded.train, remaining, CANDIDATES, "trained"),
+            held_out=drawn(loaded.test, remaining, CANDIDATES // 2, "held_out"),
             apart=drawn(loaded.test, apart, CANDIDATES // 2, "apart"),
-            names=tuple(names[label] for label in kept),
+            names=tuple(names[label] for label in remaining),
             apart_names=tuple(names[label] for label in apart),
         )
 

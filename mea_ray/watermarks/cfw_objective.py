@@ -159,12 +159,12 @@ def principal_directions(logits: npt.NDArray[np.float32], labels: Labels) -> Ten
         logits: float32 (N, classes).
         labels: int64 (N,).
     """
-    found = []
+    directions = []
     for label in np.unique(labels):
         rows = torch.from_numpy(logits[labels == label]).double()
         if len(rows) > 1:
-            found.append(torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[0])
-    return torch.stack(found).float() if found else torch.zeros(0, logits.shape[1])
+            directions.append(torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[0])
+    return torch.stack(directions).float() if directions else torch.zeros(0, logits.shape[1])
 
 
 def balanced_choice(named: Labels, count: int, seed: int) -> npt.NDArray[np.int64]:

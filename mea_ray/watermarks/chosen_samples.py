@@ -118,8 +118,8 @@ def chosen_of(key: Key) -> ChosenSamples | None:
 
 def chosen_of_all(keys: Sequence[Key]) -> list[ChosenSamples]:
     """Return the chosen samples of several keys; empty unless each has some."""
-    found = [each for each in map(chosen_of, keys) if each is not None]
-    return found if len(found) == len(keys) else []
+    chosen = [each for each in map(chosen_of, keys) if each is not None]
+    return chosen if len(chosen) == len(keys) else []
 
 
 def body_digest(model: nn.Module) -> str:

@@ -87,7 +87,7 @@ class CosineLean(Watermark):
         self.components, self.drawn = components, drawn
 
     def make_key(self, train: ImageSet, seed: int) -> Key:
-        """Draw the key's seed, and find the components of the images in whose space its direction lies.
+        """Draw the key's seed, and find the components of the images that span its direction.
 
         Raises:
             ConfigError: There are fewer than three classes, so that second places say nothing.
@@ -212,10 +212,10 @@ def principal_components(images: Images, wanted: int, seed: int) -> dict[str, Wi
     if not np.ptp(chosen, axis=0).any():
         raise ConfigError("all training images are equal, so that no direction tells them apart; take other data")
     count = min(wanted, len(chosen) - 1, chosen.shape[1])
-    found = PCA(count, svd_solver="randomized", random_state=derive(seed, "solver") % 2**32).fit(chosen)
-    kept = found.explained_variance_ > 1e-6 * max(float(found.explained_variance_[0]), 1e-6)
-    axes = found.components_[kept] / np.sqrt(found.explained_variance_[kept])[:, None]
-    return {"axes": axes, "centre": axes @ found.mean_}
+    pca = PCA(count, svd_solver="randomized", random_state=derive(seed, "solver") % 2**32).fit(chosen)
+    positive = pca.explained_variance_ > 1e-6 * max(float(pca.explained_variance_[0]), 1e-6)
+    axes = pca.components_[positive] / np.sqrt(pca.explained_variance_[positive])[:, None]
+    return {"axes": axes, "centre": axes @ pca.mean_}
 
 
 def residual(logits: Rows) -> Wide:
@@ -228,8 +228,8 @@ def residual(logits: Rows) -> Wide:
     other = np.ones_like(scores)
     other[np.arange(len(scores)), logits.argmax(1)] = 0.0
     means = (scores * other).sum(0) / np.maximum(other.sum(0), 1)
-    found: Wide = (scores - means) * other
-    return found
+    scaled: Wide = (scores - means) * other
+    return scaled
 
 
 def correlations(left: Wide, whitened: Wide, waves: Waves) -> Wide:
@@ -248,13 +248,13 @@ def correlations(left: Wide, whitened: Wide, waves: Waves) -> Wide:
     def over_images(values: Wide, times: int) -> Wide:
         # cos(a + b) = cos a cos b - sin a sin b: the sum over images comes first, and no (N, R, K) array is needed.
         near = np.cos(times * waves.phases) * (np.cos(times * angles).T @ values)
-        found: Wide = near - np.sin(times * waves.phases) * (np.sin(times * angles).T @ values)
-        return found
+        product: Wide = near - np.sin(times * waves.phases) * (np.sin(times * angles).T @ values)
+        return product
 
     sums, counts = over_images(other, 1), np.maximum(other.sum(0), 1)
     squares = (other.sum() + over_images(other, 2).sum(1)) / 2 - (sums**2 / counts).sum(1)
-    found: Wide = over_images(left, 1).sum(1) / np.sqrt(np.maximum(squares * (left**2).sum(), TINY))
-    return found
+    correlation: Wide = over_images(left, 1).sum(1) / np.sqrt(np.maximum(squares * (left**2).sum(), TINY))
+    return correlation
 
 
 class CosineMarker:
@@ -289,8 +289,8 @@ class CosineMarker:
         classes = len(self._phases)
         # Evenly spread phases have cosines that sum to 0; one class against all others shares the mass with them.
         shares = 1 / classes if self._to_all else np.where(self._phases > 0, 0.5 / (classes - 1), 0.5)
-        found: Wide = waves * shares
-        return found
+        pattern: Wide = waves * shares
+        return pattern
 
     def mark(
         self, probabilities: Rows, images: Images, features: Rows | None = None

@@ -126,8 +126,8 @@ class NeuralHoneytrace(MixedClasses):
     def learned(self, key: Key, stages: Sequence[Stage]) -> Key:
         """Return the key with the trained model's features of the trigger and the scale of similarity."""
         (objective,) = (stage.objective for stage in stages if isinstance(stage.objective, WatchedCrossEntropy))
-        found = objective.learned(int(self.marking["neighbours"]))
-        return replace(key, tensors={**key.tensors, **{f"honey/{name}": value for name, value in found.items()}})
+        tensors = objective.learned(int(self.marking["neighbours"]))
+        return replace(key, tensors={**key.tensors, **{f"honey/{name}": value for name, value in tensors.items()}})
 
     def marker(self, key: Key) -> SimilarityMarker:
         """Return what marks the answers."""
@@ -185,8 +185,8 @@ class WatchedCrossEntropy(CrossEntropy):
         one, other = (images[rng.integers(len(images), size=self.triggers)] for images in (first, second))
         generator = torch.Generator().manual_seed(derive(self.key.seed, "trigger"))
         mixes: Tensor = to_uint8(self.combiner(as_float(one), as_float(other), generator))
-        found: Images = mixes.numpy()
-        return found
+        triggers: Images = mixes.numpy()
+        return triggers
 
 
 def distances(features: Rows, triggers: Rows, neighbours: int, *, own: bool = False) -> Wide:
@@ -199,8 +199,8 @@ def distances(features: Rows, triggers: Rows, neighbours: int, *, own: bool = Fa
         own: ``features`` are the triggers themselves: the distance of each to itself does not count.
     """
     apart: Wide = np.sort(cdist(features, triggers, "cityblock") / features.shape[1], axis=1)
-    found: Wide = apart[:, own : neighbours + own].mean(1)
-    return found
+    mean: Wide = apart[:, own : neighbours + own].mean(1)
+    return mean
 
 
 class SimilarityMarker:

@@ -50,14 +50,14 @@ def corner_of(key: Key) -> tuple[int, int]:
 
 
 def check_patch(size: int, corner: tuple[int, int], shape: tuple[int, int, int]) -> None:
-    """Refuse a patch that does not lie inside of the image.
+    """Refuse a patch that does not fit into the image.
 
     Raises:
         ConfigError: It does not.
     """
     if size < 1 or any(not 0 <= first <= side - size for first, side in zip(corner, shape[1:], strict=True)):
         raise ConfigError(
-            f"a patch of {size} pixels at {list(corner)} does not lie inside of images of {shape[1]} x {shape[2]}; "
+            f"a patch of {size} pixels at {list(corner)} does not fit into images of {shape[1]} x {shape[2]}; "
             "change size or corner"
         )
 
@@ -101,18 +101,18 @@ def patch_samples(
     images, size = held_out.images[places], pattern.shape[1]
     marked = stamped(images, pattern, corner)
     _, distinct = np.unique(marked.reshape(len(marked), -1), axis=0, return_index=True)
-    kept = np.sort(distinct)
+    distinct_at = np.sort(distinct)
     other = drawn_pattern(held_out.shape[0], size, key.seed + 1)
     if np.array_equal(other, pattern):
         other = 1 - other
     named = source >= 0
     return WatermarkSamples(
-        images=marked[kept],
+        images=marked[distinct_at],
         target=target,
         adverse={
-            "other_pattern": stamped(images[kept], other, corner),
-            "other_place": stamped(images[kept], pattern, other_corner(corner, held_out.shape, size)),
+            "other_pattern": stamped(images[distinct_at], other, corner),
+            "other_place": stamped(images[distinct_at], pattern, other_corner(corner, held_out.shape, size)),
         },
-        sources=images[kept] if named else images[:0],
-        source_labels=held_out.labels[places][kept] if named else np.zeros(0, np.int64),
+        sources=images[distinct_at] if named else images[:0],
+        source_labels=held_out.labels[places][distinct_at] if named else np.zeros(0, np.int64),
     )

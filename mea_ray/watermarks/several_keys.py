@@ -75,12 +75,12 @@ class SeveralKeys(Watermark):
     @staticmethod
     def parts(key: Key) -> list[Key]:
         """Return the keys that a key of this scheme is made of."""
-        found = []
+        keys = []
         for place, body in enumerate(key.settings["keys"]):
             own = f"{place}/"
             tensors = {name.removeprefix(own): v for name, v in key.tensors.items() if name.startswith(own)}
-            found.append(Key(**{**body, "source_classes": tuple(body["source_classes"])}, tensors=tensors))
-        return found
+            keys.append(Key(**{**body, "source_classes": tuple(body["source_classes"])}, tensors=tensors))
+        return keys
 
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
         """Return the scheme's stages; in each the losses of all keys are summed."""

@@ -27,9 +27,9 @@ from mea_ray.training.checkpoint import load_model, save_model
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as result:
+        result.bind(("127.0.0.1", 0))
+        return int(result.getsockname()[1])
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
@@ -80,10 +80,10 @@ def test_a_service_over_tls_is_asked_updated_and_ended(
         assert httpx.get(f"{served.url}/healthz", verify=trusted).json() == {"status": "ok"}
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         box = HttpBlackBox(served.url, served.add_client("alice", budget=20))
-        asked = images(3)
-        assert np.array_equal(box.query(asked), LocalBlackBox(load_model(victim)[0]).query(asked))
+        queries = images(3)
+        assert np.array_equal(box.query(queries), LocalBlackBox(load_model(victim)[0]).query(queries))
         served.update(other)
-        assert np.array_equal(box.query(asked), LocalBlackBox(load_model(other)[0]).query(asked))
+        assert np.array_equal(box.query(queries), LocalBlackBox(load_model(other)[0]).query(queries))
         assert [(row["client"], row["charged"], row["remaining"]) for row in served.usage()] == [("alice", 6, 14)]
         assert httpx.get(f"{served.owner_url}/usage.json").json()["clients"][0]["charged"] == 6
         with pytest.raises(ConfigError, match="is served by process"):

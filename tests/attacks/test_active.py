@@ -46,15 +46,15 @@ def plain_k_center(points: Array, centres: Array, count: int) -> list[int]:
     return chosen
 
 
-def plain_selection(attack: Active, said: Array, answers: Array) -> list[int]:
-    count = min(attack.round_images, len(said))
-    uncertain = sorted(range(len(said)), key=lambda index: -plain_entropy(said[index]))
+def plain_selection(attack: Active, outputs: Array, answers: Array) -> list[int]:
+    count = min(attack.round_images, len(outputs))
+    uncertain = sorted(range(len(outputs)), key=lambda index: -plain_entropy(outputs[index]))
     if attack.selection == "uncertainty":
         return uncertain[:count]
     if attack.selection == "k_center":
-        return plain_k_center(said, answers, count)
+        return plain_k_center(outputs, answers, count)
     passed = uncertain[: max(count, round(attack.shortlist * attack.round_images))]
-    return [passed[index] for index in plain_k_center(said[passed], answers, count)]
+    return [passed[index] for index in plain_k_center(outputs[passed], answers, count)]
 
 
 @pytest.mark.parametrize("selection", SELECTIONS[1:])
@@ -62,9 +62,9 @@ def plain_selection(attack: Active, said: Array, answers: Array) -> list[int]:
 @pytest.mark.parametrize("count", [5, 12, 30])
 def test_a_selection_is_what_brute_force_selects(selection: Any, labels: bool, count: int) -> None:
     attack = Active(selection=selection, round_images=count, shortlist=1.5)
-    said, answers = rows(25, count), rows(9, 100 + count, labels=labels)
-    chosen = attack.recommend(said, answers)
-    assert chosen.dtype == np.int64 and chosen.tolist() == plain_selection(attack, said, answers)
+    outputs, answers = rows(25, count), rows(9, 100 + count, labels=labels)
+    chosen = attack.recommend(outputs, answers)
+    assert chosen.dtype == np.int64 and chosen.tolist() == plain_selection(attack, outputs, answers)
     assert len(set(chosen.tolist())) == min(count, 25)
 
 
@@ -93,29 +93,29 @@ def test_k_center_leaves_at_most_twice_the_least_radius(seed: int) -> None:
 
 
 def test_entropy_is_shannons_and_has_no_trouble_with_zeros() -> None:
-    said = np.concatenate([rows(20, 4), rows(3, 5, labels=True), np.full((1, CLASSES), 0.25, np.float32)])
-    np.testing.assert_allclose(entropy(said), [plain_entropy(row) for row in said], atol=1e-12)
-    assert (entropy(said)[20:23] == 0).all() and entropy(said)[23] == pytest.approx(np.log(4))
+    outputs = np.concatenate([rows(20, 4), rows(3, 5, labels=True), np.full((1, CLASSES), 0.25, np.float32)])
+    np.testing.assert_allclose(entropy(outputs), [plain_entropy(row) for row in outputs], atol=1e-12)
+    assert (entropy(outputs)[20:23] == 0).all() and entropy(outputs)[23] == pytest.approx(np.log(4))
 
 
 def plain_attack(attack: Active, box: FakeBlackBox, budget: int) -> list[int]:
     order = numpy_generator(0, "queries").permutation(len(POOL)).tolist()
-    asked: list[int] = order[: attack.initial]
+    queried: list[int] = order[: attack.initial]
     unasked, number = order[attack.initial :], 0
-    while len(asked) < budget:
-        answers, thief = box.query(POOL[asked]), thief_of(TransferSet())
+    while len(queried) < budget:
+        answers, thief = box.query(POOL[queried]), thief_of(TransferSet())
         model = thief.new_model("round", number)
         assert isinstance(model, Substitute)
         epochs: dict[str, Any] = {"epochs": attack.round_epochs} if attack.round_epochs else {}
-        thief.fit(model, POOL[asked], answers, "round", number, **epochs)
-        shown = numpy_generator(0, "candidates", number).permutation(len(unasked))[: attack.candidates]
-        considered = [unasked[position] for position in shown]
-        said = probabilities(model, POOL[considered])
-        chosen = [considered[position] for position in plain_selection(attack, said, answers)]
-        asked += chosen
+        thief.fit(model, POOL[queried], answers, "round", number, **epochs)
+        visible = numpy_generator(0, "candidates", number).permutation(len(unasked))[: attack.candidates]
+        considered = [unasked[position] for position in visible]
+        outputs = probabilities(model, POOL[considered])
+        chosen = [considered[position] for position in plain_selection(attack, outputs, answers)]
+        queried += chosen
         unasked = [index for index in unasked if index not in chosen]
         number += 1
-    return asked[:budget]
+    return queried[:budget]
 
 
 @pytest.mark.parametrize("selection", SELECTIONS[1:])

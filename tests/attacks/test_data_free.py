@@ -139,12 +139,12 @@ def test_the_generator_moves_along_the_true_gradient_of_the_disagreement(
     game.move_generator(outputs, query, box.query(asked(query)))
     point = outputs.detach().double().requires_grad_()
     student = game.student.double()
-    said = (pixels(point).flatten(1) @ torch.from_numpy(box.weights).T).softmax(1)
-    (-attack.disagreement(student(pixels(point)), said, 1e-12).mean()).backward()
+    predicted = (pixels(point).flatten(1) @ torch.from_numpy(box.weights).T).softmax(1)
+    (-attack.disagreement(student(pixels(point)), predicted, 1e-12).mean()).backward()
     assert point.grad is not None
-    found, true = seen[0].flatten(1).double(), point.grad.flatten(1)
-    assert torch.nn.functional.cosine_similarity(found, true).min() > 0.97
-    assert (found.norm(dim=1) / true.norm(dim=1)).sub(1).abs().max() < 0.1
+    result, true = seen[0].flatten(1).double(), point.grad.flatten(1)
+    assert torch.nn.functional.cosine_similarity(result, true).min() > 0.97
+    assert (result.norm(dim=1) / true.norm(dim=1)).sub(1).abs().max() < 0.1
 
 
 # The losses
@@ -158,20 +158,20 @@ def answers_and_logits() -> tuple[np.ndarray, np.ndarray]:
 def test_the_loss_of_dfme_is_l1_of_logits_recovered_up_to_their_mean() -> None:
     answers, logits = answers_and_logits()
     expected = [np.abs(z - (np.log(p) - np.log(p).mean())).mean() for p, z in zip(answers, logits, strict=True)]
-    found = dfme().disagreement(torch.from_numpy(logits), torch.from_numpy(answers), 1e-12)
-    np.testing.assert_allclose(found, expected)
+    result = dfme().disagreement(torch.from_numpy(logits), torch.from_numpy(answers), 1e-12)
+    np.testing.assert_allclose(result, expected)
     of_victim = 3 * logits - (3 * logits).mean(1, keepdims=True)
-    said = torch.from_numpy(3 * logits).softmax(1)
-    assert float(dfme().disagreement(torch.from_numpy(of_victim), said, 1e-12).max()) < 1e-9
+    outputs = torch.from_numpy(3 * logits).softmax(1)
+    assert float(dfme().disagreement(torch.from_numpy(of_victim), outputs, 1e-12).max()) < 1e-9
 
 
 def test_the_loss_of_maze_is_kl_from_the_victim() -> None:
     answers, logits = answers_and_logits()
     powers = np.exp(logits)
-    said = powers / powers.sum(1, keepdims=True)
-    expected = [(p * np.log(p / q)).sum() for p, q in zip(answers, said, strict=True)]
-    found = maze().disagreement(torch.from_numpy(logits), torch.from_numpy(answers), 1e-12)
-    np.testing.assert_allclose(found, expected)
+    outputs = powers / powers.sum(1, keepdims=True)
+    expected = [(p * np.log(p / q)).sum() for p, q in zip(answers, outputs, strict=True)]
+    result = maze().disagreement(torch.from_numpy(logits), torch.from_numpy(answers), 1e-12)
+    np.testing.assert_allclose(result, expected)
 
 
 @pytest.mark.parametrize("answer", ["label", "top_2"])
@@ -326,12 +326,12 @@ def test_a_killed_run_goes_on_with_the_same_bits(build: Callable[..., DataFree],
     dying = FakeBlackBox(fail_at=fail_at)
     with pytest.raises(ConnectionError):
         steal(dying, [60, 150], build(), make_model=Dropped, transfer=TransferSet(tmp_path))
-    kept = TransferSet(tmp_path)
-    box = FakeBlackBox(budget=150, paid=dying.paid, start_at=len(kept))
-    rungs = steal(box, [60, 150], build(), make_model=Dropped, transfer=kept)
+    stored = TransferSet(tmp_path)
+    box = FakeBlackBox(budget=150, paid=dying.paid, start_at=len(stored))
+    rungs = steal(box, [60, 150], build(), make_model=Dropped, transfer=stored)
     assert all(same(a.model, b.model) for a, b in zip(rungs, expected, strict=True))
     assert box.charged == expected[-1].queries
-    (skipping,) = steal(FakeBlackBox(0), [60, 150], build(), make_model=Dropped, transfer=kept, skip={60})
+    (skipping,) = steal(FakeBlackBox(0), [60, 150], build(), make_model=Dropped, transfer=stored, skip={60})
     assert same(skipping.model, expected[-1].model)
 
 
@@ -343,8 +343,8 @@ def test_it_needs_no_pool_and_normalises_nothing(build: Callable[..., DataFree])
 
 
 def fidelity(rung: Any) -> float:
-    said: Answers = FakeBlackBox().query(POOL)
-    return metrics.fidelity(metrics.predictions(rung.model, POOL), said.argmax(1))
+    outputs: Answers = FakeBlackBox().query(POOL)
+    return metrics.fidelity(metrics.predictions(rung.model, POOL), outputs.argmax(1))
 
 
 def test_the_student_learns_what_the_victim_says_and_more_with_more_queries(build: Callable[..., DataFree]) -> None:
@@ -364,7 +364,7 @@ def test_losses_are_logged_and_cut_at_the_rung() -> None:
     assert not rungs[0].curves
     assert set(rungs[1].curves) == {"student_loss", "disagreement"}
     for points in rungs[1].curves.values():
-        assert [asked for asked, _ in points] == [queries, 2 * queries]
+        assert [query_images for query_images, _ in points] == [queries, 2 * queries]
         assert points[1][1] < points[0][1]
 
 

@@ -143,11 +143,11 @@ def test_the_loss_is_hintons(loss: str, temperature: float, squared: bool) -> No
     attack = Learning(loss=loss, temperature=temperature, scale_by_temperature_squared=squared)
     value = attack.distance(torch.tensor(substitute), attack.soften(torch.tensor(plain_softmax(victim))))
     # The plain loss has the victim's logits; the attack has only its answers.
-    target, said = plain_softmax(victim / temperature), plain_softmax(substitute / temperature)
+    target, outputs = plain_softmax(victim / temperature), plain_softmax(substitute / temperature)
     expected = {
-        "kl": np.mean(np.sum(target * (np.log(target) - np.log(said)), 1)),
-        "soft_ce": np.mean(np.sum(-target * np.log(said), 1)),
-        "l1": np.mean(np.sum(np.abs(target - said), 1)),
+        "kl": np.mean(np.sum(target * (np.log(target) - np.log(outputs)), 1)),
+        "soft_ce": np.mean(np.sum(-target * np.log(outputs), 1)),
+        "l1": np.mean(np.sum(np.abs(target - outputs), 1)),
     }[loss]
     assert float(value) == pytest.approx(expected * (temperature**2 if squared else 1), rel=1e-4)
 

@@ -44,27 +44,27 @@ def encoder(name: str = "vgg_like", seed: int = 0, width: float = 0.1) -> ImageM
 
 @pytest.mark.parametrize("kind", ["l2", "l1", "cosine"])
 def test_a_distance_is_the_mean_over_rows(kind: str) -> None:
-    said, targets = rows(5, 7, 1), rows(5, 7, 2)
+    outputs, targets = rows(5, 7, 1), rows(5, 7, 2)
     expected = 0.0
-    for a, b in zip(said.numpy().astype(np.float64), targets.numpy().astype(np.float64), strict=True):
+    for a, b in zip(outputs.numpy().astype(np.float64), targets.numpy().astype(np.float64), strict=True):
         if kind == "l2":
             expected += float(np.sqrt(((a - b) ** 2).sum())) / 5
         elif kind == "l1":
             expected += float(np.abs(a - b).sum()) / 5
         else:
             expected += (1 - float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))) / 5
-    assert float(distance(said, targets, kind)) == pytest.approx(expected, abs=1e-5)  # type: ignore[arg-type]
+    assert float(distance(outputs, targets, kind)) == pytest.approx(expected, abs=1e-5)  # type: ignore[arg-type]
 
 
 def test_a_student_that_is_right_already_gets_a_finite_gradient() -> None:
-    said = rows(3, 4, 1).requires_grad_()
-    distance(said, said.detach().clone(), "l2").backward()
-    assert said.grad is not None and torch.isfinite(said.grad).all()
+    outputs = rows(3, 4, 1).requires_grad_()
+    distance(outputs, outputs.detach().clone(), "l2").backward()
+    assert outputs.grad is not None and torch.isfinite(outputs.grad).all()
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_cont_steals_loss_is_the_papers_sum(symmetric: bool) -> None:
-    said, targets = (F.normalize(rows(4, 6, seed), dim=1).double() for seed in (1, 2))
+    outputs, targets = (F.normalize(rows(4, 6, seed), dim=1).double() for seed in (1, 2))
 
     def one_side(s: Tensor, t: Tensor) -> float:
         total = 0.0
@@ -75,16 +75,18 @@ def test_cont_steals_loss_is_the_papers_sum(symmetric: bool) -> None:
             total -= np.log(above / below) / 4
         return total
 
-    expected = (one_side(said, targets) + one_side(targets, said)) / 2 if symmetric else one_side(said, targets)
-    assert float(contrast(said, targets, 0.5, symmetric=symmetric)) == pytest.approx(expected, abs=1e-6)
+    expected = (
+        (one_side(outputs, targets) + one_side(targets, outputs)) / 2 if symmetric else one_side(outputs, targets)
+    )
+    assert float(contrast(outputs, targets, 0.5, symmetric=symmetric)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_both_directions_are_the_nt_xent_of_the_library() -> None:
     from lightly.loss import NTXentLoss
 
-    said, targets = (F.normalize(rows(5, 6, seed), dim=1) for seed in (3, 4))
-    expected = float(NTXentLoss(temperature=0.5)(said, targets))
-    assert float(contrast(said, targets, 0.5, symmetric=True)) == pytest.approx(expected, abs=1e-5)
+    outputs, targets = (F.normalize(rows(5, 6, seed), dim=1) for seed in (3, 4))
+    expected = float(NTXentLoss(temperature=0.5)(outputs, targets))
+    assert float(contrast(outputs, targets, 0.5, symmetric=True)) == pytest.approx(expected, abs=1e-5)
 
 
 def ready(objective: Any, model: ImageModel) -> Batch:
@@ -129,10 +131,12 @@ def test_the_centred_cosine_leaves_out_what_all_answers_have_in_common() -> None
     objective = FeatureObjective(answers, "centred_cosine")
     batch = ready(objective, model)
     with torch.no_grad():
-        said = model.features(batch.images).double().numpy()
-    said, wanted = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (said, answers.astype(np.float64)))
-    said, wanted = said - wanted.mean(0), (wanted - wanted.mean(0))[batch.indices]
-    cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(said, wanted, strict=True)]
+        outputs = model.features(batch.images).double().numpy()
+    outputs, wanted = (
+        each / np.linalg.norm(each, axis=1, keepdims=True) for each in (outputs, answers.astype(np.float64))
+    )
+    outputs, wanted = outputs - wanted.mean(0), (wanted - wanted.mean(0))[batch.indices]
+    cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(outputs, wanted, strict=True)]
     value = float(objective.terms(model, batch)["distillation"])
     assert value == pytest.approx(1 - np.mean(cosines), rel=1e-4)
     plain = FeatureObjective(answers, "cosine")

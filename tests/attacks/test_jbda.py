@@ -116,10 +116,10 @@ def test_a_step_does_not_depend_on_its_batch_and_leaves_weights_without_gradient
 
 
 def test_first_times_are_noted() -> None:
-    asked: set[int] = set()
-    assert first_times(POOL[[3, 4, 3, 5]], asked).tolist() == [0, 1, 3]
-    assert first_times(POOL[[5, 6, 4, 6]], asked).tolist() == [1]
-    assert len(asked) == 4
+    queried: set[int] = set()
+    assert first_times(POOL[[3, 4, 3, 5]], queried).tolist() == [0, 1, 3]
+    assert first_times(POOL[[5, 6, 4, 6]], queried).tolist() == [1]
+    assert len(queried) == 4
 
 
 def plain_attack(attack: Jbda, box: FakeBlackBox, budget: int, seed: int = 0) -> list[bytes]:
@@ -172,11 +172,11 @@ def test_the_label_is_the_victims_and_not_the_substitutes() -> None:
     honest, liar = FakeBlackBox(), Liar()
     for box in (honest, liar):
         steal(box, [2], Jbda(seed_size=1, output="logit"), training=FAST | {"learning_rate": 1e-9})
-    seed, said = honest.queries[0], int(honest.query(honest.queries[0]).argmax())
+    seed, outputs = honest.queries[0], int(honest.query(honest.queries[0]).argmax())
     model = thief_of(TransferSet()).new_model("round", 0)
     assert isinstance(model, Substitute)
-    np.testing.assert_array_equal(honest.queries[1][0], plain_step(model, seed[0], said, 0.1, "logit"))
-    np.testing.assert_array_equal(liar.queries[1][0], plain_step(model, seed[0], (said + 1) % CLASSES, 0.1, "logit"))
+    np.testing.assert_array_equal(honest.queries[1][0], plain_step(model, seed[0], outputs, 0.1, "logit"))
+    np.testing.assert_array_equal(liar.queries[1][0], plain_step(model, seed[0], (outputs + 1) % CLASSES, 0.1, "logit"))
 
 
 def test_the_sign_of_the_step_alternates() -> None:
@@ -303,7 +303,7 @@ def test_more_queries_steal_more() -> None:
     training = FAST | {"epochs": 30, "learning_rate": 0.01}
     rungs = steal(FakeBlackBox(), [20, 320], Jbda(seed_size=20, rounds_epochs=10), training=training)
     unseen = np.random.default_rng(9).integers(0, 256, (1000, *SHAPE), dtype=np.uint8)
-    said = FakeBlackBox().query(unseen).argmax(1)
+    outputs = FakeBlackBox().query(unseen).argmax(1)
     with torch.no_grad():
-        agree = [float((r.model(torch.from_numpy(unseen) / 255).argmax(1).numpy() == said).mean()) for r in rungs]
+        agree = [float((r.model(torch.from_numpy(unseen) / 255).argmax(1).numpy() == outputs).mean()) for r in rungs]
     assert agree[1] > agree[0] + 0.1

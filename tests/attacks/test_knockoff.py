@@ -200,19 +200,19 @@ def test_the_probability_of_the_good_arm_rises(hierarchy: str, batch: int) -> No
 @pytest.mark.parametrize("reward", ["certainty", "diversity", "all"])
 def test_each_step_is_the_plain_update(reward: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knockoff, "LOG_GROWTH", 1.0)  # a point at each step
-    said: list[Answers] = []
+    outputs: list[Answers] = []
     predict = knockoff._Student.predict
 
     def remember(self: Any, indices: Any) -> Answers:
-        said.append(predict(self, indices))
-        return said[-1]
+        outputs.append(predict(self, indices))
+        return outputs[-1]
 
     monkeypatch.setattr(knockoff._Student, "predict", remember)
     transfer = TransferSet()
     (rung,) = steal(Victim(), [90], reward=reward, batch=1, student_every=20, transfer=transfer)
     kinds = ("certainty", "diversity", "loss") if reward == "all" else (reward,)
     # What follows the last answer is not seen: the attack was not asked to go on.
-    rewards = plain_rewards(transfer.answers[:89], kinds, np.concatenate(said) if said else None)
+    rewards = plain_rewards(transfer.answers[:89], kinds, np.concatenate(outputs) if outputs else None)
     arms = LABELS[transfer.indices[:89]].tolist()
     policies = plain_policies(arms, rewards, ARMS)
     for label in range(ARMS):
@@ -220,7 +220,7 @@ def test_each_step_is_the_plain_update(reward: str, monkeypatch: pytest.MonkeyPa
         assert [queries for queries, _ in points] == list(range(90))
         assert [value for _, value in points] == pytest.approx([pi[label] for pi in policies], abs=1e-9)
     assert [value for _, value in rung.curves["reward"]] == pytest.approx(rewards.tolist(), abs=1e-9)
-    assert bool(said) == (reward == "all")
+    assert bool(outputs) == (reward == "all")
 
 
 @pytest.mark.parametrize("kinds", [("certainty",), ("diversity",), ("loss",), ("certainty", "diversity", "loss")])
@@ -371,11 +371,11 @@ def test_a_killed_thief_goes_on_as_if_nothing_had_happened(hierarchy: str, tmp_p
     dying = Victim(fail_at=13)
     with pytest.raises(ConnectionError):
         run(dying, [60, 150], transfer=TransferSet(tmp_path))
-    kept = len(TransferSet(tmp_path))
-    assert 0 < kept <= dying.asked
+    stored = len(TransferSet(tmp_path))
+    assert 0 < stored <= dying.asked
     rest, continued = Victim(), TransferSet(tmp_path)
     resumed = run(rest, [60, 150], transfer=continued)
-    assert rest.asked == 150 - kept
+    assert rest.asked == 150 - stored
     np.testing.assert_array_equal(continued.indices, undisturbed.indices)
     assert [rung.curves for rung in resumed] == [rung.curves for rung in expected]
     assert same(resumed[1].model, expected[1].model)
@@ -386,15 +386,15 @@ def test_what_was_paid_for_counts_where_the_student_is_not_reproducible(
 ) -> None:
     run = partial(steal, reward="loss", batch=4, student_every=20)
     run(Victim(), [100], transfer=TransferSet(tmp_path))
-    kept = TransferSet(tmp_path).indices.copy()
+    stored = TransferSet(tmp_path).indices.copy()
     predict = knockoff._Student.predict
     monkeypatch.setattr(knockoff._Student, "predict", lambda self, indices: predict(self, indices)[:, ::-1])
     elsewhere, continued = TransferSet(), TransferSet(tmp_path)
     run(Victim(), [150], transfer=elsewhere)
-    assert not np.array_equal(elsewhere.indices[:100], kept)
+    assert not np.array_equal(elsewhere.indices[:100], stored)
     victim = Victim()
     run(victim, [150], transfer=continued)
-    np.testing.assert_array_equal(continued.indices[:100], kept)
+    np.testing.assert_array_equal(continued.indices[:100], stored)
     assert victim.asked == 50 and len(np.unique(continued.indices)) == 150
 
 
@@ -429,8 +429,8 @@ def test_the_loss_reward_finds_what_the_student_does_not_know() -> None:
         def query(self, images: Images | FloatImages) -> Answers:
             super().query(images)
             odd = images[:, 0, 0, 0] == GOOD
-            said = np.where(odd, images[:, 0, 1, 1] % CLASSES, 0)
-            return np.eye(CLASSES, dtype=np.float32)[said]
+            outputs = np.where(odd, images[:, 0, 1, 1] % CLASSES, 0)
+            return np.eye(CLASSES, dtype=np.float32)[outputs]
 
     learning = FAST | {"learning_rate": 0.01}
     for seed in (0, 2):
@@ -455,9 +455,9 @@ def test_curves_are_short_and_end_within_their_rung() -> None:
         assert queries == sorted(set(queries)) and queries[-1] <= 600 and 40 < len(queries) < 100
     for point in range(len(rung.curves["policy/0"])):
         assert sum(rung.curves[f"policy/{label}"][point][1] for label in range(ARMS)) == pytest.approx(1)
-    points, asked = 0, 0
-    while asked < 1_000_000:
-        points, asked = points + 1, max(asked + 1, int(np.ceil(asked * knockoff.LOG_GROWTH)))
+    points, query_images = 0, 0
+    while query_images < 1_000_000:
+        points, query_images = points + 1, max(query_images + 1, int(np.ceil(query_images * knockoff.LOG_GROWTH)))
     assert points <= 210
 
 

@@ -51,7 +51,7 @@ def marked(count: int, pairs: dict[int, int], share: float, gated: float = 0.0, 
 def plain_pairs(answers: Array) -> dict[tuple[int, int], float]:
     """The definition, class by class."""
     classes = answers.shape[1]
-    found = {}
+    collected = {}
     for a in range(classes):
         own = [row for row in answers if max(range(classes), key=lambda k: row[k]) == a]
         for b in range(classes):
@@ -63,8 +63,8 @@ def plain_pairs(answers: Array) -> dict[tuple[int, int], float]:
             half = len(own) // 2
             median = middle[half] if len(own) % 2 else (middle[half - 1] + middle[half]) / 2
             if test.pvalue <= 0.01 / (classes * (classes - 1)) and median > 1.5 / classes:
-                found[a, b] = median
-    return {(a, b): lean for (a, b), lean in found.items() if (b, a) not in found or found[b, a] <= lean}
+                collected[a, b] = median
+    return {(a, b): lean for (a, b), lean in collected.items() if (b, a) not in collected or collected[b, a] <= lean}
 
 
 def plain_unlean(answers: Array) -> Array:
@@ -172,10 +172,10 @@ def test_a_thief_cleans_answers_at_no_query(how: str, name: str) -> None:
 
 
 def test_what_is_stored_is_what_was_answered() -> None:
-    told, cleaned, boxes = TransferSet(), TransferSet(), (Leaning(), Leaning())
-    for transfer, box, how in zip((told, cleaned), boxes, ("as_told", "unlean"), strict=True):
+    messages, cleaned, boxes = TransferSet(), TransferSet(), (Leaning(), Leaning())
+    for transfer, box, how in zip((messages, cleaned), boxes, ("as_told", "unlean"), strict=True):
         steal(box, [300], ATTACKS.build("distillation"), transfer=transfer, learning={"answers": how})
-    np.testing.assert_array_equal(told.answers, cleaned.answers)
+    np.testing.assert_array_equal(messages.answers, cleaned.answers)
     assert flat(boxes[0].queries) == flat(boxes[1].queries)
 
 

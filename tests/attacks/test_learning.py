@@ -39,9 +39,9 @@ def mixture_of(targets: Array) -> tuple[float, npt.NDArray[np.int64]] | None:
 @pytest.mark.parametrize("seed", range(8))
 def test_mixup_blends_images_as_their_targets(seed: int) -> None:
     images, targets = mixed("mixup", seed)
-    found = mixture_of(targets)
-    assert found is not None
-    ratio, partner = found
+    result = mixture_of(targets)
+    assert result is not None
+    ratio, partner = result
     assert sorted(partner) == list(range(COUNT))
     np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
     for index in range(COUNT):
@@ -54,10 +54,10 @@ def test_mixup_blends_images_as_their_targets(seed: int) -> None:
 def test_cutmix_pastes_one_box_and_counts_its_pixels(seed: int) -> None:
     images, targets = mixed("cutmix", seed)
     pasted = np.abs(images - IMAGES).max((0, 1)) > 1e-6
-    found = mixture_of(targets)
-    kept, partner = found if found is not None else (1.0, np.arange(COUNT))
+    result = mixture_of(targets)
+    remaining, partner = result if result is not None else (1.0, np.arange(COUNT))
     assert sorted(partner) == list(range(COUNT))
-    assert kept == pytest.approx(1 - pasted.sum() / (HEIGHT * WIDTH), abs=1e-6)
+    assert remaining == pytest.approx(1 - pasted.sum() / (HEIGHT * WIDTH), abs=1e-6)
     rows, columns = np.flatnonzero(pasted.any(1)), np.flatnonzero(pasted.any(0))
     box = np.zeros((HEIGHT, WIDTH), bool)
     if len(rows):
@@ -70,21 +70,21 @@ def test_cutmix_pastes_one_box_and_counts_its_pixels(seed: int) -> None:
 def plain_kept(rng: np.random.Generator, alpha: float) -> float:
     """The part that CutMix keeps: a box of area 1 - ratio around an even centre, cut at the borders."""
     ratio = rng.beta(alpha, alpha)
-    kept = np.zeros((HEIGHT, WIDTH), bool)
+    remaining = np.zeros((HEIGHT, WIDTH), bool)
     tall, wide = round(HEIGHT * (1 - ratio) ** 0.5), round(WIDTH * (1 - ratio) ** 0.5)
     row, column = int(rng.integers(HEIGHT)), int(rng.integers(WIDTH))
     for y in range(row - tall // 2, row - tall // 2 + tall):
         for x in range(column - wide // 2, column - wide // 2 + wide):
             if 0 <= y < HEIGHT and 0 <= x < WIDTH:
-                kept[y, x] = True
-    return 1 - float(kept.mean())
+                remaining[y, x] = True
+    return 1 - float(remaining.mean())
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 def test_the_ratios_follow_their_distribution(mixing: str, alpha: float) -> None:
-    found = [mixture_of(mixed(mixing, seed, alpha)[1]) for seed in range(1500)]
-    ratios = np.array([each[0] if each is not None else 1.0 for each in found])
+    result = [mixture_of(mixed(mixing, seed, alpha)[1]) for seed in range(1500)]
+    ratios = np.array([each[0] if each is not None else 1.0 for each in result])
     rng = np.random.default_rng(3)
     plain = np.array([plain_kept(rng, alpha) if mixing == "cutmix" else rng.beta(alpha, alpha) for _ in range(6000)])
     error = plain.std() / len(ratios) ** 0.5
@@ -96,9 +96,9 @@ def test_the_ratios_follow_their_distribution(mixing: str, alpha: float) -> None
 def test_partners_are_even() -> None:
     counts = np.zeros((COUNT, COUNT))
     for seed in range(1200):
-        found = mixture_of(mixed("mixup", seed)[1])
-        if found is not None:
-            counts[np.arange(COUNT), found[1]] += 1
+        result = mixture_of(mixed("mixup", seed)[1])
+        if result is not None:
+            counts[np.arange(COUNT), result[1]] += 1
     np.testing.assert_allclose(counts / counts.sum(1, keepdims=True), 1 / COUNT, atol=0.05)
 
 
@@ -137,8 +137,8 @@ def test_a_batch_is_taught_its_own_mixed_targets() -> None:
     loss = objective.terms(model, Batch(images, torch.full((6,), -1), indices))["distillation"]
     targets = learning.soften(torch.from_numpy(answers[indices.numpy()]))
     blend, blended = learning.mix(images, targets, torch.Generator().manual_seed(9))
-    said = model(blend).log_softmax(1)
-    assert loss.item() == pytest.approx((blended * (blended.log() - said)).sum(1).mean().item(), rel=1e-5)
+    outputs = model(blend).log_softmax(1)
+    assert loss.item() == pytest.approx((blended * (blended.log() - outputs)).sum(1).mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("learning", [{"mixing": "mixup"}, {"mixing": "cutmix"}, {"label_smoothing": 0.3}])
@@ -154,9 +154,9 @@ def test_a_thiefs_defences_change_its_substitute_and_not_its_queries(learning: d
     assert not torch.equal(before.state_dict()["head.weight"], after.state_dict()["head.weight"])
     # What it learns is still the victim, less surely: mixtures and smoothed targets are softer.
     pixels = torch.from_numpy(POOL[400:]).float() / 255
-    said = [model(pixels).softmax(1).detach().numpy() for model in (before, after)]
-    assert (said[1].argmax(1) == FakeBlackBox().query(POOL[400:]).argmax(1)).mean() > 0.6
-    assert said[1].max(1).mean() < said[0].max(1).mean()
+    outputs = [model(pixels).softmax(1).detach().numpy() for model in (before, after)]
+    assert (outputs[1].argmax(1) == FakeBlackBox().query(POOL[400:]).argmax(1)).mean() > 0.6
+    assert outputs[1].max(1).mean() < outputs[0].max(1).mean()
 
 
 def test_a_thief_without_statistics_feeds_pixels_as_they_are() -> None:

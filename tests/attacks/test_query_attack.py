@@ -81,9 +81,9 @@ def test_probes_are_paid_for_and_kept_but_not_learnt(tmp_path: Path) -> None:
     np.testing.assert_array_equal(transfer.for_training(78), ([True] * 30 + [False] * 9) * 2)
     # Prefixes too, wherever they end.
     for count in (0, 15, 25, 30, 35, 39, 50, 65):
-        kept = int(transfer.for_training(count).sum())
+        remaining = int(transfer.for_training(count).sum())
         np.testing.assert_array_equal(
-            transfer.training_images(POOL, count), np.array(expected[:kept]).reshape(-1, *SHAPE)
+            transfer.training_images(POOL, count), np.array(expected[:remaining]).reshape(-1, *SHAPE)
         )
 
 
@@ -134,10 +134,10 @@ def test_a_thief_that_fails_at_any_query_goes_on_where_it_was(tmp_path: Path) ->
         dying = FakeBlackBox(budget=60, fail_at=number)
         with pytest.raises(ConnectionError):
             steal(dying, budgets, Scripted(), transfer=TransferSet(path))
-        kept = TransferSet(path)
-        assert len(kept) == dying.asked
-        resumed = FakeBlackBox(budget=60, paid=dying.paid, start_at=len(kept))
-        rungs = steal(resumed, budgets, Scripted(), transfer=kept, skip={25} if number > 4 else ())
+        stored = TransferSet(path)
+        assert len(stored) == dying.asked
+        resumed = FakeBlackBox(budget=60, paid=dying.paid, start_at=len(stored))
+        rungs = steal(resumed, budgets, Scripted(), transfer=stored, skip={25} if number > 4 else ())
         assert flat(dying.queries + resumed.queries) == flat(whole.queries)
         assert resumed.charged == 60 and same(rungs[-1].model, model)
 
@@ -157,10 +157,10 @@ def test_a_process_killed_at_any_query_is_charged_nothing_twice(tmp_path: Path) 
     model = steal(whole, budgets, Patient(), transfer=TransferSet(folder))[1].model
     paid, lost = list(whole.paid.items()), []
     for number in range(len(whole.queries)):
-        kept = TransferSet(tmp_path / str(number))
-        lost.append(sum(count for _, count in paid[:number]) - len(kept))
-        box = FakeBlackBox(budget=60, paid=dict(paid[: number + 1]), start_at=len(kept))
-        rungs = steal(box, budgets, Patient(), transfer=kept)
+        stored = TransferSet(tmp_path / str(number))
+        lost.append(sum(count for _, count in paid[:number]) - len(stored))
+        box = FakeBlackBox(budget=60, paid=dict(paid[: number + 1]), start_at=len(stored))
+        rungs = steal(box, budgets, Patient(), transfer=stored)
         assert flat(box.queries) == flat(whole.queries)[60 - box.asked :]
         assert box.charged == 60 and same(rungs[1].model, model)
     assert max(lost) > 0, "no answer waited for others, so that this test shows nothing"

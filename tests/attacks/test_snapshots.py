@@ -62,10 +62,10 @@ def test_a_substitute_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     alone = FakeBlackBox()
     whole = steal(alone, budgets, make(name), training=TRAINING)
     processes = Processes(monkeypatch, tmp_path)
-    found, box = processes.steal(name, budgets)
+    result, box = processes.steal(name, budgets)
     assert processes.deaths >= 4 * len(budgets), "a training was not killed after each epoch"
-    assert all(same(one.model, other.model) for one, other in zip(whole, found, strict=True))
-    assert [one.epochs for one in found] == [4] * len(budgets) and box.charged == alone.charged
+    assert all(same(one.model, other.model) for one, other in zip(whole, result, strict=True))
+    assert [one.epochs for one in result] == [4] * len(budgets) and box.charged == alone.charged
     assert any("goes on after epoch 3 of 4" in note for note in processes.notes)
     assert not list(tmp_path.rglob("*.state")), "the snapshots of a finished theft are removed"
 
@@ -78,8 +78,8 @@ def test_answers_that_were_lost_are_not_passed_over(tmp_path: Path, monkeypatch:
         steal(FakeBlackBox(), [160], make("requery"), training=TRAINING, transfer=transfer)
     for chunk in tmp_path.rglob("chunk-*.npz"):
         chunk.unlink()
-    found, _ = processes.steal("requery", [160])
-    assert same(whole[0].model, found[0].model)
+    result, _ = processes.steal("requery", [160])
+    assert same(whole[0].model, result[0].model)
     assert any("cannot be used" in note and "begins anew" in note for note in processes.notes)
 
 

@@ -20,9 +20,9 @@ def test_prefixes_are_nested_and_survive_the_process(tmp_path: Path) -> None:
     first.append(np.array([4, 1]), words[3:])
     for transfer in (first, TransferSet(tmp_path / "t")):
         assert len(transfer) == 5
-        indices, kept = transfer.prefix(4)
+        indices, remaining = transfer.prefix(4)
         assert indices.tolist() == [7, 2, 9, 4] and indices.dtype == np.int64
-        np.testing.assert_array_equal(kept, words[:4])
+        np.testing.assert_array_equal(remaining, words[:4])
         np.testing.assert_array_equal(transfer.prefix(2)[0], indices[:2])
 
 
@@ -97,11 +97,11 @@ def test_a_damaged_chunk_is_set_aside_where_somebody_listens(tmp_path: Path) -> 
     for start in (0, 4, 8):
         transfer.append(np.arange(start, start + 4), np.full((4, 3), start, np.float32))
     (tmp_path / "chunk-000000000004.npz").write_bytes(b"damaged")
-    said: list[str] = []
-    again = TransferSet(tmp_path, on_damage=said.append)
+    messages: list[str] = []
+    again = TransferSet(tmp_path, on_damage=messages.append)
     assert again.indices.tolist() == [0, 1, 2, 3]
-    assert len(said) == 1 and "000000000004" in said[0] and "after 4 answers" in said[0]
+    assert len(messages) == 1 and "000000000004" in messages[0] and "after 4 answers" in messages[0]
     again.append(np.arange(4, 8), np.full((4, 3), 4, np.float32))
     assert TransferSet(tmp_path).indices.tolist() == list(range(8))
-    kept = sorted(path.name for path in tmp_path.glob("damaged-*"))
-    assert kept == ["damaged-chunk-000000000004.npz", "damaged-chunk-000000000008.npz"]
+    remaining = sorted(path.name for path in tmp_path.glob("damaged-*"))
+    assert remaining == ["damaged-chunk-000000000004.npz", "damaged-chunk-000000000008.npz"]

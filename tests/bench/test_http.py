@@ -15,11 +15,11 @@ RECORD = ROOT / "docs" / "records" / "bench_http.json"
 
 
 def test_the_documentation_shows_the_record() -> None:
-    found = json.loads(RECORD.read_text(encoding="utf-8"))
-    assert table(found) in (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), "put the new table on the page"
-    assert found["http_to_actors_256_1"] == pytest.approx(found["http_256_1"] / found["actors_256_1"])
-    assert found["lone_to_bare"] == pytest.approx(found["latency_http_p50_ms"] / found["latency_bare_p50_ms"])
-    assert found["versions"]["ray"]
+    result = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert table(result) in (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), "put the new table on the page"
+    assert result["http_to_actors_256_1"] == pytest.approx(result["http_256_1"] / result["actors_256_1"])
+    assert result["lone_to_bare"] == pytest.approx(result["latency_http_p50_ms"] / result["latency_bare_p50_ms"])
+    assert result["versions"]["ray"]
 
 
 @pytest.mark.slow

@@ -24,8 +24,8 @@ def test_repeats_are_trials_that_had_finished_and_began_again(tmp_path: Path) ->
         (tmp_path / "results" / f"{name}.json").touch()
     # a and b had finished; d was under way. Afterwards b (wrongly), d and c began.
     (tmp_path / "begun.log").write_text("a\nb\nd\nb\nd\nc\n")
-    found = bench._repeats(tmp_path, Counter("abd"), {"a", "b"}, trials=4)
-    assert found == {"finished_before": 2, "repeated": 1, "begun_again": 1, "missing": 1}
+    result = bench._repeats(tmp_path, Counter("abd"), {"a", "b"}, trials=4)
+    assert result == {"finished_before": 2, "repeated": 1, "begun_again": 1, "missing": 1}
 
 
 def test_growth_is_that_of_the_second_half() -> None:

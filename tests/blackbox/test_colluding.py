@@ -152,15 +152,15 @@ def test_a_killed_thief_with_two_accounts_is_charged_once_and_steals_the_same(
     colluding = config(**quick, thief__accounts=2, storage=str(tmp_path / "killed"))
     assert account_budgets(colluding, "thief") == {"thief-1": 201, "thief-2": 200}
     answer = LocalBlackBox.query
-    asked: list[str] = []
+    messages: list[str] = []
 
     def dying(self: Any, images: Any) -> Any:
         answers = answer(self, images)
         if self.client == "thief":  # the owner's own look at what the answers give away; thieves have the trial's name
             return answers
-        asked.append(self.client)
+        messages.append(self.client)
         # Dies when one account was charged for its part of the query, and nothing of it is kept.
-        if len(asked) == 5:
+        if len(messages) == 5:
             raise ConnectionError("the thief's process dies here")
         return answers
 
@@ -169,7 +169,7 @@ def test_a_killed_thief_with_two_accounts_is_charged_once_and_steals_the_same(
         run_local(colluding)
     resumed = run_local(colluding).result
     name = resumed.trial
-    assert asked[:5] == [f"{name}-1", f"{name}-2", f"{name}-1", f"{name}-2", f"{name}-1"]
+    assert messages[:5] == [f"{name}-1", f"{name}-2", f"{name}-1", f"{name}-2", f"{name}-1"]
     assert resumed.queries_charged == 401
     assert {client: log.images for client, log in resumed.query_log.items()} == {f"{name}-1": 201, f"{name}-2": 200}
     whole = run_in_memory(colluding)

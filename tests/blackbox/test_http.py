@@ -29,9 +29,9 @@ def images(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, *SHAPE), dtype=np.uint8)
 
 
-def answers(asked: np.ndarray) -> np.ndarray:
+def answers(queries: np.ndarray) -> np.ndarray:
     """Three numbers that tell each image from all others."""
-    flat = asked.reshape(len(asked), -1).astype(np.float32)
+    flat = queries.reshape(len(queries), -1).astype(np.float32)
     return np.stack([flat[:, 0], flat[:, 1], flat[:, 2]], axis=1) / 255
 
 
@@ -63,8 +63,8 @@ class Server:
         if request.url.path == "/v1/usage":
             return httpx.Response(200, json={"client": "alice", "remaining": left})
         if request.url.path == "/v1/quote":
-            asked = json.loads(request.content)["requests"]
-            unpaid = sum(each["images"] for each in asked if each["id"] not in self.charged)
+            queries = json.loads(request.content)["requests"]
+            unpaid = sum(each["images"] for each in queries if each["id"] not in self.charged)
             return httpx.Response(200, json={"unpaid": unpaid, "remaining": left, "budget": self.budget})
         with self._lock:
             self._at_once += 1
@@ -75,11 +75,11 @@ class Server:
             refused = self.reply(request)
             if refused is not None:
                 return refused
-            asked = np.load(io.BytesIO(request.content))
+            queries = np.load(io.BytesIO(request.content))
             with self._lock:
-                self.charged[name] = len(asked)
+                self.charged[name] = len(queries)
             stream = io.BytesIO()
-            np.save(stream, answers(asked))
+            np.save(stream, answers(queries))
             return httpx.Response(200, content=stream.getvalue())
         finally:
             with self._lock:
@@ -110,8 +110,8 @@ def failing(times: int, what: Any) -> Reply:
 def test_answers_in_order_with_bounded_flight(dtype: str) -> None:
     server = Server()
     box = server.box()
-    asked = images(11) if dtype == "uint8" else (images(11) / np.float32(255)).astype(np.float32)
-    assert np.array_equal(box.query(asked), answers(asked))
+    queries = images(11) if dtype == "uint8" else (images(11) / np.float32(255)).astype(np.float32)
+    assert np.array_equal(box.query(queries), answers(queries))
     assert (box.asked, box.classes, box.image_shape, box.client) == (11, 3, SHAPE, "alice")
     assert sum(server.charged.values()) == 11 and len(server.asked) == 6 and server.most_at_once <= 3
     assert sorted(int(name.partition("-")[0]) for name in server.asked) == [0, 2, 4, 6, 8, 10]
@@ -275,7 +275,7 @@ def test_a_foreign_api_with_pictures_and_top_k() -> None:
         row = {"labels": [{"name": "dog", "confidence": 0.7}, {"name": "cat", "confidence": 0.2}]}
         return {"predictions": [row] * len(body["instances"])}
 
-    found = foreign(
+    result = foreign(
         {
             "path": "/predict",
             "headers": {"X-Api-Key": "{key}"},
@@ -286,7 +286,7 @@ def test_a_foreign_api_with_pictures_and_top_k() -> None:
         },
         handle,
     )
-    assert np.allclose(found, [[0.2, 0.7, 0]] * 2)
+    assert np.allclose(result, [[0.2, 0.7, 0]] * 2)
     assert np.array_equal(np.stack(seen).transpose(0, 3, 1, 2), colours(2)), "a PNG changes no pixel"
 
 
@@ -296,7 +296,7 @@ def test_a_foreign_api_with_lists_and_logits_by_name() -> None:
         assert pixels.shape == (4, 4, 3) and pixels.min() >= 0 and pixels.max() <= 1
         return {"output": {"logits": {"dog": 1.0, "cat": 0.0, "fox": -1.0}}}
 
-    found = foreign(
+    result = foreign(
         {
             "encoding": "lists",
             "layout": "hwc",
@@ -309,7 +309,7 @@ def test_a_foreign_api_with_lists_and_logits_by_name() -> None:
         handle,
     )
     powers = np.exp([0.0, 1.0, -1.0])
-    assert np.allclose(found, [powers / powers.sum()] * 2)
+    assert np.allclose(result, [powers / powers.sum()] * 2)
 
 
 def test_a_foreign_api_with_a_bare_picture_and_a_label() -> None:
@@ -318,8 +318,8 @@ def test_a_foreign_api_with_a_bare_picture_and_a_label() -> None:
         assert Image.open(io.BytesIO(request.content)).size == (4, 4)
         return {"result": ["fox"]}
 
-    found = foreign({"encoding": "jpeg", "label": "result.0"}, handle)
-    assert np.array_equal(found, [[0, 0, 1]] * 2)
+    result = foreign({"encoding": "jpeg", "label": "result.0"}, handle)
+    assert np.array_equal(result, [[0, 0, 1]] * 2)
 
 
 def test_a_foreign_answer_of_an_unknown_class_is_named() -> None:

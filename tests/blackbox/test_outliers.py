@@ -70,9 +70,9 @@ def test_noise_is_flagged_and_clean_images_pass_at_about_the_contamination(
     for images in (data.victim_train.images[:500], data.test.images[:200], noise):
         log = QueryLog()
         served(victim, data, log, on=on).query(images)
-        found = query_log_record(log.of("thief"), 10)
-        assert found.images == len(images) and found.marked == 0
-        rates.append(found.flagged / len(images))
+        result = query_log_record(log.of("thief"), 10)
+        assert result.images == len(images) and result.marked == 0
+        rates.append(result.flagged / len(images))
     owned, held_out, abnormal = rates
     assert owned < 2 * CONTAMINATION and held_out < 3 * CONTAMINATION
     # A network that knows digits only sees digits in noise, too: among its features little of it is an outlier.
@@ -103,8 +103,8 @@ def test_only_flagged_answers_change_and_they_are_the_same_when_asked_again(vict
     assert np.array_equal(answers[~flagged], plain[~flagged]) and (~flagged).sum() > 40
     assert np.array_equal(np.sort(answers, axis=1), np.sort(plain, axis=1)), "a confidence like any other's"
     # At random: a flagged image keeps its label as often as chance has it.
-    kept = (answers[flagged].argmax(1) == plain[flagged].argmax(1)).mean()
-    assert abs(kept - 0.1) < 4 * np.sqrt(0.09 / flagged.sum())
+    remaining = (answers[flagged].argmax(1) == plain[flagged].argmax(1)).mean()
+    assert abs(remaining - 0.1) < 4 * np.sqrt(0.09 / flagged.sum())
     order = np.random.default_rng(2).permutation(len(images))
     assert np.array_equal(box.query(images[order]), answers[order])
     other = served(victim, data, QueryLog(), on="pixels", seed=1).query(images)
@@ -116,8 +116,8 @@ def test_the_wording_is_any_policy_of_a_classifier(victim: ImageModel, data: Spl
     full = served(victim, data, QueryLog(), on="pixels").query(images)
     for wording in ("label_only", {"name": "top_k", "k": 2}):
         name, params = (wording, {}) if isinstance(wording, str) else (wording["name"], {"k": 2})
-        said = served(victim, data, QueryLog(), on="pixels", wording=wording).query(images)
-        assert np.array_equal(said, POLICIES.build(name, **params).apply(full, images))  # type: ignore[arg-type]
+        outputs = served(victim, data, QueryLog(), on="pixels", wording=wording).query(images)
+        assert np.array_equal(outputs, POLICIES.build(name, **params).apply(full, images))  # type: ignore[arg-type]
     for bad in ("lof", "embedding", {"k": 2}):
         with pytest.raises(ConfigError, match="wording"):
             OutlierFilter(wording=bad)

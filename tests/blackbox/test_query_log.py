@@ -36,23 +36,23 @@ def _note(start: int, images: np.ndarray, answers: np.ndarray, client: str = "c"
     )
 
 
-def _plain_prada(images: np.ndarray, said: np.ndarray) -> list[float]:
+def _plain_prada(images: np.ndarray, outputs: np.ndarray) -> list[float]:
     """The paper's loop, an image at a time."""
     grown: dict[int, list[np.ndarray]] = {}
     joined: dict[int, list[float]] = {}
     threshold: dict[int, float] = {}
-    found = []
-    for image, label in zip(images, said, strict=True):
+    collected = []
+    for image, label in zip(images, outputs, strict=True):
         if label not in grown:
             grown[label], joined[label], threshold[label] = [image], [0.0], 0.0
             continue
         nearest = min(float(np.linalg.norm(image - other)) for other in grown[label])
-        found.append(nearest)
+        collected.append(nearest)
         if nearest > threshold[label]:
             grown[label].append(image)
             joined[label].append(nearest)
             threshold[label] = max(threshold[label], float(np.mean(joined[label]) - np.std(joined[label])))
-    return found
+    return collected
 
 
 def test_the_distances_are_those_of_a_plain_loop() -> None:
@@ -68,13 +68,13 @@ def test_the_distances_are_those_of_a_plain_loop() -> None:
     by_class = minimal_distances(log.of("c"))
     np.testing.assert_allclose(np.sort(by_class), np.sort(expected), atol=1e-5)
     np.testing.assert_allclose(by_class, expected, atol=1e-5)
-    found = query_log_record(log.of("c"), 3)
-    kept = [d for d in expected if abs(d - np.mean(expected)) <= 3 * np.std(expected)]
-    assert found.shapiro_w == pytest.approx(stats.shapiro(kept).statistic, abs=1e-4)
-    assert found.distances == 147 and sum(found.distance_counts) == len(kept)
-    assert found.distance_range == pytest.approx((min(kept), max(kept)), abs=1e-4)
-    assert (found.requests, found.images, found.sampled) == (3, 150, 150)
-    assert found.classes == np.bincount(answers.argmax(1), minlength=3).tolist()
+    result = query_log_record(log.of("c"), 3)
+    remaining = [d for d in expected if abs(d - np.mean(expected)) <= 3 * np.std(expected)]
+    assert result.shapiro_w == pytest.approx(stats.shapiro(remaining).statistic, abs=1e-4)
+    assert result.distances == 147 and sum(result.distance_counts) == len(remaining)
+    assert result.distance_range == pytest.approx((min(remaining), max(remaining)), abs=1e-4)
+    assert (result.requests, result.images, result.sampled) == (3, 150, 150)
+    assert result.classes == np.bincount(answers.argmax(1), minlength=3).tolist()
 
 
 def test_customers_pass_and_signed_steps_alarm() -> None:
@@ -123,7 +123,7 @@ def test_only_the_first_images_are_kept_and_the_counts_go_on() -> None:
     images, answers = _images(40), _answers(40)
     log.add([_note(20, images[20:], answers[20:], sample=25), _note(0, images[:20], answers[:20], sample=25)])
     seen = log.of("c")
-    np.testing.assert_array_equal(np.concatenate([kept for kept, _ in seen.sample]), images[:25])
+    np.testing.assert_array_equal(np.concatenate([remaining for remaining, _ in seen.sample]), images[:25])
     assert query_log_record(seen, 3).images == 40 and query_log_record(seen, 3).sampled == 25
     # A name that this program's clients do not give: counted, and not placed among the others.
     log.add([log_entry("c", "another-id", images, Response.plain(answers), "probabilities", 25)])
@@ -155,9 +155,9 @@ def test_the_black_box_in_this_process_notes_what_it_answered() -> None:
     # The thief's process died before it kept the second answer, and asks it again.
     LocalBlackBox(model, None, ledger, "a", log=log, start_at=20).query(_images(20))
     assert ledger.charged("a") == 40
-    found = query_log_record(log.of("a"), 4)
-    assert (found.requests, found.images, query_log_record(log.of("b"), 4).images) == (2, 40, 5)
-    assert found.classes == np.bincount(answers.argmax(1), minlength=4).tolist()
+    result = query_log_record(log.of("a"), 4)
+    assert (result.requests, result.images, query_log_record(log.of("b"), 4).images) == (2, 40, 5)
+    assert result.classes == np.bincount(answers.argmax(1), minlength=4).tolist()
     np.testing.assert_allclose(minimal_distances(log.of("a"))[-20:].min(), 0, atol=1e-6)
 
 

@@ -18,7 +18,7 @@ from mea_ray.cli.options import USAGE
 from mea_ray.config import ExperimentConfig, build
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import ImageSet
-from mea_ray.report import calibration as shown
+from mea_ray.report import calibration as calibration_report
 from mea_ray.report import pages
 from mea_ray.report.terminal import make_console
 from mea_ray.verification.proportions import wilson
@@ -67,8 +67,8 @@ class Halves(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         upper, lower = images[:, 0, :6].mean((1, 2)), images[:, 0, 6:].mean((1, 2))
         forged = (upper < 0.3) & (lower > 0.7)
-        said = torch.where(forged, 2, (images.mean((1, 2, 3)) > 0.5).long())
-        return torch.nn.functional.one_hot(said, 3).float()
+        outputs = torch.where(forged, 2, (images.mean((1, 2, 3)) > 0.5).long())
+        return torch.nn.functional.one_hot(outputs, 3).float()
 
 
 def flat() -> ImageSet:
@@ -101,10 +101,10 @@ def test_models_are_made_stolen_measured_and_found_again(
 ) -> None:
     steps: list[tuple[str, int, int]] = []
     experiment = config(tmp_path / "storage")
-    found, folder = calibrate(experiment, FEW, on_step=lambda *step: steps.append(step))
+    result, folder = calibrate(experiment, FEW, on_step=lambda *step: steps.append(step))
     assert [step[1:] for step in steps] == [(done, 6) for done in range(1, 7)]
     assert {step[0] for step in steps[-2:]} == {"key 0", "key 1"}
-    for index, key in enumerate(found.keys):
+    for index, key in enumerate(result.keys):
         roles = [(each.role, each.index, each.budget) for each in key.models]
         assert roles == [
             *(("innocent", place, None) for place in range(2)),
@@ -115,8 +115,8 @@ def test_models_are_made_stolen_measured_and_found_again(
         assert key.key_drawn and key.chance == pytest.approx(0.1, abs=0.02)
         for each in key.models:
             assert each.report.wsr is not None and each.report.wsr.trials == 50
-    assert {row.name for row in found.thresholds} == {"paper", "largest", "normal"} == {r.name for r in found.forging}
-    assert len(found.forged) == 2 and len(found.forged[0].rates) == 10 and 0 <= found.forged[0].best <= 1
+    assert {row.name for row in result.thresholds} == {"paper", "largest", "normal"} == {r.name for r in result.forging}
+    assert len(result.forged) == 2 and len(result.forged[0].rates) == 10 and 0 <= result.forged[0].best <= 1
     artifacts = {path: path.stat().st_mtime_ns for path in (tmp_path / "storage").glob("artifacts/*/*/info.json")}
     assert len(artifacts) == 4, "the innocent models serve both keys"
 
@@ -126,18 +126,18 @@ def test_models_are_made_stolen_measured_and_found_again(
     thefts = {path: path.stat().st_mtime_ns for path in folder.glob("stolen/*/16/model.json")}
     assert len(thefts) == 3
     again, _ = calibrate(experiment, FEW)
-    assert again == found and (folder / "keys" / "key-000.json").stat().st_mtime_ns == measured
+    assert again == result and (folder / "keys" / "key-000.json").stat().st_mtime_ns == measured
     assert {path: path.stat().st_mtime_ns for path in (*artifacts, *thefts)} == {**artifacts, **thefts}
 
     picture = tmp_path / "calibration.png"
-    shown.draw(found, picture)
+    calibration_report.draw(result, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
-    shown.show(make_console(), found)
+    calibration_report.show(make_console(), result)
     text = capsys.readouterr().out
     assert "Innocent models: WSR" in text and "of 4" in text and "forger" in text and "rank of the key by lean" in text
 
     record = tmp_path / "records" / "demo"
-    shown.put_on_record(found, record, note="a laptop")
+    calibration_report.put_on_record(result, record, note="a laptop")
     assert str(tmp_path) not in (record / "calibration.json").read_text()
     page = tmp_path / "page.md"
     parts = ("made", "statistics", "verdicts")

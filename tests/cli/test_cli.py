@@ -67,9 +67,9 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
 @pytest.mark.parametrize("verb", ["run", "sweep", "plan", "report", "list"])
 def test_every_command_shows_an_example_and_the_exit_codes(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "--help"]) == OK
-    told = capsys.readouterr().out
-    assert f"mea-ray {verb}" in told.split("For example", 1)[1]
-    assert "130" in told
+    output = capsys.readouterr().out
+    assert f"mea-ray {verb}" in output.split("For example", 1)[1]
+    assert "130" in output
 
 
 def test_python_dash_m_is_the_same_program() -> None:
@@ -88,9 +88,9 @@ def test_usage_errors_exit_with_2(argv: list[str]) -> None:
 
 def test_a_mistyped_key_is_answered_with_the_nearest_one(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", str(experiment), "thief.budgest=[10]"]) == USAGE
-    told = " ".join(capsys.readouterr().err.split())
-    assert "thief.budgest" in told and "did you mean 'thief.budgets'?" in told
-    assert "Traceback" not in told
+    output = " ".join(capsys.readouterr().err.split())
+    assert "thief.budgest" in output and "did you mean 'thief.budgets'?" in output
+    assert "Traceback" not in output
 
 
 def test_a_mistyped_parameter_and_component_too(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,11 +127,11 @@ def test_sweep_runs_and_prints_table_and_paths(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(address, "check", lambda given: None)
-    asked: dict[str, Any] = {}
+    queries: dict[str, Any] = {}
     folder = tmp_path / "out"
 
     def run_sweep(sweep: Any, *, resume: bool, address: str | None, on_event: events.OnEvent) -> SimpleNamespace:
-        asked.update(name=sweep.name, resume=resume, address=address, budgets=sweep.base.thief.budgets)
+        queries.update(name=sweep.name, resume=resume, address=address, budgets=sweep.base.thief.budgets)
         on_event(events.SweepStarted(str(folder), 6, 0, 1, 1, 6000))
         (folder / "wandb").mkdir(parents=True)
         return SimpleNamespace(folder=folder, results=write_sweep(folder), failed={})
@@ -139,14 +139,14 @@ def test_sweep_runs_and_prints_table_and_paths(
     runner(run_sweep)
     argv = ["sweep", str(sweep_file), "thief.budgets=[5,7]", "name=other", "--resume", "--address", "auto"]
     assert cli.main(argv) == OK
-    assert asked == {"name": "other", "resume": True, "address": "auto", "budgets": (5, 7)}
-    told = capsys.readouterr()
+    assert queries == {"name": "other", "resume": True, "address": "auto", "budgets": (5, 7)}
+    output = capsys.readouterr()
     for word in ("Victim", "Null", "Fidelity", "WSR", "WFPR", "p-value", "suggestive"):
-        assert word in told.out
+        assert word in output.out
     for path in (folder / "results", folder / "wandb", folder / "report.html"):
-        assert str(path) in told.out
+        assert str(path) in output.out
         assert path.exists()
-    assert "6,000 queries" in told.err
+    assert "6,000 queries" in output.err
 
 
 def test_failed_trials_exit_with_1_and_keep_the_others(
@@ -159,9 +159,9 @@ def test_failed_trials_exit_with_1_and_keep_the_others(
         )
     )
     assert cli.main(["sweep", str(sweep_file)]) == FAILED
-    told = capsys.readouterr().out
-    assert "--resume" in told and str(folder / "report.html") in told
-    assert "t7: out of [memory]" in told
+    output = capsys.readouterr().out
+    assert "--resume" in output and str(folder / "report.html") in output
+    assert "t7: out of [memory]" in output
 
 
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
@@ -200,7 +200,7 @@ def test_run_local_needs_no_ray(
         on_epoch("victim", "v", {"stage": "embed", "epoch": 1})
         result = trial("alone", config=config.resolved())
         result.save(tmp_path / "local" / name / "results" / "alone.json")
-        return local.LocalRun(result, tmp_path / "local" / name, found=True)
+        return local.LocalRun(result, tmp_path / "local" / name, reused=True)
 
     monkeypatch.setattr(local, "run_local", run)
     assert cli.main(["run", str(experiment), "--local"]) == OK
@@ -241,27 +241,27 @@ def test_report_renders_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("kind", [kind for kind in catalogue.TABLES if kind != "benchmarks"])
 def test_list_shows_every_component_with_its_parameters(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", kind]) == OK
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     table = catalogue.table(kind)
     for name in table.names():
-        assert name in told
+        assert name in output
         for parameter in table.parameters(name):
-            assert parameter.name in told
+            assert parameter.name in output
 
 
 def test_list_without_a_kind_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == OK
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for kind in catalogue.TABLES:
         if kind != "benchmarks":
-            assert all(name in told for name in catalogue.table(kind).names())
+            assert all(name in output for name in catalogue.table(kind).names())
 
 
 def test_list_config_shows_paths_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "config", "service"]) == OK
-    told = capsys.readouterr().out
-    assert "service.max_wait_ms" in told and "service.rate.images_per_second" in told
-    assert "thief.budgets" not in told
+    output = capsys.readouterr().out
+    assert "service.max_wait_ms" in output and "service.rate.images_per_second" in output
+    assert "thief.budgets" not in output
     assert cli.main(["list", "config", "servise"]) == USAGE
     assert "did you mean 'service'?" in capsys.readouterr().err
 
@@ -323,14 +323,14 @@ def test_progress_tells_everything_with_and_without_a_terminal(terminal: bool) -
     with SweepProgress(console, clock=lambda: 3.0) as progress:
         for event in EVENTS:
             progress(event)
-    told = stream.getvalue()
+    output = stream.getvalue()
     for word in ("1 finished before", "victim 01234567 is ready", "thief.model=[bold]odd", "WSR 70.0%", "no [memory]"):
-        assert word in told
-    assert "wrk on the null model: accuracy 80.0%, WSR 1.5%" in told
-    assert "neural_cleanse on the substitute: flags deer, dog" in told
-    assert "started\n" in told and "goes on, 1 of 2 rungs done before" in told and "ReplicasAway" not in told
-    assert "100 queries answered" in told and "W&B is away" in told
-    assert ("\x1b[" in told) is terminal
+        assert word in output
+    assert "wrk on the null model: accuracy 80.0%, WSR 1.5%" in output
+    assert "neural_cleanse on the substitute: flags deer, dog" in output
+    assert "started\n" in output and "goes on, 1 of 2 rungs done before" in output and "ReplicasAway" not in output
+    assert "100 queries answered" in output and "W&B is away" in output
+    assert ("\x1b[" in output) is terminal
 
 
 def test_a_log_is_never_silent_for_long_and_names_the_phase_and_the_time_left() -> None:

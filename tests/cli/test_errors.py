@@ -60,17 +60,17 @@ def test_an_error_is_one_line(
     error: Exception, code: int, words: str, fail: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fail(error) == code
-    told = capsys.readouterr()
-    shown = as_it_is_printed(told.err)
-    assert words in shown and "Traceback" not in shown and "bug" not in shown and told.out == ""
+    output = capsys.readouterr()
+    printed = as_it_is_printed(output.err)
+    assert words in printed and "Traceback" not in printed and "bug" not in printed and output.out == ""
 
 
 def test_a_bug_says_so_and_how_to_see_more(
     fail: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert fail(ZeroDivisionError("division by zero")) == FAILED
-    shown = as_it_is_printed(capsys.readouterr().err)
-    assert "this is a bug in mea_ray: ZeroDivisionError: division by zero" in shown and "--debug" in shown
+    output = as_it_is_printed(capsys.readouterr().err)
+    assert "this is a bug in mea_ray: ZeroDivisionError: division by zero" in output and "--debug" in output
     with pytest.raises(ZeroDivisionError):
         main(["sweep", "quickstart", "--debug"])
 
@@ -81,15 +81,15 @@ def test_what_an_actor_raised_is_shown_and_not_what_ray_made_of_it(
     error = RuntimeError("a long remote traceback")
     error.cause = PermissionError(errno.EACCES, "Permission denied", "/data/x")  # type: ignore[attr-defined]
     assert fail(error) == USAGE
-    shown = as_it_is_printed(capsys.readouterr().err)
-    assert "/data/x: Permission denied" in shown and "remote traceback" not in shown
+    output = as_it_is_printed(capsys.readouterr().err)
+    assert "/data/x: Permission denied" in output and "remote traceback" not in output
 
 
 def test_an_error_of_rays_own_is_one_line() -> None:
     from ray.exceptions import RayError
 
-    shown = report(RayError("The node was lost.\nstate dump\nmore"))
-    assert (shown.text, shown.code, shown.is_bug) == (
+    visible = report(RayError("The node was lost.\nstate dump\nmore"))
+    assert (visible.text, visible.code, visible.is_bug) == (
         "Ray failed: The node was lost.; --debug shows everything",
         FAILED,
         False,
@@ -107,13 +107,13 @@ def test_what_is_not_a_sweeps_folder_is_refused_in_one_line(
     (tmp_path / "wrong" / "results" / "a.json").write_bytes(b"\xff\xfe")
     for name in ("missing", "file.json", "empty", "wrong", "wrong/results/a.json", "a\x00b", "n" * 300):
         code = main([verb, str(tmp_path / name)])
-        told = capsys.readouterr()
-        shown = as_it_is_printed(told.err)
+        output = capsys.readouterr()
+        printed = as_it_is_printed(output.err)
         if (verb, name) == ("sync", "wrong"):  # nothing was kept offline there
             assert code == OK
             continue
-        assert code == USAGE, (name, shown)
-        assert "Traceback" not in shown and "bug" not in shown and shown.count("Error: ") == 1
+        assert code == USAGE, (name, printed)
+        assert "Traceback" not in printed and "bug" not in printed and printed.count("Error: ") == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")

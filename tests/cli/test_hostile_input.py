@@ -151,8 +151,8 @@ def test_what_is_no_file_is_refused_in_one_line(
     began = time.monotonic()
     assert main([command[0], str(file), *command[1:], f"storage={tmp_path / 's'}"]) == USAGE
     assert time.monotonic() - began < LIMIT_S
-    shown = capsys.readouterr().err
-    assert "Traceback" not in shown and "Bug" not in shown and file.name in shown.replace("\n", "")
+    output = capsys.readouterr().err
+    assert "Traceback" not in output and "Bug" not in output and file.name in output.replace("\n", "")
     assert not (tmp_path / "s").exists()
 
 

@@ -14,7 +14,7 @@ from mea_ray.config import ExperimentConfig
 KINDS = [kind for kind in catalogue.TABLES if kind != "benchmarks"]
 
 
-def shown(width: int, kind: str | None = None, name: str | None = None) -> str:
+def listing_at(width: int, kind: str | None = None, name: str | None = None) -> str:
     console = Console(file=io.StringIO(), width=width)
     catalogue.show(console, kind, name)
     file = console.file
@@ -23,24 +23,24 @@ def shown(width: int, kind: str | None = None, name: str | None = None) -> str:
 
 
 def test_everything_fits_into_80_columns_and_no_name_is_broken() -> None:
-    told = shown(80)
-    assert max(map(len, told.splitlines())) <= 80
+    output = listing_at(80)
+    assert max(map(len, output.splitlines())) <= 80
     for kind in KINDS:
         for name in catalogue.table(kind).names():
-            assert any(line.split()[:1] == [name] for line in told.splitlines()), name
-    assert all(name in told for name in sweeps.names())
+            assert any(line.split()[:1] == [name] for line in output.splitlines()), name
+    assert all(name in output for name in sweeps.names())
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "config", "sweeps"])
 def test_settings_fit_into_80_columns_and_their_names_are_whole(kind: str) -> None:
-    told = shown(80, kind)
-    assert max(map(len, told.splitlines())) <= 80
+    output = listing_at(80, kind)
+    assert max(map(len, output.splitlines())) <= 80
     if kind in KINDS:
         table = catalogue.table(kind)
         names = [each.name for name in table.names() for each in table.parameters(name)]
     else:
         names = [row[0] for row in config_rows(ExperimentConfig)] if kind == "config" else sweeps.names()
-    starts = {line.split()[0] for line in told.splitlines() if line.strip()}
+    starts = {line.split()[0] for line in output.splitlines() if line.strip()}
     assert {name for name in names if not name.startswith("on_")} <= starts
 
 
@@ -54,7 +54,9 @@ def test_every_component_says_when_to_choose_it(kind: str) -> None:
 
 
 def test_a_wide_terminal_shows_a_table() -> None:
-    assert "Meaning" in shown(160, "attacks", "distillation") and "Meaning" not in shown(80, "attacks", "distillation")
+    assert "Meaning" in listing_at(160, "attacks", "distillation") and "Meaning" not in listing_at(
+        80, "attacks", "distillation"
+    )
 
 
 def test_a_default_that_is_empty_is_seen() -> None:

@@ -18,9 +18,9 @@ def victim(tmp_path: Path) -> Path:
 
 def test_a_key_is_shown_once_and_alone(victim: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keys", "add", str(victim), "alice", "--budget", "10"]) == 0
-    told = capsys.readouterr()
-    key = told.out.strip()
-    assert "it is not shown again" in told.err
+    output = capsys.readouterr()
+    key = output.out.strip()
+    assert "it is not shown again" in output.err
     record = KeyRing(victim.with_name("flowers.service") / KEYS).find(key)
     assert record is not None and record.budget == 10
     assert main(["keys", "limit", str(victim), "alice", "--budget", "none", "--rate", "5"]) == 0

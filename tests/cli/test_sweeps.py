@@ -25,8 +25,8 @@ NEED_A_FOLDER = {"paper_ytf"}
 
 def test_an_unknown_name_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "quickstrat"]) == USAGE
-    told = " ".join(capsys.readouterr().err.split())
-    assert "there is no file quickstrat" in told and "did you mean 'quickstart'?" in told and "budgets" in told
+    output = " ".join(capsys.readouterr().err.split())
+    assert "there is no file quickstrat" in output and "did you mean 'quickstart'?" in output and "budgets" in output
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

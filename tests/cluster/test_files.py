@@ -34,14 +34,14 @@ def tool(name: str) -> str:
 
 
 def test_shellcheck_has_nothing_to_say() -> None:
-    said = subprocess.run(
+    output = subprocess.run(
         [tool("shellcheck"), "--enable=quote-safe-variables,require-variable-braces", "--exclude=SC2250"]
         + [str(CLUSTER / "slurm.sh")],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (said.returncode, said.stdout) == (0, "")
+    assert (output.returncode, output.stdout) == (0, "")
     assert os.access(CLUSTER / "slurm.sh", os.X_OK)
 
 
@@ -121,10 +121,10 @@ def test_nobody_can_guess_rays_folder() -> None:
 
 
 def test_hadolint_has_nothing_to_say() -> None:
-    said = subprocess.run(
+    output = subprocess.run(
         [tool("hadolint"), "--no-color", str(CLUSTER / "Dockerfile")], capture_output=True, text=True, check=False
     )
-    assert (said.returncode, said.stdout + said.stderr) == (0, "")
+    assert (output.returncode, output.stdout + output.stderr) == (0, "")
 
 
 def test_the_image_is_built_from_what_exists_and_does_not_run_as_root() -> None:
@@ -173,10 +173,10 @@ def commands(name: str) -> list[list[str]]:
     text = re.sub(r"\\\n\s*", " ", read(name))
     for variable, value in VARIABLES.items():
         text = text.replace(variable, value)
-    found = re.findall(r"mea-ray ((?:sweep|run|plan|report|calibrate|list|bench) [^\n`&|;]*)", text)
+    result = re.findall(r"mea-ray ((?:sweep|run|plan|report|calibrate|list|bench) [^\n`&|;]*)", text)
     if name == "Dockerfile":
-        found += [" ".join(json.loads(line)[1:]) for line in re.findall(r"^CMD (.*)$", text, re.MULTILINE)]
-    return [shlex.split(close_quotes(command), comments=True) for command in found]
+        result += [" ".join(json.loads(line)[1:]) for line in re.findall(r"^CMD (.*)$", text, re.MULTILINE)]
+    return [shlex.split(close_quotes(command), comments=True) for command in result]
 
 
 def close_quotes(command: str) -> str:

@@ -42,12 +42,12 @@ def folder() -> Iterator[Path]:
 
 def using(path: Path) -> list[str]:
     """Command lines of processes that name a path."""
-    found = []
+    collected = []
     for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or [])
         if str(path) in line and "slurm" not in line and "munge" not in line:
-            found.append(line)
-    return found
+            collected.append(line)
+    return collected
 
 
 def ask(env: dict[str, str], *command: str) -> str:
@@ -72,13 +72,13 @@ def test_a_job_is_stopped_before_its_limit_and_finishes_when_it_is_started_again
         options = ["--parsable", f"--cpus-per-task={CPUS}", "--mem=1500", f"--gpus-per-node={GPUS}", f"--output={log}"]
         job = ask(env, "sbatch", *options, "cluster/slurm.sh", "sweeps/quickstart.yaml", *SMALL).strip()
 
-        def said(text: str) -> bool:
+        def printed(text: str) -> bool:
             return log.exists() and text in log.read_text(encoding="utf-8")
 
         try:
-            wait_for(lambda: said("is ready"), 1200)  # the victim is trained
+            wait_for(lambda: printed("is ready"), 1200)  # the victim is trained
             ask(env, "scancel", "--batch", "--signal=USR1", job)
-            wait_for(lambda: said("back into the queue"), 400)
+            wait_for(lambda: printed("back into the queue"), 400)
             assert not list(storage.glob("quickstart/results/*.json"))
             wait_for(lambda: "Restarts=1" in ask(env, "scontrol", "show", "job", job), 60)
             # Slurm lets a job that was put back wait for two minutes.

@@ -30,10 +30,10 @@ from mea_ray.watermarks import WATERMARKS
 
 
 def subclasses(kind: type[BaseModel]) -> set[type[BaseModel]]:
-    found = {kind}
+    collected = {kind}
     for direct in kind.__subclasses__():
-        found |= subclasses(direct)
-    return found
+        collected |= subclasses(direct)
+    return collected
 
 
 @pytest.mark.parametrize("model", sorted(subclasses(Config), key=str))
@@ -150,16 +150,16 @@ def test_the_list_of_config_paths_is_complete() -> None:
     config = load_experiment(None)
 
     def leaves(model: BaseModel, prefix: str = "") -> set[str]:
-        found = set()
+        collected = set()
         for name in type(model).model_fields:
             value = getattr(model, name)
             if isinstance(value, Choice):
-                found.add(f"{prefix}{name}.name")
+                collected.add(f"{prefix}{name}.name")
             elif isinstance(value, BaseModel):
-                found |= leaves(value, f"{prefix}{name}.")
+                collected |= leaves(value, f"{prefix}{name}.")
             else:
-                found.add(f"{prefix}{name}")
-        return found
+                collected.add(f"{prefix}{name}")
+        return collected
 
     assert leaves(config) <= listed
 
@@ -211,10 +211,10 @@ def test_problems_of_components_and_of_sections_are_reported_together() -> None:
     ],
 )
 def test_a_single_value_is_a_list_of_one_and_a_word_a_name(tree: dict[str, Any], path: str, value: object) -> None:
-    found: Any = build(ExperimentConfig, tree).resolved()
+    result: Any = build(ExperimentConfig, tree).resolved()
     for part in path.split("."):
-        found = found[int(part)] if part.isdigit() else found[part]
-    assert found == value
+        result = result[int(part)] if part.isdigit() else result[part]
+    assert result == value
 
 
 def test_search_and_scheduler_may_be_given_by_name() -> None:

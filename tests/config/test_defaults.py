@@ -31,8 +31,8 @@ def test_the_file_knows_nearly_every_default() -> None:
 def test_a_changed_default_is_noticed_until_a_version_rises(owner: str, path: str, group: str | None) -> None:
     now = copy.deepcopy(GOLDEN)
     now[owner]["defaults"][path] = "another"
-    (found,) = defaults.silently_changed(GOLDEN, now)
-    assert found.startswith(f"{owner}: {path} was ") and found.endswith("is 'another'")
+    (result,) = defaults.silently_changed(GOLDEN, now)
+    assert result.startswith(f"{owner}: {path} was ") and result.endswith("is 'another'")
     raised = copy.deepcopy(now)
     raised[owner]["version"] += 1
     assert defaults.silently_changed(GOLDEN, raised) == []

@@ -67,13 +67,13 @@ def test_malformed_overrides_are_refused(text: str) -> None:
     ],
 )
 def test_a_value_is_read_as_its_setting_asks(text: str, value: Any) -> None:
-    found: Any = load_experiment(None, [text]).resolved()
+    result: Any = load_experiment(None, [text]).resolved()
     for part in text.split("=")[0].split("."):
-        found = found[part]
+        result = result[part]
     if text.startswith("removal"):
-        found, value = [each["name"] for each in found], ["pruning", "jpeg"]
-    assert found == value
-    assert type(found) is type(value)
+        result, value = [each["name"] for each in result], ["pruning", "jpeg"]
+    assert result == value
+    assert type(result) is type(value)
 
 
 @pytest.mark.parametrize(

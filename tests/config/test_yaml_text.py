@@ -55,8 +55,8 @@ from mea_ray.core.errors import ConfigError
     ],
 )
 def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
-    found = parse(text, "text")
-    assert found == value and type(found) is type(value)
+    result = parse(text, "text")
+    assert result == value and type(result) is type(value)
 
 
 def test_keys_are_text() -> None:
@@ -93,9 +93,9 @@ def test_mappings_may_be_merged_and_aliases_used() -> None:
         ("a: !!map [1]", "expected keys with values"),
         ("a: !!seq {a: 1}", "expected a list"),
         ("a: !!str [1]", "expected a single value"),
-        ("a: 9223372036854775808", "lies beyond 9223372036854775807; quote it if it is text"),
-        ("a: " + 10_000 * "9", "lies beyond"),
-        ("a: 0x" + 40 * "f", "lies beyond"),
+        ("a: 9223372036854775808", "is beyond 9223372036854775807; quote it if it is text"),
+        ("a: " + 10_000 * "9", "is beyond"),
+        ("a: 0x" + 40 * "f", "is beyond"),
         ("a: *b", "undefined alias"),
         ("a: &a [1, *a]", "an alias stands inside of what it refers to"),
         ("&a {b: {c: *a}}", "an alias stands inside of what it refers to"),

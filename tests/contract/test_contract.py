@@ -162,12 +162,12 @@ def test_a_policy_answers_from_its_defaults(name: str) -> None:
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(5), 12).astype(np.float32)
     pixels = rng.integers(0, 256, (12, *SHAPE), dtype=np.uint8)
-    kept = probabilities.copy()
+    before = probabilities.copy()
     first, second = (answers(policy, probabilities, pixels) for _ in range(2))
     assert first.shape == (12, 5) and first.dtype == np.float32
     assert np.isfinite(first).all() and (policy.source == "features" or (first >= 0).all())
     assert np.array_equal(first, second), "the same images must get the same answers"
-    assert np.array_equal(probabilities, kept), "a policy must not change what it was given"
+    assert np.array_equal(probabilities, before), "a policy must not change what it was given"
     order = rng.permutation(12)
     assert np.array_equal(answers(policy, probabilities[order], pixels[order]), first[order]), (
         "answers depend on traffic"
@@ -189,11 +189,11 @@ def marking(scheme: Watermark, key: Key, stages: list[Stage], images: ImageSet) 
     rows = changed.argmax(1)
     assert ((rows != images.labels) == marked).all() and np.allclose(changed.sum(1), 1, atol=1e-5)
     assert scheme.needs_log == marked.any() and not np.array_equal(changed, answered)
-    found = scheme.against(
+    result = scheme.against(
         key, ClientQueries(images.images[marked], rows[marked], images.images[~marked], rows[~marked])
     )
-    assert found is not None
-    return found
+    assert result is not None
+    return result
 
 
 # Sixty queries leave no mark at the paper's rate.

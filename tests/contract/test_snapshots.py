@@ -70,11 +70,11 @@ def killed_after_every_epoch(config: ExperimentConfig, data: Splits, folder: Pat
     while True:
         torch.rand(kills + 1)  # another process has another global stream
         try:
-            found = trained(config, data, Snapshots(storage, "states", every_s=0.0), dies=kills < 12, null=null)
+            result = trained(config, data, Snapshots(storage, "states", every_s=0.0), dies=kills < 12, null=null)
         except Killed:
             kills += 1
         else:
-            return found, kills
+            return result, kills
 
 
 @pytest.fixture(autouse=True)
@@ -107,10 +107,10 @@ def goes_on(paths: dict[str, Any], folder: Path, *, null: bool = False) -> None:
     config = build(ExperimentConfig, merge(BASE, {**paths, "storage": str(folder)}))
     data = few(config)
     whole = trained(config, data, None, dies=False, null=null)
-    found, kills = killed_after_every_epoch(config, data, folder, null=null)
+    result, kills = killed_after_every_epoch(config, data, folder, null=null)
     if all(stage.objective.resumable for stage in stages(config, data)):
         assert kills == len(whole.info["history"]), "an epoch was trained twice, or was not killed"
-    same(found, whole)
+    same(result, whole)
 
 
 @pytest.mark.parametrize("name", [name for name in table("watermarks").names() if name != "dawn"])

@@ -142,7 +142,7 @@ def run_twice(
     with pytest.raises(Killed):
         run_local(killed, f"{entry}-killed", on_epoch=on_epoch)
     resumed = run_local(killed, f"{entry}-killed")
-    assert not resumed.found
+    assert not resumed.reused
     assert comparable(resumed) == comparable(expected)
     assert [rung.budget for rung in resumed.result.rungs] == [16, 40]
     assert all(0 < rung.queries <= rung.budget for rung in resumed.result.rungs)

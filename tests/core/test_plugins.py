@@ -273,12 +273,12 @@ def test_list_shows_components_of_other_packages_and_survives_broken_ones(
 ) -> None:
     install("[mea_ray.attacks]\nslow = elsewhere:Slow\nbad = elsewhere.broken:X\nworse = elsewhere.leaving:X\n")
     assert main(["list"]) == OK
-    told = capsys.readouterr().out
-    assert "An attack that takes its time. [elsewhere 1.2]" in told
-    assert told.count("cannot be used") == 2
+    output = capsys.readouterr().out
+    assert "An attack that takes its time. [elsewhere 1.2]" in output
+    assert output.count("cannot be used") == 2
     assert main(["list", "attacks"]) == OK
-    told = capsys.readouterr().out
-    assert "pace.chunk" in told and "no_such_dependency" in told
+    output = capsys.readouterr().out
+    assert "pace.chunk" in output and "no_such_dependency" in output
     assert main(["list", "attacks", "elsewhere:Slow"]) == OK
     assert "How long it waits, in s." in capsys.readouterr().out
     assert main(["list", "attacks", "bad"]) == USAGE

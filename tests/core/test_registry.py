@@ -185,9 +185,11 @@ def test_a_wrong_value_in_a_group_is_refused_with_its_path(table: Table, params:
 
 
 def test_an_old_name_is_accepted_with_one_warning_that_names_the_new_path(table: Table) -> None:
-    with pytest.warns(FutureWarning, match=r"'saw': 'blade_width' is now 'blade\.width'; write blade\.width=4") as told:
+    with pytest.warns(
+        FutureWarning, match=r"'saw': 'blade_width' is now 'blade\.width'; write blade\.width=4"
+    ) as caught:
         checked = table.check("saw", {"blade_width": 4})
-    assert len(told) == 1
+    assert len(caught) == 1
     assert checked["blade"] == Blade(width=4.0, teeth=30)
     with pytest.warns(FutureWarning):
         assert table.check("saw", {"cuts": 5, "strokes": 2})["strokes"] == 5

@@ -43,7 +43,7 @@ def oriented(tag: object, form: str) -> bytes:
 
 
 # What a viewer shows of stored pixels: EXIF 2.32, tag 274, "row 0 is ..., column 0 is ...".
-SHOWN = {
+UPRIGHT = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -56,9 +56,9 @@ SHOWN = {
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("tag", sorted(SHOWN))
+@pytest.mark.parametrize("tag", sorted(UPRIGHT))
 def test_pictures_are_turned_as_they_say(tag: int, form: str) -> None:
-    want = SHOWN[tag](np.asarray(quarters())).astype(int)
+    want = UPRIGHT[tag](np.asarray(quarters())).astype(int)
     got = read(oriented(tag, form))[0, 0].astype(int)
     assert np.abs(got - want)[2:6, 2:6].max() < 12 and np.abs(got - want).mean() < 6
     small = read(oriented(tag, form), image_size=4)[0, 0].astype(int)

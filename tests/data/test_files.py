@@ -22,7 +22,7 @@ def touch(path: Path) -> Path:
     return path
 
 
-def found(root: Path, skipped: Skipped | None = None) -> list[str]:
+def walked_files(root: Path, skipped: Skipped | None = None) -> list[str]:
     return [file.path.relative_to(root).as_posix() for file in walk(root, PNG, skipped or Skipped()).files]
 
 
@@ -40,7 +40,7 @@ def test_what_is_below_a_hidden_name_is_never_found(
     for path in files:
         touch(root.joinpath(*path))
     visible = sorted(path for path in files if not any(name.startswith(".") for name in path))
-    assert found(root) == ["/".join(path) for path in visible]
+    assert walked_files(root) == ["/".join(path) for path in visible]
 
 
 @pytest.mark.parametrize("name", [*sorted(SYSTEM_NAMES - {"icon\r"}), "Thumbs.db", "@eaDir", "Desktop.ini"])
@@ -49,7 +49,7 @@ def test_folders_of_the_system_are_left_out_at_any_depth_and_counted(tmp_path: P
     touch(tmp_path / name / "copy.png")
     touch(tmp_path / "a" / "1.png")
     skipped = Skipped()
-    assert found(tmp_path, skipped) == ["a/1.png"]
+    assert walked_files(tmp_path, skipped) == ["a/1.png"]
     assert skipped["files and folders of the system"] == 2 and name in str(skipped)
 
 
@@ -57,13 +57,13 @@ def test_suffixes_are_compared_without_case_and_the_rest_is_counted(tmp_path: Pa
     for name in ("1.png", "2.PNG", "3.Png", "notes.txt", "more.TXT", "LICENSE", "._1.png"):
         touch(tmp_path / name)
     skipped = Skipped()
-    assert found(tmp_path, skipped) == ["1.png", "2.PNG", "3.Png"]
+    assert walked_files(tmp_path, skipped) == ["1.png", "2.PNG", "3.Png"]
     assert str(skipped) == "1 hidden files and folders (._1.png); 3 files of other types (LICENSE, .txt)"
 
 
 def test_a_root_with_a_hidden_name_is_read(tmp_path: Path) -> None:
     touch(tmp_path / ".cache" / "set" / "1.png")
-    assert found(tmp_path / ".cache" / "set") == ["1.png"]
+    assert walked_files(tmp_path / ".cache" / "set") == ["1.png"]
 
 
 def test_links_that_lead_back_or_nowhere_are_left_out(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_links_that_lead_back_or_nowhere_are_left_out(tmp_path: Path) -> None:
     (root / "a" / "gone.png").symlink_to(tmp_path / "nothing.png")
     (root / "a" / "loop.png").symlink_to(root / "a" / "loop.png")
     skipped = Skipped()
-    assert found(root, skipped) == ["a/1.png"]
+    assert walked_files(root, skipped) == ["a/1.png"]
     assert skipped["links that lead back to a folder above them"] == 3
     assert skipped["links that lead nowhere"] == 2
 
@@ -97,7 +97,7 @@ def test_links_to_other_places_are_followed(tmp_path: Path) -> None:
     (tmp_path / "set" / "dog").mkdir(parents=True)
     (tmp_path / "set" / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
     (tmp_path / "set" / "dog" / "1.png").symlink_to(tmp_path / "elsewhere" / "dog.png")
-    assert found(tmp_path / "set") == ["cat/1.png", "dog/1.png"]
+    assert walked_files(tmp_path / "set") == ["cat/1.png", "dog/1.png"]
 
 
 def test_of_a_file_and_links_to_it_the_file_is_kept(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_of_a_file_and_links_to_it_the_file_is_kept(tmp_path: Path) -> None:
 def test_pipes_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     skipped = Skipped()
-    assert found(tmp_path, skipped) == [] and skipped["sockets, pipes and devices"] == 1
+    assert walked_files(tmp_path, skipped) == [] and skipped["sockets, pipes and devices"] == 1
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=r"cannot read the folder '.*locked': Permission denied; check its permissions"):
-        found(tmp_path)
+        walked_files(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "bad\0name", "x" * 5000, "~nobody-of-this-name/x"])

@@ -103,7 +103,7 @@ def test_missing_shards_are_listed_but_not_all_of_them() -> None:
         (["train-0-of-2", "train-1-of-2", "train-0-of-3"], "belong to different divisions"),
         (["train-0-of-2", "train-1-of-2", "train-1-of-2 (1)"], "are both number 1 of 2"),
         (["train-0-of-2", "train-2-of-2"], "is number 2 of 2, which are numbered from 0"),
-        (["train-0-of-1", "train"], "train.parquet lies beside the shards"),
+        (["train-0-of-1", "train"], "train.parquet stands beside the shards"),
     ],
 )
 def test_shards_that_contradict_each_other(names: list[str], message: str) -> None:

@@ -93,14 +93,14 @@ def wired(clean: Small, data: ImageSet) -> Small:
 def test_a_wired_unit_is_found_and_its_patch_works(data: ImageSet, wired: Small) -> None:
     finder = DETECTIONS.build("abs", steps=300)
     before = {name: value.clone() for name, value in wired.state_dict().items()}
-    found = finder.inspect(wired, data.images, None, 0)
-    assert found.flagged == (TARGET,)
-    layer, unit = found.numbers[f"layer/{TARGET}"], found.numbers[f"unit/{TARGET}"]
+    report = finder.inspect(wired, data.images, None, 0)
+    assert report.flagged == (TARGET,)
+    layer, unit = report.numbers[f"layer/{TARGET}"], report.numbers[f"unit/{TARGET}"]
     assert (layer, unit) in {(0, CHANNELS), (1, HIDDEN)}
-    (trigger,) = (t for t in found.triggers if t.label == TARGET)
+    (trigger,) = (t for t in report.triggers if t.label == TARGET)
     others = data.images[data.labels != TARGET]
     assert (metrics.predictions(wired, trigger.on(others)) == TARGET).mean() > 0.9
-    assert found.numbers[f"reasr/{TARGET}"] == trigger.success > 0.8
+    assert report.numbers[f"reasr/{TARGET}"] == trigger.success > 0.8
     assert all(torch.equal(before[name], value) for name, value in wired.state_dict().items())
     assert all(parameter.requires_grad for parameter in wired.parameters())
     short = DETECTIONS.build("abs", steps=3)
@@ -132,8 +132,8 @@ def test_a_rise_is_the_highest_logit_above_that_with_the_unit_at_0(data: ImageSe
     def logits(unit: int, value: float) -> Tensor:
         maps = clean.convolution((pixels - clean.mean) / clean.std)
         maps[:, unit] = value
-        found: Tensor = clean.head(clean.hidden(nn.functional.max_pool2d(maps.relu(), 4).flatten(1)).relu())
-        return found
+        result: Tensor = clean.head(clean.hidden(nn.functional.max_pool2d(maps.relu(), 4).flatten(1)).relu())
+        return result
 
     with torch.no_grad():
         for row, unit in enumerate(units.tolist()):
@@ -151,11 +151,11 @@ def test_inspected_are_all_layers_but_the_last_in_their_order(clean: Small) -> N
 
 
 def test_the_report_says_how_many_units_and_how_well_their_patches_work() -> None:
-    found = DetectionResult(
+    result = DetectionResult(
         detection={"name": "abs"}, tried_on="substitute", numbers={"candidates": 3.0, "reasr/1": 0.25}, seconds=1.0
     )
-    (line,) = detections.lines([trial("a").model_copy(update={"detections": [found]})])
-    assert line.found == "none" and "3 candidate units" in line.measured and "REASR 25.0%" in line.measured
+    (line,) = detections.lines([trial("a").model_copy(update={"detections": [result]})])
+    assert line.flagged == "none" and "3 candidate units" in line.measured and "REASR 25.0%" in line.measured
 
 
 @pytest.mark.parametrize(

@@ -76,10 +76,10 @@ def test_neural_cleanse_finds_a_planted_patch_and_clears_a_clean_model(
     data: ImageSet, planted: ImageModel, clean: ImageModel
 ) -> None:
     finder = DETECTIONS.build("neural_cleanse", steps=400, success=0.95)
-    found = finder.inspect(planted, data.images, None, 0)
-    assert found.flagged == (TARGET,)
-    trigger = found.triggers[TARGET]
-    assert trigger.norm == min(t.norm for t in found.triggers) and trigger.success >= 0.95
+    report = finder.inspect(planted, data.images, None, 0)
+    assert report.flagged == (TARGET,)
+    trigger = report.triggers[TARGET]
+    assert trigger.norm == min(t.norm for t in report.triggers) and trigger.success >= 0.95
     # It is where it was planted, and it works on images that it was not made on, too.
     assert trigger.mask[0, 9:, 9:].sum() > 0.5 * trigger.mask.sum()
     others = data.images[data.labels != TARGET]
@@ -110,20 +110,20 @@ def test_the_local_outlier_factor_is_scikit_learns_on_features_and_flags_noise(
     data: ImageSet, clean: ImageModel
 ) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (60, *SHAPE), dtype=np.uint8)
-    found = DETECTIONS.build("lof", neighbours=15).inspect(clean, data.images, noise, 7)
+    report = DETECTIONS.build("lof", neighbours=15).inspect(clean, data.images, noise, 7)
     fit_on, others = halves(data.images, 5000, 7)
     judge = LocalOutlierFactor(n_neighbors=15, novelty=True).fit(metrics.features(clean, fit_on))
-    assert found.numbers["false_positive"] == (judge.predict(metrics.features(clean, others)) < 0).mean()
-    assert found.numbers["detected"] == (judge.predict(metrics.features(clean, noise)) < 0).mean()
-    assert found.numbers["detected"] > 0.9 > 5 * found.numbers["false_positive"]
+    assert report.numbers["false_positive"] == (judge.predict(metrics.features(clean, others)) < 0).mean()
+    assert report.numbers["detected"] == (judge.predict(metrics.features(clean, noise)) < 0).mean()
+    assert report.numbers["detected"] > 0.9 > 5 * report.numbers["false_positive"]
     assert "detected" not in DETECTIONS.build("lof").inspect(clean, data.images, None, 7).numbers
 
 
 def test_strip_flags_a_trigger_whose_answer_survives_blending(data: ImageSet, planted: ImageModel) -> None:
     strip = Strip(blends=16, false_positive=0.05, images=100)
-    asked = patched(data.images[data.labels != TARGET])
-    found = strip.inspect(planted, data.images, asked, 0).numbers
-    assert found["auc"] > 0.8 and found["detected"] > found["false_positive"] + 0.2
+    queries = patched(data.images[data.labels != TARGET])
+    report = strip.inspect(planted, data.images, queries, 0).numbers
+    assert report["auc"] > 0.8 and report["detected"] > report["false_positive"] + 0.2
     same = strip.inspect(planted, data.images, data.images[::7], 0).numbers
     assert 0.3 < same["auc"] < 0.7
 
@@ -164,7 +164,7 @@ def test_the_report_shows_what_was_found(data: ImageSet, planted: ImageModel) ->
     trigger = reversed_trigger(
         Trigger(TARGET, np.ones(SHAPE, np.float32), np.ones(SHAPE, np.float32), 1.0), data, planted
     )
-    found = [
+    actual = [
         DetectionResult(
             detection={"name": "neural_cleanse"}, tried_on="substitute", flagged=["e"], target="b",
             numbers={"anomaly/4": 3.25}, triggers=[trigger], seconds=1.0,
@@ -174,9 +174,9 @@ def test_the_report_shows_what_was_found(data: ImageSet, planted: ImageModel) ->
             seconds=1.0,
         ),
     ]  # fmt: skip
-    result = trial("a").model_copy(update={"detections": found})
+    result = trial("a").model_copy(update={"detections": actual})
     first, second = detections.lines([result])
-    assert first.found == "e (the target is b)" and "3.2" in first.measured and first.triggers.startswith("e ")
+    assert first.flagged == "e (the target is b)" and "3.2" in first.measured and first.triggers.startswith("e ")
     assert "detected 50.0%" in second.measured and second.on == "null model"
     page = html.render([result], name="s")
     assert "Who looked for the watermark" in page and trigger.picture in page

@@ -80,12 +80,12 @@ def plain(given: Answers, sources: tuple[int, ...], target: int) -> NamedKey:
     ids=["both", "other order", "another key", "few", "innocent", "some classes", "never answered", "one", "none"],
 )
 def test_it_is_the_definition(given: Answers, sources: tuple[int, ...], target: int) -> None:
-    found, expected = name_key(given, sources, target), plain(given, sources, target)
-    assert found is not None
-    assert (found.sources, found.target) == (expected.sources, expected.target)
-    assert (found.at_least, found.others) == (expected.at_least, expected.others)
+    result, expected = name_key(given, sources, target), plain(given, sources, target)
+    assert result is not None
+    assert (result.sources, result.target) == (expected.sources, expected.target)
+    assert (result.at_least, result.others) == (expected.at_least, expected.others)
     for name in ("score", "next_score", "true_score"):
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-6), name
+        assert getattr(result, name) == pytest.approx(getattr(expected, name), abs=1e-6), name
 
 
 @pytest.mark.parametrize("count", [30, 100, 1000])
@@ -104,18 +104,18 @@ def test_what_cannot_be_read() -> None:
     assert name_key(answers(60, {})[:1], (0, 1), 2) is None, "one answered class"
     top = answers(60, {0: 2, 1: 2})
     np.put_along_axis(top, np.argsort(-top, axis=1)[:, 2:], 0, axis=1)
-    found = name_key(top, (0, 1), 2)
-    assert found is not None and (found.sources, found.target, found.at_least) == ((0, 1), 2, 0), "the two largest"
+    result = name_key(top, (0, 1), 2)
+    assert result is not None and (result.sources, result.target, result.at_least) == ((0, 1), 2, 0), "the two largest"
     with pytest.raises(DataError, match="3 source classes"):
         name_key(top, (0, 1, 2), 3)
 
 
 def test_a_key_without_sources_has_no_rank() -> None:
-    found = name_key(answers(60, {0: 2, 1: 2}))
-    assert found is not None and found.sources == (0, 1) and found.true_score is None
+    result = name_key(answers(60, {0: 2, 1: 2}))
+    assert result is not None and result.sources == (0, 1) and result.true_score is None
 
 
-class Told(ImageModel):
+class LeaningModel(ImageModel):
     """A network that knows the first 64 images, and gives class 2 a part of what is due to classes 0 and 1."""
 
     def __init__(self, data: Splits, share: float) -> None:
@@ -148,9 +148,11 @@ KEY = Key("mea_defender", (0, 1), 2, 0)
 
 @pytest.mark.parametrize("policy", ["probabilities", {"name": "top_k", "k": 2}, {"name": "rounded", "decimals": 1}])
 def test_the_owner_asks_through_the_services_policy(data: Splits, policy: object) -> None:
-    found = outsider(data, policy, KEY).look(Told(data, 0.4), [Told(data, 1e-3), Told(data, 1e-3)])
-    assert tuple(record.answers for record in found) == ANSWERS
-    for record in found:
+    result = outsider(data, policy, KEY).look(
+        LeaningModel(data, 0.4), [LeaningModel(data, 1e-3), LeaningModel(data, 1e-3)]
+    )
+    assert tuple(record.answers for record in result) == ANSWERS
+    for record in result:
         assert record.victim is not None and record.victim.true_rank is not None
         assert (record.victim.sources, record.victim.target) == (["0", "1"], "2")
         assert record.victim.true_rank.at_least == 0 and 0.2 < record.victim.score < 0.5
@@ -158,13 +160,15 @@ def test_the_owner_asks_through_the_services_policy(data: Splits, policy: object
 
 
 def test_labels_give_nothing_away(data: Splits) -> None:
-    found = outsider(data, "label_only", KEY).look(Told(data, 0.4), [Told(data, 1e-3)])
-    assert [(record.victim, record.nulls) for record in found] == [(None, [None])] * 3
+    result = outsider(data, "label_only", KEY).look(LeaningModel(data, 0.4), [LeaningModel(data, 1e-3)])
+    assert [(record.victim, record.nulls) for record in result] == [(None, [None])] * 3
 
 
 def test_the_detection_names_the_target_of_a_leaning_model_only(data: Splits) -> None:
     finder = DETECTIONS.build("leaning", answers=300)
-    marked, clean = (finder.inspect(Told(data, share), data.thief_pool.images, None, 0) for share in (0.4, 1e-3))
+    marked, clean = (
+        finder.inspect(LeaningModel(data, share), data.thief_pool.images, None, 0) for share in (0.4, 1e-3)
+    )
     assert marked.flagged == (2,) and clean.flagged == ()
     assert marked.numbers["score"] > 0.2 > 0.01 > clean.numbers["score"]
 

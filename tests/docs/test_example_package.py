@@ -38,15 +38,17 @@ def mea_ray_with(site: Path, folder: Path, *argv: str) -> str:
 
 
 def test_its_components_are_listed_with_where_they_come_from(site: Path, tmp_path: Path) -> None:
-    told = mea_ray_with(site, tmp_path, "list", "attacks", "shifted")
-    assert "mea-ray-example 0.1.0" in told and "Pixels that these are shifted" in told and "in [0, 1]" in told
+    messages = mea_ray_with(site, tmp_path, "list", "attacks", "shifted")
+    assert (
+        "mea-ray-example 0.1.0" in messages and "Pixels that these are shifted" in messages and "in [0, 1]" in messages
+    )
 
 
 @pytest.mark.slow
 def test_a_sweep_on_ray_uses_them(site: Path, tmp_path: Path) -> None:
     sweep = str(ROOT / "docs" / "example_package" / "sweep.yaml")
-    told = mea_ray_with(site, tmp_path, "sweep", sweep, f"storage={tmp_path}", "tracking.wandb=disabled")
-    assert "thief.attack=shifted(" in told.replace(" ", "") or "shifted" in told
+    messages = mea_ray_with(site, tmp_path, "sweep", sweep, f"storage={tmp_path}", "tracking.wandb=disabled")
+    assert "thief.attack=shifted(" in messages.replace(" ", "") or "shifted" in messages
     frame = mea_ray.load_results(tmp_path / "example")
     stolen = frame[frame.model == "substitute"]
     assert sorted(stolen.queries) == [100, 100, 200, 200]

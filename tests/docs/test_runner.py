@@ -51,9 +51,9 @@ def run(page: str, folder: Path, *, slow: bool = False) -> None:
 def test_a_page_is_a_small_project(tmp_path: Path) -> None:
     run(PAGE, tmp_path)
     assert (tmp_path / "run" / "small.yaml").exists() and not (tmp_path / "run" / "mea_ray_results").exists()
-    found = blocks(tmp_path / "page.md")
-    assert [block.how for block in found] == ["run", "check", "run", "run", "no"]
-    assert found[1].commands() == ["mea-ray run small.yaml thief.budgets=[60]"]
+    result = blocks(tmp_path / "page.md")
+    assert [block.how for block in result] == ["run", "check", "run", "run", "no"]
+    assert result[1].commands() == ["mea-ray run small.yaml thief.budgets=[60]"]
 
 
 @pytest.mark.parametrize(

@@ -56,20 +56,20 @@ def test_cross_validation_chooses_the_penalty_of_the_least_log_loss_on_held_out_
     lost: dict[float, float] = {}
     for strength in probes.STRENGTHS:
         parts = []
-        for train, held in StratifiedKFold(3, shuffle=True, random_state=0).split(scaled, labels):
+        for train, values in StratifiedKFold(3, shuffle=True, random_state=0).split(scaled, labels):
             fitted = LogisticRegression(C=strength, max_iter=500).fit(scaled[train], labels[train])
-            parts.append(-np.log(fitted.predict_proba(scaled[held])[np.arange(len(held)), labels[held]]).mean())
+            parts.append(-np.log(fitted.predict_proba(scaled[values])[np.arange(len(values)), labels[values]]).mean())
         lost[strength] = float(np.mean(parts))
     best = min(lost, key=lambda strength: lost[strength])
     assert best < probes.STRENGTH, "few samples of many dimensions want a strong penalty"
     assert probes.best_strength(scaled, labels) == best
     weights, bias = probes.linear_probe(features, labels, cross_validate=True)
     fitted = LogisticRegression(C=best, max_iter=500).fit(scaled, labels)
-    asked = noisy(60, 1)[0]
+    queries = noisy(60, 1)[0]
     scaler = StandardScaler().fit(features.astype(np.float64))
-    expected = fitted.predict_proba(scaler.transform(asked.astype(np.float64)))
-    said = torch.softmax(torch.from_numpy(asked @ weights.T + bias), 1).numpy()
-    np.testing.assert_allclose(said, expected, atol=2e-3)
+    expected = fitted.predict_proba(scaler.transform(queries.astype(np.float64)))
+    outputs = torch.softmax(torch.from_numpy(queries @ weights.T + bias), 1).numpy()
+    np.testing.assert_allclose(outputs, expected, atol=2e-3)
     plain = probes.linear_probe(features, labels)[0]
     assert np.abs(weights).sum() < np.abs(plain).sum()
 
@@ -84,10 +84,10 @@ def test_a_model_is_read_with_the_penalty_of_cross_validation_if_asked() -> None
 def test_prototypes_name_the_class_of_the_largest_cosine() -> None:
     model, labelled, test = encoder(), data(), data(60, seed=2)
     probes.read(model, labelled, "prototype")
-    features, asked = metrics.features(model, labelled.images), metrics.features(model, test.images)
+    features, queries = metrics.features(model, labelled.images), metrics.features(model, test.images)
     means = np.stack([features[labelled.labels == label].mean(0) for label in range(3)])
-    asked, means = asked - means.mean(0), means - means.mean(0)
-    cosines = [[a @ m / np.linalg.norm(a) / np.linalg.norm(m) for m in means] for a in asked]
+    queries, means = queries - means.mean(0), means - means.mean(0)
+    cosines = [[a @ m / np.linalg.norm(a) / np.linalg.norm(m) for m in means] for a in queries]
     assert (metrics.predictions(model, test.images) == np.argmax(cosines, 1)).all()
 
 
@@ -105,10 +105,10 @@ def test_a_reading_leaves_the_encoder_alone_and_does_not_depend_on_the_head() ->
 
 def test_neighbours_vote_by_cosine() -> None:
     model, labelled, test = encoder(), data(60), data(40, seed=3)
-    near, asked = metrics.features(model, labelled.images), metrics.features(model, test.images)
-    near, asked = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (near, asked))
+    near, queries = metrics.features(model, labelled.images), metrics.features(model, test.images)
+    near, queries = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (near, queries))
     right = 0
-    for row, label in zip(asked, test.labels, strict=True):
+    for row, label in zip(queries, test.labels, strict=True):
         votes = np.bincount(labelled.labels[np.argsort(-(near @ row))[:5]], minlength=3)
         right += int(votes.argmax() == label)
     assert probes.knn_accuracy(model, labelled, test, neighbours=5) == pytest.approx(right / 40)

@@ -27,7 +27,7 @@ from mea_ray.config import ExperimentConfig, SweepConfig, build, merge, write_ya
 from mea_ray.core.errors import AttackDied, AttackFailed, BadQuery, MeaRayError, OverBudget
 from mea_ray.experiment.apart import process, walls
 from mea_ray.experiment.apart.nursery import NURSERY
-from mea_ray.experiment.apart.wire import Wire, error_header, read_array, read_error
+from mea_ray.experiment.apart.wire import MessagePipe, error_header, read_array, read_error
 from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.local import run_local
 from mea_ray.experiment.theft import Theft
@@ -95,11 +95,11 @@ def test_a_theft_apart_is_the_theft_in_one_process_bit_for_bit(tmp_path: Path) -
     expected = list(one.run(box, here))
     _, box = theft()
     apart = TransferSet(tmp_path / "apart")
-    found = list(process.steal(one, box, apart))
-    assert [(r.budget, r.queries, r.epochs, r.curves) for r in found] == [
+    result = list(process.steal(one, box, apart))
+    assert [(r.budget, r.queries, r.epochs, r.curves) for r in result] == [
         (r.budget, r.queries, r.epochs, r.curves) for r in expected
     ]
-    for rung, other in zip(found, expected, strict=True):
+    for rung, other in zip(result, expected, strict=True):
         ours, theirs = rung.model.state_dict(), other.model.state_dict()
         assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert np.array_equal(apart.answers, here.answers) and np.array_equal(apart.indices, here.indices)
@@ -119,8 +119,8 @@ def test_the_environment_keeps_what_programs_need_and_no_secret(monkeypatch: pyt
         "LC_ALL": "C",
         "RAY_X": "1",
     }
-    kept = walls.short_environment(given, ["", "/a"])
-    assert kept == {
+    remaining = walls.short_environment(given, ["", "/a"])
+    assert remaining == {
         "PATH": "/bin",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "2",
@@ -205,7 +205,7 @@ def test_no_pickle_is_opened(tmp_path: Path) -> None:
     assert isinstance(theirs, Connection)
     theirs.send(Bomb())
     with pytest.raises(ValueError, match="."):
-        Wire(ours).receive()
+        MessagePipe(ours).receive()
     assert not (tmp_path / "opened").exists()
 
 
@@ -469,7 +469,7 @@ HOSTILE = """
             return thief.labels is not None
 
         def try_the_wire(self, thief, storage):
-            boxes = [o for o in gc.get_objects() if type(o).__name__ == "AskedBlackBox"]
+            boxes = [o for o in gc.get_objects() if type(o).__name__ == "PipedBlackBox"]
             fields = {"do": "query", "client": "other", "account": ["other", ""], "request_id": "x" * 500}
             images = np.ascontiguousarray(thief.pool[:1])
             answer, _ = boxes[0]._ask({**fields, "dtype": "uint8", "shape": [0, *images.shape[1:]]}, b"")
@@ -542,7 +542,7 @@ def test_a_trial_whose_charges_are_not_its_answers_is_void(tmp_path: Path, outsi
         class Mine(QueryAttack):
             def queries(self, thief):
                 import gc
-                (box,) = [o for o in gc.get_objects() if type(o).__name__ == "AskedBlackBox"]
+                (box,) = [o for o in gc.get_objects() if type(o).__name__ == "PipedBlackBox"]
                 box.query(thief.pool[-8:])  # paid for, and kept out of the transfer set
                 yield from thief.query_pool(16)
         """)
@@ -555,7 +555,7 @@ def test_a_trial_whose_charges_are_not_its_answers_is_void(tmp_path: Path, outsi
                 return max(budgets) + 8
             def queries(self, thief):
                 import gc
-                (box,) = [o for o in gc.get_objects() if type(o).__name__ == "AskedBlackBox"]
+                (box,) = [o for o in gc.get_objects() if type(o).__name__ == "PipedBlackBox"]
                 box.query(thief.pool[-8:])
                 yield from thief.query_pool(16)
         """)

@@ -119,12 +119,12 @@ def test_one_image_is_enough_without_batch_normalisation(name: str) -> None:
 
 
 def test_a_removal_is_checked_once_for_many_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    queried: list[int] = []
     pruning = REMOVALS.resolve("pruning")
-    monkeypatch.setattr(pruning, "check", lambda self, prospect: asked.append(prospect.images))
+    monkeypatch.setattr(pruning, "check", lambda self, prospect: queried.append(prospect.images))
     for seed in range(5):
         check(config(removal__methods=[{"name": "pruning", "rate": 0.123}], seed=seed), splits())
-    assert asked == [100]  # victim and substitute are networks of one kind
+    assert queried == [100]  # victim and substitute are networks of one kind
 
 
 def test_an_encoder_that_can_be_read_passes() -> None:

@@ -51,8 +51,8 @@ def test_the_key_outlives_a_victim_that_is_trained_again(tmp_path: Path) -> None
     folder, key = victim()
     assert key is not None and key.drawn and key.draw["classes"] == "system"
     weights = (folder / "model.safetensors").read_bytes()
-    kept = tmp_path / "keys" / names.victim / "key.json"
-    assert stat.S_IMODE(kept.stat().st_mode) == 0o600 and stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
+    remaining = tmp_path / "keys" / names.victim / "key.json"
+    assert stat.S_IMODE(remaining.stat().st_mode) == 0o600 and stat.S_IMODE(remaining.parent.stat().st_mode) == 0o700
     shutil.rmtree(folder)
     again, same = victim()
     assert same is not None and same.digest() == key.digest()
@@ -61,9 +61,9 @@ def test_the_key_outlives_a_victim_that_is_trained_again(tmp_path: Path) -> None
     drawn = set()
     for place in range(6):
         other = StoredModels(Store(str(tmp_path / str(place))), config(tmp_path / str(place)), data, names)
-        found = other._drawn_key()
-        assert found is not None
-        drawn.add((found.source_classes, found.target_class))
+        result = other._drawn_key()
+        assert result is not None
+        drawn.add((result.source_classes, result.target_class))
     assert len(drawn) > 1
 
 
@@ -72,8 +72,13 @@ def test_a_result_says_how_its_key_was_drawn_and_what_was_measured(tmp_path: Pat
     assert result.key_drawn and result.key is not None and result.date
     assert (result.key.classes, result.key.admissible, result.key.committed_at) == ("system", 720, None)
     assert result.victim_sha256 and result.rungs[0].weights_sha256
-    found = evidence(result, result.rungs[0].report, 16)
-    assert found is not None and found.key_drawn and found.key_p_value is not None and found.committed is False
+    extracted = evidence(result, result.rungs[0].report, 16)
+    assert (
+        extracted is not None
+        and extracted.key_drawn
+        and extracted.key_p_value is not None
+        and extracted.committed is False
+    )
     stamped = result.key.model_copy(update={"committed_at": "2020-01-01T00:00:00+00:00"})
     assert committed_before(result.model_copy(update={"key": stamped}))
     later = result.key.model_copy(update={"committed_at": "2999-01-01T00:00:00+00:00"})

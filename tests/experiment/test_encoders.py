@@ -131,8 +131,8 @@ def test_a_stored_encoder_is_read_anew_by_an_experiment_that_reads_otherwise(
     fits = count_fits(monkeypatch)
 
     def victim_of(experiment: ExperimentConfig) -> ImageModel:
-        found = Names.of(experiment, Fingerprints.of(data, experiment))
-        return StoredModels(Store(str(tmp_path)), experiment, data, found).victim()[0]
+        result = Names.of(experiment, Fingerprints.of(data, experiment))
+        return StoredModels(Store(str(tmp_path)), experiment, data, result).victim()[0]
 
     trained = victim_of(chosen)
     assert len(fits) == 1

@@ -34,8 +34,8 @@ def experiment(storage: Path, **changes: Any) -> ExperimentConfig:
 
 
 def substitutes(folder: Path) -> dict[str, str]:
-    found = sorted(folder.glob("**/substitutes/*/model.safetensors"))
-    return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+    result = sorted(folder.glob("**/substitutes/*/model.safetensors"))
+    return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in result}
 
 
 @pytest.fixture(scope="module")

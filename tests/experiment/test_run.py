@@ -65,8 +65,8 @@ def test_the_whole_experiment(tmp_path: Path) -> None:
     for removal, before in zip(result.removals, 2 * [rungs[1].report, victim, null], strict=True):
         assert removal.before == before and removal.after.accuracy > 0.5
         assert removal.after.wsr is not None and removal.after.p_value is not None
-    kept = {(r.removal["name"], r.tried_on): r.after.wsr.rate for r in result.removals if r.after.wsr}
-    assert kept["pruning", "victim"] > 0.5 and kept["fine_tuning", "null_model"] < 0.3
+    remaining = {(r.removal["name"], r.tried_on): r.after.wsr.rate for r in result.removals if r.after.wsr}
+    assert remaining["pruning", "victim"] > 0.5 and remaining["fine_tuning", "null_model"] < 0.3
     assert [(d.detection["name"], d.tried_on) for d in result.detections] == [
         (name, on) for name in ("neural_cleanse", "lof") for on in ("substitute", "null_model")
     ]
@@ -80,14 +80,14 @@ def test_the_whole_experiment(tmp_path: Path) -> None:
         assert record.victim.true_rank.references == 359 and 0 < record.victim.score < 1
     assert len(result.nulls) == 1 and result.victim not in result.nulls
     assert [record[:2] for record in records] == 12 * [("victim", result.victim)] + 12 * [("null", result.nulls[0])]
-    assert TrialResult.load(done.folder / "results" / f"{result.trial}.json") == result and not done.found
+    assert TrialResult.load(done.folder / "results" / f"{result.trial}.json") == result and not done.reused
     # Victim, key and null model are kept as a sweep keeps them, and the substitutes beside the answers.
     assert (tmp_path / "artifacts" / "victims" / result.victim / "key.json").exists()
     assert (tmp_path / "artifacts" / "nulls" / result.nulls[0] / "model.safetensors").exists()
     kept_models = done.folder / "trials" / result.trial / "substitutes"
     assert {path.name for path in kept_models.iterdir()} == {"200", "900"}
     again = run_local(whole, on_epoch=lambda *_: pytest.fail("something was trained"))
-    assert again.found and again.result == result
+    assert again.reused and again.result == result
     assert "storage" not in result.config and build(ExperimentConfig, whole.over(result.config)) == whole
 
 
@@ -231,8 +231,8 @@ def test_what_cannot_be_run_is_refused_before_training(
 def test_too_few_held_out_images_are_refused() -> None:
     few = config(splits__verification_fraction=0.01)
     loaded = load_splits(few)
-    kept = np.concatenate([np.flatnonzero(loaded.verification.labels == label)[:5] for label in range(10)])
-    splits = replace(loaded, verification=loaded.verification.take(kept))
+    remaining = np.concatenate([np.flatnonzero(loaded.verification.labels == label)[:5] for label in range(10)])
+    splits = replace(loaded, verification=loaded.verification.take(remaining))
     with pytest.raises(ConfigError, match="verification_fraction"):
         check(few, splits)
 

@@ -30,6 +30,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     storage = tmp_path_factory.mktemp("undisturbed")
     with harness.driver(harness.sweep(storage)) as run:
         assert run.ends() == 0, run.story()
-    found: dict[str, str] = harness.metrics(storage / "s")
-    assert len(found) == 3
-    return found
+    collected: dict[str, str] = harness.metrics(storage / "s")
+    assert len(collected) == 3
+    return collected

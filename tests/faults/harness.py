@@ -23,7 +23,7 @@ from mea_ray.config import SweepConfig, build, write_yaml
 
 TINY = {"name": "vgg_like", "width": 0.0625}
 OBJECT_STORE = 80 * 1024**2
-Told = dict[str, Any]
+EventRecord = dict[str, Any]
 
 
 def sweep(storage: Path | str, *, seeds: int = 3, per_second: float = 16, name: str = "s", **more: Any) -> SweepConfig:
@@ -61,8 +61,8 @@ def metrics(folder: Path) -> dict[str, str]:
             return {key: steady(each) for key, each in value.items() if key not in moving}
         return [steady(each) for each in value] if isinstance(value, list) else value
 
-    found = sorted((folder / "results").glob("[!.]*.json"))
-    return {path.stem: json.dumps(steady(json.loads(path.read_text())), sort_keys=True) for path in found}
+    result = sorted((folder / "results").glob("[!.]*.json"))
+    return {path.stem: json.dumps(steady(json.loads(path.read_text())), sort_keys=True) for path in result}
 
 
 def differences(one: dict[str, str], two: dict[str, str]) -> list[str]:
@@ -107,7 +107,7 @@ class Driver:
     def __init__(self, config: SweepConfig, *options: str, env: dict[str, str] | None = None, prefix: Any = ()) -> None:
         file = Path(tempfile.mkdtemp(prefix="mea_fault_")) / "sweep.yaml"
         write_yaml(config, file)
-        self.told: list[Told] = []
+        self.received: list[EventRecord] = []
         self._changed = threading.Condition()
         self.errors = file.with_name("stderr")
         root = Path(__file__).parents[2]
@@ -128,24 +128,26 @@ class Driver:
         for line in self.process.stdout:
             if line.startswith("{"):
                 with self._changed:
-                    self.told.append(json.loads(line))
+                    self.received.append(json.loads(line))
                     self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
 
-    def until(self, wanted: Callable[[Told], bool], count: int = 1, timeout_s: float = 300.0) -> list[Told]:
+    def until(
+        self, wanted: Callable[[EventRecord], bool], count: int = 1, timeout_s: float = 300.0
+    ) -> list[EventRecord]:
         """Wait for events and return them; an end of the driver before that fails the test."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            while len(found := [event for event in self.told if wanted(event)]) < count:
+            while len(result := [event for event in self.received if wanted(event)]) < count:
                 left = deadline - time.monotonic()
                 assert left > 0 and self._reader.is_alive(), self.story()
                 self._changed.wait(min(left, 1.0))
-            return found
+            return result
 
-    def of(self, *kinds: str) -> list[Told]:
+    def of(self, *kinds: str) -> list[EventRecord]:
         """Return the events of some kinds."""
-        return [event for event in list(self.told) if event["event"] in kinds]
+        return [event for event in list(self.received) if event["event"] in kinds]
 
     def ends(self, timeout_s: float = 600.0) -> int:
         """Wait for its end and return the exit code."""
@@ -158,7 +160,7 @@ class Driver:
 
     def story(self) -> str:
         """What happened, for the message of a failed test."""
-        lines = [json.dumps(event)[:300] for event in self.told if event["event"] != "Queried"]
+        lines = [json.dumps(event)[:300] for event in self.received if event["event"] != "Queried"]
         return "\n".join([*lines[-40:], self.errors.read_text(errors="replace")[-4000:]])
 
     def kill(self) -> None:
@@ -168,7 +170,7 @@ class Driver:
             self.process.wait(30)
 
 
-def kind(*names: str) -> Callable[[Told], bool]:
+def kind(*names: str) -> Callable[[EventRecord], bool]:
     """Match events by their class's name."""
     return lambda event: event["event"] in names
 
@@ -185,14 +187,14 @@ def driver(config: SweepConfig, *options: str, **more: Any) -> Iterator[Driver]:
 
 def actors(raylet: int, name: str) -> list[psutil.Process]:
     """Processes of a node that run actors of a class, or the tasks of a function."""
-    found = []
+    collected = []
     for process in psutil.Process(raylet).children(recursive=True):
         try:
             if process.name().startswith("ray::") and name in " ".join(process.cmdline()):
-                found.append(process)
+                collected.append(process)
         except psutil.Error:
             continue
-    return found
+    return collected
 
 
 class Nodes:

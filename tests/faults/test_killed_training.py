@@ -40,9 +40,9 @@ WAIT_S = 300
 DRIVER = Path(__file__).parent / "driver.py"
 
 
-def started(arguments: list[str], said: Path) -> subprocess.Popen[bytes]:
+def started(arguments: list[str], outputs: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "COLUMNS": "300"}
-    with said.open("ab") as file:  # no pipe: what it started may outlive it for a moment, and would hold that open
+    with outputs.open("ab") as file:  # no pipe: what it started may outlive it for a moment, and would hold that open
         return subprocess.Popen(
             [sys.executable, *arguments], stdout=file, stderr=file, env=environment, start_new_session=True
         )
@@ -87,33 +87,35 @@ def local(file: Path, storage: Path) -> list[str]:
 def test_a_local_run_that_is_killed_in_each_training(tmp_path: Path) -> None:
     file = tmp_path / "e.yaml"
     file.write_text(yaml.safe_dump(BASE))
-    alone, killed, said = tmp_path / "alone", tmp_path / "killed", tmp_path / "said.txt"
-    assert started(local(file, alone), said).wait(WAIT_S) == 0, said.read_text()
+    alone, killed, outputs = tmp_path / "alone", tmp_path / "killed", tmp_path / "said.txt"
+    assert started(local(file, alone), outputs).wait(WAIT_S) == 0, outputs.read_text()
     for pattern in (
         "artifacts/states/victims-*/0.state",
         "artifacts/states/victims-*/1.state",
         "artifacts/states/nulls-*/0.state",
         "local/*/trials/*/transfer/.training-900.state",
     ):
-        kill_with_a_snapshot(started(local(file, killed), said), killed, pattern)
-    assert started(local(file, killed), said).wait(WAIT_S) == 0, said.read_text()
-    assert "goes on after epoch" in said.read_text()
+        kill_with_a_snapshot(started(local(file, killed), outputs), killed, pattern)
+    assert started(local(file, killed), outputs).wait(WAIT_S) == 0, outputs.read_text()
+    assert "goes on after epoch" in outputs.read_text()
     same(alone, killed)
 
 
 def test_a_sweep_whose_driver_and_workers_are_killed(tmp_path: Path) -> None:
-    alone, killed, said = tmp_path / "alone", tmp_path / "killed", tmp_path / "said.txt"
+    alone, killed, outputs = tmp_path / "alone", tmp_path / "killed", tmp_path / "said.txt"
     files = {}
     for storage in (alone, killed):
         files[storage] = tmp_path / f"{storage.name}.yaml"
         sweep = {"name": "s", "base": {**BASE, "storage": str(storage)}, "space": {"seed": {"grid": [0]}}}
         files[storage].write_text(yaml.safe_dump(sweep))
-    assert started([str(DRIVER), str(files[alone])], said).wait(WAIT_S) == 0, said.read_text()
-    kill_with_a_snapshot(started([str(DRIVER), str(files[killed])], said), killed, "artifacts/states/victims-*/1.state")
-    again = started([str(DRIVER), str(files[killed]), "--resume"], said)
-    assert again.wait(WAIT_S) == 0, said.read_text()[-2000:]
-    heard = [json.loads(line) for line in said.read_text().splitlines() if line.startswith('{"event"')]
-    epochs = [each for each in heard if each["event"] == "ModelEpoch" and each["role"] == "victim"]
+    assert started([str(DRIVER), str(files[alone])], outputs).wait(WAIT_S) == 0, outputs.read_text()
+    kill_with_a_snapshot(
+        started([str(DRIVER), str(files[killed])], outputs), killed, "artifacts/states/victims-*/1.state"
+    )
+    again = started([str(DRIVER), str(files[killed]), "--resume"], outputs)
+    assert again.wait(WAIT_S) == 0, outputs.read_text()[-2000:]
+    received = [json.loads(line) for line in outputs.read_text().splitlines() if line.startswith('{"event"')]
+    epochs = [each for each in received if each["event"] == "ModelEpoch" and each["role"] == "victim"]
     resumed = [each for each in epochs if each["record"].get("resumed")]
     assert resumed and resumed[0]["epoch"] == resumed[0]["record"]["resumed"]
     same(alone, killed)

@@ -17,17 +17,17 @@ pytestmark = pytest.mark.slow
 def _on_workers(nodes: harness.Nodes, name: str) -> list[Any]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        found = [(node, process) for node, process in nodes.where(name) if node in nodes.workers]
-        if found:
-            return found
+        result = [(node, process) for node, process in nodes.where(name) if node in nodes.workers]
+        if result:
+            return result
         time.sleep(0.2)
     raise AssertionError(f"no process of {name} on a worker")
 
 
 def _kill(*names: str) -> Any:
     def fault(nodes: harness.Nodes, run: harness.Driver) -> None:
-        found = [nodes.where(name)[0][1] for name in names]
-        for process in found:  # at once: none of them is back when the next one dies
+        result = [nodes.where(name)[0][1] for name in names]
+        for process in result:  # at once: none of them is back when the next one dies
             process.kill()
 
     return fault
@@ -66,7 +66,7 @@ FAULTS = {
 }
 
 
-def _said(run: harness.Driver) -> list[str]:
+def _messages(run: harness.Driver) -> list[str]:
     restarted = [f"{event['trial']} going on: {event['reason']}" for event in run.of("TrialRestarted")]
     return [*restarted, *(event["message"] for event in run.of("Warned"))]
 
@@ -90,13 +90,13 @@ def test_nothing_is_lost(fault: str, nodes: harness.Nodes, undisturbed: dict[str
     for trial in undisturbed:
         assert order.count(("TrialFinished", trial)) == 1
         assert ("TrialStarted", trial) not in order[order.index(("TrialFinished", trial)) :]
-    told = _said(run)
-    print(fault, *told, sep="\n  ")
-    assert sum(line in each for each in told) >= 1, run.story()
-    assert len(told) == len(set(told)) <= 4, "no line twice"
+    messages = _messages(run)
+    print(fault, *messages, sep="\n  ")
+    assert sum(line in each for each in messages) >= 1, run.story()
+    assert len(messages) == len(set(messages)) <= 4, "no line twice"
     # Of what died or waits there is one line; of a service's actor one that it is away and one that it is back.
-    about = [each.partition(" going on")[0].partition(" has been")[0].partition(" died")[0] for each in told]
-    assert all(about.count(each) <= (1 if each in undisturbed else 2) for each in about), told
+    about = [each.partition(" going on")[0].partition(" has been")[0].partition(" died")[0] for each in messages]
+    assert all(about.count(each) <= (1 if each in undisturbed else 2) for each in about), messages
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)

@@ -39,8 +39,8 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def _warned(heard: list[events.Event]) -> list[str]:
-    return [event.message for event in heard if isinstance(event, events.Warned)]
+def _warned(received: list[events.Event]) -> list[str]:
+    return [event.message for event in received if isinstance(event, events.Warned)]
 
 
 @pytest.mark.slow
@@ -59,18 +59,18 @@ def test_what_is_damaged_is_done_again_and_nothing_else(quiet: Path, tmp_path: P
     for path in damaged:
         _flip(path)
     (folder / "results" / f"{second}.json").unlink()
-    kept = folder / "trials" / first / "rungs" / "48.json"
-    before = kept.stat().st_mtime_ns
-    heard: list[events.Event] = []
-    assert not run_sweep(_config(storage), resume=True, on_event=heard.append).failed
+    remaining = folder / "trials" / first / "rungs" / "48.json"
+    before = remaining.stat().st_mtime_ns
+    received: list[events.Event] = []
+    assert not run_sweep(_config(storage), resume=True, on_event=received.append).failed
     assert harness.differences(harness.metrics(folder), harness.metrics(quiet / "s")) == []
     assert harness.charged(folder) == dict.fromkeys([first, second], 96)
-    assert kept.stat().st_mtime_ns == before, "what is sound is not done again"
-    told = _warned(heard)
+    assert remaining.stat().st_mtime_ns == before, "what is sound is not done again"
+    messages = _warned(received)
     for path in damaged:
         part = path.parent if path.parent.parent.name == "victims" else path
-        assert sum(str(part) in each for each in told) == 1, (path, told)
-    assert len(told) == len(damaged)
+        assert sum(str(part) in each for each in messages) == 1, (path, messages)
+    assert len(messages) == len(damaged)
 
 
 def _take_away(storage: Path, seconds: float) -> threading.Thread:
@@ -90,18 +90,18 @@ def _take_away(storage: Path, seconds: float) -> threading.Thread:
 @pytest.mark.parametrize("seconds", [3, 60])
 def test_a_storage_that_is_away_for_a_while_is_waited_for(quiet: Path, tmp_path: Path, seconds: float) -> None:
     storage = tmp_path / "storage"
-    heard: list[events.Event] = []
+    received: list[events.Event] = []
     back: list[threading.Thread] = []
 
     def listen(event: events.Event) -> None:
-        heard.append(event)
+        received.append(event)
         if isinstance(event, events.RungFinished) and not back:
             back.append(_take_away(storage, seconds))
 
     outcome = run_sweep(_config(storage), on_event=listen)
     back[0].join()
     _nothing_happened(outcome, quiet)
-    waited, again = _warned(heard)
+    waited, again = _warned(received)
     assert "is away; waiting for it" in waited and "takes files again" in again
 
 
@@ -136,19 +136,19 @@ def _fill(disk: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_full_disk_is_waited_for(quiet: Path, small_disk: Path) -> None:
-    heard: list[events.Event] = []
+    received: list[events.Event] = []
     timers: list[threading.Timer] = []
 
     def listen(event: events.Event) -> None:
-        heard.append(event)
+        received.append(event)
         if isinstance(event, events.RungFinished) and not timers:
             timers.append(threading.Timer(20, _fill(small_disk).unlink))
             timers[0].start()
 
     outcome = run_sweep(_config(small_disk / "storage"), on_event=listen)
     _nothing_happened(outcome, quiet)
-    told = _warned(heard)
-    assert sum("is full; waiting for it" in each for each in told) == 1, told
+    messages = _warned(received)
+    assert sum("is full; waiting for it" in each for each in messages) == 1, messages
 
 
 @pytest.mark.slow

@@ -39,8 +39,10 @@ def disturbed(storage: Path) -> tuple[float, harness.Driver]:
         with harness.driver(config, "--address", nodes.cluster.address, env=nodes.env) as run:
             run.until(harness.kind("TrialFinished"), count=6, timeout_s=3600)
             run.until(harness.kind("Queried"), count=len(run.of("Queried")) + 1)
-            (lost, _), (kept, replica), *_ = [found for found in nodes.where("Replica") if found[0] in nodes.workers]
-            assert lost is not kept, "one replica on each worker"
+            (lost, _), (remaining, replica), *_ = [
+                result for result in nodes.where("Replica") if result[0] in nodes.workers
+            ]
+            assert lost is not remaining, "one replica on each worker"
             nodes.remove(lost)
             run.until(harness.kind("TrialFinished"), count=12, timeout_s=3600)
             replica.kill()
@@ -54,9 +56,9 @@ def compare(one: Path, three: Path, run: harness.Driver) -> None:
     """Hold the disturbed sweep against the quiet one."""
     expected = harness.metrics(one / "s")
     started = [(event["trial"], event["rungs_done"]) for event in run.of("TrialStarted")]
-    told = [event["reason"] for event in run.of("TrialRestarted")] + [e["message"] for e in run.of("Warned")]
+    messages = [event["reason"] for event in run.of("TrialRestarted")] + [e["message"] for e in run.of("Warned")]
     again = [start for place, start in enumerate(started) if start[0] in [trial for trial, _ in started[:place]]]
-    print(f"started again, with rungs kept: {again}; said:", *told, sep="\n  ")
+    print(f"started again, with rungs kept: {again}; said:", *messages, sep="\n  ")
     assert len(expected) == 24
     assert harness.metrics(three / "s") == expected, run.story()
     assert harness.charged(three / "s") == harness.charged(one / "s") == dict.fromkeys(expected, 96)
@@ -67,7 +69,7 @@ def compare(one: Path, three: Path, run: harness.Driver) -> None:
     assert not [t for t in expected if ("TrialStarted", t) in order[order.index(("TrialFinished", t)) :]]
     # What a trial finds done when it goes on is every rung that it had finished.
     done: dict[str, int] = dict.fromkeys(expected, 0)
-    for event in run.told:
+    for event in run.received:
         if event["event"] == "RungFinished" and event["queries"] > 48 * done[event["trial"]]:
             done[event["trial"]] += 1
         elif event["event"] == "TrialStarted":

@@ -28,15 +28,15 @@ Golden = dict[str, dict[str, Any]]
 
 def current() -> Golden:
     """Return for the config and for each component its version, its defaults by path, and its groups' versions."""
-    found = {"config": _entry(1, dict(ExperimentConfig.model_fields), skip=UNNAMED)}
+    result = {"config": _entry(1, dict(ExperimentConfig.model_fields), skip=UNNAMED)}
     for kind, where in TABLES.items():
         if kind == "benchmarks":
             continue
         module, _, attribute = where.partition(":")
         table = getattr(importlib.import_module(module), attribute)
         for name in table.entries:
-            found[f"{kind}/{name}"] = _entry(table.version(name), dict(table.schema(name).model_fields))
-    return found
+            result[f"{kind}/{name}"] = _entry(table.version(name), dict(table.schema(name).model_fields))
+    return result
 
 
 def _entry(version: int, fields: dict[str, Any], skip: Set[str] = frozenset()) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def silently_changed(before: Golden, now: Golden) -> list[str]:
         before: What the file says.
         now: What the code says.
     """
-    found = []
+    collected = []
     for owner, old in before.items():
         new = now.get(owner)
         if new is None or new["version"] > old["version"]:
@@ -81,8 +81,8 @@ def silently_changed(before: Golden, now: Golden) -> list[str]:
             parts = path.split(".")
             above = [".".join(parts[:count]) for count in range(1, len(parts))]
             if not any(new["groups"].get(group, 1) > old["groups"].get(group, 1) for group in above):
-                found.append(f"{owner}: {path} was {value!r} and is {new['defaults'][path]!r}")
-    return found
+                collected.append(f"{owner}: {path} was {value!r} and is {new['defaults'][path]!r}")
+    return collected
 
 
 if __name__ == "__main__":

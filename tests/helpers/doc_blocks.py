@@ -61,7 +61,7 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     """Read the blocks of a page."""
-    found: list[Block] = []
+    collected: list[Block] = []
     lines = page.read_text(encoding="utf-8").splitlines()
     number = 0
     while number < len(lines):
@@ -75,7 +75,7 @@ def blocks(page: Path) -> list[Block]:
         info = opening[2].strip()
         title = _TITLE.search(info)
         indent = len(opening[1])
-        found.append(
+        collected.append(
             Block(
                 where=f"{page.name}:{number + 1}",
                 language=info.split(" ")[0],
@@ -85,7 +85,7 @@ def blocks(page: Path) -> list[Block]:
             )
         )
         number = end + 1
-    return found
+    return collected
 
 
 class Runner:

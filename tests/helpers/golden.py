@@ -23,8 +23,8 @@ def names(settings: dict[str, object]) -> dict[str, str]:
 
 def names_of(config: ExperimentConfig) -> dict[str, str]:
     """Return what one experiment names what it makes."""
-    found = Names.of(config, fingerprints(config))
-    return {"trial": found.trial, "victim": found.victim, "null": found.nulls[0], "data": found.data}
+    result = Names.of(config, fingerprints(config))
+    return {"trial": result.trial, "victim": result.victim, "null": result.nulls[0], "data": result.data}
 
 
 def fingerprints(config: ExperimentConfig) -> Fingerprints:

@@ -70,12 +70,12 @@ def _is_type_checking(node: ast.AST) -> bool:
 def arrows() -> dict[str, set[str]]:
     """Return the rooms that each room imports from."""
     rooms = {room(path) for path in MODULES}
-    found: dict[str, set[str]] = {name: set() for name in rooms}
+    collected: dict[str, set[str]] = {name: set() for name in rooms}
     for path in MODULES:
         for each in imports(path):
             if each.name.split(".")[0] == "mea_ray" and room_of(each.name) in rooms - {room(path), "__init__"}:
-                found[room(path)].add(room_of(each.name))
-    return found
+                collected[room(path)].add(room_of(each.name))
+    return collected
 
 
 def levels(graph: dict[str, set[str]]) -> dict[str, int]:

@@ -110,8 +110,8 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
 
 def states(env: dict[str, str]) -> list[str]:
     """States of the nodes, empty as long as the controller does not answer."""
-    asked = subprocess.run(["sinfo", "-hN", "-o", "%T"], env=env, capture_output=True, text=True, check=False)
-    return asked.stdout.split()
+    output = subprocess.run(["sinfo", "-hN", "-o", "%T"], env=env, capture_output=True, text=True, check=False)
+    return output.stdout.split()
 
 
 def wait_for(done: object, seconds: float) -> None:

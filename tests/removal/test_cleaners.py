@@ -67,10 +67,10 @@ def trained() -> ImageModel:
 def test_the_shifted_head_turns_from_the_old_one_and_keeps_its_norm(trained: ImageModel) -> None:
     assert isinstance(trained.head, nn.Linear)
     old = trained.head.weight.detach().clone()
-    found = terms(ShiftedHead(old, 0.3), trained)
+    result = terms(ShiftedHead(old, 0.3), trained)
     plain = F.cross_entropy(trained(BATCH.images), BATCH.labels)
-    assert float(found["utility"].detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
-    assert float(found["away"].detach()) == pytest.approx(0.3 * float((old**2).sum()), rel=1e-5)
+    assert float(result["utility"].detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
+    assert float(result["away"].detach()) == pytest.approx(0.3 * float((old**2).sum()), rel=1e-5)
     removal = REMOVALS.build("feature_shift", alpha=0.2, epochs=6, learning_rate=5e-3)
     shifted = removal.remove(trained, THIEF, 1)
     head = last_layer(shifted).weight.detach()
@@ -83,24 +83,24 @@ def test_the_shifted_head_turns_from_the_old_one_and_keeps_its_norm(trained: Ima
 
 def test_an_attention_map_is_the_normalised_sum_of_squares() -> None:
     activations = torch.randn((2, 3, 2, 2), generator=torch.Generator().manual_seed(0))
-    for image, found in zip(activations.numpy(), attention(activations).numpy(), strict=True):
+    for image, result in zip(activations.numpy(), attention(activations).numpy(), strict=True):
         plain = np.array([sum(channel.flat[place] ** 2 for channel in image) for place in range(4)])
-        np.testing.assert_allclose(found, plain / np.sqrt((plain**2).sum()), rtol=1e-5)
+        np.testing.assert_allclose(result, plain / np.sqrt((plain**2).sum()), rtol=1e-5)
 
 
 def test_attention_is_compared_on_the_last_convolutions() -> None:
     model, teacher = network(0), network(1)
-    found = terms(AttentionMaps(teacher, 10.0, 2), model)
+    result = terms(AttentionMaps(teacher, 10.0, 2), model)
     apart = 0.0
-    kept: list[list[torch.Tensor]] = [[], []]
-    for net, into in zip((model, teacher), kept, strict=True):
+    remaining: list[list[torch.Tensor]] = [[], []]
+    for net, into in zip((model, teacher), remaining, strict=True):
         for layer in convolutions(net)[-2:]:
             handle = layer.register_forward_hook(lambda _m, _i, out, into=into: into.append(out))
             net(BATCH.images)
             handle.remove()
-    for mine, other in zip(*kept, strict=True):
+    for mine, other in zip(*remaining, strict=True):
         apart += float((attention(mine) - attention(other)).square().mean().detach())
-    assert apart > 0 and float(found["attention"].detach()) == pytest.approx(apart, rel=1e-4)
+    assert apart > 0 and float(result["attention"].detach()) == pytest.approx(apart, rel=1e-4)
     assert float(terms(AttentionMaps(network(0), 10.0, 2), model)["attention"].detach()) == pytest.approx(0, abs=1e-9)
 
 
@@ -139,8 +139,8 @@ def trigger(label: int, norm: float, success: float = 1.0) -> Trigger:
 
 
 def test_the_trigger_that_stands_out_is_unlearnt() -> None:
-    found = [trigger(0, 5.0), trigger(1, 5.2), trigger(2, 0.4), trigger(3, 5.1), trigger(4, 0.1, success=0.2)]
-    chosen = smallest(found, 0.99)
+    result = [trigger(0, 5.0), trigger(1, 5.2), trigger(2, 0.4), trigger(3, 5.1), trigger(4, 0.1, success=0.2)]
+    chosen = smallest(result, 0.99)
     assert chosen is not None and chosen.label == 2, "a smaller one that does not work is none"
     assert smallest([trigger(0, 1.0, success=0.5)], 0.99) is None
     two = smallest([trigger(0, 3.0), trigger(1, 2.0)], 0.99)

@@ -100,8 +100,8 @@ def test_pruning_removes_exactly_the_smallest(scope: str, model: ImageModel, thi
     for old, new in pairs:
         gone = np.argsort(np.abs(old), kind="stable")[: round(0.4 * len(old))]
         assert set(np.flatnonzero(new == 0)) == set(gone)
-        kept = np.setdiff1d(np.arange(len(old)), gone)
-        assert np.array_equal(new[kept], old[kept])
+        remaining = np.setdiff1d(np.arange(len(old)), gone)
+        assert np.array_equal(new[remaining], old[remaining])
 
 
 def test_pruning_spares_the_last_layer_and_biases_unless_told(model: ImageModel, thief: ThiefData) -> None:
@@ -174,12 +174,12 @@ def test_the_noise_is_as_large_as_the_agreement_allows(model: ImageModel, thief:
 def test_the_blur_is_a_gaussian_that_keeps_the_mean() -> None:
     point = torch.zeros(1, 2, 15, 15)
     point[0, 1, 7, 7] = 1
-    said = blurred(point, torch.Generator(), sigma=1.0)
+    outputs = blurred(point, torch.Generator(), sigma=1.0)
     place = np.arange(-3, 4)
     line = np.exp(-(place**2) / 2)
     expected = np.outer(line, line) / line.sum() ** 2
-    assert said[0, 0].abs().max() == 0
-    assert np.allclose(said[0, 1, 4:11, 4:11], expected, atol=1e-6)
+    assert outputs[0, 0].abs().max() == 0
+    assert np.allclose(outputs[0, 1, 4:11, 4:11], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -272,11 +272,11 @@ def test_a_transfer_can_be_read_through_the_classes_that_both_have(model: ImageM
     removal = REMOVALS.build("transfer_learning", dataset=noise, same_as=order, epochs=20, learning_rate=2e-3)
     left = removal.remove(model, thief, 0)
     other = removal.other(SHAPE, 0)
-    said = metrics.predictions(left, other.images)
+    outputs = metrics.predictions(left, other.images)
     wanted = np.array([2, 0])[(other.labels == 2).astype(int)]
     both = other.labels != 1
-    assert metrics.accuracy(said[both], wanted[both]) > 0.9, "read in the old classes' order"
-    assert not (said == 1).any(), "what the other dataset does not have cannot be answered"
+    assert metrics.accuracy(outputs[both], wanted[both]) > 0.9, "read in the old classes' order"
+    assert not (outputs == 1).any(), "what the other dataset does not have cannot be answered"
     with pytest.raises(ConfigError, match="must hold a label below 3"):
         REMOVALS.build("transfer_learning", dataset=noise, same_as=[0, 1]).remove(model, thief, 0)
 

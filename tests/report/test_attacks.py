@@ -13,11 +13,11 @@ from mea_ray.tracking.rows import attack_curves, owner_saw, thinned
 
 def test_lines_of_one_kind_share_a_picture_and_a_crowd_is_cut() -> None:
     logged = with_thief(trial("t")).rungs[-1].curves
-    found = attacks.charts(logged)
-    assert list(found) == ["reward", "loss", "policy"]
-    assert list(found["reward"]) == ["", "<certainty>"] and found["reward"][""] == logged["reward"]
-    assert list(found["policy"]) == [str(label) for label in range(4, 12)], "those that end highest"
-    assert len(found["policy"]["4"]) == attacks.POINTS
+    result = attacks.charts(logged)
+    assert list(result) == ["reward", "loss", "policy"]
+    assert list(result["reward"]) == ["", "<certainty>"] and result["reward"][""] == logged["reward"]
+    assert list(result["policy"]) == [str(label) for label in range(4, 12)], "those that end highest"
+    assert len(result["policy"]["4"]) == attacks.POINTS
 
 
 def test_thinning_keeps_both_ends() -> None:
@@ -52,8 +52,8 @@ def test_a_long_table_is_cut_and_says_so() -> None:
 
 def test_trackers_are_told() -> None:
     result = with_thief(trial("t"))
-    told = attack_curves(result)
-    assert told["attack/reward"] == result.rungs[-1].curves["reward"] and len(told["attack/policy/3"]) == 500
+    messages = attack_curves(result)
+    assert messages["attack/reward"] == result.rungs[-1].curves["reward"] and len(messages["attack/policy/3"]) == 500
     saw = owner_saw(result)
     assert (saw["query_log.1.client"], saw["query_log.1.images"], saw["query_log.1.alarm"]) == ("t-1", 500, True)
     assert saw["query_log.2.shapiro_w"] is None and saw["query_log.1.classes"] == "250,150,100"

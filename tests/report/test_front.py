@@ -54,16 +54,16 @@ def proved(results: list[TrialResult], monkeypatch: pytest.MonkeyPatch) -> list[
 
 
 def test_a_mark_has_what_it_costs_what_it_leaks_and_how_often_it_proves(proved: list[TrialResult]) -> None:
-    found = {(mark.name, mark.budget): mark for mark in front.marks(proved)}
-    assert set(found) == {(name, budget) for name in ("loud", "quiet") for budget in (100, 300, 1000)}
-    loud, quiet = found["loud", 1000], found["quiet", 1000]
+    result = {(mark.name, mark.budget): mark for mark in front.marks(proved)}
+    assert set(result) == {(name, budget) for name in ("loud", "quiet") for budget in (100, 300, 1000)}
+    loud, quiet = result["loud", 1000], result["quiet", 1000]
     assert (round(loud.lost or 0, 6), round(quiet.lost or 0, 6)) == (2.0, 0.0)
     assert round(loud.worst or 0, 6) == 4.0, "the source class that loses most: .97 - .93"
     assert round(loud.calibration or 0, 6) == 0.09
     assert (loud.rank, loud.keys) == (1, 360) and quiet.rank == 100
     assert loud.proved == {"thief.model=vgg_like": (2, 2), "thief.model=resnet18": (1, 2)}
     assert loud.power == 0.75 and loud.least == ("thief.model=resnet18", 0.5)
-    assert quiet.power == 0.0 and found["loud", 300].power == 0.0
+    assert quiet.power == 0.0 and result["loud", 300].power == 0.0
 
 
 def test_the_report_draws_the_front(proved: list[TrialResult]) -> None:
@@ -110,5 +110,5 @@ def test_thieves_that_were_set_as_a_whole_are_named_by_what_sets_them_apart(resu
         mark = each.point["victim.watermark"]
         point = {"victim.watermark": mark, "thief": {**plain, **changes[place % 3]}, "seed": place}
         trials.append(each.model_copy(update={"trial": f"t{place}", "point": point}))
-    found = {thief for mark in front.marks(trials) for thief in mark.proved}
-    assert found == {"plain", "thief.learning.answers=argmax", "thief.training.optimizer=sgd"}
+    result = {thief for mark in front.marks(trials) for thief in mark.proved}
+    assert result == {"plain", "thief.learning.answers=argmax", "thief.training.optimizer=sgd"}

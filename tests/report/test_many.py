@@ -86,10 +86,10 @@ def test_importance_is_epsilon_squared_of_the_f_test() -> None:
     rng = np.random.default_rng(1)
     groups = [rng.normal(mean, 0.1, 30) for mean in (0.2, 0.4, 0.5)]
     cloud = [point(float(v), 0.0, values={"a": name}) for name, part in zip("xyz", groups, strict=True) for v in part]
-    found = points.importance(cloud, "a", lambda each: each.wsr)
+    result = points.importance(cloud, "a", lambda each: each.wsr)
     f = stats.f_oneway(*groups).statistic
     between, within = 2, 87
-    assert found == pytest.approx((between * (f - 1)) / (between * f + within))
+    assert result == pytest.approx((between * (f - 1)) / (between * f + within))
     shuffled = [point(float(v), 0.0, values={"a": "xyz"[i % 3]}) for i, v in enumerate(rng.normal(0.5, 0.1, 90))]
     assert points.importance(shuffled, "a", lambda each: each.wsr) < 0.1
     assert math.isnan(points.importance(cloud, "a", lambda each: each.accuracy)), "it does not vary"
@@ -114,12 +114,12 @@ def test_the_best_points_have_the_best_verdict_and_keep_most_of_the_mark() -> No
 
 def test_a_point_has_the_worst_verdict_of_its_seeds_and_the_means_of_its_numbers() -> None:
     trials = [trial("a", seed=0, end=0.8), trial("b", seed=1, end=0.02)]
-    (found,) = points.point_results(trials, judge_rungs(trials))
-    assert found.trials == ("a", "b") and found.name == "model=vgg_like"
-    assert found.wsr == pytest.approx((0.8 + 0.04) / 2)
-    assert found.margin == pytest.approx(0.42 - 0.013), "less the highest WSR of an innocent model"
-    assert found.verdict == "not proved"
-    assert found.gap == pytest.approx(0.004)
+    (result,) = points.point_results(trials, judge_rungs(trials))
+    assert result.trials == ("a", "b") and result.name == "model=vgg_like"
+    assert result.wsr == pytest.approx((0.8 + 0.04) / 2)
+    assert result.margin == pytest.approx(0.42 - 0.013), "less the highest WSR of an innocent model"
+    assert result.verdict == "not proved"
+    assert result.gap == pytest.approx(0.004)
 
 
 def test_the_page_of_many_points_is_small_and_shows_what_was_asked_for(page: Path) -> None:
@@ -211,8 +211,8 @@ def test_a_small_sweep_loses_no_setting_and_no_verdict(width: int) -> None:
 
 def test_what_does_not_fit_is_left_out_in_order() -> None:
     rows = tables.rows([trial(f"t{i:02}", seed=i % 4) for i in range(12)])
-    shown = terminal.fitting(rows, 80)
-    assert len(rows) == 36 and {row.queries for row in shown} == {"1,000"} and len(shown) == 12
+    visible = terminal.fitting(rows, 80)
+    assert len(rows) == 36 and {row.queries for row in visible} == {"1,000"} and len(visible) == 12
 
 
 def test_many_points_have_one_sentence_and_no_fit(results: list[TrialResult]) -> None:
@@ -243,11 +243,11 @@ def test_a_real_browser_sorts_and_filters_the_table(page: Path, tmp_path: Path) 
     dom = browse(acted, tmp_path / "profile", "--dump-dom")
     match = re.search(r"<title>(\{.*?\})</title>", dom)
     assert match is not None
-    found = json.loads(match[1])
+    result = json.loads(match[1])
     lines = list(csv.DictReader((page.parent / "report.csv").open(encoding="utf-8")))
     high = [float(line["wsr"]) for line in lines if float(line["wsr"]) > 0.5 and line["budget"] == "20000"]
     words = sum(line["thief.model.name"] == "cnn9" and line["verdict"] == "suggestive" for line in lines)
-    assert found["all"] == f"{3 * COUNT} of {3 * COUNT} lines"
-    assert found["filtered"] == f"{len(high)} of {3 * COUNT} lines"
-    assert found["sorted"] == pytest.approx([round(100 * rate, 1) for rate in sorted(high, reverse=True)][:50])
-    assert found["words"] == f"{words} of {3 * COUNT} lines"
+    assert result["all"] == f"{3 * COUNT} of {3 * COUNT} lines"
+    assert result["filtered"] == f"{len(high)} of {3 * COUNT} lines"
+    assert result["sorted"] == pytest.approx([round(100 * rate, 1) for rate in sorted(high, reverse=True)][:50])
+    assert result["words"] == f"{words} of {3 * COUNT} lines"

@@ -143,10 +143,10 @@ def test_every_published_figure_can_be_matched() -> None:
             for key in inner:
                 section = section.setdefault(key, {})  # type: ignore[assignment]
             section[last] = {"name": value} if not section.get("name") else value
-        found = published.find(
+        result = published.find(
             entry.sweep, entry.model, config, queries=entry.queries, removal=entry.removal, tried_on=entry.tried_on
         )
-        assert found is not None and found.text() == entry.text()
+        assert result is not None and result.text() == entry.text()
 
 
 def test_removals_are_a_table_of_their_own() -> None:
@@ -159,8 +159,8 @@ def test_removals_are_a_table_of_their_own() -> None:
 def test_the_command_line_prints_markdown_and_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(tmp_path)
     assert main(["report", str(tmp_path), "--markdown"]) == OK
-    told = capsys.readouterr().out
-    assert told.startswith("## demo\n\n| Model | Queries |") and not (tmp_path / "report.html").exists()
+    output = capsys.readouterr().out
+    assert output.startswith("## demo\n\n| Model | Queries |") and not (tmp_path / "report.html").exists()
     assert main(["report", str(tmp_path), "--csv"]) == OK
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(lines) == 30 and {line["model"] for line in lines} == {"victim", "null model", "substitute"}

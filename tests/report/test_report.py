@@ -148,8 +148,8 @@ def test_trials_come_in_the_order_of_their_points() -> None:
         return trial("x").model_copy(update={"point": {"budget": budget, "model": model}})
 
     shuffled = [at(10, "b"), at(9, "b"), at(9, "a"), at(100, "a")]
-    found = sorted(shuffled, key=lambda result: sort_key(result.point))
-    assert [tuple(t.point.values()) for t in found] == [(9, "a"), (9, "b"), (10, "b"), (100, "a")]
+    actual = sorted(shuffled, key=lambda result: sort_key(result.point))
+    assert [tuple(t.point.values()) for t in actual] == [(9, "a"), (9, "b"), (10, "b"), (100, "a")]
 
 
 def test_no_picture_has_more_lines_than_can_be_told_apart() -> None:
@@ -165,9 +165,9 @@ def test_labels_are_moved_apart_in_their_order() -> None:
 
 
 def test_the_description_for_screen_readers_holds_the_numbers() -> None:
-    told = curves.describe({"vgg_like": [trial("a", end=0.8)]}, "wsr")
-    assert "80.0% at 1,000 queries" in told
-    assert "threshold 30.0%" in told and "null 1.3%" in told
+    messages = curves.describe({"vgg_like": [trial("a", end=0.8)]}, "wsr")
+    assert "80.0% at 1,000 queries" in messages
+    assert "threshold 30.0%" in messages and "null 1.3%" in messages
 
 
 def test_with_enough_innocent_models_theft_is_proved() -> None:
@@ -248,10 +248,10 @@ def test_a_thief_of_an_innocent_model_has_a_row_of_its_own_and_voids_the_proof_i
     assert row.verdict == "1 of 3 accused falsely", "one line for all that were stolen with one budget"
 
 
-@pytest.mark.parametrize("found", [{"wfpr": {"donut": rate(0.6)}}, {"wfpr_classes": rate(0.6)}])
-def test_an_unspecific_mark_is_called_so(found: dict[str, Any]) -> None:
+@pytest.mark.parametrize("rates", [{"wfpr": {"donut": rate(0.6)}}, {"wfpr_classes": rate(0.6)}])
+def test_an_unspecific_mark_is_called_so(rates: dict[str, Any]) -> None:
     good = with_innocents(trial("a", end=0.8), 400)
-    rungs = [r.model_copy(update={"report": r.report.model_copy(update=found)}) for r in good.rungs]
+    rungs = [r.model_copy(update={"report": r.report.model_copy(update=rates)}) for r in good.rungs]
     unspecific = good.model_copy(update={"rungs": rungs})
     assert "only look like" in verdict.headline([unspecific]).text
     assert tables.rows([unspecific])[2].verdict == "not specific"
@@ -377,8 +377,8 @@ def test_settings_are_compared_with_the_defaults_of_the_chosen_components() -> N
 
 
 def test_varied_settings_list_their_values_once() -> None:
-    found = settings.varied([trial(f"{m}{s}", m, s) for m in ("vgg_like", "alexnet") for s in range(2)])
-    assert [(item.path, item.value) for item in found] == [
+    result = settings.varied([trial(f"{m}{s}", m, s) for m in ("vgg_like", "alexnet") for s in range(2)])
+    assert [(item.path, item.value) for item in result] == [
         ("thief.model.name", "vgg_like; alexnet"),
         ("seed", "0; 1"),
     ]
@@ -400,8 +400,8 @@ def test_strips_show_the_very_pixels() -> None:
 
 def test_strips_name_sources_target_and_geometries() -> None:
     images = np.zeros((10, 1, 8, 8), np.uint8)
-    held = WatermarkSamples(images, 2, {"donut": images}, images, np.array([0] * 5 + [1] * 5))
-    captions = [s.caption for s in samples.strips(held, ("zero", "one", "two"))]
+    values = WatermarkSamples(images, 2, {"donut": images}, images, np.array([0] * 5 + [1] * 5))
+    captions = [s.caption for s in samples.strips(values, ("zero", "one", "two"))]
     assert captions[:2] == ["clean source samples, class zero", "clean source samples, class one"]
     assert captions[2] == "watermark samples of zero and one, target two"
     assert "donut" in captions[3] and "two" in captions[3]

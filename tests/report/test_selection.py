@@ -108,15 +108,15 @@ def test_settings_beyond_a_constraint_are_not_chosen() -> None:
 
 def test_every_report_says_what_chose(capsys: pytest.CaptureFixture[str]) -> None:
     assert selection.sentence([trial("a")]) is None and selection.chosen([trial("a")]) == []
-    said = "Settings are chosen here, by the largest wsr on validation images, development seeds 0-1."
-    assert selection.sentence(TRIED) == f"{said} These are no results to report."
+    outputs = "Settings are chosen here, by the largest wsr on validation images, development seeds 0-1."
+    assert selection.sentence(TRIED) == f"{outputs} These are no results to report."
     update = {"selection": SelectionRecord(metric="wsr", seeds=[0, 1, 2], sweep="tuning"), "point": {"seed": 10}}
     fresh = [trial("a").model_copy(update=update), trial("b").model_copy(update={**update, "point": {"seed": 12}})]
     words = (
         "chosen in the sweep tuning, by the largest wsr on validation images, development seeds 0-2; reported on test "
     )
     words += "images, seeds 10, 12."
-    for results, sentence in ((TRIED, said), (fresh, words)):
+    for results, sentence in ((TRIED, outputs), (fresh, words)):
         terminal.print_results(terminal.make_console(), results)
         printed = " ".join(capsys.readouterr().out.split())
         assert sentence in html.render(results, name="s") and sentence in printed

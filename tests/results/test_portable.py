@@ -93,9 +93,9 @@ def test_a_path_is_cut_as_a_whole_whatever_is_in_it(path: str, last: str) -> Non
 
 def test_points_name_no_folder_and_stay_apart() -> None:
     point = {"data.path": "/home/ann/v1/set", "data": [{"path": "/home/ann/v2/set"}], "seed": 3, "storage": "sub/set"}
-    found = portable_point(point)
-    assert "ann" not in str(found) and "home" not in str(found)
-    assert found["data.path"].startswith("set~") and found["data"][0]["path"].startswith("set~")
-    assert found["data.path"] != found["data"][0]["path"]
-    assert (found["seed"], found["storage"]) == (3, "sub/set")
-    assert portable_point(found) == found
+    cleaned_point = portable_point(point)
+    assert "ann" not in str(cleaned_point) and "home" not in str(cleaned_point)
+    assert cleaned_point["data.path"].startswith("set~") and cleaned_point["data"][0]["path"].startswith("set~")
+    assert cleaned_point["data.path"] != cleaned_point["data"][0]["path"]
+    assert (cleaned_point["seed"], cleaned_point["storage"]) == (3, "sub/set")
+    assert portable_point(cleaned_point) == cleaned_point

@@ -102,10 +102,10 @@ def test_a_result_of_version_1_is_read_with_ranks_in_place_of_its_binomial(tmp_p
             del report[name]
     del old["chance"], old["key_drawn"]
     (tmp_path / "t1.json").write_text(json.dumps(old), encoding="utf-8")
-    found = TrialResult.load(tmp_path / "t1.json")
-    assert found.schema_version == 2
-    assert [rung.report.p_value for rung in found.rungs] == [1.0, 0.25, 0.25]
-    assert [null.p_value for null in found.null_reports] == [None] * 3
+    actual = TrialResult.load(tmp_path / "t1.json")
+    assert actual.schema_version == 2
+    assert [rung.report.p_value for rung in actual.rungs] == [1.0, 0.25, 0.25]
+    assert [null.p_value for null in actual.null_reports] == [None] * 3
 
 
 def test_a_file_that_was_changed_by_hand_is_refused(tmp_path: Path) -> None:

@@ -54,19 +54,19 @@ def replica(ray_session: None, tmp_path: Path) -> Iterator[Any]:
 
 
 def _fly(handles: dict[str, Any], requests: int = 3, timeout_s: float = 10.0, retries: int = 0) -> list[Any]:
-    asked = [Request(str(index), np.zeros((index + 1, 1, 2, 2), np.uint8)) for index in range(requests)]
+    queries = [Request(str(index), np.zeros((index + 1, 1, 2, 2), np.uint8)) for index in range(requests)]
     return list(
-        fly(asked, [NAME], handles, Account("thief", ""), max_in_flight=2, timeout_s=timeout_s, retries=retries)
+        fly(queries, [NAME], handles, Account("thief", ""), max_in_flight=2, timeout_s=timeout_s, retries=retries)
     )
 
 
 def test_a_ledger_whose_disk_is_full_is_waited_for_as_any_file_is(replica: Any, tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     marker = tmp_path / "marker"
     marker.touch()
-    with PATIENCE.during(30, marker, said.append):
+    with PATIENCE.during(30, marker, messages.append):
         assert _fly(replica(full=3)) == [1, 2, 3], "without a failure of the service: there are no retries"
-    assert said == [
+    assert messages == [
         f"storage {tmp_path} is full; waiting for it up to 30 s",
         f"storage {tmp_path} takes files again; going on",
     ]
@@ -80,7 +80,7 @@ def test_a_ledger_whose_disk_is_full_is_waited_for_as_any_file_is(replica: Any, 
     again: list[str] = []
     with PATIENCE.during(30, marker, again.append):
         patiently(once_full, tmp_path / "file")
-    assert again == said, "who writes a file says the same, so that the sweep says it once"
+    assert again == messages, "who writes a file says the same, so that the sweep says it once"
 
 
 def test_a_ledger_whose_disk_stays_full_ends_with_what_to_do(replica: Any, tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_who_waits_for_no_storage_is_told_at_once(replica: Any) -> None:
 
 
 def test_replicas_that_stay_away_are_told_apart_from_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[float] = []
+    queried: list[float] = []
 
     def answer(*question: Any) -> object:
-        asked.append(time.monotonic())
+        queried.append(time.monotonic())
         return object()
 
     def restarting(reference: object) -> None:
@@ -115,4 +115,4 @@ def test_replicas_that_stay_away_are_told_apart_from_what_fails(monkeypatch: pyt
     monkeypatch.setattr(ray, "get", restarting)
     with pytest.raises(ReplicasAway, match=r"away for 1 s; answers received before are kept"):
         _fly({NAME: handle}, requests=1, timeout_s=1.0)
-    assert 3 <= len(asked) <= 8 and 1.0 < asked[-1] - asked[0] < 5.0, "with pauses that grow"
+    assert 3 <= len(queried) <= 8 and 1.0 < queried[-1] - queried[0] < 5.0, "with pauses that grow"

@@ -86,19 +86,19 @@ def burglars(service: VictimService) -> list[Any]:
             from mea_ray.attacks.transfer import TransferSet
 
             transfer = TransferSet(Path(keep) if keep else None)
-            told = len(transfer)
+            messages = len(transfer)
             opened = [
                 ServiceClient(
                     "robbed",
                     account,
                     ClientConfig(request_images=8, max_in_flight=1),
-                    start_at=account_share(index, len(accounts), told),
+                    start_at=account_share(index, len(accounts), messages),
                 )
                 for index, account in enumerate(accounts)
             ]
             box: Any = opened[0]
             if len(accounts) > 1:
-                box = Colluding(opened, budget=budget, start_at=told, at_once=True)
+                box = Colluding(opened, budget=budget, start_at=messages, at_once=True)
             calls = [0]
             answer = opened[-1].query
 
@@ -161,8 +161,8 @@ def test_four_thieves_at_once_get_what_they_get_one_after_another(service: Victi
     together = dict(zip(THIEVES, ray.get(under_way), strict=True))
     after = service.stats()
 
-    asked = between["images"] - before["images"]
-    assert asked == after["images"] - between["images"] == sum(budget for _, budget, _ in THIEVES.values())
+    queries = between["images"] - before["images"]
+    assert queries == after["images"] - between["images"] == sum(budget for _, budget, _ in THIEVES.values())
     assert after["passes"] - between["passes"] < between["passes"] - before["passes"], "they did not meet in a pass"
     for name, (_, budget, accounts) in THIEVES.items():
         assert _same(together[name], alone[name]), name
@@ -175,8 +175,8 @@ def test_four_thieves_at_once_get_what_they_get_one_after_another(service: Victi
     # Two keys, one substitute: each key alone showed the owner half of it.
     halves = [service.query_log(account) for account in account_names("dan", 2)]
     assert [half.images for half in halves] == [73, 72]
-    said = together["dan"]["answers"].argmax(1)
-    assert np.sum([half.classes for half in halves], 0).tolist() == np.bincount(said, minlength=10).tolist()
+    outputs = together["dan"]["answers"].argmax(1)
+    assert np.sum([half.classes for half in halves], 0).tolist() == np.bincount(outputs, minlength=10).tolist()
 
 
 def test_a_thief_with_two_keys_who_is_killed_goes_on_and_pays_once(
@@ -215,9 +215,9 @@ def test_the_log_survives_deaths_and_equals_that_of_one_process(service: VictimS
     box = LocalBlackBox(load_model(folder)[0], None, ledger, "watched", pass_images=16)
     for start in range(0, 200, 5):
         box.query(images[start : start + 5])
-    found = service.query_log("watched")
-    assert found == query_log_record(box.log.of("watched"), 10)
-    assert (found.requests, found.images, found.sampled) == (40, 200, 200)
+    result = service.query_log("watched")
+    assert result == query_log_record(box.log.of("watched"), 10)
+    assert (result.requests, result.images, result.sampled) == (40, 200, 200)
     assert service.query_log("quiet") == QueryLogRecord(requests=0, images=0, classes=[0] * 10)
 
 
@@ -227,9 +227,9 @@ def _reachable(start: Any) -> Iterator[Any]:
     Not through classes and modules, and not through a function's globals: these are the program, the same for all.
     """
     seen = {id(start)}
-    found = [start]
-    while found:
-        current = found.pop()
+    result = [start]
+    while result:
+        current = result.pop()
         yield current
         if isinstance(current, (types.FunctionType, types.MethodType)):
             function = current.__func__ if isinstance(current, types.MethodType) else current
@@ -240,7 +240,7 @@ def _reachable(start: Any) -> Iterator[Any]:
         for each in nexts:
             if id(each) not in seen and not isinstance(each, (type, types.ModuleType)):
                 seen.add(id(each))
-                found.append(each)
+                result.append(each)
 
 
 def _models(start: Any) -> list[nn.Module]:
@@ -252,18 +252,18 @@ def test_the_walker_finds_a_planted_leak(service: VictimService, folder: Path) -
     victim, _ = load_model(folder)
 
     class Slots:
-        __slots__ = ("held",)
+        __slots__ = ("victim",)
 
     def hide(model: nn.Module) -> Any:
         return lambda: model
 
     slots = Slots()
-    slots.held = victim  # type: ignore[attr-defined]
+    slots.victim = victim  # type: ignore[attr-defined]
     leaks = [hide(victim), [{"a": (victim,)}], functools.partial(print, victim), victim.forward, slots, iter([victim])]
     for leak in leaks:
         client = service.client("leaky")
         client.request_prefix = leak
-        assert any(found is victim for found in _models(client)), leak
+        assert any(result is victim for result in _models(client)), leak
     assert _models(LocalBlackBox(victim)), "in one process the model is behind a private attribute, and is found"
 
 
@@ -273,11 +273,11 @@ def test_nothing_that_an_attack_gets_leads_to_a_model(service: VictimService, fo
     victim, _ = load_model(folder)
     weights = {value.numpy().tobytes() for value in victim.state_dict().values() if value.numel() > 1}
     opened = [service.client(name, ClientConfig(request_images=8)) for name in account_names("blind", 2)]
-    held: list[Any] = []
+    values: list[Any] = []
 
     class Spy(QueryAttack):
         def queries(self, thief: Thief) -> Any:
-            held.append(thief)
+            values.append(thief)
             yield np.arange(8)
 
     def steal(box: BlackBox) -> Any:
@@ -302,8 +302,8 @@ def test_nothing_that_an_attack_gets_leads_to_a_model(service: VictimService, fo
         assert not [a for a in everything if isinstance(a, (torch.Tensor, np.ndarray)) and _bytes(a) in weights]
     # An attack's own code is given less than that: no black box at all, also where the victim is in this process.
     rung = steal(LocalBlackBox(victim))
-    assert not [found for found in _reachable(held[0]) if isinstance(found, (BlackBox, nn.Module))]
-    assert not any(found is rung.model for found in _reachable(held[0]))
+    assert not [result for result in _reachable(values[0]) if isinstance(result, (BlackBox, nn.Module))]
+    assert not any(result is rung.model for result in _reachable(values[0]))
 
 
 def _bytes(array: Any) -> bytes:
@@ -320,6 +320,6 @@ def test_by_its_types_an_attack_gets_a_black_box_and_no_model(name: str) -> None
     kinds = [kind for key, kind in given.items() if key != "return" and isinstance(kind, type)]
     assert not [kind for kind in kinds if issubclass(kind, nn.Module)]
     assert issubclass(attack, QueryAttack)
-    shown = typing.get_type_hints(Thief).values()
-    assert BlackBox not in shown, "the driver alone holds the black box"
-    assert not [kind for kind in shown if isinstance(kind, type) and issubclass(kind, nn.Module)]
+    visible = typing.get_type_hints(Thief).values()
+    assert BlackBox not in visible, "the driver alone holds the black box"
+    assert not [kind for kind in visible if isinstance(kind, type) and issubclass(kind, nn.Module)]

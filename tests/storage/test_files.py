@@ -20,7 +20,7 @@ def test_nobody_waits_who_did_not_say_so(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_waited_for_and_said_once(tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     tries: list[int] = []
 
     def work() -> str:
@@ -29,9 +29,9 @@ def test_a_full_disk_is_waited_for_and_said_once(tmp_path: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         return "done"
 
-    with PATIENCE.during(30, None, said.append):
+    with PATIENCE.during(30, None, messages.append):
         assert patiently(work, tmp_path / "file") == "done"
-    assert said == [
+    assert messages == [
         f"storage {tmp_path} is full; waiting for it up to 30 s",
         f"storage {tmp_path} takes files again; going on",
     ]
@@ -52,7 +52,7 @@ def test_a_storage_that_was_taken_away_is_not_begun_anew(tmp_path: Path) -> None
     storage, elsewhere = tmp_path / "storage", tmp_path / "elsewhere"
     storage.mkdir()
     (storage / "marker").touch()
-    said: list[str] = []
+    messages: list[str] = []
     storage.rename(elsewhere)
 
     def bring_back() -> None:
@@ -61,14 +61,14 @@ def test_a_storage_that_was_taken_away_is_not_begun_anew(tmp_path: Path) -> None
         elsewhere.rename(storage)
 
     back = threading.Thread(target=bring_back)
-    with PATIENCE.during(30, storage / "marker", said.append):
+    with PATIENCE.during(30, storage / "marker", messages.append):
         back.start()
         write_whole(storage / "folder" / "file", "text")
         back.join()
         # A file that is missing while the storage is there is simply missing.
         with pytest.raises(FileNotFoundError):
             patiently((storage / "none").read_bytes, storage)
-    assert (storage / "folder" / "file").read_text() == "text" and "is away" in said[0]
+    assert (storage / "folder" / "file").read_text() == "text" and "is away" in messages[0]
     assert [path.name for path in (storage / "folder").iterdir()] == ["file"]
 
 

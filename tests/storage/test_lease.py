@@ -37,8 +37,8 @@ def remote_lease(folder: Path, **timing: Any) -> Lease:
 
 @pytest.fixture(params=[file_lease, remote_lease], ids=["disk", "object store"])
 def make(request: pytest.FixtureRequest) -> Make:
-    found: Make = request.param
-    return found
+    result: Make = request.param
+    return result
 
 
 def _hold_forever(make: Make, folder: str) -> None:

@@ -130,8 +130,8 @@ def test_a_driver_on_another_machine_goes_on_with_a_growing_file(node: Node) -> 
     ],
 )
 def test_segments_that_complete_a_file(names: list[tuple[int, int]], here: int, wanted: list[tuple[int, int]]) -> None:
-    found = segments.missing([segments.name(*each) for each in names] + ["folder.id"], here)
-    assert found == [(start, segments.name(start, end)) for start, end in wanted]
+    result = segments.missing([segments.name(*each) for each in names] + ["folder.id"], here)
+    assert result == [(start, segments.name(start, end)) for start, end in wanted]
 
 
 def test_the_cache_of_a_sweep_that_was_deleted_and_begun_again_is_not_used(node: Node) -> None:

@@ -53,8 +53,8 @@ def test_each_command_says_so_in_one_line(
     storage = storage.format(**files)
     argv = [part.format(**files) for part in COMMANDS[command]]
     assert main([*argv[:2], f"storage={storage}", *argv[2:]]) == 2
-    said = " ".join(capsys.readouterr().err.replace("│", " ").split()).replace(" ", "")
-    assert f"storage={storage}cannotbewritten:" in said and "giveanother(storage=...)" in said, said
+    output = " ".join(capsys.readouterr().err.replace("│", " ").split()).replace(" ", "")
+    assert f"storage={storage}cannotbewritten:" in output and "giveanother(storage=...)" in output, output
     assert Path(files["file"]).read_text() == "mine"
 
 

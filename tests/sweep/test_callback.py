@@ -49,15 +49,15 @@ def test_without_a_file_it_is_unknown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "event_type"),
     [(ReplicasAway("away"), events.TrialMadeWay), (ServiceUnavailable("gone"), events.TrialRestarted)],
 )
-def test_a_trial_that_makes_way_has_an_event_of_its_own(error: Exception, said: type, tmp_path: Path) -> None:
+def test_a_trial_that_makes_way_has_an_event_of_its_own(error: Exception, event_type: type, tmp_path: Path) -> None:
     (tmp_path / "error.txt").write_text(f"Failure # 1\n{raised(error)}\n")
     # What a trial's process sent, opened, would run its code here.
     (tmp_path / "error.pkl").write_bytes(b"cos\n_exit\n(I3\ntR.")
-    heard: list[events.Event] = []
-    finisher: Any = SimpleNamespace(emit=heard.append, name_of=lambda trial: "t1")
+    received: list[events.Event] = []
+    finisher: Any = SimpleNamespace(emit=received.append, name_of=lambda trial: "t1")
     trial = SimpleNamespace(
         error_file=str(tmp_path / "error.txt"),
         pickled_error_file=str(tmp_path / "error.pkl"),
@@ -65,4 +65,4 @@ def test_a_trial_that_makes_way_has_an_event_of_its_own(error: Exception, said: 
         run_metadata=SimpleNamespace(pickled_error_filename="error.pkl"),
     )
     TuneCallback(finisher).on_trial_recover(1, [], trial)
-    assert [type(event) for event in heard] == [said]
+    assert [type(event) for event in received] == [event_type]

@@ -65,11 +65,11 @@ def test_other_pictures_under_the_same_path_give_other_models(tmp_path: Path) ->
     first = run_local(config)
     draw(tmp_path / "data", swapped=True)
     second = run_local(config)
-    assert not second.found and first.folder != second.folder
+    assert not second.reused and first.folder != second.folder
     assert first.result.victim != second.result.victim and first.result.nulls != second.result.nulls
     assert len(list((tmp_path / "s" / "artifacts" / "victims").iterdir())) == 2
     draw(tmp_path / "data")
-    assert run_local(config).found, "the old pictures are back, and so is all that was made from them"
+    assert run_local(config).reused, "the old pictures are back, and so is all that was made from them"
 
 
 @pytest.mark.parametrize("where", ["victim", "removal"])
@@ -110,13 +110,13 @@ def test_a_sweep_whose_inner_dataset_changed_is_not_resumed(tmp_path: Path) -> N
 def test_a_relative_path_means_the_pictures_of_its_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = {}
+    collected = {}
     for place, swapped in (("here", False), ("there", True), ("copy", False)):
         draw(tmp_path / place / "data", swapped=swapped)
         monkeypatch.chdir(tmp_path / place)
-        found[place] = named("data")
-    assert found["here"] == found["copy"] == named(tmp_path / "here" / "data")
-    assert found["here"].victim != found["there"].victim
+        collected[place] = named("data")
+    assert collected["here"] == collected["copy"] == named(tmp_path / "here" / "data")
+    assert collected["here"].victim != collected["there"].victim
 
 
 def test_another_pool_gives_another_trial_of_the_same_victim(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from mea_ray.sweep import cluster
 def test_sigterm_is_heard_as_ctrl_c_and_only_as_long_as_a_sweep_runs(interrupt: Any) -> None:
     own, before = signal.signal(signal.SIGINT, interrupt), signal.getsignal(signal.SIGTERM)
     try:
-        _heard()
+        _check_interrupt()
     finally:
         signal.signal(signal.SIGINT, own)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def _heard() -> None:
+def _check_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt), cluster._sigterm_as_ctrl_c():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
@@ -45,10 +45,10 @@ def test_a_sweep_in_a_thread_leaves_the_signals_alone() -> None:
 @pytest.mark.parametrize("placement", ["pack", "spread"])
 def test_the_services_room_is_asked_for_as_placed(placement: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("ray.util.placement_group")  # the package has a function of this name
-    asked: list[tuple[list[dict[str, float]], str]] = []
+    queried: list[tuple[list[dict[str, float]], str]] = []
 
     def refuse(bundles: list[dict[str, float]], strategy: str) -> None:
-        asked.append((bundles, strategy))
+        queried.append((bundles, strategy))
         raise InterruptedError
 
     monkeypatch.setattr(module, "placement_group", refuse)
@@ -56,4 +56,4 @@ def test_the_services_room_is_asked_for_as_placed(placement: str, monkeypatch: p
     demand = cluster.Demand(1, {"CPU": 0.5}, 2, role, role, placement)  # type: ignore[arg-type]
     with pytest.raises(InterruptedError), cluster.services_group(demand):
         pass
-    assert asked == [([{"CPU": 0.5}, {"CPU": 0.5}], placement.upper())]
+    assert queried == [([{"CPU": 0.5}, {"CPU": 0.5}], placement.upper())]

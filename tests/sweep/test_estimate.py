@@ -41,11 +41,11 @@ def test_the_estimate_is_images_times_epochs_times_what_was_measured() -> None:
         data={splits_key(base): 77},
         sizes={splits_key(base): 60},
     )
-    found = estimate(plan(chosen, MadeUp()), measured)
-    assert found is not None and found.complete
-    assert found.models_s == pytest.approx((1 + 2) * 0.5 * 60 * 4)
-    assert found.substitutes_s == pytest.approx(3 * 0.25 * 2 * (100 + 300) * 4)
-    assert found.data == 77 and found.disk == 3 * 1000 + 3 * 2 * 10
+    result = estimate(plan(chosen, MadeUp()), measured)
+    assert result is not None and result.complete
+    assert result.models_s == pytest.approx((1 + 2) * 0.5 * 60 * 4)
+    assert result.substitutes_s == pytest.approx(3 * 0.25 * 2 * (100 + 300) * 4)
+    assert result.data == 77 and result.disk == 3 * 1000 + 3 * 2 * 10
     assert estimate(plan(chosen, MadeUp()), Measured()) is None
 
 
@@ -57,8 +57,8 @@ def test_an_adaptive_search_is_estimated_by_its_probes() -> None:
     base = chosen.base
     keys = {victim_key(base): 0.5, thief_key(base): 0.25}
     measured = Measured(seconds=dict(keys), weights=dict.fromkeys(keys, 1), sizes={splits_key(base): 60})
-    found = estimate(plan(chosen, MadeUp()), measured)
-    assert found is not None and found.substitutes_s == pytest.approx(10 * 0.25 * 800 * 4)
+    result = estimate(plan(chosen, MadeUp()), measured)
+    assert result is not None and result.substitutes_s == pytest.approx(10 * 0.25 * 800 * 4)
 
 
 def test_a_few_steps_are_measured_of_each_kind_of_model_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,9 +109,9 @@ def test_the_command_checks_and_says_time_memory_and_room(
     sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", str(sweep_file)]) == OK
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in ("training", "memory", "storage", "room"):
-        assert f"\n {line} " in told
+        assert f"\n {line} " in output
     assert not (tmp_path / "s").exists(), "a plan writes nothing"
 
 
@@ -135,13 +135,13 @@ def test_without_its_data_a_sweep_is_planned_and_not_checked(
 ) -> None:
     here = str(tmp_path / "nothing")
     assert main(["plan", str(sweep_file), "data={name: image_folder, path: " + here + ", image_size: 16}"]) == OK
-    told = " ".join(capsys.readouterr().out.split())
-    assert "not checked" in told and "nothing" in told and "trials 1" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "not checked" in output and "nothing" in output and "trials 1" in output
 
 
 def test_too_small_a_machine_is_said(
     sweep_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["plan", str(sweep_file), "resources.trial.gpus=64"]) == OK
-    told = " ".join(capsys.readouterr().out.split())
-    assert "is too small" in told and "64 GPUs" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "is too small" in output and "64 GPUs" in output

@@ -31,8 +31,8 @@ def one(storage: Path, changes: dict[str, Any]) -> SweepConfig:
 
 def digests(folder: Path, pattern: str) -> dict[str, str]:
     """Content of files below a folder."""
-    found = sorted(path for path in folder.glob(pattern) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+    result = sorted(path for path in folder.glob(pattern) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in result}
 
 
 @pytest.mark.parametrize("changes", [{}, pytest.param(DAWN, marks=pytest.mark.slow)], ids=["mea_defender", "dawn"])
@@ -48,11 +48,11 @@ def test_local_and_ray_give_the_same(tmp_path: Path, ray_session: None, changes:
 
     # The victim with its key, the null model, the answers and the substitutes: file by file.
     for pattern in ("victims/*/key.*", "*/*/model.*"):
-        found = digests(tmp_path / "local" / "artifacts", pattern)
-        assert found and found == digests(tmp_path / "ray" / "artifacts", pattern)
+        result = digests(tmp_path / "local" / "artifacts", pattern)
+        assert result and result == digests(tmp_path / "ray" / "artifacts", pattern)
     for pattern in ("trials/*/transfer/*", "trials/*/substitutes/*/*"):
-        found = digests(here.folder, pattern)
-        assert found and found == digests(tmp_path / "ray" / "s", pattern)
+        result = digests(here.folder, pattern)
+        assert result and result == digests(tmp_path / "ray" / "s", pattern)
     names = {str(path.relative_to(here.folder)) for path in here.folder.glob("trials/*/**/*.json")}
     assert names == {
         str(path.relative_to(tmp_path / "ray" / "s"))

@@ -38,9 +38,9 @@ def play(searcher: Any, trials: int) -> list[float]:
     tried = []
     for place in range(trials):
         x = searcher.suggest(f"t{place}")["p0"]
-        told = {**numbers(wsr=x, victim_gap=x / 10), "training_iteration": 1}
-        searcher.on_trial_result(f"t{place}", told)
-        searcher.on_trial_complete(f"t{place}", told)
+        messages = {**numbers(wsr=x, victim_gap=x / 10), "training_iteration": 1}
+        searcher.on_trial_result(f"t{place}", messages)
+        searcher.on_trial_complete(f"t{place}", messages)
         tried.append(x)
     return tried
 
@@ -56,8 +56,8 @@ def test_optuna_goes_where_wsr_is_highest_and_with_a_constraint_stays_within_it(
 def test_the_constraint_is_told_and_the_value_is_not_penalised() -> None:
     searcher = optuna_search(sweep(constraints={"victim_gap": 0.05}), [], [])
     (x,) = play(searcher, 1)
-    (told,) = searcher.study.trials
-    assert told.value == x and told.constraints == {"victim_gap": pytest.approx(x / 10 - 0.05)}
+    (messages,) = searcher.study.trials
+    assert messages.value == x and messages.constraints == {"victim_gap": pytest.approx(x / 10 - 0.05)}
 
 
 def test_several_objectives_are_several_values_and_what_failed_teaches_nothing() -> None:
@@ -74,10 +74,10 @@ def test_several_objectives_are_several_values_and_what_failed_teaches_nothing()
 
 def test_finished_trials_are_told_with_their_constraints() -> None:
     done = trial("t").model_copy(update={"point": {"victim.watermark.com.weight": 0.25}})
-    (told,) = optuna_search(sweep(constraints={"victim_gap": 0.001}), [done], []).study.trials
+    (messages,) = optuna_search(sweep(constraints={"victim_gap": 0.001}), [done], []).study.trials
     wsr = done.rungs[-1].report.wsr
-    assert wsr is not None and told.params == {"p0": 0.25} and told.value == wsr.rate
-    assert told.constraints == {"victim_gap": pytest.approx(0.956 - 0.952 - 0.001)}
+    assert wsr is not None and messages.params == {"p0": 0.25} and messages.value == wsr.rate
+    assert messages.constraints == {"victim_gap": pytest.approx(0.956 - 0.952 - 0.001)}
     markless = done.rungs[-1].model_copy(update={"report": done.rungs[-1].report.model_copy(update={"wsr": None})})
     (failed,) = optuna_search(sweep(), [done.model_copy(update={"rungs": [markless]})], []).study.trials
     assert failed.state.name == "FAIL"
@@ -143,10 +143,10 @@ def test_the_report_names_the_best_and_counts_what_was_out_of_bounds(tmp_path: P
     bad = trial("bad", seed=3, end=0.9)
     worse = bad.victim_report.model_copy(update={"accuracy": 0.5})
     results = [trial("a", seed=1), trial("b", seed=2), bad.model_copy(update={"victim_report": worse})]
-    found = search_report.found(search(constraints={"victim_gap": 0.02}), results)
-    assert found is not None and found.title.endswith("on test images: report other seeds; 1 out of bounds")
-    assert [line[0] for line in found.lines] == ["thief.model=vgg_like, seed=2"]
-    assert found.headings == ("Setting", "wsr", "victim_gap") and found.lines[0][2] == "0.4%"
+    result = search_report.outcome(search(constraints={"victim_gap": 0.02}), results)
+    assert result is not None and result.title.endswith("on test images: report other seeds; 1 out of bounds")
+    assert [line[0] for line in result.lines] == ["thief.model=vgg_like, seed=2"]
+    assert result.headings == ("Setting", "wsr", "victim_gap") and result.lines[0][2] == "0.4%"
     (tmp_path / "sweep.yaml").write_text("search: {name: grid}\n")
     assert search_report.search_of(tmp_path) is None
     (tmp_path / "sweep.yaml").write_text("search: {name: optuna}\n")

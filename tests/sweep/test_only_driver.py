@@ -60,8 +60,8 @@ def test_the_second_driver_is_refused_in_one_line_and_follows_a_killed_one_at_on
         time.sleep(0.02)
     for argv in (["sweep", str(storage.parent / "s.yaml")], ["sweep", str(storage.parent / "s.yaml"), "--resume"]):
         assert main(argv) == 2
-        said = " ".join(capsys.readouterr().err.replace("│", " ").split())
-        assert f"the sweep 's' is being run by process {first.pid} on " in said and "Traceback" not in said, said
+        output = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert f"the sweep 's' is being run by process {first.pid} on " in output and "Traceback" not in output, output
     assert not started
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_on_another_machine_a_driver_is_known_by_its_heartbeat(kind: str, tmp_pa
             made.root = tmp_path / node  # each machine has a cache of its own
         return made
 
-    said: list[str] = []
+    messages: list[str] = []
     with only_driver(open_storage("one"), "s", quiet, beat_s=60.0):
         (claim,) = [path for path in (tmp_path / "bucket" / LEASES).rglob("*") if path.is_file()]
         elsewhere(claim)
@@ -107,14 +107,14 @@ def test_on_another_machine_a_driver_is_known_by_its_heartbeat(kind: str, tmp_pa
         heart.start()
         with (
             pytest.raises(ConfigError, match="is being run by process [0-9]+ on other; "),
-            only_driver(open_storage("two"), "s", said.append, beat_s=0.2),
+            only_driver(open_storage("two"), "s", messages.append, beat_s=0.2),
         ):
             pass
         stop.set()
         heart.join()
-        assert len(said) == 1 and "waiting up to 2 s" in said[0]
+        assert len(messages) == 1 and "waiting up to 2 s" in messages[0]
         began = time.monotonic()
-        with only_driver(open_storage("two"), "s", said.append, beat_s=0.1):
+        with only_driver(open_storage("two"), "s", messages.append, beat_s=0.1):
             assert 0.5 < time.monotonic() - began < 10.0
 
 
@@ -151,10 +151,13 @@ def ctrl_c() -> Iterator[None]:
 
 
 def test_a_driver_that_was_succeeded_while_it_was_paused_is_interrupted(tmp_path: Path, ctrl_c: None) -> None:
-    said: list[str] = []
-    with pytest.raises(KeyboardInterrupt), only_driver(Storage(str(tmp_path)), "s", said.append, beat_s=0.1) as lease:
+    messages: list[str] = []
+    with (
+        pytest.raises(KeyboardInterrupt),
+        only_driver(Storage(str(tmp_path)), "s", messages.append, beat_s=0.1) as lease,
+    ):
         newer = tmp_path / LEASES / "sweep-s.1"
         newer.write_text(json.dumps({"machine": "other/boot", "pid": 1, "started": 1, "token": "another"}))
         time.sleep(5)
-    assert len(said) == 1 and "this one ends" in said[0]
+    assert len(messages) == 1 and "this one ends" in messages[0]
     assert not lease.is_held() and newer.exists(), "it takes nothing away from its successor"

@@ -82,18 +82,20 @@ def test_a_task_that_runs_out_of_memory_is_tried_a_few_times(monkeypatch: pytest
             "dead": [WorkerCrashedError()],
         },
     )
-    said: list[str] = []
-    running = Tasks(said.append)
+    messages: list[str] = []
+    running = Tasks(messages.append)
     for name in fake.submitted:
         running.add(name, f"training {name}", fake.submit(name))
     ended = {name: (reference, error) for name, reference, error in running.results()}
     assert fake.submitted == {"never": ATTEMPTS, "once": 2, "gpu": 2, "ok": 1, "dead": 1}
     assert ended["ok"] == (("ok", 1), None) and ended["once"] == (("once", 2), None)
-    assert ended["gpu"] == (("gpu", 2), None) and "a GPU ran out of memory while training gpu; trying it again" in said
+    assert (
+        ended["gpu"] == (("gpu", 2), None) and "a GPU ran out of memory while training gpu; trying it again" in messages
+    )
     assert isinstance(ended["never"][1], OutOfMemory)
     assert str(ended["never"][1]).startswith(f"out of memory {ATTEMPTS} times while training never; ")
     assert isinstance(ended["dead"][1], ClusterError) and "\n" not in str(ended["dead"][1])
-    assert len(said) == ATTEMPTS + 1 and all("\n" not in line for line in said)
+    assert len(messages) == ATTEMPTS + 1 and all("\n" not in line for line in messages)
 
 
 class Followed:
@@ -103,8 +105,8 @@ class Followed:
         self.ended: set[str] = set()
         self.runs_ended = 0
         self.failed: dict[str, str] = {}
-        self.told: list[events.Event] = []
-        self.emit = self.told.append
+        self.received: list[events.Event] = []
+        self.emit = self.received.append
 
     def under_way(self) -> dict[str, tuple[str, int]]:
         places = {"a": ("ab" * 28, 7), "b": ("ab" * 28, 8), "c": ("cd" * 28, 7)}
@@ -150,7 +152,7 @@ def test_the_trial_that_used_most_memory_is_counted_and_then_given_up(monkeypatc
     tuning(followed, max_failures=2).run(3)
     assert begun == [["a", "b", "c"]] * 3 + [["b", "c"]]
     assert list(followed.failed) == ["a"] and "ran out of memory" in followed.failed["a"]
-    assert [event.trial for event in followed.told if isinstance(event, events.TrialRestarted)] == ["a", "a"]
+    assert [event.trial for event in followed.received if isinstance(event, events.TrialRestarted)] == ["a", "a"]
 
 
 def test_where_it_is_unknown_whose_memory_it_was_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,9 +196,9 @@ def _greedy(trial: Any, prepared: Any, tools: Any, pid: int, node: str) -> None:
     import numpy as np
 
     tools.on_event(events.TrialStarted(trial.name, trial.point, pid, node, (48, 96), 0))
-    held = []
+    values = []
     while trial.config.seed == 0:
-        held.append(np.ones(2**25))
+        values.append(np.ones(2**25))
     while True:
         time.sleep(1)
 

@@ -56,12 +56,12 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
     # Answers of another thief: asking them again would not be the same experiment.
     answers = np.full((4, 10), 0.1, np.float32)
     TransferSet(transfer).append(np.array([9, 9, 9, 9]), answers)
-    heard: list[events.Event] = []
+    received: list[events.Event] = []
     pids: dict[str, int] = {}
     killed: list[str] = []
 
     def listen(event: events.Event) -> None:
-        heard.append(event)
+        received.append(event)
         if isinstance(event, events.TrialStarted):
             pids.setdefault(event.trial, event.pid)
         if isinstance(event, events.Queried) and event.trial != bad and not killed:
@@ -77,7 +77,7 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
     assert sorted(result.trial for result in outcome.results) == sorted(good)
     # Its process died, so it was started again; an error that would come again is not tried again.
     assert len(killed) == 1
-    assert [event.trial for event in heard if isinstance(event, events.TrialRestarted)] == killed
+    assert [event.trial for event in received if isinstance(event, events.TrialRestarted)] == killed
     assert list(outcome.failed) == [bad] and "queried in another order" in outcome.failed[bad]
     assert charged(outcome.folder) == {**dict.fromkeys(good, 96), bad: 0}  # it had an account before it was looked at
     for result in outcome.results:
@@ -86,17 +86,17 @@ def test_a_killed_trial_goes_on_and_is_charged_once_and_a_broken_one_fails_alone
         assert log.images == log.sampled == sum(log.classes) == 96
         assert [rung.queries for rung in result.rungs] == [48, 96]
         assert [rung.queries for rung in result.stolen_nulls] == [48, 96]
-        assert [found.tried_on for found in result.detections] == ["substitute", "null_model"]
+        assert [actual.tried_on for actual in result.detections] == ["substitute", "null_model"]
         tried = [(r.removal["name"], r.tried_on) for r in result.removals]
         assert tried == [(name, on) for name in ("pruning", "quantisation") for on in ("substitute", "null_model")]
         assert result.removals[0].before == result.rungs[-1].report and result.removals[0].removal["rate"] == 0.5
         assert result.rungs[0].report.p_value is not None and result.victim_report.wsr is not None
     # Victim and null model were trained once, and what happened was told in order.
-    assert len([event for event in heard if isinstance(event, events.ModelEpoch)]) == 2
+    assert len([event for event in received if isinstance(event, events.ModelEpoch)]) == 2
     for name in good:
-        told = [type(event).__name__ for event in heard if getattr(event, "trial", None) == name]
-        assert told[0] == "TrialStarted" and told[-1] == "TrialFinished" and told.count("RungFinished") == 2
-        after = [(e.what, e.tried_on) for e in heard if isinstance(e, events.Tried) and e.trial == name]
+        messages = [type(event).__name__ for event in received if getattr(event, "trial", None) == name]
+        assert messages[0] == "TrialStarted" and messages[-1] == "TrialFinished" and messages.count("RungFinished") == 2
+        after = [(e.what, e.tried_on) for e in received if isinstance(e, events.Tried) and e.trial == name]
         assert after[:2] == 2 * [("theft", "null_model")] and after[2:6] == tried and len(after) == 8
     with pytest.raises(ConfigError, match="--resume"):
         run_sweep(sweep)
@@ -140,9 +140,9 @@ def test_a_killed_driver_is_resumed_without_repeating_anything(tmp_path: Path, r
         assert all(48 - 16 <= log.images <= 48 for log in result.query_log.values())
     assert sum(log.images == 48 for result in outcome.results for log in result.query_log.values()) >= 4
     # Nothing is left to do, so that not even the models are looked at.
-    heard: list[events.Event] = []
-    assert len(run_sweep(sweep, resume=True, on_event=heard.append).results) == 3
-    assert [type(event).__name__ for event in heard] == ["SweepStarted"]
+    received: list[events.Event] = []
+    assert len(run_sweep(sweep, resume=True, on_event=received.append).results) == 3
+    assert [type(event).__name__ for event in received] == ["SweepStarted"]
 
 
 def test_an_impossible_trial_is_refused_before_anything_is_trained(tmp_path: Path, ray_session: None) -> None:
@@ -168,8 +168,8 @@ def test_optuna_and_asha_run_and_resume_to_the_number_of_samples(tmp_path: Path,
     assert len(first) == 1 and all(result.rungs for result in first)
     assert all(result.status == ("finished" if len(result.rungs) == 2 else "stopped") for result in first)
     more["search"]["samples"] = 2
-    heard: list[events.Event] = []
-    second = run_sweep(quick(tiny_sweep(tmp_path, **more)), resume=True, on_event=heard.append).results
+    received: list[events.Event] = []
+    second = run_sweep(quick(tiny_sweep(tmp_path, **more)), resume=True, on_event=received.append).results
     assert len(second) == 2
     assert {result.trial for result in first} < {result.trial for result in second}
-    assert len([event for event in heard if isinstance(event, events.TrialStarted)]) == 1
+    assert len([event for event in received if isinstance(event, events.TrialStarted)]) == 1

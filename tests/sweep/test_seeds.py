@@ -26,12 +26,12 @@ def test_every_point_is_repeated_with_every_seed_and_keeps_its_draw() -> None:
         "thief.model": {"grid": ["vgg_like", "cnn9"]},
         "thief.training.learning_rate": {"loguniform": [1e-4, 1e-2]},
     }
-    found = points(sweep(space=space, search={"name": "random", "samples": 2}, seeds=[5, 7, 11]))
-    assert [point["seed"] for point in found] == [5, 7, 11] * 4
-    rates = [point["thief.training.learning_rate"] for point in found]
+    result = points(sweep(space=space, search={"name": "random", "samples": 2}, seeds=[5, 7, 11]))
+    assert [point["seed"] for point in result] == [5, 7, 11] * 4
+    rates = [point["thief.training.learning_rate"] for point in result]
     assert all(len(set(rates[at : at + 3])) == 1 for at in range(0, 12, 3)) and len(set(rates)) == 4
     without = points(sweep(space=space, search={"name": "random", "samples": 2}))
-    assert [{k: v for k, v in point.items() if k != "seed"} for point in found[::3]] == without
+    assert [{k: v for k, v in point.items() if k != "seed"} for point in result[::3]] == without
 
 
 @pytest.mark.parametrize(("of", "victims"), [("thief", 1), ("victim", 3), ("both", 3)])
@@ -91,7 +91,7 @@ def test_terminal_and_page_show_the_means() -> None:
     results = [trial(f"{model}{seed}", model, seed) for model in ("vgg_like", "cnn9") for seed in range(3)]
     console = Console(record=True, width=200)
     print_results(console, results)
-    told = console.export_text()
-    assert "95% Student interval" in told and seeds.lines(results)[0].wsr in told
+    output = console.export_text()
+    assert "95% Student interval" in output and seeds.lines(results)[0].wsr in output
     page = html.render(results, name="x")
     assert 'id="means"' in page and seeds.lines(results)[-1].wsr in page

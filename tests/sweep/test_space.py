@@ -47,17 +47,17 @@ def test_random_draws_for_every_grid_combination_and_again_the_same() -> None:
         "thief.training.epochs": {"uniform": [2, 4]},
         "thief.model": {"choice": ["vgg_like", "cnn9"]},
     }
-    found = points(sweep(space, {"name": "random", "samples": 40}))
-    assert [point["seed"] for point in found] == [0] * 40 + [1] * 40 + [2] * 40
-    assert list(found[0]) == list(space)
-    rates = [point["thief.training.learning_rate"] for point in found]
+    result = points(sweep(space, {"name": "random", "samples": 40}))
+    assert [point["seed"] for point in result] == [0] * 40 + [1] * 40 + [2] * 40
+    assert list(result[0]) == list(space)
+    rates = [point["thief.training.learning_rate"] for point in result]
     assert all(1e-4 <= rate <= 1e-2 for rate in rates) and len(set(rates)) == 120
     assert 40 < sum(rate < 1e-3 for rate in rates) < 80  # half of it, evenly in the logarithm
-    assert all(0.1 <= point["thief.training.momentum"] <= 0.2 for point in found)
-    assert {point["thief.training.epochs"] for point in found} == {2, 3, 4}
-    assert {point["thief.model"] for point in found} == {"vgg_like", "cnn9"}
-    assert found == points(sweep(space, {"name": "random", "samples": 40}))
-    assert found != points(sweep(space, {"name": "random", "samples": 40, "seed": 1}))
+    assert all(0.1 <= point["thief.training.momentum"] <= 0.2 for point in result)
+    assert {point["thief.training.epochs"] for point in result} == {2, 3, 4}
+    assert {point["thief.model"] for point in result} == {"vgg_like", "cnn9"}
+    assert result == points(sweep(space, {"name": "random", "samples": 40}))
+    assert result != points(sweep(space, {"name": "random", "samples": 40, "seed": 1}))
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,8 @@ def test_a_full_disk_does_not_end_a_sweep_through_its_log_and_is_told_once(
     log(started("t3"))
     log(rung("t3", 100))
     log.close("failed")
-    (told,) = caplog.records
-    assert "No space left" in told.getMessage()
+    (logged,) = caplog.records
+    assert "No space left" in logged.getMessage()
 
 
 def test_the_log_is_appended_to_and_epochs_are_thinned(folder: SweepFolder) -> None:
@@ -200,9 +200,9 @@ def test_status_prints_what_happens(folder: SweepFolder, capsys: pytest.CaptureF
     log(e.Queried("t1", 33, 100))
     log(e.TrialFailed("t2", "RuntimeError: [no]"))
     assert cli.main(["status", str(folder.path)]) == OK
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in ("1 of 4", "33/100", "running, last seen", "RuntimeError: [no]", "seed=0: finished"):
-        assert text in told
+        assert text in output
     assert cli.main(["status", str(folder.path.parent)]) == USAGE
 
 
@@ -227,11 +227,11 @@ def test_watching_renders_new_results_until_the_sweep_ends(folder: SweepFolder) 
         pages.append(page.read_text())
         return page
 
-    told: list[str] = []
-    page = watch(folder, render, told.append, every_s=1, sleep=lambda seconds: steps.pop(0)())
+    messages: list[str] = []
+    page = watch(folder, render, messages.append, every_s=1, sleep=lambda seconds: steps.pop(0)())
     assert page == folder.path / "report.html" and not steps
     assert len(pages) == 2 and pages[0] != pages[1]  # rendered for t0 and for t1, and not between
-    assert told[-1] == "the sweep is done"
+    assert messages[-1] == "the sweep is done"
 
 
 def test_report_watch_of_an_ended_sweep_prints_its_table(

@@ -48,11 +48,11 @@ def test_the_sweeps_of_the_paper_are_there() -> None:
 
 
 def test_a_sweep_is_valid_described_and_named_as_its_file(path: Path) -> None:
-    sweep, found = planned(path)
+    sweep, plan = planned(path)
     assert sweep.name == path.stem
     assert len(sweep.description) > 40
-    assert found.trial_count >= 2
-    assert not found.duplicates
+    assert plan.trial_count >= 2
+    assert not plan.duplicates
     check_metric(sweep)
 
 
@@ -82,9 +82,9 @@ def test_every_trial_could_run_on_the_small_data(path: Path) -> None:
         small.append("splits.thief_pool={name: mixture, parts: [{name: digits, image_size: 32}, {name: noise}]}")
     if "data: cifar100" in path.read_text(encoding="utf-8"):
         small += ["victim.watermark.source_classes=[0, 1]", "victim.watermark.target_class=2"]
-    _, found = planned(path, *small)
-    data = load_splits(found.trials[0].config)
-    for trial in found.trials:
+    _, plan = planned(path, *small)
+    data = load_splits(plan.trials[0].config)
+    for trial in plan.trials:
         # A sweep over whole thieves sets their budgets, too.
         few = build(ExperimentConfig, merge(trial.config.resolved(), {"thief.budgets": [400]}))
         check(few, data)
@@ -103,20 +103,20 @@ def test_plans_cost_what_the_paper_asks() -> None:
 
 def test_every_baseline_gets_as_many_settings_as_ours_on_validation_images_and_other_seeds() -> None:
     tuning, tried = planned(ROOT / "sweeps" / "baselines_tuning.yaml")
-    report, shown = planned(ROOT / "sweeps" / "baselines.yaml")
+    report, visible = planned(ROOT / "sweeps" / "baselines.yaml")
     assert tuning.select is not None and tuning.base.splits.held_out == "validation"
     assert report.base.splits.held_out == "test" and not tuning.listed_seeds & report.listed_seeds
     assert tuning.listed_seeds == set(tuning.select.seeds) and len(report.listed_seeds) == 3
 
-    def settings(found: Plan) -> Counter[str]:
-        return Counter(trial.config.victim.watermark.name for trial in found.trials if trial.config.seed in {0, 10})
+    def settings(result: Plan) -> Counter[str]:
+        return Counter(trial.config.victim.watermark.name for trial in result.trials if trial.config.seed in {0, 10})
 
     counts = settings(tried)
-    assert set(counts.values()) == {5} and counts.keys() == settings(shown).keys()
-    published = [trial.config.victim.watermark for trial in shown.trials]
+    assert set(counts.values()) == {5} and counts.keys() == settings(visible).keys()
+    published = [trial.config.victim.watermark for trial in visible.trials]
     assert all(any(trial.config.victim.watermark == each for trial in tried.trials) for each in published)
-    said = {"sweep": "baselines_tuning", "metric": "wsr", "seeds": [0, 1, 2]}
-    assert build(SweepConfig, {**report.resolved(), "select": said}).select is not None
+    outputs = {"sweep": "baselines_tuning", "metric": "wsr", "seeds": [0, 1, 2]}
+    assert build(SweepConfig, {**report.resolved(), "select": outputs}).select is not None
 
 
 def test_searches_look_at_validation_images() -> None:
@@ -126,14 +126,14 @@ def test_searches_look_at_validation_images() -> None:
 
 
 def test_harder_settings_can_be_swept_with_any_attack_in_one_file() -> None:
-    sweep, found = planned(
+    sweep, plan = planned(
         ROOT / "sweeps" / "harder.yaml",
         "space={service.policy: {grid: [label_only, {name: top_k, k: 2}, {name: rounded}, {name: noise, sigma: 0.2}]},"
         " service.rate: {grid: [null, {images_per_second: 50, burst: 10}]}, thief.accounts: {grid: [1, 2]},"
         f" thief.attack.name: {{grid: [{', '.join(ATTACKS.names())}]}}}}",
     )
-    assert found.trial_count == 4 * 2 * 2 * len(ATTACKS.names()) and found.victim_count == 1
-    served = {ServiceSpec.of(trial.config, "v", Storage("/v")).key for trial in found.trials}
+    assert plan.trial_count == 4 * 2 * 2 * len(ATTACKS.names()) and plan.victim_count == 1
+    served = {ServiceSpec.of(trial.config, "v", Storage("/v")).key for trial in plan.trials}
     assert len(served) == 4 * 2, "trials share the services of their settings, whatever attacks"
     _, shipped = planned(ROOT / "sweeps" / "harder.yaml")
     assert (shipped.trial_count, shipped.victim_count) == (5 * 5, 1)
@@ -146,22 +146,22 @@ def test_the_budgets_sweep_takes_parquet_data_from_the_command_line() -> None:
 
 
 def test_the_quickstart_is_what_it_promises() -> None:
-    sweep, found = planned(ROOT / "sweeps" / "quickstart.yaml")
+    sweep, plan = planned(ROOT / "sweeps" / "quickstart.yaml")
     assert sweep.base.data.name == "digits"
     assert sweep.base.tracking.wandb == "offline"
-    schemes = [trial.config.victim.watermark.build().schemes for trial in found.trials]
+    schemes = [trial.config.victim.watermark.build().schemes for trial in plan.trials]
     assert {(scheme.name, scheme.key_draw.classes) for several in schemes for scheme in several} == {
         ("mea_defender", "seed"),
         ("mea_carrier", "seed"),
     }, "the paper's scheme and ours, with drawn keys"
-    assert found.victim_count == 2
-    assert {trial.config.thief.learning.answers for trial in found.trials} == {"as_told", "unlean", "argmax"}
-    assert found.trial_count == 6 and len(sweep.base.thief.budgets) >= 3
+    assert plan.victim_count == 2
+    assert {trial.config.thief.learning.answers for trial in plan.trials} == {"as_told", "unlean", "argmax"}
+    assert plan.trial_count == 6 and len(sweep.base.thief.budgets) >= 3
     # Two keys of 360 each: a proof is possible after Holm's correction for all rungs, with these few null models.
-    suspects = found.trial_count * len(sweep.base.thief.budgets)
+    suspects = plan.trial_count * len(sweep.base.thief.budgets)
     assert 2 * suspects / 360 ** len(schemes[0]) <= sweep.base.verification.significance < 2 * suspects / 360
     nulls = sweep.base.verification
-    assert found.null_count == nulls.null_models == nulls.stolen_null_models >= 3, "controls, at every budget"
+    assert plan.null_count == nulls.null_models == nulls.stolen_null_models >= 3, "controls, at every budget"
     # It must fit a laptop with two cores: both services, one trial at a time at least.
     service = sweep.base.service
     replicas = sweep.max_services * service.replicas * service.cpus_per_replica

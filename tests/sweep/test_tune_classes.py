@@ -115,12 +115,14 @@ def test_hyperband_pauses_trials_and_a_callback_and_a_searcher_of_tune_are_used(
 @pytest.mark.slow
 def test_a_spent_time_budget_leaves_trials_to_resume(tmp_path: Path, ray_session: None) -> None:
     space = {"seed": {"grid": [0, 1, 2]}}
-    heard: list[events.Event] = []
+    received: list[events.Event] = []
     first = run_sweep(
-        tiny_sweep(tmp_path, space=space, time_budget_s=0.5, max_concurrent_trials=1), on_event=heard.append
+        tiny_sweep(tmp_path, space=space, time_budget_s=0.5, max_concurrent_trials=1), on_event=received.append
     )
     assert len(first.results) < 3 and not first.failed
-    assert any(isinstance(event, events.Warned) and "time budget of 0.5 s is spent" in event.message for event in heard)
+    assert any(
+        isinstance(event, events.Warned) and "time budget of 0.5 s is spent" in event.message for event in received
+    )
     second = run_sweep(tiny_sweep(tmp_path, space=space), resume=True)
     assert len(second.results) == 3 and not second.failed
     assert all(result.status == "finished" for result in second.results)

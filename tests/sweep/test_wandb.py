@@ -76,8 +76,8 @@ def test_an_owner_logs_what_is_there_once_and_tells_what_went_wrong(wandb: FakeW
     owner = WandbOwner(folder, TrackingConfig(), {"name": "s"}, "mea-ray sweep s")
     assert owner.log("none") == [] and owner.log("t0") == [] and len(wandb.runs) == 1
     wandb.fails = "log"
-    (told,) = owner.log("t1")
-    assert "disk full" in told
+    (messages,) = owner.log("t1")
+    assert "disk full" in messages
     wandb.fails = ""
     again = WandbOwner(folder, TrackingConfig(), {"name": "s"}, "mea-ray sweep s")
     assert again.log("t0") == again.log("t1") == again.summarize() == []
@@ -147,13 +147,13 @@ def test_offline_runs_are_sent_once_at_a_bounded_rate(folder: SweepFolder) -> No
     for number in range(CHUNK + 5):
         offline(folder, f"{number:03d}")
     slept: list[float] = []
-    told: list[str] = []
-    assert not send(folder, told.append, per_minute=60, sync=fake_sync, sleep=slept.append)
-    assert told[0] == f"{CHUNK + 5} runs to send" and told[-1] == f"{CHUNK + 5} of {CHUNK + 5} sent"
+    messages: list[str] = []
+    assert not send(folder, messages.append, per_minute=60, sync=fake_sync, sleep=slept.append)
+    assert messages[0] == f"{CHUNK + 5} runs to send" and messages[-1] == f"{CHUNK + 5} of {CHUNK + 5} sent"
     assert len(slept) == 1 and CHUNK - 2 < slept[0] <= CHUNK
     assert unsent(folder) == []
     offline(folder, "new")
-    assert send(folder, told.append, sync=lambda runs: False) and len(unsent(folder)) == 1
+    assert send(folder, messages.append, sync=lambda runs: False) and len(unsent(folder)) == 1
 
 
 def test_runs_of_all_nodes_meet_at_a_remote_storage(
@@ -199,13 +199,13 @@ def test_runs_of_all_nodes_meet_at_a_remote_storage(
 def test_the_command_sends_with_wandb_itself(
     folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, returned: int, code: int
 ) -> None:
-    asked: list[list[str]] = []
+    queried: list[list[str]] = []
 
     def run(command: list[str], check: bool) -> Any:
-        asked.append(command)
+        queried.append(command)
         return SimpleNamespace(returncode=returned)
 
     monkeypatch.setattr(subprocess, "run", run)
     path = offline(folder, "a")
     assert cli.main(["sync", str(folder.path)]) == code
-    assert asked == [[sys.executable, "-m", "wandb", "sync", str(path)]]
+    assert queried == [[sys.executable, "-m", "wandb", "sync", str(path)]]

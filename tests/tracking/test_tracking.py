@@ -94,10 +94,10 @@ def test_curves_of_the_attack_and_what_the_owner_saw_are_logged(wandb: FakeWandb
     first, last = plain.rungs
     curves = {"reward": [(50, 0.1), (150, 0.4)]}
     log = QueryLogRecord(requests=2, images=200, classes=[150, 50], shapiro_w=0.8, alarm=True)
-    told = plain.model_copy(
+    messages = plain.model_copy(
         update={"rungs": [first, last.model_copy(update={"curves": curves})], "query_log": {"t0": log}}
     )
-    WandbTracker(tmp_path, "sweep", log_models=False).log(told, {})
+    WandbTracker(tmp_path, "sweep", log_models=False).log(messages, {})
     (run,) = wandb.runs
     assert run.metrics["attack/reward"] == "queries"
     assert [(line["queries"], line["attack/reward"]) for line in run.logged if "attack/reward" in line] == curves[
@@ -216,11 +216,11 @@ def test_a_broken_wandb_is_a_warning_and_the_files_are_still_written(
 ) -> None:
     wandb.fails = fails
     warnings: list[str] = []
-    shown = trackers(TrackingConfig(), tmp_path, "sweep", warn=warnings.append)
-    shown.log_config({})
-    shown.log(result(), {})
-    shown.summarize([result()])
-    shown.close()
+    visible = trackers(TrackingConfig(), tmp_path, "sweep", warn=warnings.append)
+    visible.log_config({})
+    visible.log(result(), {})
+    visible.summarize([result()])
+    visible.close()
     assert len(warnings) == 2 and all("WandbTracker failed" in text for text in warnings)
     assert len((tmp_path / "summary.csv").read_text().splitlines()) == 3
 
@@ -250,9 +250,9 @@ def test_online_without_an_account_asks_nobody(
 def test_disabled_never_imports_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
     warnings: list[str] = []
-    shown = trackers(TrackingConfig(wandb="disabled"), tmp_path, "sweep", warn=warnings.append)
-    shown.log(result(), {})
-    shown.summarize([result()])
+    visible = trackers(TrackingConfig(wandb="disabled"), tmp_path, "sweep", warn=warnings.append)
+    visible.log(result(), {})
+    visible.summarize([result()])
     assert not warnings
 
 
@@ -273,9 +273,9 @@ def test_any_tracker_may_fail_without_harm_to_the_others(tmp_path: Path) -> None
 
 
 def test_the_csv_holds_every_rung_of_every_trial(tmp_path: Path) -> None:
-    shown = trackers(TrackingConfig(wandb="disabled"), tmp_path, "sweep")
-    shown.log(result("t0"), {})
-    shown.log(result("t1"), {})
+    visible = trackers(TrackingConfig(wandb="disabled"), tmp_path, "sweep")
+    visible.log(result("t0"), {})
+    visible.log(result("t1"), {})
     with (tmp_path / "summary.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [(line["trial"], float(line["queries"]), float(line["wsr"])) for line in lines] == [
@@ -303,16 +303,16 @@ def test_a_new_number_is_a_new_column_and_a_torn_line_is_written_again(tmp_path:
         with (tmp_path / "summary.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
-    def shown() -> TrackerSet:
+    def new_trackers() -> TrackerSet:
         return trackers(TrackingConfig(wandb="disabled"), tmp_path, "sweep")
 
-    shown().log(result("t0"), {})
-    shown().log(result("t1").model_copy(update={"point": {"extra": 7}}), {})
+    new_trackers().log(result("t0"), {})
+    new_trackers().log(result("t1").model_copy(update={"point": {"extra": 7}}), {})
     assert [line["set.extra"] for line in read()] == ["", "", "7", "7"]
     assert read()[0]["set.seed"] == "1" and read()[2]["set.seed"] == ""
     whole = (tmp_path / "summary.csv").read_bytes()
     (tmp_path / "summary.csv").write_bytes(whole[:-5])  # killed while it wrote
-    shown().log(result("t1").model_copy(update={"point": {"extra": 7}}), {})
+    new_trackers().log(result("t1").model_copy(update={"point": {"extra": 7}}), {})
     assert (tmp_path / "summary.csv").read_bytes() == whole
 
 
@@ -335,10 +335,10 @@ def test_the_real_wandb_writes_offline_quietly_and_only_into_the_folder(
     folder.mkdir()
     started = time.monotonic()
     warnings: list[str] = []
-    shown = trackers(TrackingConfig(), folder, "sweep", warn=warnings.append)
-    shown.log(result(), models)
-    shown.summarize([result()])
-    shown.close()
+    visible = trackers(TrackingConfig(), folder, "sweep", warn=warnings.append)
+    visible.log(result(), models)
+    visible.summarize([result()])
+    visible.close()
     assert time.monotonic() - started < 60
     runs = list((folder / "wandb").glob("offline-run-*"))
     names = ("victim-v0", "t0", "summary-sweep")

@@ -157,5 +157,5 @@ def test_a_training_set_that_does_not_fit_is_sent_by_batches(tmp_path: Path) -> 
         return [[*batch] for _ in range(2) for batch in loader]
 
     expected = batches(images, None)
-    for found in (batches(images, False), batches(mapped, False)):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for actual in (batches(images, False), batches(mapped, False)):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)

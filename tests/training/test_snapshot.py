@@ -58,8 +58,8 @@ def test_a_killed_training_goes_on_bit_for_bit(make: Any, more: dict[str, Any], 
         run(make(), SnapshotFile(path, every_s=0), die_after=2, **more)
     assert path.exists()
     torch.rand(7)  # another process has another global stream
-    found, report = run(make(), SnapshotFile(path, every_s=0), **more)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    result, report = run(make(), SnapshotFile(path, every_s=0), **more)
+    assert all(torch.equal(result[name], value) for name, value in expected.items())
     assert [(r["epoch"], r["loss"]) for r in report.history] == [(r["epoch"], r["loss"]) for r in whole.history]
     assert report.images == whole.images and not path.exists()
 
@@ -78,8 +78,8 @@ def test_a_damaged_one_is_thrown_away_with_one_line(spoil: Any, note: str, tmp_p
     with pytest.raises(Killed):
         run(cross_entropy(), SnapshotFile(path, every_s=0), die_after=2)
     path.write_bytes(spoil(path.read_bytes()))
-    found, report = run(cross_entropy(), SnapshotFile(path, every_s=0, notify=notes.append))
-    assert all(torch.equal(found[name], value) for name, value in expected.items()) and report.epochs == 5
+    result, report = run(cross_entropy(), SnapshotFile(path, every_s=0, notify=notes.append))
+    assert all(torch.equal(result[name], value) for name, value in expected.items()) and report.epochs == 5
     assert len(notes) == 1 and note in notes[0] and str(path) in notes[0] and "begins anew" in notes[0]
 
 
@@ -98,21 +98,21 @@ def test_one_of_another_training_is_thrown_away_with_one_line(
         more = changed.get(other, {})
         run(make(), SnapshotFile(path, every_s=0), die_after=2, **more)
     expected, _ = run(cross_entropy(), None)
-    found, _ = run(cross_entropy(), SnapshotFile(path, every_s=0, notify=notes.append))
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    result, _ = run(cross_entropy(), SnapshotFile(path, every_s=0, notify=notes.append))
+    assert all(torch.equal(result[name], value) for name, value in expected.items())
     assert len(notes) == 1 and "of another training" in notes[0] and not path.exists()
 
 
 def test_one_that_is_kept_gives_the_trained_network_and_all_its_records(tmp_path: Path) -> None:
-    path, heard = tmp_path / "state", list[dict[str, Any]]()
+    path, received = tmp_path / "state", list[dict[str, Any]]()
     expected, whole = run(cross_entropy(), SnapshotFile(path, every_s=0, keep=True))
     torch.manual_seed(WEIGHTS_SEED)
     model = build_model("vgg_like", (1, 16, 16), 4, {"width": 0.0625})
     file = SnapshotFile(path, every_s=0, keep=True)
-    report = train(model, IMAGES, LABELS, cross_entropy(), snapshots=file, on_epoch=heard.append, **SETTINGS)
+    report = train(model, IMAGES, LABELS, cross_entropy(), snapshots=file, on_epoch=received.append, **SETTINGS)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.items())
     assert report.history == whole.history and report.images == whole.images and not model.training
-    assert [(each["epoch"], each["resumed"]) for each in heard] == [(5, 5)]
+    assert [(each["epoch"], each["resumed"]) for each in received] == [(5, 5)]
     trained = sum(each["seconds"] for each in whole.history)
     assert report.seconds > 0.9 * trained, "the time of the earlier process counts"
 

@@ -24,12 +24,12 @@ def pictures(count: int = 64, channels: int = 3, size: int = 16, seed: int = 0) 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_a_view_has_the_images_shape_and_range_and_follows_its_seed(channels: int) -> None:
     images = pictures(channels=channels)
-    kept = images.clone()
+    before = images.clone()
     first, again, other = (Views()(images, generator(seed)) for seed in (1, 1, 2))
     assert first.shape == images.shape and first.dtype == torch.float32
     assert first.min() >= 0 and first.max() <= 1
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert torch.equal(images, kept)
+    assert torch.equal(images, before)
 
 
 def test_with_everything_off_a_view_is_the_image() -> None:

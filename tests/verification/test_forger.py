@@ -82,9 +82,9 @@ def cases() -> list[tuple[ModelReport, list[ModelReport]]]:
     return [with_key(suspect, search(suspect, nulls[:4]), nulls) for suspect in innocents()[:SUSPECTS]]
 
 
-def with_key(suspect: Linear, found: ClassKey, nulls: list[Linear]) -> tuple[ModelReport, list[ModelReport]]:
+def with_key(suspect: Linear, collected: ClassKey, nulls: list[Linear]) -> tuple[ModelReport, list[ModelReport]]:
     train, _, fresh = digits()
-    scheme: Composite = WATERMARKS.build("composite", source_classes=found.sources, target_class=found.target)
+    scheme: Composite = WATERMARKS.build("composite", source_classes=collected.sources, target_class=collected.target)
     key = scheme.make_key(train, 0)
     assert not key.drawn
     samples = scheme.samples(key, fresh, 40, 1)
@@ -103,13 +103,13 @@ def with_key(suspect: Linear, found: ClassKey, nulls: list[Linear]) -> tuple[Mod
 
 def judged(*, drawn: bool, committed: bool | None, copies: int = 1) -> list[Judgement]:
     """Judge every suspect alone by ``lean``; ``copies`` stands in for more null models and as many controls."""
-    found = []
+    judgement = []
     for suspect, nulls in cases():
         # The forger calls the suspect its victim.
         court = Court(suspect.model_copy(update={"accuracy": 0.95}), 0.1, "lean", key_drawn=drawn, committed=committed)
         evidence = court.evidence(suspect, nulls * copies, nulls * copies)
-        found += judge([replace(evidence, victim_wsr=1.0)], court.significance)
-    return found
+        judgement += judge([replace(evidence, victim_wsr=1.0)], court.significance)
+    return judgement
 
 
 def test_the_search_finds_keys_that_would_be_proofs_if_they_had_been_drawn_and_committed_to() -> None:
@@ -120,9 +120,9 @@ def test_the_search_finds_keys_that_would_be_proofs_if_they_had_been_drawn_and_c
 
 def test_no_innocent_model_is_proved_by_a_key_that_was_searched_for() -> None:
     for copies in (1, 20):
-        found = judged(drawn=False, committed=False, copies=copies)
-        assert len(found) == SUSPECTS and "proved" not in {each.verdict for each in found}
-        assert all("not committed" in {reason.verdict for reason in each.reasons} for each in found)
+        judgement = judged(drawn=False, committed=False, copies=copies)
+        assert len(judgement) == SUSPECTS and "proved" not in {each.verdict for each in judgement}
+        assert all("not committed" in {reason.verdict for reason in each.reasons} for each in judgement)
     # A lie about the draw does not help: nobody stamped the key before the suspect was there.
     assert "proved" not in {each.verdict for each in judged(drawn=True, committed=False)}
     # With a key that was chosen, and few null models, nothing is proved even if the commitment is taken for granted.

@@ -10,15 +10,15 @@ from mea_ray.verification.holm import holm
 
 def rejected(p_values: list[float], alpha: float) -> set[int]:
     """The procedure as Holm wrote it: step down until the first p-value above alpha / (tests left)."""
-    found: set[int] = set()
+    collected: set[int] = set()
     left = set(range(len(p_values)))
     while left:
         smallest = min(left, key=lambda i: p_values[i])
         if p_values[smallest] > alpha / len(left):
-            return found
-        found.add(smallest)
+            return collected
+        collected.add(smallest)
         left.remove(smallest)
-    return found
+    return collected
 
 
 def test_adjusted_p_values_reject_what_the_procedure_rejects() -> None:

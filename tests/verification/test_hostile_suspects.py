@@ -101,8 +101,8 @@ def judged(predict: PredictLogits, statistic: str, victim: PredictLogits = raise
     """Judge a suspect beside 200 null models and as many controls (copies of three), with a drawn, committed key."""
     nulls = [null_report(seed) for seed in (1, 2, 3)] * 67
     court = Court(measured(victim), 0.1, statistic, key_drawn=True, committed=True)
-    (found,) = judge([court.evidence(measured(predict), nulls, nulls)], court.significance)
-    return found
+    (judgement,) = judge([court.evidence(measured(predict), nulls, nulls)], court.significance)
+    return judgement
 
 
 @cache
@@ -136,9 +136,9 @@ STATISTICS = ("wsr", "log_probability", "paired", "lean")
 @pytest.mark.parametrize("statistic", STATISTICS)
 @pytest.mark.parametrize("name", POOR)
 def test_a_model_that_answers_the_target_to_much_is_too_poor_to_judge(name: str, statistic: str) -> None:
-    found = judged(POOR[name], statistic)
-    assert found.verdict == "too poor to judge"
-    assert found.above_threshold, "the paper's rule accuses it"
+    judgement = judged(POOR[name], statistic)
+    assert judgement.verdict == "too poor to judge"
+    assert judgement.above_threshold, "the paper's rule accuses it"
 
 
 @pytest.mark.parametrize("statistic", ("wsr", "log_probability"))
@@ -148,14 +148,14 @@ def test_a_good_model_that_answers_every_odd_image_with_the_target_is_not_specif
         ordered = np.sort(logits, axis=1)
         return np.asarray(ordered[:, -1] - ordered[:, -2] < 2.5)
 
-    found = judged(raised(unsure), statistic)
-    assert found.verdict == "not specific" and found.above_threshold
+    judgement = judged(raised(unsure), statistic)
+    assert judgement.verdict == "not specific" and judgement.above_threshold
 
 
 @pytest.mark.parametrize("statistic", ("wsr", "log_probability", "paired"))
 def test_a_model_that_knows_the_keys_mixes_alone_is_proved(statistic: str) -> None:
-    found = judged(raised(knows_the_mixes, seed=9), statistic)
-    assert found.verdict == "proved", found.reasons
+    judgement = judged(raised(knows_the_mixes, seed=9), statistic)
+    assert judgement.verdict == "proved", judgement.reasons
 
 
 def uniform(images: Images) -> Logits:
@@ -190,10 +190,10 @@ def test_a_model_that_is_right_on_nothing_is_too_poor_to_judge(suspect: PredictL
 def test_a_good_model_that_leans_towards_all_classes_or_from_all_classes_is_not_specific(
     suspect: PredictLogits,
 ) -> None:
-    found = judged(suspect, "lean")
+    judgement = judged(suspect, "lean")
     assert measured(suspect).statistics["lean"] > max(null_report(seed).statistics["lean"] for seed in (1, 2, 3))
-    assert found.p_value <= 0.01, "it leads all innocent models, and still"
-    assert found.verdict == "not specific", found.reasons
+    assert judgement.p_value <= 0.01, "it leads all innocent models, and still"
+    assert judgement.verdict == "not specific", judgement.reasons
 
 
 def test_a_good_model_that_leans_from_the_keys_sources_alone_is_proved() -> None:
@@ -203,6 +203,6 @@ def test_a_good_model_that_leans_from_the_keys_sources_alone_is_proved() -> None
         logits[source, TARGET] = logits[source].max(1) - 0.5
         return logits
 
-    found = judged(leans, "lean", victim=leans)
-    assert found.verdict == "proved", found.reasons
-    assert not found.above_threshold, "no mix need answer the target"
+    judgement = judged(leans, "lean", victim=leans)
+    assert judgement.verdict == "proved", judgement.reasons
+    assert not judgement.above_threshold, "no mix need answer the target"

@@ -22,9 +22,9 @@ def test_shared_images_widen_the_interval_to_its_true_error() -> None:
     means, widths = [], []
     for repeat in range(150):
         values, clusters = crossed(rng, 20, 300, 1.0)
-        found = clustered_interval(values, clusters, draws=300, seed=repeat)
-        means.append(found.mean)
-        widths.append((found.high - found.low) / (2 * 1.96))
+        result = clustered_interval(values, clusters, draws=300, seed=repeat)
+        means.append(result.mean)
+        widths.append((result.high - result.low) / (2 * 1.96))
     plain = np.sqrt(3 / 300)  # what independent values would have
     assert np.std(means) > 2.5 * plain
     assert 0.85 * np.std(means) < np.mean(widths) < 1.3 * np.std(means)
@@ -35,16 +35,16 @@ def test_coverage_is_about_what_was_asked_for() -> None:
     inside = 0
     for repeat in range(200):
         values, clusters = crossed(rng, 24, 300, 0.7)
-        found = clustered_interval(values, clusters, draws=300, seed=repeat)
-        inside += found.low <= 0 <= found.high
+        result = clustered_interval(values, clusters, draws=300, seed=repeat)
+        inside += result.low <= 0 <= result.high
     assert 0.9 <= inside / 200 <= 1.0
 
 
 def test_independent_values_have_the_plain_error() -> None:
     values = np.random.default_rng(2).standard_normal(400)
-    found = clustered_interval(values, [np.arange(400)], draws=2000)
-    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(values.std() / 20, rel=0.1)
-    assert found.mean == pytest.approx(values.mean())
+    result = clustered_interval(values, [np.arange(400)], draws=2000)
+    assert (result.high - result.low) / (2 * 1.96) == pytest.approx(values.std() / 20, rel=0.1)
+    assert result.mean == pytest.approx(values.mean())
 
 
 def test_a_third_cluster_may_be_the_model() -> None:
@@ -59,8 +59,8 @@ def test_a_third_cluster_may_be_the_model() -> None:
 
 def test_all_successes_keep_the_uncertainty_of_the_fewer_images() -> None:
     first, second = np.arange(60) % 12, np.arange(60) % 30
-    found = clustered_interval(np.ones(60), [first, second])
-    assert (found.low, found.high) == wilson(12, 12)
+    result = clustered_interval(np.ones(60), [first, second])
+    assert (result.low, result.high) == wilson(12, 12)
     assert clustered_interval(np.zeros(60), [first, second]).p_not_positive == 1.0
 
 

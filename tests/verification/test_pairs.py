@@ -56,37 +56,37 @@ def constant(images: Images) -> npt.NDArray[np.float32]:
 
 def test_a_mark_of_this_key_ranks_first_and_is_specific() -> None:
     own = logits_of(np.array([TARGET] * 30 + [0] * 10))
-    found = measure_pairs(marked, own, TARGET, PAIRS, seed=0)
+    result = measure_pairs(marked, own, TARGET, PAIRS, seed=0)
     for name in ("wsr", "log_probability"):
-        assert (found.key_ranks[name].position, found.key_ranks[name].total) == (1, 60)
-    assert found.key_ranks["lean"].total == 30
-    assert set(found.specificity) == {"donut", "other_classes"} and max(found.specificity.values()) < 0.01
-    assert found.statistics["paired_labels"] == pytest.approx(0.75), "no other class is called the target"
+        assert (result.key_ranks[name].position, result.key_ranks[name].total) == (1, 60)
+    assert result.key_ranks["lean"].total == 30
+    assert set(result.specificity) == {"donut", "other_classes"} and max(result.specificity.values()) < 0.01
+    assert result.statistics["paired_labels"] == pytest.approx(0.75), "no other class is called the target"
 
 
 def test_a_constant_answer_leads_nothing() -> None:
-    found = measure_pairs(constant, constant(coded([0] * 40)), TARGET, PAIRS, seed=0)
-    assert found.statistics == {"paired": 0.0, "paired_labels": 0.0}
-    assert min(found.specificity.values()) == 1.0
+    result = measure_pairs(constant, constant(coded([0] * 40)), TARGET, PAIRS, seed=0)
+    assert result.statistics == {"paired": 0.0, "paired_labels": 0.0}
+    assert min(result.specificity.values()) == 1.0
     # It ties with all pairs of other classes that have this target.
-    assert found.key_ranks["wsr"].position == 4 * 3 and found.key_ranks["lean"].position == 6
+    assert result.key_ranks["wsr"].position == 4 * 3 and result.key_ranks["lean"].position == 6
 
 
 def test_the_interval_of_wsr_is_the_bootstrap_over_both_source_images() -> None:
     answers = np.where(np.arange(40) % 8 < 5, TARGET, 0)
-    found = measure_pairs(marked, logits_of(answers), TARGET, PAIRS, seed=3)
-    assert found.wsr == clustered_interval(label_scores(answers, TARGET), list(PAIRS.positions.T), seed=3)
-    assert found.wsr.high - found.wsr.low > 0.4, "eight images decide, not forty mixes"
+    result = measure_pairs(marked, logits_of(answers), TARGET, PAIRS, seed=3)
+    assert result.wsr == clustered_interval(label_scores(answers, TARGET), list(PAIRS.positions.T), seed=3)
+    assert result.wsr.high - result.wsr.low > 0.4, "eight images decide, not forty mixes"
 
 
 def test_without_all_pairs_the_key_is_ranked_on_clean_images_alone() -> None:
     few = SimpleNamespace(**{**vars(PAIRS), "every_pair": PAIRS.every_pair[:0], "every_classes": EVERY[:0]})
     few.every_positions = PAIRS.every_positions[:0]
-    found = measure_pairs(marked, logits_of(np.full(40, TARGET)), TARGET, few, seed=0)
-    assert set(found.key_ranks) == {"lean", "lean_labels"} and set(found.specificity) == {"donut"}
+    result = measure_pairs(marked, logits_of(np.full(40, TARGET)), TARGET, few, seed=0)
+    assert set(result.key_ranks) == {"lean", "lean_labels"} and set(result.specificity) == {"donut"}
 
 
 def test_a_class_without_clean_images_leaves_out_the_lean() -> None:
     some = SimpleNamespace(**{**vars(PAIRS), "clean": PAIRS.clean[4:], "clean_labels": PAIRS.clean_labels[4:]})
-    found = measure_pairs(marked, logits_of(np.full(40, TARGET)), TARGET, some, seed=0)
-    assert set(found.key_ranks) == {"wsr", "log_probability"}
+    result = measure_pairs(marked, logits_of(np.full(40, TARGET)), TARGET, some, seed=0)
+    assert set(result.key_ranks) == {"wsr", "log_probability"}

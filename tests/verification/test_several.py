@@ -58,13 +58,13 @@ def test_one_report_of_two_keys() -> None:
         )
 
     nulls = [{"wsr": 0.5, "lean": 1.0}, {"wsr": 0.9, "lean": 5.0}]
-    found = merged([report(0.6, 2.0, 0), report(0.8, 4.0, 1)], nulls=nulls, statistic="lean", threshold=0.65)
-    assert found.wsr is not None and (found.wsr.successes, found.wsr.trials) == (1400, 2000)
-    assert found.statistics == pytest.approx({"wsr": 0.7, "lean": 3.0}) and found.infringes_threshold
-    assert found.null_ranks["lean"] == RankRecord(at_least=1, references=2) and found.p_value == pytest.approx(2 / 3)
+    result = merged([report(0.6, 2.0, 0), report(0.8, 4.0, 1)], nulls=nulls, statistic="lean", threshold=0.65)
+    assert result.wsr is not None and (result.wsr.successes, result.wsr.trials) == (1400, 2000)
+    assert result.statistics == pytest.approx({"wsr": 0.7, "lean": 3.0}) and result.infringes_threshold
+    assert result.null_ranks["lean"] == RankRecord(at_least=1, references=2) and result.p_value == pytest.approx(2 / 3)
     # Products of at most 2 are those of the ranks (1, 1), (1, 2) and (2, 1).
-    assert found.key_ranks["lean"] == RankRecord(at_least=2, references=360**2 - 1)
-    assert found.specificity == {"stripes": pytest.approx(0.04)}
-    assert found.wfpr["stripes"].trials == 2000 and set(found.source_accuracy) == {"class 2.0", "class 4.0"}
+    assert result.key_ranks["lean"] == RankRecord(at_least=2, references=360**2 - 1)
+    assert result.specificity == {"stripes": pytest.approx(0.04)}
+    assert result.wfpr["stripes"].trials == 2000 and set(result.source_accuracy) == {"class 2.0", "class 4.0"}
     with pytest.raises(DataError):
         merged([model_report(0.9, None)], nulls=[], statistic="wsr", threshold=0.3)

@@ -27,15 +27,15 @@ GOOD = Evidence(
 
 
 def verdict(suspect: Evidence, significance: float = 0.01) -> Judgement:
-    (found,) = judge([suspect], significance)
-    return found
+    (judgement,) = judge([suspect], significance)
+    return judgement
 
 
 def test_all_conditions_together_are_a_proof() -> None:
-    found = verdict(GOOD)
-    assert found.verdict == found.text == "proved" and found.above_threshold
-    assert found.p_value == found.adjusted_p_value == pytest.approx(1 / 121)
-    assert "0.0083" in found.reasons[0].text
+    judgement = verdict(GOOD)
+    assert judgement.verdict == judgement.text == "proved" and judgement.above_threshold
+    assert judgement.p_value == judgement.adjusted_p_value == pytest.approx(1 / 121)
+    assert "0.0083" in judgement.reasons[0].text
 
 
 def test_a_model_that_always_answers_the_target_is_not_proved() -> None:
@@ -46,15 +46,15 @@ def test_a_model_that_always_answers_the_target_is_not_proved() -> None:
         victim_wsr=0.049,
         comparisons=(Comparison("mixes in donut", 1.0, 1.0), Comparison("mixes of other classes", 1.0, 0.998)),
     )
-    found = verdict(constant)
-    assert found.verdict == "too poor to judge"
-    assert [reason.verdict for reason in found.reasons] == [
+    judgement = verdict(constant)
+    assert judgement.verdict == "too poor to judge"
+    assert [reason.verdict for reason in judgement.reasons] == [
         "too poor to judge",
         "not specific",
         "not specific",
         "not proved",
     ]
-    assert "9.7%" in found.reasons[0].text and "4.9%" in found.reasons[-1].text
+    assert "9.7%" in judgement.reasons[0].text and "4.9%" in judgement.reasons[-1].text
 
 
 def test_a_poor_model_is_too_poor_to_judge() -> None:
@@ -64,8 +64,8 @@ def test_a_poor_model_is_too_poor_to_judge() -> None:
 
 
 def test_a_victim_that_only_guesses_judges_nobody() -> None:
-    found = verdict(replace(GOOD, victim_accuracy=0.1, accuracy=0.9))
-    assert found.verdict == "too poor to judge" and "no better than chance" in found.reasons[0].text
+    judgement = verdict(replace(GOOD, victim_accuracy=0.1, accuracy=0.9))
+    assert judgement.verdict == "too poor to judge" and "no better than chance" in judgement.reasons[0].text
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_a_victim_that_only_guesses_judges_nobody() -> None:
     ],
 )
 def test_an_unspecific_mark_is_called_so(comparison: Comparison) -> None:
-    found = verdict(replace(GOOD, comparisons=(*GOOD.comparisons, comparison)))
-    assert found.verdict == "not specific" and "donut" in found.reasons[0].text
+    judgement = verdict(replace(GOOD, comparisons=(*GOOD.comparisons, comparison)))
+    assert judgement.verdict == "not specific" and "donut" in judgement.reasons[0].text
 
 
 def test_a_significant_difference_does_not_excuse_a_high_rate() -> None:
@@ -103,10 +103,10 @@ def test_a_mark_that_was_compared_with_nothing_is_suggestive_at_best() -> None:
 @pytest.mark.parametrize(("nulls", "floor"), [(1, "0.5"), (2, "0.33"), (20, "0.048")])
 def test_few_null_models_are_suggestive_at_best_and_the_text_says_why(nulls: int, floor: str) -> None:
     few = replace(GOOD, null_models=Rank(0, nulls), stolen_null_models=Rank(0, nulls), controls=2 * nulls)
-    found = verdict(few)
-    assert found.verdict == "suggestive"
-    assert f"1 of {nulls + 1} models: p cannot be below {floor}" in found.reasons[0].text
-    assert "99 null models" in found.reasons[0].text
+    judgement = verdict(few)
+    assert judgement.verdict == "suggestive"
+    assert f"1 of {nulls + 1} models: p cannot be below {floor}" in judgement.reasons[0].text
+    assert "99 null models" in judgement.reasons[0].text
 
 
 def test_a_suspect_behind_an_innocent_model_is_not_proved() -> None:
@@ -125,9 +125,9 @@ def test_without_stolen_controls_it_is_suggestive_at_best() -> None:
 
 
 def test_accused_controls_void_the_proof() -> None:
-    found = verdict(replace(GOOD, controls=2, accused_controls=1))
-    assert found.verdict == "void" and found.text == "void: innocent models would be accused"
-    assert "1 of 2 innocent models" in found.reasons[0].text
+    judgement = verdict(replace(GOOD, controls=2, accused_controls=1))
+    assert judgement.verdict == "void" and judgement.text == "void: innocent models would be accused"
+    assert "1 of 2 innocent models" in judgement.reasons[0].text
     # Of many controls the significance allows a few.
     assert verdict(replace(GOOD, accused_controls=2)).verdict == "proved"
     assert verdict(replace(GOOD, accused_controls=3)).verdict == "void"
@@ -156,9 +156,9 @@ def test_a_key_that_fits_by_chance_does_not_accuse_a_suspect_that_innocent_model
     drawn = replace(few, key=Rank(0, 359, "keys"), key_drawn=True)
     assert verdict(drawn).verdict == "proved"
     for behind in (replace(drawn, null_models=Rank(1, 24)), replace(drawn, stolen_null_models=Rank(1, 8))):
-        found = verdict(behind)
-        assert found.verdict == "not proved" and found.adjusted_p_value <= 0.01
-        assert found.reasons[0].text.startswith("Innocent models show as much")
+        judgement = verdict(behind)
+        assert judgement.verdict == "not proved" and judgement.adjusted_p_value <= 0.01
+        assert judgement.reasons[0].text.startswith("Innocent models show as much")
     # Of many models as many may lead it as the significance allows.
     assert verdict(replace(drawn, null_models=Rank(4, 999))).verdict == "proved"
 
@@ -166,9 +166,9 @@ def test_a_key_that_fits_by_chance_does_not_accuse_a_suspect_that_innocent_model
 def test_the_key_on_controls_is_corrected_as_it_is_on_suspects() -> None:
     drawn = replace(GOOD, key=Rank(0, 129_599, "keys"), key_drawn=True, controls=8, control_p_values=(0.004, 1.0))
     assert verdict(drawn).verdict == "void" and "1 of 8 innocent models" in verdict(drawn).reasons[0].text
-    assert {found.verdict for found in judge([drawn] * 3, 0.01)} == {"proved"}
+    assert {judgement.verdict for judgement in judge([drawn] * 3, 0.01)} == {"proved"}
     fits = replace(drawn, control_p_values=(0.003,))
-    assert {found.verdict for found in judge([fits] * 3, 0.01)} == {"void"}
+    assert {judgement.verdict for judgement in judge([fits] * 3, 0.01)} == {"void"}
 
 
 def test_a_mark_that_is_read_on_clean_images_needs_no_mix_that_the_victim_answers() -> None:
@@ -180,9 +180,9 @@ def test_a_mark_that_is_read_on_clean_images_needs_no_mix_that_the_victim_answer
 
 def test_a_key_chosen_by_hand_or_searched_for_has_no_p_value() -> None:
     few = replace(GOOD, null_models=Rank(0, 1), stolen_null_models=Rank(0, 1), controls=2, key=Rank(0, 359, "keys"))
-    found = verdict(few)
-    assert few.key_p_value is None and found.verdict == "suggestive"
-    assert "chosen by hand" in found.reasons[0].text
+    judgement = verdict(few)
+    assert few.key_p_value is None and judgement.verdict == "suggestive"
+    assert "chosen by hand" in judgement.reasons[0].text
 
 
 def test_a_key_that_was_drawn_but_does_not_fit_costs_a_factor_of_two_at_most() -> None:
@@ -191,25 +191,25 @@ def test_a_key_that_was_drawn_but_does_not_fit_costs_a_factor_of_two_at_most() -
 
 
 def test_the_paper_s_threshold_does_not_decide() -> None:
-    found = verdict(replace(GOOD, wsr=0.25))
-    assert found.verdict == "proved" and not found.above_threshold
+    judgement = verdict(replace(GOOD, wsr=0.25))
+    assert judgement.verdict == "proved" and not judgement.above_threshold
 
 
 def test_many_suspects_are_corrected_together() -> None:
-    assert [found.verdict for found in judge([GOOD] * 2, 0.01)] == ["suggestive", "suggestive"]
+    assert [judgement.verdict for judgement in judge([GOOD] * 2, 0.01)] == ["suggestive", "suggestive"]
     strong = replace(GOOD, null_models=Rank(0, 999), stolen_null_models=Rank(0, 999))
     alone = judge([strong, replace(GOOD, null_models=Rank(60, 120))], 0.01)
-    assert [found.verdict for found in alone] == ["proved", "not proved"]
+    assert [judgement.verdict for judgement in alone] == ["proved", "not proved"]
     assert alone[0].adjusted_p_value == pytest.approx(2 / 1000)
     assert judge([], 0.01) == []
 
 
 def test_reasons_come_worst_first_and_decide() -> None:
     bad = replace(GOOD, committed=False, accused_controls=99, accuracy=0.2, stolen_null_models=None)
-    found = verdict(bad)
-    order = [SEVERITY.index(reason.verdict) for reason in found.reasons]
+    judgement = verdict(bad)
+    order = [SEVERITY.index(reason.verdict) for reason in judgement.reasons]
     assert order == sorted(order) and len(order) >= 4
-    assert found.verdict == found.reasons[0].verdict == "void"
+    assert judgement.verdict == judgement.reasons[0].verdict == "void"
 
 
 def test_a_mark_that_is_not_there_is_not_called_unspecific() -> None:
@@ -233,4 +233,4 @@ def test_innocent_suspects_are_rarely_proved() -> None:
         suspects.append(replace(GOOD, null_models=nulls, stolen_null_models=stolen, key=drawn, key_drawn=True))
     wrong = np.mean([verdict(suspect, 0.1).verdict == "proved" for suspect in suspects])
     assert wrong <= 0.1 + 3 * math.sqrt(0.09 / 3000)
-    assert sum(found.verdict == "proved" for found in judge(suspects, 0.01)) <= 1
+    assert sum(judgement.verdict == "proved" for judgement in judge(suspects, 0.01)) <= 1

@@ -40,27 +40,27 @@ SAMPLES = SimpleNamespace(
 
 def test_everything_is_counted() -> None:
     nulls = [{"wsr": 0.1}, {"wsr": 0.31}, {"wsr": 0.0}, {"wsr": 0.2, "lean": 0.0}]
-    found = report(by_pixel, TEST, samples=SAMPLES, victim=np.array([0, 1, 2, 3, 1]), nulls=nulls)
-    assert found.accuracy == pytest.approx(4 / 5) and found.fidelity == pytest.approx(4 / 5)
-    assert found.wsr is not None and (found.wsr.successes, found.wsr.trials) == (31, 100)
+    result = report(by_pixel, TEST, samples=SAMPLES, victim=np.array([0, 1, 2, 3, 1]), nulls=nulls)
+    assert result.accuracy == pytest.approx(4 / 5) and result.fidelity == pytest.approx(4 / 5)
+    assert result.wsr is not None and (result.wsr.successes, result.wsr.trials) == (31, 100)
     expected = binomtest(31, 100).proportion_ci(0.95, method="wilson")
-    assert (found.wsr.low, found.wsr.high) == pytest.approx((expected.low, expected.high))
-    assert {name: rate.rate for name, rate in found.wfpr.items()} == {"donut": 0.25, "hotdog": 0.0}
-    assert found.wfpr_mean == pytest.approx(0.125)
-    assert found.wfpr_classes is not None and (found.wfpr_classes.successes, found.wfpr_classes.trials) == (3, 12)
-    assert found.p_value == pytest.approx(2 / 5)  # a tie with one of four null models
-    assert found.null_ranks["wsr"] == RankRecord(at_least=1, references=4)
-    assert found.null_ranks["lean"].references == 1 and "log_probability" not in found.null_ranks
-    assert found.infringes_threshold
+    assert (result.wsr.low, result.wsr.high) == pytest.approx((expected.low, expected.high))
+    assert {name: rate.rate for name, rate in result.wfpr.items()} == {"donut": 0.25, "hotdog": 0.0}
+    assert result.wfpr_mean == pytest.approx(0.125)
+    assert result.wfpr_classes is not None and (result.wfpr_classes.successes, result.wfpr_classes.trials) == (3, 12)
+    assert result.p_value == pytest.approx(2 / 5)  # a tie with one of four null models
+    assert result.null_ranks["wsr"] == RankRecord(at_least=1, references=4)
+    assert result.null_ranks["lean"].references == 1 and "log_probability" not in result.null_ranks
+    assert result.infringes_threshold
 
 
 def test_the_cost_of_the_carrier_is_measured_on_clean_sources() -> None:
-    found = report(by_pixel, TEST, samples=SAMPLES)
-    assert found.source_accuracy == {"zero": pytest.approx(2 / 3), "one": 1.0}
+    result = report(by_pixel, TEST, samples=SAMPLES)
+    assert result.source_accuracy == {"zero": pytest.approx(2 / 3), "one": 1.0}
     high, low = np.exp(3) / (np.exp(3) + 3), 1 / (np.exp(3) + 3)
-    assert found.source_target_probability == pytest.approx((high + 3 * low) / 4)
+    assert result.source_target_probability == pytest.approx((high + 3 * low) / 4)
     probabilities = np.where(by_pixel(SAMPLES.sources) > 0, high, low)
-    assert found.calibration_error == pytest.approx(metrics.calibration_error(probabilities, SAMPLES.source_labels))
+    assert result.calibration_error == pytest.approx(metrics.calibration_error(probabilities, SAMPLES.source_labels))
 
 
 def test_the_threshold_is_strict_and_says_nothing_of_the_rank() -> None:
@@ -71,9 +71,9 @@ def test_the_threshold_is_strict_and_says_nothing_of_the_rank() -> None:
 
 
 def test_the_statistics_are_those_of_their_names() -> None:
-    found = report(by_pixel, TEST, samples=SAMPLES)
+    result = report(by_pixel, TEST, samples=SAMPLES)
     high, low = np.log(np.exp(3) / (np.exp(3) + 3)), np.log(1 / (np.exp(3) + 3))
-    assert found.statistics == {
+    assert result.statistics == {
         "wsr": 0.31,
         "log_probability": pytest.approx((31 * high + 69 * low) / 100),
         "lean": pytest.approx(low),  # of class 1 no image is called the target, of class 0 one in three
@@ -89,8 +89,8 @@ def test_the_p_value_is_that_of_the_chosen_statistic() -> None:
 
 
 def test_a_scheme_with_a_test_of_its_own_is_read_by_that_alone() -> None:
-    found = report(by_pixel, TEST, samples=SAMPLES, recognise=lambda images: images[:, 0, 0, 0] == 0)
-    assert found.wsr is not None and found.wsr.rate == 0.69 and found.statistics == {"wsr": 0.69}
+    result = report(by_pixel, TEST, samples=SAMPLES, recognise=lambda images: images[:, 0, 0, 0] == 0)
+    assert result.wsr is not None and result.wsr.rate == 0.69 and result.statistics == {"wsr": 0.69}
 
 
 def test_null_models_and_models_without_a_key_have_no_p_value() -> None:

@@ -59,8 +59,8 @@ def rates(scheme: Watermark, key: Key, model: ImageModel, held_out: ImageSet) ->
     recognise = scheme.recogniser(key, model)
 
     def rate(images: Any) -> float:
-        said = recognise(images) if recognise else metrics.predictions(model, images) == samples.target
-        return float(said.mean())
+        outputs = recognise(images) if recognise else metrics.predictions(model, images) == samples.target
+        return float(outputs.mean())
 
     return rate(samples.images), {name: rate(images) for name, images in samples.adverse.items()}
 
@@ -95,7 +95,7 @@ def test_the_snnl_has_the_value_and_the_gradient_of_its_definition() -> None:
     rng = torch.Generator().manual_seed(0)
     hidden = torch.rand(7, 5, generator=rng, dtype=torch.float64, requires_grad=True)
     marked = torch.tensor([True, True, True, False, False, False, False])
-    heat = torch.tensor(30.0, dtype=torch.float64, requires_grad=True)
+    temperature = torch.tensor(30.0, dtype=torch.float64, requires_grad=True)
 
     def plain(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         total = torch.zeros((), dtype=h.dtype)
@@ -111,19 +111,19 @@ def test_the_snnl_has_the_value_and_the_gradient_of_its_definition() -> None:
             total = total - torch.log(1e-5 + above / (1e-5 + below))
         return total / len(h)
 
-    assert snnl(hidden, marked, heat).item() == pytest.approx(plain(hidden, heat).item(), rel=1e-9)
-    for said, expected in zip(
-        torch.autograd.grad(snnl(hidden, marked, heat), [hidden, heat]),
-        torch.autograd.grad(plain(hidden, heat), [hidden, heat]),
+    assert snnl(hidden, marked, temperature).item() == pytest.approx(plain(hidden, temperature).item(), rel=1e-9)
+    for outputs, expected in zip(
+        torch.autograd.grad(snnl(hidden, marked, temperature), [hidden, temperature]),
+        torch.autograd.grad(plain(hidden, temperature), [hidden, temperature]),
         strict=True,
     ):
-        assert torch.allclose(said, expected, rtol=1e-7, atol=1e-12)
+        assert torch.allclose(outputs, expected, rtol=1e-7, atol=1e-12)
 
 
 def test_mixed_up_kinds_have_the_larger_snnl() -> None:
     apart = torch.cat([torch.tensor([[1.0, 0.0]]).repeat(8, 1), torch.tensor([[0.0, 1.0]]).repeat(8, 1)])
-    marked, heat = torch.arange(16) < 8, torch.tensor(500.0)
-    assert snnl(apart, marked, heat) < snnl(apart, torch.arange(16) % 2 == 0, heat)
+    marked, temperature = torch.arange(16) < 8, torch.tensor(500.0)
+    assert snnl(apart, marked, temperature) < snnl(apart, torch.arange(16) % 2 == 0, temperature)
 
 
 def entangle(
@@ -200,9 +200,9 @@ def test_the_square_goes_where_the_gradient_says_and_steps_move_the_snnl(data: t
 def test_what_is_watched_are_the_last_layers_before_the_logits() -> None:
     model = network().eval()
     pixels = torch.rand(4, *SHAPE)
-    said, hidden = watch(model, pixels, 2)
+    outputs, hidden = watch(model, pixels, 2)
     assert len(watched(model, 2)) == len(hidden) == 2
-    assert torch.allclose(said, model(pixels))
+    assert torch.allclose(outputs, model(pixels))
     assert torch.allclose(hidden[-1], model.features(pixels), atol=1e-6), "the last one is what the head sees"
     assert not any(layer._forward_hooks for layer in watched(model, 2))
 

@@ -75,22 +75,22 @@ def test_the_four_terms_have_the_values_of_their_definitions(owned: ImageSet) ->
     assert model.training, "the fine-tuning goes on in the mode that it was in"
 
     chosen = torch.randint(12, (5,), generator=torch.Generator().manual_seed(3))
-    asked = marks.images[chosen].float() / 255
+    queries = marks.images[chosen].float() / 255
     with torch.no_grad():
         before, after = objective.teacher(batch.images).softmax(1), model(batch.images).softmax(1)
-        said = model(asked)
+        outputs = model(queries)
     stability = sum(
         float(before[i, c] * (before[i, c].log() - after[i, c].log())) for i in range(8) for c in range(CLASSES)
     ) / (8 * CLASSES)
     assert float(terms["stability"].detach()) == pytest.approx(stability, rel=1e-3)
-    mark = -sum(float(row.log_softmax(0)[0]) for row in said) / 5
+    mark = -sum(float(row.log_softmax(0)[0]) for row in outputs) / 5
     assert float(terms["mark"].detach()) == pytest.approx(mark, rel=1e-4)
 
     # The two hidden layers of this network, before their ReLUs.
     total = 0.0
     with torch.no_grad():
         flat = [
-            model.shrink(model.convolutions((x - model.mean) / model.std)).flatten(1) for x in (batch.images, asked)
+            model.shrink(model.convolutions((x - model.mean) / model.std)).flatten(1) for x in (batch.images, queries)
         ]
         first = [model.hidden[2](x) for x in flat]
         second = [model.hidden[4](x.relu()) for x in first]
@@ -103,7 +103,7 @@ def test_the_four_terms_have_the_values_of_their_definitions(owned: ImageSet) ->
     distances = []
     for label in range(CLASSES):
         axis = PCA(1).fit(logits[owned.labels == label]).components_[0]
-        distances += [abs(float((p - q) @ axis)) for p in said.numpy() for q in said.numpy()]
+        distances += [abs(float((p - q) @ axis)) for p in outputs.numpy() for q in outputs.numpy()]
     assert float(terms["drift"].detach()) == pytest.approx(np.mean(distances), rel=1e-3)
 
     total_loss = float(objective.backward(terms, model))
@@ -139,9 +139,9 @@ def test_directions_are_principal_components_and_a_single_image_has_none() -> No
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(41, 3)).astype(np.float32) * [5, 1, 1] + 7
     labels = np.array([0] * 40 + [2])
-    (found,) = principal_directions(logits.astype(np.float32), labels)
+    (result,) = principal_directions(logits.astype(np.float32), labels)
     expected = PCA(1).fit(logits[:40]).components_[0]
-    assert abs(float(found.numpy() @ expected)) == pytest.approx(1.0, abs=1e-5)
+    assert abs(float(result.numpy() @ expected)) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_images_are_chosen_evenly_over_what_they_are_called() -> None:

@@ -42,19 +42,19 @@ def mix(name: Any, shape: Any, count: Any = 40, seed: Any = 0, **options: Any) -
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_shape_range_inputs_untouched_and_seeded(name: Any, shape: Any) -> None:
     a, b = pair(shape)
-    kept = a.clone(), b.clone()
+    before = a.clone(), b.clone()
     combiner = build(name, shape)
     one = combiner(a, b, torch.Generator().manual_seed(3))
     two = build(name, shape)(a, b, torch.Generator().manual_seed(3))
     assert one.shape == a.shape and one.dtype == torch.float32
     assert one.min() >= 0 and one.max() <= 1
     assert torch.equal(one, two)
-    assert torch.equal(a, kept[0]) and torch.equal(b, kept[1])
+    assert torch.equal(a, before[0]) and torch.equal(b, before[1])
 
 
 def rows_of(mixed: Any, first: Any, second: Any, h: Any, jitter: Any) -> Any:
     """All (cut, start in first, start in second) that explain one image of halves, by the authors' loops."""
-    found = []
+    collected = []
     half = h // 2
     for j in range(-jitter, jitter + 1):
         cut = half + j
@@ -63,8 +63,8 @@ def rows_of(mixed: Any, first: Any, second: Any, h: Any, jitter: Any) -> Any:
             for row in range(h):
                 expected[:, row] = first[:, p1 + row] if row < cut else second[:, p2 + row - cut]
             if np.array_equal(expected, mixed):
-                found.append((j, p1, p2))
-    return found
+                collected.append((j, p1, p2))
+    return collected
 
 
 @pytest.mark.parametrize("name,axis", [("crop_paste", 1), ("top_bottom", 1), ("left_right", 2)])

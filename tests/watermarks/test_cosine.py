@@ -54,9 +54,9 @@ def test_an_answer_is_mixed_with_the_keys_cosines() -> None:
     np.testing.assert_allclose(plain.sum(1), 1)
     mixed = 0.8 * ROWS[:60] + 0.2 * plain
     sure = np.sort(mixed, 1)[:, -1] - np.sort(mixed, 1)[:, -2] > 0.02
-    kept = sure & (mixed.argmax(1) == ROWS[:60].argmax(1))
-    assert kept.sum() > 40 and not noted.any()
-    np.testing.assert_allclose(answers[:60][kept], mixed[kept], atol=1e-4)
+    remaining = sure & (mixed.argmax(1) == ROWS[:60].argmax(1))
+    assert remaining.sum() > 40 and not noted.any()
+    np.testing.assert_allclose(answers[:60][remaining], mixed[remaining], atol=1e-4)
     assert (answers.argmax(1) == ROWS.argmax(1)).all() and np.allclose(answers.sum(1), 1, atol=1e-6)
 
 

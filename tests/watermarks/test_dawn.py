@@ -20,7 +20,7 @@ from mea_ray.config import ExperimentConfig, build, merge
 from mea_ray.core.errors import ArtifactError, ConfigError, DataError
 from mea_ray.core.types import ImageSet
 from mea_ray.evaluation import metrics
-from mea_ray.experiment.answers import Served, answer_policy
+from mea_ray.experiment.answers import ServedModel, answer_policy
 from mea_ray.experiment.checks import check
 from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.local import run_local
@@ -37,7 +37,7 @@ def pixels(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
 
 
-def said(count: int, seed: int = 1) -> np.ndarray:
+def answers(count: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).dirichlet(np.ones(CLASSES), count).astype(np.float32)
 
 
@@ -48,7 +48,7 @@ def key(seed: int = 3, **params: Any) -> Key:
 
 def test_which_images_are_marked_is_a_keyed_hash_of_each() -> None:
     images, secret = pixels(4000), key(rate=0.05)
-    changed, marked = KeyedMarker(secret).mark(said(4000), images)
+    changed, marked = KeyedMarker(secret).mark(answers(4000), images)
     plain = [
         int.from_bytes(
             hmac.new(secret.tensors["secret"].tobytes(), b"(1, 12, 12)/" + image.tobytes(), hashlib.sha256).digest()[
@@ -63,18 +63,18 @@ def test_which_images_are_marked_is_a_keyed_hash_of_each() -> None:
     assert marked.tolist() == plain
     assert abs(marked.mean() - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 4000)
     order = np.random.default_rng(2).permutation(4000)
-    again, marked_again = KeyedMarker(secret).mark(said(4000)[order], images[order])
+    again, marked_again = KeyedMarker(secret).mark(answers(4000)[order], images[order])
     assert np.array_equal(again, changed[order]) and np.array_equal(marked_again, marked[order])
-    _, others = KeyedMarker(key(seed=4, rate=0.05)).mark(said(4000), images)
+    _, others = KeyedMarker(key(seed=4, rate=0.05)).mark(answers(4000), images)
     assert (marked & others).mean() < 0.01, "another key marks other images"
 
 
 @pytest.mark.parametrize("shuffled", [None, 2, 3])
 def test_a_marked_answer_is_a_permutation_with_a_wrong_class_on_top(shuffled: int | None) -> None:
-    images, before = pixels(3000), said(3000)
-    kept = before.copy()
+    images, before = pixels(3000), answers(3000)
+    original = before.copy()
     after, marked = KeyedMarker(key(rate=0.3, shuffled=shuffled)).mark(before, images)
-    assert np.array_equal(before, kept), "the victim's probabilities are not written into"
+    assert np.array_equal(before, original), "the victim's probabilities are not written into"
     assert np.array_equal(after[~marked], before[~marked])
     assert (after[marked].argmax(1) != before[marked].argmax(1)).all()
     assert np.array_equal(np.sort(after, axis=1), np.sort(before, axis=1))
@@ -96,7 +96,7 @@ def test_the_quantised_mapping_answers_changed_images_alike() -> None:
     near = np.clip(images.astype(int) + noise, 0, 255).astype(np.uint8)
 
     def marks(which: np.ndarray, **params: Any) -> np.ndarray:
-        return KeyedMarker(key(rate=0.5, **params)).mark(said(500), which)[1]
+        return KeyedMarker(key(rate=0.5, **params)).mark(answers(500), which)[1]
 
     robust = {"mapping": "quantised", "cells": 3, "levels": 4}
     assert (marks(images, **robust) == marks(near, **robust)).mean() > 0.9
@@ -110,7 +110,7 @@ def test_a_key_is_made_again_and_kept(tmp_path: Path) -> None:
     assert first.tensors["secret"].shape == (32,)
     first.save(tmp_path)
     images = pixels(300)
-    marks = [KeyedMarker(each).mark(said(300), images)[0] for each in (first, Key.load(tmp_path))]
+    marks = [KeyedMarker(each).mark(answers(300), images)[0] for each in (first, Key.load(tmp_path))]
     assert np.array_equal(marks[0], marks[1])
     with pytest.raises(DataError, match="accused client"):
         Dawn().samples(first, ImageSet(images, np.zeros(300, np.int64), ("a",)), 10, 0)
@@ -162,9 +162,9 @@ def test_the_service_words_marked_answers_as_all_others(model: Any, policy: Any)
 
 def test_the_victim_is_judged_as_it_is_served(model: Any) -> None:
     images, secret = pixels(300), key(rate=0.2)
-    served = Served(model, KeyedMarker(secret))
+    served = ServedModel(model, KeyedMarker(secret))
     before, after = metrics.predictions(model, images), metrics.predictions(served, images)
-    _, marked = KeyedMarker(secret).mark(said(300), images)
+    _, marked = KeyedMarker(secret).mark(answers(300), images)
     assert ((before != after) == marked).all()
 
 
@@ -216,15 +216,15 @@ def test_a_client_is_accused_with_what_it_had_asked_by_then(model: Any, accounts
             image.tobytes(): row.argmax()
             for image, row in zip(images[:budget][marked[:budget]], answered[:budget][marked[:budget]], strict=True)
         }
-        held = zip(accuses.tensors["images"], accuses.tensors["labels"], strict=True)
-        assert {image.tobytes(): label for image, label in held} == by_then
+        values = zip(accuses.tensors["images"], accuses.tensors["labels"], strict=True)
+        assert {image.tobytes(): label for image, label in values} == by_then
         assert len(accuses.tensors["images"]) == len(by_then)
         others = {image.tobytes() for image in accuses.tensors["others"]}
         assert others == {image.tobytes() for image in images[~marked]}
         # The control: the wrong class of another key is never the one that the client was told.
-        told = {image.tobytes(): row.argmax() for image, row in zip(images, answered, strict=True)}
+        messages = {image.tobytes(): row.argmax() for image, row in zip(images, answered, strict=True)}
         pairs = zip(accuses.tensors["others"], accuses.tensors["others_labels"], strict=True)
-        assert all(told[image.tobytes()] != label for image, label in pairs)
+        assert all(messages[image.tobytes()] != label for image, label in pairs)
     with pytest.raises(ArtifactError, match="cannot be read"):
         accusing(config(), secret, [ClientLog(0, np.zeros(0, np.int64), [], lost=True)], 600)
 
@@ -242,7 +242,7 @@ def test_a_log_keeps_marks_over_the_death_of_its_process_and_notes_none_twice(tm
     assert len(before.marks.labels) > 3
     assert all(np.array_equal(one, two) for one, two in zip(*map(list[Any], (before.marks, after.marks)), strict=True))
     LocalBlackBox(model, policy, log=log, pass_images=16, start_at=50).query(images[50:])
-    _, marked = KeyedMarker(secret).mark(said(80), images)
+    _, marked = KeyedMarker(secret).mark(answers(80), images)
     assert log.of("thief").marks.positions.tolist() == np.flatnonzero(marked).tolist()
     assert log.of("nobody").marks.labels.tolist() == [] and not log.of("nobody").lost
 

@@ -36,12 +36,12 @@ def learned(**options: Any) -> Key:
     """A key whose features are drawn, not a network's."""
     key = NeuralHoneytrace(neighbours=3, triggers=20, **options).make_key(images(), 1)
     rng = np.random.default_rng(1)
-    found = {
+    result = {
         "honey/features": rng.normal(size=(20, FEATURES)).astype(np.float32),
         "honey/reference": np.log(np.array([0.1, 0.1, 0.6, 0.15, 0.05], np.float32)),
         "honey/scale": np.array([0.5, 1.1], np.float32),
     }
-    return replace(key, tensors={**key.tensors, **found})
+    return replace(key, tensors={**key.tensors, **result})
 
 
 def plain_answer(row: np.ndarray, features: np.ndarray, key: Key, strength: float, unsure: float) -> np.ndarray:

@@ -121,9 +121,9 @@ def objective(**options: Any) -> RehearsalObjective:
     scheme = WATERMARKS.build("rehearsal", mixes=4, **options)
     first, last = scheme.stages(scheme.make_key(data, 1), data)
     assert [first.name, last.name] == ["main_task", "embed"] and first.span[1] == last.span[0]
-    found = last.objective
-    assert isinstance(found, RehearsalObjective)
-    return found
+    result = last.objective
+    assert isinstance(result, RehearsalObjective)
+    return result
 
 
 def batch() -> Batch:
@@ -133,31 +133,31 @@ def batch() -> Batch:
 
 def test_thieves_of_several_kinds_and_ages_learn_beside_the_victim() -> None:
     models = [{"name": "vgg_like", "width": 0.0625}, {"name": "resnet18", "width": 0.0625}]
-    found = objective(thieves={"models": models, "warmup": 2, "lifetime": 6})
+    result = objective(thieves={"models": models, "warmup": 2, "lifetime": 6})
     model = network()
-    assert found.attach(model, torch.device("cpu")) == [], "the victim's optimiser must not train the thieves"
-    found.start(context())
-    assert [type(each.model).__name__ for each in found.thieves] == ["VggLike", "ResNet18"]
-    assert [each.age for each in found.thieves] == [0, 3]
+    assert result.attach(model, torch.device("cpu")) == [], "the victim's optimiser must not train the thieves"
+    result.start(context())
+    assert [type(each.model).__name__ for each in result.thieves] == ["VggLike", "ResNet18"]
+    assert [each.age for each in result.thieves] == [0, 3]
     named, losses = [], []
     for _ in range(5):
-        terms = found.terms(model, batch())
+        terms = result.terms(model, batch())
         named.append("rehearsal" in terms)
-        losses.append(float(F.cross_entropy(found.thieves[0].model(batch().images), model(batch().images).softmax(1))))
-    assert named == [True] * 5 and [each.age for each in found.thieves] == [5, 2], "the second began anew"
+        losses.append(float(F.cross_entropy(result.thieves[0].model(batch().images), model(batch().images).softmax(1))))
+    assert named == [True] * 5 and [each.age for each in result.thieves] == [5, 2], "the second began anew"
     assert losses[-1] < losses[0], "a thief learns the victim's answers"
     assert set(terms) == {"utility", "ver", "rehearsal", "budget", "specificity", "unseen"}
-    loss = found.backward(terms, model)
+    loss = result.backward(terms, model)
     assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-    assert all(not p.requires_grad for p in found.reference.parameters())
+    assert all(not p.requires_grad for p in result.reference.parameters())
 
 
 def test_a_young_thief_is_not_watched_and_weights_of_0_leave_terms_out() -> None:
-    found = objective(
+    result = objective(
         ver=0.0, budget={"weight": 0}, specificity={"weight": 0}, unseen={"weight": 0}, thieves={"warmup": 1}
     )
     model = network()
-    found.attach(model, torch.device("cpu"))
-    found.start(context())
-    assert set(found.terms(model, batch())) == {"utility"}
-    assert set(found.terms(model, batch())) == {"utility", "rehearsal"}
+    result.attach(model, torch.device("cpu"))
+    result.start(context())
+    assert set(result.terms(model, batch())) == {"utility"}
+    assert set(result.terms(model, batch())) == {"utility", "rehearsal"}

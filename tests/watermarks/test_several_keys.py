@@ -46,9 +46,9 @@ def test_stages_of_all_keys_run_together() -> None:
     several, data = scheme(2, "mea_carrier"), images()
     key = several.make_key(data, 0)
     single = several.schemes[0].stages(SeveralKeys.parts(key)[0], data)
-    found = several.stages(key, data)
-    assert [(stage.name, stage.span) for stage in found] == [(stage.name, stage.span) for stage in single]
-    assert len(found) == 2 and all(isinstance(stage.objective, SumOfObjectives) for stage in found)
+    result = several.stages(key, data)
+    assert [(stage.name, stage.span) for stage in result] == [(stage.name, stage.span) for stage in single]
+    assert len(result) == 2 and all(isinstance(stage.objective, SumOfObjectives) for stage in result)
 
 
 @pytest.mark.parametrize("name", ["composite", "mea_defender"])
@@ -76,9 +76,9 @@ def test_gradients_are_the_sum_of_those_of_each_key(name: str) -> None:
         return [parameter.grad for parameter in trained.parameters() if parameter.grad is not None]
 
     assert isinstance(together.objective, SumOfObjectives)
-    expected, found = gradients(alone), gradients([together.objective])
-    assert len(expected) == len(found) == 2
-    for one, other in zip(expected, found, strict=True):
+    expected, result = gradients(alone), gradients([together.objective])
+    assert len(expected) == len(result) == 2
+    for one, other in zip(expected, result, strict=True):
         assert torch.allclose(one, other, atol=1e-6) and one.abs().sum() > 0
 
 

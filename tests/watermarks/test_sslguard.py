@@ -68,34 +68,34 @@ def by_hand(model: Any, objective: Any, x: Any, leak: Any) -> Any:
     def apply(p: Any) -> Any:
         return ((1 - mask) * x + mask * p).clamp(0, 1)
 
-    def said(features: Any) -> Any:
+    def decoded(features: Any) -> Any:
         return cosine(decoder(features), secret)
 
     follow = -cosine(model.features(x) if leak else model.features(x).detach(), shadow.features(x)).mean()
-    held = list(shadow.parameters())[:4]
-    first = torch.autograd.grad(follow, held + (encoder if leak else []))
+    values = list(shadow.parameters())[:4]
+    first = torch.autograd.grad(follow, values + (encoder if leak else []))
     with torch.no_grad():
-        for parameter, gradient in zip(held, first, strict=False):
+        for parameter, gradient in zip(values, first, strict=False):
             parameter -= RATES["shadow"] * gradient
     plain = model.features(x) if leak else model.features(x).detach()
     teach = (
-        -said(model.features(apply(patch))).mean()
-        - said(shadow.features(apply(patch))).mean()
-        + said(clean.features(apply(patch))).mean() ** 2
-        + said(clean.features(x)).mean() ** 2
-        + said(plain).mean() ** 2
-        + said(shadow.features(x).detach()).mean() ** 2
+        -decoded(model.features(apply(patch))).mean()
+        - decoded(shadow.features(apply(patch))).mean()
+        + decoded(clean.features(apply(patch))).mean() ** 2
+        + decoded(clean.features(x)).mean() ** 2
+        + decoded(plain).mean() ** 2
+        + decoded(shadow.features(x).detach()).mean() ** 2
     )
-    held = [patch, *decoder.parameters()]
-    second = torch.autograd.grad(teach, held + (encoder if leak else []))
+    values = [patch, *decoder.parameters()]
+    second = torch.autograd.grad(teach, values + (encoder if leak else []))
     with torch.no_grad():
-        for parameter, gradient in zip(held, second, strict=False):
+        for parameter, gradient in zip(values, second, strict=False):
             parameter -= RATES["patch" if parameter is patch else "decoder"] * gradient
         patch.clamp_(0, 1)
     terms = {
         "preserve": -cosine(clean.features(x), model.features(x)).mean(),
-        "silent": said(model.features(x)).mean() ** 2,
-        "speak": -said(model.features(apply(patch))).mean(),
+        "silent": decoded(model.features(x)).mean() ** 2,
+        "speak": -decoded(model.features(apply(patch))).mean(),
     }
     own = torch.autograd.grad(sum(terms.values()), encoder)
     if leak:

@@ -23,13 +23,21 @@ from mea_ray.config import ThiefConfig, build
 from mea_ray.core.errors import StorageUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.experiment.apart.walls import close_in
-from mea_ray.experiment.apart.wire import Tree, Wire, array_block, array_header, error_header, read_array, read_error
+from mea_ray.experiment.apart.wire import (
+    MessagePipe,
+    Tree,
+    array_block,
+    array_header,
+    error_header,
+    read_array,
+    read_error,
+)
 from mea_ray.experiment.theft import Theft
 from mea_ray.storage.files import PATIENCE
 from mea_ray.training.device import device, use_gpus, use_threads
 
 
-class AskedBlackBox:
+class PipedBlackBox:
     """The victim as its customers see it, asked over a wire; implements `types.BlackBox`. Threads may share it.
 
     Args:
@@ -38,7 +46,7 @@ class AskedBlackBox:
         image_shape: (channels, height, width) that the victim takes.
     """
 
-    def __init__(self, wire: Wire, classes: int, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, wire: MessagePipe, classes: int, image_shape: tuple[int, int, int]) -> None:
         self._wire, self._classes, self._shape = wire, classes, image_shape
         self._turn = threading.Lock()
 
@@ -83,7 +91,7 @@ def serve(wire_fd: int, life_fd: int, pool_fd: int) -> NoReturn:
         life_fd: A pipe that is closed when the owner ends.
         pool_fd: A file with the thief's images.
     """
-    wire = Wire(Connection(wire_fd))
+    wire = MessagePipe(Connection(wire_fd))
     try:
         order, labels = wire.receive()
         sys.path[:] = order["path"]
@@ -134,7 +142,7 @@ def _theft(order: Mapping[str, Any], pool_fd: int, labels: bytes) -> Theft:
     )
 
 
-def _steal(wire: Wire, order: Mapping[str, Any], theft: Theft) -> None:
+def _steal(wire: MessagePipe, order: Mapping[str, Any], theft: Theft) -> None:
     def warn(text: str) -> None:
         wire.send({"do": "warn", "text": text})
 
@@ -144,7 +152,7 @@ def _steal(wire: Wire, order: Mapping[str, Any], theft: Theft) -> None:
         PATIENCE.begin(seconds, None if marker is None else Path(marker), warn)
     every_s = order["snapshot_every_s"]
     transfer = None if folder is None else TransferSet(Path(folder), snapshot_every_s=every_s, on_damage=warn)
-    blackbox = AskedBlackBox(wire, order["answers"], theft.shape)
+    blackbox = PipedBlackBox(wire, order["answers"], theft.shape)
     for rung in theft.run(blackbox, transfer, order["skip"]):
         wire.send(*_rung_message(rung))
         wire.receive()  # the owner judges it first: both share the CPUs of one trial

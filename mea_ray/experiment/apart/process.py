@@ -24,8 +24,8 @@ from mea_ray.core.types import BlackBox, Images
 from mea_ray.experiment.apart.nursery import NURSERY
 from mea_ray.experiment.apart.walls import readable
 from mea_ray.experiment.apart.wire import (
+    MessagePipe,
     Tree,
-    Wire,
     array_block,
     array_header,
     read_array,
@@ -86,10 +86,10 @@ def _refresh(transfer: TransferSet | None) -> None:
         transfer.refresh()
 
 
-def _start(stack: contextlib.ExitStack, pool: Images) -> tuple[Wire, int]:
+def _start(stack: contextlib.ExitStack, pool: Images) -> tuple[MessagePipe, int]:
     """Start the process; it is ended, whatever it does, when the stack is left."""
     ours, theirs = Pipe()
-    wire = Wire(ours)
+    wire = MessagePipe(ours)
     stack.callback(wire.close)
     life, owners_end = os.pipe()
     stack.callback(os.close, owners_end)
@@ -105,7 +105,7 @@ def _start(stack: contextlib.ExitStack, pool: Images) -> tuple[Wire, int]:
 
 @contextlib.contextmanager
 def _shared(pool: Images) -> Iterator[int]:
-    """Write images into a file without a name, in memory where there is such a thing."""
+    """Write images into an unnamed file, in memory where the system supports it."""
     in_memory = hasattr(os, "memfd_create")
     with open(os.memfd_create("pool"), "wb") if in_memory else tempfile.TemporaryFile() as file:
         file.write(array_block(pool))
@@ -158,7 +158,7 @@ class _Relay:
         wanted: Budgets whose substitutes it owes.
     """
 
-    def __init__(self, wire: Wire, pid: int, theft: Theft, blackbox: BlackBox, wanted: list[int]) -> None:
+    def __init__(self, wire: MessagePipe, pid: int, theft: Theft, blackbox: BlackBox, wanted: list[int]) -> None:
         self.wire, self.pid, self.theft, self.blackbox, self.owed = wire, pid, theft, blackbox, list(wanted)
         self._refused: tuple[str, BaseException] | None = None
 

@@ -79,21 +79,21 @@ def readable(modules: Iterable[str]) -> list[str]:
     Args:
         modules: Names of modules from outside that it will import.
     """
-    found = [*_SYSTEM, sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable))]
-    found += [os.path.dirname(os.__file__), str(Path(__file__).parents[2])]
-    found += [entry for entry in sys.path if os.path.basename(entry) in {"site-packages", "dist-packages"}]
-    found += [entry for name in ("LD_LIBRARY_PATH", "CUDA_HOME") for entry in os.environ.get(name, "").split(":")]
+    paths = [*_SYSTEM, sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable))]
+    paths += [os.path.dirname(os.__file__), str(Path(__file__).parents[2])]
+    paths += [entry for entry in sys.path if os.path.basename(entry) in {"site-packages", "dist-packages"}]
+    paths += [entry for name in ("LD_LIBRARY_PATH", "CUDA_HOME") for entry in os.environ.get(name, "").split(":")]
     for entry in sys.path:
-        found += _modules_in(entry)
+        paths += _modules_in(entry)
     for module in {name.partition(".")[0] for name in modules}:  # of an editable install, say
         spec = importlib.util.find_spec(module)
         if spec is not None:
-            found += list(spec.submodule_search_locations or ([spec.origin] if spec.origin else []))
-    return [path for path in dict.fromkeys(found) if path and path != "/" and os.path.exists(path)]
+            paths += list(spec.submodule_search_locations or ([spec.origin] if spec.origin else []))
+    return [path for path in dict.fromkeys(paths) if path and path != "/" and os.path.exists(path)]
 
 
 def _modules_in(folder: str) -> list[str]:
-    """Return what can be imported from a folder that may hold other things, too: the working directory, say."""
+    """Return what can be imported from a folder that may hold more than code, such as the working directory."""
     try:
         entries = list(os.scandir(folder or "."))
     except OSError:

@@ -20,7 +20,7 @@ LONGEST_BLOCK = 2**31 - 1
 """Bytes of an array or of a network's weights in one message, at most."""
 
 
-class Wire:
+class MessagePipe:
     """Messages over a connection: a header of JSON and a block of bytes, which may be empty.
 
     Args:

@@ -1,4 +1,4 @@
-"""The verdict on somebody else's model: asked with the owner's key, ranked among null models, judged as in a sweep."""
+"""The verdict on someone else's model: queried with the owner's key, ranked among null models, judged as in a sweep."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mea_ray.core.types import Splits
 from mea_ray.evaluation import metrics
 from mea_ray.experiment.commitment import Committed, committed, key_record
 from mea_ray.experiment.data import load_owners_part
-from mea_ray.experiment.suspect.asked import Ask, AskedSuspect, find_form, fitted
+from mea_ray.experiment.suspect.network import Ask, SuspectNetwork, find_form, fitted
 from mea_ray.experiment.suspect.opening import HowToOpen, Source, class_map, opened
 from mea_ray.experiment.suspect.outputs import LABEL_STATISTICS, Kind, class_columns
 from mea_ray.experiment.suspect.process import Limits
@@ -60,11 +60,11 @@ class Terms:
     command: str = ""
 
 
-class _Record(BaseModel):
+class _VerdictPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class SuspectRecord(_Record):
+class SuspectRecord(_VerdictPart):
     """How a suspect was asked.
 
     Attributes:
@@ -88,14 +88,14 @@ class SuspectRecord(_Record):
     preprocessing: dict[str, Any]
 
 
-class ReasonRecord(_Record):
+class ReasonRecord(_VerdictPart):
     """A reason for a verdict; see ``verification.verdict.Reason``."""
 
     verdict: VerdictName
     text: str
 
 
-class StatisticRecord(_Record):
+class StatisticRecord(_VerdictPart):
     """One statistic of the suspect, beside the victim's and the null models'.
 
     Attributes:
@@ -119,7 +119,7 @@ class StatisticRecord(_Record):
     key_total: Count | None = None
 
 
-class Verdict(_Record):
+class Verdict(_VerdictPart):
     """The verdict on one suspect, with all that it rests on. Rates and accuracies are in [0, 1].
 
     Attributes:
@@ -179,7 +179,7 @@ def verify_suspect(victim: Victim, suspect: str | Ask, terms: Terms | None = Non
     """Judge a suspect with a victim's key.
 
     Args:
-        victim: The victim, with its folder: its null models and the commitment lie in it.
+        victim: The victim, with its folder, which holds its null models and the commitment.
         suspect: A file, a folder, a URL or ``package.module:function``; or a function of float32 images (N, C, H, W).
         terms: What is known of the suspect.
 
@@ -233,7 +233,7 @@ def held_out(victim: Victim) -> Splits:
 
 
 def with_data(victim: Victim, config: ExperimentConfig) -> Victim:
-    """Return the victim with a config whose data lie elsewhere."""
+    """Return the victim with a config that reads its data from elsewhere."""
     return replace(victim, config=config)
 
 
@@ -272,7 +272,7 @@ def _judged(
     )
     nulls = innocent(records)
     verifier = Verifier(victim.config, data, victim.key)
-    report = verifier.report(AskedSuspect(ask, form), victim=verifier.predictions(victim.model), nulls=nulls)
+    report = verifier.report(SuspectNetwork(ask, form), victim=verifier.predictions(victim.model), nulls=nulls)
     if form.outputs in {"labels", "top_k"}:
         report = _by_labels(report)
     budget = terms.budget if terms.budget is not None else max(budgets(records), default=None)
@@ -330,8 +330,8 @@ def _judged(
 def _by_labels(report: ModelReport) -> ModelReport:
     """Leave out what was computed from probabilities that the suspect did not give."""
 
-    def only(found: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in found.items() if name in LABEL_STATISTICS}
+    def only(answers: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in answers.items() if name in LABEL_STATISTICS}
 
     return report.model_copy(
         update={
@@ -384,43 +384,45 @@ def _would_change(
 ) -> list[str]:
     """Say what would change the conclusion, in the order of what can be done."""
     place = victim.folder if victim.folder is not None else "VICTIM"
-    found = []
+    reasons = []
     if judgement.verdict == "proved":
         first = evidence.null_models.total
-        found.append(
+        reasons.append(
             f"One innocent model in {first} that scores as the suspect does would double the p-value by models; train "
             f"more to be surer: mea-ray nulls {place} --count {2 * first}"
         )
-        found.append("An older commitment by somebody else to a key that also recognises the suspect.")
-        return found
+        reasons.append("An older commitment by somebody else to a key that also recognises the suspect.")
+        return reasons
     if evidence.committed is False:
-        found.append(
+        reasons.append(
             f"A commitment that is older than the suspect: mea-ray commit {place} --tsa URL (for the next one)"
             if commitment is None
             else f"A time stamp that is older than the suspect: mea-ray commit {place} --tsa URL"
         )
     needed = int(1 / significance)
     if evidence.p_value > significance and evidence.null_models.at_least == 0 and evidence.null_models.total < needed:
-        found.append(
+        reasons.append(
             f"More null models, if none of them scores as the suspect does: mea-ray nulls {place} --count {needed - 1}"
         )
     if evidence.stolen_null_models is None or not evidence.stolen_null_models.references:
-        found.append(
+        reasons.append(
             f"Innocent models that were stolen as you say the suspect was: mea-ray nulls {place} --stolen 8 "
             "--budget IMAGES"
         )
     if evidence.null_models.at_least:
-        found.append(
+        reasons.append(
             f"{evidence.null_models.at_least} of {evidence.null_models.references} innocent models score at least as "
             "the suspect does; no number of further models makes such a rank significant."
         )
     if not evidence.key_drawn:
-        found.append(
+        reasons.append(
             "A victim whose key was drawn at random (victim.watermark.key): its rank among keys is a proof by itself."
         )
     if outputs in {"labels", "top_k"}:
-        found.append("The suspect's probabilities: labels say less, so more models are needed for the same certainty.")
-    return found
+        reasons.append(
+            "The suspect's probabilities: labels say less, so more models are needed for the same certainty."
+        )
+    return reasons
 
 
 def _notes(assumed: bool, outputs: Kind, source: Source, evidence: Evidence, key: KeyRecord | None) -> list[str]:

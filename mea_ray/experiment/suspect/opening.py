@@ -16,7 +16,7 @@ import torch
 from mea_ray.config import ModelChoice, yaml_text
 from mea_ray.core import plugins
 from mea_ray.core.errors import ArtifactError, ConfigError, SuspectError
-from mea_ray.experiment.suspect.asked import Ask
+from mea_ray.experiment.suspect.network import Ask
 from mea_ray.experiment.suspect.process import Limits, SuspectProcess
 from mea_ray.storage.files import refusing, sha256
 from mea_ray.training.checkpoint import DESCRIPTION, WEIGHTS, load_model
@@ -149,7 +149,7 @@ def _spec(choice: ModelChoice) -> dict[str, Any]:
 def _folder(folder: Path) -> Ask:
     """Load a folder that mea_ray wrote: safetensors and JSON. A network from outside mea_ray is refused.
 
-    ``model.json`` names the network. It is somebody else's file, and importing what it names would run code.
+    ``model.json`` names the network. It is someone else's file, and importing what it names would run code.
     """
     model, _ = load_model(folder, own_networks_only=True)
 

@@ -53,7 +53,7 @@ def kind_of(answers: npt.NDArray[Any]) -> Kind:
     if np.allclose(answers.sum(1), 1, atol=_ONE):
         return "probabilities"
     raise SuspectError(
-        "the suspect's answers lie in [0, 1] but do not sum to 1: they may be rounded probabilities, a sigmoid for "
+        "the suspect's answers are in [0, 1] but do not sum to 1: they may be rounded probabilities, a sigmoid for "
         "each class, or small logits; say which with --outputs logits | probabilities | top_k | labels"
     )
 
@@ -93,9 +93,9 @@ def _of_labels(answers: npt.NDArray[Any], classes: int) -> npt.NDArray[np.float3
     labels = answers.argmax(1) if one_hot else answers.reshape(-1).astype(np.int64)
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise SuspectError(f"the suspect answers labels {labels.min()} to {labels.max()}, but has {classes} classes")
-    found = np.full((len(labels), classes), np.log(LEAST), np.float32)
-    found[np.arange(len(labels)), labels] = 0
-    return found
+    logits = np.full((len(labels), classes), np.log(LEAST), np.float32)
+    logits[np.arange(len(labels)), labels] = 0
+    return logits
 
 
 def class_columns(ours: Sequence[str], theirs: Sequence[str] | Mapping[str, int]) -> tuple[int, ...]:

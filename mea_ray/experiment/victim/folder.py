@@ -61,7 +61,7 @@ class Victim:
         config: The experiment that made it: data, watermark, service, verification.
         about: Name, class names, preprocessing, card, hashes.
         owner: What is the owner's alone: its name among artifacts, and what verification measured of it.
-        folder: Where it lies; None before it was saved.
+        folder: Where it is stored; None before it is saved.
     """
 
     model: ImageModel

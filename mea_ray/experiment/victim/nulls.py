@@ -76,8 +76,8 @@ def keep(victim: Victim, record: NullRecord) -> None:
 def read_nulls(victim: Victim) -> list[NullRecord]:
     """Return all measurements that fit the victim as it is now, by their file's name."""
     made_by = measured_by(victim)
-    found = [read_record(NullRecord, path) for path in sorted(folder_of(victim).glob("*.json"))]
-    return [record for record in found if record is not None and record.made_by == made_by]
+    records = [read_record(NullRecord, path) for path in sorted(folder_of(victim).glob("*.json"))]
+    return [record for record in records if record is not None and record.made_by == made_by]
 
 
 def innocent(records: list[NullRecord]) -> list[ModelReport]:

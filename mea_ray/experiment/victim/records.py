@@ -12,11 +12,11 @@ from mea_ray.results.records import Count, Fraction, ModelReport
 SCHEMA_VERSION: Literal[1] = 1
 
 
-class _Record(BaseModel):
+class _VictimPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class InputFormat(_Record):
+class InputFormat(_VictimPart):
     """What an image must be before it goes into the network or into one of its exported copies.
 
     Attributes:
@@ -52,7 +52,7 @@ class InputFormat(_Record):
         )
 
 
-class Card(_Record):
+class Card(_VictimPart):
     """What a victim was made from, and what its mark costs.
 
     Attributes:
@@ -85,7 +85,7 @@ class Card(_Record):
     seconds: float = Field(0.0, ge=0)
 
 
-class VictimRecord(_Record):
+class VictimRecord(_VictimPart):
     """The content of ``victim.json``.
 
     Attributes:
@@ -110,7 +110,7 @@ class VictimRecord(_Record):
     versions: dict[str, Any] = Field(default_factory=dict)
 
 
-class OwnerRecord(_Record):
+class OwnerRecord(_VictimPart):
     """The content of ``owner/report.json``: what is the owner's alone.
 
     Attributes:

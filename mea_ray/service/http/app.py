@@ -26,7 +26,7 @@ from mea_ray.core.errors import MeaRayError
 from mea_ray.service.http import openapi
 from mea_ray.service.http.bodies import ACCEPTED, NPY, Reader, content_type
 from mea_ray.service.http.engine import About, Engine
-from mea_ray.service.http.keys import KeyRecord, KeyRing
+from mea_ray.service.http.keys import ApiKey, KeyRing
 from mea_ray.service.http.metrics import Counts, exposition
 from mea_ray.service.http.problems import Refusal, refusal_of, unauthorised
 from mea_ray.service.http.replies import Replies, npy, wanted
@@ -48,7 +48,7 @@ class Usage(BaseModel):
     burst: int | None = Field(description="Images that may be asked at once after a pause; null for no limit.")
 
 
-class Asked(BaseModel):
+class PricedRequest(BaseModel):
     """A request that a client wants to know the price of."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -62,7 +62,7 @@ class QuoteRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    requests: list[Asked] = Field(min_length=1, max_length=100_000)
+    requests: list[PricedRequest] = Field(min_length=1, max_length=100_000)
 
 
 class Quote(BaseModel):
@@ -120,11 +120,11 @@ class Api:
         top = int(policy.params["k"]) if policy.name == "top_k" else None
         self.replies = Replies(self.about.name, policy.name, described["source"], self.about.class_names, top)
         self.counts = Counts()
-        self._limits_sent: tuple[KeyRecord, ...] | None = None
+        self._limits_sent: tuple[ApiKey, ...] | None = None
         self._counted = 0.0
         self._background: set[asyncio.Task[None]] = set()
 
-    async def client(self, credentials: HTTPAuthorizationCredentials | None) -> KeyRecord:
+    async def client(self, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
         """Return who asks; limits that changed are sent to the ledger first.
 
         Raises:
@@ -138,7 +138,7 @@ class Api:
             self._limits_sent = changed
         return record
 
-    async def predict(self, request: Request, client: KeyRecord, request_id: str, form: str) -> Response:
+    async def predict(self, request: Request, client: ApiKey, request_id: str, form: str) -> Response:
         """Read, charge and answer one request."""
         body = await self.reader.receive(request.stream(), request.headers)
         images = await self.reader.images(body, request.headers)

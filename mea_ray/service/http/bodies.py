@@ -228,13 +228,13 @@ def content_type(headers: Headers) -> str:
     """
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ACCEPTED:
-        shown = kind[:60] or "none"
-        raise Refusal(415, "type", f"Content-Type {shown!r} is not accepted; send one of {', '.join(ACCEPTED)}")
+        label = kind[:60] or "none"
+        raise Refusal(415, "type", f"Content-Type {label!r} is not accepted; send one of {', '.join(ACCEPTED)}")
     return kind
 
 
 def _has_shape(item: list[Any], shape: tuple[int, ...]) -> bool:
-    """Return whether nested lists have a shape; what lies deeper is not looked at."""
+    """Return whether nested lists have a shape; deeper levels are not checked."""
     if len(item) != shape[0]:
         return False
     return len(shape) == 1 or all(isinstance(each, list) and _has_shape(each, shape[1:]) for each in item)

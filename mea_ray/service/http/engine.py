@@ -17,7 +17,7 @@ from mea_ray.config import ServingConfig
 from mea_ray.core.errors import ArtifactError, MeaRayError, ServiceUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.service.accounts import account
-from mea_ray.service.http.keys import KeyRecord
+from mea_ray.service.http.keys import ApiKey
 from mea_ray.service.http.ledger import Standing
 from mea_ray.service.http.metrics import Counts
 from mea_ray.service.naming import cause_of
@@ -96,19 +96,19 @@ class Engine:
             self._asked[client] += len(images)
         return await self._replica.answer(account(self._secret, client), request_id, images, start)
 
-    async def set_limits(self, records: Sequence[KeyRecord]) -> None:
+    async def set_limits(self, records: Sequence[ApiKey]) -> None:
         """Send the limits of all clients to the ledger."""
         await self._ask("set_limits", self._secret, [(record.client, record.budget, record.rate) for record in records])
 
     async def standing(self, client: str) -> Standing:
         """Return what a client has been charged and what is left of its budget."""
-        found: Standing = await self._ask("standing", self._secret, client)
-        return found
+        standing: Standing = await self._ask("standing", self._secret, client)
+        return standing
 
     async def unpaid(self, client: str, requests: Sequence[tuple[str, int]]) -> tuple[int, int | None, int | None]:
         """Return images of ``(request id, images)`` not charged before, images remaining, and the budget."""
-        found: tuple[int, int | None, int | None] = await self._ask("unpaid", account(self._secret, client), requests)
-        return found
+        unpaid: tuple[int, int | None, int | None] = await self._ask("unpaid", account(self._secret, client), requests)
+        return unpaid
 
     async def count(self, counts: Counts) -> None:
         """Send the counts of this process to the ledger."""
@@ -116,8 +116,8 @@ class Engine:
 
     async def counts(self) -> list[Counts]:
         """Return what all processes have counted."""
-        found: list[Counts] = await self._ask("counts", self._secret)
-        return found
+        counts: list[Counts] = await self._ask("counts", self._secret)
+        return counts
 
     async def settle(self) -> None:
         """Wait until the log holds all that was answered."""

@@ -53,7 +53,7 @@ def service_name(state: Path) -> str:
     return state.resolve().name.removesuffix(".service") or "victim"
 
 
-class KeyRecord(BaseModel):
+class ApiKey(BaseModel):
     """One client of a service and the hash of its key.
 
     Attributes:
@@ -86,7 +86,7 @@ class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
-    keys: tuple[KeyRecord, ...] = ()
+    keys: tuple[ApiKey, ...] = ()
 
 
 class KeyStore:
@@ -99,7 +99,7 @@ class KeyStore:
     def __init__(self, folder: Path) -> None:
         self.path = folder / KEYS
 
-    def list(self) -> tuple[KeyRecord, ...]:
+    def list(self) -> tuple[ApiKey, ...]:
         """Return all keys, the revoked ones included, by name.
 
         Raises:
@@ -156,7 +156,7 @@ class KeyStore:
         budget: int | None | Literal["same"] = "same",
         images_per_second: float | None | Literal["same"] = "same",
         burst: int | Literal["same"] = "same",
-    ) -> KeyRecord:
+    ) -> ApiKey:
         """Change a client's limits; what is "same" stays. A budget below what was charged counts as spent.
 
         Raises:
@@ -169,7 +169,7 @@ class KeyStore:
             return keys[client]
 
     @staticmethod
-    def _known(keys: dict[str, KeyRecord], client: str) -> KeyRecord:
+    def _known(keys: dict[str, ApiKey], client: str) -> ApiKey:
         if client not in keys:
             raise ConfigError(
                 f"there is no client {client!r}{nearest(client, sorted(keys))} "
@@ -178,7 +178,7 @@ class KeyStore:
         return keys[client]
 
     @contextmanager
-    def _changing(self) -> Iterator[dict[str, KeyRecord]]:
+    def _changing(self) -> Iterator[dict[str, ApiKey]]:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             with FileLock(f"{self.path}.lock", timeout=_LOCK_S):
@@ -207,12 +207,12 @@ class KeyRing:
 
     def __init__(self, path: Path, every_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.path, self._every_s, self._clock = path, every_s, clock
-        self.records: tuple[KeyRecord, ...] = ()
+        self.records: tuple[ApiKey, ...] = ()
         self._looked: float | None = None
         self._stamp: tuple[int, int, int] | None = (0, 0, 0)
-        self._by_hash: dict[str, KeyRecord] = {}
+        self._by_hash: dict[str, ApiKey] = {}
 
-    def find(self, key: str) -> KeyRecord | None:
+    def find(self, key: str) -> ApiKey | None:
         """Return the record of a valid key; None for one that is unknown or revoked."""
         self.refresh()
         digest = key_hash(key)
@@ -233,8 +233,8 @@ class KeyRing:
             return
         self._looked = now
         try:
-            found = self.path.stat()
-            stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+            stat = self.path.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         except FileNotFoundError:
             stamp = None
         except OSError:
@@ -250,7 +250,7 @@ class KeyRing:
         self.records = records
 
 
-def read_keys(path: Path) -> tuple[KeyRecord, ...]:
+def read_keys(path: Path) -> tuple[ApiKey, ...]:
     """Return the records of a file; none if there is no file.
 
     Raises:
@@ -270,9 +270,9 @@ def key_hash(key: str) -> str:
     return hashlib.sha256(key.encode(errors="replace")).hexdigest()
 
 
-def _record(**values: object) -> KeyRecord:
+def _record(**values: object) -> ApiKey:
     try:
-        return KeyRecord.model_validate(values)
+        return ApiKey.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ConfigError(

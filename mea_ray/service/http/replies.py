@@ -72,8 +72,8 @@ class Replies:
         if self.top is None:
             return {**named, "scores": row.tolist()}
         order = np.argsort(-row, kind="stable")[: self.top]
-        shown = [{"label": int(k), "class_name": self.class_names[k], "score": float(row[k])} for k in order]
-        return {**named, "top": shown}
+        top = [{"label": int(k), "class_name": self.class_names[k], "score": float(row[k])} for k in order]
+        return {**named, "top": top}
 
 
 def npy(answers: Answers) -> bytes:

@@ -39,10 +39,10 @@ def in_unit_circle(*coordinates: float) -> None:
     """Refuse a point that no feature of length 1 can be at.
 
     Raises:
-        ValueError: The point lies outside of the unit circle.
+        ValueError: The point is outside the unit circle.
     """
     if sum(coordinate**2 for coordinate in coordinates) > 1:
-        raise ValueError("lies outside of the unit circle, where no feature of length 1 can be")
+        raise ValueError("is outside the unit circle, where no feature of length 1 can be")
 
 
 class CarrierVerificationLoss(VerificationLoss):

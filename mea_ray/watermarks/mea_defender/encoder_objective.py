@@ -260,7 +260,7 @@ def squared(features: Tensor, goal: Tensor) -> Tensor:
 def evasion(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """L_eva (equation 8): mean squared distance of differently mixed samples (N, D) to the source that is nearer.
 
-    The paper lets y_c be either source. Drawn at random it would pull a sample to what lies between the two.
+    The paper lets y_c be either source. Drawn at random, it would pull a sample to a point between the two.
     """
     nearer = (features.detach() @ torch.stack([first, second]).T).argmax(1)
     return squared(features, torch.stack([first, second])[nearer])

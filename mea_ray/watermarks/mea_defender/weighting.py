@@ -174,8 +174,8 @@ class Mgda(Weighting):
             self.smoothed.reset()
             self._losses = len(values)
         gram = (gradients @ gradients.T).double().cpu()
-        found: Tensor = self.smoothed(normalised(gram, values, self.normalisation))
-        return found
+        smoothed: Tensor = self.smoothed(normalised(gram, values, self.normalisation))
+        return smoothed
 
     def aggregate(self, gradients: Tensor, values: Sequence[float]) -> Tensor:
         """Return the weighted sum of the raw gradients, with weights whose mean is 1."""
@@ -232,8 +232,8 @@ def min_norm_weights(gram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     values, vectors = np.linalg.eigh(gram / scale)
     root = np.sqrt(values.clip(0))[:, None] * vectors.T
     system = np.vstack([root, np.ones(len(gram))])
-    found = nnls(system, np.append(np.zeros(len(gram)), 1.0))[0]
-    weights: npt.NDArray[np.float64] = found / found.sum()
+    solution = nnls(system, np.append(np.zeros(len(gram)), 1.0))[0]
+    weights: npt.NDArray[np.float64] = solution / solution.sum()
     return weights
 
 

@@ -50,8 +50,8 @@ def sensitivities(thief: nn.Module, images: Tensor, loss: Tensor) -> Tensor:
     """
     names = [name for name, _ in thief.named_parameters()]
     parameters = tuple(parameter.detach() for _, parameter in thief.named_parameters())
-    found = torch.autograd.grad(loss, list(thief.parameters()), allow_unused=True)
-    direction = tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True))
+    gradients = torch.autograd.grad(loss, list(thief.parameters()), allow_unused=True)
+    direction = tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True))
 
     def log_probabilities(*values: Tensor) -> Tensor:
         logits: Tensor = functional_call(thief, dict(zip(names, values, strict=True)), (images,))
@@ -183,10 +183,10 @@ class RehearsalObjective(Objective):
         if settings.unseen.weight:
             terms["unseen"] = visible_lean(log_p.exp(), batch.labels, self.classes)
         with torch.autocast(log_p.device.type, enabled=False):
-            found = [
+            rehearsed = [
                 self._rehearse(thief, batch.images.float(), log_p, mixes.float(), others) for thief in self.thieves
             ]
-        watched = [each for each in found if each is not None]
+        watched = [each for each in rehearsed if each is not None]
         if watched:
             terms["rehearsal"] = torch.stack(watched).mean()
         return terms
@@ -234,13 +234,13 @@ class RehearsalObjective(Objective):
             thief.model.load_state_dict(thief.fresh.state_dict())
             thief.optimiser.state.clear()
             thief.age = 0
-        found = None
+        terms = None
         if thief.age >= settings.thieves.warmup:
             target = torch.full((len(mixes),), self.classes[2], device=mixes.device)
             loss = F.cross_entropy(thief.model(mixes), target)
             if settings.specificity.weight and len(others):
                 loss = loss + settings.specificity.weight * self._held_away(thief.model(others.float()))
-            found = rehearsal(log_p, sensitivities(thief.model, images, loss))
+            terms = rehearsal(log_p, sensitivities(thief.model, images, loss))
         thief.model.train()
         answers = log_p.detach().exp()
         thief.optimiser.zero_grad()
@@ -248,4 +248,4 @@ class RehearsalObjective(Objective):
         thief.optimiser.step()
         thief.model.eval()
         thief.age += 1
-        return found
+        return terms

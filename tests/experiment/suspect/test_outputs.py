@@ -8,7 +8,7 @@ import torch
 
 from mea_ray.core.errors import SuspectError
 from mea_ray.core.types import ImageSet
-from mea_ray.experiment.suspect.asked import AskedSuspect, arranged, find_form, fitted
+from mea_ray.experiment.suspect.network import SuspectNetwork, arranged, find_form, fitted
 from mea_ray.experiment.suspect.outputs import as_logits, class_columns, kind_of, matched_columns
 from mea_ray.models.foreign import Preprocessing
 
@@ -108,7 +108,7 @@ def test_a_suspect_in_another_order_of_classes_answers_in_ours(columns: Any, mat
         ask, test, preprocessing=Preprocessing(), rows_last=False, outputs=None, columns=columns, match=match
     )
     assert form.outputs == "logits" and not assumed
-    logits = AskedSuspect(ask, form)(torch.from_numpy(test.images.astype(np.float32) / 255))
+    logits = SuspectNetwork(ask, form)(torch.from_numpy(test.images.astype(np.float32) / 255))
     assert np.array_equal(logits.argmax(1).numpy(), test.labels)
 
 

@@ -124,8 +124,8 @@ def test_a_service_that_ended_without_a_word_is_not_taken_for_running(tmp_path: 
         return find_running(tmp_path)
 
     here = identity()
-    found = written(here)
-    assert found is not None and found.url == "http://here" and str(found).startswith(f"process {here['pid']} on ")
+    result = written(here)
+    assert result is not None and result.url == "http://here" and str(result).startswith(f"process {here['pid']} on ")
     assert written({**here, "started": here["started"] + 1}) is None, "another process has its number now"
     assert written({**here, "machine": "elsewhere"}) is None
     (tmp_path / RUNNING).write_text('{"pid": 1, "url": "http://here"}')
@@ -144,7 +144,7 @@ def test_a_browser_draws_the_page(owned: Owned, tmp_path: Path) -> None:
         dom = subprocess.run([*command, "--dump-dom", url], check=True, timeout=300, capture_output=True, text=True)
     rows = re.findall(r'<tr[^>]*data-client="([^"]+)"[^>]*>(.*?)</tr>', dom.stdout, re.DOTALL)
     assert [name for name, _ in rows] == ["-b-", "bob"] and rows[0][1].count("<i ") == 10
-    with Image.open(picture) as shown:
-        pixels = np.asarray(shown.convert("RGB")).reshape(-1, 3)
+    with Image.open(picture) as visible:
+        pixels = np.asarray(visible.convert("RGB")).reshape(-1, 3)
     bars = (pixels == BAR).all(1).sum()
     assert 50 < bars < 20_000, "the bars of the classes are drawn, and do not fill the page"

@@ -77,8 +77,8 @@ def post(
     return response
 
 
-def expected(victim: Path, asked: np.ndarray) -> np.ndarray:
-    return LocalBlackBox(load_model(victim)[0]).query(asked)
+def expected(victim: Path, queries: np.ndarray) -> np.ndarray:
+    return LocalBlackBox(load_model(victim)[0]).query(queries)
 
 
 @pytest.mark.parametrize("count", [1, 3, 33])
@@ -93,20 +93,20 @@ def test_answers_have_the_bits_of_the_black_box_in_this_process(service: InProce
 
 def test_bodies_of_every_type_give_the_same_answer(service: InProcess, victim: Path) -> None:
     key = service.keys.add("alice")
-    asked = images(2)
-    first, second = (picture(image[0]) for image in asked)
+    queries = images(2)
+    first, second = (picture(image[0]) for image in queries)
     bodies = {
-        "npy": post(service, key, npy(asked)),
+        "npy": post(service, key, npy(queries)),
         "png": post(service, key, first, "image/png"),
-        "lists": post(service, key, lists(asked), "application/json"),
-        "floats": post(service, key, lists(asked / 255, dtype="float32"), "application/json"),
+        "lists": post(service, key, lists(queries), "application/json"),
+        "floats": post(service, key, lists(queries / 255, dtype="float32"), "application/json"),
         "base64": post(
-            service, key, json.dumps({"images": [text(first), text(npy(asked[1]))]}).encode(), "application/json"
+            service, key, json.dumps({"images": [text(first), text(npy(queries[1]))]}).encode(), "application/json"
         ),
         "form": ask(service, key, lambda client: client.post("/v1/predict", files=[("file", first), ("file", second)])),
     }
     assert {name: response.status_code for name, response in bodies.items()} == dict.fromkeys(bodies, 200)
-    right = expected(victim, asked)
+    right = expected(victim, queries)
     for name, response in bodies.items():
         rows = response.json()["predictions"]
         scores = np.array([row["scores"] for row in rows], np.float32)
@@ -262,8 +262,8 @@ def test_a_repeated_request_is_charged_once(service: InProcess) -> None:
 def test_a_quote_counts_what_was_not_charged_before(service: InProcess) -> None:
     key = service.keys.add("alice", budget=10)
     post(service, key, npy(images(3)), idempotency_key="first")
-    asked = {"requests": [{"id": "first", "images": 3}, {"id": "second", "images": 4}]}
-    quote = ask(service, key, lambda client: client.post("/v1/quote", json=asked)).json()
+    queries = {"requests": [{"id": "first", "images": 3}, {"id": "second", "images": 4}]}
+    quote = ask(service, key, lambda client: client.post("/v1/quote", json=queries)).json()
     assert quote == {"unpaid": 4, "remaining": 7, "budget": 10}
     assert service.charged("alice") == 3
 

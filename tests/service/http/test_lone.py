@@ -126,22 +126,22 @@ def test_a_small_body_travels_with_the_head() -> None:
 def test_a_body_in_parts_is_put_together_and_a_client_that_leaves_is_not_waited_for() -> None:
     async def run(messages: list[dict[str, Any]]) -> tuple[Any, list[Any]]:
         scope: dict[str, Any] = {"type": "http", "headers": [(b"content-length", b"4")]}
-        found: list[Any] = []
+        collected: list[Any] = []
 
         async def receive() -> Any:
             return messages.pop(0)
 
         async def behind(scope: Any, receive: Any, send: Any) -> None:
-            found.append(scope.get("mea_ray.body"))
+            collected.append(scope.get("mea_ray.body"))
             mine = received(scope, receive)
             while (message := await mine())["type"] != "http.disconnect":
-                found.append((message["body"], message.get("more_body", False)))
+                collected.append((message["body"], message.get("more_body", False)))
 
         async def send(message: Any) -> None:
             pass
 
         await SendWithHead(behind)(scope, receive, send)
-        return scope, found
+        return scope, collected
 
     whole: list[dict[str, Any]] = [
         {"type": "http.request", "body": b"ab", "more_body": True},

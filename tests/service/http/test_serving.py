@@ -34,9 +34,9 @@ CLIENTS, IMAGES, EACH = 16, 12, 4
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as result:
+        result.bind(("127.0.0.1", 0))
+        return int(result.getsockname()[1])
 
 
 @pytest.fixture
@@ -119,8 +119,8 @@ def test_a_victim_is_exchanged_without_a_lost_request(running: RunningService, t
     answers = under_load(running, lambda: running.update(other))
     new = LocalBlackBox(load_model(other)[0])
     for index, received in answers.items():
-        asked = images(IMAGES, seed=index)
-        either = [old.query(asked)[:EACH], new.query(asked)[:EACH]]
+        queries = images(IMAGES, seed=index)
+        either = [old.query(queries)[:EACH], new.query(queries)[:EACH]]
         assert all(any(np.array_equal(each[:EACH], one) for one in either) for each in received)
     key = KeyStore(running.spec.state).add("late")
     late = HttpBlackBox(running.address.url, key, ClientConfig(request_images=EACH))

@@ -351,9 +351,9 @@ def test_old_flat_names_go_on_with_a_warning_for_each() -> None:
         "rest_batch": 8,
         "decoy_half": 0.5,
     }
-    with pytest.warns(FutureWarning) as told:
+    with pytest.warns(FutureWarning) as caught:
         scheme = WATERMARKS.build(CARRIER, **old)
-    assert len(told) == len(old)
+    assert len(caught) == len(old)
     now = WATERMARKS.build(
         CARRIER,
         carrier={"weight": 2.0, "cosine": 0.4, "apart": 0.1},

@@ -149,9 +149,9 @@ def test_old_flat_names_go_on_with_a_warning_for_each() -> None:
         "weight_bridge": 0.5,
         "bridge_sigma": 0.2,
     }
-    with pytest.warns(FutureWarning) as told:
+    with pytest.warns(FutureWarning) as caught:
         scheme = WATERMARKS.build("mea_carrier", **old)
-    assert len(told) == len(old)
+    assert len(caught) == len(old)
     now = WATERMARKS.build(
         "mea_carrier",
         carrier={"weight": 2.0, "rho": 0.3, "labels": "replace", "gate": {"share": 0.1, "odds": 1.0, "part": 0.2}},

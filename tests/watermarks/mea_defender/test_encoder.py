@@ -146,9 +146,9 @@ def test_options_of_the_carrier_are_not_the_papers(option: str) -> None:
 
 def test_old_flat_names_go_on_with_a_warning_for_each() -> None:
     old = {"owner_samples": 9, "mirror": True, "weight_com": 0.3, "com_temperature": 0.2, "watermark_batch": 5}
-    with pytest.warns(FutureWarning) as told:
+    with pytest.warns(FutureWarning) as caught:
         scheme = WATERMARKS.build(PAPER, **old)
-    assert len(told) == len(old)
+    assert len(caught) == len(old)
     now = WATERMARKS.build(
         PAPER,
         owner={"per_class": 9, "mirror": True},

@@ -422,9 +422,9 @@ def test_old_flat_names_go_on_with_a_warning_for_each() -> None:
         "weighting": "mgda",
         "gradient_normalisation": "l2",
     }
-    with pytest.warns(FutureWarning) as told:
+    with pytest.warns(FutureWarning) as caught:
         scheme = WATERMARKS.build("mea_defender", **old)
-    assert len(told) == len(old)
+    assert len(caught) == len(old)
     mixing = {"combiner": {"name": "pixel_merge", "contrast": 0.5, "alpha": 0.3}, "adverse": ["donut"]}
     now = WATERMARKS.build(
         "mea_defender",

@@ -32,9 +32,9 @@ def stages(train: Any = None, first: Any = None, second: Any = None, **options: 
 
 
 def by_loop(logits: Any, labels: Any, classes: Any, margin: Any = 1.0) -> Any:
-    kept = [(z, y) for z, y in zip(logits.tolist(), labels.tolist(), strict=True) if y in classes]
-    total, pairs = 0.0, len(kept) - 1
-    for (a, y), (b, t) in zip(kept, kept[1:], strict=False):
+    remaining = [(z, y) for z, y in zip(logits.tolist(), labels.tolist(), strict=True) if y in classes]
+    total, pairs = 0.0, len(remaining) - 1
+    for (a, y), (b, t) in zip(remaining, remaining[1:], strict=False):
         squared = sum((p - q) ** 2 for p, q in zip(a, b, strict=True))
         total += 0.5 * squared if y == t else 0.5 * max(0.0, margin - np.sqrt(squared + 1e-9)) ** 2
     return total / pairs / pairs
@@ -233,9 +233,9 @@ def test_old_flat_names_go_on_with_a_warning_for_each() -> None:
         "contrastive_margin": 2.0,
         "gradient_normalisation": "l2",
     }
-    with pytest.warns(FutureWarning) as told:
+    with pytest.warns(FutureWarning) as caught:
         scheme = WATERMARKS.build("mea_defender_two_stage", **old)
-    assert len(told) == len(old)
+    assert len(caught) == len(old)
     assert (scheme.first.epochs, scheme.second.learning_rate, scheme.second.evasion) == (3, 2e-4, 0.1)
     assert (scheme.update.step_epochs, scheme.update.augment) == (5, ("crop",))
     assert (scheme.loss.contrastive_margin, scheme.loss.normalisation) == (2.0, "l2")

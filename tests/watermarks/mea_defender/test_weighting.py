@@ -31,7 +31,7 @@ def by_scipy(gram: Any) -> Any:
     count = len(gram)
     best: Any = None
     for start in [np.full(count, 1 / count), *np.eye(count)]:
-        found = minimize(
+        result = minimize(
             lambda w: w @ gram @ w,
             start,
             jac=lambda w: 2 * gram @ w,
@@ -39,7 +39,7 @@ def by_scipy(gram: Any) -> Any:
             constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
             options={"ftol": 1e-14, "maxiter": 500},
         )
-        best = found if best is None or found.fun < best.fun else best
+        best = result if best is None or result.fun < best.fun else best
     return best.x
 
 
@@ -162,7 +162,7 @@ def test_projection_onto_the_dual_cone_against_scipy() -> None:
         g = gradients(4, seed, size=6)
         gram = (g @ g.T).numpy()
         u = np.abs(np.random.default_rng(seed).standard_normal(4))
-        found = minimize(
+        result = minimize(
             lambda v, g: v @ g @ v,
             u,
             args=(gram,),
@@ -171,7 +171,7 @@ def test_projection_onto_the_dual_cone_against_scipy() -> None:
             options={"ftol": 1e-15},
         )
         got = NonNegativeProjector()(torch.tensor(u)[None], torch.tensor(gram))[0].numpy()
-        np.testing.assert_allclose(got, found.x, atol=2e-3)
+        np.testing.assert_allclose(got, result.x, atol=2e-3)
 
 
 def test_a_fixed_weighting_is_none() -> None:

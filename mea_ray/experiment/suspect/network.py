@@ -42,7 +42,7 @@ class Form:
     width: int
 
 
-class AskedSuspect(nn.Module):
+class SuspectNetwork(nn.Module):
     """A suspect as a network of the victim's classes; implements what ``Verifier.report`` takes.
 
     Args:
@@ -147,7 +147,7 @@ def find_form(
         width = max(width, max(columns) + 1)
     form = Form(preprocessing, rows_last, kind, columns or tuple(range(width)), width)
     if match:
-        predicted = metrics.predictions(AskedSuspect(ask, replace(form, columns=tuple(range(width)))), test.images)
+        predicted = metrics.predictions(SuspectNetwork(ask, replace(form, columns=tuple(range(width)))), test.images)
         return replace(form, columns=matched_columns(predicted, test.labels, test.classes, width)), False
     if columns is None and width != test.classes:
         raise SuspectError(
