@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_wandb import FakeWandb
@@ -17,6 +21,35 @@ settings.load_profile("no deadline")
 
 # Ray runs its workers at nice 15: on a machine that is busy with something else they would hardly run at all.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+RAY = re.compile(r"ray_session|RAY_ADDRESS|^ *import ray$", re.MULTILINE)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for the whole suite on two cores or more; a part of it runs in one, without workers."""
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or (os.cpu_count() or 1) < 2:
+        return 0
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each has a core of its own
+    return 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep each file in one process, and all files that start Ray or look for it in the same one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileAndRay(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if needs_ray(config.rootpath / file) else file
+
+    return ByFileAndRay(config, log)
+
+
+@cache
+def needs_ray(file: Path) -> bool:
+    return RAY.search(file.read_text(encoding="utf-8")) is not None
 
 
 @pytest.fixture(scope="session")
