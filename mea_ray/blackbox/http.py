@@ -68,11 +68,11 @@ class Wire(Protocol):
         ...
 
     def remaining(self, get: Callable[[str], httpx.Response]) -> int | None:
-        """Return the images that the service lets the client ask; None if it does not say."""
+        """Return the images that the client may still query; None if it does not say."""
         ...
 
     def quote(self, requests: Sequence[tuple[str, int]]) -> tuple[str, Any] | None:
-        """Return path and JSON of a question what requests would cost; None if the service cannot be asked."""
+        """Return path and JSON of a request for a price; None if the service gives none."""
         ...
 
     def request(self, request_id: str, images: Images | FloatImages) -> dict[str, Any]:
@@ -129,15 +129,15 @@ class HttpBlackBox:
         url: URL of the service, e.g. ``https://models.example/flowers``.
         key: API key, sent as ``Authorization: Bearer``; None sends none.
         settings: Images in a request, requests under way at once, seconds to wait, failures that are borne.
-        start_at: Images that were asked, and their answers kept, in an earlier process.
-        budget: Images that may be asked in all, whatever the service allows; None for no limit here.
+        start_at: Images that were queried in an earlier process, whose answers are stored.
+        budget: Images that may be queried in all, whatever the service allows; None for no limit here.
         request_prefix: Distinguishes streams of queries under one key.
         wire: How the service words requests and answers; None for ``mea-ray serve``.
         transport: Of httpx; None for the network.
         sleep: How to wait, in seconds.
 
     Attributes:
-        asked: Images asked so far, ``start_at`` included.
+        asked: Images queried so far, ``start_at`` included.
 
     Raises:
         ConfigError: The URL or a number is not acceptable, or there is no such service at the URL.
@@ -197,7 +197,7 @@ class HttpBlackBox:
 
     @property
     def remaining(self) -> int | None:
-        """Images that may still be asked: the lower of the service's and the client's limit; None without either."""
+        """Images that may still be queried: the lower of the service's and the client's limit; None without either."""
         theirs = self._wire.remaining(self._get)
         own = None if self._budget is None else self._budget - self.asked
         known = [images for images in (theirs, own) if images is not None]
@@ -206,14 +206,14 @@ class HttpBlackBox:
     def query(self, images: Images | FloatImages) -> Answers:
         """Answer images in their order, see `types.BlackBox.query`.
 
-        After an error the same query may be asked again: what was charged of it is not charged twice. Waits when the
+        After an error the same query may be sent again: what was charged of it is not charged twice. Waits when the
         client is over its rate.
 
         Raises:
             BadQuery: The images are not acceptable; nothing was charged.
             UnknownClient: The service refuses the key.
             OverBudget: They do not fit in what is left of the budget; nothing was charged.
-            ServiceUnavailable: The service did not answer, although asked again ``retries`` times.
+            ServiceUnavailable: The service did not answer, although it was tried ``retries`` times more.
         """
         with self._turn:
             before = self.asked

@@ -40,7 +40,7 @@ def find(file: Path) -> Path:
     if file.is_dir():
         raise ConfigError(f"{file} is a folder; give a YAML file, or one of the sweeps that come with mea_ray: {known}")
     raise ConfigError(
-        f"there is no file {file}, and no sweep of that name comes with mea_ray{nearest(name, known)} Known: "
+        f"there is no file {file}, and no sweep of that name comes with mea_ray{nearest(name, known) or '.'} Known: "
         f"{', '.join(known)}"
     )
 

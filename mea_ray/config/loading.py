@@ -42,7 +42,7 @@ def _with_hint(problem: SettingProblem, model: type[Settings], tree: Any) -> Set
     below, within = (ExperimentConfig, tree.get("base")) if inside else (model, tree)
     hint = meant(problem.path.removeprefix(inside) + _single(tree, problem.path), list(paths(below, within)))
     known = problem.text[problem.text.index("Known:") :] if "Known:" in problem.text else ""
-    return SettingProblem(problem.path, f"unknown key{hint} {known}".rstrip())
+    return SettingProblem(problem.path, f"unknown key{hint or '.'} {known}".rstrip())
 
 
 def _single(tree: Any, path: str) -> str:

@@ -18,7 +18,7 @@ class RateConfig(Config):
     """Token bucket per client."""
 
     images_per_second: float = Field(gt=0, description="Sustained rate.")
-    burst: int = Field(1000, ge=1, description="Images that may be asked at once after a pause.")
+    burst: int = Field(1000, ge=1, description="Images that may be queried at once after a pause.")
 
 
 class ServingConfig(Config):
@@ -52,8 +52,8 @@ class ClientConfig(Config):
 
     request_images: int = Field(256, ge=1, description="Images in a request.")
     max_in_flight: int = Field(8, ge=1, description="Requests under way at once.")
-    request_timeout_s: float = Field(120.0, gt=0, description="Wait for one answer before asking again.")
-    retries: int = Field(5, ge=0, description="Times a request is asked again after a failure.")
+    request_timeout_s: float = Field(120.0, gt=0, description="Wait for one answer before the request is repeated.")
+    retries: int = Field(5, ge=0, description="Times a request is repeated after a failure.")
 
 
 class BlackBoxConfig(Config):

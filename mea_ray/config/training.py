@@ -68,7 +68,7 @@ class LearningConfig(Config):
         1e-12, gt=0, lt=1e-2, description="Least probability assumed for a class when the temperature is not 1."
     )
     mixing: Literal["none", "mixup", "cutmix"] = Field(
-        "none", description="Train on mixtures of answered images: a defence against backdoors that asks nothing."
+        "none", description="Train on mixtures of answered images: a defence against backdoors that costs no query."
     )
     mixing_alpha: float = Field(1.0, gt=0, description="Both parameters of the Beta distribution of the mixing ratio.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Part of each target spread over all classes.")

@@ -26,7 +26,7 @@ class ConfigError(MeaRayError):
 
 
 class DataError(MeaRayError):
-    """A dataset that is missing, unreadable, or does not fit what was asked of it."""
+    """A dataset that is missing, unreadable, or does not fit what it is used for."""
 
 
 class ArtifactError(MeaRayError):
@@ -87,8 +87,8 @@ class OverBudget(QueryError):
 
     def __str__(self) -> str:
         return (
-            f"client {self.client!r} asked {self.asked} images with {self.remaining} of its budget of {self.budget} "
-            "left; ask fewer, or raise the client's budget (`thief.budgets`)"
+            f"client {self.client!r} queried {self.asked} images with {self.remaining} of its budget of {self.budget} "
+            "left; query fewer, or raise the client's budget (`thief.budgets`)"
         )
 
 
@@ -109,7 +109,7 @@ class RateLimited(QueryError):
 
 
 class ServiceUnavailable(MeaRayError):
-    """The victim service did not answer although the query was asked again; answers already received are kept."""
+    """The victim service did not answer although the query was repeated; answers already received are kept."""
 
 
 class ReplicasAway(ServiceUnavailable):
@@ -213,4 +213,4 @@ class RequestConflict(QueryError):
 
 
 class SuspectError(MeaRayError):
-    """A suspect's file, function or service cannot be loaded, asked or understood, so there is no verdict."""
+    """A suspect's file, function or service cannot be loaded, queried or understood, so there is no verdict."""

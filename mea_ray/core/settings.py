@@ -130,8 +130,9 @@ def default_of(field: FieldInfo) -> Any:
 
 def group_of(annotation: Any) -> type[Settings] | None:
     """Return the group of settings that an annotation holds: ``Carrier``, ``Carrier | None``; None if there is none."""
-    kinds = members(annotation)
-    groups: list[type[Settings]] = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
+    # In Python 3.10 tuple[int, ...] is an instance of type, too, and no class.
+    kinds = [kind for kind in members(annotation) if isinstance(kind, type) and get_origin(kind) is None]
+    groups: list[type[Settings]] = [kind for kind in kinds if issubclass(kind, Settings)]
     return groups[0] if groups else None
 
 
@@ -270,7 +271,11 @@ class RefusedSettings(ValueError):
 def problems(error: ValidationError, model: type[BaseModel]) -> list[SettingProblem]:
     """Word every problem of a validation: the path, the value, the constraint, the nearest known key."""
     issues = []
-    for each in error.errors():
+    errors = error.errors()
+    wrong_items = {each["loc"][:-1] for each in errors if each["loc"]}
+    for each in errors:
+        if each["type"] == "too_short" and each["loc"] in wrong_items:
+            continue  # it is counted without the items that are wrong themselves
         path = ".".join(map(str, each["loc"]))
         cause = each.get("ctx", {}).get("error")
         if isinstance(cause, RefusedSettings):
@@ -283,7 +288,7 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[SettingProb
         elif each["type"] == "extra_forbidden":
             known = _keys(model, each["loc"][:-1])
             hint = nearest(str(each["loc"][-1]), known)
-            issues.append(SettingProblem(path, f"unknown key{hint} Known: {', '.join(known)}"))
+            issues.append(SettingProblem(path, f"unknown key{hint or '.'} Known: {', '.join(known)}"))
         else:
             issues.append(SettingProblem(path, each["msg"], printable(each["input"])))
     return issues

@@ -50,7 +50,7 @@ class Marker(Protocol):
 
         Args:
             probabilities: float32 (N, classes), rows sum to 1; left as they are.
-            images: What was asked, uint8 (N, C, H, W).
+            images: The queried images, uint8 (N, C, H, W).
             features: The victim's features, float32 (N, F), if the marker ``reads_features``.
 
         Returns:
@@ -212,7 +212,7 @@ class BlackBox(Protocol):
 
     @property
     def remaining(self) -> int | None:
-        """Images that may still be asked; None without a budget."""
+        """Images that may still be queried; None without a budget."""
         ...
 
     def query(self, images: Images | FloatImages) -> Answers:

@@ -75,7 +75,7 @@ class FolderJournal(FolderSteps):
 
     @cached_property
     def transfer(self) -> TransferSet:
-        """The answers that the thief received; a damaged part is set aside and asked again."""
+        """The answers that the thief received; a damaged part is set aside and queried again."""
         return TransferSet(self.folder / "transfer", on_damage=self._warn)
 
     def rung(self, budget: int) -> RungResult | None:

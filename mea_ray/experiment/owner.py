@@ -1,4 +1,4 @@
-"""What the owner does before anybody asks: trains the victim with its watermark, and the null models without one."""
+"""What the owner does before the first query: trains the victim with its watermark, and the null models without one."""
 
 from __future__ import annotations
 

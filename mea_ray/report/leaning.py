@@ -22,7 +22,7 @@ HEADINGS = {
 """Column of ``LeaningRow`` to its heading, in the order in which they are shown."""
 CAPTION = (
     "Score: mean probability of a key's target in the answers to its source classes. "
-    "Innocent models were asked the same images."
+    "Innocent models were queried with the same images."
 )
 _SECTIONS = {"data", "splits", "victim", "service"}
 

@@ -37,8 +37,8 @@ class ServiceClient:
         request_images: Images in a request; ``query`` splits what is longer.
         max_in_flight: Requests under way at once.
         request_timeout_s: Seconds to wait for one answer, or for a dead replica's return, before asking again.
-        retries: Times a request is asked again after a failure.
-        start_at: Images that this client has asked, and kept the answers of, in an earlier process.
+        retries: Times a request is repeated after a failure.
+        start_at: Images that this client queried in an earlier process, whose answers are stored.
         request_prefix: Distinguishes streams of queries of one client, if it needs several.
 
     Raises:
@@ -90,14 +90,14 @@ class ServiceClient:
 
     @property
     def remaining(self) -> int | None:
-        """Images that may still be asked; None without a budget."""
+        """Images that may still be queried; None without a budget."""
         left: int | None = self._ask_ledger("remaining", self.account)
         return left
 
     def query(self, images: Images | FloatImages) -> Answers:
         """Answer images in their order, see `types.BlackBox.query`.
 
-        After an error the same query may be asked again: what was charged of it is not charged twice. Waits when the
+        After an error the same query may be sent again: what was charged of it is not charged twice. Waits when the
         client is over its rate.
 
         Raises:
@@ -105,7 +105,7 @@ class ServiceClient:
             UnknownClient: The client is not registered.
             WrongToken: The token is not that of the client.
             OverBudget: They do not fit in what is left of the budget; nothing was charged.
-            ServiceUnavailable: No replica answered, although asked again ``retries`` times.
+            ServiceUnavailable: No replica answered, although it was tried ``retries`` times more.
         """
         with self._turn:
             before = self.asked

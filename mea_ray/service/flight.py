@@ -1,4 +1,4 @@
-"""Requests under way: pipelined over the replicas with bounded flight, asked again when a replica dies or is late."""
+"""Requests under way: pipelined over the replicas with bounded flight, repeated when a replica dies or is late."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ class _Flights:
             request.avoid = flight.replica
             if request.failures == 2 and not self.warned:
                 self.warned = True
-                PATIENCE.notify(f"service {self.service}: {reason.splitlines()[0][:200]}; asking again, charged once")
+                PATIENCE.notify(f"service {self.service}: {reason.splitlines()[0][:200]}; repeated, charged once")
             # What fails may need a while: a ledger whose disk is full or away, say.
             pause = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * _RETRY_FACTOR ** (request.failures - 1))
             self._again(flight.index, pause)

@@ -73,7 +73,7 @@ class Watch:
         if self._known.setdefault(name, incarnation) != incarnation:
             self._known[name] = incarnation
             where = incarnation.partition(" ")[0]
-            self.notify(f"{name} died and is up again on node {where}: what it owes is asked again, charged once")
+            self.notify(f"{name} died and is up again on node {where}: its open requests are repeated, charged once")
 
 
 def incarnation() -> str:

@@ -297,3 +297,11 @@ def test_a_sweep_over_datasets_names_its_classes_in_the_space() -> None:
         build(SweepConfig, {"base": base, "space": space})
     assert "\n" not in str(refused.value)
     build(SweepConfig, {"base": base, "space": {"seed": {"grid": [0, 1]}}})
+
+
+def test_a_list_whose_items_are_wrong_is_not_called_empty_too() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        build(ExperimentConfig, {"thief": {"budgets": ["5oo"]}})
+    assert "thief.budgets.0='5oo'" in str(refusal.value) and "at least 1 item" not in str(refusal.value)
+    with pytest.raises(ConfigError, match="at least 1 item"):
+        build(ExperimentConfig, {"thief": {"budgets": []}})

@@ -155,7 +155,7 @@ class Mine(Attack):
 @pytest.mark.parametrize(
     ("body", "error", "text"),
     [
-        ("blackbox.query(pool[:97])", OverBudget, "asked 97 images"),
+        ("blackbox.query(pool[:97])", OverBudget, "queried 97 images"),
         ("blackbox.query(pool[:0])", BadQuery, "at least 1 image, got 0"),
         ("blackbox.query(pool[:4].astype(np.float64))", BadQuery, "uint8 or float32"),
         ("blackbox.query(pool[:4, :, :2])", BadQuery, "must have shape"),

@@ -1,4 +1,4 @@
-"""The attack's process: closes itself in, runs the attack, and asks its owner for answers."""
+"""The attack's process: closes itself in, runs the attack, and gets answers from its owner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of models: how each kind is opened and asked. Runs in the suspect's own process."""
+"""Files of models: how each kind is opened and queried. Runs in the suspect's own process."""
 
 from __future__ import annotations
 

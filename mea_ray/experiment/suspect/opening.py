@@ -1,4 +1,4 @@
-"""From what a user calls a suspect (a file, a folder, a URL, ``pkg:function``) to something that can be asked."""
+"""From what a user calls a suspect (a file, a folder, a URL, ``pkg:function``) to a function that can be queried."""
 
 from __future__ import annotations
 

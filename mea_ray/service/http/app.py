@@ -45,7 +45,7 @@ class Usage(BaseModel):
     budget: int | None = Field(description="Images that may be charged in all; null for no limit.")
     remaining: int | None = Field(description="Images that are left; null for no limit.")
     images_per_second: float | None = Field(description="Sustained rate; null for no limit.")
-    burst: int | None = Field(description="Images that may be asked at once after a pause; null for no limit.")
+    burst: int | None = Field(description="Images that may be queried at once after a pause; null for no limit.")
 
 
 class PricedRequest(BaseModel):
