@@ -29,8 +29,12 @@ set -euo pipefail
 sweep=${1:-sweeps/quickstart.yaml}
 shift || true
 storage=${MEA_RAY_STORAGE:-$SLURM_SUBMIT_DIR/mea_ray_results}
+wandb=offline
 for setting in "$@"; do
-  case $setting in storage=*) storage=${setting#storage=} ;; esac
+  case $setting in
+    storage=*) storage=${setting#storage=} ;;
+    tracking.wandb=*) wandb=${setting#tracking.wandb=} ;;
+  esac
 done
 if [[ -n ${MEA_RAY_VENV:-} ]]; then
   # shellcheck source=/dev/null
@@ -156,7 +160,7 @@ fi
 
 # With job control the sweep is not deaf to SIGINT, as background processes of a script are.
 set -m
-mea-ray sweep "$sweep" "storage=$storage" tracking.wandb=offline "$@" --resume --address "$address" &
+mea-ray sweep "$sweep" "storage=$storage" "tracking.wandb=$wandb" "$@" --resume --address "$address" &
 driver=$!
 set +m
 

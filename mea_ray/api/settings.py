@@ -13,6 +13,7 @@ from mea_ray.config import ExperimentConfig, build, load_experiment
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.arrays import save_arrays
+from mea_ray.storage.files import at_home
 
 Component = str | Mapping[str, Any]
 """The name of a component, or a mapping with ``name`` and its options."""
@@ -82,7 +83,7 @@ def dataset(
         train, test = data
         names = class_names if class_names is not None else getattr(train, "classes", None)
         data = Dataset("arrays", _in_memory(train, names), _in_memory(test, names))
-    path = Path(storage).expanduser().absolute() / "datasets" / f"{data.fingerprint}.npz"
+    path = at_home(storage, "storage").absolute() / "datasets" / f"{data.fingerprint}.npz"
     if not path.exists():
         save_arrays(path, data)
     return {"name": "arrays", "path": str(path)}

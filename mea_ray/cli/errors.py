@@ -11,6 +11,7 @@ from typing import TextIO
 
 from mea_ray.cli.options import FAILED, USAGE
 from mea_ray.core.errors import ArtifactError, ConfigError, DataError, MeaRayError, RenamedOption, first_line
+from mea_ray.storage.files import is_of_arrow
 
 REMEDIES = {
     errno.EACCES: "choose a place that you may use (storage=..., data.path=...), or change its permissions",
@@ -90,6 +91,8 @@ def report(error: BaseException) -> Report:
     if isinstance(error, MemoryError):
         text = "there is not enough memory for this; take fewer or smaller images, or a smaller batch"
         return Report(name, f"{text} ({first_line(error)})" if str(error) else text, USAGE)
+    if is_of_arrow(error):
+        return Report(name, f"{first_line(error)}; check storage and data, and what lets you in there", USAGE)
     if type(error).__module__.split(".")[0] == "ray":
         return Report(name, f"Ray failed: {first_line(error)}; --debug shows everything", FAILED)
     text = f"this is a bug in mea_ray: {name}: {first_line(error)}; please report it with what --debug shows"

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that ``--help`` is insta
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -642,6 +643,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code (see ``EPILOG``).
     """
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by whoever started us, as some daemons do
+            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     state: dict[str, Any] = {}
     command = typer.main.get_command(app)
     from mea_ray.cli.errors import plain_warnings

@@ -13,6 +13,8 @@ import typer
 
 from mea_ray.core.errors import ArtifactError, ConfigError, ServiceUnavailable
 
+_WEIGHTS = "model.safetensors"  # ``training.checkpoint`` says so, and imports torch
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -247,8 +249,11 @@ def _state(victim: Path, state: Path | None) -> Path:
 def _store(victim: Path, state: Path | None) -> Any:
     from mea_ray.service.http.keys import KeyStore
 
-    if not victim.is_dir():
-        raise ConfigError(f"{victim} is no folder; give the folder of a victim")
+    if not (victim / _WEIGHTS).is_file():
+        raise ConfigError(
+            f"{victim} is no folder of a victim, it has no {_WEIGHTS}; give one that `mea-ray train` wrote, or "
+            "STORAGE/artifacts/victims/NAME"
+        )
     return KeyStore(_state(victim, state))
 
 

@@ -226,6 +226,13 @@ class ExperimentConfig(Config):
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="Share of the cluster per role.")
     storage: str = Field("mea_ray_results", description="Folder or URI (s3://, gs://, NFS path) for everything kept.")
 
+    @field_validator("storage")
+    @classmethod
+    def _no_blank_storage(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("storage is empty; give a folder or URI, e.g. storage=mea_ray_results")
+        return value
+
     @model_validator(mode="after")
     def _with_class_indices(self) -> ExperimentConfig:
         try:

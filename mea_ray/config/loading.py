@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mea_ray.config import yaml_text
 from mea_ray.config.experiment import ExperimentConfig
-from mea_ray.config.overrides import dropped, load_tree, overridden, split_override
+from mea_ray.config.overrides import dropped, load_tree, overridden, refuse_twice, split_override
 from mea_ray.config.paths import meant, paths
 from mea_ray.config.sweep import SweepConfig
 from mea_ray.core.errors import ConfigError
@@ -88,7 +88,9 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """
     tree, axes = load_tree(path), {}
     settings = []
-    for key, text in map(split_override, overrides):
+    given = [split_override(text) for text in overrides]
+    refuse_twice([(key if key.startswith("space.") else _in_sweep(key), text) for key, text in given])
+    for key, text in given:
         if key.startswith("space."):
             axes[key.removeprefix("space.")] = yaml_text.parse(text, f"override {key!r}")
         else:

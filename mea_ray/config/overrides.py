@@ -53,13 +53,29 @@ def overridden(model: type[Settings], tree: Tree, overrides: Sequence[tuple[str,
         A new tree, and the values by path.
 
     Raises:
-        ConfigError: A value is no YAML, or a path leads below a plain value.
+        ConfigError: A value is no YAML, a path leads below a plain value, or a path is given two values.
     """
+    refuse_twice(overrides)
     values: Tree = {}
     for key, text in sorted(dict(overrides).items(), key=lambda pair: _order(pair[0])):
         values[key] = typed(field_at(model, tree, key), text, f"override {printable(f'{key}={text}')}")
         tree = set_path(tree, key, values[key])
     return tree, values
+
+
+def refuse_twice(overrides: Sequence[tuple[str, str]]) -> None:
+    """Refuse two values for one path; nobody could say which one was meant.
+
+    Raises:
+        ConfigError: A path is given two different values.
+    """
+    given: dict[str, str] = {}
+    for key, text in overrides:
+        first = given.setdefault(key, text)
+        if first != text:
+            raise ConfigError(
+                f"{key} is overridden twice, by {printable(first)} and by {printable(text)}; remove one of them"
+            )
 
 
 def typed(field: FieldInfo | None, text: str, where: str) -> Any:

@@ -5,13 +5,32 @@ None of it changes what a victim is, so that artifacts are named without it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from mea_ray.config.components import Config, PolicyChoice
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.settings import RefusedSettings
+
+SMALLEST_SHARE = 1e-4
+"""Ray counts resources in steps of this size."""
+
+
+def _share(value: float) -> float:
+    if 0 < value < SMALLEST_SHARE:
+        raise ValueError(f"Ray counts in steps of {SMALLEST_SHARE:g}; give at least that")
+    return value
+
+
+def _gpus(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError("Ray gives a process a part of one GPU, or several whole ones; give a whole number above 1")
+    return value
+
+
+Cpus = Annotated[float, AfterValidator(_share)]
+Gpus = Annotated[float, AfterValidator(_share), AfterValidator(_gpus)]
 
 
 class RateConfig(Config):
@@ -25,8 +44,8 @@ class ServingConfig(Config):
     """A victim's service: its replicas, and what they answer."""
 
     replicas: int = Field(1, ge=1, le=10_000, description="Replica actors that hold the victim.")
-    cpus_per_replica: float = Field(1.0, ge=0, description="CPUs of one replica, which computes on one.")
-    gpus_per_replica: float = Field(0.0, ge=0, description="GPUs of one replica, may be a fraction.")
+    cpus_per_replica: Cpus = Field(1.0, ge=0, description="CPUs of one replica, which computes on one.")
+    gpus_per_replica: Gpus = Field(0.0, ge=0, description="GPUs of one replica, may be a fraction.")
     max_batch_images: int = Field(256, ge=1, description="Images merged into one pass at most; 1 request when 1.")
     max_wait_ms: float = Field(2.0, ge=0, description="Longest wait of a request for others to merge with.")
     pass_images: int | None = Field(
@@ -66,6 +85,14 @@ class BlackBoxConfig(Config):
         "are stored beside results.",
     )
     api: str | None = Field(None, description="YAML file that describes a foreign API; null is `mea-ray serve`.")
+
+    @field_validator("url")
+    @classmethod
+    def _of_the_web(cls, value: str) -> str:
+        scheme, separator, rest = value.partition("://")
+        if scheme.lower() not in {"http", "https"} or not separator or not rest.strip("/"):
+            raise ValueError("it is no http or https URL; give one like http://127.0.0.1:8000")
+        return value
 
     @field_validator("key")
     @classmethod
@@ -111,8 +138,8 @@ class TrackingConfig(Config):
 class RoleResources(Config):
     """What one process of a role reserves from Ray."""
 
-    cpus: float = Field(1.0, gt=0, description="CPUs.")
-    gpus: float = Field(0.0, ge=0, description="GPUs, may be a fraction.")
+    cpus: Cpus = Field(1.0, gt=0, description="CPUs.")
+    gpus: Gpus = Field(0.0, ge=0, description="GPUs, may be a fraction.")
 
 
 class ResourcesConfig(Config):

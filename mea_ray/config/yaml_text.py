@@ -96,8 +96,12 @@ class _Constructor(BaseConstructor):
             raise _problem("expected keys with values", node)
         merged: dict[str, Any] = {}
         own: dict[str, Any] = {}
+        has_merge = False
         for key, value in node.value:
             if key.tag == f"{_TAG}merge":
+                if has_merge:
+                    raise _problem("the key '<<' is given twice; merge several mappings by a list: <<: [*a, *b]", key)
+                has_merge = True
                 # Of several mappings the first wins, as the merge key's specification says.
                 for source in reversed(value.value) if isinstance(value, SequenceNode) else [value]:
                     merged = {**merged, **self.mapping(source)}

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -75,6 +75,10 @@ class Settings(BaseModel):
         if not isinstance(value, Mapping):
             return value
         given = with_current_names(value, cls.renamed, cls.__name__)
+        for key, item in given.items():
+            if key in cls.model_fields and _is_truth_for_number(cls.model_fields[key].annotation, item):
+                issue = SettingProblem(str(key), "a number is needed, not true or false", printable(item))
+                raise RefusedSettings(InvalidSettings("", [issue]))
         return {
             key: _completed(cls.model_fields[key], item) if key in cls.model_fields else item
             for key, item in given.items()
@@ -163,6 +167,32 @@ def is_list(annotation: Any) -> bool:
     """Say whether an annotation stands for a list and nothing else, null aside."""
     kinds = [kind for kind in members(annotation) if kind is not type(None)]
     return bool(kinds) and all(get_origin(kind) in {tuple, list} for kind in kinds)
+
+
+def _is_truth_for_number(annotation: Any, value: Any) -> bool:
+    """Whether true or false was given where only numbers are meant: Python, and pydantic with it, takes true for 1."""
+    if isinstance(value, bool):
+        kinds = set(_leaves(annotation))
+        return bool(kinds & {int, float}) and kinds <= {int, float, type(None)}
+    if isinstance(value, Mapping):
+        return any(_is_truth_for_number(annotation, each) for each in value.values())
+    return isinstance(value, (list, tuple)) and any(_is_truth_for_number(annotation, each) for each in value)
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """Yield the plain types that an annotation is made of: of a list its items', of a mapping its values'."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        yield from map(type, inside)
+    elif origin is Annotated:
+        yield from _leaves(inside[0])
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        yield from _leaves(inside[1])
+    elif inside:
+        for each in inside:
+            yield from () if each is Ellipsis else _leaves(each)
+    else:
+        yield annotation
 
 
 def _completed(field: FieldInfo, given: Any) -> Any:
@@ -290,7 +320,7 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[SettingProb
             hint = nearest(str(each["loc"][-1]), known)
             issues.append(SettingProblem(path, f"unknown key{hint or '.'} Known: {', '.join(known)}"))
         else:
-            issues.append(SettingProblem(path, each["msg"], printable(each["input"])))
+            issues.append(SettingProblem(path, each["msg"].removeprefix("Value error, "), printable(each["input"])))
     return issues
 
 

@@ -139,8 +139,9 @@ def _open(name: str, dataset: Callable[..., Any], root: str, download: bool, **w
 
     Processes wait for each other, so that none reads what another is still writing.
     """
-    folder = Path(root).expanduser()
+    folder = Path(root)
     try:
+        folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         # Nobody can download into a folder that cannot be written, so there is nothing to wait for.
         writable = os.access(folder, os.W_OK)

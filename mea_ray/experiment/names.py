@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mea_ray.config import ExperimentConfig, Tree, digest, identity
 from mea_ray.experiment.data import Fingerprints, dataset_key, inner_choices
-from mea_ray.storage.files import refusing, sha256
+from mea_ray.storage.files import at_home, refusing, sha256
 from mea_ray.watermarks import WATERMARKS
 
 SCHEMA = 1
@@ -109,7 +108,7 @@ def _victim(config: ExperimentConfig) -> Tree | None:
     if not victim.pop(_KEY_FROM_SEED, False) and config.victim.watermark.name != "none":
         victim["key"] = "system"
     if config.victim.weights is not None:
-        weights = Path(config.victim.weights)
+        weights = at_home(config.victim.weights, "victim.weights")
         with refusing(f"victim.weights={weights} cannot be read", "give a file of safetensors or a state dict"):
             victim["weights"] = sha256(weights)
     return victim or None

@@ -18,6 +18,7 @@ from mea_ray.config import BlackBoxConfig, ClientConfig, ExperimentConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.experiment.theft import answers_received
 from mea_ray.results.records import QueryLogRecord
+from mea_ray.storage.files import at_home
 
 Open = Callable[..., HttpBlackBox]
 
@@ -174,11 +175,11 @@ def read_key(reference: str, option: str = "thief.blackbox.key") -> str:
         key = os.environ.get(name, "")
         where = f"the environment variable {name}"
     else:
-        path = Path(name).expanduser()
+        path = at_home(name, option)
         where = f"the file {path}"
         try:
             key = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeError):
+        except (OSError, ValueError):  # no text, or no path
             key = ""
     if not key.strip() or not key.strip().isprintable():
         raise ConfigError(f"{option}={reference}: {where} holds no key; put the API key there")

@@ -25,6 +25,9 @@ from mea_ray.storage.files import write_whole
 from mea_ray.training.checkpoint import check_model, save_model
 from mea_ray.training.device import threads
 
+CLAIM = "theft.txt"
+"""File that says whose folder it is."""
+
 
 class StolenRung(BaseModel):
     """One substitute.
@@ -80,7 +83,8 @@ def steal(
     thief = config.thief
     attack.check(len(data.thief_pool), thief.budgets, thief.training, thief.learning, labelled=labelled)
     build_network(thief.model, data.shape, data.classes)
-    name = _claim(config, folder, data)
+    name = _name(config, data)
+    _refuse_anothers(folder, name)
     transfer = TransferSet(folder / "transfer", on_damage=warn)
     finished = {budget: _finished(folder, budget, warn) for budget in thief.budgets}
     done = {budget: rung for budget, rung in finished.items() if rung is not None}
@@ -93,6 +97,7 @@ def steal(
             for account, budget in account_budgets(config, name).items():
                 service.register(account, budget)
             blackbox = open_blackbox(config, name, transfer, service.open, at_once=service.at_once)
+            _claim(config, folder, name)  # not before the service lets us in: a refused start leaves the folder free
             with threads(config.resources.trial.cpus):
                 for rung in process.steal(Theft.of(config, data), blackbox, transfer, set(done)):
                     assert isinstance(rung.model, ImageModel)
@@ -111,18 +116,24 @@ def steal(
     return [done[budget] for budget in thief.budgets]
 
 
-def _claim(config: ExperimentConfig, folder: Path, data: Splits) -> str:
-    """Write down whose folder it is; the name of the theft follows from all that decides its answers."""
+def _name(config: ExperimentConfig, data: Splits) -> str:
+    """Return the name of a theft, which follows from all that decides its answers."""
     read = [data.fingerprint, data.pool_fingerprint]
-    name = digest(
+    return digest(
         {"seed": config.seed, "splits": identity(config.splits), "thief": identity(config.thief), "data": read}
     )
-    path = folder / "theft.txt"
+
+
+def _refuse_anothers(folder: Path, name: str) -> None:
+    path = folder / CLAIM
     if path.exists() and path.read_text(encoding="utf-8").strip() != name:
         raise ConfigError(f"{folder} holds another theft (other settings, data or URL); give another folder with --to")
-    write_whole(path, name + "\n")
+
+
+def _claim(config: ExperimentConfig, folder: Path, name: str) -> None:
+    """Write down whose folder it is."""
+    write_whole(folder / CLAIM, name + "\n")
     write_yaml(config, folder / "config.yaml")
-    return name
 
 
 def _accuracy(model: ImageModel, test: ImageSet) -> float:

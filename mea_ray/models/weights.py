@@ -45,6 +45,7 @@ def read_state(path: str | Path) -> State:
     """
     path = Path(path)
     try:
+        path = path.expanduser()
         with path.open("rb") as file:
             start = file.read(16)
         content: Any = (

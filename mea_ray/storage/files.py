@@ -165,6 +165,32 @@ def refusing(what: str, remedy: str) -> Iterator[None]:
         raise ConfigError(f"{what}: {error.strerror or ' '.join(str(error).split())}; {remedy}") from error
     except UnicodeError:
         raise ConfigError(f"{what}: its name is not UTF-8; {remedy}") from None
+    except Exception as error:
+        if not is_of_arrow(error):
+            raise
+        raise ConfigError(f"{what}: {' '.join(str(error).split())}; {remedy}") from error
+
+
+def is_of_arrow(error: BaseException) -> bool:
+    """Whether an error is one of pyarrow's own: of Azure's client, say, whose errors are none of the system."""
+    return type(error).__module__.partition(".")[0] == "pyarrow"
+
+
+def at_home(path: str | Path, setting: str) -> Path:
+    """Return a path with ``~`` and ``~user`` expanded.
+
+    Args:
+        path: The path.
+        setting: What it was given as, for the message.
+
+    Raises:
+        ConfigError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = str(path).partition("/")[0]
+        raise ConfigError(f"{setting}={path}: {user} has no home folder on this machine; give the whole path") from None
 
 
 def sha256(path: Path) -> str:

@@ -18,9 +18,10 @@ from typing import Any
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.storage import objects, segments
-from mea_ray.storage.files import patiently, refusing, write_whole
+from mea_ray.storage.files import at_home, patiently, refusing, write_whole
 from mea_ray.storage.lease import FileLease, Lease
 
+_GCS_RETRY_S = 30.0
 IDENTITY = "folder.id"
 """File of a remote folder that says which one it is, see `Storage.claim_cache`."""
 
@@ -52,7 +53,7 @@ class Storage:
         if remote is not None:
             self.root = _cache_root() / hashlib.sha256(location.encode()).hexdigest()[:16]
         else:
-            self.root = Path(location.removeprefix("file://")).expanduser().absolute()
+            self.root = at_home(location.removeprefix("file://"), "storage").absolute()
             self.location = str(self.root)  # it goes to processes with other working directories
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
@@ -364,18 +365,28 @@ def _remote(location: str) -> tuple[Any, str] | None:
     from pyarrow.lib import ArrowException
 
     try:
-        system, root = fs.FileSystem.from_uri(_with_one_put(location))
+        system, root = fs.FileSystem.from_uri(_with_options(location))
     except (ArrowException, ValueError, OSError) as error:
         raise ConfigError(
             f"storage={location!r}: {error}; give a folder, or a URI that pyarrow knows (s3://bucket/folder, gs://...)"
         ) from None
-    return None if isinstance(system, fs.LocalFileSystem) else (system, root.rstrip("/"))
+    if isinstance(system, fs.LocalFileSystem):
+        return None
+    if not root.strip("/"):
+        raise ConfigError(f"storage={location!r} names no bucket; give one, and a folder in it (s3://bucket/folder)")
+    return system, root.rstrip("/")
 
 
-def _with_one_put(location: str) -> str:
-    """Have a small file written to S3 by one request and not by the three of an upload in parts."""
+def _with_options(location: str) -> str:
+    """Set options of a file system that its defaults do not suit.
+
+    A small file is written to S3 by one request and not by the three of an upload in parts. Google's client gives an
+    answer within seconds, and not after 15 minutes, where nobody can be reached.
+    """
     import pyarrow
 
+    if location.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in location:
+        return f"{location}{'&' if '?' in location else '?'}retry_limit_seconds={_GCS_RETRY_S:g}"
     option = "allow_delayed_open"
     if not location.startswith("s3://") or option in location or int(pyarrow.__version__.partition(".")[0]) < 17:
         return location

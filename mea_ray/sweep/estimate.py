@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -18,6 +17,7 @@ from mea_ray.experiment.checks import build_network
 from mea_ray.experiment.data import splits_key
 from mea_ray.experiment.names import sample_filter
 from mea_ray.experiment.owner import train_null, train_victim
+from mea_ray.storage.files import at_home
 from mea_ray.sweep import cluster
 from mea_ray.sweep.plan import Plan, PlannedTrial
 from mea_ray.training.device import device, device_name, threads, visible_gpus
@@ -153,7 +153,7 @@ def memory() -> int:
 
 def free_disk(storage: str) -> int:
     """Return the free bytes where a storage's folder is, or will be made."""
-    folder = Path(storage.removeprefix("file://")).expanduser().absolute()
+    folder = at_home(storage.removeprefix("file://"), "storage").absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(there).free
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mea_ray.core import plugins
 from mea_ray.core.errors import ConfigError
+from mea_ray.storage.files import at_home
 
 
 def modules_to_send(tree: Mapping[str, Any], given: Sequence[str] | None, address: str | None) -> list[str]:
@@ -68,7 +69,7 @@ def _path_of(module: str) -> Path | None:
 def _checked(given: str) -> str:
     if "://" in given:
         return given
-    path = Path(given).expanduser()
+    path = at_home(given, "resources.py_modules")
     if not (path.is_dir() or (path.is_file() and path.suffix in {".py", ".whl"})):
         raise ConfigError(
             f"resources.py_modules: {given!r} is neither the folder of a package nor a .py or .whl file (looked for in "

@@ -7,11 +7,10 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import singledispatchmethod
-from pathlib import Path
 from typing import Any, Literal
 
 from mea_ray.core.errors import ArtifactError, ConfigError
-from mea_ray.storage.files import refusing
+from mea_ray.storage.files import at_home, refusing
 from mea_ray.sweep import event_log, events
 from mea_ray.sweep.folder import SweepFolder
 
@@ -120,7 +119,7 @@ def open_folder(location: str) -> SweepFolder:
         storage, _, name = place.rstrip("/").rpartition("/")
         storage += mark + options
     else:
-        path = Path(location).expanduser().absolute()
+        path = at_home(location, "FOLDER").absolute()
         storage, name = str(path.parent), path.name
     folder = SweepFolder(storage, name)
     remedy = "give the folder that `mea-ray sweep` printed"

@@ -62,13 +62,17 @@ def visible_gpus() -> int:
     return torch.cuda.device_count() if device().type == "cuda" else 0
 
 
+MOST_THREADS = 512
+
+
 def use_threads(cpus: float) -> None:
     """Set torch's number of threads to this process's CPUs.
 
     Args:
-        cpus: CPUs assigned to the process; a fraction is rounded down, to at least one thread.
+        cpus: CPUs assigned to the process; a fraction is rounded down, to at least one thread. More than a machine can
+            have give ``MOST_THREADS``: the library of threads would end the process for want of memory.
     """
-    torch.set_num_threads(max(1, int(cpus)))
+    torch.set_num_threads(max(1, min(int(cpus), MOST_THREADS)))
 
 
 @contextmanager

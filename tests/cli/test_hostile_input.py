@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from mea_ray.cli.errors import report
 from mea_ray.cli.main import main
-from mea_ray.cli.options import USAGE
+from mea_ray.cli.options import OK, USAGE
 from mea_ray.cli.sweeps import find
 from mea_ray.config import ExperimentConfig, load_experiment, load_sweep
 from mea_ray.config.paths import paths
@@ -154,6 +154,61 @@ def test_what_is_no_file_is_refused_in_one_line(
     output = capsys.readouterr().err
     assert "Traceback" not in output and "Bug" not in output and file.name in output.replace("\n", "")
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("callback", ["os:system", "a", "nowhere:Class"])
+def test_plan_imports_what_the_sweep_imports(callback: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("name: s\n")
+    assert main(["plan", str(file), f"callbacks={callback}"]) == USAGE
+    assert "callbacks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///", "gs://"])
+def test_a_uri_without_a_bucket_is_refused(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text("seed: 1\n")
+    assert main(["run", str(file), "--local", f"storage={uri}"]) == USAGE
+    assert "names no bucket" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_closed_streams_are_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["--version"]) == OK
+    assert main(["list", "nothing"]) == USAGE
+
+
+NOBODY = "~nobody-of-this-name/x"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plan", "{}", f"storage={NOBODY}"],
+        ["run", "{}", "--local", f"storage={NOBODY}"],
+        ["run", "{}", f"resources.py_modules=[{NOBODY}]"],
+        ["run", "{}", "--local", f"victim.weights={NOBODY}"],
+        ["run", "{}", "--local", "data={name: cifar10, root: NOBODY, download: false}".replace("NOBODY", NOBODY)],
+        ["run", "{}", "--local", "data={name: arrays, path: NOBODY}".replace("NOBODY", NOBODY)],
+        ["run", "{}", "--local", "data={name: parquet, path: NOBODY}".replace("NOBODY", NOBODY)],
+        ["steal", "{}", "--url", "http://127.0.0.1:1", "--key", f"file:{NOBODY}"],
+        ["steal", "{}", "--url", "http://127.0.0.1:1", "--key", "file:a\0b"],
+        ["status", NOBODY],
+        ["report", NOBODY],
+    ],
+    ids=lambda command: " ".join(command)[:60].replace("\0", "0"),
+)
+def test_the_home_of_nobody_is_refused_in_one_line(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "e.yaml"
+    file.write_text("{}\n")
+    assert main([each.replace("{}", str(file)) if each == "{}" else each for each in command]) == USAGE
+    shown = capsys.readouterr().err
+    assert "Bug" not in shown and "Traceback" not in shown
+    assert {path.name for path in tmp_path.iterdir()} <= {"e.yaml", "mea_ray_results"}
 
 
 def test_a_thousand_million_seeds_are_refused_at_once(tmp_path: Path) -> None:

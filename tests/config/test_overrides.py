@@ -220,3 +220,77 @@ def test_a_component_that_is_overridden_by_name_is_set_before_its_options() -> N
     tree, values = overridden(ExperimentConfig, {}, overrides)
     assert tree == {"data": {"name": "digits", "image_size": 24}}
     assert values == {"data": "noise", "data.name": "digits", "data.image_size": 24}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed=true",
+        "victim.seed=false",
+        "data.image_size=true",
+        "thief.budgets=true",
+        "thief.budgets=[true, 20]",
+        "victim.training.learning_rate=true",
+        "victim.training.early_stop_patience=true",
+        "victim.watermark.target_class=true",
+        "service.rate.images_per_second=true",
+        "thief.accounts=True",
+    ],
+)
+def test_true_is_no_number(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"a number is needed, not true or false"):
+        load_experiment(None, [text])
+
+
+@pytest.mark.parametrize("text", ["seeds=true", "seeds=[0, true]", "stop={wsr: true}", "prices.hour=true"])
+def test_nor_in_a_sweep(text: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("name: a\n")
+    with pytest.raises(ConfigError, match=r"a number is needed, not true or false"):
+        load_sweep(tmp_path / "s.yaml", [text])
+
+
+def test_two_values_for_one_path_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("name: a\n")
+    with pytest.raises(ConfigError, match="seed is overridden twice, by '1' and by '2'; remove one"):
+        load_experiment(None, ["seed=1", "storage=x", "seed=2"])
+    for pair in (("seed=1", "base.seed=2"), ("space.seed={grid: [1]}", "space.seed={grid: [2]}"), ("name=b", "name=c")):
+        with pytest.raises(ConfigError, match="is overridden twice"):
+            load_sweep(tmp_path / "s.yaml", pair)
+    assert load_experiment(None, ["seed=1", "seed=1"]).seed == 1
+
+
+@pytest.mark.parametrize("text", ["storage=", "storage='  '"])
+def test_an_empty_storage_is_not_the_working_directory(text: str) -> None:
+    with pytest.raises(ConfigError, match="storage is empty; give a folder or URI"):
+        load_experiment(None, [text])
+
+
+def test_a_list_of_wrong_items_is_not_called_empty_too() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_experiment(None, ["thief.budgets=abc"])
+    assert "thief.budgets.0='abc': Input should be a valid integer" in str(refused.value)
+    assert "at least 1 item" not in str(refused.value)
+    with pytest.raises(ConfigError, match="at least 1 item"):
+        load_experiment(None, ["thief.budgets=[]"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("resources.trial.cpus=0.00001", "Ray counts in steps of 0.0001"),
+        ("service.cpus_per_replica=1e-9", "Ray counts in steps of 0.0001"),
+        ("service.gpus_per_replica=0.00009", "Ray counts in steps of 0.0001"),
+        ("resources.victim.gpus=1.5", "a part of one GPU, or several whole ones"),
+    ],
+)
+def test_what_ray_would_refuse_hours_later_is_refused_at_once(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_experiment(None, [text])
+    for fine in ("resources.trial.cpus=0.0001", "service.gpus_per_replica=0", "resources.victim.gpus=2.0"):
+        load_experiment(None, [fine])
+
+
+@pytest.mark.parametrize("url", ["x", "ftp://x", "http://", "127.0.0.1:8000", "https:/x"])
+def test_a_url_of_another_kind_is_refused_with_the_config(url: str) -> None:
+    with pytest.raises(ConfigError, match="it is no http or https URL; give one like"):
+        load_experiment(None, [f"thief.blackbox.url={url}"])

@@ -100,6 +100,7 @@ def test_mappings_may_be_merged_and_aliases_used() -> None:
         ("a: &a [1, *a]", "an alias stands inside of what it refers to"),
         ("&a {b: {c: *a}}", "an alias stands inside of what it refers to"),
         ("<<: 3", "expected keys with values"),
+        ("<<: {a: 1}\n<<: {a: 2}", "line 2, column 1: the key '<<' is given twice; merge several mappings by a list"),
         ("a: \x07", "special characters are not allowed"),
         (60 * "[", f"nested more than {MAX_DEPTH} deep"),
         (100_000 * "[", f"nested more than {MAX_DEPTH} deep"),

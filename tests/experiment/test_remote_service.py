@@ -14,7 +14,7 @@ from tiny import TINY
 
 from mea_ray.cli.main import main
 from mea_ray.config import BlackBoxConfig, ExperimentConfig, build, merge, write_yaml
-from mea_ray.core.errors import ConfigError, OverBudget
+from mea_ray.core.errors import ConfigError, OverBudget, ServiceUnavailable
 from mea_ray.experiment.local import run_local
 from mea_ray.experiment.remote_service import read_keys
 from mea_ray.experiment.steal import steal
@@ -110,6 +110,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_asked(served: tuple[InP
     with pytest.raises(ConfigError, match=r"the data have \[1, 12, 12\]"):
         steal(experiment(tmp_path, thief__blackbox=blackbox, data__image_size=12), tmp_path / "stolen")
     assert service.charged("thief") == 0
+    gone = {"url": "http://127.0.0.1:1", "key": "env:MEA_RAY_KEY"}
+    with pytest.raises(ServiceUnavailable):
+        steal(experiment(tmp_path, thief__blackbox=gone, service__retries=0), tmp_path / "stolen")
+    assert not (tmp_path / "stolen" / "theft.txt").exists(), "the folder is free for another theft"
 
 
 @pytest.mark.parametrize("key", ["mea_secret", "env:", "file:", "http:x"])

@@ -138,6 +138,8 @@ def test_threads_and_device() -> None:
         assert torch.get_num_threads() == 1
         devices.use_threads(2)
         assert torch.get_num_threads() == 2
+        devices.use_threads(1e9)  # libgomp would end the process
+        assert torch.get_num_threads() == devices.MOST_THREADS
     finally:
         torch.set_num_threads(before)
     try:

@@ -22,6 +22,7 @@ from mea_ray.experiment.victim.folder import Victim
 from mea_ray.experiment.victim.records import Card
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import ModelReport
+from mea_ray.storage.files import at_home
 from mea_ray.training.checkpoint import load_model
 from mea_ray.training.device import threads
 from mea_ray.watermarks.base import Key
@@ -105,9 +106,9 @@ def anchored(config: ExperimentConfig) -> ExperimentConfig:
     """Return the experiment with absolute paths, so that it can be read from another working directory."""
     changes: dict[str, Any] = {}
     if "://" not in config.storage:
-        changes["storage"] = str(Path(config.storage).expanduser().absolute())
+        changes["storage"] = str(at_home(config.storage, "storage").absolute())
     if config.victim.weights is not None:
-        changes["victim"] = {"weights": str(Path(config.victim.weights).expanduser().absolute())}
+        changes["victim"] = {"weights": str(at_home(config.victim.weights, "victim.weights").absolute())}
     anchored_data: ExperimentConfig = _with_absolute_data(config)
     return build(ExperimentConfig, anchored_data.over(changes))
 
