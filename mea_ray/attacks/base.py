@@ -65,6 +65,9 @@ class Attack(ABC):
     compares_images: bool = False
     """The substitute's loss compares the images of a batch, so that it learns nothing from one alone."""
 
+    needs_features: bool = False
+    """The attack reads features of its own network, so that one without them cannot be its substitute."""
+
     keeps_images: bool = True
     """Images and answers are stored, so that a substitute can be trained on them after the attack."""
 

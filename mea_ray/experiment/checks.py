@@ -166,6 +166,7 @@ def _check_features(config: ExperimentConfig, data: Splits) -> None:
     """Refuse what reads features of a network that gives none."""
     watermark: Watermark = config.victim.watermark.build()
     policy: AnswerPolicy = config.service.policy.build()
+    attack: Attack = config.thief.attack.build()
     anyone = {
         f"victim.pretext={config.victim.pretext.name}": config.encodes,
         **{f"removal.methods: {each.name}": each.build().needs_features for each in config.removal.methods},
@@ -175,9 +176,10 @@ def _check_features(config: ExperimentConfig, data: Splits) -> None:
         f"victim.watermark={config.victim.watermark.name}": watermark.needs_features,
         f"service.policy={config.service.policy.name}": reads_features(policy),
     }
+    thieves = {f"thief.attack={config.thief.attack.name}": attack.needs_features}
     for section, choice, readers in (
         ("victim.model", config.victim.model, {**anyone, **victims}),
-        ("thief.model", config.thief.model, anyone),
+        ("thief.model", config.thief.model, {**anyone, **thieves}),
     ):
         reading = [name for name, reads in readers.items() if reads]
         if reading and not _has_features(choice, data):

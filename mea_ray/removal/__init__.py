@@ -10,6 +10,7 @@ REMOVALS = Table(
         "feature_shift": "mea_ray.removal.feature_shift:FeatureShiftTuning",
         "fine_pruning": "mea_ray.removal.pruning:FinePruning",
         "fine_tuning": "mea_ray.removal.fine_tuning:FineTuning",
+        "ibau": "mea_ray.removal.ibau:ImplicitUnlearning",
         "input_noise": "mea_ray.removal.filters:InputNoise",
         "jpeg": "mea_ray.removal.filters:Jpeg",
         "overwriting": "mea_ray.removal.overwriting:Overwriting",

@@ -124,6 +124,8 @@ class AttentionMaps(Objective):
         layers: Convolutions that are compared, counted from the last.
     """
 
+    resumable = True
+
     def __init__(self, teacher: ImageModel, beta: float, layers: int) -> None:
         super().__init__()
         self.teacher, self.layers = teacher.eval().requires_grad_(False), layers

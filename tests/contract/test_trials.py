@@ -60,6 +60,8 @@ SECTION = {
 KINDS = [kind for kind in TABLES if kind in SECTION]
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("attacks", "active"): {"initial": 10, "round_images": 10},
+    ("attacks", "black_box_dissector"): {"initial": 10, "round_images": 10, "variants": 2},
+    ("attacks", "cloud_leak"): {"initial": 10, "round_images": 10, "candidates": 20, "steps": 2},
     ("attacks", "jbda"): {"seed_size": 10},
     ("attacks", "dfme"): {"batch_size": 2, "generator": {"width": 4}},
     ("attacks", "maze"): {"batch_size": 2, "generator": {"width": 4, "directions": 2}, "replay": {"images": 20}},
