@@ -207,7 +207,8 @@ class MinMax(Objective):
             (slope,) = torch.autograd.grad(self._inner(model, d, start), d)
             with torch.no_grad():
                 d -= self.ascent_rate * slope
-        return (d * (self.radius / d.norm()).clamp(max=1)).detach()
+        within: Tensor = d.detach() * min(1.0, self.radius / max(float(d.detach().norm()), 1e-12))
+        return within
 
     def _inner(self, model: nn.Module, d: Tensor, start: int) -> Tensor:
         """Return what a perturbation minimises on the batch that begins at an image: a scalar."""
