@@ -145,12 +145,12 @@ def margins(features: npt.NDArray[np.float32], labels: Labels, classes: int, mar
 
     A class of fewer than two images has the margin itself.
     """
-    found = np.full(classes, margin)
+    of_class = np.full(classes, margin)
     for label in range(classes):
         own = features[labels == label][:MOST_OF_A_CLASS]
         if len(own) > 1:
-            found[label] -= float(pdist(own.astype(np.float64)).mean())
-    return found
+            of_class[label] -= float(pdist(own.astype(np.float64)).mean())
+    return of_class
 
 
 def fooling_loss(
@@ -209,8 +209,8 @@ def feature_fool(
     start = begin.cpu().numpy().astype(np.float64).ravel()
     low, high = np.maximum(start - largest, 0), np.minimum(start + largest, 1)
     with devices.exact(), torch.enable_grad():
-        found = minimize(
+        solution = minimize(
             value, start, jac=True, method="L-BFGS-B", bounds=np.stack([low, high], 1), options={"maxiter": steps}
         ).x
-    moved: Images = np.rint(255 * found).clip(0, 255).astype(np.uint8).reshape(sources.shape)
+    moved: Images = np.rint(255 * solution).clip(0, 255).astype(np.uint8).reshape(sources.shape)
     return moved

@@ -139,9 +139,9 @@ def most_isolated(features: Rows, neighbours: int, share: float, seed: int) -> n
     # An image that is no reference itself has one neighbour too many: its farthest is left out.
     itself[~itself.any(1), -1] = True
     means = np.where(itself, 0.0, distances).sum(1) / max(1, count - 1)
-    found = np.zeros(len(features), np.bool_)
-    found[np.argsort(-means, kind="stable")[: int(share * len(features))]] = True
-    return found
+    isolated = np.zeros(len(features), np.bool_)
+    isolated[np.argsort(-means, kind="stable")[: int(share * len(features))]] = True
+    return isolated
 
 
 def walk(features: Rows, last: npt.NDArray[np.bool_], proposals: int, seed: int) -> Iterator[int]:

@@ -123,15 +123,15 @@ def hypergradient(
     """
     direct = torch.autograd.grad(outer, [perturbation, *parameters], allow_unused=True, retain_graph=True)
     by_d, by_w = direct[0], direct[1:]
-    found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, by_w, strict=True)]
+    gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, by_w, strict=True)]
     if not terms or by_d is None:
-        return found
+        return gradients
     v = torch.zeros_like(by_d)
     for _ in range(terms):
         (back,) = torch.autograd.grad(mapped, perturbation, grad_outputs=v, retain_graph=True)
         v = back + by_d
     implicit = torch.autograd.grad(mapped, parameters, grad_outputs=v, allow_unused=True)
-    return [own if more is None else own + more for own, more in zip(found, implicit, strict=True)]
+    return [own if more is None else own + more for own, more in zip(gradients, implicit, strict=True)]
 
 
 class MinMax(Objective):
@@ -195,8 +195,8 @@ class MinMax(Objective):
         leaf = self.perturbation
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         (slope,) = torch.autograd.grad(self._inner(model, leaf, 0), leaf, create_graph=True)
-        found = hypergradient(terms["utility"], leaf, leaf - self.inner_rate * slope, parameters, self.series)
-        for parameter, gradient in zip(parameters, found, strict=True):
+        gradients = hypergradient(terms["utility"], leaf, leaf - self.inner_rate * slope, parameters, self.series)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             accumulate(parameter, gradient)
         return terms["utility"].detach()
 
