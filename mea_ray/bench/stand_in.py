@@ -115,11 +115,22 @@ class SpeedWatch:
         self.begun = self.ended = 0.0
         self.finished = 0
         self.memory: list[tuple[int, float]] = []
+        self.timeline: list[tuple[float, str, str, int]] = []
+        """When what happened, to what, in which process; 0 where that does not matter."""
 
     def __call__(self, event: events.Event) -> None:
         """Take an event."""
         import psutil
 
+        now = time.monotonic()
+        if isinstance(event, events.ServiceStarted):
+            self.timeline.append((now, "service", event.victim, 0))
+        if isinstance(event, events.ModelReady):
+            self.timeline.append((now, "model", event.name, 0))
+        if isinstance(event, events.TrialStarted):
+            self.timeline.append((now, "begun", event.trial, event.pid))
+        if isinstance(event, events.TrialFinished):
+            self.timeline.append((now, "ended", event.trial, 0))
         if isinstance(event, events.TrialStarted) and not self.begun:
             self.begun = time.monotonic()
         if isinstance(event, events.TrialFinished):
@@ -139,7 +150,8 @@ def drive(tree: dict[str, Any], seconds: float, *, resume: bool) -> dict[str, An
 
     Returns:
         ``plan_s``; ``before_s`` and ``after_s``: until the first trial began, and from the end of the last one;
-        ``trials_s`` between; ``peak_mib``; ``memory``: (trials finished, MiB) as it went; ``finished`` in this process.
+        ``trials_s`` between; ``peak_mib``; ``memory``: (trials finished, MiB) as it went; ``finished`` in this process;
+        ``timeline``, see `Watch`.
     """
     from mea_ray.sweep.runner import run_sweep
 
@@ -157,6 +169,7 @@ def drive(tree: dict[str, Any], seconds: float, *, resume: bool) -> dict[str, An
         "after_s": end - watch.ended,
         "peak_mib": peak_memory(),
         "memory": watch.memory,
+        "timeline": watch.timeline,
         "finished": watch.finished,
         "failed": len(outcome.failed),
     }

@@ -80,7 +80,7 @@ def bench_sweep(
         home = Path(folder or aside).absolute()
 
         def measured(name: str, count: int, *, resume: bool = False) -> dict[str, Any]:
-            figures = _finish(_start(home, name, _sweep(home, name, count, share, wandb), seconds, resume=resume))
+            figures = collect(launch(home, name, _sweep(home, name, count, share, wandb), seconds, resume=resume))
             took, finished, peak = figures["trials_s"], figures["finished"], figures["peak_mib"]
             notify(f"{name}: {took:.1f} s for {finished} trials, peak {peak:.0f} MiB")
             return figures
@@ -89,7 +89,7 @@ def bench_sweep(
         killed: dict[str, Any] = {}
         if kill:
             tree = _sweep(home, "killed", trials, share, wandb)
-            begun, finished = _killed(_start(home, "killed", tree, seconds), home / "killed", trials // 2)
+            begun, finished = _killed(launch(home, "killed", tree, seconds), home / "killed", trials // 2)
             resumed = measured("killed", trials, resume=True)
             killed = {**_repeats(home / "killed", begun, finished, trials), "resume_plan_s": resumed["plan_s"]}
     per_trial = large["trials_s"] / large["finished"]
@@ -131,9 +131,10 @@ def _sweep(home: Path, name: str, trials: int, share: float, wandb: str) -> dict
     return {"name": name, "base": base, "space": space}
 
 
-def _start(
+def launch(
     home: Path, name: str, tree: dict[str, Any], seconds: float, *, resume: bool = False
 ) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a process that runs a sweep of stand-ins, see `stand_in.drive`; what it measures is read by `collect`."""
     settings = home / f"{name}.json"
     settings.write_text(json.dumps({"sweep": tree, "seconds": seconds, "resume": resume}), encoding="utf-8")
     # Ray runs its workers at nice 15: on a machine that is busy with something else they would hardly run at all.
@@ -145,7 +146,12 @@ def _start(
         return subprocess.Popen(command, env=environment, stdout=printed, stderr=subprocess.STDOUT), settings
 
 
-def _finish(started: tuple[subprocess.Popen[bytes], Path]) -> dict[str, Any]:
+def collect(started: tuple[subprocess.Popen[bytes], Path]) -> dict[str, Any]:
+    """Wait for a process that `launch` started, and return what it measured.
+
+    Raises:
+        MeaRayError: The sweep failed; the message has the end of what it printed.
+    """
     process, settings = started
     try:
         code = process.wait()
@@ -164,7 +170,7 @@ def _killed(started: tuple[subprocess.Popen[bytes], Path], sweep: Path, at: int)
     process, _ = started
     while len(_finished(sweep)) < at:
         if process.poll() is not None:
-            _finish(started)
+            collect(started)
             raise MeaRayError(f"the sweep ended before its driver could be killed at {at} trials; raise `seconds`")
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

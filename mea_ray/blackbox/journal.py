@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,16 @@ class LedgerJournal:
             if isinstance(error, sqlite3.OperationalError):
                 raise storage_error(self.path, error) from error
             raise
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of the file, whole and readable while this one is open."""
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with contextlib.closing(sqlite3.connect(aside)) as copy:
+                self._database.backup(copy)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file and give up its lock."""

@@ -182,6 +182,11 @@ class Ledger:
         """Return the number of images that the client has been charged."""
         return self._account(client).charged
 
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of the journal, for a storage that outlives this machine; nothing to do without a journal."""
+        if self._journal is not None:
+            self._journal.copy_to(path)
+
     def clients(self) -> list[str]:
         """Return the names of all clients, sorted."""
         return sorted(self._accounts)

@@ -265,6 +265,27 @@ class QueryLog:
         flagged = sum(row[-1] for row in marks)
         return ClientLog(len(rows), counts.astype(np.int64), sample, _marked_queries(marks), flagged)
 
+    def images(self, client: str) -> int:
+        """Return how many images of a client were logged; 0 for a log that is lost."""
+        if self._database is None:
+            return 0
+        try:
+            rows = self._database.execute("SELECT SUM(LENGTH(classes)) FROM requests WHERE client = ?", (client,))
+            return int(rows.fetchone()[0] or 0) // np.dtype(np.uint16).itemsize
+        except sqlite3.Error as error:
+            self._give_up(error)
+            return 0
+
+    def forget(self, client: str) -> None:
+        """Remove all entries of a client; the file then has room for those of others."""
+        if self._database is None:
+            return
+        try:
+            for table in ("requests", "marks"):
+                self._database.execute(f"DELETE FROM {table} WHERE client = ?", (client,))  # noqa: S608
+        except sqlite3.OperationalError as error:
+            raise storage_error(self._path, error) from error
+
     def close(self) -> None:
         """Close the file."""
         if self._database is not None:

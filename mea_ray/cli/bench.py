@@ -81,6 +81,21 @@ def bench_sweep(options: Options = None, output: Json = None, debug: Debug = Fal
     measure("sweep", options or [], output)
 
 
+@bench.command("scheduling", epilog=EPILOG)
+def bench_scheduling(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """How busy a sweep keeps clusters of many GPUs: a simulation, checked against a real sweep of stand-ins.
+
+    For example:
+
+      mea-ray bench scheduling
+
+      mea-ray bench scheduling gpus=[8,32] trials=200 victims=10 check=false
+    """
+    from mea_ray.cli.commands import measure
+
+    measure("scheduling", options or [], output)
+
+
 @bench.command("efficiency", epilog=EPILOG)
 def bench_efficiency(options: Options = None, output: Json = None, debug: Debug = False) -> None:
     """Parallel efficiency of real trials: the same thefts with one worker and with several, in turns.

@@ -21,6 +21,7 @@ BENCHMARKS = Table(
         "efficiency": "mea_ray.bench.efficiency:bench_efficiency",
         "http": "mea_ray.bench.http:bench_http",
         "report": "mea_ray.bench.report:bench_report",
+        "scheduling": "mea_ray.bench.scheduling:bench_scheduling",
         "service": "mea_ray.bench.service:bench_service",
         "storage": "mea_ray.bench.storage:bench_storage",
         "sweep": "mea_ray.bench.sweep:bench_sweep",

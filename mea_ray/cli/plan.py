@@ -16,7 +16,9 @@ from mea_ray.results.points import label, shortened
 from mea_ray.sweep.plan import Plan
 
 if TYPE_CHECKING:
+    from mea_ray.sweep import cluster
     from mea_ray.sweep.estimate import Estimate
+    from mea_ray.sweep.forecast import Forecast
 
 MAX_TRIALS = 40
 """Trials listed; a sweep may have thousands."""
@@ -37,6 +39,7 @@ def show(console: Console, sweep: SweepConfig, address: str | None = None) -> No
     from mea_ray.sweep import cluster, tune_classes
     from mea_ray.sweep.broker import demand_of
     from mea_ray.sweep.estimate import Measured, estimate, room, this_machine
+    from mea_ray.sweep.forecast import forecast
     from mea_ray.sweep.loading import load_here
     from mea_ray.sweep.plan import draft, plan
     from mea_ray.sweep.search import check_metric
@@ -50,15 +53,21 @@ def show(console: Console, sweep: SweepConfig, address: str | None = None) -> No
         contents, unread = load_here(drafts, measured.measure)
         total = this_machine() if address is None else cluster.resources_of(address)
     planned = plan(sweep, contents, drafts)
-    at_once, missing = room(demand_of(sweep, [each.config for each in drafts]), total)
-    taken = estimate(planned, measured)
+    configs = [each.config for each in drafts]
+    demand = demand_of(sweep, configs).settled(total)
+    at_once, missing = room(demand, total)
+    auto = demand_of(sweep.changed(max_services="auto"), configs).settled(total)
+    taken = estimate(planned, measured, sweep.keep)
+    coming = forecast(planned, measured, demand, at_once, (auto, room(auto, total)[0]))
     where = "this machine" if address is None else f"the cluster at {address}"
     has = f"{total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
-    needed = {} if taken is None else _needs(taken, sweep, at_once, here=address is None)
+    needed = {} if taken is None else _needs(taken, sweep, demand, at_once, coming, here=address is None)
     needed["room"] = f"{where} ({has}) runs {at_once} trials at once" if at_once else f"{where} ({has}) is too small"
-    print_plan(console, sweep, planned, needed)
+    print_plan(console, sweep, planned, needed, demand.services)
     if missing:
         console.print(f"[yellow]no room[/] {escape(missing)}", soft_wrap=True)
+    if coming is not None and coming.idle:
+        console.print(f"[yellow]idle[/] {escape(coming.idle)}", soft_wrap=True)
     for reason in unread:
         console.print(
             f"[yellow]not checked[/] against data that cannot be read here; names are provisional: {escape(reason)}",
@@ -66,28 +75,27 @@ def show(console: Console, sweep: SweepConfig, address: str | None = None) -> No
         )
 
 
-def _services(sweep: SweepConfig, victims: int) -> int:
-    """Return the services that are up at once; none where somebody else runs the one that is stolen from."""
-    return 0 if sweep.base.thief.blackbox is not None else min(sweep.max_services, victims)
-
-
-def _needs(taken: Estimate, sweep: SweepConfig, at_once: int, *, here: bool) -> dict[str, str]:
+def _needs(
+    taken: Estimate, sweep: SweepConfig, demand: cluster.Demand, at_once: int, coming: Forecast | None, *, here: bool
+) -> dict[str, str]:
     """Return time, memory and disk as lines of the table; with a word if this machine has less."""
     from mea_ray.sweep.estimate import free_disk, memory
 
     models = f"models {_duration(taken.models_s)}, substitutes {_duration(taken.substitutes_s)}"
     about = "about" if taken.complete else "very roughly"
-    wall = f"; {_duration((taken.models_s + taken.substitutes_s) / at_once)} with {at_once} at once" if at_once else ""
-    processes = max(1, at_once) + _services(sweep, sweep.max_services) * sweep.base.service.replicas
+    seconds = (taken.models_s + taken.substitutes_s) / max(1, at_once) if coming is None else coming.seconds
+    wall = f"; {_duration(seconds)} with {at_once} at once" if at_once else ""
+    processes = max(1, at_once) + demand.services * demand.replicas
     short_of_memory = here and taken.data + processes * taken.process > memory()
-    short_of_disk = "://" not in sweep.base.storage and taken.disk > free_disk(sweep.base.storage)
+    short_of_disk = "://" not in sweep.base.storage and taken.disk + taken.answers > free_disk(sweep.base.storage)
     return {
         "training": f"{about} {models}, one after the other{wall} (measured on {taken.measured_on}; without queries)",
         "memory": f"{_size(taken.data)} of data in Ray's object store, about {_size(taken.process)} for each of "
         f"{processes} processes (trials at once and replicas)"
         + (f"; this machine has {_size(memory())} only" if short_of_memory else ""),
-        "storage": f"{_size(taken.disk)} of models"
+        "storage": f"{_size(taken.disk)} of models, {_size(taken.answers)} of answers"
         + (f"; only {_size(free_disk(sweep.base.storage))} are free" if short_of_disk else ""),
+        "ledgers and logs": f"{_size(taken.logs)} on the driver's machine (`keep` says what stays of a finished trial)",
     }
 
 
@@ -101,7 +109,7 @@ def _size(count: float) -> str:
     return f"{count / 2**20:,.0f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"
 
 
-def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[str, str]) -> None:
+def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[str, str], services: int) -> None:
     """Print totals and what they need, then the trials."""
     from mea_ray.sweep.estimate import choosing_models
 
@@ -110,7 +118,6 @@ def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[
     substitutes = rungs if rungs is not None else sum(len(t.config.thief.budgets) for t in plan.trials)
     choosing = sum(choosing_models(victim.config) for victim in plan.victims.values())
     service = sweep.base.service
-    services = _services(sweep, plan.victim_count)
     cpus = services * service.replicas * service.cpus_per_replica
     gpus = services * service.replicas * service.gpus_per_replica
     totals = {

@@ -35,7 +35,15 @@ from mea_ray.config.running import (
     ServingConfig,
     TrackingConfig,
 )
-from mea_ray.config.sweep import RESERVED_NAMES, PricesConfig, SchedulerConfig, SearchConfig, SelectConfig, SweepConfig
+from mea_ray.config.sweep import (
+    RESERVED_NAMES,
+    KeepConfig,
+    PricesConfig,
+    SchedulerConfig,
+    SearchConfig,
+    SelectConfig,
+    SweepConfig,
+)
 from mea_ray.config.training import LearningConfig, TrainingConfig
 from mea_ray.core.settings import Tree
 
@@ -51,6 +59,7 @@ __all__ = [
     "DetectionChoice",
     "DetectionConfig",
     "ExperimentConfig",
+    "KeepConfig",
     "LearningConfig",
     "ModelChoice",
     "PolicyChoice",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -147,6 +147,14 @@ class PricesConfig(Config):
     currency: str = Field("USD", min_length=1, max_length=8, description="Currency of both.")
 
 
+class KeepConfig(Config):
+    """What stays in the storage of a trial that has finished; its result always does."""
+
+    substitutes: bool = Field(True, description="The stolen models; W&B and pictures of samples need them.")
+    answers: bool = Field(True, description="The transfer set: images asked, with their answers.")
+    query_logs: bool = Field(True, description="The owner's log of its queries; its judgement is in the result.")
+
+
 class SweepConfig(Config):
     """A sweep: a base experiment and a space over its config paths."""
 
@@ -192,8 +200,12 @@ class SweepConfig(Config):
         (), description="Callbacks of Ray Tune by import path, package.module:Class, built without arguments."
     )
     prices: PricesConfig = Field(default_factory=PricesConfig, description="What the report computes the costs from.")
-    max_services: int = Field(1, ge=1, description="Victim services up at once; their resources are set aside.")
+    max_services: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Victim services up at once, whose resources are set aside; auto: as many as let most trials run.",
+    )
     max_failures: int = Field(3, ge=0, description="Times a trial is started again after its process died.")
+    keep: KeepConfig = Field(default_factory=KeepConfig, description="What stays in the storage of finished trials.")
     cluster_wait_s: float = Field(
         0.0, ge=0, description="Longest wait for a cluster with an autoscaler to grow; 0 takes it as it is."
     )

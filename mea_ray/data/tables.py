@@ -181,9 +181,7 @@ def _encoded(column: pa.Array, kind: pa.DataType) -> pa.DictionaryArray | None:
         if any(is_bytes(kind) for is_bytes in _BYTES):
             plain = plain.cast(pa.binary()).cast(pa.string())
         elif pa.types.is_floating(kind):
-            if pa.types.is_float16(kind):  # older pyarrow has no functions for it
-                plain = pa.array(plain.to_numpy(zero_copy_only=False).astype(np.float32))
-            plain = pc.if_else(pc.is_nan(plain), pa.scalar(None, plain.type), plain).cast(pa.int64())
+            plain = pc.if_else(pc.is_nan(plain), pa.scalar(None, kind), plain).cast(pa.int64())
         elif not pa.types.is_integer(kind):
             plain = plain.cast(pa.int64())
     except pa.ArrowInvalid:

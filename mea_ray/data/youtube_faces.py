@@ -157,8 +157,7 @@ def _table_of(person: Path, skipped: Skipped) -> list[_Frame]:
             if frame is not None and frames.setdefault(frame.file.path, frame) is not frame:
                 skipped.add("lines that repeat a frame", f"{table.name}:{reader.line_num}")
     except csv.Error as error:
-        # The reader counts the lines that it could read.
-        raise DataError(f"{table}, line {reader.line_num + 1}: {error}; correct the line") from None
+        raise DataError(f"{table}, line {reader.line_num}: {error}; correct the line") from None
     _count_unlisted(person, frames, skipped)
     return list(frames.values())
 

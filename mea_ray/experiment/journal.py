@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mea_ray.models.base import ImageModel
 
 Warn = Callable[[str], None]
+BEGUN = "begun"
+"""Step that every trial takes before it asks anything."""
 
 
 class FolderSteps:
@@ -107,6 +109,22 @@ class FolderJournal(FolderSteps):
         for part in ("config.yaml", "transfer", f"substitutes/{rung.budget}"):
             self.storage.push(f"{self.relative}/{part}")
         self.keep(f"rungs/{rung.budget}", rung)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether this trial has asked before; answers in a folder that never did are another's."""
+        return self.path(BEGUN).exists()
+
+    def begin_anew(self) -> None:
+        """Forget the answers and the rungs that rest on them, here and in a remote storage."""
+        for part in ("rungs", "transfer"):
+            self.storage.delete(f"{self.relative}/{part}")
+        self.__dict__.pop("transfer", None)
+
+    def drop(self, *parts: str) -> None:
+        """Remove parts of a trial that has finished, here and in a remote storage: ``substitutes``, ``transfer``."""
+        for part in parts:
+            self.storage.delete(f"{self.relative}/{part}")
 
     def substitute(self, budget: int) -> ImageModel:
         """Load the substitute of a finished rung.

@@ -20,6 +20,7 @@ from mea_ray.core.versions import versions
 from mea_ray.evaluation import metrics
 from mea_ray.experiment.aftermath import Aftermath, Suspect, Workbench, follow
 from mea_ray.experiment.commitment import key_record
+from mea_ray.experiment.journal import BEGUN
 from mea_ray.experiment.leaning import Leanings, Outsider
 from mea_ray.experiment.names import Names
 from mea_ray.experiment.owner import repeatable_key
@@ -107,9 +108,9 @@ class _Run:
             else digest([self.key.scheme, self.key.seed, self.key.source_classes, self.key.target_class])
         )
         own = KeyOfTrial(key=drawn)
-        known = self.journal.find("begun", KeyOfTrial)
+        known = self.journal.find(BEGUN, KeyOfTrial)
         if known is None:
-            self.journal.keep("begun", own)
+            self.journal.keep(BEGUN, own)
         elif known != own:
             raise ArtifactError(
                 f"trial {self.names.trial} was begun on a victim with another key, and its answers are that one's; "

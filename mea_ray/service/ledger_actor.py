@@ -100,6 +100,21 @@ class LedgerActor:
         ledger, client = self._ledger, check_account(self._secret, account)
         return ledger.unpaid(client, requests), ledger.remaining(client), ledger.budget(client)
 
+    def logged(self, secret: str, client: str) -> int:
+        """Return how many images of a client the log holds, see `QueryLog.images`."""
+        check_owner(self._secret, secret)
+        return self._log.images(client)
+
+    def forget(self, secret: str, client: str) -> None:
+        """Remove a client's log, which nobody will ask for again; its charges stay."""
+        check_owner(self._secret, secret)
+        self._log.forget(client)
+
+    def copy_to(self, secret: str, path: str) -> None:
+        """Write a copy of the ledger's journal, see `Ledger.copy_to`."""
+        check_owner(self._secret, secret)
+        self._ledger.copy_to(Path(path))
+
     def clients(self, secret: str) -> list[str]:
         """Return the names of all clients."""
         check_owner(self._secret, secret)

@@ -218,6 +218,19 @@ class VictimService:
         log: ClientLog = answer_of("the ledger", self.ledger.seen.remote(self.secret, client))
         return log
 
+    def logged(self, client: str) -> int:
+        """Return how many images of a client the owner's log holds."""
+        images: int = answer_of("the ledger", self.ledger.logged.remote(self.secret, client))
+        return images
+
+    def forget(self, client: str) -> None:
+        """Remove a client's query log, which nobody will ask for again; its charges stay."""
+        answer_of("the ledger", self.ledger.forget.remote(self.secret, client))
+
+    def copy_ledger(self, path: str | Path) -> None:
+        """Write a copy of the ledger's journal on the node of the ledger."""
+        answer_of("the ledger", self.ledger.copy_to.remote(self.secret, str(path)))
+
     def watch(self, notify: Callable[[str], None]) -> Watch:
         """Report when a replica or the ledger died and is up again, see `Watch`; `stop` ends that."""
         actors = {f"replica {index}": handle for index, handle in enumerate(self.replicas)}

@@ -5,23 +5,30 @@ The broker is a plain class that the runner wraps as a named actor. It owns the 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from mea_ray.config import ExperimentConfig, ServingConfig, SweepConfig, digest, identity
-from mea_ray.core.errors import ServiceUnavailable
+from mea_ray.core.errors import ArtifactError, ConfigError, MeaRayError, ServiceUnavailable
 from mea_ray.experiment.artifacts import Artifact
 from mea_ray.storage.remote import Storage
 from mea_ray.sweep import cluster
 from mea_ray.sweep.events import ServiceStarted, Warned
 
+logger = logging.getLogger(__name__)
+
 HOLDER_EXPIRY_S = 90.0
+LEDGER_COPY_S = 30.0
+"""Seconds between two copies of a ledger to a remote storage."""
 _START_ATTEMPTS, _START_PAUSE_S = 5, 3.0
+_EXPECTED = (ServiceUnavailable, ArtifactError, ConfigError)
 
 
 @dataclass(frozen=True)
@@ -62,26 +69,57 @@ class Entry(NamedTuple):
 
 @dataclass
 class _Slot:
-    service: Any
+    """A service that is up, or is being started (``service`` is None then)."""
+
+    spec: ServiceSpec
     name: str
+    group: Any
+    service: Any = None
     holders: set[str] = field(default_factory=set)
     used: float = field(default_factory=time.monotonic)
+    touched: bool = False  # something may have been charged since its ledger was last copied
+
+
+@dataclass
+class _Failed:
+    """Starts of a service that failed in a row; ``error`` is given to who asks next, once they were too many."""
+
+    attempts: int = 0
+    pause_until: float = 0.0
+    error: ServiceUnavailable | ArtifactError | ConfigError | None = None
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """A service as the broker sees it.
+
+    Attributes:
+        up: Whether it answers, and is not merely being started.
+        holders: Trials that hold it.
+    """
+
+    up: bool
+    holders: int
 
 
 class Broker:
     """Starts, shares and stops victim services.
 
     A trial holds its service until it releases it, its driver releases it, or it has sent no heartbeat for
-    ``HOLDER_EXPIRY_S``. A service that nobody holds stays up until its room is needed.
+    ``HOLDER_EXPIRY_S``. A service that nobody holds stays up until its room is needed, or the driver closes it.
+
+    Services are started and stopped in threads of their own, several at the same time. Nothing else waits for them: who
+    asks for a service that is being started has to ask again, and a heartbeat counts at once.
 
     Args:
         prefix: Of the services' names; unique for the sweep.
         ledgers: Folder of the services' ledgers.
         max_services: Services up at once.
-        placement_group: Where they run; anywhere when None.
+        placement_groups: Where they run, one for each; anywhere when None.
         start: ``VictimService.start``, or what stands for it in a test.
         on_event: Called when a service starts, and when one of its actors dies.
         be_patient: Called first, in the process of the broker: it says how long to wait for the storage.
+        keep_ledger: Copies a file to the sweep's remote storage, as the ledger of a name; None where there is none.
     """
 
     def __init__(
@@ -89,21 +127,29 @@ class Broker:
         prefix: str,
         ledgers: str,
         max_services: int,
-        placement_group: Any = None,
+        placement_groups: Sequence[Any] | None = None,
         start: Callable[..., Any] | None = None,
         on_event: Callable[[Any], None] | None = None,
         be_patient: Callable[[], None] = lambda: None,
+        keep_ledger: Callable[[str, str], None] | None = None,
     ) -> None:
         be_patient()
         self.prefix, self.ledgers, self.max_services = prefix, ledgers, max_services
-        self._group, self._start, self._on_event = placement_group, start, on_event
+        self._start, self._on_event, self._keep_ledger = start, on_event, keep_ledger
+        # A broker that died and was started again is given all groups once more, also those that were removed since.
+        self._groups = [group for group in placement_groups or [] if not _is_removed(group)]
         self._slots: dict[str, _Slot] = {}
+        self._stopping = 0
+        self._ledgers_in_use: set[str] = set()
         self._last_beat: dict[str, float] = {}
-        self._failed_starts: dict[str, tuple[int, float]] = {}
+        self._failed: dict[str, _Failed] = {}
         self._lock = threading.Lock()
+        self._ended = threading.Event()
+        if keep_ledger is not None:
+            threading.Thread(target=self._keep_ledgers, name="ledgers", daemon=True).start()
 
     def acquire(self, trial: str, spec: ServiceSpec, broken: str | None = None) -> Entry | None:
-        """Give a trial its service; asking again changes nothing.
+        """Give a trial its service; asking again changes nothing. Never waits.
 
         Args:
             trial: Name of the trial.
@@ -111,7 +157,7 @@ class Broker:
             broken: Name of a service that did not answer this trial; it is replaced.
 
         Returns:
-            The running service; None if there is no room yet: ask again.
+            The running service; None if it is not up yet, or if there is no room yet: ask again.
 
         Raises:
             ArtifactError: The victim's folder is damaged.
@@ -128,18 +174,34 @@ class Broker:
                 self._stop(spec.key)
                 slot = None
             if slot is None:
-                slot = self._started(spec)
+                slot = self._begin(spec)
             if slot is None:
                 return None
             slot.holders.add(trial)
-            slot.used = time.monotonic()
-            return Entry(slot.name, slot.service.secret)
+            slot.used, slot.touched = time.monotonic(), True
+            return None if slot.service is None else Entry(slot.name, slot.service.secret)
 
-    def prepare(self, spec: ServiceSpec) -> None:
-        """Start a service that will be asked for, while the trials that will ask are starting themselves."""
-        name = f"prepare-{spec.key}"
-        self.acquire(name, spec)
-        self.release(name)
+    def prepare(self, spec: ServiceSpec) -> bool:
+        """Have a service started that will be asked for; returns whether it is up, or will be soon.
+
+        Raises:
+            ArtifactError: The victim's folder is damaged.
+            ServiceUnavailable: The service could not be started.
+        """
+        with self._lock:
+            self._forget_silent()
+            return spec.key in self._slots or self._begin(spec) is not None
+
+    def close(self, key: str) -> bool:
+        """Stop a service that is not needed any more; returns False if a trial holds it, or it is being started."""
+        with self._lock:
+            self._forget_silent()
+            slot = self._slots.get(key)
+            if slot is not None and (slot.holders or slot.service is None):
+                return False
+            if slot is not None:
+                self._stop(key)
+            return True
 
     def beat(self, trial: str) -> None:
         """Note that a trial is alive."""
@@ -155,66 +217,169 @@ class Broker:
     def holders(self) -> dict[str, list[str]]:
         """Return who holds which running service, by the service's name."""
         with self._lock:
-            return {slot.name: sorted(slot.holders) for slot in self._slots.values()}
+            return {slot.name: sorted(slot.holders) for slot in self._slots.values() if slot.service is not None}
+
+    def state(self) -> dict[str, ServiceState]:
+        """Return the services that are up or being started, by key."""
+        with self._lock:
+            self._forget_silent()
+            return {key: ServiceState(s.service is not None, len(s.holders)) for key, s in self._slots.items()}
+
+    def shrink(self, services: int) -> list[Any]:
+        """Hold room for so many services at most from now on, as far as they are not up.
+
+        Returns:
+            The placement groups that are free for good: their owner may remove them.
+        """
+        with self._lock:
+            self.max_services = max(services, len(self._slots) + self._stopping, 1)
+            spare = max(0, len(self._slots) + self._stopping + len(self._groups) - self.max_services)
+            free, self._groups = self._groups[:spare], self._groups[spare:]
+            return free
 
     def stop(self) -> None:
-        """Stop all services."""
+        """Stop all services, and wait for that."""
+        self._ended.set()
         with self._lock:
-            for key in list(self._slots):
-                self._stop(key)
+            threads = [self._stop(key) for key in list(self._slots)]
+        for thread in threads:
+            if thread is not None:
+                thread.join()
 
     def _forget_silent(self) -> None:
         now = time.monotonic()
         for slot in self._slots.values():
             slot.holders -= {t for t in slot.holders if now - self._last_beat.get(t, 0.0) > HOLDER_EXPIRY_S}
 
-    def _make_room(self) -> bool:
-        if len(self._slots) < self.max_services:
+    def _has_room(self) -> bool:
+        """Whether a service may be started now; if not, one that nobody holds is stopped, and there will be."""
+        if len(self._slots) + self._stopping < self.max_services:
             return True
-        idle = [key for key, slot in self._slots.items() if not slot.holders]
-        if not idle:
-            return False
-        self._stop(min(idle, key=lambda key: self._slots[key].used))
-        return True
+        idle = [key for key, slot in self._slots.items() if not slot.holders and slot.service is not None]
+        if idle:
+            self._stop(min(idle, key=lambda key: self._slots[key].used))
+        return len(self._slots) + self._stopping < self.max_services
 
-    def _started(self, spec: ServiceSpec) -> _Slot | None:
-        """Start a service; None if there is no room, or if it failed and will be tried again.
+    def _begin(self, spec: ServiceSpec) -> _Slot | None:
+        """Begin to start a service; None if there is no room yet, or if a start failed and is tried again later.
 
         A start can fail for a while: the processes of a driver that was killed may still hold the ledger open.
         """
-        attempts, pause_until = self._failed_starts.get(spec.key, (0, 0.0))
-        if time.monotonic() < pause_until or not self._make_room():
+        failed = self._failed.get(spec.key, _Failed())
+        if failed.error is not None:
+            del self._failed[spec.key]
+            raise failed.error
+        ledger_held = spec.key in self._ledgers_in_use  # by a service of these settings that is being stopped
+        if time.monotonic() < failed.pause_until or ledger_held or not self._has_room():
             return None
+        name = f"{self.prefix}-{spec.key}-{uuid.uuid4().hex[:6]}"
+        slot = self._slots[spec.key] = _Slot(spec, name, self._groups.pop() if self._groups else None)
+        self._ledgers_in_use.add(spec.key)
+        thread = threading.Thread(target=self._run_start, args=(slot,), name=f"start-{spec.key[:8]}", daemon=True)
+        thread.start()
+        return slot
+
+    def _run_start(self, slot: _Slot) -> None:
+        """Start a service, without the lock."""
+        spec = slot.spec
         start = self._start
         if start is None:
             from mea_ray.service.pool import VictimService
 
             start = VictimService.start
-        name = f"{self.prefix}-{spec.key}-{uuid.uuid4().hex[:6]}"
         try:
             service = start(
                 spec.folder,
-                name,
+                slot.name,
                 spec.settings,
                 ledger_path=f"{self.ledgers}/{spec.key}.sqlite",
-                placement_group=self._group,
+                placement_group=slot.group,
             )
-        except ServiceUnavailable:
-            self._failed_starts[spec.key] = (attempts + 1, time.monotonic() + _START_PAUSE_S)
-            if attempts + 1 >= _START_ATTEMPTS:
-                del self._failed_starts[spec.key]
-                raise
-            return None
-        self._failed_starts.pop(spec.key, None)
+        except Exception as error:
+            self._note_failure(slot, error)
+            return
+        with self._lock:
+            self._failed.pop(spec.key, None)
+            wanted = self._slots.get(spec.key) is slot and not self._ended.is_set()
+            slot.service = service
+        if not wanted:  # stopped while it was being started
+            self._run_stop(slot)
+            return
         if self._on_event is not None:
-            self._on_event(ServiceStarted(name, spec.victim))
+            self._on_event(ServiceStarted(slot.name, spec.victim))
             emit = self._on_event
             service.watch(lambda text: emit(Warned(f"service of victim {spec.victim[:8]}: {text}")))
-        slot = self._slots[spec.key] = _Slot(service, name)
-        return slot
 
-    def _stop(self, key: str) -> None:
-        self._slots.pop(key).service.stop()
+    def _note_failure(self, slot: _Slot, error: Exception) -> None:
+        key = slot.spec.key
+        with self._lock:
+            failed = self._failed.setdefault(key, _Failed())
+            failed.attempts += 1
+            failed.pause_until = time.monotonic() + _START_PAUSE_S
+            if not isinstance(error, ServiceUnavailable) or failed.attempts >= _START_ATTEMPTS:
+                # What will not pass is raised for who asks next.
+                what = f"{type(error).__name__}: {error}"
+                failed.error = error if isinstance(error, _EXPECTED) else ServiceUnavailable(what)
+            if self._slots.get(key) is slot:
+                del self._slots[key]
+            else:
+                self._stopping -= 1
+            self._free(slot)
+
+    def _stop(self, key: str) -> threading.Thread | None:
+        """Take a service from its trials; it is stopped in a thread, or by the one that is starting it."""
+        slot = self._slots.pop(key)
+        self._stopping += 1
+        if slot.service is None:
+            return None
+        thread = threading.Thread(target=self._run_stop, args=(slot,), name=f"stop-{key[:8]}", daemon=True)
+        thread.start()
+        return thread
+
+    def _run_stop(self, slot: _Slot) -> None:
+        """Stop a service, without the lock; its room is free only then."""
+        try:
+            self._copy_ledger(slot)
+            slot.service.stop()
+        finally:
+            with self._lock:
+                self._stopping -= 1
+                self._free(slot)
+
+    def _free(self, slot: _Slot) -> None:
+        self._ledgers_in_use.discard(slot.spec.key)
+        if slot.group is not None:
+            self._groups.append(slot.group)
+
+    def _keep_ledgers(self) -> None:
+        """Copy the ledgers in which something may have changed to the remote storage, now and then."""
+        while not self._ended.wait(LEDGER_COPY_S):
+            with self._lock:
+                self._forget_silent()
+                changed = [slot for slot in self._slots.values() if slot.service is not None and slot.touched]
+                for slot in changed:
+                    slot.touched = bool(slot.holders)
+            for slot in changed:
+                self._copy_ledger(slot)
+
+    def _copy_ledger(self, slot: _Slot) -> None:
+        if self._keep_ledger is None:
+            return
+        name = f"{slot.spec.key}.sqlite"
+        copy = Path(self.ledgers) / f".{name}.copy"
+        try:
+            slot.service.copy_ledger(copy)
+            self._keep_ledger(str(copy), name)
+        except (MeaRayError, OSError) as error:
+            logger.warning("the ledger %s could not be copied to the storage: %s", name, error)
+        finally:
+            copy.unlink(missing_ok=True)
+
+
+def _is_removed(group: Any) -> bool:
+    from ray.util.placement_group import PlacementGroup, placement_group_table
+
+    return isinstance(group, PlacementGroup) and placement_group_table(group).get("state") == "REMOVED"
 
 
 class Hold:
@@ -308,9 +473,16 @@ def needs(configs: list[ExperimentConfig], max_services: int) -> tuple[int, dict
 
 
 def demand_of(sweep: SweepConfig, configs: list[ExperimentConfig]) -> cluster.Demand:
-    """Return what the experiments need of the cluster."""
-    services, replica, replicas = needs(configs, sweep.max_services)
-    if sweep.search.adaptive and any(path.startswith(("victim.", "data.", "service.")) for path in sweep.space):
-        services = sweep.max_services
+    """Return what the experiments need of the cluster; with ``max_services: auto`` as many services as they use."""
+    auto = sweep.max_services == "auto"
+    most = len(configs) if sweep.max_services == "auto" else sweep.max_services
+    services, replica, replicas = needs(configs, most)
+    trials = len(configs)
+    if sweep.search.adaptive:
+        trials = sweep.search.samples
+        if any(path.startswith(("victim.", "data.", "service.")) for path in sweep.space):
+            services = trials if sweep.max_services == "auto" else sweep.max_services
     reserved = sweep.base.resources
-    return cluster.Demand(services, replica, replicas, reserved.trial, reserved.victim, reserved.placement)
+    return cluster.Demand(
+        services, replica, replicas, reserved.trial, reserved.victim, reserved.placement, trials=trials, auto=auto
+    )

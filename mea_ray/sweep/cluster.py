@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ _QUIET = {
     "RAY_task_oom_retries": "0",  # not without end, and not with thirty lines for each: see tasks.Tasks
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # trials that Tune asks room for at the same time, each when it can run
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # snapshots of all trials, for a restore of Tune's own that is never asked for
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
@@ -93,6 +94,13 @@ def check_address(address: str | None) -> str | None:
     if ray.is_initialized():
         return None
     return find_cluster(address)
+
+
+def is_running() -> bool:
+    """Whether this process uses a Ray already."""
+    import ray
+
+    return bool(ray.is_initialized())
 
 
 @contextlib.contextmanager
@@ -182,6 +190,8 @@ class Demand:
         trial: Resources of one trial.
         victim: Resources of the training of one victim.
         placement: Where the services run: ``spread`` over the nodes, or ``pack``ed on as few as hold them.
+        trials: Trials in all.
+        auto: ``services`` is how many there are over time; how many are up at once follows from the cluster.
     """
 
     services: int
@@ -190,11 +200,41 @@ class Demand:
     trial: RoleResources
     victim: RoleResources
     placement: Literal["pack", "spread"] = "pack"
+    trials: int = 1
+    auto: bool = False
+
+    def with_services(self, services: int) -> Demand:
+        """Return the same with so many services up at once."""
+        return replace(self, services=services, auto=False)
+
+    @property
+    def least(self) -> Demand:
+        """The least with which the sweep makes progress."""
+        return self.with_services(min(1, self.services)) if self.auto else self
+
+    def settled(self, total: Mapping[str, float]) -> Demand:
+        """Return the demand on a cluster with these resources: the best number of services where that is open."""
+        from mea_ray.sweep.schedule import best_services
+
+        if not self.auto or self.services <= 1:
+            return self.with_services(self.services)
+        slots: dict[int, int] = {}
+        for count in range(1, self.services + 1):
+            try:
+                slots[count] = check(self.with_services(count), total)
+            except ConfigError:
+                break
+        return self.with_services(best_services(self.services, self.trials, max(1, len(slots)), slots or {1: 1}))
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """Bundles of the placement group of the services: one per replica."""
-        return [dict(self.replica) for _ in range(self.services * self.replicas)] if self.replica else []
+        """Bundles of the placement groups of all services: one per replica."""
+        return self.bundles_of_one * self.services
+
+    @property
+    def bundles_of_one(self) -> list[dict[str, float]]:
+        """Bundles of the placement group of one service."""
+        return [dict(self.replica) for _ in range(self.replicas)] if self.replica else []
 
     @property
     def first(self) -> list[dict[str, float]]:
@@ -243,6 +283,29 @@ def check(demand: Demand, total: Mapping[str, float]) -> int:
     return max(1, min(at_once, default=1))
 
 
+def trainings_at_once(demand: Demand, total: Mapping[str, float]) -> int:
+    """Return how many models can be trained at once on a cluster with these resources, at least 1."""
+    wanted = {"CPU": demand.victim.cpus, "GPU": demand.victim.gpus}
+    return max(1, min((math.floor(total.get(kind, 0.0) / n + 1e-9) for kind, n in wanted.items() if n), default=1))
+
+
+def has_room_beside_services(demand: Demand, nodes: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a victim can be trained while the services hold their room, wherever they are placed.
+
+    Args:
+        demand: What the sweep needs.
+        nodes: ``ray.nodes()``.
+    """
+    has = [node["Resources"] for node in nodes if node["Alive"]]
+    wanted = {"CPU": demand.victim.cpus, "GPU": demand.victim.gpus}
+
+    def fits(node: Mapping[str, float], beside: Callable[[str], float]) -> bool:
+        return all(node.get(kind, 0.0) - beside(kind) >= n - 1e-9 for kind, n in wanted.items() if n)
+
+    roomy = sum(fits(node, lambda kind: 0.0) for node in has)
+    return roomy > len(demand.bundles) or any(fits(node, demand.set_aside) for node in has)
+
+
 def resources_of(address: str) -> dict[str, float]:
     """Return the resources of a running cluster.
 
@@ -287,32 +350,3 @@ def wait_for_room(demand: Demand, ray: Any, wait_s: float, sleep: Callable[[floa
     finally:
         if asked:  # it would keep its machines for ever; from here on, waiting trials ask for them
             sdk.request_resources(bundles=[])
-
-
-@contextlib.contextmanager
-def services_group(demand: Demand, timeout_s: float = 120.0) -> Iterator[Any]:
-    """Set the services' resources aside; gives a placement group, or None if they reserve nothing.
-
-    Raises:
-        ConfigError: No node has room for a replica, or others use the cluster.
-    """
-    if not demand.bundles:
-        yield None
-        return
-    import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
-
-    group = placement_group(demand.bundles, strategy=demand.placement.upper())
-    try:
-        ready, _ = ray.wait([group.ready()], timeout=timeout_s)
-        if not ready:
-            free = ray.available_resources()  # type: ignore[no-untyped-call]
-            raise ConfigError(
-                f"no room for {len(demand.bundles)} replicas of {dict(demand.replica)} within {timeout_s:g} s: free are"
-                f" {free}; lower service.cpus_per_replica, service.gpus_per_replica or "
-                "max_services, or wait until the cluster is free"
-            )
-        yield group
-    finally:
-        with contextlib.suppress(Exception):  # the cluster may be gone already
-            remove_placement_group(group)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import psutil
 
-from mea_ray.config import ExperimentConfig, digest, identity
+from mea_ray.blackbox.query_log import sample_size
+from mea_ray.config import ExperimentConfig, KeepConfig, digest, identity
 from mea_ray.core.errors import ConfigError, MeaRayError
 from mea_ray.core.types import ImageSet, Splits
 from mea_ray.experiment.checks import build_network
@@ -28,6 +29,8 @@ BATCHES = 3
 """Measured steps: enough to be about right, few enough that a plan stays quick."""
 PIXELS = 128 * 32 * 32
 """Pixels of one channel in a measured step, at most (but 16 images)."""
+LEDGER_ROW = 200
+"""Bytes of a request in the ledger: its id, its hash, and their index."""
 PATIENCE_S = 15.0
 """After so many seconds of measuring, what is left is taken to be as fast as what was measured."""
 
@@ -40,6 +43,9 @@ class Measured:
         seconds: Seconds per image and epoch, by ``victim_key`` or ``thief_key``.
         weights: Bytes of the weights, by the same.
         data: Bytes of the data, by ``data.splits_key``.
+        sizes: Images that a victim is trained on, by the same.
+        shapes: (channels, height, width) of an image, by the same.
+        classes: Numbers in an answer, by the same.
         spent: Seconds spent measuring.
     """
 
@@ -47,6 +53,8 @@ class Measured:
     weights: dict[str, int] = field(default_factory=dict)
     data: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)
     spent: float = 0.0
 
     def measure(self, config: ExperimentConfig, data: Splits) -> None:
@@ -57,6 +65,7 @@ class Measured:
             for part in (data.victim_train, data.victim_validation, data.thief_pool, data.verification, data.test)
         )
         self.sizes[key] = len(data.victim_train)
+        self.shapes[key], self.classes[key] = data.shape, data.classes
         for key, work in ((victim_key(config), _victim_step), (thief_key(config), _thief_step)):
             if key in self.seconds or self.spent > PATIENCE_S:
                 continue
@@ -83,6 +92,8 @@ class Estimate:
         data: Bytes of the data in Ray's object store.
         process: Bytes of one process that trains, its program included.
         disk: Bytes of all models on the storage.
+        answers: Bytes of all transfer sets on the storage.
+        logs: Bytes of the owner's query logs and ledgers, which the driver's machine holds.
         measured_on: Name of the device of the measurement.
         complete: Everything was measured; otherwise the rest is taken to be alike.
     """
@@ -92,6 +103,8 @@ class Estimate:
     data: int
     process: int
     disk: float
+    answers: float
+    logs: float
     measured_on: str
     complete: bool
 
@@ -115,19 +128,27 @@ def thief_key(config: ExperimentConfig) -> str:
     return digest([identity(config.data), identity(config.thief.model), training.precision, training.compile])
 
 
-def estimate(plan: Plan, measured: Measured) -> Estimate | None:
-    """Return what a sweep will take; None if nothing could be measured, since its data are not at hand."""
+def estimate(plan: Plan, measured: Measured, keep: KeepConfig = KeepConfig()) -> Estimate | None:
+    """Return what a sweep will take; None if nothing could be measured, since its data are not at hand.
+
+    Args:
+        plan: The sweep.
+        measured: What was measured.
+        keep: What stays in the storage of finished trials.
+    """
     if not measured.seconds:
         return None
     trials = plan.trials
     victims = [victim.config for victim in plan.victims.values()]
     configs = victims + [config for config, _ in plan.nulls.values()]
-    models_s = sum(_victim_seconds(config, measured) for config in configs)
-    models_s += sum(choosing_models(config) * _victim_seconds(config, measured) for config in victims)
+    models_s = sum(victim_seconds(config, measured) for config in configs)
+    models_s += sum(choosing_models(config) * victim_seconds(config, measured) for config in victims)
     models_s *= (plan.victim_count + plan.null_count) / max(1, len(configs))
-    substitutes_s = sum(_thief_seconds(trial, measured) for trial in trials) * plan.trial_count / max(1, len(trials))
+    substitutes_s = sum(thief_seconds(trial, measured) for trial in trials) * plan.trial_count / max(1, len(trials))
     disk = sum(measured.bytes_of(victim_key(config)) for config in configs)
-    disk += sum(measured.bytes_of(thief_key(t.config)) * len(t.config.thief.budgets) for t in trials)
+    times = plan.trial_count / max(1, len(trials))
+    if keep.substitutes:
+        disk += sum(measured.bytes_of(thief_key(t.config)) * len(t.config.thief.budgets) for t in trials) * times
     wanted = {key for trial in trials for key in (victim_key(trial.config), thief_key(trial.config))}
     return Estimate(
         models_s=models_s,
@@ -135,6 +156,8 @@ def estimate(plan: Plan, measured: Measured) -> Estimate | None:
         data=sum(measured.data.values()),
         process=psutil.Process().memory_info().rss,
         disk=disk,
+        answers=sum(_answers_bytes(trial, measured) for trial in trials) * times if keep.answers else 0.0,
+        logs=sum(_log_bytes(trial, measured, images=keep.query_logs) for trial in trials) * times,
         measured_on=device_name(),
         complete=wanted <= set(measured.seconds),
     )
@@ -166,12 +189,31 @@ def room(demand: cluster.Demand, total: Mapping[str, float]) -> tuple[int, str]:
         return 0, str(error)
 
 
-def _victim_seconds(config: ExperimentConfig, measured: Measured) -> float:
+def _answers_bytes(trial: PlannedTrial, measured: Measured) -> float:
+    """Return the bytes of a trial's transfer set: a number per class, the image's name, and whether it is a probe."""
+    classes = measured.classes.get(trial.splits, max(measured.classes.values(), default=0))
+    return float(trial.queries * (4 * classes + 8 + 1))
+
+
+def _log_bytes(trial: PlannedTrial, measured: Measured, *, images: bool) -> float:
+    """Return the bytes of a trial in ledger and query log: a row per request, a class per image, the sample."""
+    service = trial.config.service
+    ledger = LEDGER_ROW * trial.queries / service.request_images
+    if not images:
+        return ledger
+    shape = measured.shapes.get(trial.splits, max(measured.shapes.values(), default=(0, 0, 0)))
+    sample = min(trial.queries, sample_size(shape, service.query_log_images)) if min(shape) else 0
+    return ledger + 2.0 * trial.queries + float(sample * np.prod(shape))
+
+
+def victim_seconds(config: ExperimentConfig, measured: Measured) -> float:
+    """Return the seconds in which a victim, or a null model, is trained."""
     images = measured.sizes.get(splits_key(config), max(measured.sizes.values(), default=0))
     return measured.per_image(victim_key(config)) * images * config.victim.training.epochs
 
 
-def _thief_seconds(trial: PlannedTrial, measured: Measured) -> float:
+def thief_seconds(trial: PlannedTrial, measured: Measured) -> float:
+    """Return the seconds in which a trial's substitutes are trained, those of null models included."""
     config = trial.config
     images = (1 + config.verification.stolen_null_models) * sum(config.thief.budgets)
     return measured.per_image(thief_key(config)) * images * config.thief.training.epochs

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from mea_ray.sweep.plan import Plan, check_same
 PARTS = ("results", "trials", "ledgers", "assessments")
 STARTED = ("events.jsonl", "summary.csv", IDENTITY)
 """Files that every start of a sweep writes beside ``sweep.yaml`` and ``plan.json``."""
+LAST_DRIVER = "driver.id"
+"""File beside the ledgers that tells the run which charged last."""
 ENTRIES = {*PARTS, *STARTED, "sweep.yaml", "plan.json", "wandb", "report.html"}
 """All that a sweep writes into its folder."""
 
@@ -290,6 +293,34 @@ class SweepFolder:
         if not path.exists():
             self.storage.pull_file(f"{self.name}/results/{path.name}")
         return path if path.exists() else None
+
+    def fetch_ledgers(self) -> None:
+        """Take the ledgers of a remote storage for those on this node if another machine has driven the sweep since.
+
+        Its ledgers know charges that those left here do not, and two that both charge would make one of none. Query
+        logs are in no storage: those of this node go with its ledgers.
+        """
+        if self.storage.remote is None:
+            return
+        ledgers = self.path / "ledgers"
+        ledgers.mkdir(parents=True, exist_ok=True)
+        here = ledgers / LAST_DRIVER
+        before = here.read_text(encoding="utf-8") if here.exists() else ""
+        here.unlink(missing_ok=True)
+        names = self.storage.names(f"{self.name}/ledgers")
+        self.storage.pull_file(f"{self.name}/ledgers/{LAST_DRIVER}")
+        ours = before == (here.read_text(encoding="utf-8") if here.exists() else "")
+        for path in [] if ours else ledgers.glob("*.sqlite*"):
+            path.unlink()
+        for name in names:
+            if name.endswith(".sqlite") and not (ledgers / name).exists():
+                self.storage.pull_file(f"{self.name}/ledgers/{name}")
+        write_whole(here, uuid.uuid4().hex)
+        self.push(f"ledgers/{LAST_DRIVER}")
+
+    def keep_ledger(self, copy: str, name: str) -> None:
+        """Copy a ledger to the remote storage under its name."""
+        self.storage.push_as(Path(copy), f"{self.name}/ledgers/{name}")
 
     def save_result(self, result: TrialResult) -> None:
         """Write a finished trial's result."""

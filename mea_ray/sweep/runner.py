@@ -1,4 +1,4 @@
-"""The driver of a sweep: models first, then trials under Ray Tune, results as they come."""
+"""The driver of a sweep: models, services and trials under Ray Tune as each can begin, results as they come."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,14 +23,17 @@ from mea_ray.results.portable import anonymous, cleaned
 from mea_ray.service.naming import NAMESPACE
 from mea_ray.storage.files import PATIENCE
 from mea_ray.sweep import cluster, events, search, tune_classes
+from mea_ray.sweep.admission import services_groups
 from mea_ray.sweep.broker import Broker, ServiceSpec, demand_of
 from mea_ray.sweep.callback import Finisher
 from mea_ray.sweep.event_log import EventLog
+from mea_ray.sweep.feeder import Feeder
 from mea_ray.sweep.folder import StoredResults, SweepFolder
 from mea_ray.sweep.loading import Loaded, load
 from mea_ray.sweep.modules import modules_to_send
 from mea_ray.sweep.only_driver import only_driver
 from mea_ray.sweep.plan import Draft, Plan, PlannedTrial, draft, plan, recorded_contents
+from mea_ray.sweep.schedule import Node, Schedule
 from mea_ray.sweep.sink import EventSink, SinkSender
 from mea_ray.sweep.tasks import Tasks
 from mea_ray.sweep.trainable import TrialContext, train_model
@@ -100,22 +103,25 @@ def run_sweep(
                 sweep, plan(sweep, _read_again(drafts, known), drafts), folder, None, on_event, work, resume=True
             )
         stack.enter_context(cluster.quiet())
+        shared = address is not None or cluster.is_running()
         ray = stack.enter_context(cluster.ray_cluster(address, py_modules))
         demand = demand_of(sweep, [each.config for each in pending])
-        at_once = cluster.wait_for_room(demand, ray, sweep.cluster_wait_s)
+        at_once = cluster.wait_for_room(demand.least, ray, sweep.cluster_wait_s)
+        demand = demand.settled(ray.cluster_resources())
         data = load(ray, pending, known, warn)
-        start = _Start(ray, demand, at_once, data)
+        start = _Start(ray, demand, at_once, data, shared)
         return _run(sweep, plan(sweep, data.contents, drafts), folder, start, on_event, work, resume=resume)
 
 
 @dataclass(frozen=True)
 class _Start:
-    """A Ray that has room for the sweep, with the sweep's data in its object store."""
+    """A Ray that has room for the sweep, with the sweep's data in its object store; other sweeps may share it."""
 
     ray: Any
     demand: cluster.Demand
     at_once: int
     data: Loaded
+    shared: bool
 
 
 def _pending(sweep: SweepConfig, drafts: list[Draft], folder: SweepFolder, begun: bool) -> tuple[list[Draft], Contents]:
@@ -259,32 +265,72 @@ class _Driver:
     ) -> None:
         self.sweep, self.plan, self.folder = sweep, the_plan, folder
         self.finisher, self.emit, self.start, self.ray, self.work = finisher, emit, start, start.ray, work
+        self.name = f"{sweep.name}-{uuid.uuid4().hex[:8]}"
+        """Of this run: its actors are named after it."""
 
     def run(self, left: list[PlannedTrial], samples: int) -> None:
         demand, data = self.start.demand, self.start.data.references
         # With an autoscaler, trials that find no room yet are what makes the cluster grow further.
         at_once = samples if self.sweep.cluster_wait_s else self.start.at_once
         at_once = min(at_once, self.sweep.max_concurrent_trials or at_once)
-        with self._events() as emit:
-            if not self.plan.adaptive:
-                left = self._prefetch(left, data, emit)
-                samples = len(left)
-            if not samples:
-                return
-            with cluster.services_group(demand) as group, self._broker(demand, group, emit) as broker:
-                points = {trial.name: trial.point for trial in left}
-                context = TrialContext(
-                    self.sweep, self.folder, broker, emit, points, self.start.data.contents, self.work
-                )
-                self.finisher.begin(context)
-                self._prepare(broker, left, demand.services)
-                Tuning(context, self.finisher, data, at_once).run(samples)
+        if not samples:
+            return
+        with contextlib.ExitStack() as stack:
+            emit = stack.enter_context(self._events())
+            feeder = None if self.plan.adaptive else self._feeder(left, emit, demand.services, at_once)
+            if feeder is not None and not cluster.has_room_beside_services(demand, self.ray.nodes()):
+                feeder.train_all()
+                if not feeder.left:
+                    return
+            groups = stack.enter_context(services_groups(demand, self.name if self.start.shared else "", self._warn))
+            broker = stack.enter_context(self._broker(demand, groups, emit))
+            points = {trial.name: trial.point for trial in left}
+            contents = self.start.data.contents
+            context = TrialContext(self.sweep, self.folder, broker, emit, points, contents, self.work)
+            self.finisher.begin(context)
+            if feeder is not None:
+                stack.enter_context(feeder.feeding(broker))
+            Tuning(context, self.finisher, data, at_once, feeder).run(samples)
+
+    def _feeder(self, left: list[PlannedTrial], emit: SinkSender, services: int, at_once: int) -> Feeder:
+        """Return what has every distinct victim and null model trained, and the services started."""
+        wanted: dict[str, tuple[Role, PlannedTrial, int]] = {}
+        specs: dict[str, ServiceSpec] = {}
+        nodes = []
+        for trial in left:
+            wanted.setdefault(trial.victim, ("victim", trial, 0))
+            for index, name in enumerate(trial.nulls):
+                wanted.setdefault(name, ("null", trial, index))
+            service = ""
+            if trial.config.thief.blackbox is None:
+                spec = ServiceSpec.of(trial.config, trial.victim, self.folder.storage)
+                service = spec.key
+                specs.setdefault(service, spec)
+            nodes.append(Node(trial.name, service, (trial.victim, *trial.nulls)))
+        tasks, data = Tasks(self._warn), self.start.data.references
+
+        def train(name: str) -> None:
+            role, trial, index = wanted[name]
+            reserved = trial.config.resources.victim
+            task = self.ray.remote(train_model).options(
+                num_cpus=reserved.cpus, num_gpus=reserved.gpus, max_retries=self.sweep.max_failures
+            )
+            arguments = (role, trial, index, data[trial.splits], self.folder, emit)
+            tasks.add(name, f"training {role} {name[:8]}", partial(task.remote, *arguments))
+
+        demand, total = self.start.demand, self.ray.cluster_resources()
+        trainings = len(wanted) if self.sweep.cluster_wait_s else cluster.trainings_at_once(demand, total)
+        schedule = Schedule(nodes, max(1, services), at_once, trainings=trainings)
+        return Feeder(schedule, specs, train, tasks, self.finisher.fail, self._warn)
+
+    def _warn(self, text: str) -> None:
+        self.emit(events.Warned(text))
 
     @contextlib.contextmanager
     def _events(self) -> Iterator[SinkSender]:
         """Run the event sink and the thread that empties it; gives what sends to it."""
         ray = self.ray
-        name = f"{self.sweep.name}-{uuid.uuid4().hex[:8]}-events"
+        name = f"{self.name}-events"
         here = cluster.on_this_node()
         sink = (
             ray.remote(EventSink).options(name=name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here).remote()
@@ -314,63 +360,12 @@ class _Driver:
             self.finisher.before_emitting = lambda: None
             ray.kill(sink)
 
-    def _prefetch(self, left: list[PlannedTrial], data: Mapping[str, Any], emit: SinkSender) -> list[PlannedTrial]:
-        """Train every distinct victim and null model, in parallel; return the trials whose models are there."""
-        ray = self.ray
-        wanted: dict[str, tuple[Role, PlannedTrial, int]] = {}
-        for trial in left:
-            wanted.setdefault(trial.victim, ("victim", trial, 0))
-            for index, name in enumerate(trial.nulls):
-                wanted.setdefault(name, ("null", trial, index))
-        tasks = self._tasks()
-        for name, (role, trial, index) in wanted.items():
-            reserved = trial.config.resources.victim
-            task = ray.remote(train_model).options(
-                num_cpus=reserved.cpus, num_gpus=reserved.gpus, max_retries=self.sweep.max_failures
-            )
-            arguments = (role, trial, index, data[trial.splits], self.folder, emit)
-            tasks.add(name, f"training {role} {name[:8]}", partial(task.remote, *arguments))
-        lost: dict[str, str] = {}
-        try:
-            for name, _, error in tasks.results():
-                if error is not None:  # whatever broke one model must not break the trials of others
-                    lost[name] = f"{type(error).__name__}: {error}"
-        except BaseException:
-            tasks.cancel()
-            raise
-        waiting = []
-        for trial in left:
-            reasons = [
-                f"model {name} could not be trained: {lost[name]}"
-                for name in (trial.victim, *trial.nulls)
-                if name in lost
-            ]
-            if reasons:
-                self.finisher.fail(trial.name, reasons[0])
-            else:
-                waiting.append(trial)
-        return waiting
-
-    def _tasks(self) -> Tasks:
-        return Tasks(lambda text: self.emit(events.Warned(text)))
-
-    def _prepare(self, broker: Any, left: list[PlannedTrial], services: int) -> None:
-        """Have the first services started while Tune starts the trials; what fails here is met again by the trials."""
-        specs: dict[str, ServiceSpec] = {}
-        for trial in left:
-            if len(specs) == services:
-                break
-            if trial.config.thief.blackbox is not None:
-                continue
-            spec = ServiceSpec.of(trial.config, trial.victim, self.folder.storage)
-            specs.setdefault(spec.key, spec)
-        for spec in specs.values():
-            broker.prepare.remote(spec)
-
     @contextlib.contextmanager
-    def _broker(self, demand: cluster.Demand, group: Any, emit: SinkSender) -> Iterator[Any]:
-        ray, prefix = self.ray, f"{self.sweep.name}-{uuid.uuid4().hex[:8]}"
+    def _broker(self, demand: cluster.Demand, groups: list[Any], emit: SinkSender) -> Iterator[Any]:
+        ray, prefix = self.ray, self.name
         be_patient = partial(self.folder.be_patient, self.sweep.base.resources.storage_patience_s, emit)
+        keep = self.folder.keep_ledger if self.folder.storage.remote is not None else None
+        self.folder.fetch_ledgers()
         broker = (
             ray.remote(Broker)
             .options(
@@ -382,7 +377,7 @@ class _Driver:
                 max_restarts=-1,
                 max_task_retries=-1,
             )
-            .remote(prefix, str(self.folder.path / "ledgers"), demand.services, group, None, emit, be_patient)
+            .remote(prefix, str(self.folder.path / "ledgers"), demand.services, groups, None, emit, be_patient, keep)
         )
         try:
             yield broker

@@ -58,24 +58,30 @@ class Tasks:
         An error of ours is given as itself. What Ray says of a task that could not run is a `ClusterError`.
         """
         while self._running or self._later:
-            now = time.monotonic()
-            for task in [task for task in self._later if task.not_before <= now]:
-                self._later.remove(task)
-                self._start(task)
-            if not self._running:
-                time.sleep(0.1)
-                continue
-            ready, _ = ray.wait(list(self._running), timeout=0.5 if self._later else 1.0)
-            for reference in ready:
-                task = self._running.pop(reference)
-                error = _error_of(reference, task)
-                if isinstance(error, (OutOfMemory, DeviceOutOfMemory)) and task.attempts < ATTEMPTS:
-                    lacks = "machine" if isinstance(error, OutOfMemory) else "GPU"
-                    self.warn(f"a {lacks} ran out of memory while {task.what}; trying it again")
-                    task.not_before = time.monotonic() + PAUSE_S
-                    self._later.append(task)
-                else:
-                    yield task.name, reference, error
+            yield from self.poll(1.0)
+
+    def poll(self, timeout_s: float) -> list[tuple[str, Any, Exception | None]]:
+        """Return the tasks that have ended, as `results` gives them, after a wait of ``timeout_s`` at most."""
+        now = time.monotonic()
+        for task in [task for task in self._later if task.not_before <= now]:
+            self._later.remove(task)
+            self._start(task)
+        if not self._running:
+            time.sleep(min(0.1, timeout_s))
+            return []
+        ended = []
+        ready, _ = ray.wait(list(self._running), timeout=min(0.5, timeout_s) if self._later else timeout_s)
+        for reference in ready:
+            task = self._running.pop(reference)
+            error = _error_of(reference, task)
+            if isinstance(error, (OutOfMemory, DeviceOutOfMemory)) and task.attempts < ATTEMPTS:
+                lacks = "machine" if isinstance(error, OutOfMemory) else "GPU"
+                self.warn(f"a {lacks} ran out of memory while {task.what}; trying it again")
+                task.not_before = time.monotonic() + PAUSE_S
+                self._later.append(task)
+            else:
+                ended.append((task.name, reference, error))
+        return ended
 
     def cancel(self) -> None:
         """End the tasks that are under way."""

@@ -107,7 +107,7 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
     def report(numbers: dict[str, float]) -> None:
         tune.report({**numbers, JUDGED: judged(context.sweep.search, numbers)})
 
-    tools = Tools(context.folder, context.broker, context.emit, report, selection(context.sweep))
+    tools = Tools(context.folder, context.broker, context.emit, report, selection(context.sweep), context.sweep.keep)
     try:
         with device_memory("a step of the trial"):
             context.work(trial, load, tools, os.getpid(), ray.get_runtime_context().get_node_id())

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mea_ray.config import write_yaml
-from mea_ray.core.errors import ServiceUnavailable
+from mea_ray.blackbox.colluding import account_share
+from mea_ray.config import KeepConfig, write_yaml
+from mea_ray.core.errors import ServiceUnavailable, UnknownClient
 from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.ports import Listener, OnEpoch, QueryService, Role, Step
+from mea_ray.experiment.theft import account_budgets, answers_received
 from mea_ray.results.numbers import trial_metrics
 from mea_ray.results.records import QueryLogRecord, RungResult, SelectionRecord, TrialResult
 from mea_ray.storage.files import patiently
@@ -39,6 +42,7 @@ class Tools:
         on_event: Where events go.
         report: Called with the metrics of each rung; the scheduler may end the process in it.
         selection: On what the sweep's settings were chosen.
+        keep: What stays of a trial that has finished.
     """
 
     folder: SweepFolder
@@ -46,6 +50,7 @@ class Tools:
     on_event: events.OnEvent
     report: Report
     selection: SelectionRecord | None = None
+    keep: KeepConfig = KeepConfig()
 
 
 Work = Callable[[PlannedTrial, Callable[[], "Splits"], Tools, int, str], TrialResult]
@@ -94,7 +99,16 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     ports = Ports(models, service, journal, TrialListener(trial.name, tools), process.steal)
     result = Experiment(trial.config, data, trial.names, ports, trial.point, tools.selection).run()
     tools.folder.save_result(result)
+    _tidy(journal, service, tools.keep)
     return result
+
+
+def _tidy(journal: TrialFolder, service: Any, keep: KeepConfig) -> None:
+    """Remove what is not to stay of a trial whose result is written."""
+    parts = {"substitutes": keep.substitutes, "transfer": keep.answers}
+    journal.drop(*(part for part, stays in parts.items() if not stays))
+    if not keep.query_logs and isinstance(service, SharedService):
+        service.forget()
 
 
 def _service(
@@ -179,6 +193,7 @@ class SharedService:
         entry = self._hold.__enter__()
         try:
             self.service = VictimService.connect(*entry)
+            self._check_ledger()
         except BaseException as error:
             self._hold.__exit__(type(error), error, error.__traceback__)
             raise
@@ -188,6 +203,34 @@ class SharedService:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hold.__exit__(kind, error, trace)
+
+    def _check_ledger(self) -> None:
+        """Begin the theft anew if the ledger, or the owner's log beside it, does not know of answers that are here.
+
+        Both are files of the machine that the driver runs on; a remote storage has a copy of the ledger. Without them
+        too little would be charged, and the owner would judge the thief by a part of its queries.
+        """
+        if not self.journal.has_begun:  # answers of another theft are not ours to remove: the attack refuses them
+            return
+        received = answers_received(self.trial.config, self.journal.transfer)
+        accounts = list(account_budgets(self.trial.config, self.trial.name))
+        remote = self.journal.storage.remote is not None
+        for index, account in enumerate(accounts):
+            share = account_share(index, len(accounts), received)
+            try:
+                charged = self.service.charged(account)
+            except UnknownClient:
+                charged = 0
+            if charged < share or (remote and share and not self.service.logged(account)):
+                self.tools.on_event(
+                    events.Warned(
+                        f"trial {self.trial.name}: the ledger of its service was lost ({charged} of {share} answers "
+                        "charged to it are on record); all of its queries are asked and charged again"
+                    )
+                )
+                self.journal.begin_anew()
+                self.transfer = self.journal.transfer
+                return
 
     def register(self, client: str, budget: int) -> None:
         """Open an account; wait for the ledger's storage while it is full or away."""
@@ -209,6 +252,14 @@ class SharedService:
     def query_log(self, client: str) -> QueryLogRecord:
         """Return the owner's judgement on an account."""
         return self.service.query_log(client)
+
+    def forget(self) -> None:
+        """Remove what the owner's log holds of this trial, if the service is still up."""
+        from ray.exceptions import RayError
+
+        for account in account_budgets(self.trial.config, self.trial.name):
+            with contextlib.suppress(ServiceUnavailable, RayError):
+                self.service.forget(account)
 
     def _pulse(self) -> None:
         """Report the number of answers, if it rose since the last heartbeat."""

@@ -18,10 +18,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray.exceptions import OutOfMemoryError
+from ray.tune.search import Searcher
 
 from mea_ray.core import plugins
 from mea_ray.sweep import events, search, tune_classes
 from mea_ray.sweep.callback import OUT_OF_MEMORY, Finisher
+from mea_ray.sweep.feeder import Feeder
+from mea_ray.sweep.ready_trials import ReadyTrials
 from mea_ray.sweep.trainable import TrialContext, tune_trial
 
 _NODE = re.compile(r"\bID: ([0-9a-f]{8,})")
@@ -36,9 +39,18 @@ class Tuning:
         finisher: Follows them.
         data: References to the loaded data, by name.
         at_once: Trials under way at once, at most.
+        feeder: Knows which trials can run; None for an adaptive search, whose trials are not known before.
     """
 
-    def __init__(self, context: TrialContext, finisher: Finisher, data: Mapping[str, Any], at_once: int) -> None:
+    def __init__(
+        self,
+        context: TrialContext,
+        finisher: Finisher,
+        data: Mapping[str, Any],
+        at_once: int,
+        feeder: Feeder | None = None,
+    ) -> None:
+        self.feeder = feeder
         self.context, self.finisher, self.data, self.at_once = context, finisher, data, at_once
         self.sweep = context.sweep
         self._out_of_memory: Counter[str] = Counter()
@@ -96,11 +108,13 @@ class Tuning:
             tune.with_parameters(tune_trial, context=self.context, data=dict(self.data)),
             {"cpu": role.cpus, "gpu": role.gpus},
         )
+        searcher: Searcher
         space: dict[str, Any] = {}
-        searcher = None
         imported = plugins.is_path(self.sweep.search.name)
         if left:
-            space, samples = {"trial": tune.grid_search(left)}, 1
+            assert self.feeder is not None
+            self.feeder.schedule.again(set(left))  # of an earlier run of Tune, which ended before them
+            searcher, samples = ReadyTrials(self.feeder), len(left)
         else:
             folder = self.context.folder
             begun = [

@@ -102,7 +102,7 @@ def test_frames_are_thinned_evenly(database: Path) -> None:
         (";24;20;6;4;16;14", "line 2: '' is outside"),
         ("0/\0.jpg;24;20;6;4;16;14", "line 2: "),
         ("0/" + "x" * 5000 + ".jpg;24;20;6;4;16;14", "line 2: there is no file"),
-        ("x" * 200_000 + ";24;20;6;4;16;14", "line 2: field larger than field limit"),
+        ("x" * 200_000 + ";24;20;6;4;16;14", "line 1: field larger than field limit"),
         ("0/aligned_detect_0.000.jpg;24;20;6;4;16;" + "9" * 5000, "line 2: .* four integers"),
         ("0/aligned_detect_0.000.jpg;24;20;30;4;40;14", "holds nothing of an image of 24 x 20"),
         ("0/aligned_detect_0.000.jpg;24;20;16;4;6;14", "holds nothing"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,27 @@ def test_killed_and_resumed_it_gives_what_a_local_sweep_gives(
         assert second.ends() == 0, second.story()
     there = _seen_from_elsewhere(location, monkeypatch, tmp_path / "elsewhere")
     assert not harness.differences(harness.metrics(there), undisturbed), second.story()
-    heads = nodes.caches / "head" / "mea_ray"
-    (ledgers,) = heads.glob("*/s")
-    assert harness.charged(ledgers) == dict.fromkeys(undisturbed, 96)
+    assert harness.charged(there) == dict.fromkeys(undisturbed, 96)
     assert not second.of("ModelEpoch", "TrialFailed")
     on_nodes = {path.relative_to(nodes.caches).parts[0] for path in nodes.caches.glob("*/mea_ray/*/s/trials/*")}
     assert len(on_nodes - {"head"}) >= 1
     on_head = [path.name for path in (nodes.caches / "head").glob("mea_ray/*/s/trials/*/*")]
     assert "substitutes" not in on_head and "transfer" not in on_head, "the head fetches what it shows"
+
+
+def test_a_head_that_lost_its_cache_charges_every_answer(
+    s3: LoopbackS3, nodes: Apart, undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = s3.location("lost")
+    config = harness.sweep(location)
+    address = ("--address", nodes.cluster.address)
+    with harness.driver(config, *address, env=nodes.env) as first:
+        first.until(lambda event: event["event"] == "RungFinished" and event["budget"] == 48)
+        first.kill()
+    shutil.rmtree(nodes.caches / "head")
+    with harness.driver(config, "--resume", *address, env=nodes.env) as second:
+        assert second.ends() == 0, second.story()
+    there = _seen_from_elsewhere(location, monkeypatch, tmp_path / "elsewhere")
+    assert not harness.differences(harness.metrics(there), undisturbed), second.story()
+    assert harness.charged(there) == dict.fromkeys(undisturbed, 96)
+    assert any("ledger of its service was lost" in event["message"] for event in second.of("Warned")), second.story()

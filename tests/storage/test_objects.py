@@ -11,6 +11,7 @@ from mea_ray.bench.object_store import LoopbackS3
 from mea_ray.storage import remote, segments
 from mea_ray.storage.remote import Storage
 from mea_ray.storage.remote_lease import RemoteLease
+from mea_ray.sweep.folder import SweepFolder
 
 Node = Callable[[str], Storage]
 
@@ -162,3 +163,28 @@ def test_a_lease_asks_little_while_it_is_held(s3: LoopbackS3, node: Node) -> Non
     assert lease.try_acquire()
     assert asked(s3, lambda: lease._beat(lease.token)) == ["PUT"]
     lease.release()
+
+
+def test_the_ledgers_of_the_machine_that_drove_last_are_taken(
+    s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(machine: str) -> SweepFolder:
+        monkeypatch.setattr(remote, "_cache_root", lambda: tmp_path / machine)
+        folder = SweepFolder(s3.location(tmp_path.name), "s")
+        folder.fetch_ledgers()
+        return folder
+
+    def charge(folder: SweepFolder, text: str) -> None:
+        (folder.path / "ledgers" / "k.sqlite").write_text(text)
+        (folder.path / "ledgers" / "k.sqlite.queries").write_text("log")
+        folder.keep_ledger(str(folder.path / "ledgers" / "k.sqlite"), "k.sqlite")
+
+    def ledger(folder: SweepFolder) -> dict[str, str]:
+        return {path.name: path.read_text() for path in (folder.path / "ledgers").glob("k.*")}
+
+    charge(on("a"), "48 charged")
+    (on("a").path / "ledgers" / "k.sqlite").write_text("64 charged")  # it was killed before this was copied
+    assert ledger(on("a")) == {"k.sqlite": "64 charged", "k.sqlite.queries": "log"}, "its own are the newest"
+    assert ledger(on("b")) == {"k.sqlite": "48 charged"}
+    charge(on("b"), "96 charged")
+    assert ledger(on("a")) == {"k.sqlite": "96 charged"}, "what is left here does not know what the other charged"

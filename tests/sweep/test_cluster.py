@@ -11,6 +11,7 @@ import pytest
 
 from mea_ray.config import RoleResources
 from mea_ray.sweep import cluster
+from mea_ray.sweep.admission import services_groups
 
 
 @pytest.mark.parametrize("interrupt", [signal.default_int_handler, signal.SIG_IGN], ids=["shell", "script with &"])
@@ -54,6 +55,33 @@ def test_the_services_room_is_asked_for_as_placed(placement: str, monkeypatch: p
     monkeypatch.setattr(module, "placement_group", refuse)
     role = RoleResources()
     demand = cluster.Demand(1, {"CPU": 0.5}, 2, role, role, placement)  # type: ignore[arg-type]
-    with pytest.raises(InterruptedError), cluster.services_group(demand):
+    with pytest.raises(InterruptedError), services_groups(demand):
         pass
     assert queried == [([{"CPU": 0.5}, {"CPU": 0.5}], placement.upper())]
+
+
+def node(cpus: float, alive: bool = True) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": {"CPU": cpus}}
+
+
+@pytest.mark.parametrize(
+    ("victim", "nodes", "fits"),
+    [
+        (1.5, [node(2)], True),
+        (2, [node(2)], False),
+        (2, [node(2), node(2)], True),  # the one replica is on one of them only
+        (2, [node(2), node(2, alive=False)], False),
+        (2, [node(2), node(1), node(1)], False),
+    ],
+)
+def test_models_come_first_where_services_leave_no_room_for_them(
+    victim: float, nodes: list[dict[str, Any]], fits: bool
+) -> None:
+    demand = cluster.Demand(1, {"CPU": 0.5}, 1, RoleResources(), RoleResources(cpus=victim))
+    assert cluster.has_room_beside_services(demand, nodes) == fits
+
+
+def test_as_many_models_are_trained_at_once_as_find_room() -> None:
+    demand = cluster.Demand(1, {"CPU": 0.5}, 1, RoleResources(cpus=4), RoleResources(cpus=1, gpus=0.5))
+    assert cluster.trainings_at_once(demand, {"CPU": 8.0, "GPU": 2.0}) == 4
+    assert cluster.trainings_at_once(demand, {"CPU": 8.0}) == 1

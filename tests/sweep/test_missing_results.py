@@ -39,7 +39,7 @@ def test_a_result_that_was_lost_in_mid_sweep_is_a_failed_trial(
 
     monkeypatch.setattr(runner._Driver, "run", run)
     ray: Any = SimpleNamespace(get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "here"))
-    start = runner._Start(ray, None, 1, None)  # type: ignore[arg-type]
+    start = runner._Start(ray, None, 1, None, False)  # type: ignore[arg-type]
     outcome = runner._run(sweep, plan(sweep), folder, start, None, run_trial, resume=False)
     lost = (
         {} if damage == "none" else {names[1]: "its result was removed or damaged meanwhile; --resume makes it again"}

@@ -166,5 +166,6 @@ def test_the_quickstart_is_what_it_promises() -> None:
     assert plan.null_count == nulls.null_models == nulls.stolen_null_models >= 3, "controls, at every budget"
     # It must fit a laptop with two cores: both services, one trial at a time at least.
     service = sweep.base.service
+    assert isinstance(sweep.max_services, int)
     replicas = sweep.max_services * service.replicas * service.cpus_per_replica
     assert replicas + 2 * sweep.base.resources.trial.cpus <= 2

@@ -1,0 +1,188 @@
+"""Room for the services of a sweep, also where other sweeps use the cluster.
+
+Services hold their resources for as long as their sweep needs them. Two sweeps whose services left no room for a trial
+of either would wait for each other for ever. So a sweep sets its services' resources aside only while there is room for
+one of its trials beside them, one sweep after the other; until then it waits, and says for what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mea_ray.core.errors import ConfigError
+from mea_ray.service.naming import NAMESPACE
+from mea_ray.sweep.cluster import Demand
+
+GATE = "admission"
+GATE_EXPIRY_S = 30.0
+SAY_AFTER_S = 10.0
+_LOOK_S = 2.0
+
+
+class AdmissionGate:
+    """Lets one sweep at a time look for room; an actor of the cluster.
+
+    Args:
+        clock: Seconds since any fixed moment.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._holder, self._last_sign = "", 0.0
+
+    def enter(self, sweep: str) -> bool:
+        """Let a sweep in if no other inside gave a sign of life lately; each call of a sweep inside is one."""
+        now = self._clock()
+        if self._holder not in {"", sweep} and now - self._last_sign < GATE_EXPIRY_S:
+            return False
+        self._holder, self._last_sign = sweep, now
+        return True
+
+    def leave(self, sweep: str) -> None:
+        """Let the next one in."""
+        if self._holder == sweep:
+            self._holder = ""
+
+
+@contextlib.contextmanager
+def services_groups(
+    demand: Demand,
+    sweep: str = "",
+    notify: Callable[[str], None] = lambda text: None,
+    timeout_s: float = 120.0,
+) -> Iterator[list[Any]]:
+    """Set the services' resources aside; gives a placement group for each, or none if they reserve nothing.
+
+    Args:
+        demand: What the sweep needs.
+        sweep: A name of this run of the sweep that no other has; empty where no other sweep can use the cluster.
+        notify: Called with a sentence that says what is waited for.
+        timeout_s: Longest wait where no other sweep uses the cluster.
+
+    Raises:
+        ConfigError: There was no room after ``timeout_s``, and no other sweep that could make some.
+    """
+    if not demand.bundles:
+        yield []
+        return
+    from ray.util.placement_group import remove_placement_group
+
+    groups: list[Any] = []
+    try:
+        with _gate(sweep, notify) if sweep else contextlib.nullcontext(lambda: None) as stay:
+            if sweep:
+                _wait_for_room(demand, sweep, notify, stay, timeout_s)
+            began = time.monotonic()
+            groups += _groups([demand.bundles_of_one] * demand.services, demand)
+            while not _are_ready(groups):
+                stay()  # another sweep's trial may have been quicker; it ends some time
+                if not sweep and time.monotonic() - began > timeout_s:
+                    raise _no_room(demand, timeout_s)
+        yield groups
+    finally:
+        for group in groups:
+            with contextlib.suppress(Exception):  # the cluster may be gone already
+                remove_placement_group(group)
+
+
+def _no_room(demand: Demand, timeout_s: float) -> ConfigError:
+    return ConfigError(
+        f"no room for {_wanted(demand)} within {timeout_s:g} s: free are {_free()}; lower service.cpus_per_replica, "
+        "service.gpus_per_replica or max_services, or wait until the cluster is free"
+    )
+
+
+def _wanted(demand: Demand) -> str:
+    return f"{len(demand.bundles)} replicas of {dict(demand.replica)} and one trial of {_trial(demand)}"
+
+
+def _trial(demand: Demand) -> dict[str, float]:
+    return {kind: n for kind, n in {"CPU": demand.trial.cpus, "GPU": demand.trial.gpus}.items() if n}
+
+
+def _free() -> str:
+    import ray
+
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    return ", ".join(f"{free.get(kind, 0.0):g} {kind}s" for kind in ("CPU", "GPU"))
+
+
+def _wait_for_room(
+    demand: Demand, sweep: str, notify: Callable[[str], None], stay: Callable[[], object], timeout_s: float
+) -> None:
+    """Wait until the services and one trial find room at the same time."""
+    from ray.util.placement_group import remove_placement_group
+
+    began, announced = time.monotonic(), False
+    probe = _groups([[*demand.bundles, _trial(demand)]], demand)
+    try:
+        while not _are_ready(probe):
+            stay()
+            waited = time.monotonic() - began
+            others = _others(sweep)
+            if waited > timeout_s and not others:
+                raise _no_room(demand, timeout_s)
+            if waited > SAY_AFTER_S and not announced:
+                announced = True
+                whose = f"; {', '.join(others)} uses the cluster" if others else ""
+                notify(f"waiting for room for {_wanted(demand)}: free are {_free()}{whose}")
+    finally:
+        for group in probe:
+            with contextlib.suppress(Exception):
+                remove_placement_group(group)
+
+
+def _groups(bundles: list[list[dict[str, float]]], demand: Demand) -> list[Any]:
+    from ray.util.placement_group import placement_group
+
+    return [placement_group(each, strategy=demand.placement.upper()) for each in bundles]
+
+
+def _are_ready(groups: list[Any]) -> bool:
+    import ray
+
+    ready, _ = ray.wait([group.ready() for group in groups], num_returns=len(groups), timeout=_LOOK_S)
+    return len(ready) == len(groups)
+
+
+def _others(sweep: str) -> list[str]:
+    """Return the names of the other sweeps that run on the cluster, by the actors that carry their events."""
+    from ray.util import list_named_actors
+
+    names = [str(each["name"]) for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
+    runs = [name.removesuffix("-events") for name in names if name.endswith("-events")]
+    return sorted({f"sweep {run.rpartition('-')[0]!r}" for run in runs if run != sweep})
+
+
+@contextlib.contextmanager
+def _gate(sweep: str, notify: Callable[[str], None]) -> Iterator[Callable[[], object]]:
+    """Be the only sweep that looks for room; gives what is to be called now and then inside."""
+    import ray
+    from ray.exceptions import RayError
+
+    gate_class: Any = ray.remote(AdmissionGate)
+    gates: list[Any] = []  # a handle keeps the gate; it goes with the sweep that made it, and the next makes it again
+    options: dict[str, Any] = {"name": GATE, "namespace": NAMESPACE, "get_if_exists": True, "num_cpus": 0}
+
+    def ask() -> bool:
+        try:
+            gates[:] = [gate_class.options(**options).remote()]
+            return bool(ray.get(gates[0].enter.remote(sweep), timeout=30))
+        except (RayError, ValueError):
+            return False
+
+    began, announced = time.monotonic(), False
+    while not ask():
+        if not announced and time.monotonic() - began > SAY_AFTER_S:
+            announced = True
+            notify(f"waiting for another sweep that looks for room on this cluster: {', '.join(_others(sweep))}")
+        time.sleep(1.0)
+    try:
+        yield ask
+    finally:
+        with contextlib.suppress(RayError, ValueError):
+            ray.get_actor(GATE, namespace=NAMESPACE).leave.remote(sweep)
+        gates.clear()

@@ -1,0 +1,93 @@
+"""How long a planned sweep takes on a cluster, and what of the cluster it cannot keep busy: by simulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mea_ray.config import digest, identity
+from mea_ray.sweep.estimate import Measured, thief_seconds, victim_seconds
+from mea_ray.sweep.plan import Plan
+from mea_ray.sweep.schedule import Node
+from mea_ray.sweep.simulation import Simulated, Simulation, Workload
+
+if TYPE_CHECKING:
+    from mea_ray.sweep.cluster import Demand
+
+START_S, OVERHEAD_S = 10.0, 3.0
+"""Seconds until a service answers, and that a slot loses for a trial; as on a laptop, where all is loaded already."""
+MOST_TRIALS = 3000
+"""A simulation of so many takes a second or two."""
+BUSY = 0.75
+"""Share of the slots' time from which on no reason is given."""
+WORTH = 0.85
+"""Another number of services is worth a word where it takes no more than this share of the time."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a sweep makes of a cluster.
+
+    Attributes:
+        seconds: From its start to the end of its last trial, without the time for queries.
+        busy: Share of the slots' time in which they train, in [0, 1].
+        idle: Why the rest is lost, with a remedy; empty where little is.
+    """
+
+    seconds: float
+    busy: float
+    idle: str = ""
+
+
+def forecast(plan: Plan, measured: Measured, demand: Demand, at_once: int, auto: tuple[Demand, int]) -> Forecast | None:
+    """Simulate a sweep with the durations that were measured.
+
+    Args:
+        plan: The sweep.
+        measured: The speed of its trainings.
+        demand: What it asks of the cluster.
+        at_once: Trials that run at once beside its services.
+        auto: The same two with ``max_services: auto``.
+
+    Returns:
+        None if it cannot be worked out: nothing was measured, there is no room, a search chooses the trials while it
+        runs, or there are too many.
+    """
+    if plan.adaptive or at_once < 1 or not measured.seconds or not 1 <= len(plan.trials) <= MOST_TRIALS:
+        return None
+    work = _workload(plan, measured)
+    simulated = Simulation(work, at_once, max(1, demand.services)).run()
+    return Forecast(simulated.seconds, simulated.of_ideal, _idle(plan, work, simulated, at_once, demand, auto))
+
+
+def _workload(plan: Plan, measured: Measured) -> Workload:
+    nodes = []
+    for trial in plan.trials:
+        served = trial.config.thief.blackbox is None
+        service = digest([trial.victim, identity(trial.config.service.serving)]) if served else ""
+        nodes.append(Node(trial.name, service, (trial.victim, *trial.nulls)))
+    models = {name: victim_seconds(victim.config, measured) for name, victim in plan.victims.items()}
+    models |= {name: victim_seconds(config, measured) for name, (config, _) in plan.nulls.items()}
+    trials = {trial.name: thief_seconds(trial, measured) for trial in plan.trials}
+    return Workload(nodes, trials, models, START_S, OVERHEAD_S, service=0.0)
+
+
+def _idle(
+    plan: Plan, work: Workload, simulated: Simulated, at_once: int, demand: Demand, auto: tuple[Demand, int]
+) -> str:
+    if simulated.of_ideal >= BUSY:
+        return ""
+    empty = f"{at_once} slots are busy {simulated.of_ideal:.0%} of the time"
+    if plan.trial_count < at_once:
+        return f"{empty}: {plan.trial_count:,} trials do not fill them; add seeds, or take a smaller cluster"
+    services, slots = auto[0].services, auto[1]
+    if services > demand.services and slots >= 1:
+        other = Simulation(work, slots, services).run()
+        if other.seconds <= WORTH * simulated.seconds:
+            return (
+                f"{empty}, since trials of {demand.services} victims run at once; max_services=auto serves {services}, "
+                f"and takes {other.seconds / simulated.seconds:.0%} of the time"
+            )
+    if simulated.first_trial_s > (1 - BUSY) * simulated.seconds:
+        return f"{empty}: {len(work.model_s):,} models do not fill them before the first trial can begin"
+    return f"{empty}: its last trials do not fill them; more trials, or a smaller cluster, would"
