@@ -48,10 +48,11 @@ class Names:
             config: Its settings.
             read: Fingerprints of its data.
         """
+        null = _null(config, read)  # once: an experiment may have a thousand null models
         return cls(
             trial=trial_name(config, read),
             victim=victim_name(config, read),
-            nulls=tuple(null_name(config, read, index) for index in range(config.verification.null_models)),
+            nulls=tuple(digest({**null, "null": index}) for index in range(config.verification.null_models)),
             data=splits_name(config, read),
         )
 
@@ -94,11 +95,16 @@ def _filter(config: ExperimentConfig) -> Tree:
 
 def null_name(config: ExperimentConfig, read: Fingerprints, index: int) -> str:
     """Name the ``index``-th null model: as the victim, but whatever the victim's watermark and weights are."""
+    return digest({**_null(config, read), "null": index})
+
+
+def _null(config: ExperimentConfig, read: Fingerprints) -> Tree:
+    """Return what all null models of an experiment have in common."""
     victim = {key: value for key, value in identity(config).get("victim", {}).items() if key not in _NOT_OF_A_NULL}
     if config.victim.null_training is not None:
         victim = {key: value for key, value in victim.items() if key != "training"}
         victim |= {"training": own} if (own := identity(config.victim.null_training)) else {}
-    return digest({**_owners(config, read), "victim": victim, "null": index})
+    return {**_owners(config, read), "victim": victim}
 
 
 def _victim(config: ExperimentConfig) -> Tree | None:

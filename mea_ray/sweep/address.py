@@ -103,10 +103,12 @@ def _check_temp_folder() -> None:
     """Check that a Ray on this machine could make its sockets.
 
     Raises:
-        ConfigError: The folder cannot be written, or its path is too long for a Unix socket.
+        ConfigError: The folder cannot be written, or its path is no absolute one, or too long for a Unix socket.
     """
     folder, source = temp_folder()
     remedy = "set RAY_TMPDIR to a short path on a local disk, e.g. RAY_TMPDIR=/tmp"
+    if not folder.is_absolute():  # also an empty one: Ray would put its files into the working directory
+        raise ConfigError(f"{source}{os.environ[source[:-1]]} is no absolute path; {remedy}")
     longest = folder / "ray" / f"session_2026-01-31_00-00-00_000000_{os.getpid()}" / "sockets" / "plasma_store"
     limit = 103 if sys.platform == "darwin" else 107  # bytes of sun_path, without the final zero
     if (too_long := len(os.fsencode(longest)) - limit) > 0:

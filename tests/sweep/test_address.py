@@ -146,6 +146,19 @@ def test_a_cluster_is_found_and_one_of_another_version_is_refused(
     assert f"--address={here} cannot be joined: Version mismatch" in text and "2.9.3" in text and "3.8.1" in text
 
 
+@pytest.mark.parametrize("folder", ["", "tmp", "./x", "~/x"])
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_temporary_folder_below_the_working_directory(
+    variable: str, folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setenv(variable, folder)
+    with pytest.raises(ConfigError, match=f"^{variable}={folder} is no absolute path; set RAY_TMPDIR"):
+        check(None)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
 def test_a_temporary_folder_that_is_too_long_for_a_socket(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR")
