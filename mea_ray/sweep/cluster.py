@@ -33,6 +33,8 @@ _QUIET = {
 }
 _LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray.serve", "ray._private", "optuna")
 
+_STARTS = 2
+"""Times that a Ray on this machine is started: Ray gives a node 30 s, which is little while a machine is busy."""
 
 # A Ray of our own is started whatever these say; its processes would pass them on, too.
 _OF_ANOTHER_RAY = (
@@ -129,7 +131,7 @@ def ray_cluster(address: str | None, py_modules: Sequence[str] = ()) -> Iterator
             ray.shutdown()
 
 
-def _start_or_join(address: str | None, py_modules: Sequence[str]) -> None:
+def _start_or_join(address: str | None, py_modules: Sequence[str], starts: int = _STARTS) -> None:
     import ray
 
     try:
@@ -143,6 +145,9 @@ def _start_or_join(address: str | None, py_modules: Sequence[str]) -> None:
         )
     except Exception as error:  # of many types; none of them is of use to who started a sweep
         ray.shutdown()
+        if address is None and starts > 1 and "timed out during startup" in str(error):
+            _start_or_join(address, py_modules, starts - 1)
+            return
         reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
         if address is None:
             folder, _ = temp_folder()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mea_ray.config import RoleResources
+from mea_ray.core.errors import ConfigError
 from mea_ray.sweep import cluster
 from mea_ray.sweep.admission import services_groups
 
@@ -85,3 +86,31 @@ def test_as_many_models_are_trained_at_once_as_find_room() -> None:
     demand = cluster.Demand(1, {"CPU": 0.5}, 1, RoleResources(cpus=4), RoleResources(cpus=1, gpus=0.5))
     assert cluster.trainings_at_once(demand, {"CPU": 8.0, "GPU": 2.0}) == 4
     assert cluster.trainings_at_once(demand, {"CPU": 8.0}) == 1
+
+
+@pytest.mark.parametrize(("slow", "starts"), [(0, 1), (1, 2), (9, 2)])
+def test_a_ray_that_starts_too_slowly_is_started_once_more(
+    slow: int, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    tried = []
+
+    def init(**_: Any) -> None:
+        tried.append(1)
+        if len(tried) <= slow:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    if slow < 2:
+        cluster._start_or_join(None, ())
+    else:
+        with pytest.raises(ConfigError, match="Ray could not be started on this machine: The current node timed out"):
+            cluster._start_or_join(None, ())
+    assert len(tried) == starts
+    tried.clear()
+    if slow:
+        with pytest.raises(ConfigError, match="could not be joined"):
+            cluster._start_or_join("head:6379", ())
+        assert len(tried) == 1
