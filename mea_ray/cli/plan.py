@@ -36,6 +36,7 @@ def show(console: Console, sweep: SweepConfig, address: str | None = None) -> No
         ConfigError: The sweep cannot be run, or the cluster cannot be reached.
         DataError: Its data do not fit it.
     """
+    from mea_ray.storage.remote import Storage
     from mea_ray.sweep import cluster, tune_classes
     from mea_ray.sweep.broker import demand_of
     from mea_ray.sweep.estimate import Measured, estimate, room, this_machine
@@ -47,6 +48,7 @@ def show(console: Console, sweep: SweepConfig, address: str | None = None) -> No
     address = cluster.check_address(address)
     check_metric(sweep)
     tune_classes.check(sweep)
+    Storage(sweep.base.storage)  # refuses what can be none; nothing is written
     drafts = draft(sweep)
     measured = Measured()
     with make_console(stderr=True).status("reading the data, and measuring a few steps of training"):
