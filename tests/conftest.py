@@ -27,8 +27,9 @@ RAY = re.compile(r"ray_session|RAY_ADDRESS|^ *import ray$", re.MULTILINE)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for the whole suite on two cores or more; a part of it runs in one, without workers."""
-    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or (os.cpu_count() or 1) < 2:
+    """Two processes for the whole suite on two cores or more; a part of it, and slow tests, run in one."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr == "not slow"
+    if not whole or (os.cpu_count() or 1) < 2:
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each has a core of its own
     return 2

@@ -31,7 +31,7 @@ def bench_report(
     Args:
         points: Distinct points of each sweep, one trial each.
         folder: Where the sweeps are kept; removed afterwards when None.
-        on_progress: Told what was measured, after each sweep.
+        on_progress: Called with what was measured, after each sweep.
 
     Returns:
         For each number N of points: ``cpu_s_N`` (user and system time of the process, its start and imports included),

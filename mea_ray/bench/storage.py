@@ -41,7 +41,7 @@ def bench_storage(
         chunks: Files of answers, spread over the rungs, of 256 answers each.
         classes: Numbers in an answer.
         model: Network of the substitutes.
-        on_progress: Told of each part that was measured.
+        on_progress: Called with each part that was measured.
 
     Returns:
         ``requests`` and ``bytes_sent`` of the whole trial; ``files``, and ``requests_per_file``; ``bytes_once``, what

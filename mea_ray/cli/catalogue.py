@@ -33,6 +33,7 @@ TABLES = {
     "watermarks": "mea_ray.watermarks:WATERMARKS",
     "pretexts": "mea_ray.pretext:PRETEXTS",
     "combiners": "mea_ray.watermarks.combiners:COMBINERS",
+    "aggregators": "mea_ray.watermarks.aggregators:AGGREGATORS",
     "attacks": "mea_ray.attacks:ATTACKS",
     "removals": "mea_ray.removal:REMOVALS",
     "detections": "mea_ray.detection:DETECTIONS",

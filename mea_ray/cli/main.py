@@ -590,6 +590,7 @@ class Kind(str, Enum):
 
     watermarks = "watermarks"
     combiners = "combiners"
+    aggregators = "aggregators"
     pretexts = "pretexts"
     attacks = "attacks"
     removals = "removals"

@@ -23,7 +23,6 @@ from mea_ray.experiment.owner import TrainedModel, train_null, train_victim
 from mea_ray.storage.remote import Storage
 from mea_ray.training.snapshot import Snapshots
 from mea_ray.watermarks.base import Stage, Watermark
-from mea_ray.watermarks.mea_defender.weighting import AGGREGATORS
 
 BASE: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8},
@@ -125,7 +124,7 @@ def test_a_pretext_task_goes_on(name: str, tmp_path: Path) -> None:
     goes_on({**ENCODER, "victim.pretext": name, "victim.watermark": "mea_carrier_encoder"}, tmp_path)
 
 
-@pytest.mark.parametrize("method", ["mgda", *sorted(AGGREGATORS)])
+@pytest.mark.parametrize("method", table("aggregators").names())
 def test_a_weighting_of_losses_goes_on(method: str, tmp_path: Path) -> None:
     goes_on({"victim.watermark": {**MEA, "weights": method}}, tmp_path)
 

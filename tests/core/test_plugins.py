@@ -18,6 +18,7 @@ from mea_ray.config import ExperimentConfig, build, identity
 from mea_ray.core import plugins
 from mea_ray.core.errors import ConfigError
 from mea_ray.data import DATASETS
+from mea_ray.watermarks.aggregators import AGGREGATORS
 from mea_ray.watermarks.combiners import COMBINERS
 
 SOURCE = '''
@@ -32,6 +33,7 @@ from mea_ray.attacks.knockoff import Knockoff
 from mea_ray.core.settings import Settings
 from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.watermarks.combiners.base import Combiner
+from mea_ray.watermarks.mea_defender.weighting import Weighting
 
 
 class Pace(Settings):
@@ -108,6 +110,13 @@ class Swap(Combiner):
         return second
 
 
+class First(Weighting):
+    """An aggregator."""
+
+    def aggregate(self, gradients, values):
+        return gradients[0]
+
+
 def load(*, images: int = 8) -> Dataset:
     """Black images.
 
@@ -177,6 +186,11 @@ def test_a_component_of_the_working_directory_is_built_from_a_config() -> None:
     assert DATASETS.build("elsewhere:load", images=4).train.classes == 2
     assert COMBINERS.build("elsewhere:Swap", (1, 8, 8), (0.0,), 0, often=True).often
     assert POLICIES.build("elsewhere:Loud").source == "probabilities"
+    assert AGGREGATORS.build("elsewhere:First").aggregate([7, 8], [1.0, 2.0]) == 7
+    with pytest.raises(ConfigError, match=r"victim.watermark.weights.method: aggregator 'elsewhere:Slow' must derive"):
+        build(ExperimentConfig, {"victim": {"watermark": {"name": "mea_defender", "weights": "elsewhere:Slow"}}})
+    marked = {"victim": {"watermark": {"name": "mea_defender", "weights": "elsewhere:First"}}}
+    assert build(ExperimentConfig, marked).victim.watermark.params["weights"].method == "elsewhere:First"
 
 
 @pytest.mark.usefixtures("here")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.settings import Settings, warn_renamed
+from mea_ray.core.settings import RefusedSettings, Settings, warn_renamed
+from mea_ray.watermarks.aggregators import AGGREGATORS
 from mea_ray.watermarks.mea_defender.losses import ComDirection, ComGradient
-from mea_ray.watermarks.mea_defender.weighting import Method, Normalisation
+from mea_ray.watermarks.mea_defender.weighting import Normalisation
 
 OFF = "0 switches it off."
 Warmup = Annotated[float, Field(ge=0, lt=1)]
@@ -82,12 +83,12 @@ class StepSamples(Settings):
 class LossWeights(Settings):
     """How several losses become one gradient. A string is short for ``{method: ...}``."""
 
-    method: Method = Field(
+    method: str = Field(
         "fixed",
-        description="fixed: the weighted sum. mgda: equation 9. Others are aggregators of torchjd. The weights of the "
-        "losses scale them before they are aggregated. mgda weighs a loss by about the square of its value, and L_com "
-        "and L_eva cannot fall to 0: give them and L_ver small weights (on digits .003, .1 and .3), or the main task "
-        "is not learnt.",
+        description="fixed: the weighted sum. mgda: equation 9. Others: `mea-ray list aggregators`, or a class of "
+        "yours, package.module:Class. The weights of the losses scale them before they are aggregated. mgda weighs a "
+        "loss by about the square of its value, and L_com and L_eva cannot fall to 0: give them and L_ver small "
+        "weights (on digits .003, .1 and .3), or the main task is not learnt.",
     )
     normalisation: Normalisation = Field(
         "loss+",
@@ -109,6 +110,16 @@ class LossWeights(Settings):
             warn_renamed("weights", "min_norm", "mgda", "method=mgda")
             return {**given, "method": "mgda"}
         return given
+
+    @field_validator("method")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value != "fixed":
+            try:
+                AGGREGATORS.check(value, {})
+            except ConfigError as error:
+                raise RefusedSettings(error) from None
+        return value
 
 
 class LossSettings(Settings):

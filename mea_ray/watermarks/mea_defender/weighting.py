@@ -1,56 +1,23 @@
-"""From several losses to one gradient: MGDA (equation 9) with normalised gradients, and aggregators of torchjd."""
+"""From several losses to one gradient: the base of all aggregators, and MGDA (equation 9)."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torchjd.aggregation
+from pydantic import Field
 from scipy.optimize import nnls
 from torch import Tensor, nn
-from torchjd.linalg import DualConeProjector
 
 from mea_ray.training.objective import accumulate
+from mea_ray.watermarks.aggregators import AGGREGATORS
 
-Method = Literal[
-    "fixed",
-    "mgda",
-    "aligned_mtl",
-    "config",
-    "dual_proj",
-    "grad_drop",
-    "grad_vac",
-    "imtl_g",
-    "mean",
-    "pcgrad",
-    "random",
-    "sum",
-    "upgrad",
-]
 Normalisation = Literal["l2", "loss", "loss+", "none"]
-
-AGGREGATORS = {
-    "aligned_mtl": "AlignedMTL",
-    "config": "ConFIG",
-    "dual_proj": "DualProj",
-    "grad_drop": "GradDrop",
-    "grad_vac": "GradVac",
-    "imtl_g": "IMTLG",
-    "mean": "Mean",
-    "pcgrad": "PCGrad",
-    "random": "Random",
-    "sum": "Sum",
-    "upgrad": "UPGrad",
-}
-"""Name in a config: class of ``torchjd.aggregation`` (those that need no further package)."""
-DUAL_CONE = ("dual_proj", "upgrad")
-"""Those that project onto the dual cone of the gradients."""
-GRAD_VAC_STATE = ("_phi_t", "_state_key")
-"""What torchjd's GradVac remembers, which no other aggregator here does. torchjd cannot save it itself."""
 
 LARGEST_NORMALISER = 10.0
 EPSILON = 1e-5
@@ -100,52 +67,10 @@ class Weighting(ABC):
         return torch.stack([loss.detach() for loss in losses]).sum()
 
 
-class NonNegativeProjector(DualConeProjector):
-    """torchjd's projection onto a dual cone, solved as non-negative least squares.
-
-    torchjd's own projector needs two more packages. The program min v' G v subject to u <= v is, with v = u + s and
-    G = L L', the same as min ||L' s + L' u|| over s >= 0.
-    """
-
-    def __call__(self, U: Tensor, G: Tensor) -> Tensor:  # noqa: N803 - named by torchjd
-        """Return weights (..., m) for vectors ``U`` (..., m) and the gradients' inner products ``G`` (m, m)."""
-        gram = G.detach().double().cpu().numpy()
-        size = max(float(np.trace(gram)), np.finfo(np.float64).tiny)
-        lower = np.linalg.cholesky(gram / size + 1e-6 * np.eye(len(gram)))
-        vectors = U.detach().double().cpu().numpy().reshape(-1, len(gram))
-        weights = np.stack([u + nnls(lower.T, -lower.T @ u)[0] for u in vectors])
-        return torch.as_tensor(weights.reshape(tuple(U.shape)), device=G.device, dtype=G.dtype)
-
-
-class TorchJD(Weighting):
-    """An aggregator of torchjd.
-
-    Args:
-        name: A key of ``AGGREGATORS``.
-    """
-
-    def __init__(self, name: str) -> None:
-        make: Callable[..., Callable[[Tensor], Tensor]] = getattr(torchjd.aggregation, AGGREGATORS[name])
-        self.aggregator = make(projector=NonNegativeProjector()) if name in DUAL_CONE else make()
-
-    def aggregate(self, gradients: Tensor, values: Sequence[float]) -> Tensor:
-        """Return what the aggregator makes of the gradients."""
-        return self.aggregator(gradients)
-
-    def memory(self) -> dict[str, Any]:
-        """Return the state of an aggregator that has one."""
-        inner = getattr(self.aggregator, "gramian_weighting", None)
-        return {name: getattr(inner, name) for name in GRAD_VAC_STATE if hasattr(inner, name)}
-
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        """See the base class."""
-        inner = getattr(self.aggregator, "gramian_weighting", None)
-        for name, value in memory.items():
-            setattr(inner, name, value)
-
-
 class Mgda(Weighting):
     """MGDA (equation 9): weights on the simplex that minimise the norm of the weighted, normalised gradients.
+
+    Choose it as in the paper; ``weights`` has its settings.
 
     As in the authors' code the weights are found for normalised gradients and then applied to the raw ones. They are
     smoothed over the steps (CR-MOGM): those of one small batch jump from loss to loss, and they depend on the very
@@ -162,7 +87,9 @@ class Mgda(Weighting):
         and beyond, NeurIPS 2022 (CR-MOGM).
     """
 
-    def __init__(self, normalisation: Normalisation = "loss+", smoothing: float = 0.0) -> None:
+    def __init__(
+        self, *, normalisation: Normalisation = "loss+", smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    ) -> None:
         self.normalisation = normalisation
         self.smoothed = torchjd.aggregation.CRMOGMWeighting(_MinNorm(), alpha=smoothing)
         self._losses = 0
@@ -249,8 +176,10 @@ def two_task_weights(gram: Tensor) -> Tensor:
     return torch.tensor([gamma, 1 - gamma], dtype=gram.dtype)
 
 
-def make_weighting(method: Method, normalisation: Normalisation, smoothing: float) -> Weighting | None:
-    """Return the weighting of a method; None for ``fixed``."""
+def make_weighting(method: str, normalisation: Normalisation, smoothing: float) -> Weighting | None:
+    """Return the aggregator called ``method``; None for ``fixed``. The settings are those of ``mgda``."""
     if method == "fixed":
         return None
-    return Mgda(normalisation, smoothing) if method == "mgda" else TorchJD(method)
+    options = {"normalisation": normalisation, "smoothing": smoothing} if method == "mgda" else {}
+    weighting: Weighting = AGGREGATORS.build(method, **options)
+    return weighting

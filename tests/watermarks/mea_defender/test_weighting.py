@@ -12,10 +12,10 @@ from scipy.optimize import minimize
 from torch import nn
 
 from mea_ray.training.objective import CrossEntropy
+from mea_ray.watermarks.aggregators import AGGREGATORS
+from mea_ray.watermarks.mea_defender.torchjd_aggregators import NonNegativeProjector
 from mea_ray.watermarks.mea_defender.weighting import (
-    AGGREGATORS,
     Mgda,
-    NonNegativeProjector,
     make_weighting,
     min_norm_weights,
     normalised,
@@ -83,7 +83,7 @@ def test_gradients_of_0_are_weighed_evenly_or_at_least_finitely() -> None:
 def test_orthogonal_gradients_under_loss_plus_are_weighed_by_their_losses() -> None:
     g = torch.tensor([[0.5, 0.0], [0.0, 2.0]], dtype=torch.float64)
     first, second = 1.3, 0.7
-    weights = Mgda("loss+").weights(g, [first, second])
+    weights = Mgda(smoothing=0.0).weights(g, [first, second])
     assert weights[1].item() == pytest.approx(second**2 / (first**2 + second**2), rel=1e-3)
 
 
@@ -97,7 +97,7 @@ def test_normalisations_are_the_authors(name: Any) -> None:
         by: float = {"l2": norm, "loss": min(value, 10), "loss+": min(value * norm, 10), "none": 1.0}[name]
         scaled.append(row / (by + 1e-5))
     expected = by_scipy(np.array(scaled) @ np.array(scaled).T)
-    weighting = Mgda(name)
+    weighting = Mgda(normalisation=name, smoothing=0.0)
     np.testing.assert_allclose(weighting.weights(g, values), expected, atol=1e-4)
     # The weights of the normalised gradients apply to the raw ones, and their mean is 1.
     np.testing.assert_allclose(weighting.aggregate(g, values), 3 * expected @ g.numpy(), atol=3e-3)
@@ -105,7 +105,7 @@ def test_normalisations_are_the_authors(name: Any) -> None:
 
 
 def test_weights_are_smoothed_over_the_steps_and_begin_anew_with_another_number_of_losses() -> None:
-    plain, smoothed = Mgda("none"), Mgda("none", smoothing=0.75)
+    plain, smoothed = (Mgda(normalisation="none", smoothing=by) for by in (0.0, 0.75))
     average = None
     for seed in range(5):
         g = gradients(3, seed)
@@ -126,7 +126,7 @@ def quadratic_terms(model: Any, weights: Any = (1.0, 2.0, 0.5)) -> Any:
     return {f"term{k}": w * (y[:, k % 2] - k).square().mean() for k, w in enumerate(weights)}
 
 
-@pytest.mark.parametrize("name", [*sorted(AGGREGATORS), "mgda"])
+@pytest.mark.parametrize("name", AGGREGATORS.names())
 def test_every_weighting_accumulates_its_gradient(name: Any) -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
