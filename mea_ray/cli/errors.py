@@ -23,6 +23,7 @@ REMEDIES = {
     errno.ENOTDIR: "check the path: a part of it is a file",
     errno.EISDIR: "give a file, not a folder",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose another place (storage=...)",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ELOOP: "the path is a link that leads back to itself; remove it",
 }

@@ -230,7 +230,9 @@ def write_whole(path: Path, content: bytes | str, *, mode: int | None = None) ->
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(path)  # a write, unlike an open, does not say what it wrote to
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
             raise

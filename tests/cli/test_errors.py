@@ -16,6 +16,7 @@ from mea_ray.cli.errors import report
 from mea_ray.cli.main import main
 from mea_ray.cli.options import FAILED, OK, USAGE
 from mea_ray.core.errors import ArtifactError, ConfigError, DataError, ServiceUnavailable
+from mea_ray.storage.files import write_whole
 
 
 def as_it_is_printed(text: str) -> str:
@@ -143,3 +144,19 @@ def test_records_and_pages_that_cannot_be_made(tmp_path: Path, capsys: pytest.Ca
     assert main(["report", str(tmp_path), "--page", str(tmp_path)]) == USAGE
     assert main(["report", str(tmp_path / "s"), "--png", str(tmp_path / "file" / "x.png")]) == USAGE
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_limit_on_the_size_of_files_names_the_file_and_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError) as caught:
+        write_whole(tmp_path / "model.safetensors", b"weights")
+    described = report(caught.value)
+    assert described.code == USAGE and not list(tmp_path.iterdir())
+    assert described.text.startswith(
+        f"{tmp_path}/model.safetensors: File too large; raise the limit on the size of files"
+    )
