@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -62,11 +63,14 @@ class ForeignApi(Settings):
         description='JSON to send: "{images}" stands for the list of images, "{image}" for the only one.',
     )
     max_request_images: int = Field(1, ge=1, description="Images that the API takes in one request.")
-    rows: str = Field("", description="Dotted path to the answers, one an image; empty if the body is the list.")
+    rows: str = Field(
+        "", description="Dotted path to the answers, one an image; empty if the body is the list. Dots in names: \\."
+    )
     scores: str | None = Field(None, description="Dotted path in a row to one score per class: a list, or by name.")
     label: str | None = Field(None, description="Dotted path in a row to the name or the index of the class.")
     top: TopChoice | None = Field(None, description="Where a row lists its most probable classes.")
     logits: bool = Field(False, description="The scores are logits: a softmax makes them probabilities.")
+    scale: float = Field(1.0, gt=0, description="Scores are divided by this: 100 for per cent.")
     idempotency_header: str | None = Field(None, description="Header that names a request, if the API knows one.")
 
     @model_validator(mode="after")
@@ -148,7 +152,7 @@ class ForeignWire:
             return row_of_scores
         if api.top is not None:
             for item in _at(row, api.top.items):
-                row_of_scores[self._place(item[api.top.label])] = item[api.top.score]
+                row_of_scores[self._place(_at(item, api.top.label))] = _at(item, api.top.score)
         else:
             scores = _at(row, api.scores or "")
             if isinstance(scores, Mapping):
@@ -158,14 +162,16 @@ class ForeignWire:
                 row_of_scores[:] = scores
             else:
                 raise ValueError(f"{len(scores)} scores for {len(row_of_scores)} classes")
+        if api.scale != 1:
+            row_of_scores /= np.float32(api.scale)
         if api.logits:
             row_of_scores = softmax(row_of_scores.astype(np.float64)).astype(np.float32)
         return row_of_scores
 
     def _place(self, label: Any) -> int:
-        if isinstance(label, str) and label in self._places:
-            return self._places[label]
-        if isinstance(label, int) and 0 <= label < len(self._places):
+        if str(label) in self._places:  # first: an API may call its classes "1" to "10" and answer numbers
+            return self._places[str(label)]
+        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self._places):
             return label
         raise ValueError(f"the answer names a class {str(label)[:60]!r} that `classes` does not list")
 
@@ -187,10 +193,23 @@ class ForeignWire:
 
 
 def _at(tree: Any, path: str) -> Any:
-    """Return the value at a dotted path; a number is a place in a list."""
-    for part in path.split(".") if path else []:
-        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
+    r"""Return what lies at a dotted path; a number is a place in a list, and ``\.`` a dot in a name.
+
+    Raises:
+        ValueError: There is nothing; the message says what there is.
+    """
+    for part in re.split(r"(?<!\\)\.", path) if path else []:
+        name = part.replace("\\.", ".")
+        try:
+            tree = tree[int(name)] if isinstance(tree, list) else tree[name]
+        except (KeyError, IndexError, ValueError, TypeError):
+            there = f"members {', '.join(map(str, list(tree)[:8]))}" if isinstance(tree, Mapping) else _kind(tree)
+            raise ValueError(f"there is no {name!r} of {path!r} in the answer, which has {there}") from None
     return tree
+
+
+def _kind(tree: Any) -> str:
+    return f"a list of {len(tree)}" if isinstance(tree, list) else f"a {type(tree).__name__}"
 
 
 def _filled(body: Any, images: list[Any]) -> Any:

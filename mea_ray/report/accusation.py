@@ -41,7 +41,8 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
     suspect, key, report = verdict.suspect, verdict.key, verdict.report
     size = suspect.preprocessing["size"]
     given = [f"images resized to {size[0]} x {size[1]}"] if size else []
-    given += [f"channels {suspect.preprocessing['channel_order']}"]
+    grey = suspect.preprocessing.get("channels") == 1
+    given += ["in grey" if grey else f"channels {suspect.preprocessing['channel_order']}"]
     isolation = {"": "", "namespace": ", in a process without network", "python": ", in a process of its own"}
     commitment = "none"
     if key is not None and key.commitment:

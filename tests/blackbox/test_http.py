@@ -322,6 +322,39 @@ def test_a_foreign_api_with_a_bare_picture_and_a_label() -> None:
     assert np.array_equal(result, [[0, 0, 1]] * 2)
 
 
+def test_a_foreign_api_with_odd_names_and_per_cent() -> None:
+    def handle(request: httpx.Request) -> Any:
+        return {"model.v2": {"out-put": [{"scores in %": [20, "70", 10.0]}]}}
+
+    found = foreign({"rows": r"model\.v2.out-put", "scores": "scores in %", "scale": 100}, handle)
+    assert np.allclose(found, [[0.2, 0.7, 0.1]] * 2)
+
+
+def test_a_class_is_sought_by_its_name_before_its_number() -> None:
+    found = foreign({"classes": ["1", "2", "3"], "label": "class"}, lambda request: {"class": 1})
+    assert np.array_equal(found, [[1, 0, 0]] * 2), "an API that calls its classes 1 to 3 and answers numbers"
+    found = foreign({"label": "class"}, lambda request: {"class": 1})
+    assert np.array_equal(found, [[0, 1, 0]] * 2)
+    with pytest.raises(ServiceUnavailable, match="names a class 'True' that"):
+        foreign({"label": "class"}, lambda request: {"class": True})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"rows": "predictions", "label": "x"},
+            "no 'predictions' of 'predictions' in the answer, which has members out",
+        ),
+        ({"rows": "out", "label": "3.x"}, "no '3' of '3.x' in the answer, which has a list of 1"),
+        ({"rows": "out", "top": {"items": "0.top"}}, "no 'score' of 'score' in the answer, which has members name, p"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_named_with_what_there_is(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ServiceUnavailable, match=says):
+        foreign(settings, lambda request: {"out": [[{"top": [{"name": "cat", "p": 1}]}]]})
+
+
 def test_a_foreign_answer_of_an_unknown_class_is_named() -> None:
     with pytest.raises(ServiceUnavailable, match="names a class 'cow' that `classes` does not list"):
         foreign({"label": "result"}, lambda request: {"result": "cow"})

@@ -15,7 +15,7 @@ from mea_ray.core.types import Splits
 from mea_ray.evaluation import metrics
 from mea_ray.experiment.commitment import Committed, committed, key_record
 from mea_ray.experiment.data import load_owners_part
-from mea_ray.experiment.suspect.network import Ask, SuspectNetwork, find_form, fitted
+from mea_ray.experiment.suspect.network import Ask, SuspectNetwork, counted, find_form, fitted
 from mea_ray.experiment.suspect.opening import HowToOpen, Source, class_map, opened
 from mea_ray.experiment.suspect.outputs import LABEL_STATISTICS, Kind, class_columns
 from mea_ray.experiment.suspect.process import Limits
@@ -39,7 +39,7 @@ class Terms:
         outputs: What the suspect answers with; None to find out.
         preprocessing: What it expects of an image.
         architecture: Network of a file of weights; the victim's when None.
-        output: Name of the output of an ONNX file that has several.
+        output: Name of the output of a file that has several.
         budget: Query budget of the theft that is claimed: stolen null models of this budget are the controls. The
             largest that there is when None.
         seen: When the suspect was first seen; the commitment must be older. Now when None.
@@ -175,13 +175,20 @@ class Verdict(_VerdictPart):
         return self.verdict == "proved"
 
 
-def verify_suspect(victim: Victim, suspect: str | Ask, terms: Terms | None = None) -> Verdict:
+def verify_suspect(
+    victim: Victim,
+    suspect: str | Ask,
+    terms: Terms | None = None,
+    *,
+    on_asked: Callable[[int], None] = lambda images: None,
+) -> Verdict:
     """Judge a suspect with a victim's key.
 
     Args:
         victim: The victim, with its folder, which holds its null models and the commitment.
         suspect: A file, a folder, a URL or ``package.module:function``; or a function of float32 images (N, C, H, W).
         terms: What is known of the suspect.
+        on_asked: Called with the images asked so far, after each request.
 
     Raises:
         ConfigError: The victim cannot be verified in this way, or there are no null models yet.
@@ -212,9 +219,9 @@ def verify_suspect(victim: Victim, suspect: str | Ask, terms: Terms | None = Non
     )
     if callable(suspect):
         source = Source(getattr(suspect, "__name__", type(suspect).__name__), "function")
-        return _judged(victim, data, records, suspect, source, terms, columns, match)
+        return _judged(victim, data, records, counted(suspect, on_asked), source, terms, columns, match)
     with opened(suspect, how) as (ask, source):
-        return _judged(victim, data, records, ask, source, terms, columns, match)
+        return _judged(victim, data, records, counted(ask, on_asked), source, terms, columns, match)
 
 
 def held_out(victim: Victim) -> Splits:
@@ -260,12 +267,11 @@ def _judged(
     columns: tuple[int, ...] | None,
     match: bool,
 ) -> Verdict:
-    given, rows_last = fitted(terms.preprocessing, data.shape, source.input_shape)
+    taken = fitted(terms.preprocessing, data.shape, source.input_shape, whole_numbers=source.whole_numbers)
     form, assumed = find_form(
         ask,
         data.test,
-        preprocessing=given,
-        rows_last=rows_last,
+        taken=taken,
         outputs=terms.outputs,
         columns=columns,
         match=match,
@@ -314,7 +320,11 @@ def _judged(
             outputs=form.outputs,
             order="matched" if match else "assumed" if assumed else "named",
             columns=form.columns,
-            preprocessing={**given.resolved(), "rows_last": rows_last},
+            preprocessing={
+                **taken.preprocessing.resolved(),
+                "rows_last": taken.rows_last,
+                "channels": taken.channels or data.shape[0],
+            },
         ),
         null_models=len(nulls),
         stolen_null_models=len(controls),

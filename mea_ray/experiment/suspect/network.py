@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,44 @@ from torch import Tensor, nn
 from mea_ray.core.errors import SuspectError
 from mea_ray.core.types import ImageSet
 from mea_ray.evaluation import metrics
-from mea_ray.experiment.suspect.outputs import Kind, as_logits, kind_of, matched_columns
+from mea_ray.experiment.suspect.outputs import Kind, as_logits, as_rows, kind_of, matched_columns, spread_unnamed
 from mea_ray.models.foreign import Preprocessing, resized
 
 Ask = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 """float32 images, as the suspect expects them, to its answers, one row per image."""
 PROBED = 64
 """Test images that the kind of the answers is read from."""
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in grey, ITU-R BT.601, as Pillow converts."""
+
+
+class Input(NamedTuple):
+    """What a suspect takes.
+
+    Attributes:
+        preprocessing: What it expects of an image. Without ``mean`` the values of ``value_range`` go in as they are.
+        rows_last: It takes (N, H, W, C), as TensorFlow does, not (N, C, H, W).
+        channels: Number of its channels; None for the victim's. Grey images are repeated for three of them, and
+            coloured ones are made grey for one.
+    """
+
+    preprocessing: Preprocessing
+    rows_last: bool = False
+    channels: int | None = None
+
+
+def counted(ask: Ask, on_asked: Callable[[int], None]) -> Ask:
+    """Return ``ask`` with a listener that is called with the images asked so far."""
+    asked = 0
+
+    def asking(images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        nonlocal asked
+        answers = ask(images)
+        asked += len(images)
+        on_asked(asked)
+        return answers
+
+    return asking
 
 
 @dataclass(frozen=True)
@@ -28,15 +59,13 @@ class Form:
     """The form in which a suspect is asked and answers.
 
     Attributes:
-        preprocessing: What it expects of an image. Without ``mean`` the values of ``value_range`` go in as they are.
-        rows_last: It takes (N, H, W, C), as TensorFlow does, not (N, C, H, W).
+        taken: What it takes.
         outputs: What it answers with.
         columns: Its column for each of the victim's classes.
         width: Number of its classes.
     """
 
-    preprocessing: Preprocessing
-    rows_last: bool
+    taken: Input
     outputs: Kind
     columns: tuple[int, ...]
     width: int
@@ -58,14 +87,15 @@ class SuspectNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, classes) of the victim's classes, for float32 RGB images in [0, 1], (N, C, H, W)."""
-        answers = self.ask(arranged(x, self.form.preprocessing, rows_last=self.form.rows_last))
-        logits = as_logits(answers, self.form.outputs, self.form.width)
-        return torch.from_numpy(logits[:, list(self.form.columns)])
+        logits = as_logits(self.ask(arranged(x, self.form.taken)), self.form.outputs, self.form.width)
+        chosen = logits[:, list(self.form.columns)]
+        return torch.from_numpy(spread_unnamed(chosen) if self.form.outputs in {"labels", "top_k"} else chosen)
 
 
-def arranged(x: Tensor, given: Preprocessing, *, rows_last: bool = False) -> npt.NDArray[np.float32]:
+def arranged(x: Tensor, taken: Input) -> npt.NDArray[np.float32]:
     """Bring float32 RGB images in [0, 1], (N, C, H, W), into the form that a suspect expects."""
-    x = resized(x, given.size)
+    given = taken.preprocessing
+    x = resized(_in_channels(x, taken.channels), given.size)
     if given.channel_order == "BGR":
         x = x.flip(1)
     low, high = given.value_range
@@ -73,50 +103,92 @@ def arranged(x: Tensor, given: Preprocessing, *, rows_last: bool = False) -> npt
     if given.mean is not None and given.deviation is not None:
         mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (given.mean, given.deviation))
         x = (x - mean) / deviation
-    if rows_last:
+    if taken.rows_last:
         x = x.permute(0, 2, 3, 1)
     return np.ascontiguousarray(x.numpy(), dtype=np.float32)
 
 
+def _in_channels(x: Tensor, channels: int | None) -> Tensor:
+    if channels is None or x.shape[1] == channels:
+        return x
+    if x.shape[1] == 1:
+        return x.expand(-1, channels, -1, -1)
+    return (x * torch.tensor(LUMINANCE).view(-1, 1, 1)).sum(1, keepdim=True)
+
+
 def fitted(
-    given: Preprocessing, shape: tuple[int, int, int], expected: list[int | None] | None
-) -> tuple[Preprocessing, bool]:
-    """Fit the form of an image to the input shape that a file declares.
+    given: Preprocessing,
+    shape: tuple[int, int, int],
+    expected: list[int | None] | None,
+    *,
+    whole_numbers: bool = False,
+) -> Input:
+    """Fit the form of an image to the input that a file declares.
 
     Args:
         given: What the user declared.
         shape: (channels, height, width) of the victim's images.
         expected: The declared shape with its batch, None where a side is free; None if nothing is declared.
+        whole_numbers: It takes whole numbers from 0 to 255.
 
     Returns:
-        The preprocessing, with the declared size if the user named none, and whether channels come last.
+        What the suspect takes: the declared size if the user named none, and the values of whole numbers.
 
     Raises:
-        SuspectError: The input takes no images of so many channels.
+        SuspectError: The input takes no images, or images of so many channels that ours cannot be brought into.
     """
-    if expected is None or len(expected) != 4:
-        if expected is not None:
-            raise SuspectError(f"the suspect's input has shape {expected}; images are (N, C, H, W) or (N, H, W, C)")
-        return given, False
+    if whole_numbers:
+        given = _in_whole_numbers(given)
+    if expected is None:
+        return Input(given)
+    if len(expected) != 4:
+        raise SuspectError(
+            f"the suspect's input has shape {expected}; images are (N, C, H, W) or (N, H, W, C): write a "
+            "package.module:function that brings them into its form"
+        )
     channels = shape[0]
     first, last = expected[1], expected[3]
-    rows_last = first != channels and last == channels
-    if not rows_last and first not in {None, channels}:
+    rows_last = _channels_last(channels, first, last)
+    wanted = last if rows_last else first
+    if wanted is not None and wanted != channels and {wanted, channels} != {1, 3}:
         raise SuspectError(
-            f"the suspect takes {first} channels and the victim's images have {channels}; they cannot be compared"
+            f"the suspect takes {wanted} channels and the victim's images have {channels}; only grey and RGB images "
+            "can be brought into each other's form: write a package.module:function that does it"
         )
     height, width = expected[1:3] if rows_last else expected[2:4]
     if given.size is None and height is not None and width is not None and (height, width) != shape[1:]:
         given = given.changed(size=(height, width))
-    return given, rows_last
+    return Input(given, rows_last, None if wanted == channels else wanted)
+
+
+def _channels_last(channels: int, first: int | None, last: int | None) -> bool:
+    """Return whether an input's last side is its channels: the one of both that can be a number of channels."""
+    if first in {None, channels}:
+        return first is None and last == channels
+    return last == channels or (first not in {1, 3} and last in {1, 3})
+
+
+def _in_whole_numbers(given: Preprocessing) -> Preprocessing:
+    """Return the preprocessing of an input of whole numbers: 0 to 255 unless the user says otherwise.
+
+    Raises:
+        SuspectError: The user's mean or deviation would leave no whole numbers.
+    """
+    if given.mean is None:
+        return given.changed(value_range=(0.0, 255.0), mean=(0.0,), deviation=(1.0,))
+    if set(given.mean) != {0.0} or given.deviation is None or set(given.deviation) != {1.0}:
+        raise SuspectError(
+            f"the suspect takes whole numbers, so mean {list(given.mean)} and deviation "
+            f"{list(given.deviation or ())} cannot be applied; leave them out of --preprocessing"
+        )
+    return given
 
 
 def find_form(
     ask: Ask,
     test: ImageSet,
     *,
-    preprocessing: Preprocessing,
-    rows_last: bool,
+    taken: Input,
     outputs: Kind | None,
     columns: tuple[int, ...] | None,
     match: bool,
@@ -126,8 +198,7 @@ def find_form(
     Args:
         ask: Asks the suspect.
         test: The victim's test images.
-        preprocessing: What the suspect expects.
-        rows_last: See ``Form``.
+        taken: What the suspect takes.
         outputs: What the user says the answers are; None to find out.
         columns: The suspect's column for each of the victim's classes; None for the same order.
         match: Match the classes by the answers to all test images instead.
@@ -139,13 +210,13 @@ def find_form(
         SuspectError: The answers cannot be understood, or the suspect has another number of classes.
     """
     first = test.images[:: max(1, len(test) // PROBED)][:PROBED]
-    x = torch.from_numpy(first.astype(np.float32) / 255)
-    answers = ask(arranged(x, preprocessing, rows_last=rows_last))
+    answers = as_rows(ask(arranged(torch.from_numpy(first.astype(np.float32) / 255), taken)))
     kind = outputs if outputs is not None else kind_of(answers)
     width = answers.shape[1] if answers.ndim == 2 and answers.shape[1] > 1 else test.classes
-    if kind == "labels" and columns is not None:
-        width = max(width, max(columns) + 1)
-    form = Form(preprocessing, rows_last, kind, columns or tuple(range(width)), width)
+    if kind == "labels" and answers.ndim == 1:  # labels do not say how many classes there are
+        named = answers if not match else _labels(ask, test, taken)
+        width = max(width, 1 + int(named.max()), 1 + max(columns or (0,)))
+    form = Form(taken, kind, columns or tuple(range(width)), width)
     if match:
         predicted = metrics.predictions(SuspectNetwork(ask, replace(form, columns=tuple(range(width)))), test.images)
         return replace(form, columns=matched_columns(predicted, test.labels, test.classes, width)), False
@@ -157,3 +228,9 @@ def find_form(
     if columns is not None and max(columns) >= width:
         raise SuspectError(f"--classes names column {max(columns)}, but the suspect answers with {width} columns")
     return form, columns is None
+
+
+def _labels(ask: Ask, test: ImageSet, taken: Input) -> npt.NDArray[Any]:
+    """Return the labels that a suspect answers to all test images."""
+    images = (torch.from_numpy(test.images[at : at + 256].astype(np.float32) / 255) for at in range(0, len(test), 256))
+    return np.concatenate([as_rows(ask(arranged(each, taken))) for each in images])

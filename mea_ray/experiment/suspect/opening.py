@@ -34,6 +34,7 @@ class Source:
         sha256: Of the file, or of a folder's weights; empty for what has no file.
         network: How its process was kept from the network (``namespace`` or ``python``); empty without one.
         input_shape: Shape that its file declares, with the batch; None if it declares none.
+        whole_numbers: Its file declares that it takes whole numbers.
     """
 
     text: str
@@ -41,6 +42,7 @@ class Source:
     sha256: str = ""
     network: str = ""
     input_shape: list[int | None] | None = None
+    whole_numbers: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class HowToOpen:
         architecture: Network of a file of weights.
         shape: (channels, height, width) of the images, for that network.
         classes: Number of the suspect's classes, for that network.
-        output: Name of the output of an ONNX file that has several; the first when None.
+        output: Name of the output of a file that has several; the first of an ONNX file when None.
         limits: What a file's process may use.
         open_url: Opens a URL.
     """
@@ -132,7 +134,8 @@ def opened(text: str, how: HowToOpen) -> Iterator[tuple[Ask, Source]]:
             about = process.about
             shape = about.get("input_shape")
             expected = _shape(shape) if shape is not None else None
-            yield process.ask, Source(text, kind, fingerprint, str(about.get("network", "")), expected)
+            whole = about.get("whole_numbers") is True
+            yield process.ask, Source(text, kind, fingerprint, str(about.get("network", "")), expected, whole)
 
 
 def _shape(given: Any) -> list[int | None]:

@@ -36,13 +36,21 @@ def kind_of(answers: npt.NDArray[Any]) -> Kind:
     Raises:
         SuspectError: The numbers could be several of these.
     """
-    answers = np.asarray(answers)
-    if answers.ndim == 1 or (answers.ndim == 2 and answers.shape[1] == 1):
-        return _single(answers.reshape(-1))
+    answers = as_rows(answers)
+    if answers.ndim == 1:
+        return _single(answers)
     if answers.ndim != 2:
-        raise SuspectError(f"the suspect gives {answers.shape[1:]} numbers per image; one row of classes is needed")
+        raise SuspectError(
+            f"the suspect gives {answers.shape[1:]} numbers per image; one row of classes is needed: name another of "
+            "its outputs with --output, or write a package.module:function that returns such rows"
+        )
     if not np.isfinite(answers).all():
         raise SuspectError("the suspect gives numbers that are not finite")
+    if (answers >= 0).all() and np.allclose(answers.sum(1), 100, atol=100 * _ONE):
+        raise SuspectError(
+            "the suspect's answers sum to 100, so they look like per cent; divide them by 100 (scale: 100 in the "
+            "description of an API), or say --outputs logits if they are logits"
+        )
     if (answers < 0).any() or (answers > 1 + _ONE).any():
         return "logits"
     given = (answers > 0).sum(1)
@@ -61,7 +69,37 @@ def kind_of(answers: npt.NDArray[Any]) -> Kind:
 def _single(values: npt.NDArray[Any]) -> Kind:
     if np.issubdtype(values.dtype, np.integer) or np.array_equal(values, np.rint(values)):
         return "labels"
-    raise SuspectError("the suspect gives one number per image that is no label; a row of classes is needed")
+    raise SuspectError(
+        "the suspect gives one number per image that is no label; a row of classes is needed: for the probability p of "
+        "the second of two classes write a package.module:function that returns [1 - p, p]"
+    )
+
+
+def as_rows(answers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return answers without sides of length one behind the classes: (N, K, 1, 1) as (N, K), (N, 1) as (N,)."""
+    answers = np.asarray(answers)
+    while answers.ndim > 1 and answers.shape[-1] == 1:
+        answers = answers[..., 0]
+    return answers
+
+
+def spread_unnamed(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Give each answer that names none of the victim's classes a class in turn.
+
+    A suspect that knows more classes than the victim may answer one of the others. Such a row holds equal numbers, of
+    which the first would count as the largest, and the first class may be the key's target.
+
+    Args:
+        logits: Of the victim's classes, float32 (N, K).
+
+    Returns:
+        The same, with another array where a row was changed.
+    """
+    unnamed = np.flatnonzero((logits == logits[:, :1]).all(1)) if logits.shape[1] > 1 else np.zeros(0, np.int64)
+    if len(unnamed):
+        logits = logits.copy()
+        logits[unnamed, unnamed % logits.shape[1]] += 1
+    return logits
 
 
 def as_logits(answers: npt.NDArray[Any], kind: Kind, classes: int) -> npt.NDArray[np.float32]:
@@ -75,6 +113,7 @@ def as_logits(answers: npt.NDArray[Any], kind: Kind, classes: int) -> npt.NDArra
     Raises:
         SuspectError: Their shape is another, or a label is none of the classes.
     """
+    answers = as_rows(answers)
     if kind == "labels":
         return _of_labels(answers, classes)
     if answers.ndim != 2 or answers.shape[1] != classes:
@@ -89,10 +128,13 @@ def as_logits(answers: npt.NDArray[Any], kind: Kind, classes: int) -> npt.NDArra
 
 
 def _of_labels(answers: npt.NDArray[Any], classes: int) -> npt.NDArray[np.float32]:
-    one_hot = answers.ndim == 2 and answers.shape[1] > 1
+    one_hot = answers.ndim == 2
     labels = answers.argmax(1) if one_hot else answers.reshape(-1).astype(np.int64)
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise SuspectError(f"the suspect answers labels {labels.min()} to {labels.max()}, but has {classes} classes")
+        raise SuspectError(
+            f"the suspect answers labels {labels.min()} to {labels.max()}, but has {classes} classes; name all with "
+            "--classes FILE, in its order, or use --classes match"
+        )
     logits = np.full((len(labels), classes), np.log(LEAST), np.float32)
     logits[np.arange(len(labels)), labels] = 0
     return logits

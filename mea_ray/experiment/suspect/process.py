@@ -24,6 +24,7 @@ from mea_ray.experiment.suspect.worker import send
 LARGEST_ANSWER = 1 << 30
 """Bytes of one answer that are read, at most."""
 IMAGES_AT_ONCE = 256
+_ASKING = "asking it"
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ class SuspectProcess:
         try:
             send(self._requests, {}, images)
         except OSError:
-            raise SuspectError(self._ended("asking it")) from None
-        _, given = self._receive("asking it")
+            raise SuspectError(self._ended(_ASKING)) from None
+        _, given = self._receive(_ASKING)
         if given is None or given.ndim < 1 or len(given) != len(images):
             raise SuspectError(
                 f"{self.path} returned {None if given is None else given.shape} for {len(images)} images; it must give "
@@ -155,7 +156,8 @@ class SuspectProcess:
             raise SuspectError(self._ended(doing))
         head, body = received
         if "error" in head:
-            raise SuspectError(f"{self.path}: {doing} failed: {str(head['error'])[:400]}")
+            form = "; if it takes images of another form, declare it with --preprocessing" if doing == _ASKING else ""
+            raise SuspectError(f"{self.path}: {doing} failed: {str(head['error'])[:400]}{form}")
         try:
             return head, np.load(io.BytesIO(body), allow_pickle=False) if body else None
         except (ValueError, OSError, EOFError) as error:
