@@ -204,6 +204,7 @@ class Thief:
         objective = (
             self.objective(answers) if self.objective is not None else DistillationObjective(self.learning, answers)
         )
+        listener = self.transfer.on_epoch
         return train(
             model,
             images,
@@ -212,5 +213,8 @@ class Thief:
             self.training.changed(**{**fixed, **overrides}),
             seed=derive(self.seed, *names),
             validate=validate,
+            on_epoch=None
+            if listener is None
+            else lambda record: listener(record["epoch"], record["epochs"], record["loss"]),
             snapshots=self.snapshots(*names) if resumes else None,
         )

@@ -21,6 +21,8 @@ from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.storage.files import patiently, write_whole
 
 Indices = npt.NDArray[np.int64]
+OnEpoch = Callable[[int, int, float], None]
+"""Called with the epochs done, of how many, and the mean loss of the last one."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class TransferSet:
         on_damage: Called with a message when a chunk cannot be used. That chunk and all later ones are then renamed,
             and their images are queried again. The ledger knows those requests and charges nothing for them.
 
+    Attributes:
+        on_epoch: Called after each epoch of a training on these answers.
+
     Raises:
         ArtifactError: A chunk is damaged, missing in the sequence, or does not fit the others, and there is no
             ``on_damage``.
@@ -61,6 +66,7 @@ class TransferSet:
         self.path = Path(path) if path is not None else None
         self.snapshot_every_s = snapshot_every_s
         self.notify = on_damage if on_damage is not None else lambda text: None
+        self.on_epoch: OnEpoch | None = None
         self._chunks: list[_Chunk] = []
         self._unwritten: list[_Chunk] = []
         self._length = 0

@@ -188,6 +188,13 @@ class SweepProgress:
             self.bars.update(self.tasks[event.trial], note=self.phases[event.trial])
 
     @_show.register
+    def _(self, event: e.SubstituteEpoch) -> None:
+        phase = self.phases.get(event.trial, "substitute").partition(", epoch")[0]
+        self.phases[event.trial] = f"{phase}, epoch {event.epoch}/{event.epochs}"
+        if event.trial in self.tasks:
+            self.bars.update(self.tasks[event.trial], note=self.phases[event.trial])
+
+    @_show.register
     def _(self, event: e.RungFinished) -> None:
         measures = f"accuracy {percent(event.accuracy)}, fidelity {percent(event.fidelity)}"
         wsr = f"[bold]WSR {percent(event.wsr)}[/], WFPR {percent(event.wfpr)}"

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from mea_ray.config import TrackingConfig, build, load_tree
 from mea_ray.sweep.folder import SweepFolder
+from mea_ray.tracking.wandb_tracker import LIVE
 
+SILENT_S = 900.0
+"""Seconds after which a run that nobody finished is sent as it is."""
 CHUNK = 20
 """Runs of one call of ``wandb sync``."""
 
@@ -22,7 +25,17 @@ def unsent(folder: SweepFolder) -> list[Path]:
     """
     folder.storage.pull(f"{folder.name}/wandb")
     runs = sorted((folder.path / "wandb").glob("offline-run-*"))
-    return [run for run in runs if any(run.glob("*.wandb")) and not any(run.glob("*.synced"))]
+    return [
+        run for run in runs if any(run.glob("*.wandb")) and not any(run.glob("*.synced")) and not _being_written(run)
+    ]
+
+
+def _being_written(run: Path) -> bool:
+    """Return whether a trial that works now writes a run; one whose process was killed falls silent."""
+    try:
+        return time.time() - (run / LIVE).stat().st_mtime < SILENT_S
+    except OSError:
+        return False
 
 
 def attach_report(folder: Path, page: Path, warn: Callable[[str], None]) -> None:

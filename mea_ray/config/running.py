@@ -126,6 +126,9 @@ class TrackingConfig(Config):
     wandb: Literal["offline", "online", "disabled"] = Field("offline", description="Mode; online needs an account.")
     project: str = Field("mea_ray", description="W&B project.")
     entity: str | None = Field(None, description="W&B entity; null is the account's default.")
+    live: bool = Field(
+        True, description="Start a trial's run with the trial, and log losses, queries and rungs while it works."
+    )
     log_models: bool = Field(True, description="Log the victim and the substitutes as linked artifacts.")
     group: Literal["victim", "seed", "setting"] = Field(
         "victim", description="What groups runs in W&B; `group.*` in their config has all three."

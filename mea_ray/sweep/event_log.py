@@ -58,6 +58,8 @@ class EventLog:
                 return
         if isinstance(event, events.Queried) and self._too_often(event.trial, event.answers >= event.budget):
             return
+        if isinstance(event, events.SubstituteEpoch) and self._too_often(f"{event.trial} epochs", False):
+            return
         if isinstance(event, (events.TrialFinished, events.TrialFailed)):
             self._often.pop(event.trial, None)
         self._write(type(event).__name__, fields)

@@ -76,6 +76,7 @@ class TrialStarted(Event):
         node: Ray's id of the node.
         budgets: Its rungs.
         rungs_done: Rungs found finished from before.
+        victim: Name of its victim; empty where it has none.
     """
 
     trial: str
@@ -84,6 +85,7 @@ class TrialStarted(Event):
     node: str
     budgets: tuple[int, ...]
     rungs_done: int
+    victim: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,23 @@ class Phase(Event):
     what: str
     number: int
     of: int
+
+
+@dataclass(frozen=True)
+class SubstituteEpoch(Event):
+    """An epoch of the training of a trial's substitute is done; of many, some are reported.
+
+    Attributes:
+        trial: Name of the trial.
+        epoch: Epochs done.
+        epochs: Of how many.
+        loss: Mean loss of the last one.
+    """
+
+    trial: str
+    epoch: int
+    epochs: int
+    loss: float
 
 
 @dataclass(frozen=True)

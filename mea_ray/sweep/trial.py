@@ -90,7 +90,10 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     journal = _open_journal(trial, tools, warn)
     budgets = trial.config.thief.budgets
     finished = sum(journal.rung(budget) is not None for budget in budgets)
-    tools.on_event(events.TrialStarted(trial.name, trial.point, pid, node, budgets, finished))
+    tools.on_event(events.TrialStarted(trial.name, trial.point, pid, node, budgets, finished, trial.victim))
+    journal.transfer.on_epoch = lambda epoch, epochs, loss: tools.on_event(
+        events.SubstituteEpoch(trial.name, epoch, epochs, loss)
+    )
     NURSERY.start()
     data = load_data()
     on_epoch = epoch_events(trial.config.victim.training.epochs, tools.on_event)

@@ -6,20 +6,26 @@ name of each finished trial to the owner on the node where the trial ran, which 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mea_ray.config import TrackingConfig
-from mea_ray.core.versions import command_line
+from mea_ray.config import TrackingConfig, load_tree
+from mea_ray.core.versions import command_line, versions
 from mea_ray.results.records import TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.tracking import TrackerSet
 from mea_ray.tracking.base import Tracker, wandb_tracker
+from mea_ray.tracking.wandb_tracker import Begun
 
 _WARN_EVERY_S = 30.0
+_LOSSES = 200
+"""Epochs of a victim that the run of a trial that begins later is shown, at most."""
+_MOST_WAITING = 100
+"""Messages to the owners that are under way before their answers are looked at."""
 
 
 class WandbOwner:
@@ -35,10 +41,10 @@ class WandbOwner:
     def __init__(self, folder: SweepFolder, config: TrackingConfig, sweep: Mapping[str, Any], command: str) -> None:
         self.folder = folder
         self._warnings: list[str] = []
-        tracker = wandb_tracker(
+        self._tracker = wandb_tracker(
             config, folder.path, folder.name, warn=self._warnings.append, storage=folder.storage, command=command
         )
-        self.trackers = TrackerSet([tracker], self._warnings.append)
+        self.trackers = TrackerSet([self._tracker], self._warnings.append)
         self.trackers.log_config(sweep)
 
     def log(self, trial: str) -> list[str]:
@@ -49,6 +55,34 @@ class WandbOwner:
             self.trackers.log(result, self.folder.models(result))
         return self._new_warnings()
 
+    def begin(self, trial: str, victim: str) -> list[str]:
+        """Start the run of a trial that has begun on this node; return its new warnings. Never raises."""
+        work = self.folder.trial(trial)
+
+        def start() -> None:
+            config, point = load_tree(work.folder / "config.yaml"), work.point()
+            self._tracker.begin(Begun(trial, victim, point or {}, config, versions()))
+
+        self._safely(start)
+        return self._new_warnings()
+
+    def progress(self, trial: str, numbers: Mapping[str, float | str]) -> list[str]:
+        """Log how far a trial is; return its new warnings. Never raises."""
+        self._safely(lambda: self._tracker.progress(trial, numbers))
+        return self._new_warnings()
+
+    def end(self, trial: str) -> list[str]:
+        """Finish the run of a trial that failed; return its new warnings. Never raises."""
+        self._safely(lambda: self._tracker.end(trial))
+        return self._new_warnings()
+
+    def _safely(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except Exception as error:  # tracking harms nothing
+            reason = " ".join(str(error).split())[:200]
+            self._warnings.append(f"W&B failed while a trial works ({type(error).__name__}: {reason})")
+
     def summarize(self) -> list[str]:
         """Log the table of all trials; return its new warnings."""
         self.folder.storage.pull_folder(f"{self.folder.name}/results")
@@ -58,6 +92,21 @@ class WandbOwner:
     def _new_warnings(self) -> list[str]:
         sent, self._warnings[:] = list(self._warnings), []
         return sent
+
+
+def live_numbers(event: events.Event) -> tuple[str, dict[str, float | str]] | None:
+    """Return the trial of an event and what its run shows of it while it works; None for other events."""
+    if isinstance(event, events.Queried):
+        return event.trial, {"queries": event.answers}
+    if isinstance(event, events.SubstituteEpoch):
+        return event.trial, {"substitute_epoch": event.epoch, "substitute_loss": event.loss}
+    if isinstance(event, events.Phase):
+        return event.trial, {"phase": f"{event.what} {event.number}/{event.of}"}
+    if isinstance(event, events.RungFinished):
+        found = {"accuracy": event.accuracy, "fidelity": event.fidelity, "wsr": event.wsr, "p_value": event.p_value}
+        numbers: dict[str, float | str] = {f"rung_{name}": value for name, value in found.items() if value is not None}
+        return event.trial, {"rung_queries": event.queries, **numbers}
+    return None
 
 
 class NodeWandb:
@@ -77,6 +126,9 @@ class NodeWandb:
         self._ray: Any = None
         self._here = ""
         self._nodes: dict[str, str] = {}
+        self._working: dict[str, str] = {}
+        self._losses: dict[str, list[dict[str, float | str]]] = {}
+        self._turn = threading.RLock()
         self._owners: dict[str, Any] = {}
         self._waiting: dict[Any, str] = {}
         self._own: Tracker | None = None
@@ -96,9 +148,50 @@ class NodeWandb:
         self._ray = None
 
     def follow(self, event: events.Event) -> None:
-        """Learn where a trial runs."""
+        """Learn where a trial runs, and have its progress logged there while it works."""
         if isinstance(event, events.TrialStarted):
+            if self._nodes.get(event.trial, event.node) != event.node:
+                self._tell(event.trial, "end")  # it goes on on another node
             self._nodes[event.trial] = event.node
+        if self._ray is None or self._gone or not self.config.live or self.config.wandb == "disabled":
+            return
+        if isinstance(event, events.TrialStarted):
+            self._working[event.trial] = event.victim
+            self._tell(event.trial, "begin", event.victim)
+            for numbers in self._losses.get(event.victim, []):
+                self._tell(event.trial, "progress", numbers)
+        elif isinstance(event, events.ModelEpoch) and event.role == "victim":
+            self._victims_epoch(event)
+        elif isinstance(event, events.TrialFailed):
+            self._tell(event.trial, "end")
+            self._working.pop(event.trial, None)
+        elif isinstance(event, events.TrialFinished):
+            self._working.pop(event.trial, None)
+        elif (found := live_numbers(event)) is not None:
+            trial, values = found
+            self._tell(trial, "progress", values)
+
+    def _victims_epoch(self, event: events.ModelEpoch) -> None:
+        """Show a victim's loss in the runs of its trials, also of those that begin when it is trained."""
+        loss = event.record.get("loss")
+        if not isinstance(loss, (int, float)):
+            return
+        numbers: dict[str, float | str] = {"victim_epoch": event.epoch, "victim_loss": float(loss)}
+        kept = self._losses.setdefault(event.name, [])
+        kept.append(numbers)
+        del kept[:-_LOSSES]
+        for trial, victim in self._working.items():
+            if victim == event.name:
+                self._tell(trial, "progress", numbers)
+
+    def _tell(self, trial: str, what: str, *values: Any) -> None:
+        if trial not in self._working:
+            return
+        node = self._nodes.get(trial, self._here)
+        with self._turn:
+            self._waiting[getattr(self._owner(node), what).remote(trial, *values)] = node
+        if len(self._waiting) > _MOST_WAITING:
+            self._collect(timeout_s=0.0)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Keep the sweep's config for the owners."""
@@ -112,7 +205,8 @@ class NodeWandb:
             self._itself().log(result, models)
             return
         node = self._nodes.pop(result.trial, self._here)
-        self._waiting[self._owner(node).log.remote(result.trial)] = node
+        with self._turn:
+            self._waiting[self._owner(node).log.remote(result.trial)] = node
         self._collect(timeout_s=0.0)
 
     def summarize(self, results: Iterable[TrialResult]) -> None:
@@ -156,10 +250,14 @@ class NodeWandb:
 
     def _collect(self, timeout_s: float) -> None:
         """Collect the results of the owners, several at a time: there may be a thousand."""
-        waiting = list(self._waiting)
-        ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=timeout_s)
+        with self._turn:
+            waiting = list(self._waiting)
+        ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=timeout_s) if waiting else ([], [])
         for reference in ready:
-            node = self._waiting.pop(reference)
+            with self._turn:
+                node = self._waiting.pop(reference, None)
+            if node is None:  # another thread collects it
+                continue
             try:
                 for text in self._ray.get(reference):
                     self.warn(text)

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from mea_ray.results.numbers import rung_metrics
 from mea_ray.results.points import short_name, short_paths
 from mea_ray.results.records import TrialResult
+
+
+class Set(Protocol):
+    """What a run is named and grouped by: a trial's result, or a trial that has begun."""
+
+    @property
+    def trial(self) -> str:
+        """Name of the trial."""
+        ...
+
+    @property
+    def victim(self) -> str:
+        """Name of its victim."""
+        ...
+
+    @property
+    def point(self) -> Mapping[str, Any]:
+        """What the sweep set."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its experiment."""
+        ...
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of the packages and of the code."""
+        ...
+
 
 CURVE_POINTS = 500
 """Points of an attack's own curve that a tracker is sent."""
@@ -25,7 +55,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def groups_of(result: TrialResult) -> dict[str, str]:
+def groups_of(result: Set) -> dict[str, str]:
     """Return what a trial can be grouped by: its ``victim``, its ``seed``, and its ``setting`` without the seed."""
     seeds = {path: value for path, value in result.point.items() if path.rpartition(".")[2] == "seed"}
     rest = flatten({path: value for path, value in result.point.items() if path not in seeds})
@@ -72,7 +102,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def name_of(result: TrialResult) -> str:
+def name_of(result: Set) -> str:
     """Return the name of a trial's run: what the sweep set, in short; the trial's own name if it set nothing."""
     return short_name(result.point, short_paths(list(result.point)), seeds=True)[:120] if result.point else result.trial
 

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -17,6 +18,7 @@ from mea_ray.results.numbers import rung_metrics, threshold
 from mea_ray.results.records import TrialResult
 from mea_ray.storage.remote import Storage
 from mea_ray.tracking.rows import (
+    Set,
     aftermath,
     attack_curves,
     flatten,
@@ -46,6 +48,10 @@ _CURVES = (
 _INIT_TIMEOUT_S = 20.0
 _LOGGED = "logged"
 """Set in a run's summary when all of it is logged."""
+LIVE = "live"
+"""File in an offline run that is being written; `mea-ray sync` leaves such a run until it is finished, or silent."""
+_FIRST_FINAL_STEP = 1_000_000
+"""Steps of a finished trial's points begin here: a fixed place of each, behind all that was logged while it worked."""
 IGNORED_VARIABLES = (
     "WANDB_RUN_ID",
     "WANDB_NAME",
@@ -60,6 +66,17 @@ IGNORED_VARIABLES = (
     "WANDB_SWEEP_PARAM_PATH",
 )
 """Variables that say which run, project or sweep a process logs to: each trial has a run of its own."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A trial that has begun, and has no result yet; see ``rows.Set``."""
+
+    trial: str
+    victim: str
+    point: Mapping[str, Any]
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
 
 
 class WandbTracker:
@@ -103,6 +120,7 @@ class WandbTracker:
         self.group, self.storage, self.command = group, storage, command
         self._pause_s, self._next = 60.0 / runs_per_minute, float("-inf")
         self._config: dict[str, Any] = {}
+        self._live: dict[str, Any] = {}
         self._warned = False
 
     def log_config(self, config: Mapping[str, Any]) -> None:
@@ -114,6 +132,37 @@ class WandbTracker:
         if self.log_models and "victim" in models:
             self._once(f"victim-{result.victim}", lambda: self._log_victim(result, models["victim"]))
         self._once(f"trial-{result.trial}", lambda: self._log_trial(result, models))
+
+    def begin(self, trial: Begun) -> None:
+        """Start the run of a trial that has begun; ``progress`` and ``log`` go on with it."""
+        if trial.trial in self._live or self._is_logged(f"trial-{trial.trial}"):
+            return
+        run = self._start_trial(trial)
+        if run.summary.get(_LOGGED) or run.step >= _FIRST_FINAL_STEP:  # online, by a start that was killed at its end
+            self._finish(run)
+            return
+        run.define_metric("live/queries")
+        run.define_metric("live/*")
+        self._live[trial.trial] = run
+        self._touch(run)
+
+    def progress(self, trial: str, numbers: Mapping[str, float | str]) -> None:
+        """Log how far a trial is, as ``live/<name>``; nothing for a trial that was not begun here."""
+        if (run := self._live.get(trial)) is not None:
+            run.log({f"live/{name}": value for name, value in numbers.items()})
+            self._touch(run)
+
+    def end(self, trial: str) -> None:
+        """Finish the run of a trial that ended without a result."""
+        if (run := self._live.pop(trial, None)) is not None:
+            self._finish(run)
+
+    @staticmethod
+    def _touch(run: Any) -> None:
+        """Mark an offline run as being written."""
+        place = _place(run)
+        if place.name.startswith("offline-run-"):
+            (place / LIVE).touch()
 
     def summarize(self, results: Iterable[TrialResult]) -> None:
         """Log one run with the table of all trials and the best of each curve."""
@@ -161,18 +210,27 @@ class WandbTracker:
             self._finish(run)
 
     def close(self) -> None:
-        """Do nothing: every run is finished where it was started."""
+        """Finish the runs of trials that did not end; all others are finished where they were started."""
+        for trial in list(self._live):
+            self.end(trial)
 
     def _once(self, name: str, do: Callable[[], None]) -> None:
         """Do what was not done before, also by a sweep that was interrupted."""
-        done = self.folder / "wandb" / "logged" / name
-        # Another node may have logged it into a remote storage.
-        if done.exists() or (self.storage is not None and self.storage.pull(self._relative(done))):
+        if self._is_logged(name):
             return
+        done = self._done(name)
         do()
         done.parent.mkdir(parents=True, exist_ok=True)
         done.write_text("done\n", encoding="utf-8")
         self._collect(done)
+
+    def _done(self, name: str) -> Path:
+        return self.folder / "wandb" / "logged" / name
+
+    def _is_logged(self, name: str) -> bool:
+        done = self._done(name)
+        # Another node may have logged it into a remote storage.
+        return done.exists() or (self.storage is not None and bool(self.storage.pull(self._relative(done))))
 
     def _relative(self, path: Path) -> str:
         assert self.storage is not None
@@ -184,28 +242,33 @@ class WandbTracker:
             self.storage.push(self._relative(path))
 
     def _finish(self, run: Any) -> None:
-        place = Path(str(getattr(run, "dir", ""))).parent  # it is <offline run>/files
+        place = _place(run)
         run.finish()
+        (place / LIVE).unlink(missing_ok=True)
         if place.name.startswith("offline-run-"):
             self._collect(place)
 
-    def _log_trial(self, result: TrialResult, models: Mapping[str, Path]) -> None:
-        groups = groups_of(result)
+    def _start_trial(self, trial: Set) -> Any:
+        groups = groups_of(trial)
         config = {
-            **nested(flatten(result.config)),
-            "set": nested(flatten(result.point)),
+            **nested(flatten(trial.config)),
+            "set": nested(flatten(trial.point)),
             "group": groups,
-            "git": {"commit": result.versions.get("commit", "unknown")},
+            "git": {"commit": trial.versions.get("commit", "unknown")},
             "command": self.command,
         }
-        run = self._start(
-            result.trial,
+        return self._start(
+            trial.trial,
             "trial",
             config,
             group=groups[self.group],
             tags=[groups["seed"]],
-            title=name_of(result),
+            title=name_of(trial),
         )
+
+    def _log_trial(self, result: TrialResult, models: Mapping[str, Path]) -> None:
+        begun = self._live.pop(result.trial, None)
+        run = self._start_trial(result) if begun is None else begun
         try:
             if run.summary.get(_LOGGED):  # online, by a start that was killed before it noted so on the disk
                 return
@@ -232,7 +295,7 @@ class WandbTracker:
             run.define_metric(name, step_metric="queries")
             points += [{"queries": queries, name: value} for queries, value in curve]
         for step, numbers in enumerate(points):
-            run.log(numbers, step=step)
+            run.log(numbers, step=_FIRST_FINAL_STEP + step)
 
     @staticmethod
     def _summary(result: TrialResult) -> dict[str, Any]:
@@ -379,6 +442,11 @@ class WandbTracker:
             yield
         finally:
             os.environ.update(hidden)
+
+
+def _place(run: Any) -> Path:
+    """Return the folder of a run; its ``dir`` is ``<folder>/files``."""
+    return Path(str(getattr(run, "dir", ""))).parent
 
 
 def _robustness(points: list[dict[str, Any]]) -> Any:

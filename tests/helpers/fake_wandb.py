@@ -18,6 +18,7 @@ class FakeRun:
         self.used: list[Any] = []
         self.finished = False
         self.step = 0
+        self.steps: list[int] = []
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
         self.metrics[name] = step_metric
@@ -27,7 +28,9 @@ class FakeRun:
             raise RuntimeError("disk full")
         if step is not None and step < self.step:
             return  # what W&B does with a step that a run has already
-        self.step = self.step + 1 if step is None else step + 1
+        step = self.step if step is None else step
+        self.step = step + 1
+        self.steps.append(step)
         self.logged.append(numbers)
 
     def log_artifact(self, artifact: Any) -> None:

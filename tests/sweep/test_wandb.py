@@ -18,14 +18,14 @@ from report_results import trial
 
 from mea_ray.cli import main as cli
 from mea_ray.cli.options import FAILED, OK
-from mea_ray.cli.sync import CHUNK, send, unsent
+from mea_ray.cli.sync import CHUNK, SILENT_S, send, unsent
 from mea_ray.config import TrackingConfig
 from mea_ray.storage import remote as storage_module
 from mea_ray.sweep import events
 from mea_ray.sweep import wandb_nodes as module
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.sweep.wandb_nodes import NodeWandb, WandbOwner
-from mea_ray.tracking.wandb_tracker import WandbTracker
+from mea_ray.tracking.wandb_tracker import LIVE, WandbTracker, run_id
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_one_process_owns_wandb_and_its_death_costs_nothing(
 
     monkeypatch.setattr(module, "WandbOwner", Recorder)
     warned: list[str] = []
-    node = NodeWandb(folder, TrackingConfig(), warned.append)
+    node = NodeWandb(folder, TrackingConfig(live=False), warned.append)
     node.attach(ray)
     try:
         for name in ("t0", "t1", "t2"):
@@ -209,3 +209,88 @@ def test_the_command_sends_with_wandb_itself(
     path = offline(folder, "a")
     assert cli.main(["sync", str(folder.path)]) == code
     assert queried == [[sys.executable, "-m", "wandb", "sync", str(path)]]
+
+
+def begun(folder: SweepFolder, name: str) -> SweepFolder:
+    """Write what a trial leaves when it begins."""
+    journal = folder.trial(name)
+    journal.folder.mkdir(parents=True)
+    result = trial(name)
+    journal.save_point(result.point)
+    (journal.folder / "config.yaml").write_text(json.dumps(result.config))
+    return folder
+
+
+def test_a_trials_run_is_live_and_is_finished_by_its_result(wandb: FakeWandb, folder: SweepFolder) -> None:  # noqa: F811
+    owner = WandbOwner(begun(folder, "t0"), TrackingConfig(), {}, "mea-ray sweep s")
+    assert owner.begin("t0", "v") == []
+    (run,) = wandb.runs
+    assert run.arguments["name"] == "model=vgg_like, seed=0" and run.arguments["config"]["command"] == "mea-ray sweep s"
+    assert owner.progress("t0", {"queries": 40}) == owner.progress("t0", {"substitute_loss": 0.5}) == []
+    assert owner.progress("unknown", {"queries": 1}) == []
+    assert run.logged == [{"live/queries": 40}, {"live/substitute_loss": 0.5}]
+    assert owner.log("t0") == [] and run.finished
+    assert run.steps[:2] == [0, 1] and run.steps[2] == 1_000_000 and "wsr" in run.logged[2]
+    assert owner.begin("t0", "v") == [] and len(wandb.runs) == 1, "a trial that is logged is not begun again"
+
+
+def test_a_trial_that_fails_or_whose_process_was_killed_adds_nothing_twice(
+    wandb: FakeWandb,  # noqa: F811
+    folder: SweepFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    config = TrackingConfig(wandb="online", log_models=False)
+    first = WandbOwner(begun(folder, "t0"), config, {}, "")
+    first.begin("t0", "v")
+    first.progress("t0", {"queries": 40})
+    again = WandbOwner(folder, config, {}, "")  # the first one was killed
+    again.begin("t0", "v")
+    again.progress("t0", {"queries": 80})
+    (run,) = wandb.runs
+    assert [numbers["live/queries"] for numbers in run.logged] == [40, 80]
+    assert again.end("t0") == [] and run.finished
+    assert again.log("t0") == []
+    final = [step for step in run.steps if step >= 1_000_000]
+    (folder.path / "wandb" / "logged" / "trial-t0").unlink()  # killed before it noted so
+    third = WandbOwner(folder, config, {}, "")
+    assert third.begin("t0", "v") == third.log("t0") == [] and len(wandb.runs) == 1
+    assert [step for step in run.steps if step >= 1_000_000] == final
+
+
+def test_the_driver_passes_on_what_a_trial_does_while_it_works(folder: SweepFolder, ray_session: None) -> None:
+    import ray
+
+    warned: list[str] = []
+    node = NodeWandb(begun(begun(folder, "t0"), "t1"), TrackingConfig(log_models=False), warned.append)
+    node.attach(ray)
+    here = ray.get_runtime_context().get_node_id()
+    try:
+        node.follow(events.ModelEpoch("victim", "v", 1, 2, {"loss": 2.0}))
+        for name in ("t0", "t1"):
+            node.follow(events.TrialStarted(name, {}, 1, here, (50, 100), 0, "v"))
+        node.follow(events.ModelEpoch("victim", "v", 2, 2, {"loss": 1.0}))
+        node.follow(events.Queried("t0", 40, 100))
+        node.follow(events.Phase("t0", "substitute", 1, 2))
+        node.follow(events.SubstituteEpoch("t0", 1, 5, 0.7))
+        node.follow(events.TrialFailed("t1", "no"))
+        node.log(trial("t0"), {})
+        node.summarize(folder.results())
+    finally:
+        node.detach()
+    assert warned == []
+    runs = {path.name.rpartition("-")[2]: path for path in (folder.path / "wandb").glob("offline-run-*")}
+    assert set(runs) == {run_id("s", name) for name in ("t0", "t1", "summary-s")}
+    assert not any((path / LIVE).exists() for path in runs.values())
+    content = next(runs[run_id("s", "t0")].glob("*.wandb")).read_bytes()
+    for word in (b"live/victim_loss", b"live/substitute_loss", b"substitute 1/2", b"live/queries"):
+        assert word in content, word
+
+
+def test_a_run_that_is_being_written_is_not_sent_until_it_falls_silent(folder: SweepFolder) -> None:
+    run = offline(folder, "0")
+    (run / LIVE).touch()
+    assert unsent(folder) == []
+    long_ago = time.time() - SILENT_S - 1
+    os.utime(run / LIVE, (long_ago, long_ago))
+    assert unsent(folder) == [run]

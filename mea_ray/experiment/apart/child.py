@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from mmap import ACCESS_READ, mmap
@@ -152,10 +153,28 @@ def _steal(wire: MessagePipe, order: Mapping[str, Any], theft: Theft) -> None:
         PATIENCE.begin(seconds, None if marker is None else Path(marker), warn)
     every_s = order["snapshot_every_s"]
     transfer = None if folder is None else TransferSet(Path(folder), snapshot_every_s=every_s, on_damage=warn)
+    if transfer is not None:
+        transfer.on_epoch = _Epochs(wire)
     blackbox = PipedBlackBox(wire, order["answers"], theft.shape)
     for rung in theft.run(blackbox, transfer, order["skip"]):
         wire.send(*_rung_message(rung))
         wire.receive()  # the owner judges it first: both share the CPUs of one trial
+
+
+class _Epochs:
+    """Tells the owner how far a training is, at most once in ``EVERY_S``, and when it ends."""
+
+    EVERY_S = 2.0
+
+    def __init__(self, wire: MessagePipe) -> None:
+        self._wire, self._sent = wire, float("-inf")
+
+    def __call__(self, epoch: int, epochs: int, loss: float) -> None:
+        now = time.monotonic()
+        if now - self._sent < self.EVERY_S and epoch < epochs:
+            return
+        self._sent = now
+        self._wire.send({"do": "epoch", "epoch": epoch, "epochs": epochs, "loss": loss})
 
 
 def _rung_message(rung: Rung) -> tuple[Tree, bytes]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from mea_ray.attacks.base import Rung
-from mea_ray.attacks.transfer import TransferSet
+from mea_ray.attacks.transfer import OnEpoch, TransferSet
 from mea_ray.core import plugins
 from mea_ray.core.errors import AttackDied, AttackFailed, MeaRayError
 from mea_ray.core.types import BlackBox, Images
@@ -71,7 +71,7 @@ def steal(
         wire, pid = _start(stack, theft.pool)
         order, labels = _order(theft, blackbox, transfer, scratch)
         order["skip"] = [budget for budget in theft.settings.budgets if budget not in wanted]
-        relay = _Relay(wire, pid, theft, blackbox, wanted)
+        relay = _Relay(wire, pid, theft, blackbox, wanted, None if transfer is None else transfer.on_epoch)
         try:
             wire.send(order, labels)
             for rung in relay.rungs():
@@ -156,10 +156,20 @@ class _Relay:
         theft: What it does.
         blackbox: Answers its queries.
         wanted: Budgets whose substitutes it owes.
+        on_epoch: Called with what it says of its trainings.
     """
 
-    def __init__(self, wire: MessagePipe, pid: int, theft: Theft, blackbox: BlackBox, wanted: list[int]) -> None:
+    def __init__(
+        self,
+        wire: MessagePipe,
+        pid: int,
+        theft: Theft,
+        blackbox: BlackBox,
+        wanted: list[int],
+        on_epoch: OnEpoch | None = None,
+    ) -> None:
         self.wire, self.pid, self.theft, self.blackbox, self.owed = wire, pid, theft, blackbox, list(wanted)
+        self.on_epoch = on_epoch
         self._refused: tuple[str, BaseException] | None = None
 
     def rungs(self) -> Iterator[Rung]:
@@ -176,6 +186,8 @@ class _Relay:
                 self._send({})
             elif kind == "warn":
                 PATIENCE.notify(f"the attack: {str(header.get('text'))[:1000]}")
+            elif kind == "epoch":
+                self._epoch(header)
             elif kind == "failed":
                 raise self._failure(header)
             elif kind == "done" and not self.owed:
@@ -218,6 +230,14 @@ class _Relay:
         images = read_array(header, block, ("uint8", "float32"), 4)
         answers = self.blackbox.query(images)
         return array_header(answers), array_block(answers)
+
+    def _epoch(self, header: Mapping[str, Any]) -> None:
+        """Pass on how far a training is; what makes no sense is dropped, since nothing depends on it."""
+        epoch, epochs, loss = (header.get(key) for key in ("epoch", "epochs", "loss"))
+        if self.on_epoch is None or not isinstance(loss, (int, float)):
+            return
+        if type(epoch) is int and type(epochs) is int and 0 < epoch <= epochs and math.isfinite(loss):
+            self.on_epoch(epoch, epochs, float(loss))
 
     def _failure(self, header: Mapping[str, Any]) -> BaseException:
         """Return why the theft failed: what this process met, if that is what ended it."""

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mea_ray.experiment.suspect.network import arranged, fitted
 from mea_ray.experiment.suspect.loaders import LOADERS, in_the_form
+from mea_ray.experiment.suspect.network import arranged, fitted
 from mea_ray.models.foreign import Preprocessing
 
 SHAPE = (3, 8, 8)
