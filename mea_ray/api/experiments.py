@@ -69,7 +69,8 @@ def run_sweep(
     *,
     resume: bool = False,
     address: str | None = None,
-    on_event: Callable[[Any], None] = lambda event: None,
+    on_event: Callable[[Any], None] | None = None,
+    progress: bool = True,
 ) -> Results:
     """Run a sweep on Ray.
 
@@ -78,6 +79,7 @@ def run_sweep(
         resume: Go on with what an earlier start left.
         address: Ray cluster, ``host:port`` or ``auto``; None starts one on this machine.
         on_event: Called with each event of the sweep.
+        progress: Show a bar, unless there is a listener.
 
     Raises:
         ConfigError: The sweep cannot be run; nothing was started.
@@ -88,5 +90,7 @@ def run_sweep(
         config = build(SweepConfig, config)
     elif not isinstance(config, SweepConfig):
         config = load_sweep(config)
-    outcome = runner.run_sweep(config, resume=resume, address=address, on_event=on_event)
+    with bars.shown(progress and on_event is None) as update:
+        listener = bars.events(update) if on_event is None else on_event
+        outcome = runner.run_sweep(config, resume=resume, address=address, on_event=listener)
     return Results(Path(outcome.folder), dict(outcome.failed))

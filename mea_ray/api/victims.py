@@ -104,7 +104,13 @@ def nulls(
         return make_nulls(victim, count, stolen=stolen, config=config, address=address, on_null=on_null)
 
 
-def verify(victim: Victim | str | Path, suspect: str | Path | nn.Module | Ask, terms: Terms | None = None) -> Verdict:
+def verify(
+    victim: Victim | str | Path,
+    suspect: str | Path | nn.Module | Ask,
+    terms: Terms | None = None,
+    *,
+    progress: bool = True,
+) -> Verdict:
     """Judge a suspect with a victim's key.
 
     Args:
@@ -112,6 +118,7 @@ def verify(victim: Victim | str | Path, suspect: str | Path | nn.Module | Ask, t
         suspect: A file (ONNX, torch.export, TorchScript, weights), a URL, a network, or a function of float32 images
             (N, C, H, W) that returns one row of numbers or one label for each.
         terms: What is known of the suspect.
+        progress: Show how many images it was asked.
 
     Raises:
         ConfigError: There are no null models yet, or the victim cannot be verified in this way.
@@ -120,9 +127,15 @@ def verify(victim: Victim | str | Path, suspect: str | Path | nn.Module | Ask, t
     """
     owned = victim if isinstance(victim, Victim) else Victim.load(victim)
     terms = terms or Terms()
-    if isinstance(suspect, nn.Module):
-        return verify_suspect(owned, _asking(suspect), terms)
-    return verify_suspect(owned, str(suspect) if isinstance(suspect, Path) else suspect, terms)
+    asked = _asking(suspect) if isinstance(suspect, nn.Module) else suspect
+    with bars.shown(progress) as update:
+        update("opening the suspect", 0, None)
+        return verify_suspect(
+            owned,
+            str(asked) if isinstance(asked, Path) else asked,
+            terms,
+            on_asked=lambda images: update(f"asking the suspect, {images:,} images so far", 0, None),
+        )
 
 
 def _asking(model: nn.Module) -> Ask:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from mea_ray.core.errors import DataError
 
@@ -44,6 +43,8 @@ def separation(statistic: str, innocent: Sequence[float], stolen: Sequence[float
     Raises:
         DataError: There is no innocent or no stolen model, or a value is not finite.
     """
+    from sklearn.metrics import roc_auc_score, roc_curve  # a second of CPU, which a report does not need
+
     values = np.concatenate([np.asarray(innocent, np.float64), np.asarray(stolen, np.float64)])
     if not len(innocent) or not len(stolen) or not np.isfinite(values).all():
         raise DataError(

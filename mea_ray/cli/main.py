@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
@@ -230,7 +230,7 @@ def verify(
     ] = None,
     output: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Name of the output of an ONNX file that has several."),
+        typer.Option(help="Name of the output of a file that has several; its place, if they have no names."),
     ] = None,
     budget: Annotated[
         Optional[int],  # noqa: UP045
@@ -444,6 +444,14 @@ def report(
         commands.render_report(folder, storage, png, every if watch else None, only=only or [], price=price or [])
 
 
+class Before(str, Enum):
+    """What stands before the replicas of a service."""
+
+    auto = "auto"
+    haproxy = "haproxy"
+    ray = "ray"
+
+
 @app.command(epilog=EPILOG)
 def serve(
     victim: Annotated[Path, typer.Argument(help="Folder of a victim: of `mea-ray train`, or an artifact of a run.")],
@@ -468,6 +476,10 @@ def serve(
     update: Annotated[
         bool, typer.Option("--update", help="Give the service that runs in --state this victim; no request is lost.")
     ] = False,
+    proxy: Annotated[
+        Before,
+        typer.Option(help="Before the replicas: ray (Ray Serve's own), haproxy (faster), auto: haproxy if it can."),
+    ] = Before.ray,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
@@ -486,7 +498,8 @@ def serve(
     if update:
         serving.update(victim, state)
         return
-    serving.serve(victim, overrides or [], host, port, serving.tls_files(tls_cert, tls_key), admin_port, state, address)
+    tls = serving.tls_files(tls_cert, tls_key)
+    serving.serve(victim, overrides or [], host, port, tls, admin_port, state, address, proxy.value)
 
 
 @app.command(epilog=EPILOG)
@@ -650,18 +663,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     state: dict[str, Any] = {}
     command = typer.main.get_command(app)
     from mea_ray.cli.errors import plain_warnings
+    from mea_ray.cli.interrupts import answered, line_of
 
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    verb = next((each for each in arguments if not each.startswith("-")), None)
     try:
-        with plain_warnings():
-            command.main(args=None if argv is None else list(argv), prog_name="mea-ray", obj=state)
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
-        if code == INTERRUPTED:  # typer turns Ctrl-C into this exit
-            typer.echo(
-                "\ninterrupted; finished work is saved. run and sweep continue with --resume, calibrate by itself",
-                err=True,
-            )
-        return code
+        with answered(line_of(verb)) as say_so:
+            return _run(command, arguments, state, plain_warnings, say_so)
     except Exception as raised:
         if state.get("debug"):
             raise
@@ -671,6 +679,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         described = report(cause(raised))
         make_console(stderr=True).print(error_panel(described.text, described.title))
         return described.code
+
+
+def _run(command: Any, arguments: list[str], state: dict[str, Any], quiet: Any, say_so: Callable[[], None]) -> int:
+    """Return the exit code of a command."""
+    try:
+        with quiet():
+            command.main(args=arguments, prog_name="mea-ray", obj=state)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this exit
+            say_so()
+        return code
     return OK
 
 

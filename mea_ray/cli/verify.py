@@ -57,9 +57,7 @@ def verify(folder: Path, suspect: str, options: Options, overrides: Sequence[str
 
     victim = Victim.load(folder)
     victim = with_data(victim, with_overrides(victim, overrides))
-    console = make_console(stderr=True)
-    with console.status(f"querying {suspect}"):
-        verdict = api.verify(victim, suspect, terms(options))
+    verdict = api.verify(victim, suspect, terms(options))
     out = make_console()
     accusation.show(out, verdict)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(suspect).name).strip("-.") or "suspect"
