@@ -19,6 +19,7 @@ from mea_ray.service.http.keys import KeyStore, service_name, state_folder
 from mea_ray.service.http.settings import HttpConfig
 
 if TYPE_CHECKING:
+    from mea_ray.service.http.proxies import Proxy
     from mea_ray.service.http.running import RunningService
 
 
@@ -89,6 +90,7 @@ def serve(
     owner_port: int = 0,
     state: str | Path | None = None,
     address: str | None = None,
+    proxy: Proxy = "ray",
 ) -> Served:
     """Serve a victim over HTTP on Ray Serve, and return when it answers.
 
@@ -101,13 +103,17 @@ def serve(
         owner_port: TCP port of the owner's page, on this machine only; 0 chooses one.
         state: Folder of keys, ledger and query log; beside the victim's folder when None.
         address: Ray cluster, ``host:port`` or ``auto``; None starts one on this machine.
+        proxy: What stands before the replicas, if a Ray is started: Ray Serve's own (``ray``), ``haproxy``, which takes a
+            fraction of its time, or HAProxy where it can be had (``auto``).
 
     Raises:
         ArtifactError: The folder holds no readable victim.
         ConfigError: A setting is wrong, the victim was not saved, or the service runs already.
         ServiceUnavailable: It could not be started.
     """
-    from mea_ray.service.http import admin, small_bodies
+    import ray
+
+    from mea_ray.service.http import admin, proxies
     from mea_ray.service.http.deployment import Spec
     from mea_ray.service.http.engine import about_victim
     from mea_ray.service.http.running import Address, RunningService, announced, find_running
@@ -131,8 +137,10 @@ def serve(
     spec = Spec(folder.resolve(), place.resolve(), service_name(place), settings)
     with ExitStack() as stack:
         stack.enter_context(cluster.quiet())
-        stack.enter_context(cluster.environment(small_bodies.ENVIRONMENT))
         address = cluster.check_address(address)
+        own_ray = address is None and not ray.is_initialized()
+        kind = proxies.chosen(proxy, own_ray=own_ray, tls=tls is not None)
+        stack.enter_context(cluster.environment(stack.enter_context(proxies.environment(kind))))
         stack.enter_context(cluster.ray_cluster(address, modules_to_send(_network(folder), None, address)))
         service = RunningService(spec, listening)
         stack.callback(service.stop)

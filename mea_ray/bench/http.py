@@ -1,10 +1,12 @@
 """Images per second and latency through HTTP, against the service in Ray and against the bare forward pass.
 
-Everything is measured in one run, in turns, and compared by medians, as in `bench.service`.
+Everything is measured in one run, in turns, and compared by medians, as in `bench.service`. Beside the service an
+application of Ray Serve and FastAPI that answers a constant is asked the same image: what the way there and back costs.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import statistics
@@ -15,10 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import httpx
 import numpy as np
+import ray
 import torch
+from fastapi import FastAPI, Request, Response
 
 from mea_ray.blackbox.http import HttpBlackBox
 from mea_ray.config import ClientConfig, ServingConfig, build
@@ -27,9 +32,10 @@ from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.core.versions import versions
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
-from mea_ray.service.http import small_bodies
+from mea_ray.service.http import proxies
 from mea_ray.service.http.deployment import Spec
 from mea_ray.service.http.keys import KeyStore
+from mea_ray.service.http.proxies import Proxy
 from mea_ray.service.http.running import Address, RunningService
 from mea_ray.service.http.settings import HttpConfig
 from mea_ray.service.pool import VictimService
@@ -54,6 +60,7 @@ def bench_http(
     lone_images: int = 100,
     repeats: int = 3,
     cpus_per_replica: float = 0.25,
+    proxy: Proxy = "auto",
     on_progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure the HTTP service, in the Ray of this process or in one started for it: one replica, beside one actor.
@@ -71,14 +78,17 @@ def bench_http(
         lone_images: Requests of one image, one after the other, that the latency is measured on.
         repeats: Turns; medians are compared.
         cpus_per_replica: CPUs that a replica reserves; it computes on one thread however many.
+        proxy: What stands before the replica, if a Ray is started: ``haproxy``, Ray Serve's own (``ray``), or HAProxy
+            where it can be had (``auto``).
         on_progress: Called with the measurement after each turn.
 
     Returns:
         Images per second (medians) as ``http_<images>_<clients>``, ``actors_<images>_<clients>`` and ``bare_<images>``;
-        ``http_to_actors_<images>_<clients>``; ``latency_<http|actors|bare>_<p50|p99>_ms`` of one image; the ratio
-        ``lone_to_bare`` of the medians; ``fsync_ms``, the median time of a write to the ledger's disk;
-        ``load``, the machine's mean number of runnable processes in the last minute; the settings, processors and
-        versions.
+        ``http_to_actors_<images>_<clients>``; ``latency_<http|constant|actors|bare>_<p50|p99>_ms`` of one image, where
+        ``constant`` is an application of Ray Serve that computes nothing; the ratios ``lone_to_bare`` and
+        ``lone_above_constant_to_bare`` of the medians; ``fsync_ms``, the median time of a write to the ledger's
+        disk; ``load``, the machine's mean number of runnable processes in the last minute; the settings,
+        processors and versions.
 
     Raises:
         ConfigError: Ray has too few CPUs for the replica and the actor.
@@ -87,7 +97,8 @@ def bench_http(
     threads = torch.get_num_threads()
     speeds: dict[str, list[float]] = {}
     times: dict[str, list[float]] = {}
-    with _services(model, shape, classes, cpus_per_replica) as (bare, open_http, open_actors):
+    before = proxies.chosen(proxy, own_ray=not ray.is_initialized())
+    with _services(model, shape, classes, cpus_per_replica, before) as (bare, open_http, open_actors, constant):
         use_threads(1)
         try:
             boxes: dict[str, list[_Asks]] = {}
@@ -96,6 +107,7 @@ def bench_http(
                 for kind, opened in (("http", open_http), ("actors", open_actors)):
                     boxes[f"{kind}_{size}"] = [opened(f"{size}-{index}", flow) for index in range(max(clients))]
             lone = {kind: boxes[f"{kind}_{min(request_images)}"][0] for kind in ("http", "actors")}
+            lone["constant"] = constant
             for turn in range(repeats + 1):
                 measured: dict[str, float] = {}
                 for size in request_images:
@@ -105,8 +117,8 @@ def bench_http(
                         for kind in ("http", "actors"):
                             work = partial(_ask_shares, boxes[f"{kind}_{size}"][:count], bulk[:number], size)
                             measured[f"{kind}_{size}_{count}"] = _speed(number, work)
-                latencies = {kind: _latencies(box.query, bulk, lone_images) for kind, box in lone.items()}
-                latencies["bare"] = _latencies(partial(_forward, bare, batch=1), bulk, lone_images)
+                asked = {kind: box.query for kind, box in lone.items()} | {"bare": partial(_forward, bare, batch=1)}
+                latencies = _latencies(asked, bulk, lone_images)
                 if turn == 0:  # it only warms everything up
                     continue
                 for name, value in measured.items():
@@ -119,6 +131,7 @@ def bench_http(
             torch.set_num_threads(threads)
     return _summary(speeds, times, request_images, clients) | {
         "model": model,
+        "proxy": before,
         "shape": shape,
         "repeats": repeats,
         "device": device().type,
@@ -142,7 +155,14 @@ def table(measured: Mapping[str, Any]) -> str:
         ratio, bare = f"{measured[f'http_to_actors_{pair}']:.2f}", f"{measured[f'bare_{size}']:,.0f}"
         lines.append(f"| {size} | {clients} | {' | '.join([*speeds, ratio, bare])} |")
     lines += ["", "| one image | p50, ms | p99, ms |", "| --- | ---: | ---: |"]
-    for kind, words in {"http": "HTTP", "actors": "Ray actors", "bare": "bare pass"}.items():
+    for kind, words in {
+        "http": "HTTP",
+        "constant": "Ray Serve and FastAPI, answering a constant",
+        "actors": "Ray actors",
+        "bare": "bare pass",
+    }.items():
+        if f"latency_{kind}_p50_ms" not in measured:  # an older record
+            continue
         p50, p99 = (f"{measured[f'latency_{kind}_p{percent}_ms']:.1f}" for percent in (50, 99))
         lines.append(f"| {words} | {p50} | {p99} |")
     return "\n".join(lines)
@@ -172,7 +192,8 @@ def _summary(
     for kind, seconds in times.items():
         for percent in (50, 99):
             summary[f"latency_{kind}_p{percent}_ms"] = 1000 * float(np.percentile(seconds, percent))
-    summary["lone_to_bare"] = summary["latency_http_p50_ms"] / summary["latency_bare_p50_ms"]
+    http, constant, bare = (summary[f"latency_{kind}_p50_ms"] for kind in ("http", "constant", "bare"))
+    summary |= {"lone_to_bare": http / bare, "lone_above_constant_to_bare": (http - constant) / bare}
     return summary
 
 
@@ -181,12 +202,12 @@ Opener = Callable[[str, ClientConfig], _Asks]
 
 @contextmanager
 def _services(
-    model: str, shape: tuple[int, int, int], classes: int, cpus: float
-) -> Iterator[tuple[ImageModel, Opener, Opener]]:
-    """Start both services of one victim; give it, and what opens a client of either."""
+    model: str, shape: tuple[int, int, int], classes: int, cpus: float, proxy: Literal["haproxy", "ray"]
+) -> Iterator[tuple[ImageModel, Opener, Opener, _Asks]]:
+    """Start both services of one victim; give it, what opens a client of either, and what is answered a constant."""
     with ExitStack() as stack:
         stack.enter_context(cluster.quiet())
-        stack.enter_context(cluster.environment(small_bodies.ENVIRONMENT))
+        stack.enter_context(cluster.environment(stack.enter_context(proxies.environment(proxy))))
         ray = stack.enter_context(cluster.ray_cluster(None))
         if ray.cluster_resources().get("CPU", 0) < 2 * cpus:
             raise ConfigError(f"the benchmark needs {2 * cpus:g} CPUs; lower cpus_per_replica")
@@ -210,7 +231,54 @@ def _services(
             return actors.client(name, flow)
 
         bare, _ = load_model(folder / "victim")
-        yield bare.to(device()).to(memory_format=torch.channels_last), open_http, open_actors
+        with _constant(http.address.url, classes) as constant:
+            yield bare.to(device()).to(memory_format=torch.channels_last), open_http, open_actors, constant
+
+
+class _Constant:
+    """Asks an application that answers a constant, as `HttpBlackBox` asks the service."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx.Client(base_url=url)
+
+    def query(self, images: Images | FloatImages) -> Answers:
+        body = io.BytesIO()
+        np.save(body, images, allow_pickle=False)
+        answer = self._http.post(
+            "/constant/answer", content=body.getvalue(), headers={"Content-Type": "application/x-npy"}
+        )
+        answer.raise_for_status()
+        found: Answers = np.load(io.BytesIO(answer.content), allow_pickle=False)
+        return found
+
+
+def _constant_app(classes: int) -> FastAPI:
+    app, row = FastAPI(), io.BytesIO()
+    np.save(row, np.zeros((1, classes), np.float32), allow_pickle=False)
+
+    @app.post("/answer")
+    async def answer(request: Request) -> Response:
+        await request.body()
+        return Response(row.getvalue(), media_type="application/x-npy")
+
+    return app
+
+
+@contextmanager
+def _constant(url: str, classes: int) -> Iterator[_Asks]:
+    """Serve a constant beside the services: the least that Ray Serve and FastAPI take for one image."""
+    from ray import serve
+
+    def asgi() -> FastAPI:
+        return _constant_app(classes)
+
+    ingress: Any = serve.ingress(asgi)()
+    deployment: Any = serve.deployment(ingress, name="constant", ray_actor_options={"num_cpus": 0})
+    serve.run(deployment.bind(), name="bench-constant", route_prefix="/constant")
+    try:
+        yield _Constant(url)
+    finally:
+        serve.delete("bench-constant", _blocking=True)
 
 
 def _free_port() -> int:
@@ -225,13 +293,18 @@ def _speed(images: int, work: Callable[[], Any]) -> float:
     return images / (time.perf_counter() - start)
 
 
-def _latencies(ask: Callable[[Images], Any], bulk: Images, number: int) -> list[float]:
-    seconds = []
+def _latencies(asked: Mapping[str, Callable[[Images], Any]], bulk: Images, number: int) -> dict[str, list[float]]:
+    """Return the seconds that each takes for one image; all are asked the same image before the next one.
+
+    Asked in a row, a pass would find the processor's caches full of its weights, as no lone image does.
+    """
+    seconds: dict[str, list[float]] = {kind: [] for kind in asked}
     for index in range(number):
         image = bulk[index % len(bulk) : index % len(bulk) + 1]
-        start = time.perf_counter()
-        ask(image)
-        seconds.append(time.perf_counter() - start)
+        for kind, ask in asked.items():
+            start = time.perf_counter()
+            ask(image)
+            seconds[kind].append(time.perf_counter() - start)
     return seconds
 
 

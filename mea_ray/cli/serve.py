@@ -18,6 +18,7 @@ _WEIGHTS = "model.safetensors"  # ``training.checkpoint`` says so, and imports t
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mea_ray.service.http.proxies import Proxy
     from mea_ray.service.http.settings import HttpConfig
 
 
@@ -111,6 +112,7 @@ def serve(
     admin_port: int,
     state: Path | None,
     ray_address: str | None,
+    proxy: Proxy = "ray",
 ) -> None:
     """Serve a victim until Ctrl-C; see ``mea_ray.cli.main``.
 
@@ -135,6 +137,7 @@ def serve(
             owner_port=admin_port,
             state=state,
             address=ray_address,
+            proxy=proxy,
         )
     finally:
         starting.stop()
@@ -143,8 +146,7 @@ def serve(
         console.print(f"owner    {served.owner_url}", soft_wrap=True)
         _print_keys(console, victim, served.folder)
         console.print("Ctrl-C ends it; requests under way are answered first.")
-        _until_interrupted()
-        console.print("ending: requests under way are answered first")
+        _until_interrupted()  # which is answered with a line, see `cli.interrupts`
 
 
 def update(victim: Path, state: Path | None) -> None:

@@ -6,6 +6,8 @@ whatever else was paid for during the last pass.
 
 A few images that come while nothing else is under way take a shorter way: they are computed first, in the smallest
 pass, and are then charged and noted in one call to the ledger. They are answered only when they are paid for, as ever.
+To charge while the pass is computed would take a second call for the note, which costs more than it saves. A client who
+was refused last is charged first: nobody computes for a budget that is spent.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from mea_ray.blackbox.policies import Response
 from mea_ray.blackbox.query_log import LogEntry, log_entry, sample_size
 from mea_ray.blackbox.validate import check_images, check_name, image_digest
 from mea_ray.config import ServingConfig
-from mea_ray.core.errors import MeaRayError, ServiceUnavailable, StorageUnavailable
+from mea_ray.core.errors import MeaRayError, QueryError, ServiceUnavailable, StorageUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.experiment.answers import answer_policy, stored_key, stored_owners_images
 from mea_ray.experiment.artifacts import Artifact
@@ -38,6 +40,8 @@ from mea_ray.training.device import device, use_gpus, use_threads
 
 logger = logging.getLogger(__name__)
 _NOTE_PAUSES_S = (0.25, 1.0, 4.0, 16.0, 60.0)
+_MOST_REFUSED = 100_000
+"""Clients whose last refusal is remembered."""
 
 
 @dataclass
@@ -98,6 +102,7 @@ class Replica:
         self._max_wait_s = settings.max_wait_ms / 1000
         self._sample = sample_size(self._shape, settings.query_log_images)
         self._leaving: set[Any] = set()
+        self._refused: set[str] = set()
         self._worker = ThreadPoolExecutor(1)
         self._arrived: deque[_Request] = deque()
         self._paid: deque[_Request] = deque()
@@ -177,6 +182,7 @@ class Replica:
                 requests = list(self._arrived)
                 self._arrived.clear()
                 for request, refusal in zip(requests, await self._outcomes(requests), strict=True):
+                    self._remember(request.charge.client, refusal)
                     if refusal is not None:
                         _fail(request, refusal)
                     else:
@@ -200,11 +206,12 @@ class Replica:
     def _is_lone(self) -> bool:
         """Return whether one request has arrived, nothing else is under way, and the smallest pass holds it.
 
-        A client whose budget is spent costs no more than such a pass this way.
+        A client who was refused last is charged first, until a request of its is paid for.
         """
         return (
             self._computing is None
             and len(self._arrived) == 1
+            and self._arrived[0].charge.client not in self._refused
             and len(self._arrived[0].images) <= self._passes.sizes[0] < self._passes.pass_images
         )
 
@@ -221,12 +228,20 @@ class Replica:
         except Exception as error:
             _fail(request, _gone(error))
             return
+        self._remember(request.charge.client, outcomes[0])
         if (refusal := outcomes[0]) is None and not noted:
             await self._noted(notes)
         if refusal is not None:
             _fail(request, refusal)
         elif not request.answered.done():
             request.answered.set_result(responses[0].answers)
+
+    def _remember(self, client: str, refusal: MeaRayError | None) -> None:
+        """Keep who was refused last."""
+        if refusal is None:
+            self._refused.discard(client)
+        elif isinstance(refusal, QueryError) and len(self._refused) < _MOST_REFUSED:
+            self._refused.add(client)
 
     async def _compute(self) -> None:
         """Answer all that is paid for, one batch after the other, until nothing is left."""

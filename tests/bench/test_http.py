@@ -34,4 +34,4 @@ def test_ratios_are_those_of_the_speeds(ray_session: Any) -> None:
         assert measured[f"http_to_actors_{pair}"] == pytest.approx(
             measured[f"http_{pair}"] / measured[f"actors_{pair}"]
         )
-    assert measured["fsync_ms"] >= 0 and table(measured).count("\n") == 10
+    assert measured["fsync_ms"] >= 0 and table(measured).count("\n") == 11

@@ -6,11 +6,13 @@ import contextlib
 import json
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import ray
 from ray import serve
 from ray.exceptions import RayError
@@ -25,6 +27,7 @@ from mea_ray.storage.process import describe, identity, runs_here
 
 RUNNING = "running.json"
 _LEDGER_S = 60.0
+_WAY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class RunningService:
                 f"Ray Serve cannot listen on {self.address.host}:{self.address.port}: {cause_of(error)}"
             ) from error
         self._deploy(self.spec)
+        self._wait_for_the_way()
 
     def update(self, victim: Path) -> None:
         """Serve another victim under the same keys and ledger; requests under way are answered by the old one.
@@ -120,6 +124,21 @@ class RunningService:
             ledger = ledger_of(self.spec)
             ray.get(ledger.close.remote(), timeout=_LEDGER_S)
             ray.kill(ledger, no_restart=True)
+
+    def _wait_for_the_way(self) -> None:
+        """Wait until requests reach a replica: HAProxy learns of one a moment after Ray Serve says that it is up."""
+        end, last = time.monotonic() + _WAY_S, ""
+        while time.monotonic() < end:
+            try:
+                # The certificate is the owner's own, and may name another host than the loopback one.
+                answer = httpx.get(f"{self.address.url}/healthz", timeout=5, verify=False, trust_env=False)  # noqa: S501
+                if answer.status_code == 200:
+                    return
+                last = f"it answers {answer.status_code}"
+            except httpx.HTTPError as error:
+                last = str(error) or type(error).__name__
+            time.sleep(0.05)
+        raise ServiceUnavailable(f"the service did not start within {_WAY_S:g} s: {self.address.url}: {last}")
 
     @staticmethod
     def _check(spec: Spec) -> int:

@@ -63,11 +63,22 @@ def test_one_call_to_the_ledger_is_enough(service: InProcess, monkeypatch: pytes
     assert seen == ["charge_many", "note"]
 
 
-def test_a_spent_budget_is_refused_and_not_logged(service: InProcess) -> None:
-    key = service.keys.add("alice", budget=0)
-    (response,) = ask(service, key, 1)
-    assert response.status_code == 402 and service.charged("alice") == 0
+def test_a_spent_budget_is_refused_not_logged_and_computed_for_once(
+    service: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, seen = service.keys.add("alice", budget=0), calls(service, monkeypatch)
+    passes = service.engine._replica._passes
+    before = passes.passes
+    for _ in range(5):
+        (response,) = ask(service, key, 1)
+        assert response.status_code == 402 and service.charged("alice") == 0
     assert service.ledger.usage(service.secret, 10)[0]["log"]["requests"] == 0
+    assert passes.passes == before + 1, "a client that was refused is charged before anything is computed"
+    service.keys.limit("alice", budget=2)
+    seen.clear()
+    assert [ask(service, key, 1)[0].status_code for _ in range(2)] == [200, 200]
+    assert service.charged("alice") == service.ledger.usage(service.secret, 10)[0]["log"]["images"] == 2
+    assert seen == ["charge_many", "note", "charge_and_note", "charge_many"], "once it has paid, it is as any other"
 
 
 def test_a_log_whose_disk_is_full_is_waited_for(service: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
