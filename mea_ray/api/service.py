@@ -103,8 +103,8 @@ def serve(
         owner_port: TCP port of the owner's page, on this machine only; 0 chooses one.
         state: Folder of keys, ledger and query log; beside the victim's folder when None.
         address: Ray cluster, ``host:port`` or ``auto``; None starts one on this machine.
-        proxy: What stands before the replicas, if a Ray is started: Ray Serve's own (``ray``), ``haproxy``, which takes a
-            fraction of its time, or HAProxy where it can be had (``auto``).
+        proxy: What stands before the replicas, if a Ray is started: Ray Serve's own (``ray``), ``haproxy``, which takes
+            a fraction of its time, or HAProxy where it can be had (``auto``).
 
     Raises:
         ArtifactError: The folder holds no readable victim.
