@@ -90,7 +90,7 @@ def run_sweep(
         config = build(SweepConfig, config)
     elif not isinstance(config, SweepConfig):
         config = load_sweep(config)
-    with bars.shown(progress and on_event is None) as update:
+    with bars.bar(progress and on_event is None) as update:
         listener = bars.events(update) if on_event is None else on_event
         outcome = runner.run_sweep(config, resume=resume, address=address, on_event=listener)
     return Results(Path(outcome.folder), dict(outcome.failed))

@@ -128,7 +128,7 @@ def verify(
     owned = victim if isinstance(victim, Victim) else Victim.load(victim)
     terms = terms or Terms()
     asked = _asking(suspect) if isinstance(suspect, nn.Module) else suspect
-    with bars.shown(progress) as update:
+    with bars.bar(progress) as update:
         update("opening the suspect", 0, None)
         return verify_suspect(
             owned,

@@ -444,7 +444,7 @@ def report(
         commands.render_report(folder, storage, png, every if watch else None, only=only or [], price=price or [])
 
 
-class Before(str, Enum):
+class ProxyChoice(str, Enum):
     """What stands before the replicas of a service."""
 
     auto = "auto"
@@ -477,9 +477,9 @@ def serve(
         bool, typer.Option("--update", help="Give the service that runs in --state this victim; no request is lost.")
     ] = False,
     proxy: Annotated[
-        Before,
+        ProxyChoice,
         typer.Option(help="Before the replicas: ray (Ray Serve's own), haproxy (faster), auto: haproxy if it can."),
-    ] = Before.ray,
+    ] = ProxyChoice.ray,
     address: Address = None,
     debug: Debug = False,
 ) -> None:

@@ -19,7 +19,7 @@ from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.tracking import TrackerSet
 from mea_ray.tracking.base import Tracker, wandb_tracker
-from mea_ray.tracking.wandb_tracker import Begun
+from mea_ray.tracking.wandb_tracker import StartedTrial
 
 _WARN_EVERY_S = 30.0
 _LOSSES = 200
@@ -61,7 +61,7 @@ class WandbOwner:
 
         def start() -> None:
             config, point = load_tree(work.folder / "config.yaml"), work.point()
-            self._tracker.begin(Begun(trial, victim, point or {}, config, versions()))
+            self._tracker.begin(StartedTrial(trial, victim, point or {}, config, versions()))
 
         self._safely(start)
         return self._new_warnings()

@@ -10,7 +10,7 @@ from mea_ray.results.points import short_name, short_paths
 from mea_ray.results.records import TrialResult
 
 
-class Set(Protocol):
+class TrialSettings(Protocol):
     """What a run is named and grouped by: a trial's result, or a trial that has begun."""
 
     @property
@@ -55,7 +55,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def groups_of(result: Set) -> dict[str, str]:
+def groups_of(result: TrialSettings) -> dict[str, str]:
     """Return what a trial can be grouped by: its ``victim``, its ``seed``, and its ``setting`` without the seed."""
     seeds = {path: value for path, value in result.point.items() if path.rpartition(".")[2] == "seed"}
     rest = flatten({path: value for path, value in result.point.items() if path not in seeds})
@@ -102,7 +102,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def name_of(result: Set) -> str:
+def name_of(result: TrialSettings) -> str:
     """Return the name of a trial's run: what the sweep set, in short; the trial's own name if it set nothing."""
     return short_name(result.point, short_paths(list(result.point)), seeds=True)[:120] if result.point else result.trial
 

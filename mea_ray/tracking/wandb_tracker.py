@@ -18,7 +18,7 @@ from mea_ray.results.numbers import rung_metrics, threshold
 from mea_ray.results.records import TrialResult
 from mea_ray.storage.remote import Storage
 from mea_ray.tracking.rows import (
-    Set,
+    TrialSettings,
     aftermath,
     attack_curves,
     flatten,
@@ -69,8 +69,8 @@ IGNORED_VARIABLES = (
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A trial that has begun, and has no result yet; see ``rows.Set``."""
+class StartedTrial:
+    """A trial that has begun, and has no result yet; see ``rows.TrialSettings``."""
 
     trial: str
     victim: str
@@ -133,7 +133,7 @@ class WandbTracker:
             self._once(f"victim-{result.victim}", lambda: self._log_victim(result, models["victim"]))
         self._once(f"trial-{result.trial}", lambda: self._log_trial(result, models))
 
-    def begin(self, trial: Begun) -> None:
+    def begin(self, trial: StartedTrial) -> None:
         """Start the run of a trial that has begun; ``progress`` and ``log`` go on with it."""
         if trial.trial in self._live or self._is_logged(f"trial-{trial.trial}"):
             return
@@ -248,7 +248,7 @@ class WandbTracker:
         if place.name.startswith("offline-run-"):
             self._collect(place)
 
-    def _start_trial(self, trial: Set) -> Any:
+    def _start_trial(self, trial: TrialSettings) -> Any:
         groups = groups_of(trial)
         config = {
             **nested(flatten(trial.config)),

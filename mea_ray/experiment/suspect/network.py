@@ -25,7 +25,7 @@ LUMINANCE = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in grey, ITU-R BT.601, as Pillow converts."""
 
 
-class Input(NamedTuple):
+class ExpectedInput(NamedTuple):
     """What a suspect takes.
 
     Attributes:
@@ -65,7 +65,7 @@ class Form:
         width: Number of its classes.
     """
 
-    taken: Input
+    taken: ExpectedInput
     outputs: Kind
     columns: tuple[int, ...]
     width: int
@@ -92,7 +92,7 @@ class SuspectNetwork(nn.Module):
         return torch.from_numpy(spread_unnamed(chosen) if self.form.outputs in {"labels", "top_k"} else chosen)
 
 
-def arranged(x: Tensor, taken: Input) -> npt.NDArray[np.float32]:
+def arranged(x: Tensor, taken: ExpectedInput) -> npt.NDArray[np.float32]:
     """Bring float32 RGB images in [0, 1], (N, C, H, W), into the form that a suspect expects."""
     given = taken.preprocessing
     x = resized(_in_channels(x, taken.channels), given.size)
@@ -122,7 +122,7 @@ def fitted(
     expected: list[int | None] | None,
     *,
     whole_numbers: bool = False,
-) -> Input:
+) -> ExpectedInput:
     """Fit the form of an image to the input that a file declares.
 
     Args:
@@ -140,7 +140,7 @@ def fitted(
     if whole_numbers:
         given = _in_whole_numbers(given)
     if expected is None:
-        return Input(given)
+        return ExpectedInput(given)
     if len(expected) != 4:
         raise SuspectError(
             f"the suspect's input has shape {expected}; images are (N, C, H, W) or (N, H, W, C): write a "
@@ -158,7 +158,7 @@ def fitted(
     height, width = expected[1:3] if rows_last else expected[2:4]
     if given.size is None and height is not None and width is not None and (height, width) != shape[1:]:
         given = given.changed(size=(height, width))
-    return Input(given, rows_last, None if wanted == channels else wanted)
+    return ExpectedInput(given, rows_last, None if wanted == channels else wanted)
 
 
 def _channels_last(channels: int, first: int | None, last: int | None) -> bool:
@@ -188,7 +188,7 @@ def find_form(
     ask: Ask,
     test: ImageSet,
     *,
-    taken: Input,
+    taken: ExpectedInput,
     outputs: Kind | None,
     columns: tuple[int, ...] | None,
     match: bool,
@@ -230,7 +230,7 @@ def find_form(
     return form, columns is None
 
 
-def _labels(ask: Ask, test: ImageSet, taken: Input) -> npt.NDArray[Any]:
+def _labels(ask: Ask, test: ImageSet, taken: ExpectedInput) -> npt.NDArray[Any]:
     """Return the labels that a suspect answers to all test images."""
     images = (torch.from_numpy(test.images[at : at + 256].astype(np.float32) / 255) for at in range(0, len(test), 256))
     return np.concatenate([as_rows(ask(arranged(each, taken))) for each in images])

@@ -8,10 +8,11 @@ import torch
 
 from mea_ray.core.errors import SuspectError
 from mea_ray.core.types import ImageSet
-from mea_ray.experiment.suspect.network import LUMINANCE, Input, SuspectNetwork, arranged, find_form, fitted
+from mea_ray.experiment.suspect.network import LUMINANCE, ExpectedInput, SuspectNetwork, arranged, find_form, fitted
 from mea_ray.experiment.suspect.outputs import as_logits, class_columns, kind_of, matched_columns, spread_unnamed
 from mea_ray.models.foreign import Preprocessing
 
+PLAIN = ExpectedInput(Preprocessing())
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 3, (40, 6)).astype(np.float32)
 PROBABILITIES = torch.from_numpy(LOGITS).softmax(1).numpy()
@@ -105,14 +106,14 @@ def by_colour(order: Any) -> Any:
 @pytest.mark.parametrize(("columns", "match"), [((3, 0, 5, 1, 2, 4), False), (None, True)])
 def test_a_suspect_in_another_order_of_classes_answers_in_ours(columns: Any, match: bool) -> None:
     test, ask = drawn(), by_colour([3, 0, 5, 1, 2, 4])
-    form, assumed = find_form(ask, test, taken=Input(Preprocessing()), outputs=None, columns=columns, match=match)
+    form, assumed = find_form(ask, test, taken=PLAIN, outputs=None, columns=columns, match=match)
     assert form.outputs == "logits" and not assumed
     logits = SuspectNetwork(ask, form)(torch.from_numpy(test.images.astype(np.float32) / 255))
     assert np.array_equal(logits.argmax(1).numpy(), test.labels)
 
 
 def test_an_order_that_nobody_named_is_assumed_and_another_number_is_refused() -> None:
-    test, given = drawn(), {"taken": Input(Preprocessing()), "outputs": None, "match": False}
+    test, given = drawn(), {"taken": ExpectedInput(Preprocessing()), "outputs": None, "match": False}
     form, assumed = find_form(by_colour(range(6)), test, columns=None, **given)  # type: ignore[arg-type]
     assert assumed and form.columns == (0, 1, 2, 3, 4, 5)
 
@@ -127,7 +128,7 @@ def test_an_order_that_nobody_named_is_assumed_and_another_number_is_refused() -
 
 def test_the_declared_input_of_a_file_is_followed() -> None:
     plain = Preprocessing()
-    assert fitted(plain, (3, 8, 8), [None, 3, 8, 8]) == Input(plain)
+    assert fitted(plain, (3, 8, 8), [None, 3, 8, 8]) == ExpectedInput(plain)
     resized, rows_last, channels = fitted(plain, (3, 8, 8), [1, 224, 224, 3])
     assert resized.size == (224, 224) and rows_last and channels is None
     assert fitted(Preprocessing(size=(9, 9)), (3, 8, 8), [None, 3, None, None])[0].size == (9, 9)
@@ -140,7 +141,7 @@ def test_the_declared_input_of_a_file_is_followed() -> None:
     given = Preprocessing(channel_order="BGR", value_range=(0, 255), mean=(1, 2, 3), deviation=(4, 5, 6))
     mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)))
     expected = ((255 * x.flip(1) - mean) / deviation).permute(0, 2, 3, 1)
-    assert np.allclose(arranged(x, Input(given, rows_last=True)), expected, atol=1e-4)
+    assert np.allclose(arranged(x, ExpectedInput(given, rows_last=True)), expected, atol=1e-4)
 
 
 def test_grey_and_coloured_images_are_brought_into_each_others_form() -> None:
@@ -175,13 +176,13 @@ def test_labels_of_classes_that_the_victim_lacks_favour_no_class(match: bool) ->
         return np.append(order, 9)[classes]  # brighter images are of a class of its own
 
     columns = None if match else tuple(order)
-    form, _ = find_form(ask, test, taken=Input(Preprocessing()), outputs=None, columns=columns, match=match)
+    form, _ = find_form(ask, test, taken=PLAIN, outputs=None, columns=columns, match=match)
     suspect = SuspectNetwork(ask, form)
     x = torch.from_numpy(test.images.astype(np.float32) / 255)
     assert form.columns == tuple(order) and np.array_equal(suspect(x).argmax(1).numpy(), test.labels)
     if match:
         return
-    form, _ = find_form(ask, test, taken=Input(Preprocessing()), outputs=None, columns=tuple(order), match=False)
+    form, _ = find_form(ask, test, taken=PLAIN, outputs=None, columns=tuple(order), match=False)
     other = spread_unnamed(np.full((12, 6), -3, np.float32))
     assert np.array_equal(np.bincount(other.argmax(1)), [2] * 6)
 
