@@ -248,8 +248,8 @@ class _Constant:
             "/constant/answer", content=body.getvalue(), headers={"Content-Type": "application/x-npy"}
         )
         answer.raise_for_status()
-        found: Answers = np.load(io.BytesIO(answer.content), allow_pickle=False)
-        return found
+        answers: Answers = np.load(io.BytesIO(answer.content), allow_pickle=False)
+        return answers
 
 
 def _constant_app(classes: int) -> FastAPI:

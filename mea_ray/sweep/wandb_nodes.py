@@ -103,8 +103,10 @@ def live_numbers(event: events.Event) -> tuple[str, dict[str, float | str]] | No
     if isinstance(event, events.Phase):
         return event.trial, {"phase": f"{event.what} {event.number}/{event.of}"}
     if isinstance(event, events.RungFinished):
-        found = {"accuracy": event.accuracy, "fidelity": event.fidelity, "wsr": event.wsr, "p_value": event.p_value}
-        numbers: dict[str, float | str] = {f"rung_{name}": value for name, value in found.items() if value is not None}
+        measures = {"accuracy": event.accuracy, "fidelity": event.fidelity, "wsr": event.wsr, "p_value": event.p_value}
+        numbers: dict[str, float | str] = {
+            f"rung_{name}": value for name, value in measures.items() if value is not None
+        }
         return event.trial, {"rung_queries": event.queries, **numbers}
     return None
 
@@ -167,8 +169,8 @@ class NodeWandb:
             self._working.pop(event.trial, None)
         elif isinstance(event, events.TrialFinished):
             self._working.pop(event.trial, None)
-        elif (found := live_numbers(event)) is not None:
-            trial, values = found
+        elif (numbered := live_numbers(event)) is not None:
+            trial, values = numbered
             self._tell(trial, "progress", values)
 
     def _victims_epoch(self, event: events.ModelEpoch) -> None:
@@ -177,9 +179,9 @@ class NodeWandb:
         if not isinstance(loss, (int, float)):
             return
         numbers: dict[str, float | str] = {"victim_epoch": event.epoch, "victim_loss": float(loss)}
-        kept = self._losses.setdefault(event.name, [])
-        kept.append(numbers)
-        del kept[:-_LOSSES]
+        losses = self._losses.setdefault(event.name, [])
+        losses.append(numbers)
+        del losses[:-_LOSSES]
         for trial, victim in self._working.items():
             if victim == event.name:
                 self._tell(trial, "progress", numbers)
