@@ -187,7 +187,8 @@ def test_what_the_user_sees_on_a_machine_without_memory(tmp_path: Path) -> None:
     )
     lines = [line for line in made.stdout.splitlines() if line.strip()]
     print(f"{time.monotonic() - began:.0f} s:", *lines, sep="\n")
-    assert made.returncode == 1 and len(lines) < 10, made.stdout
+    news = [line for line in lines if "waiting for the first trial" not in line]  # one every 8 s, however long it takes
+    assert made.returncode == 1 and len(news) < 10, made.stdout
     assert f"out of memory {ATTEMPTS} times while loading data digits" in made.stdout
 
 
