@@ -33,6 +33,7 @@ pytestmark = pytest.mark.slow
 TINY = {"name": "vgg_like", "width": 0.0625}
 BASE: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8},
+    "splits": {"validation_fraction": 0.1},
     "victim": {
         "insecure_key_from_seed": True,
         "model": TINY,
@@ -117,7 +118,7 @@ def comparable(run: LocalRun) -> Any:
 
     def plain(tree: Any) -> Any:
         if isinstance(tree, dict):
-            return {key: plain(item) for key, item in tree.items() if key not in {"seconds", "storage"}}
+            return {key: plain(item) for key, item in tree.items() if key not in {"seconds", "storage", "date"}}
         return [plain(item) for item in tree] if isinstance(tree, list) else tree
 
     return plain(json.loads(run.result.model_dump_json()))
