@@ -174,17 +174,21 @@ def _sweep(home: Path, trials: int, victims: int) -> dict[str, Any]:
 
 
 def between_services(timeline: Timeline) -> float:
-    """Return the mean of the seconds between the last end of a trial before a service's start, and that start.
+    """Return the mean of the seconds that all slots lose when one service follows another.
 
-    Of all services but the first: while they start no trial runs, where one service is up at a time.
+    That is from the last end of a trial of one to the first begin of a trial of the next, which has to wait for its
+    process, too. Of all services but the first; one is up at a time.
     """
     waits = []
-    last = 0.0
+    last, started = 0.0, False
     for at, kind, _, _ in timeline:
         if kind == "ended":
             last = at
-        elif kind == "service" and last:
+        elif kind == "service":
+            started = bool(last)
+        elif kind == "begun" and started:
             waits.append(at - last)
+            started = False
     return statistics.fmean(waits) if waits else 0.0
 
 

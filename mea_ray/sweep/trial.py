@@ -102,11 +102,11 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     ports = Ports(models, service, journal, TrialListener(trial.name, tools), process.steal)
     result = Experiment(trial.config, data, trial.names, ports, trial.point, tools.selection).run()
     tools.folder.save_result(result)
-    _tidy(journal, service, tools.keep)
+    tidy(journal, service, tools.keep)
     return result
 
 
-def _tidy(journal: TrialFolder, service: Any, keep: KeepConfig) -> None:
+def tidy(journal: TrialFolder, service: Any, keep: KeepConfig) -> None:
     """Remove what is not to stay of a trial whose result is written."""
     parts = {"substitutes": keep.substitutes, "transfer": keep.answers}
     journal.drop(*(part for part, stays in parts.items() if not stays))
@@ -196,7 +196,7 @@ class SharedService:
         entry = self._hold.__enter__()
         try:
             self.service = VictimService.connect(*entry)
-            self._check_ledger()
+            self.check_ledger()
         except BaseException as error:
             self._hold.__exit__(type(error), error, error.__traceback__)
             raise
@@ -207,7 +207,7 @@ class SharedService:
     ) -> None:
         self._hold.__exit__(kind, error, trace)
 
-    def _check_ledger(self) -> None:
+    def check_ledger(self) -> None:
         """Begin the theft anew if the ledger, or the owner's log beside it, does not know of answers that are here.
 
         Both are files of the machine that the driver runs on; a remote storage has a copy of the ledger. Without them

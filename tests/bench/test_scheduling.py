@@ -48,11 +48,11 @@ def test_what_the_simulation_needs_is_read_from_a_timeline() -> None:
         (16.0, "begun", "c", 1),  # a pause of .5
         (16.0, "ended", "b", 0),
         (20.5, "ended", "c", 0),
-        (23.5, "service", "w", 0),  # 3 s after the last trial of the one before
-        (24.5, "begun", "d", 2),  # not a pause between trials of one service
+        (23.5, "service", "w", 0),
+        (24.5, "begun", "d", 2),  # 4 s after the last trial of the other service; no pause between trials of one
         (29.0, "ended", "d", 0),
     ]
-    assert bench.between_services(timeline) == 3.0
+    assert bench.between_services(timeline) == 4.0
     assert bench.around_trials(timeline, 4.0) == pytest.approx(0.5 + 0.5)
 
 

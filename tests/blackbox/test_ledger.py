@@ -344,3 +344,16 @@ def test_an_account_that_could_not_be_kept_is_refused(name: Any, budget: Any, ra
     with pytest.raises(ConfigError):
         ledger.register(name, budget, rate)
     assert ledger.clients() == []
+
+
+def test_a_copy_is_whole_while_the_ledger_goes_on(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.register("c", 100)
+    ledger.charge("c", "r1", 3, "x")
+    ledger.copy_to(tmp_path / "copy.sqlite")
+    assert sorted(path.name for path in tmp_path.glob("*copy*")) == ["copy.sqlite"]
+    ledger.charge("c", "r2", 4, "y")
+    copy = Ledger(tmp_path / "copy.sqlite")
+    assert (copy.charged("c"), copy.budget("c"), ledger.charged("c")) == (3, 100, 7)
+    copy.charge("c", "r1", 3, "x")
+    assert copy.charged("c") == 3, "it knows which requests were charged"

@@ -181,3 +181,13 @@ def test_a_request_counts_whatever_number_its_id_claims(number: str, start: int)
     log = QueryLog()
     log.add([entry])
     assert query_log_record(log.of("c"), 3).images == 4
+
+
+def test_a_client_can_be_forgotten_and_others_stay(tmp_path: Path) -> None:
+    log = QueryLog(tmp_path / "log")
+    for client, count in (("a", 3), ("b", 5)):
+        log.add([_note(0, _images(count), _answers(count), client)])
+    assert (log.images("a"), log.images("b"), log.images("nobody")) == (3, 5, 0)
+    log.forget("a")
+    assert (log.images("a"), log.images("b")) == (0, 5)
+    assert log.of("a").requests == 0 and int(log.of("b").classes.sum()) == 5
