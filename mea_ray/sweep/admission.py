@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mea_ray.core.errors import ConfigError
@@ -96,7 +96,13 @@ def _no_room(demand: Demand, timeout_s: float) -> ConfigError:
 
 
 def _wanted(demand: Demand) -> str:
-    return f"{len(demand.bundles)} replicas of {dict(demand.replica)} and one trial of {_trial(demand)}"
+    replicas = len(demand.bundles)
+    plural = "" if replicas == 1 else "s"
+    return f"{replicas} replica{plural} of {_amount(demand.replica)} and one trial of {_amount(_trial(demand))}"
+
+
+def _amount(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{n:g} {kind}{'' if n == 1 else 's'}" for kind, n in resources.items()) or "no resources"
 
 
 def _trial(demand: Demand) -> dict[str, float]:
@@ -107,7 +113,7 @@ def _free() -> str:
     import ray
 
     free = ray.available_resources()  # type: ignore[no-untyped-call]
-    return ", ".join(f"{free.get(kind, 0.0):g} {kind}s" for kind in ("CPU", "GPU"))
+    return _amount({kind: free.get(kind, 0.0) for kind in ("CPU", "GPU")})
 
 
 def _wait_for_room(
