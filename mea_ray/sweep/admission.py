@@ -119,19 +119,21 @@ def _free() -> str:
 def _wait_for_room(
     demand: Demand, sweep: str, notify: Callable[[str], None], stay: Callable[[], object], timeout_s: float
 ) -> None:
-    """Wait until the services and one trial find room at the same time."""
+    """Wait until the services and one trial find room at the same time; ``timeout_s`` at most while no sweep runs."""
     from ray.util.placement_group import remove_placement_group
 
-    began, announced = time.monotonic(), False
+    began = alone_since = time.monotonic()
+    announced = False
     probe = _groups([[*demand.bundles, _trial(demand)]], demand)
     try:
         while not _are_ready(probe):
             stay()
-            waited = time.monotonic() - began
-            others = _others(sweep)
-            if waited > timeout_s and not others:
+            now, others = time.monotonic(), _others(sweep)
+            if others:  # the room of one that ends is free a moment later
+                alone_since = now
+            elif now - alone_since > timeout_s:
                 raise _no_room(demand, timeout_s)
-            if waited > SAY_AFTER_S and not announced:
+            if now - began > SAY_AFTER_S and not announced:
                 announced = True
                 whose = f"; {', '.join(others)} uses the cluster" if others else ""
                 notify(f"waiting for room for {_wanted(demand)}: free are {_free()}{whose}")
