@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,7 +39,8 @@ class Cluster:
         monkeypatch.setattr(admission, "_groups", lambda bundles, demand: list(range(len(bundles))))
         monkeypatch.setattr(admission, "_others", lambda sweep: ["sweep 'a'"] if self.now < other_until else [])
         monkeypatch.setattr(admission, "_free", lambda: "0 CPUs, 0 GPUs")
-        monkeypatch.setattr("ray.util.placement_group.remove_placement_group", self.removed.append)
+        placing = importlib.import_module("ray.util.placement_group")  # the package has a function of this name
+        monkeypatch.setattr(placing, "remove_placement_group", self.removed.append)
 
         def look(groups: list[Any]) -> bool:
             self.now += 2.0
