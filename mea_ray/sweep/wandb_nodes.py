@@ -157,7 +157,7 @@ class NodeWandb:
             self._nodes[event.trial] = event.node
         if self._ray is None or self._gone or not self.config.live or self.config.wandb == "disabled":
             return
-        if isinstance(event, events.TrialStarted):
+        if isinstance(event, events.TrialStarted) and event.victim:
             self._working[event.trial] = event.victim
             self._tell(event.trial, "begin", event.victim)
             for numbers in self._losses.get(event.victim, []):
