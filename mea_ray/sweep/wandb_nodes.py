@@ -6,6 +6,7 @@ name of each finished trial to the owner on the node where the trial ran, which 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,11 +22,10 @@ from mea_ray.tracking import TrackerSet
 from mea_ray.tracking.base import Tracker, wandb_tracker
 from mea_ray.tracking.wandb_tracker import StartedTrial
 
+logger = logging.getLogger(__name__)
 _WARN_EVERY_S = 30.0
 _LOSSES = 200
 """Epochs of a victim that the run of a trial that begins later is shown, at most."""
-_MOST_WAITING = 100
-"""Messages to the owners that are under way before their answers are looked at."""
 
 
 class WandbOwner:
@@ -187,13 +187,18 @@ class NodeWandb:
                 self._tell(trial, "progress", numbers)
 
     def _tell(self, trial: str, what: str, *values: Any) -> None:
-        if trial not in self._working:
+        """Send a message to the owner of a trial; its warnings are collected with the next result.
+
+        Not here: events are passed on one at a time, and a warning is an event.
+        """
+        if trial not in self._working or self._ray is None:
             return
         node = self._nodes.get(trial, self._here)
-        with self._turn:
-            self._waiting[getattr(self._owner(node), what).remote(trial, *values)] = node
-        if len(self._waiting) > _MOST_WAITING:
-            self._collect(timeout_s=0.0)
+        try:
+            with self._turn:
+                self._waiting[getattr(self._owner(node), what).remote(trial, *values)] = node
+        except Exception as error:  # Ray is about to go, for instance; tracking harms nothing
+            logger.info("W&B was not sent the progress of %s: %s", trial, error)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Keep the sweep's config for the owners."""
