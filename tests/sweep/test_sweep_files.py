@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -87,7 +88,7 @@ def test_every_trial_could_run_on_the_small_data(path: Path) -> None:
         small += ["victim.watermark.source_classes=[0, 1]", "victim.watermark.target_class=2"]
     _, plan = planned(path, *small)
     data = load_splits(plan.trials[0].config)
-    different = {}
+    different: dict[str, Any] = {}
     for trial in plan.trials:
         # A sweep over whole thieves sets their budgets, too. Of trials that differ in their seeds one is checked.
         tree = merge(trial.config.resolved(), {"thief.budgets": [400]})
