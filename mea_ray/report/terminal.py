@@ -47,6 +47,10 @@ NARROW = 100
 """Columns of a terminal below which a rate stands without its interval."""
 MOST_VERDICT = 26
 """Characters in one line of a verdict."""
+LEAST_VERDICT = 10
+"""Its longest word: a verdict that is broken within words cannot be read."""
+LEAST_POINT = 20
+"""Characters in one line of a setting, at least."""
 LEFT_OUT: Mapping[int, frozenset[str]] = {
     150: frozenset(),
     NARROW: frozenset({"victim", "null", "fidelity", "wfpr"}),
@@ -89,6 +93,7 @@ def results_table(rows: Sequence[tables.Row], width: int) -> RichTable:
             justify="left" if left else "right",
             overflow="fold",
             no_wrap=not left,
+            min_width=LEAST_VERDICT if column == "verdict" else None,
             width=_point_width(rows, width) if column == "point" else None,
         )
     for row in rows:
@@ -115,14 +120,14 @@ def _heading(column: str, width: int) -> str:
 
 
 def _point_width(rows: Sequence[tables.Row], width: int) -> int:
-    """Return the width of the setting: what the other columns leave, at least a quarter."""
+    """Return the width of the setting: what the other columns leave, but room for a few words."""
     others = 0
     for column in _columns(width):
         if column != "point":
             heading = max(map(len, _heading(column, width).split(" ", 1)))
             longest = max((len(_cell(row, column, width)) for row in rows), default=0)
             others += max(heading, min(longest, MOST_VERDICT) if column == "verdict" else longest) + 3
-    return max(min(width - others - 1, max((len(row.point) for row in rows), default=8)), width // 4)
+    return min(max((len(row.point) for row in rows), default=8), max(width - others - 1, LEAST_POINT))
 
 
 def fitting(rows: Sequence[tables.Row], width: int) -> list[tables.Row]:

@@ -23,7 +23,7 @@ from mea_ray.core.errors import ConfigError
 from mea_ray.report import html, points, rung_table, spent, tables, terminal, verdict
 from mea_ray.report.points import PointResult
 from mea_ray.results.points import short_paths
-from mea_ray.results.records import TrialResult
+from mea_ray.results.records import TrialResult, read_results
 from mea_ray.verification.evidence import judge_rungs
 
 COUNT = 60
@@ -207,6 +207,13 @@ def test_a_small_sweep_loses_no_setting_and_no_verdict(width: int) -> None:
     for model in ("vgg_like", "resnet18"):
         for seed in range(4):
             assert any(f"model={model}, seed={seed}" in line and "suggestive" in line for line in head)
+
+
+@pytest.mark.parametrize("width", [80, 120, 150, 200])
+def test_no_verdict_is_broken_within_a_word(width: int) -> None:
+    lines = printed(read_results(Path(__file__).parents[2] / "sweeps/results/quickstart"), width)
+    table = lines[: next(i for i, line in enumerate(lines) if "lines; all are in the report" in line)]
+    assert max(map(len, lines)) <= width and sum("not proved" in line for line in table) == 5
 
 
 def test_what_does_not_fit_is_left_out_in_order() -> None:
