@@ -213,7 +213,7 @@ def test_a_small_sweep_loses_no_setting_and_no_verdict(width: int) -> None:
 def test_no_verdict_is_broken_within_a_word(width: int) -> None:
     lines = printed(read_results(Path(__file__).parents[2] / "sweeps/results/quickstart"), width)
     table = lines[: next(i for i, line in enumerate(lines) if "lines; all are in the report" in line)]
-    assert max(map(len, lines)) <= width and sum("not proved" in line for line in table) == 5
+    assert max(map(len, lines)) <= width and sum("not proved" in line for line in table) >= 5
 
 
 def test_what_does_not_fit_is_left_out_in_order() -> None:
