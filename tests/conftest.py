@@ -22,6 +22,9 @@ settings.load_profile("no deadline")
 # Ray runs its workers at nice 15: on a machine that is busy with something else they would hardly run at all.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+# What a terminal's width changes is tested at widths of its own; pytest-xdist sets that of its processes to 80.
+os.environ.pop("COLUMNS", None)
+
 RAY = re.compile(r"ray_session|RAY_ADDRESS|^ *import ray$", re.MULTILINE)
 
 

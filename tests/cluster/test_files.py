@@ -165,7 +165,13 @@ def test_all_files_take_one_version_of_ray() -> None:
 
 
 NAMES = sorted({GUIDE, *(path.name for path in CLUSTER.iterdir())} - {"README.md", "requirements.lock"})
-VARIABLES = {'"$sweep"': "sweeps/quickstart.yaml", '"$@"': "", '"$address"': "auto", "$storage": "/shared/results"}
+VARIABLES = {
+    '"$sweep"': "sweeps/quickstart.yaml",
+    '"$@"': "",
+    '"$address"': "auto",
+    "$storage": "/shared/results",
+    "$wandb": "offline",
+}
 
 
 def commands(name: str) -> list[list[str]]:

@@ -377,10 +377,10 @@ def test_impossible_settings_are_refused(name: str, parameters: dict[str, Any], 
 @pytest.mark.parametrize(
     ("name", "parameters", "words"),
     [
-        ("pattern", {"size": 13}, "inside"),
+        ("pattern", {"size": 13}, "does not fit into images"),
         ("pattern", {"target_class": 7}, "target_class"),
         ("ewe", {"source_class": 9}, "source_class"),
-        ("ewe", {"trigger": {"size": 20}}, "inside"),
+        ("ewe", {"trigger": {"size": 20}}, "does not fit into images"),
     ],
 )
 def test_what_does_not_fit_the_data_is_refused(

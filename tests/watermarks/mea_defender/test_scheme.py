@@ -195,7 +195,7 @@ def test_impossible_settings_are_refused_when_the_scheme_is_built(scheme: Any, o
         ({"samples": {"mixes": 0}}, "samples.mixes=0"),
         ({"samples": {"adverse": -1}}, "samples.adverse=-1"),
         ({"com": {"period": 0}}, "com.period=0"),
-        ({"weights": "mgdb"}, "weights.method='mgdb'"),
+        ({"weights": "mgdb"}, "weights.method: unknown aggregator 'mgdb'; did you mean 'mgda'"),
         ({"weights": {"normalisation": "l3"}}, "weights.normalisation='l3'"),
         ({"weights": {"smoothing": 1.0}}, "weights.smoothing=1.0"),
         ({"mixing": {"combiner": {"name": "pixel_merge", "alpha": 1.5}}}, "alpha=1.5"),
