@@ -2,7 +2,7 @@
 
 The simulation follows the schedule of real sweeps (`sweep.schedule`). The real sweep has all of the machinery (Tune,
 services, events), but its trials sleep; the simulation of it takes from it how long a service takes to start and what a
-slot loses for a trial, and must come to the same duration.
+slot loses for a trial; how near it comes to the real duration is among the figures.
 """
 
 from __future__ import annotations
@@ -118,6 +118,14 @@ def table(result: Mapping[str, Any]) -> str:
         share = f"{result[f'of_ideal_{size}']:.0%}"
         lines.append(f"| {size} | {result[f'services_{size}']} | {hours} | {ideal} | {share} | {first} h | {one} |")
     return "\n".join(lines)
+
+
+def check_line(result: Mapping[str, Any]) -> str:
+    """Return how near the simulation came to a real sweep, as a sentence."""
+    return (
+        f"A real sweep whose trials sleep took {result['real_s']:.0f} s, and its simulation comes to "
+        f"{result['simulated_s']:.0f} s, {result['simulated_by_real']:.2f} of it."
+    )
 
 
 def _row(size: int, result: Simulated) -> dict[str, Any]:
