@@ -11,7 +11,6 @@ from pydantic import Field
 from scipy.spatial.distance import cdist
 
 from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief
-from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.evaluation import metrics
@@ -72,17 +71,10 @@ class Active(QueryAttack):
         self.round_epochs, self.candidates, self.shortlist = round_epochs, candidates, shortlist
         self.query_chunk = query_chunk
 
-    def smallest_batch(
-        self,
-        pool_size: int,
-        budgets: Sequence[int],
-        training: TrainingConfig,
-        learning: LearningConfig = LearningConfig(),
-    ) -> int:
-        """Return the fewest images that a network is trained on at once; see ``Attack.smallest_batch``."""
-        smallest = super().smallest_batch(pool_size, budgets, training, learning)
+    def first_training(self, pool_size: int, budgets: Sequence[int]) -> int:
+        """Return the number of initial images, if rounds follow; see ``QueryAttack.first_training``."""
         has_rounds = self.selection != "random" and self.initial < min(budgets[-1], pool_size)
-        return min(smallest, self.initial) if has_rounds else smallest
+        return self.initial if has_rounds else budgets[0]
 
     def queries(self, thief: Thief) -> Queries:
         """Query the initial images, then those of each round, until the pool is exhausted."""

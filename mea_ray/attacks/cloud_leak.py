@@ -14,7 +14,6 @@ from scipy.spatial.distance import pdist
 from torch import Tensor
 
 from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief
-from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Images, Labels
 from mea_ray.evaluation import metrics
@@ -80,16 +79,9 @@ class CloudLeak(QueryAttack):
         """Return the initial images, or the largest budget if that is less: all others are made."""
         return min(self.initial, max(budgets))
 
-    def smallest_batch(
-        self,
-        pool_size: int,
-        budgets: Sequence[int],
-        training: TrainingConfig,
-        learning: LearningConfig = LearningConfig(),
-    ) -> int:
-        """Return the fewest images that a network is trained on at once; see ``Attack.smallest_batch``."""
-        smallest = super().smallest_batch(pool_size, budgets, training, learning)
-        return min(smallest, self.initial) if self.initial < budgets[-1] else smallest
+    def first_training(self, pool_size: int, budgets: Sequence[int]) -> int:
+        """Return the number of initial images; see ``QueryAttack.first_training``."""
+        return min(self.initial, budgets[-1])
 
     def queries(self, thief: Thief) -> Queries:
         """Query the initial images, then those of each round, without end."""

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from mea_ray.attacks.erasing import AREA, RATIO, erased, grad_cam
 from mea_ray.attacks.learning import Learning
 from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief
-from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Answers, Images
 from mea_ray.evaluation import metrics
@@ -77,16 +76,9 @@ class BlackBoxDissector(QueryAttack):
         """Return half of the largest budget: each image of the pool is queried once as it is, and once erased."""
         return -(-max(budgets) // 2)
 
-    def smallest_batch(
-        self,
-        pool_size: int,
-        budgets: Sequence[int],
-        training: TrainingConfig,
-        learning: LearningConfig = LearningConfig(),
-    ) -> int:
-        """Return the fewest images that a network is trained on at once; see ``Attack.smallest_batch``."""
-        smallest = super().smallest_batch(pool_size, budgets, training, learning)
-        return min(smallest, self.initial) if self.initial < budgets[-1] else smallest
+    def first_training(self, pool_size: int, budgets: Sequence[int]) -> int:
+        """Return the number of initial images; see ``QueryAttack.first_training``."""
+        return min(self.initial, budgets[-1])
 
     def objective(self, learning: Learning, answers: Answers) -> SelfDistillation:
         """Return the loss, see the class."""

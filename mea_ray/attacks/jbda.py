@@ -14,7 +14,6 @@ from torch import nn
 
 from mea_ray.attacks.query_attack import Queries, QueryAttack, Thief
 from mea_ray.attacks.transfer import content_names
-from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Answers, Images, Labels
 from mea_ray.training import device as devices
@@ -79,16 +78,9 @@ class Jbda(QueryAttack):
         """Return the size of the seed set, or the largest budget if that is less."""
         return min(self.seed_size, max(budgets))
 
-    def smallest_batch(
-        self,
-        pool_size: int,
-        budgets: Sequence[int],
-        training: TrainingConfig,
-        learning: LearningConfig = LearningConfig(),
-    ) -> int:
-        """Return the fewest images that a network is trained on at once; see ``Attack.smallest_batch``."""
-        smallest = super().smallest_batch(pool_size, budgets, training, learning)
-        return min(smallest, self.seed_size) if self.seed_size < budgets[-1] else smallest
+    def first_training(self, pool_size: int, budgets: Sequence[int]) -> int:
+        """Return the number of images in the seed set; see ``QueryAttack.first_training``."""
+        return min(self.seed_size, budgets[-1])
 
     def queries(self, thief: Thief) -> Queries:
         """Query the seed set, then the steps of each round; endless unless both steps and pool are exhausted."""

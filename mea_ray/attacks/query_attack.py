@@ -64,6 +64,10 @@ class QueryAttack(Attack):
         """Return how many images the thief's pool must hold at least."""
         return max(budgets)
 
+    def first_training(self, pool_size: int, budgets: Sequence[int]) -> int:
+        """Return how many images the first network is trained on, if that is before the first budget is spent."""
+        return budgets[0]
+
     def learning(self, settings: LearningConfig) -> Learning:
         """Return the settings ``thief.learning`` with this attack's temperature where they have none."""
         learning = Learning(**dict(settings))
@@ -78,7 +82,7 @@ class QueryAttack(Attack):
     ) -> int:
         """Return the fewest images that a network is trained on at once; see ``Attack.smallest_batch``."""
         held_out = held_out_images(budgets[0], training, self.learning(learning))
-        return min(budgets[0] - held_out, training.batch_size)
+        return min(budgets[0] - held_out, training.batch_size, self.first_training(pool_size, budgets))
 
     def check(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mea_ray.config import digest, identity
+from mea_ray.sweep.broker import ServiceSpec
 from mea_ray.sweep.estimate import Measured, thief_seconds, victim_seconds
 from mea_ray.sweep.plan import Plan
 from mea_ray.sweep.schedule import Node
@@ -64,7 +64,7 @@ def _workload(plan: Plan, measured: Measured) -> Workload:
     nodes = []
     for trial in plan.trials:
         served = trial.config.thief.blackbox is None
-        service = digest([trial.victim, identity(trial.config.service.serving)]) if served else ""
+        service = ServiceSpec(trial.victim, "", trial.config.service.serving).key if served else ""
         nodes.append(Node(trial.name, service, (trial.victim, *trial.nulls)))
     models = {name: victim_seconds(victim.config, measured) for name, victim in plan.victims.items()}
     models |= {name: victim_seconds(config, measured) for name, (config, _) in plan.nulls.items()}

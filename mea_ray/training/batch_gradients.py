@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 class BatchGradients:
     """Gradients of the batches of one update; where memory runs out, the update is begun again.
 
-    The first time with everything freed that this process does not use: what else uses the GPU may have ended. If that
-    does not help, batches are learnt in two parts from then on, then in four, and so on. The gradient of a batch is the
-    mean over its parts, weighted by their images. It is that of the whole batch, up to rounding, for losses that are
-    means over images. Batch normalisation sees the statistics of the parts, and once more those of the images that were
-    in vain. Samples that an objective draws for each batch are drawn for each part.
+    The first retry frees what this process does not use: another one may have released its memory, too. If that does
+    not help, batches are split into two parts from then on, then into four, and so on. The gradient of a batch is the
+    mean over its parts, weighted by their images. For losses that are means over images it is that of the whole batch,
+    up to rounding. Batch normalisation takes the statistics of the parts, and its running statistics count a failed
+    pass, too. Samples that an objective draws for each batch are drawn for each part.
 
     Args:
         model: What is trained; ``network`` may be its compiled form.

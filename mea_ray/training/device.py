@@ -175,15 +175,15 @@ RandomState = tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]
 
 def random_state(where: torch.device, generators: Sequence[torch.Generator]) -> RandomState:
     """Return the state of torch's global streams, on the CPU and on ``where``, and of generators."""
-    on_device = torch.cuda.get_rng_state(where) if where.type == "cuda" else None
+    on_device = None if where.type == "cpu" else getattr(torch, where.type).get_rng_state(where)
     return torch.get_rng_state(), on_device, [generator.get_state() for generator in generators]
 
 
 def set_random_state(where: torch.device, generators: Sequence[torch.Generator], state: RandomState) -> None:
-    """Restore what ``random_state`` returned."""
+    """Restore what ``random_state`` returned; a device of another kind begins with the stream that it has."""
     torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], where)
+    if state[1] is not None and where.type != "cpu":
+        getattr(torch, where.type).set_rng_state(state[1], where)
     for generator, stream in zip(generators, state[2], strict=True):
         generator.set_state(stream)
 

@@ -24,6 +24,7 @@ from torch import nn
 from mea_ray.core.errors import MeaRayError
 from mea_ray.storage.files import patiently, write_whole
 from mea_ray.storage.remote import Storage
+from mea_ray.training import device as devices
 from mea_ray.training.objective import Objective
 from mea_ray.training.progress import BestWeights
 
@@ -229,6 +230,10 @@ class TrainingState:
             self.file.notify(f"{name} goes on after epoch {last['epoch']} of {last['epochs']}")
         return history, seen
 
+    @property
+    def _where(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     @cached_property
     def name(self) -> str:
         """What the training is called."""
@@ -258,6 +263,7 @@ class TrainingState:
             history: Records of all epochs so far.
             seen: Images seen so far.
         """
+        on_cpu, on_device, generators = devices.random_state(self._where, self.generators)
         return {
             "schema": SCHEMA,
             "name": self.name,
@@ -265,9 +271,9 @@ class TrainingState:
             "model": self.model.state_dict(),
             "heads": [parameter.detach() for parameter in self.heads],
             "optimiser": self.optimiser.state_dict(),
-            "generators": [generator.get_state() for generator in self.generators],
-            "global": torch.get_rng_state(),
-            "device": _device_state(self.model),
+            "generators": generators,
+            "global": on_cpu,
+            "device": on_device,
             "best": (self.best.score, self.best.waited, self.best.state),
             "memory": self.objective.memory(),
             "history": json.dumps(history),
@@ -282,12 +288,8 @@ class TrainingState:
             for parameter, value in zip(self.heads, state["heads"], strict=True):
                 parameter.copy_(value)
         self.optimiser.load_state_dict(state["optimiser"])
-        for generator, stream in zip(self.generators, state["generators"], strict=True):
-            generator.set_state(stream)
-        torch.set_rng_state(state["global"])
-        where = next(self.model.parameters()).device
-        if state["device"] is not None and where.type != "cpu":
-            getattr(torch, where.type).set_rng_state(state["device"], where)
+        streams = state["global"], state["device"], state["generators"]
+        devices.set_random_state(self._where, self.generators, streams)
         self.best.score, self.best.waited, self.best.state = state["best"]
         self.seconds, self.finished = state["seconds"], state["finished"]
         return json.loads(state["history"]), state["seen"]
@@ -310,11 +312,3 @@ def state_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _device_state(model: nn.Module) -> torch.Tensor | None:
-    where = next(model.parameters()).device
-    if where.type == "cpu":
-        return None
-    state: torch.Tensor = getattr(torch, where.type).get_rng_state(where)
-    return state
