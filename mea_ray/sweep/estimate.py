@@ -144,9 +144,9 @@ def estimate(plan: Plan, measured: Measured, keep: KeepConfig = KeepConfig()) ->
     models_s = sum(victim_seconds(config, measured) for config in configs)
     models_s += sum(choosing_models(config) * victim_seconds(config, measured) for config in victims)
     models_s *= (plan.victim_count + plan.null_count) / max(1, len(configs))
-    substitutes_s = sum(thief_seconds(trial, measured) for trial in trials) * plan.trial_count / max(1, len(trials))
-    disk = sum(measured.bytes_of(victim_key(config)) for config in configs)
     times = plan.trial_count / max(1, len(trials))
+    substitutes_s = sum(thief_seconds(trial, measured) for trial in trials) * times
+    disk = sum(measured.bytes_of(victim_key(config)) for config in configs)
     if keep.substitutes:
         disk += sum(measured.bytes_of(thief_key(t.config)) * len(t.config.thief.budgets) for t in trials) * times
     wanted = {key for trial in trials for key in (victim_key(trial.config), thief_key(trial.config))}

@@ -297,8 +297,8 @@ class SweepFolder:
     def fetch_ledgers(self) -> None:
         """Take the ledgers of a remote storage for those on this node if another machine has driven the sweep since.
 
-        Its ledgers know charges that those left here do not, and two that both charge would make one of none. Query
-        logs are in no storage: those of this node go with its ledgers.
+        The other machine's ledgers hold charges that the local ones lack. If both went on, neither would be complete.
+        Query logs are in no storage: those of this node go with its ledgers.
         """
         if self.storage.remote is None:
             return

@@ -18,8 +18,11 @@ from mea_ray.sweep.plan import plan
 VICTIM_S, TRIAL_S = 100.0, 200.0
 
 
-def seen(victims: int, seeds: int, cpus: float, **more: Any) -> Forecast | None:
-    base = {"thief": {"budgets": [100]}, "verification": {"null_models": 1}, "service": {"cpus_per_replica": 0.5}}
+def seen(
+    victims: int, seeds: int, cpus: float, verification: dict[str, Any] | None = None, **more: Any
+) -> Forecast | None:
+    verification = {"null_models": 1, **(verification or {})}
+    base = {"thief": {"budgets": [100]}, "verification": verification, "service": {"cpus_per_replica": 0.5}}
     space = {"victim.seed": {"grid": list(range(victims))}, "seed": {"grid": list(range(seeds))}}
     sweep = build(SweepConfig, {"name": "s", "base": base, "space": space, **more})
     one = sweep.base
@@ -41,6 +44,13 @@ def test_the_time_of_one_slot_is_that_of_all_that_is_done_in_it() -> None:
     assert found is not None
     assert found.seconds == pytest.approx(2 * VICTIM_S + START_S + 3 * (TRIAL_S + OVERHEAD_S))
     assert found.busy > 0.9 and found.idle == ""
+
+
+def test_models_that_choose_the_keys_samples_take_time_too() -> None:
+    filtered = {"filter": "shadow", "shadow": {"thieves": 2, "null_models": 3}}
+    found = seen(1, 3, cpus=1.5, verification=filtered, max_services=1)
+    assert found is not None
+    assert found.seconds == pytest.approx(7 * VICTIM_S + START_S + 3 * (TRIAL_S + OVERHEAD_S))
 
 
 def test_few_services_for_many_victims_are_told_with_what_auto_would_do() -> None:
