@@ -27,6 +27,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mea_ray.core.errors import DataError
 from mea_ray.core.types import Images
+from mea_ray.data.files import is_lfs_pointer
 from mea_ray.data.memory import allocate, check_memory
 
 _SUFFIXES_OF = {
@@ -150,6 +151,8 @@ def decode_one(item: Encoded, image_size: int | None) -> tuple[Images, bool]:
     except DataError:
         raise
     except UnidentifiedImageError:
+        if isinstance(item.data, Path) and is_lfs_pointer(item.data):
+            raise DataError(f"{item.name} is a pointer of Git LFS; run `git lfs pull` to download the images") from None
         raise DataError(
             f"cannot decode {item.name}: it is of none of the formats {', '.join(FORMATS)}; convert or remove the image"
         ) from None

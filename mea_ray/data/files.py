@@ -30,9 +30,15 @@ SYSTEM_NAMES = frozenset(
 )
 """Names, in lower case, of files and folders that hold no data of the user."""
 
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
+"""Suffixes, in lower case, of files that may hold the data of a user, and are not opened."""
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
 HIDDEN = "hidden files and folders"
 SYSTEM = "files and folders of the system"
 OTHER_TYPE = "files of other types"
+PACKED = "archives, which must be unpacked first"
 BROKEN_LINKS = "links that lead nowhere"
 LOOPS = "links that lead back to a folder above them"
 SPECIAL = "sockets, pipes and devices"
@@ -84,9 +90,14 @@ def existing_folder(path: str) -> Path:
         DataError: There is none.
     """
     root = expanded(path)
-    if not root.is_dir():
-        raise DataError(f"there is no folder {str(root)!r}; check data.path")
-    return root
+    if root.is_dir():
+        return root
+    if root.exists():
+        unpacked = (
+            "unpack it, and give the new folder" if root.suffix.lower() in ARCHIVES else "give the folder above it"
+        )
+        raise DataError(f"{str(root)!r} is a file, and data.path must be a folder here; {unpacked}")
+    raise DataError(f"there is no folder {str(root)!r}; check data.path")
 
 
 def expanded(path: str) -> Path:
@@ -103,6 +114,15 @@ def expanded(path: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"cannot open {path!r}: {error}; check data.path") from None
     return expanded
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is a pointer of Git LFS, which stands for a file that was not downloaded."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_LFS)) == _LFS
+    except OSError:
+        return False
 
 
 def walk(root: Path, suffixes: frozenset[str], skipped: Skipped) -> Walk:
@@ -138,7 +158,8 @@ def walk(root: Path, suffixes: frozenset[str], skipped: Skipped) -> Walk:
             elif isinstance(kind, File) and suffix in suffixes:
                 walked.files.append(kind)
             elif kind is not None:
-                skipped.add(OTHER_TYPE, suffix or entry.name)
+                packed = suffix in ARCHIVES
+                skipped.add(PACKED if packed else OTHER_TYPE, entry.name if packed else suffix or entry.name)
     walked.files.sort(key=lambda file: (*file.folders, file.path.name))
     walked.folders.sort()
     return walked

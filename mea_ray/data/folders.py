@@ -18,6 +18,10 @@ from mea_ray.data.skipped import Skipped, warn
 
 Names = tuple[str, ...]
 _LISTED = 5
+_MASKS = frozenset(
+    {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations", "groundtruth"}
+)
+"""Words for the pictures that say which pixels of others are what."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,19 @@ def _check_classes_are_no_parts(group: Group) -> None:
         )
 
 
+def _check_no_masks(folder: Path, classes: Iterable[str]) -> None:
+    """Refuse ``images`` beside ``masks``: the same pictures twice, with whatever their classes are in other files."""
+    names = list(classes)
+    masks = [name for name in names if _MASKS.issuperset(name.lower().replace("_", " ").split()) and name.strip("_ ")]
+    images = [name for name in names if says_nothing(name) and name not in masks]
+    if masks and images:
+        raise DataError(
+            f"{folder} has the folders {images[0]} and {masks[0]}, which are images and their masks rather than two "
+            "classes by their names; put the images of each class into a folder named after the class, or set "
+            f"data.path={folder / images[0]} to read them without classes"
+        )
+
+
 def _group(root: Path, prefix: Names, files: list[File], folders: Iterable[Names], skipped: Skipped) -> Group:
     """Sort the files below a folder by class."""
     depth = len(prefix)
@@ -201,6 +218,7 @@ def _group(root: Path, prefix: Names, files: list[File], folders: Iterable[Names
             classes[class_name(file.folders[depth])].append(file)
         else:
             loose.append(file)
+    _check_no_masks(root.joinpath(*prefix), classes)
     if classes:
         for file in loose:
             skipped.add("images outside of the folders of classes", str(file.path))

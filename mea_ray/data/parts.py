@@ -79,6 +79,7 @@ def without_shard(stem: str) -> str:
 def check_shards(files: Sequence[Path], *, listed: bool = False) -> None:
     """Check that numbered files ``...-00000-of-00005`` are complete, of one total, and each there once.
 
+    They are numbered from 0, or from 1 if the last one bears the total.
     Files that are numbered without a total are not known to be complete; a gap between them is a warning.
 
     Args:
@@ -146,16 +147,18 @@ def _problem_of_shards(files: Sequence[Path]) -> tuple[str, str] | None:
             return f"{left} and {right} belong to different divisions of a dataset", "remove one"
         if index in indices:
             return f"{indices[index]} and {file} are both number {index} of {total}", "remove one"
-        if index >= total:
-            return f"{file} is number {index} of {total}, which are numbered from 0", "remove it"
         indices[index] = file
+    start = 1 if total in indices and 0 not in indices else 0  # hubs number from 0, many scripts from 1
+    if beyond := [index for index in indices if index >= total + start]:
+        file = indices[beyond[0]]
+        return f"{file} is number {beyond[0]} of {total}, which are numbered from {start}", "remove it"
     missing = total - len(indices)
     if not missing:
         return None
     one = next(iter(matches.values()))
     pattern = f"{one['head']}*{one['of']}{one['total']}"
     width = len(one["index"])
-    first = [f"{i:0{width}}" for i in islice((i for i in count() if i not in indices), min(missing, _EXAMPLES))]
+    first = [f"{i:0{width}}" for i in islice((i for i in count(start) if i not in indices), min(missing, _EXAMPLES))]
     return (
         f"{len(indices):,} of the {total:,} files {pattern} are in {files[0].parent}; {_list(first, missing)} "
         f"{'is' if missing == 1 else 'are'} missing",

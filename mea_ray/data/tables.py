@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from mea_ray.core.errors import DataError
 from mea_ray.data.decode import Encoded
+from mea_ray.data.files import is_lfs_pointer
 from mea_ray.data.labels import Column, Names, column_of
 from mea_ray.data.memory import check_memory
 
@@ -133,6 +134,8 @@ def open_table(path: Path, image_column: str | None) -> ParquetTable:
             image = _image_column(path, schema, image_column)
             batch_rows = _batch_rows(metadata)
     except _UNREADABLE as error:
+        if is_lfs_pointer(path):
+            raise DataError(f"{path} is a pointer of Git LFS; run `git lfs pull` to download the file") from None
         raise DataError(f"cannot read {path} as parquet: {error}; replace the file") from None
     kind = schema.field(image).type
     is_struct = pa.types.is_struct(kind) and any(field.name == "bytes" for field in kind)

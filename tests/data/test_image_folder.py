@@ -321,6 +321,43 @@ def test_folders_of_different_names_below_classes_are_not_mentioned(
     assert not caplog.text
 
 
+@pytest.mark.parametrize("above", ["", "train"])
+@pytest.mark.parametrize("masks", ["masks", "Labels", "segmentation_masks"])
+def test_images_beside_their_masks_are_no_two_classes(tmp_path: Path, above: str, masks: str) -> None:
+    class_folders(tmp_path / above, ("images", masks))
+    if above:
+        class_folders(tmp_path / "test", ("images", masks), first=50)
+    with pytest.raises(DataError, match=rf"has the folders images and {masks}, which are images and their masks"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("mask", "no_mask"), ("photo", "sketch"), ("images", "videos")])
+def test_masks_and_photographs_may_be_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    class_folders(tmp_path, names)
+    assert folder(tmp_path).train.class_names == names
+
+
+def test_archives_and_files_in_place_of_the_folder_are_named(tmp_path: Path) -> None:
+    archive = tmp_path / "set" / "train.ZIP"
+    archive.parent.mkdir()
+    archive.write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"not read: 1 archives, which must be unpacked first \(train\.ZIP\)"):
+        folder(archive.parent)
+    with pytest.raises(DataError, match=r"train\.ZIP' is a file, .* must be a folder here; unpack it"):
+        folder(archive)
+    image_files(tmp_path / "set", 1)
+    image = next((tmp_path / "set").glob("*.png"))
+    with pytest.raises(DataError, match="is a file, and data.path must be a folder here; give the folder above it"):
+        folder(image)
+
+
+def test_what_git_lfs_has_not_downloaded_is_named(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    (tmp_path / "a" / "000.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(DataError, match=r"a/000\.png is a pointer of Git LFS; run `git lfs pull`"):
+        folder(tmp_path)
+
+
 def test_suffixes_of_jpeg_2000_in_any_case(tmp_path: Path) -> None:
     for name in ("a", "b"):
         for number, suffix in enumerate((".jp2", ".JPF", ".jpc", ".J2C")):

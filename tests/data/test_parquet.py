@@ -213,6 +213,13 @@ def test_a_file_damaged_in_the_middle_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_what_git_lfs_has_not_downloaded_is_named(tmp_path: Path) -> None:
+    pointer = tmp_path / "train.parquet"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(DataError, match=r"train\.parquet is a pointer of Git LFS; run `git lfs pull`"):
+        load(tmp_path)
+
+
 def test_two_datasets_in_one_folder_are_told_apart(tmp_path: Path) -> None:
     for name in ("small", "large"):
         write(tmp_path / name / "train-0.parquet", pixels(2), [0, 1])

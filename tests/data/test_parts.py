@@ -97,6 +97,15 @@ def test_missing_shards_are_listed_but_not_all_of_them() -> None:
         check_shards(files("train-0-of-999999999999"))
 
 
+def test_shards_may_be_numbered_from_one() -> None:
+    check_shards(files("train-00001-of-00002", "train-00002-of-00002"))
+    check_shards(files("train-1-of-1"))
+    with pytest.raises(DataError, match=r"2 of the 3 files .*; 00002 is missing; complete the download"):
+        check_shards(files("train-00001-of-00003", "train-00003-of-00003"))
+    with pytest.raises(DataError, match=r"is number 4 of 2, which are numbered from 1"):
+        check_shards(files("train-1-of-2", "train-2-of-2", "train-4-of-2"))
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
