@@ -34,6 +34,10 @@ _HASHED_AT_ONCE = 4096
 """Images copied at once, at most, when a fingerprint is taken of images that are not contiguous."""
 
 
+_MOST_CHANNELS = 4
+"""With more channels than this, and no more columns, the axes of images are taken to be in another order."""
+
+
 class Marker(Protocol):
     """What a service does to its own answers, so that who learns from them learns a mark."""
 
@@ -70,7 +74,8 @@ class ImageSet:
         class_names: One name per class; its length is the number of classes.
 
     Raises:
-        DataError: Shapes or types do not fit together, or a label lies outside [-1, classes).
+        DataError: Shapes or types do not fit together, the channels come last, two classes have one name, or a label
+            lies outside [-1, classes).
     """
 
     images: Images
@@ -80,6 +85,14 @@ class ImageSet:
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
             raise DataError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {self.images.shape}")
+        if self.images.shape[1] > _MOST_CHANNELS >= self.images.shape[3] > 0:
+            raise DataError(
+                f"images of shape {self.images.shape} look like (N, H, W, C), they must be (N, C, H, W): "
+                "np.ascontiguousarray(images.transpose(0, 3, 1, 2))"
+            )
+        if len(set(self.class_names)) < self.classes:
+            twice = next(name for name in self.class_names if self.class_names.count(name) > 1)
+            raise DataError(f"two classes are called {twice!r}; give each class a name of its own")
         if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
             raise DataError(f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {self.labels.shape}")
         if len(self.labels) and not UNLABELLED <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:

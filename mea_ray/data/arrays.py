@@ -15,6 +15,8 @@ from numpy.lib import format as npy
 
 from mea_ray.core.errors import DataError
 from mea_ray.core.types import Dataset, ImageSet, Labels
+from mea_ray.data.assemble import warn_of_repeated
+from mea_ray.data.files import is_lfs_pointer
 from mea_ray.data.memory import check_memory
 from mea_ray.storage.files import write_whole
 
@@ -59,9 +61,12 @@ def load(*, path: str = "") -> Dataset:
         with np.load(Path(path).expanduser(), allow_pickle=False) as content:
             arrays = {name: content[name] for name in NAMES}
     except _UNREADABLE as error:
+        if is_lfs_pointer(Path(path).expanduser()):
+            raise DataError(f"{path} is a pointer of Git LFS; run `git lfs pull` to download the file") from None
         raise DataError(f"{path} is no readable .npz file: {error}; check data.path, or write it again") from error
     names = _class_names(path, arrays["class_names"])
     train, test = (_image_set(path, part, arrays, names) for part in ("train", "test"))
+    warn_of_repeated(f"arrays: {path}", train.images, test.images)
     return Dataset("arrays", train, test)
 
 

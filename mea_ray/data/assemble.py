@@ -44,14 +44,24 @@ def assemble(name: str, train: ImageSet, test: ImageSet, where: str) -> Dataset:
         ImageSet(fit(train.images, shape), train.labels, train.class_names),
         ImageSet(fit(test.images, shape), test.labels, test.class_names),
     )
-    known = {hash(image.tobytes()) for image in dataset.test.images}
-    repeated = known.intersection(hash(image.tobytes()) for image in dataset.train.images)
-    if repeated:
-        warn(
-            f"{name}: {where}: {len(repeated):,} different images in test are in train, too; accuracy on them says "
-            "nothing about other images, remove the copies"
-        )
+    warn_of_repeated(f"{name}: {where}", dataset.train.images, dataset.test.images)
     return dataset
+
+
+def warn_of_repeated(where: str, train: Images, test: Images) -> None:
+    """Count the images that are in both parts, pixel by pixel, in a warning.
+
+    Args:
+        where: What was read, for the warning.
+        train: uint8 (N, C, H, W).
+        test: uint8 (M, C, H, W).
+    """
+    known = {hash(image.tobytes()) for image in test}
+    if repeated := known.intersection(hash(image.tobytes()) for image in train):
+        warn(
+            f"{where}: {len(repeated):,} different images in test are in train, too; accuracy on them says nothing "
+            "about other images, remove the copies"
+        )
 
 
 def cut(name: str, images: ImageSet, fraction: float, where: str) -> Dataset:

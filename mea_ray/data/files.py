@@ -121,7 +121,7 @@ def is_lfs_pointer(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(len(_LFS)) == _LFS
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path with a null character
         return False
 
 

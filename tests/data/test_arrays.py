@@ -70,6 +70,8 @@ def written(path: Path, **changes: object) -> Path:
         ({"train_labels": np.array([0, 1])}, r"train: labels must be int64 \(4,\)"),
         ({"train_images": np.zeros((4, 1, 3, 3))}, "train: images must be uint8"),
         ({"train_images": np.zeros((4, 3, 3), np.uint8)}, "train: images must be uint8"),
+        ({"train_images": np.zeros((4, 8, 8, 3), np.uint8)}, r"train: .* look like \(N, H, W, C\), they must be"),
+        ({"class_names": np.array(["a", "a"])}, "two classes are called 'a'; give each class a name of its own"),
         ({"class_names": np.array("a")}, r"class_names must be strings of shape \(classes,\)"),
         ({"class_names": np.array([b"a", b"b"])}, "class_names must be strings"),
         ({"class_names": np.array([1, 2])}, "class_names must be strings"),
@@ -90,6 +92,21 @@ def test_any_integers_are_labels(tmp_path: Path) -> None:
     )
     dataset = load(path=str(file))
     assert dataset.train.labels.tolist() == [1, 0, -1, 1] and dataset.test.labels.tolist() == [1, 0]
+
+
+def test_images_that_are_in_both_parts_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = np.arange(6, dtype=np.uint8).repeat(9).reshape(6, 1, 3, 3)
+    load(path=str(written(tmp_path / "d.npz", train_images=images[:4], test_images=images[2:4])))
+    assert "d.npz: 2 different images in test are in train, too" in caplog.text
+    caplog.clear()
+    load(path=str(written(tmp_path / "e.npz", train_images=images[:4], test_images=images[4:])))
+    assert not caplog.text
+
+
+def test_what_git_lfs_has_not_downloaded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "d.npz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(DataError, match=r"d\.npz is a pointer of Git LFS; run `git lfs pull`"):
+        load(path=str(tmp_path / "d.npz"))
 
 
 def test_a_small_file_of_many_pixels_is_refused_before_it_is_read(

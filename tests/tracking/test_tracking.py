@@ -330,6 +330,9 @@ def test_the_real_wandb_writes_offline_quietly_and_only_into_the_folder(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_RUN_ID", "leak")
     monkeypatch.setenv("WANDB_SWEEP_ID", "leak")
+    monkeypatch.setenv("WANDB_RESUME_FROM", "leak?_step=1")
+    monkeypatch.setenv("WANDB_RUN_NOTES", "leak")
+    monkeypatch.setenv("WANDB_CONFIG_PATHS", "leak")
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "sweep"
     folder.mkdir()
@@ -343,7 +346,9 @@ def test_the_real_wandb_writes_offline_quietly_and_only_into_the_folder(
     runs = list((folder / "wandb").glob("offline-run-*"))
     names = ("victim-v0", "t0", "summary-sweep")
     assert {run.name.rpartition("-")[2] for run in runs} == {run_id("sweep", name) for name in names}
-    assert len(warnings) == 1 and "WANDB_RUN_ID, WANDB_SWEEP_ID are ignored" in warnings[0]
+    assert len(warnings) == 1 and all(
+        name in warnings[0] for name in ("WANDB_RUN_ID, ", "WANDB_RESUME_FROM", "WANDB_SWEEP_ID")
+    )
     assert not any(b"leak" in path.read_bytes() for path in folder.rglob("*.wandb"))
     assert all(list(run.glob("run-*.wandb")) for run in runs)
     (stored,) = (folder / "wandb").glob(f"offline-run-*-{run_id('sweep', 't0')}/run-*.wandb")
