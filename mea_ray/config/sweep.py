@@ -151,6 +151,7 @@ class KeepConfig(Config):
     """What stays in the storage of a trial that has finished; its result always does."""
 
     substitutes: bool = Field(True, description="The stolen models; W&B and pictures of samples need them.")
+    stolen_nulls: bool = Field(True, description="The stolen null models, which trials with the same thief share.")
     answers: bool = Field(True, description="The transfer set: images asked, with their answers.")
     query_logs: bool = Field(True, description="The owner's log of its queries; its judgement is in the result.")
 

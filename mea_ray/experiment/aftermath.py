@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,18 +12,19 @@ from functools import partial
 import numpy as np
 from torch import nn
 
+from mea_ray.attacks.base import Rung
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.config import Choice, ExperimentConfig, digest, identity
 from mea_ray.config.experiment import Suspect as SuspectName
 from mea_ray.core.seeding import derive, numpy_generator
-from mea_ray.core.types import Images, ImageSet, Splits
+from mea_ray.core.types import Images, ImageSet, Labels, Splits
 from mea_ray.detection.base import Detection
 from mea_ray.evaluation import metrics
 from mea_ray.evaluation.triggers import Trigger
 from mea_ray.experiment.answers import pass_images, service_policy
 from mea_ray.experiment.checks import build_network
-from mea_ray.experiment.ports import Step, Steps
+from mea_ray.experiment.ports import StealNulls, Step, Steps
 from mea_ray.experiment.proof import Proof
 from mea_ray.experiment.theft import Steal, Theft, rung_result
 from mea_ray.models.base import ImageModel
@@ -83,6 +85,7 @@ class Workbench:
         transfer: What the thief was answered.
         suspects: ``substitute``, ``victim`` and ``null_model`` to the models.
         null: Loads a null model by its index.
+        stolen_nulls: See ``ports.Models``.
         steps: Where finished steps are found and kept.
         steal: Carries out thefts of null models.
         on_step: See ``OnStep``.
@@ -96,6 +99,7 @@ class Workbench:
     transfer: TransferSet
     suspects: Mapping[str, Suspect]
     null: Callable[[int], ImageModel]
+    stolen_nulls: StealNulls
     steps: Steps
     steal: Steal
     on_step: OnStep = lambda step: None
@@ -108,56 +112,52 @@ def follow(bench: Workbench) -> Aftermath:
 
 
 def steal_nulls(bench: Workbench) -> list[RungResult]:
-    """Steal as many null models as the config says, with every budget."""
-    controls = []
-    for index in range(bench.config.verification.stolen_null_models):
-        names = {budget: f"controls/{index}-{budget}" for budget in bench.config.thief.budgets}
-        stored = {budget: bench.steps.find(name, RungResult) for budget, name in names.items()}
-        done = {budget: rung for budget, rung in stored.items() if rung is not None}
-        if len(done) < len(names):
-            bench.on_phase("null theft", index + 1, bench.config.verification.stolen_null_models)
-            for rung in steal_null(bench, bench.null(index), skip=done, transfer=_answers(bench, f"controls/{index}")):
-                bench.steps.keep(names[rung.budget], rung)
-                bench.on_step(rung)
-                done[rung.budget] = rung
-            bench.steps.discard(f"controls/{index}")
-        controls += [done[budget] for budget in names]
-    return controls
-
-
-def _answers(bench: Workbench, name: str) -> TransferSet | None:
-    """Return a transfer set for a step, which keeps the trainings on its answers, too; None in memory."""
-    place = bench.steps.unfinished(name)
-    if place is None:
-        return None
-    storage, relative = place
-    return TransferSet(storage.root / relative, on_damage=PATIENCE.notify)
-
-
-def steal_null(
-    bench: Workbench, model: ImageModel, skip: Container[int] = (), transfer: TransferSet | None = None
-) -> Iterator[RungResult]:
-    """Steal an innocent model as the victim is stolen, and ask the owner's key about each substitute.
+    """Steal as many null models as the config says, with every budget, and ask the owner's key about each substitute.
 
     What a thief learns from answers may look like the mark without being one: a poor substitute errs towards some
     class. Only a thief of an innocent model shows how much, and only at the same budget. The attack, the images and the
     seeds are those of the victim's thief; the query API is one of its own in this process.
 
-    Args:
-        bench: The experiment.
-        model: The innocent model.
-        skip: Budgets that are left out.
-        transfer: Where its answers are stored.
-
     Returns:
-        The rungs, smallest budget first; their fidelity is to ``model``.
+        The rungs of one null model after the other, smallest budget first; their fidelity is to the null model.
     """
+    count = bench.config.verification.stolen_null_models
+    places = [(index, budget) for index in range(count) for budget in bench.config.thief.budgets]
+    stored = {place: bench.steps.find(_control(*place), RungResult) for place in places}
+    done = {place: rung for place, rung in stored.items() if rung is not None}
+    wanted: dict[int, list[int]] = {}
+    for index, budget in places:
+        if (index, budget) not in done:
+            wanted.setdefault(index, []).append(budget)
+    answers: dict[int, Labels] = {}
+    number = itertools.count(1)
+
+    def steal(model: ImageModel, transfer: TransferSet | None, skip: Container[int]) -> Iterator[Rung]:
+        bench.on_phase("null theft", next(number), len(wanted))
+        return _steal_null(bench, model, transfer, skip)
+
+    for index, rung in bench.stolen_nulls(wanted, steal) if wanted else ():
+        if index not in answers:
+            answers[index] = bench.proof.verifier.predictions(bench.null(index))
+        report = bench.proof_at(rung.budget).judge(rung.model, stolen_from=answers[index])
+        done[index, rung.budget] = result = rung_result(rung, report)
+        bench.steps.keep(_control(index, rung.budget), result)
+        bench.on_step(result)
+    return [done[place] for place in places]
+
+
+def _control(index: int, budget: int) -> str:
+    return f"controls/{index}-{budget}"
+
+
+def _steal_null(
+    bench: Workbench, model: ImageModel, transfer: TransferSet | None, skip: Container[int]
+) -> Iterator[Rung]:
+    """Steal an innocent model as the victim is stolen."""
     config, data = bench.config, bench.data
     policy = service_policy(config, data, model, None)
     blackbox = LocalBlackBox(model, policy, pass_images=pass_images(config))
-    labels = bench.proof.verifier.predictions(model)
-    for rung in bench.steal(Theft.of(config, data), blackbox, transfer, skip):
-        yield rung_result(rung, bench.proof_at(rung.budget).judge(rung.model, stolen_from=labels))
+    return bench.steal(Theft.of(config, data), blackbox, transfer, skip)
 
 
 def removals(bench: Workbench) -> list[RemovalResult]:

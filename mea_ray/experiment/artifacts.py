@@ -1,4 +1,4 @@
-"""Victims and null models as artifacts: named by all that made them, trained once, never half-written.
+"""Victims, null models and stolen null models as artifacts: named by all that made them, never half-written.
 
 An artifact is a folder ``artifacts/<kind>/<name>`` of the storage with ``model.safetensors``, ``model.json``, for
 victims ``key.json`` (and ``key.safetensors``), ``config.yaml`` (the resolved config) and ``info.json`` (seed, package
@@ -35,7 +35,7 @@ class Artifact:
 
     Attributes:
         storage: Folder or URI.
-        kind: ``victims`` or ``nulls``.
+        kind: ``victims``, ``nulls`` or ``stolen_nulls``.
         name: Its name.
     """
 
@@ -85,6 +85,15 @@ class Store:
         self.beat_s, self.expiry_s, self.warn = beat_s, expiry_s, warn
         self._shared: set[Path] = set()  # artifacts that the remote storage was seen to hold
 
+    @property
+    def poll_s(self) -> float:
+        """Seconds between two looks for what another process is making."""
+        return 0.2 if self.storage.remote is None else 2.0
+
+    def lease(self, kind: str, name: str) -> Lease:
+        """Return the lease of a process that makes an artifact, or several that it can only make together."""
+        return self.storage.lease("artifacts/leases", f"{kind}-{name}", beat_s=self.beat_s, expiry_s=self.expiry_s)
+
     def find(self, kind: str, name: str) -> Path | None:
         """Return the folder of a finished artifact, fetched from the remote storage if need be; None if there is none.
 
@@ -115,7 +124,7 @@ class Store:
         """Return an artifact; if it is missing or damaged, one of all processes that ask makes it.
 
         Args:
-            kind: ``victims`` or ``nulls``.
+            kind: ``victims``, ``nulls`` or ``stolen_nulls``.
             name: Its name.
             config: The experiment, kept beside it.
             write: Writes its files into a folder and returns what ``info.json`` has to say about them.
@@ -124,7 +133,7 @@ class Store:
         Raises:
             ArtifactError: ``write`` left out a file.
         """
-        lease = self.storage.lease("artifacts/leases", f"{kind}-{name}", beat_s=self.beat_s, expiry_s=self.expiry_s)
+        lease = self.lease(kind, name)
         made: list[Path] = []
 
         def is_there() -> bool:
@@ -136,9 +145,8 @@ class Store:
                 made.append(folder)
             return folder is not None
 
-        poll_s = 0.2 if self.storage.remote is None else 2.0
         while not is_there():
-            if not lease.acquire(give_up=is_there, poll_s=poll_s):
+            if not lease.acquire(give_up=is_there, poll_s=self.poll_s):
                 break
             try:
                 # Another process may have finished between the last look and the lease.

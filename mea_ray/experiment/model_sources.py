@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mea_ray.attacks.base import Rung
 from mea_ray.config import ExperimentConfig, Tree
 from mea_ray.core.types import Splits
 from mea_ray.experiment.answers import stored_key
@@ -14,7 +15,8 @@ from mea_ray.experiment.commitment import Committed, committed
 from mea_ray.experiment.encoders import probe_set, with_probe
 from mea_ray.experiment.names import Names
 from mea_ray.experiment.owner import TrainedModel, draw_key, repeatable_key, train_null, train_victim
-from mea_ray.experiment.ports import OnEpoch, Role
+from mea_ray.experiment.ports import OnEpoch, Role, StealNull
+from mea_ray.experiment.stolen_nulls import StolenNulls
 from mea_ray.models.base import ImageModel
 from mea_ray.training.checkpoint import DESCRIPTION, WEIGHTS, load_model, save_model
 from mea_ray.training.snapshot import Snapshots
@@ -68,6 +70,18 @@ class StoredModels:
     def null(self, index: int) -> ImageModel:
         """Load a null model; train it first if it is not there."""
         return self._load(self.null_folder(index))
+
+    def stolen_nulls(self, wanted: Mapping[int, Collection[int]], steal: StealNull) -> Iterator[tuple[int, Rung]]:
+        """Yield substitutes of null models, stolen once for all trials with the same thief."""
+        return self._stolen.take(wanted, steal)
+
+    def drop_stolen_nulls(self) -> None:
+        """Remove the substitutes of null models; other trials that need them steal them again."""
+        self._stolen.drop()
+
+    @property
+    def _stolen(self) -> StolenNulls:
+        return StolenNulls(self.store, self.config, self.names, self.null)
 
     def victim_folder(self) -> Path:
         """Return the victim's folder; the first of all processes that ask trains it, the others wait."""
@@ -175,6 +189,12 @@ class TrainedModels:
             trained = train_null(self.config, self.data, index, lambda epoch: self._on_epoch("null", name, epoch))
             self._nulls[index] = trained.model
         return self._nulls[index]
+
+    def stolen_nulls(self, wanted: Mapping[int, Collection[int]], steal: StealNull) -> Iterator[tuple[int, Rung]]:
+        """Yield substitutes of null models."""
+        for index, budgets in wanted.items():
+            skip = set(self.config.thief.budgets) - set(budgets)
+            yield from ((index, rung) for rung in steal(self.null(index), None, skip))
 
 
 def _probe(config: ExperimentConfig) -> Tree | None:

@@ -17,6 +17,8 @@ from mea_ray.watermarks import WATERMARKS
 
 SCHEMA = 1
 """Raised when victims of the same settings come out otherwise, whatever their components are."""
+THEFT_SCHEMA = 1
+"""Raised when thefts of the same settings come out otherwise."""
 _NOT_OF_A_TRIAL = ("storage", "tracking", "resources")
 """Where a trial runs and where its results go."""
 _KEY_FROM_SEED = "insecure_key_from_seed"
@@ -33,12 +35,14 @@ class Names:
         victim: Its victim.
         nulls: Its null models.
         data: Its splits.
+        theft: What decides what becomes of a null model that is stolen: thief, service and data, without the watermark.
     """
 
     trial: str
     victim: str
     nulls: tuple[str, ...]
     data: str
+    theft: str
 
     @classmethod
     def of(cls, config: ExperimentConfig, read: Fingerprints) -> Names:
@@ -54,6 +58,7 @@ class Names:
             victim=victim_name(config, read),
             nulls=tuple(digest({**null, "null": index}) for index in range(config.verification.null_models)),
             data=splits_name(config, read),
+            theft=theft_name(config, read),
         )
 
 
@@ -123,6 +128,15 @@ def _victim(config: ExperimentConfig) -> Tree | None:
 def splits_name(config: ExperimentConfig, read: Fingerprints) -> str:
     """Name the split data: trials with the same name can share them."""
     return digest({"data": read.data, "splits": _splits(config, read), "seed": config.victim.seed})
+
+
+def theft_name(config: ExperimentConfig, read: Fingerprints) -> str:
+    """Name what is done to a null model that is stolen; the null model has a name of its own."""
+    settings = identity(config)
+    tree = {key: settings[key] for key in ("thief", "service") if key in settings}
+    reading = [config.verification.reading, config.verification.probe_images] if config.encodes else None
+    made_by = [splits_name(config, read), _by_content(tree, _inner(config, read)), config.seed, reading]
+    return digest([THEFT_SCHEMA, *made_by])
 
 
 def _inner(config: ExperimentConfig, read: Fingerprints) -> dict[str, str]:

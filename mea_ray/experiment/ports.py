@@ -5,7 +5,7 @@ One process with folders of its own, Ray and a sweep's folder, or the memory of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -22,6 +22,7 @@ from mea_ray.results.records import (
 )
 
 if TYPE_CHECKING:
+    from mea_ray.attacks.base import Rung
     from mea_ray.attacks.transfer import TransferSet
     from mea_ray.blackbox.colluding import CountingClient
     from mea_ray.blackbox.query_log import ClientLog
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 Step = RungResult | RemovalResult | DetectionResult
 """A step of the aftermath; a ``RungResult`` is the theft of a null model."""
 Role = Literal["victim", "null"]
+StealNull = Callable[["ImageModel", "TransferSet | None", Container[int]], "Iterator[Rung]"]
+"""Steals a null model with every budget that is not skipped, smallest first; the transfer set gets the answers."""
+StealNulls = Callable[[Mapping[int, Collection[int]], StealNull], "Iterator[tuple[int, Rung]]"]
+"""See ``Models.stolen_nulls``."""
 
 
 class Models(Protocol):
@@ -53,6 +58,15 @@ class Models(Protocol):
 
     def null(self, index: int) -> ImageModel:
         """Return the ``index``-th null model."""
+        ...
+
+    def stolen_nulls(self, wanted: Mapping[int, Collection[int]], steal: StealNull) -> Iterator[tuple[int, Rung]]:
+        """Yield substitutes of null models with the null model's index, in any order of null models.
+
+        Args:
+            wanted: Budgets by the index of a null model.
+            steal: Steals a null model; not called for what is there already.
+        """
         ...
 
 

@@ -212,6 +212,7 @@ class _Run:
                 transfer=journal.transfer,
                 suspects=suspects,
                 null=models.null,
+                stolen_nulls=models.stolen_nulls,
                 steps=journal,
                 steal=self.ports.steal,
                 on_step=self.ports.listener.on_step,

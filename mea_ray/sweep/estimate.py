@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -145,10 +145,12 @@ def estimate(plan: Plan, measured: Measured, keep: KeepConfig = KeepConfig()) ->
     models_s += sum(choosing_models(config) * victim_seconds(config, measured) for config in victims)
     models_s *= (plan.victim_count + plan.null_count) / max(1, len(configs))
     times = plan.trial_count / max(1, len(trials))
-    substitutes_s = sum(thief_seconds(trial, measured) for trial in trials) * times
+    substitutes_s = sum(trial_seconds(trials, measured).values()) * times
     disk = sum(measured.bytes_of(victim_key(config)) for config in configs)
-    if keep.substitutes:
-        disk += sum(measured.bytes_of(thief_key(t.config)) * len(t.config.thief.budgets) for t in trials) * times
+    stored = list(trials) if keep.substitutes else []
+    if keep.stolen_nulls:
+        stored += {theft: trial for trial in trials for theft in stolen_nulls(trial)}.values()
+    disk += sum(measured.bytes_of(thief_key(t.config)) * len(t.config.thief.budgets) for t in stored) * times
     wanted = {key for trial in trials for key in (victim_key(trial.config), thief_key(trial.config))}
     return Estimate(
         models_s=models_s,
@@ -212,11 +214,24 @@ def victim_seconds(config: ExperimentConfig, measured: Measured) -> float:
     return measured.per_image(victim_key(config)) * images * config.victim.training.epochs
 
 
-def thief_seconds(trial: PlannedTrial, measured: Measured) -> float:
-    """Return the seconds in which a trial's substitutes are trained, those of null models included."""
-    config = trial.config
-    images = (1 + config.verification.stolen_null_models) * sum(config.thief.budgets)
-    return measured.per_image(thief_key(config)) * images * config.thief.training.epochs
+def stolen_nulls(trial: PlannedTrial) -> list[tuple[str, str]]:
+    """Return a trial's thefts of null models, the same for trials that share them."""
+    return [(trial.names.theft, null) for null in trial.nulls[: trial.config.verification.stolen_null_models]]
+
+
+def trial_seconds(trials: Sequence[PlannedTrial], measured: Measured) -> dict[str, float]:
+    """Return the seconds in which each trial's substitutes are trained, by its name.
+
+    Substitutes of null models count for the first trial that needs them.
+    """
+    seconds: dict[str, float] = {}
+    stolen: set[tuple[str, str]] = set()
+    for trial in trials:
+        new = set(stolen_nulls(trial)) - stolen
+        stolen |= new
+        images = (1 + len(new)) * sum(trial.config.thief.budgets)
+        seconds[trial.name] = measured.per_image(thief_key(trial.config)) * images * trial.config.thief.training.epochs
+    return seconds
 
 
 def _victim_step(config: ExperimentConfig, data: Splits) -> tuple[float, int]:

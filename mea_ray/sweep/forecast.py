@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mea_ray.sweep.broker import ServiceSpec
-from mea_ray.sweep.estimate import Measured, choosing_models, thief_seconds, victim_seconds
+from mea_ray.sweep.estimate import Measured, choosing_models, trial_seconds, victim_seconds
 from mea_ray.sweep.plan import Plan
 from mea_ray.sweep.schedule import Node
 from mea_ray.sweep.simulation import Simulated, Simulation, Workload
@@ -71,8 +71,7 @@ def _workload(plan: Plan, measured: Measured) -> Workload:
         for name, victim in plan.victims.items()
     }
     models |= {name: victim_seconds(config, measured) for name, (config, _) in plan.nulls.items()}
-    trials = {trial.name: thief_seconds(trial, measured) for trial in plan.trials}
-    return Workload(nodes, trials, models, START_S, OVERHEAD_S, service=0.0)
+    return Workload(nodes, trial_seconds(plan.trials, measured), models, START_S, OVERHEAD_S, service=0.0)
 
 
 def _idle(

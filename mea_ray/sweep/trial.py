@@ -103,6 +103,8 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     result = Experiment(trial.config, data, trial.names, ports, trial.point, tools.selection).run()
     tools.folder.save_result(result)
     tidy(journal, service, tools.keep)
+    if not tools.keep.stolen_nulls:
+        models.drop_stolen_nulls()
     return result
 
 

@@ -11,7 +11,7 @@ from tiny import TINY
 
 from mea_ray.cli.main import main
 from mea_ray.cli.options import OK, USAGE
-from mea_ray.config import SweepConfig, build
+from mea_ray.config import KeepConfig, SweepConfig, build
 from mea_ray.experiment import owner
 from mea_ray.experiment.data import load_splits, splits_key
 from mea_ray.sweep import estimate as module
@@ -45,8 +45,20 @@ def test_the_estimate_is_images_times_epochs_times_what_was_measured() -> None:
     assert result is not None and result.complete
     assert result.models_s == pytest.approx((1 + 2) * 0.5 * 60 * 4)
     assert result.substitutes_s == pytest.approx(3 * 0.25 * 2 * (100 + 300) * 4)
-    assert result.data == 77 and result.disk == 3 * 1000 + 3 * 2 * 10
+    assert result.data == 77 and result.disk == 3 * 1000 + (3 + 3) * 2 * 10
+    few = estimate(plan(chosen, MadeUp()), measured, KeepConfig(stolen_nulls=False))
+    assert few is not None and few.disk == 3 * 1000 + 3 * 2 * 10
     assert estimate(plan(chosen, MadeUp()), Measured()) is None
+
+
+def test_stolen_null_models_that_trials_share_count_once() -> None:
+    tree = {**sweep().resolved(), "space": {"victim.watermark.target_class": {"grid": [2, 3, 4]}}}
+    chosen = build(SweepConfig, tree)
+    base = chosen.base
+    keys = {thief_key(base): 0.25} | {victim_key(trial.config): 0.5 for trial in plan(chosen, MadeUp()).trials}
+    measured = Measured(seconds=keys, weights=dict.fromkeys(keys, 1), sizes={splits_key(base): 60})
+    result = estimate(plan(chosen, MadeUp()), measured)
+    assert result is not None and result.substitutes_s == pytest.approx(0.25 * (3 + 1) * (100 + 300) * 4)
 
 
 def test_an_adaptive_search_is_estimated_by_its_probes() -> None:

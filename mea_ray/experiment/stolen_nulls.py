@@ -1,0 +1,128 @@
+"""Stolen null models: stolen once for all trials with the same thief, whatever their watermark is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+
+from mea_ray.attacks.base import Rung
+from mea_ray.attacks.transfer import TransferSet
+from mea_ray.config import ExperimentConfig, Tree, digest
+from mea_ray.core.errors import ArtifactError
+from mea_ray.experiment.artifacts import Store, read_info
+from mea_ray.experiment.names import Names
+from mea_ray.experiment.ports import StealNull
+from mea_ray.models.base import ImageModel
+from mea_ray.storage.files import PATIENCE
+from mea_ray.storage.lease import Lease
+from mea_ray.training.checkpoint import DESCRIPTION, WEIGHTS, load_model, save_model
+
+KIND = "stolen_nulls"
+
+
+class StolenNulls:
+    """Substitutes of null models as artifacts of a storage, one for each null model and budget.
+
+    A theft of a null model follows from the null model, the thief and the service; the victim has no part in it. So the
+    trials of a sweep over watermarks share them. A theft that is interrupted goes on after its last finished budget,
+    with the answers that it had.
+
+    Args:
+        store: The artifacts.
+        config: The experiment.
+        names: Its names.
+        null: Loads a null model by its index.
+    """
+
+    def __init__(self, store: Store, config: ExperimentConfig, names: Names, null: Callable[[int], ImageModel]) -> None:
+        self.store, self.config, self.names, self._null = store, config, names, null
+
+    def take(self, wanted: Mapping[int, Collection[int]], steal: StealNull) -> Iterator[tuple[int, Rung]]:
+        """Yield substitutes with the index of their null model. Those that another process is stealing come last.
+
+        Args:
+            wanted: Budgets by the index of a null model.
+            steal: Steals a null model.
+        """
+        busy = []
+        for index, budgets in wanted.items():
+            lease = self._lease(index)
+            if self._complete(index):
+                yield from self._rungs(index, budgets, steal)
+            elif lease.try_acquire():
+                yield from self._leased(index, budgets, steal, lease)
+            else:
+                busy.append(index)
+        for index in busy:
+            lease = self._lease(index)
+            if lease.acquire(give_up=lambda index=index: self._complete(index), poll_s=self.store.poll_s):  # type: ignore[misc]
+                yield from self._leased(index, wanted[index], steal, lease)
+            else:
+                yield from self._rungs(index, wanted[index], steal)
+
+    def drop(self) -> None:
+        """Remove all of them; other trials that need them steal them again."""
+        for index in range(self.config.verification.stolen_null_models):
+            for budget in self.config.thief.budgets:
+                self.store.storage.delete(f"artifacts/{KIND}/{self._name(index, budget)}")
+
+    def _leased(
+        self, index: int, budgets: Collection[int], steal: StealNull, lease: Lease
+    ) -> Iterator[tuple[int, Rung]]:
+        try:
+            yield from self._rungs(index, budgets, steal)
+        finally:
+            lease.release()
+
+    def _rungs(self, index: int, budgets: Collection[int], steal: StealNull) -> Iterator[tuple[int, Rung]]:
+        """Yield what is there, then what is stolen."""
+        there = {budget for budget in self.config.thief.budgets if self._find(index, budget) is not None}
+        for budget in sorted(there & set(budgets)):
+            yield index, self._load(index, budget)
+        if set(budgets) <= there:
+            return
+        states = f"artifacts/states/{KIND}-{self._theft(index)}"
+        transfer = TransferSet(self.store.storage.root / states, on_damage=PATIENCE.notify)
+        for rung in steal(self._null(index), transfer, there):
+            self._keep(index, rung)
+            if rung.budget in budgets:
+                yield index, rung
+        self.store.storage.delete(states)
+
+    def _theft(self, index: int) -> str:
+        return digest([self.names.theft, self.names.nulls[index]])
+
+    def _name(self, index: int, budget: int) -> str:
+        return digest([self.names.theft, self.names.nulls[index], budget])
+
+    def _lease(self, index: int) -> Lease:
+        return self.store.lease(KIND, self._theft(index))
+
+    def _complete(self, index: int) -> bool:
+        return all(self._find(index, budget) is not None for budget in self.config.thief.budgets)
+
+    def _find(self, index: int, budget: int) -> Path | None:
+        try:
+            return self.store.find(KIND, self._name(index, budget))
+        except ArtifactError:
+            return None  # damaged: it is stolen again
+
+    def _load(self, index: int, budget: int) -> Rung:
+        folder = self._find(index, budget)
+        if folder is None:
+            raise ArtifactError(f"the null model {index} stolen with {budget} queries was removed while it was read")
+        made = read_info(folder)["rung"]
+        curves = {name: [tuple(point) for point in points] for name, points in made.pop("curves").items()}
+        return Rung(**made, model=load_model(folder)[0], curves=curves)
+
+    def _keep(self, index: int, rung: Rung) -> None:
+        model = rung.model
+        assert isinstance(model, ImageModel)
+
+        def write(folder: Path) -> Tree:
+            save_model(folder, model, {"role": "stolen null model"})
+            made = {name: getattr(rung, name) for name in ("budget", "queries", "epochs", "seconds", "curves")}
+            return {"index": index, "rung": made}
+
+        name = self._name(index, rung.budget)
+        self.store.get_or_make(KIND, name, self.config, write, (WEIGHTS, DESCRIPTION))
