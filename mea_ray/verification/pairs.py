@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +42,11 @@ class PairSamples(Protocol):
         ...
 
     @property
+    def every_otherwise(self) -> Mapping[str, Images]:
+        """The same pairs in each other geometry that could have been drawn; empty if the key's was not drawn."""
+        ...
+
+    @property
     def every_classes(self) -> Positions:
         """Their source classes, int64 (k, 2)."""
         ...
@@ -63,6 +69,11 @@ class PairSamples(Protocol):
     @property
     def source_classes(self) -> tuple[int, int]:
         """The key's source classes."""
+        ...
+
+    @property
+    def geometry(self) -> str:
+        """Name of the key's geometry."""
         ...
 
 
@@ -124,29 +135,45 @@ def measure_pairs(
         wsr=clustered_interval(labels, [first, second], seed=seed),
         statistics=statistics,
         specificity=specificity,
-        key_ranks=_key_ranks(every, predict_logits(pairs.clean), target, pairs),
+        key_ranks=_ranks_on_clean(predict_logits(pairs.clean), target, pairs)
+        | _ranks_on_mixes(predict_logits, every, target, pairs),
     )
 
 
-def _key_ranks(
-    every: npt.NDArray[np.floating[Any]], clean: npt.NDArray[np.floating[Any]], target: int, pairs: PairSamples
-) -> dict[str, Rank]:
-    """Rank the key among all admissible keys by what is read on mixes, and by what is read on clean images."""
+def _ranks_on_clean(clean: npt.NDArray[np.floating[Any]], target: int, pairs: PairSamples) -> dict[str, Rank]:
+    """Rank the key among all unordered pairs with a target, by what is read on clean images."""
     classes = clean.shape[1]
-    first, second = pairs.source_classes
+    admissible, key = AdmissibleKeys(classes), ClassKey(pairs.source_classes, target)
     ranks = {}
-    unordered = AdmissibleKeys(classes)
     for name, scores in (("lean", log_probabilities(clean)), ("lean_labels", _label_table(clean))):
         by_class = _means(scores, pairs.clean_labels, classes)
         if not np.isnan(by_class).any():
-            ranks[name] = key_rank(lean_by_key(by_class, unordered), ClassKey((first, second), target), unordered)
-    ordered = AdmissibleKeys(classes, ordered=True)
+            ranks[name] = key_rank(lean_by_key(by_class, admissible), key, admissible)
+    return ranks
+
+
+def _ranks_on_mixes(
+    predict_logits: PredictLogits, every: npt.NDArray[np.floating[Any]], target: int, pairs: PairSamples
+) -> dict[str, Rank]:
+    """Rank the key among all ordered pairs with a target, and all geometries if its own was drawn."""
+    classes = every.shape[1]
     place = pairs.every_classes[:, 0] * classes + pairs.every_classes[:, 1]
-    if len(np.unique(place)) == classes * (classes - 1):
-        for name, scores in (("log_probability", log_probabilities(every)), ("wsr", _label_table(every))):
-            means = _means(scores, place, classes**2)
-            by_pair = {((a, b), ""): means[a * classes + b] for a in range(classes) for b in range(classes) if a != b}
-            ranks[name] = key_rank(mean_by_key(by_pair, ordered), ClassKey((first, second), target), ordered)
+    if len(np.unique(place)) < classes * (classes - 1):
+        return {}
+    answers = {"": every}
+    if pairs.every_otherwise:
+        answers = {pairs.geometry: every} | {g: predict_logits(mixes) for g, mixes in pairs.every_otherwise.items()}
+    admissible = AdmissibleKeys(classes, ordered=True, geometries=tuple(name for name in answers if name))
+    key = ClassKey(pairs.source_classes, target, pairs.geometry)
+    ranks = {}
+    for name, score in (("log_probability", log_probabilities), ("wsr", _label_table)):
+        means = {geometry: _means(score(logits), place, classes**2) for geometry, logits in answers.items()}
+        by_pair = {
+            ((a, b), geometry): of[a * classes + b]
+            for geometry, of in means.items()
+            for a, b in permutations(range(classes), 2)
+        }
+        ranks[name] = key_rank(mean_by_key(by_pair, admissible), key, admissible)
     return ranks
 
 

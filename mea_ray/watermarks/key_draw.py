@@ -32,7 +32,11 @@ class KeyDraw(Settings):
     beacon: str = Field(
         "", description="The beacon's value, as it was published, e.g. 128 hexadecimal digits of NIST's; for beacon."
     )
-
+    geometry: Literal["chosen", "drawn"] = Field(
+        "chosen",
+        description="drawn: how the classes are mixed belongs to the secret, too. It is drawn from mixing.combiner and "
+        "the geometries of mixing.adverse, so that a rank read on mixes is among so many times more keys.",
+    )
     number: int = Field(0, ge=0, description="Which of several keys it is that are drawn from one origin.")
 
     @model_validator(mode="after")
@@ -42,6 +46,12 @@ class KeyDraw(Settings):
                 f"classes={self.classes} and beacon={self.beacon!r} do not fit: classes=beacon needs the value that "
                 "the beacon published, and every other origin needs none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _geometry_with_classes(self) -> KeyDraw:
+        if self.geometry == "drawn" and self.classes == "chosen":
+            raise ValueError("geometry=drawn needs drawn classes; set classes to system, beacon or seed")
         return self
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,8 +34,12 @@ def evenly(items: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
     return items[np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(np.int64)]
 
 
-def admissible_keys(train: ImageSet) -> AdmissibleKeys:
+def admissible_keys(train: ImageSet, geometries: Collection[str] = ()) -> AdmissibleKeys:
     """Return all keys that can be drawn for a training set: every ordered pair of classes with every third one.
+
+    Args:
+        train: The victim's training images.
+        geometries: Names of the geometries that the key's is drawn from; empty if it is not drawn.
 
     Raises:
         ConfigError: There are fewer than three classes, or one of them has no training image.
@@ -46,7 +50,7 @@ def admissible_keys(train: ImageSet) -> AdmissibleKeys:
             f"victim.watermark.key.classes: a drawn key needs at least three classes, all with training images, but "
             f"{present} of {train.classes} classes have any; set victim.watermark.key.classes=chosen"
         )
-    return AdmissibleKeys(train.classes, ordered=True)
+    return AdmissibleKeys(train.classes, ordered=True, geometries=tuple(sorted(geometries)))
 
 
 def _check_classes(classes: tuple[int, int, int], train: ImageSet) -> None:
@@ -97,11 +101,24 @@ class MixedClasses(Watermark):
         self.geometries = dict(mixing.geometries())
         if not self.geometries:
             raise ConfigError("mixing.adverse: the combiner makes all of the authors' geometries; name another one")
+        own = mixing.combiner.name
+        if key.geometry == "drawn" and (own == "autoencoder" or own in self.geometries):
+            raise ConfigError(
+                f"key.geometry=drawn: mixing.combiner={own} is trained for the key, or has the name of a geometry of "
+                "mixing.adverse; choose another combiner, or key.geometry=chosen"
+            )
 
     @property
     def classes(self) -> tuple[int, int, int]:
         """Both source classes and the target."""
         return (*self.source_classes, self.target_class)
+
+    @property
+    def drawable(self) -> dict[str, dict[str, Any]]:
+        """The geometries that the key's is drawn from, with their options; empty if it is not drawn."""
+        if self.key_draw.geometry == "chosen":
+            return {}
+        return {self.mixing.combiner.name: self.mixing.combiner.params, **self.geometries}
 
     def check(self, train: ImageSet, seed: int, *, encodes: bool) -> None:
         """Refuse what could not be embedded; the combiner, which may have to be trained, is built and no more.
@@ -131,20 +148,24 @@ class MixedClasses(Watermark):
                 than three classes.
         """
         key_seed = derive(seed, "key")
-        classes, admissible = self.classes, None
+        classes, admissible, name = self.classes, None, self.mixing.combiner.name
         if self.key_draw.classes != "chosen":
-            admissible = admissible_keys(train)
+            admissible = admissible_keys(train, self.drawable)
             drawn = self.key_draw.draw(admissible, key_seed)
             classes = (*drawn.sources, drawn.target)
+            name = drawn.geometry or name
         _check_classes(classes, train)
         fill = (0.0,) * train.shape[0] if self.mixing.space == "pixel" else mean_colour(train.images)
-        name, options = self.mixing.combiner.name, self.mixing.combiner.params
+        others = {self.mixing.combiner.name: self.mixing.combiner.params, **self.geometries}
+        options = others.pop(name)
+        if name == self.mixing.combiner.name:
+            others = self.geometries  # one of which may have its name
         combiner = build_combiner(name, options, train.shape, fill, key_seed)
         first, second = (train.of_class(label) for label in classes[:2])
         settings = {
             "combiner": name,
             "combiner_options": options,
-            "geometries": self.geometries,
+            "geometries": others,
             "fill": list(fill),
             "shape": list(train.shape),
         }

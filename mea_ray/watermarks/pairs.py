@@ -41,21 +41,26 @@ class MixedPairs:
         otherwise: For each other geometry, the first m of these pairs mixed that way, uint8 (m, C, H, W).
         every_pair: Mixes of all ordered pairs of classes in the key's geometry, uint8 (k, C, H, W); empty with too many
             classes.
+        every_otherwise: The same pairs mixed in each other geometry that the key could have been drawn with, uint8
+            (k, C, H, W); empty if the geometry was not drawn.
         every_classes: Their source classes, int64 (k, 2).
         every_positions: Their source images, int64 (k, 2).
         clean: Clean held-out images of all classes, uint8 (c, C, H, W).
         clean_labels: Their labels, int64 (c,).
         source_classes: The key's source classes.
+        geometry: Name of the key's geometry.
     """
 
     positions: Positions
     otherwise: Mapping[str, Images]
     every_pair: Images
+    every_otherwise: Mapping[str, Images]
     every_classes: Positions
     every_positions: Positions
     clean: Images
     clean_labels: Labels
     source_classes: tuple[int, int]
+    geometry: str
 
 
 def mixed_pairs(key: Key, held_out: ImageSet, count: int, seed: int) -> MixedPairs:
@@ -80,17 +85,21 @@ def mixed_pairs(key: Key, held_out: ImageSet, count: int, seed: int) -> MixedPai
     _, distinct = np.unique(mixes.reshape(len(mixes), -1), axis=0, return_index=True)
     positions = positions[np.sort(distinct)]
     part = positions[:MOST_PAIRED]
-    every_classes, every_positions = _every_pair(held_out, derive(seed, "every pair"))
+    stream = derive(seed, "every pair")
+    every_classes, every_positions = _every_pair(held_out, stream)
+    drawn = others if key.draw.get("admissible", {}).get("geometries") else {}
     clean = np.concatenate([np.flatnonzero(held_out.labels == label)[:MOST_CLEAN] for label in range(held_out.classes)])
     return MixedPairs(
         positions=positions,
         otherwise={name: _mixed(each, held_out, part, derive(seed, "paired", name)) for name, each in others.items()},
-        every_pair=_mixed(combiner, held_out, every_positions, derive(seed, "every pair")),
+        every_pair=_mixed(combiner, held_out, every_positions, stream),
+        every_otherwise={name: _mixed(each, held_out, every_positions, stream) for name, each in drawn.items()},
         every_classes=every_classes,
         every_positions=every_positions,
         clean=held_out.images[clean],
         clean_labels=held_out.labels[clean],
         source_classes=key.source_classes,
+        geometry=key.settings["combiner"],
     )
 
 

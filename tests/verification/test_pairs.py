@@ -38,6 +38,8 @@ PAIRS = SimpleNamespace(
     clean=coded(100 + np.repeat(np.arange(CLASSES), 4)),
     clean_labels=np.repeat(np.arange(CLASSES), 4),
     source_classes=SOURCES,
+    every_otherwise={},
+    geometry="halves",
 )
 
 
@@ -90,3 +92,24 @@ def test_a_class_without_clean_images_leaves_out_the_lean() -> None:
     some = SimpleNamespace(**{**vars(PAIRS), "clean": PAIRS.clean[4:], "clean_labels": PAIRS.clean_labels[4:]})
     result = measure_pairs(marked, logits_of(np.full(40, TARGET)), TARGET, some, seed=0)
     assert set(result.key_ranks) == {"wsr", "log_probability"}
+
+
+def test_a_drawn_geometry_multiplies_the_keys_that_are_ranked_on_mixes() -> None:
+    # Mixes in the other geometry have a second row, which tells them apart.
+    other = np.concatenate([PAIRS.every_pair, np.ones_like(PAIRS.every_pair)], axis=2)
+    drawn = SimpleNamespace(**{**vars(PAIRS), "every_otherwise": {"donut": other}})
+    own = logits_of(np.full(40, TARGET))
+
+    def in_its_geometry(images: Images) -> npt.NDArray[np.float32]:
+        first = images[:, 0, 0, 0].astype(int) // CLASSES
+        return marked(images) if images.shape[2] == 1 else logits_of(first)
+
+    def in_both(images: Images) -> npt.NDArray[np.float32]:
+        return marked(images[:, :, :1])
+
+    ranks = measure_pairs(in_its_geometry, own, TARGET, drawn, seed=0).key_ranks
+    for name in ("wsr", "log_probability"):
+        assert (ranks[name].position, ranks[name].total) == (1, 2 * 60)
+    assert ranks["lean"].total == 30, "clean images have no geometry"
+    ranks = measure_pairs(in_both, own, TARGET, drawn, seed=0).key_ranks
+    assert (ranks["wsr"].position, ranks["wsr"].total) == (2, 120), "a tie counts against the owner"

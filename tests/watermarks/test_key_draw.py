@@ -96,3 +96,40 @@ def test_a_key_that_was_chosen_says_so_and_so_does_one_of_an_older_version(tmp_p
 def test_too_few_classes_to_draw_from_are_refused(data: ImageSet) -> None:
     with pytest.raises(ConfigError, match=r"key\.classes"):
         scheme(classes="system").make_key(data, 0)
+
+
+def test_a_drawn_geometry_is_the_keys_own_and_each_is_equally_likely() -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(300):
+        built = scheme(classes="seed", geometry="drawn")
+        key = built.make_key(images(), seed)
+        names = sorted(built.drawable)
+        assert key.draw["admissible"] == {"classes": 5, "ordered": True, "geometries": names}
+        assert sorted([key.settings["combiner"], *key.settings["geometries"]]) == names
+        own, others = MixedClasses.combiners(key)
+        assert not any(own.kinds & other.kinds for other in others.values()), "the others are not what it makes itself"
+        counts[key.settings["combiner"]] += 1
+    assert set(counts) == set(names) and len(names) > 2
+    assert chisquare(list(counts.values())).pvalue > 1e-4
+    assert len(AdmissibleKeys.from_tree(key.draw["admissible"])) == 5 * 4 * 3 * len(names)
+
+
+def test_the_same_origin_draws_the_same_classes_only_without_a_geometry() -> None:
+    plain = [scheme(classes="seed").make_key(images(), seed) for seed in range(20)]
+    with_geometry = [scheme(classes="seed", geometry="drawn").make_key(images(), seed) for seed in range(20)]
+    assert len({key.settings["combiner"] for key in plain}) == 1
+    assert any(a.source_classes != b.source_classes for a, b in zip(plain, with_geometry, strict=True)), (
+        "another set of keys is another draw"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"key": {"geometry": "drawn"}}, "geometry=drawn needs drawn classes"),
+        ({"key": {"classes": "seed", "geometry": "drawn"}, "mixing": {"combiner": "autoencoder"}}, "autoencoder"),
+    ],
+)
+def test_a_geometry_that_cannot_be_drawn_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        WATERMARKS.build("composite", **settings)

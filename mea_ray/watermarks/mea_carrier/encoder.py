@@ -142,6 +142,10 @@ class MeaCarrierEncoder(EncoderScheme):
             build_combiner(mixing.combiner.name, {**mixing.combiner.params, **self.embed_options})
         except ConfigError as error:
             raise ConfigError(f"embed_options: {error}") from None
+        if embed_options and key.geometry == "drawn":
+            raise ConfigError(
+                "embed_options are those of mixing.combiner, and key.geometry=drawn may take another; leave one out"
+            )
         self.pretext_part, self.new_heads = pretext_part, new_heads
         self.settings = CarrierEncoderSettings(
             utility=utility,
