@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -43,6 +44,8 @@ TABLES = {
     "benchmarks": "mea_ray.cli.catalogue:BENCHMARKS",
 }
 """Kind, as a user names it, to its table."""
+KINDS = (*TABLES, "sweeps", "config")
+"""What can be listed."""
 
 
 def table(kind: str) -> Table:
@@ -57,15 +60,23 @@ def show(console: Console, kind: str | None = None, name: str | None = None) -> 
 
     Args:
         console: Where to.
-        kind: One of ``TABLES``, ``sweeps`` or ``config``; the names of everything when None.
+        kind: One of ``TABLES``, ``sweeps`` or ``config``, or the name of a component; everything when None.
         name: One component, or a section of the config.
 
     Raises:
-        ConfigError: There is no such component or section; the message gives the nearest one.
+        ConfigError: There is no such kind, component or section; the message gives the nearest one.
     """
     if kind is None:
         _show_everything(console)
-    elif kind == "config":
+        return
+    if name is None and kind not in KINDS and (of := _kinds_of(kind)):
+        for each in of:
+            if len(of) > 1:
+                console.print(f"[bold underline]{each}[/]")
+            show(console, each, kind)
+        return
+    kind = _known(kind)
+    if kind == "config":
         _show_config(console, name)
     elif kind == "sweeps":
         console.print(_sweeps_table([name] if name else sweeps.names()))
@@ -78,6 +89,29 @@ def show(console: Console, kind: str | None = None, name: str | None = None) -> 
                 if name:
                     raise
                 console.print(f"[bold]{escape(each)}[/]  cannot be used: {escape(str(error))}")  # of another package
+
+
+def _kinds_of(name: str) -> list[str]:
+    """Return the kinds that have a component, a sweep or a section of the config of this name."""
+    kinds = [kind for kind in TABLES if name in table(kind).names()]
+    return kinds + ["sweeps"] * (name in sweeps.names()) + ["config"] * (name in [*_sections(), "http"])
+
+
+def _known(kind: str) -> str:
+    """Return a kind as `TABLES` has it, for its singular, too.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    plural = {each: each for each in KINDS} | {_singular(each): each for each in KINDS}
+    if kind.lower() not in plural:
+        names = [*KINDS, *(name for each in TABLES for name in table(each).names())]
+        raise ConfigError(f"there is no kind and no component {kind!r}{nearest(kind, names)} Kinds: {', '.join(KINDS)}")
+    return plural[kind.lower()]
+
+
+def _singular(kind: str) -> str:
+    return {"policies": "policy", "config": "settings"}.get(kind, kind.removesuffix("s"))
 
 
 def _show_everything(console: Console) -> None:
@@ -108,15 +142,21 @@ def _show_config(console: Console, section: str | None) -> None:
 
         console.print(config_listing("http", "What `mea-ray serve` takes.", HttpConfig))
         return
-    fields = {**SweepConfig.model_fields, **ExperimentConfig.model_fields}
+    fields = _sections()
     if section is None:
         console.print(config_listing("experiment", "One experiment, or `base` of a sweep.", ExperimentConfig))
         console.print(config_listing("sweep", "A base experiment and the settings that vary.", SweepConfig, ("base",)))
         return
     if section not in fields:
         raise ConfigError(
-            f"the config has no section {section!r}{nearest(section, sorted(fields))} Known: {', '.join(fields)}, http"
+            f"the config has no section {section!r}{nearest(section, [*fields, 'http'])} Known: {', '.join(fields)}, http"
         )
     owner = ExperimentConfig if section in ExperimentConfig.model_fields else SweepConfig
     others = tuple(field for field in owner.model_fields if field != section)
     console.print(config_listing(section, fields[section].description or "", owner, others))
+
+
+def _sections() -> dict[str, FieldInfo]:
+    from mea_ray.config import ExperimentConfig, SweepConfig
+
+    return {**SweepConfig.model_fields, **ExperimentConfig.model_fields}

@@ -39,10 +39,10 @@ def run(victim: Path, tsa: str | None, reply: Path | None, roots: Path | None) -
         raise ConfigError("--roots is for checking a reply; give --tsa URL or --reply FILE as well")
     opened = committed(victim, trusted)
     assert opened is not None
-    _show(make_console(), opened, folder)
+    _show(make_console(), opened, victim, folder)
 
 
-def _show(console: Console, opened: Committed, folder: Path) -> None:
+def _show(console: Console, opened: Committed, victim: Path, folder: Path) -> None:
     console.print(f"commitment  {opened.digest}", soft_wrap=True)
     console.print(f"kept in     {folder} (secret: it opens the commitment)", soft_wrap=True, highlight=False)
     if opened.time is not None:
@@ -53,10 +53,10 @@ def _show(console: Console, opened: Committed, folder: Path) -> None:
     request = folder / REQUEST
     console.print(
         f"request     {request}\n\nNobody has stamped it yet. Have it stamped by an authority:\n"
-        f"  mea-ray commit VICTIM --tsa URL\n"
-        f"or send the request yourself and give the answer:\n"
+        f"  mea-ray commit {victim} --tsa URL\n"
+        f"or send the request yourself, and hand in the answer:\n"
         f"  curl -H 'Content-Type: application/timestamp-query' --data-binary @{request} -o reply.tsr URL\n"
-        f"  mea-ray commit VICTIM --reply reply.tsr",
+        f"  mea-ray commit {victim} --reply reply.tsr",
         soft_wrap=True,
         highlight=False,
     )

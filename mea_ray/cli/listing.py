@@ -42,7 +42,12 @@ def choice_of(component: Any) -> str:
 
 def _paragraphs(component: Any) -> list[str]:
     text = (component.__doc__ or "").strip()
-    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+    return [plain(" ".join(paragraph.split())) for paragraph in text.split("\n\n")]
+
+
+def plain(text: str) -> str:
+    """Return a text without the double backquotes of docstrings."""
+    return text.replace("``", "`")
 
 
 def names_table(table: Table) -> RichTable:
@@ -132,4 +137,4 @@ def config_rows(model: type[Settings]) -> list[SettingRow]:
 def setting_row(parameter: Parameter) -> SettingRow:
     """Return name, type with range, default and meaning of a setting, as texts."""
     default = "required" if parameter.default is PydanticUndefined else setting(parameter.default)
-    return parameter.name, f"{parameter.type} {parameter.range}".strip(), default or '""', parameter.doc
+    return parameter.name, f"{parameter.type} {parameter.range}".strip(), default or '""', plain(parameter.doc)

@@ -17,12 +17,12 @@ import typer
 
 from mea_ray.cli.bench import bench
 from mea_ray.cli.keys import keys
-from mea_ray.cli.options import EPILOG, FAILED, INTERRUPTED, OK, Debug
+from mea_ray.cli.options import EPILOG, FAILED, INTERRUPTED, OK, Debug, lay_out_help
 
 app = typer.Typer(
     name="mea-ray",
     help="If a watermarked model is stolen through its query API, can its owner still prove it, and what did the theft "
-    "cost?\n\nStart with: mea-ray sweep sweeps/quickstart.yaml",
+    "cost?\n\nStart with: mea-ray sweep quickstart",
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
@@ -290,7 +290,7 @@ def verify(
 
 @app.command(epilog=EPILOG)
 def sweep(
-    file: Annotated[Path, typer.Argument(help="YAML file of a sweep, e.g. sweeps/quickstart.yaml.")],
+    file: Annotated[Path, typer.Argument(help="YAML file of a sweep, or the name of one that comes with mea_ray.")],
     overrides: Overrides = None,
     resume: Resume = False,
     address: Address = None,
@@ -302,11 +302,11 @@ def sweep(
 
     For example:
 
-      mea-ray sweep sweeps/quickstart.yaml
+      mea-ray sweep quickstart
 
-      mea-ray sweep sweeps/budgets.yaml data.name=parquet data.path=../shared/data/cifar10
+      mea-ray sweep budgets data.name=parquet data.path=data/cifar10
 
-      mea-ray sweep sweeps/quickstart.yaml --resume
+      mea-ray sweep quickstart --resume
     """
     from mea_ray.cli import commands
 
@@ -316,7 +316,7 @@ def sweep(
 
 @app.command(epilog=EPILOG)
 def plan(
-    file: Annotated[Path, typer.Argument(help="YAML file of a sweep.")],
+    file: Annotated[Path, typer.Argument(help="YAML file of a sweep, or the name of one that comes with mea_ray.")],
     overrides: Overrides = None,
     address: Address = None,
     debug: Debug = False,
@@ -325,7 +325,7 @@ def plan(
 
     For example:
 
-      mea-ray plan sweeps/architectures.yaml verification.null_models=3
+      mea-ray plan architectures verification.null_models=3
     """
     from mea_ray.cli.commands import read_sweep
     from mea_ray.cli.plan import show
@@ -478,7 +478,10 @@ def serve(
     ] = False,
     proxy: Annotated[
         ProxyChoice,
-        typer.Option(help="Before the replicas: ray (Ray Serve's own), haproxy (faster), auto: haproxy if it can."),
+        typer.Option(
+            help="What accepts connections: Ray Serve's own proxy, HAProxy, which is faster for small requests, or "
+            "auto: HAProxy where it can be had."
+        ),
     ] = ProxyChoice.ray,
     address: Address = None,
     debug: Debug = False,
@@ -598,41 +601,28 @@ def calibrate(
     calibration.run(commands.read_base(file, overrides or []), numbers, address, record, note)
 
 
-class Kind(str, Enum):
-    """What ``list`` can list."""
-
-    watermarks = "watermarks"
-    combiners = "combiners"
-    aggregators = "aggregators"
-    pretexts = "pretexts"
-    attacks = "attacks"
-    removals = "removals"
-    detections = "detections"
-    models = "models"
-    datasets = "datasets"
-    policies = "policies"
-    benchmarks = "benchmarks"
-    sweeps = "sweeps"
-    config = "config"
-
-
 @app.command(name="list", epilog=EPILOG)
 def list_(
     kind: Annotated[
-        Optional[Kind],  # noqa: UP045
-        typer.Argument(help="What to list; the names of everything when omitted."),
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="A kind of component, sweeps or config, or one component; everything when omitted."),
     ] = None,
     name: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(help="One of them (for config: a section)."),
+        typer.Argument(help="One component of the kind, or a section of the config."),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """List what there is of watermarks, attacks, removals, detections, models, ...: parameters and defaults.
+    """List the components, with their settings and defaults; the settings of experiments and sweeps; the sweeps.
+
+    The kinds are watermarks, combiners, aggregators, pretexts, attacks, removals, detections, models, datasets,
+    policies and benchmarks.
 
     For example:
 
       mea-ray list
+
+      mea-ray list watermarks
 
       mea-ray list watermarks mea_defender
 
@@ -641,7 +631,11 @@ def list_(
     from mea_ray.cli import catalogue
     from mea_ray.report.terminal import make_console
 
-    catalogue.show(make_console(), kind.value if kind else None, name)
+    catalogue.show(make_console(), kind, name)
+
+
+for commands_ in (app, bench, keys):
+    lay_out_help(commands_)
 
 
 def _exit(failed: bool) -> NoReturn:

@@ -1,7 +1,8 @@
-"""What all commands share: exit codes, the line about them, and ``--debug``."""
+"""What all commands share: exit codes, the line about them, ``--debug``, and how their help is laid out."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -23,3 +24,14 @@ def _set_debug(context: typer.Context, value: bool) -> bool:
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug, is_eager=True)
 ]
+
+
+def lay_out_help(commands: typer.Typer) -> None:
+    """Give each command its docstring as help: paragraphs without line breaks, and one line for each example.
+
+    Typer would keep the line breaks of all paragraphs but the first, and indent examples in some commands only.
+    """
+    for command in commands.registered_commands:
+        paragraphs = [" ".join(each.split()) for each in (inspect.getdoc(command.callback) or "").split("\n\n")]
+        text = "\n\n".join(paragraphs)
+        command.help = text.replace("\n\nmea-ray ", "\nmea-ray ").replace("For example:\n", "For example:\n\n")

@@ -39,6 +39,11 @@ def find(file: Path) -> Path:
         return shipped() / f"{name}.yaml"
     if file.is_dir():
         raise ConfigError(f"{file} is a folder; give a YAML file, or one of the sweeps that come with mea_ray: {known}")
+    if file.suffix in {".yaml", ".yml"}:
+        if file.stem in known:
+            raise ConfigError(f"there is no file {file}; {file.stem} comes with mea_ray: leave out folder and suffix")
+        near = [str(path) for path in sorted(file.parent.glob("*.y*ml"))] if file.parent.is_dir() else []
+        raise ConfigError(f"there is no file {file}{nearest(name, near) or '; check the path'}")
     raise ConfigError(
         f"there is no file {file}, and no sweep of that name comes with mea_ray{nearest(name, known) or '.'} Known: "
         f"{', '.join(known)}"

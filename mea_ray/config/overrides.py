@@ -23,6 +23,8 @@ def load_tree(path: str | Path) -> Tree:
         ConfigError: The file cannot be read, is not YAML, or does not hold a mapping.
     """
     tree = yaml_text.read(path)
+    if tree is None:
+        raise ConfigError(f"{path} is empty; write config keys into it, e.g. `data: digits`")
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of config keys, got {printable(tree)}")
     return tree

@@ -303,9 +303,13 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[SettingProb
     issues = []
     errors = error.errors()
     wrong_items = {each["loc"][:-1] for each in errors if each["loc"]}
+    missing: dict[str, tuple[int, Any]] = {}
     for each in errors:
         if each["type"] == "too_short" and each["loc"] in wrong_items:
             continue  # it is counted without the items that are wrong themselves
+        if each["type"] == "missing" and isinstance(each["loc"][-1], int):
+            missing[".".join(map(str, each["loc"][:-1]))] = (each["loc"][-1] + 1, each["input"])
+            continue
         path = ".".join(map(str, each["loc"]))
         cause = each.get("ctx", {}).get("error")
         if isinstance(cause, RefusedSettings):
@@ -321,6 +325,9 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[SettingProb
             issues.append(SettingProblem(path, f"unknown key{hint or '.'} Known: {', '.join(known)}"))
         else:
             issues.append(SettingProblem(path, each["msg"].removeprefix("Value error, "), printable(each["input"])))
+    issues += [
+        SettingProblem(path, f"give {number} values", printable(value)) for path, (number, value) in missing.items()
+    ]
     return issues
 
 

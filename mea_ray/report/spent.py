@@ -20,7 +20,8 @@ def sentence(results: Sequence[TrialResult], prices: PricesConfig | None = None)
     queries = sum(result.queries_charged for result in results)
     devices = ", ".join(sorted({result.device for result in results}))
     spent = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
-    text = f"{len(results):,} trials took {spent} on {devices}, and {queries:,} queries"
+    trials = f"{len(results):,} trial{'' if len(results) == 1 else 's'}"
+    text = f"{trials} took {spent} on {devices}, and {queries:,} queries"
     if prices is not None and (prices.hour or prices.query):
         machines, answers = hours * prices.hour, queries * prices.query
         text += (

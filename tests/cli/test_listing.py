@@ -10,6 +10,7 @@ from rich.console import Console
 from mea_ray.cli import catalogue, sweeps
 from mea_ray.cli.listing import Listing, choice_of, config_rows, summary_of
 from mea_ray.config import ExperimentConfig
+from mea_ray.core.errors import ConfigError
 
 KINDS = [kind for kind in catalogue.TABLES if kind != "benchmarks"]
 
@@ -84,3 +85,25 @@ def test_the_line_of_a_component_is_a_sentence_of_its_docstring() -> None:
     assert (summary_of(chosen), choice_of(chosen)) == ("Do something.", "Choose it for many images.")
     assert choice_of(plain) == "Do something long."
     assert choice_of(object) and summary_of(type("Bare", (), {"__doc__": None})) == ""
+
+
+@pytest.mark.parametrize(("typed", "kind"), [("attack", "attacks"), ("policy", "policies"), ("Models", "models")])
+def test_a_kind_may_be_typed_in_the_singular(typed: str, kind: str) -> None:
+    assert listing_at(80, typed) == listing_at(80, kind)
+
+
+def test_a_component_is_found_without_its_kind() -> None:
+    assert listing_at(80, "knockoff") == listing_at(80, "attacks", "knockoff")
+    assert listing_at(80, "thief") == listing_at(80, "config", "thief")
+    both = listing_at(80, "none")  # a watermark, and a pretext
+    assert "watermarks" in both and "pretexts" in both
+
+
+@pytest.mark.parametrize(("typed", "hint"), [("attacc", "attacks"), ("knockof", "knockoff")])
+def test_what_does_not_exist_is_refused_with_the_nearest_name(typed: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean '{hint}'"):
+        listing_at(80, typed)
+
+
+def test_no_text_has_the_backquotes_of_docstrings() -> None:
+    assert not [kind for kind in [*KINDS, "config"] if "``" in listing_at(160, kind)]

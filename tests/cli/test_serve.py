@@ -38,10 +38,10 @@ def test_a_key_is_shown_once_and_alone(victim: Path, capsys: pytest.CaptureFixtu
         (["keys", "limit", "{}", "alice", "--budget", "many"], "--budget many is no number"),
         (["keys", "add", "/nowhere", "alice"], "/nowhere is no folder of a victim"),
         (["keys", "list", "."], ". is no folder of a victim, it has no model.safetensors"),
-        (["usage", "{}"], "has no ledger yet"),
+        (["usage", "{}"], "nobody has asked"),
         (["serve", "{}", "polcy=top_k"], "polcy"),
         (["serve", "{}", "--tls-cert", "chain.pem"], "TLS needs both files"),
-        (["serve", "/nowhere"], "holds no readable model"),
+        (["serve", "/nowhere"], "there is no folder /nowhere"),
         (["serve", "{}", "--update"], "no service of"),
     ],
 )

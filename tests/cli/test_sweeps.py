@@ -7,6 +7,7 @@ import pytest
 from mea_ray.cli import sweeps
 from mea_ray.cli.main import main
 from mea_ray.cli.options import OK, USAGE
+from mea_ray.core.errors import ConfigError
 
 
 def test_a_file_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +28,25 @@ def test_an_unknown_name_is_answered_with_the_nearest(capsys: pytest.CaptureFixt
     assert main(["plan", "quickstrat"]) == USAGE
     output = " ".join(capsys.readouterr().err.split())
     assert "there is no file quickstrat" in output and "did you mean 'quickstart'?" in output and "budgets" in output
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("mine/experimen.yaml", "did you mean 'mine/experiment.yaml'?"),
+        ("nowhere/experiment.yaml", "there is no file nowhere/experiment.yaml; check the path"),
+        ("sweeps/quickstart.yaml", "quickstart comes with mea_ray: leave out folder and suffix"),
+    ],
+)
+def test_a_mistyped_path_is_answered_with_a_file_that_is_there(
+    typed: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/experiment.yaml").write_text("data: digits\n")
+    with pytest.raises(ConfigError) as refused:
+        sweeps.find(Path(typed))
+    assert says in str(refused.value) and "Known" not in str(refused.value)
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

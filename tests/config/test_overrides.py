@@ -10,6 +10,7 @@ import pytest
 from mea_ray.config import ExperimentConfig, build, load_experiment, load_sweep, merge, set_path
 from mea_ray.config.overrides import dropped, overridden, split_override
 from mea_ray.core.errors import ConfigError
+from mea_ray.core.settings import InvalidSettings
 
 
 @pytest.mark.parametrize(
@@ -294,3 +295,12 @@ def test_what_ray_would_refuse_hours_later_is_refused_at_once(text: str, words: 
 def test_a_url_of_another_kind_is_refused_with_the_config(url: str) -> None:
     with pytest.raises(ConfigError, match="it is no http or https URL; give one like"):
         load_experiment(None, [f"thief.blackbox.url={url}"])
+
+
+def test_too_few_values_are_counted_and_an_empty_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings) as refused:
+        load_experiment(None, ["victim.watermark.source_classes=3"])
+    assert str(refused.value) == "victim.watermark.source_classes=[3]: give 2 values"
+    (tmp_path / "empty.yaml").touch()
+    with pytest.raises(ConfigError, match=r"empty\.yaml is empty; write config keys"):
+        load_experiment(tmp_path / "empty.yaml")

@@ -145,7 +145,7 @@ def test_utf_8_and_utf_16_with_a_mark_are_read(encoding: str, tmp_path: Path) ->
         (b"\xff\xfes", "is not UTF-8"),
         (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "is not UTF-8"),
         (b"a" * (MAX_BYTES + 1), "is larger than"),
-        (b"", "must hold a mapping"),
+        (b"", "is empty"),
         (b"[1, 2]", "must hold a mapping"),
         (b"just text", "must hold a mapping"),
     ],

@@ -49,6 +49,8 @@ def about_victim(folder: Path) -> About:
     """
     from mea_ray.training.checkpoint import load_model
 
+    if not folder.is_dir():
+        raise ArtifactError(f"there is no folder {folder}; give one that `mea-ray train` wrote")
     model, _ = load_model(folder)
     name, names = folder.resolve().name, tuple(map(str, range(model.classes)))
     described = folder / "victim.json"

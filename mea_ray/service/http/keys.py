@@ -172,7 +172,7 @@ class KeyStore:
     def _known(keys: dict[str, ApiKey], client: str) -> ApiKey:
         if client not in keys:
             raise ConfigError(
-                f"there is no client {client!r}{nearest(client, sorted(keys))} "
+                f"there is no client {client!r}{nearest(client, sorted(keys)) or '.'} "
                 f"Known: {', '.join(sorted(keys)) or 'none; add one with `keys add`'}"
             )
         return keys[client]

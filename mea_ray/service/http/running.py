@@ -209,10 +209,9 @@ def offline_usage(state: Path, classes: int) -> list[dict[str, Any]]:
     from mea_ray.service.http.ledger import HttpLedger
 
     if not (state / LEDGER).exists():
-        known = [record.client for record in KeyStore(state).list()]
-        raise ConfigError(
-            f"{state} has no ledger yet: {len(known)} keys, nobody has asked; start the service with `mea-ray serve`"
-        )
+        known = len(KeyStore(state).list())
+        keys = f"{known} key{'' if known == 1 else 's'}"
+        raise ConfigError(f"nobody has asked {state} yet ({keys}); start the service with `mea-ray serve`")
     secret = service_secret(state)
     ledger = HttpLedger(str(state / LEDGER), None, {}, secret)
     try:
