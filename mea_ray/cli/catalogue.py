@@ -148,8 +148,9 @@ def _show_config(console: Console, section: str | None) -> None:
         console.print(config_listing("sweep", "A base experiment and the settings that vary.", SweepConfig, ("base",)))
         return
     if section not in fields:
+        known = [*fields, "http"]
         raise ConfigError(
-            f"the config has no section {section!r}{nearest(section, [*fields, 'http'])} Known: {', '.join(fields)}, http"
+            f"the config has no section {section!r}{nearest(section, known) or '.'} Known: {', '.join(known)}"
         )
     owner = ExperimentConfig if section in ExperimentConfig.model_fields else SweepConfig
     others = tuple(field for field in owner.model_fields if field != section)
