@@ -11,6 +11,9 @@ from typing import Any
 
 import psutil
 
+_ENDED = {"Z", "X"}
+"""States, in Linux's letters, of a process that has ended: a zombie, and one that is being removed."""
+
 
 @cache
 def machine() -> str:
@@ -25,13 +28,15 @@ def machine() -> str:
 def started(pid: int) -> int | None:
     """Return when a process of this machine was started, in a unit of the system's; None if there is no such process.
 
+    One that has ended, and that its parent has not waited for yet, is none either.
+
     On Linux these are clock ticks since the machine was booted. They distinguish a process from a later one with its
     number, and no change of the clock alters them.
     """
     try:
         # The second field is the command in parentheses, which may hold anything; the start is the 22nd.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return int(fields[19])
+        return None if fields[0] in _ENDED else int(fields[19])
     except FileNotFoundError:
         pass
     except (OSError, ValueError, IndexError):
@@ -39,7 +44,8 @@ def started(pid: int) -> int | None:
     if Path("/proc/self/stat").exists():
         return None
     try:
-        return int(psutil.Process(pid).create_time())
+        entry = psutil.Process(pid)
+        return None if entry.status() == psutil.STATUS_ZOMBIE else int(entry.create_time())
     except psutil.Error:
         return None
 

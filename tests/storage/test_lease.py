@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -268,3 +270,17 @@ def test_a_process_is_known_by_its_start_in_ticks() -> None:
     assert not process.is_gone({**here, "machine": "elsewhere", "pid": 2**22 + 1})
     assert not process.is_gone({}) and not process.is_gone({"machine": process.machine(), "pid": "x"})
     assert process.describe(here).startswith(f"process {os.getpid()} on ")
+
+
+def test_a_killed_process_is_gone_before_its_parent_has_waited_for_it() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        here = {"machine": process.machine(), "pid": child.pid, "started": process.started(child.pid)}
+        assert here["started"] is not None and process.runs_here(here)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is a zombie until it is waited for
+        assert process.started(child.pid) is None
+        assert process.is_gone(here) and not process.runs_here(here)
+    finally:
+        child.kill()
+        child.communicate()
