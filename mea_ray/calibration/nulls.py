@@ -17,9 +17,10 @@ from mea_ray.experiment.checks import check, check_owner
 from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.theft import run_attack
 from mea_ray.experiment.verifier import Verifier
-from mea_ray.experiment.victim.folder import Victim
+from mea_ray.experiment.victim.folder import OWNER, Victim
 from mea_ray.experiment.victim.nulls import NullRecord, keep, measured_by, read_nulls, thief_digest, with_cost
 from mea_ray.results.records import ModelReport
+from mea_ray.storage.files import refusing, try_writing
 from mea_ray.storage.remote import Storage
 from mea_ray.sweep import cluster
 from mea_ray.sweep.modules import modules_to_send
@@ -88,6 +89,8 @@ def make_nulls(
         raise ConfigError(
             "null models start from fresh weights; say how they are trained, e.g. victim.null_training.epochs=60"
         )
+    with refusing(f"{victim.folder} cannot be written", "copy the victim's folder to another place"):
+        try_writing(victim.require_folder() / OWNER)
     Storage(config.storage).check_writable()
     data = load_splits(config) if stolen else None
     if data is not None:

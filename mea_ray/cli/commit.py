@@ -9,6 +9,10 @@ from rich.console import Console
 from mea_ray.core.errors import ConfigError
 from mea_ray.experiment.commitment import REPLY, REQUEST, ROOTS, Committed, add_reply, commit, committed
 from mea_ray.report.terminal import make_console
+from mea_ray.storage.files import read_at_most
+
+_LARGEST = 2**20
+"""Most bytes of an answer or of certificates."""
 
 
 def run(victim: Path, tsa: str | None, reply: Path | None, roots: Path | None) -> None:
@@ -64,6 +68,6 @@ def _show(console: Console, opened: Committed, victim: Path, folder: Path) -> No
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_at_most(path, _LARGEST)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror or error}); check the path") from error

@@ -12,7 +12,7 @@ from mea_ray.experiment.victim import Victim
 from mea_ray.experiment.victim.card import card_text
 from mea_ray.experiment.victim.folder import check_free
 from mea_ray.report.terminal import make_console, pairs_table
-from mea_ray.storage.files import refusing
+from mea_ray.storage.files import refusing, try_writing
 from mea_ray.storage.remote import Storage
 
 
@@ -26,13 +26,15 @@ def train(source: Path, overrides: Sequence[str], to: Path, copies: bool) -> Non
         copies: Also write the copies for ONNX and ``torch.export``.
 
     Raises:
-        ConfigError: The folder holds something, or the experiment cannot be run.
+        ConfigError: The folder holds something or cannot be written, or the experiment cannot be run.
         ArtifactError: The artifact is damaged.
     """
     from mea_ray.experiment.victim.make import victim_of_artifact
 
     with refusing(f"{to} cannot be written", "choose another folder"):
-        check_free(to.resolve())
+        target = to.resolve()
+        check_free(target)
+        try_writing(target.parent)
     if source.is_dir():
         if overrides:
             raise ConfigError(f"{source} was trained already, so {overrides[0]} changes nothing; leave it out")

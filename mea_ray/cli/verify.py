@@ -24,6 +24,7 @@ from mea_ray.experiment.victim import Victim
 from mea_ray.experiment.victim.folder import OWNER
 from mea_ray.models.foreign import Preprocessing
 from mea_ray.report.terminal import make_console
+from mea_ray.storage.files import refusing, try_writing
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def verify(folder: Path, suspect: str, options: Options, overrides: Sequence[str
     from mea_ray.report import accusation
 
     victim = Victim.load(folder)
+    with refusing(f"{options.to or folder} cannot be written", "give another folder for the verdict with --to"):
+        try_writing(options.to or victim.require_folder() / OWNER)
     victim = with_data(victim, with_overrides(victim, overrides))
     verdict = api.verify(victim, suspect, terms(options))
     out = make_console()

@@ -18,9 +18,12 @@ from mea_ray.config import BlackBoxConfig, ClientConfig, ExperimentConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.experiment.theft import answers_received
 from mea_ray.results.records import QueryLogRecord
-from mea_ray.storage.files import at_home
+from mea_ray.storage.files import at_home, read_at_most
 
 Open = Callable[..., HttpBlackBox]
+
+_LONGEST_KEY = 64 * 1024
+"""Most bytes that are read of a file that should hold a key."""
 
 
 class RemoteService:
@@ -178,7 +181,7 @@ def read_key(reference: str, option: str = "thief.blackbox.key") -> str:
         path = at_home(name, option)
         where = f"the file {path}"
         try:
-            key = path.read_text(encoding="utf-8")
+            key = read_at_most(path, _LONGEST_KEY).decode("utf-8-sig")
         except (OSError, ValueError):  # no text, or no path
             key = ""
     if not key.strip() or not key.strip().isprintable():

@@ -22,7 +22,7 @@ from mea_ray.report.tables import percent
 from mea_ray.report.terminal import make_console
 from mea_ray.results.portable import anonymous, portable
 from mea_ray.results.records import ModelReport, read_record
-from mea_ray.storage.files import write_whole
+from mea_ray.storage.files import refusing, try_writing, write_whole
 from mea_ray.training.device import device_name
 from mea_ray.verification.verdict import SEVERITY
 
@@ -69,6 +69,10 @@ def run(
     """
     from mea_ray.calibration.run import FILE, calibrate
 
+    if record is not None:
+        with refusing(f"{record} cannot be written", "give another folder with --record"):
+            check_target(record)
+            try_writing(record)
     progress = make_console(stderr=True)
 
     def show_step(text: str, done: int, of: int) -> None:

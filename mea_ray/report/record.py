@@ -20,7 +20,7 @@ from mea_ray.report.tables import listed
 from mea_ray.results.portable import anonymous, cleaned, portable
 from mea_ray.results.records import RESULTS, SCHEMA_VERSION, TrialResult, read_results
 from mea_ray.storage.files import write_whole
-from mea_ray.sweep.event_log import EVENTS
+from mea_ray.sweep.event_log import EVENTS, read
 
 RECORD = "record.json"
 SWEEP = "sweep.yaml"
@@ -164,9 +164,10 @@ def command_of(folder: Path) -> str:
 def _first_start(folder: Path) -> tuple[datetime | None, str, int | None]:
     """Return when a sweep was first started, by which command, and how many trials it planned, from its event log."""
     try:
-        lines = (folder / EVENTS).read_text(encoding="utf-8").splitlines()
-        events = (json.loads(line) for line in lines)
-        first = next(event for event in events if event.get("event") == "SweepStarted")
-    except (OSError, ValueError, StopIteration):
-        return None, "", None
-    return datetime.fromtimestamp(first["t"], timezone.utc), str(first.get("command", "")), int(first["trials"])
+        first = next(((t, fields) for t, name, fields in read(folder / EVENTS) if name == "SweepStarted"), None)
+        if first is not None:
+            t, fields = first
+            return datetime.fromtimestamp(t, timezone.utc), str(fields.get("command", "")), int(fields["trials"])
+    except (OSError, ValueError, OverflowError, KeyError, TypeError):  # a log that somebody wrote to
+        pass
+    return None, "", None

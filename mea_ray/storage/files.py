@@ -206,6 +206,39 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_at_most(path: Path, size: int) -> bytes:
+    """Read a file that somebody named, of which nothing is known: it may be a device without an end.
+
+    Raises:
+        OSError: It cannot be read, or has more than ``size`` bytes.
+        ValueError: The path holds a null character.
+    """
+    with path.open("rb") as file:
+        data = file.read(size + 1)
+    if len(data) > size:
+        raise OSError(errno.EFBIG, f"it has more than {size:,} bytes", str(path))
+    return data
+
+
+def try_writing(folder: Path) -> None:
+    """Write a small file into a folder and remove it again, with every folder that was made for it.
+
+    For what is written after hours of work: that it cannot be is known before.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    try:
+        write_whole(probe, "probe")
+        probe.unlink()
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):  # not made, or another process uses it by now
+                each.rmdir()
+
+
 def write_whole(path: Path, content: bytes | str, *, mode: int | None = None) -> None:
     """Write aside, flush to the disk, rename: a reader never sees half a file, and neither does a machine that died.
 

@@ -134,3 +134,11 @@ def test_where_a_key_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_keys(both, 3)
     with pytest.raises(ConfigError, match="the environment variable MISSING holds no key"):
         read_keys(BlackBoxConfig(url="http://x", key=("env:MISSING",)), 1)
+    (tmp_path / "key").write_bytes("abc\r\n".encode("utf-8-sig"))  # as an editor of Windows writes it
+    assert read_keys(BlackBoxConfig(url="http://x", key=(f"file:{tmp_path / 'key'}",)), 1) == ["abc"]
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/null", "/"])
+def test_a_file_that_is_no_key_is_refused_and_not_read_without_end(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"the file {name} holds no key; put the API key there"):
+        read_keys(BlackBoxConfig(url="http://x", key=(f"file:{name}",)), 1)

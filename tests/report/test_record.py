@@ -13,7 +13,7 @@ from mea_ray.cli.main import main
 from mea_ray.cli.options import OK
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.report import detections
-from mea_ray.report.record import SweepRecord, make_record, slim
+from mea_ray.report.record import SweepRecord, command_of, make_record, slim
 from mea_ray.results.portable import without_paths
 from mea_ray.results.records import DetectionResult, ReversedTrigger, TrialResult, read_results
 
@@ -159,3 +159,13 @@ def test_a_missing_or_damaged_record_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text("{}")
     with pytest.raises(ArtifactError, match="damaged"):
         SweepRecord.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["null", "[]", '"x"', "{", "\0", '{"t": "x", "event": "SweepStarted"}', '{"t": NaN, "event": "SweepStarted"}']
+    + ['{"t": 1e300, "event": "SweepStarted", "trials": 1}', '{"t": 1, "event": "SweepStarted", "trials": null}'],
+)
+def test_a_log_that_somebody_wrote_to_says_nothing_of_the_command(line: str, tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    assert command_of(tmp_path) == ""

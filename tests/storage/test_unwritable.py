@@ -5,15 +5,21 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pyarrow import fs
 from tiny import tiny_sweep
 
+from mea_ray import api
+from mea_ray.calibration import run as calibration
 from mea_ray.cli.main import main
+from mea_ray.cli.options import USAGE
 from mea_ray.config import write_yaml
 from mea_ray.core.errors import ConfigError
+from mea_ray.experiment.victim import Victim
+from mea_ray.storage.files import try_writing
 from mea_ray.storage.remote import Storage
 from mea_ray.sweep import cluster
 from mea_ray.sweep.runner import run_sweep
@@ -104,3 +110,34 @@ def test_reading_commands_say_so_in_one_line(files: dict[str, str], capsys: pyte
         assert main(["status", folder]) == 2
         assert "folder that `mea-ray sweep` printed" in " ".join(capsys.readouterr().err.replace("│", " ").split())
         assert main(["report", folder]) in {1, 2}
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    try_writing(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="Not a directory|File exists"):
+        try_writing(tmp_path / "file" / "a")
+
+
+@pytest.mark.parametrize("place", ["/proc/nope/x", "{}/file/x"], ids=["read-only", "below a file"])
+def test_what_is_written_at_the_end_is_tried_at_the_start(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder of a victim, of a verdict, and of a record: hours of work, or queries that were paid for."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "e.yaml").write_text(f"storage: {tmp_path / 'storage'}\n")
+    victim = SimpleNamespace(require_folder=lambda: tmp_path)
+    monkeypatch.setattr(Victim, "load", lambda folder: victim)
+    for module, work in ((api, "watermark"), (api, "verify"), (calibration, "calibrate")):
+        monkeypatch.setattr(module, work, lambda *_, **__: pytest.fail("it was begun"))
+    place, experiment = place.format(tmp_path), str(tmp_path / "e.yaml")
+    for command in (
+        ["train", experiment, "--to", place],
+        ["verify", str(tmp_path), "--suspect", "x", "--to", place],
+        ["calibrate", experiment, "--record", place],
+    ):
+        assert main(command) == USAGE
+        shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert "cannot be written" in shown and "another folder" in shown
+    assert {path.name for path in tmp_path.iterdir()} <= {"e.yaml", "file"}

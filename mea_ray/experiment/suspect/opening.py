@@ -18,7 +18,7 @@ from mea_ray.core import plugins
 from mea_ray.core.errors import ArtifactError, ConfigError, SuspectError
 from mea_ray.experiment.suspect.network import Ask
 from mea_ray.experiment.suspect.process import Limits, SuspectProcess
-from mea_ray.storage.files import refusing, sha256
+from mea_ray.storage.files import read_at_most, refusing, sha256
 from mea_ray.training.checkpoint import DESCRIPTION, WEIGHTS, load_model
 
 SourceKind = Literal["onnx", "torch.export", "torchscript", "weights", "model folder", "url", "function"]
@@ -196,8 +196,9 @@ def class_map(text: str | None) -> tuple[Mapping[str, int] | list[str] | None, b
     if text is None or text == "match":
         return None, text == "match"
     try:
-        content = yaml_text.parse(Path(text).read_text(encoding="utf-8"), f"--classes {text}")
-    except (OSError, UnicodeError) as error:
+        written = read_at_most(Path(text), yaml_text.MAX_BYTES).decode("utf-8-sig")
+        content = yaml_text.parse(written, f"--classes {text}")
+    except (OSError, ValueError) as error:  # ValueError: no text, or a path with a null character
         raise ConfigError(f"--classes {text} cannot be read: {error}; give a YAML or JSON file, or match") from error
     if isinstance(content, list):
         return [str(name) for name in content], False

@@ -169,3 +169,8 @@ def test_class_maps_are_read(tmp_path: Path) -> None:
     for name in ("bad.yaml", "none.yaml"):
         with pytest.raises(ConfigError, match="--classes"):
             class_map(str(tmp_path / name))
+    (tmp_path / "marked.yaml").write_bytes("[cat, dog]\r\n".encode("utf-8-sig"))
+    assert class_map(str(tmp_path / "marked.yaml")) == (["cat", "dog"], False)
+    for name in ("/dev/zero", "a\0b"):  # without an end; no path
+        with pytest.raises(ConfigError, match="cannot be read"):
+            class_map(name)
