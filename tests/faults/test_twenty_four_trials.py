@@ -24,7 +24,7 @@ def quiet(storage: Path) -> float:
         began = time.perf_counter()
         config = harness.sweep(storage, **OPTIONS)
         with harness.driver(config, "--address", nodes.cluster.address, env=nodes.env) as run:
-            assert run.ends(3600) == 0, run.story()
+            assert run.ends() == 0, run.story()
         return time.perf_counter() - began
     finally:
         nodes.close()
@@ -37,16 +37,16 @@ def disturbed(storage: Path) -> tuple[float, harness.Driver]:
         began = time.perf_counter()
         config = harness.sweep(storage, **OPTIONS)
         with harness.driver(config, "--address", nodes.cluster.address, env=nodes.env) as run:
-            run.until(harness.kind("TrialFinished"), count=6, timeout_s=3600)
+            run.until(harness.kind("TrialFinished"), count=6)
             run.until(harness.kind("Queried"), count=len(run.of("Queried")) + 1)
             (lost, _), (remaining, replica), *_ = [
                 result for result in nodes.where("Replica") if result[0] in nodes.workers
             ]
             assert lost is not remaining, "one replica on each worker"
             nodes.remove(lost)
-            run.until(harness.kind("TrialFinished"), count=12, timeout_s=3600)
+            run.until(harness.kind("TrialFinished"), count=12)
             replica.kill()
-            assert run.ends(3600) == 0, run.story()
+            assert run.ends() == 0, run.story()
         return time.perf_counter() - began, run
     finally:
         nodes.close()
