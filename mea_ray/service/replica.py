@@ -6,7 +6,9 @@ whatever else was paid for during the last pass.
 
 A few images that come while nothing else is under way take a shorter way: they are computed first, in the smallest
 pass, and are then charged and noted in one call to the ledger. They are answered only when they are paid for, as ever.
-To charge while the pass is computed would take a second call for the note, which costs more than it saves. A client who
+A pass of a few milliseconds is computed in the event loop, since waking a thread and being woken by it takes longer
+than anything else could wait for the loop. To charge while the pass is computed would take a second call for the note,
+which costs more than it saves. A client who
 was refused last is charged first: nobody computes for a budget that is spent.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +43,8 @@ from mea_ray.training.device import device, use_gpus, use_threads
 
 logger = logging.getLogger(__name__)
 _NOTE_PAUSES_S = (0.25, 1.0, 4.0, 16.0, 60.0)
+_QUICK_PASS_S = 0.02
+"""A lone image whose pass takes less time is computed in the event loop."""
 _MOST_REFUSED = 100_000
 """Clients whose last refusal is remembered."""
 
@@ -94,7 +99,7 @@ class Replica:
             model, model.shape, worded, pass_images=images, device=where, small_passes=settings.small_passes
         )
         # The first pass of a process is slow (kernels are chosen, memory is taken): not at a client's expense.
-        self._passes.answer([np.zeros((1, *model.shape), dtype=np.uint8)])
+        self._is_quick = [self._seconds_of_a_lone_pass(model.shape) for _ in range(2)][-1] < _QUICK_PASS_S
         self._shape, self._classes, self._source = model.shape, answer_size(model, worded), worded.source
         # By name and not by handle: arguments in the object store die with their owner, and then no restart succeeds.
         self._ledger, self._secret = find(ledger_name(service)) if ledger is None else ledger, secret
@@ -216,9 +221,12 @@ class Replica:
         )
 
     async def _answer_lone(self, request: _Request) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            responses = await loop.run_in_executor(self._worker, self._passes.respond, [request.images])
+            if self._is_quick:
+                responses = self._passes.respond([request.images])
+            else:
+                loop = asyncio.get_running_loop()
+                responses = await loop.run_in_executor(self._worker, self._passes.respond, [request.images])
         except Exception as error:
             _fail(request, error)
             return
@@ -235,6 +243,11 @@ class Replica:
             _fail(request, refusal)
         elif not request.answered.done():
             request.answered.set_result(responses[0].answers)
+
+    def _seconds_of_a_lone_pass(self, shape: tuple[int, int, int]) -> float:
+        start = time.perf_counter()
+        self._passes.answer([np.zeros((1, *shape), dtype=np.uint8)])
+        return time.perf_counter() - start
 
     def _remember(self, client: str, refusal: MeaRayError | None) -> None:
         """Keep who was refused last."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,27 @@ def test_one_call_to_the_ledger_is_enough(service: InProcess, monkeypatch: pytes
     seen.clear()
     assert ask(service, key, 5)[0].status_code == 200, "more than the smallest pass holds"
     assert seen == ["charge_many", "note"]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_quick_pass_needs_no_other_thread_and_gives_the_same_answer(
+    service: InProcess, monkeypatch: pytest.MonkeyPatch, quick: bool
+) -> None:
+    replica, threads = service.engine._replica, set()
+    assert replica._is_quick, "the pass of a tiny network"
+    whole = ask(service, service.keys.add("merged"), 32)[0].json()["predictions"][0]
+    real = replica._passes.respond
+
+    def respond(parts: Any) -> Any:
+        threads.add(threading.get_ident())
+        return real(parts)
+
+    monkeypatch.setattr(replica, "_is_quick", quick)
+    monkeypatch.setattr(replica._passes, "respond", respond)
+    (response,) = ask(service, service.keys.add("alice"), 1)
+    assert response.status_code == 200 and service.charged("alice") == 1
+    assert response.json()["predictions"][0] == whole, "the same image among 32: the same bits"
+    assert (threads == {threading.get_ident()}) is quick
 
 
 def test_a_spent_budget_is_refused_not_logged_and_computed_for_once(
