@@ -79,7 +79,7 @@ def bench_http(
         repeats: Turns; medians are compared.
         cpus_per_replica: CPUs that a replica reserves; it computes on one thread however many.
         proxy: What stands before the replica, if a Ray is started: ``haproxy``, Ray Serve's own (``ray``), or HAProxy
-            where it can be had (``auto``).
+            where it is available (``auto``).
         on_progress: Called with the measurement after each turn.
 
     Returns:

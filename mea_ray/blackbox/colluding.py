@@ -15,7 +15,7 @@ from mea_ray.core.types import Answers, BlackBox, FloatImages, Images
 
 
 class CountingClient(BlackBox, Protocol):
-    """A black box that counts the images it queried, as `LocalBlackBox` and `ServiceClient` do."""
+    """A black box that counts the images it has queried, as `LocalBlackBox` and `ServiceClient` do."""
 
     asked: int
 
@@ -31,7 +31,7 @@ def account_names(client: str, accounts: int) -> list[str]:
 
 
 class Colluding:
-    """Deals the images of every query out over accounts, one each in turn; implements `types.BlackBox`.
+    """Deals out the images of every query to accounts, one each in turn; implements `types.BlackBox`.
 
     Which account queries an image follows from the number of images queried before. So a resumed thief (``start_at``)
     sends every image to the same account as before, under the same request id, and nothing is charged twice.

@@ -1,4 +1,4 @@
-"""Answer policies that protect a model by saying something else than it computes; none of them changes the class."""
+"""Answer policies that protect a model by answers that differ from what it computes; none of them changes the class."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TINY = 1e-6
 
 
 class ReverseSigmoid:
-    """Probabilities less a reverse sigmoid of their logits: many inputs of one answer, so that gradients mislead.
+    """Probabilities less a reverse sigmoid of their logits: several inputs share an answer, so that gradients mislead.
 
     Choose it as the classical perturbation that keeps the class.
 
@@ -69,7 +69,7 @@ def _mildest(rows: npt.NDArray[np.float64], turned: npt.NDArray[np.float64]) -> 
 class HighConfidence:
     """Only probabilities of at least a cutoff, and the top class; all others are zero.
 
-    Choose it for an API that says nothing where it is not sure.
+    Choose it for an API that reveals nothing where it is not sure.
 
     A top class below the cutoff is revealed all the same, so that customers learn the class. (ART's `HighConfidence`
     answers with zeros alone there.)

@@ -1,4 +1,4 @@
-"""Other people's APIs as a black box: how their requests and answers are worded, from a YAML file.
+"""Other people's APIs as a black box: the format of their requests and answers, from a YAML file.
 
 The file is a `ForeignApi`. A service of three classes that takes base64 PNGs and answers the two most probable ones:
 
@@ -47,7 +47,7 @@ class TopChoice(Settings):
 
 
 class ForeignApi(Settings):
-    """How an API words its requests and its answers."""
+    """The format of an API's requests and answers."""
 
     image_shape: tuple[int, int, int] = Field(description="Channels, height and width to send.")
     classes: tuple[str, ...] = Field(min_length=2, description="Names of the classes as the API calls them, in order.")

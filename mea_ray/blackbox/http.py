@@ -1,7 +1,7 @@
 """A black box behind HTTP: requests with bounded flight, repeated after failures, charged once.
 
 It is to a URL what `service.client.ServiceClient` is to Ray actors: the same request ids, errors and order. How a
-service words requests and answers is a `Wire`: that of ``mea-ray serve`` is here, that of other APIs in `foreign`.
+service formats requests and answers is a `Wire`: that of ``mea-ray serve`` is here, that of other APIs in `foreign`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _AWAY = frozenset({408, 425, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class Described:
-    """What a service says of itself.
+    """A service's description of itself.
 
     Attributes:
         client: What the service calls the client.
@@ -61,10 +61,10 @@ class Described:
 
 
 class Wire(Protocol):
-    """How a service words its requests and answers."""
+    """The format of a service's requests and answers."""
 
     def describe(self, get: Callable[[str], httpx.Response]) -> Described:
-        """Ask a service what it is. ``get`` fetches a path and raises the errors of `HttpBlackBox`."""
+        """Ask a service for its description. ``get`` fetches a path and raises the errors of `HttpBlackBox`."""
         ...
 
     def remaining(self, get: Callable[[str], httpx.Response]) -> int | None:
@@ -128,11 +128,11 @@ class HttpBlackBox:
     Args:
         url: URL of the service, e.g. ``https://models.example/flowers``.
         key: API key, sent as ``Authorization: Bearer``; None sends none.
-        settings: Images in a request, requests under way at once, seconds to wait, failures that are borne.
+        settings: Images in a request, requests under way at once, seconds to wait, failures that are tolerated.
         start_at: Images that were queried in an earlier process, whose answers are stored.
         budget: Images that may be queried in all, whatever the service allows; None for no limit here.
         request_prefix: Distinguishes streams of queries under one key.
-        wire: How the service words requests and answers; None for ``mea-ray serve``.
+        wire: Format of requests and answers; None for ``mea-ray serve``.
         transport: Of httpx; None for the network.
         sleep: How to wait, in seconds.
 
@@ -213,7 +213,7 @@ class HttpBlackBox:
             BadQuery: The images are not acceptable; nothing was charged.
             UnknownClient: The service refuses the key.
             OverBudget: They do not fit in what is left of the budget; nothing was charged.
-            ServiceUnavailable: The service did not answer, although it was tried ``retries`` times more.
+            ServiceUnavailable: The service did not answer, although the request was repeated ``retries`` times.
         """
         with self._turn:
             before = self.asked
@@ -224,7 +224,7 @@ class HttpBlackBox:
                 raise
 
     def query_iter(self, images: Images | FloatImages) -> Iterator[Answers]:
-        """Like `query`, but yields the answers of one request after the other, so that each can be kept at once."""
+        """Like `query`, but yields the answers of one request after the other, so that each can be stored at once."""
         check_images(images, self.image_shape)
         if self._budget is not None and self.asked + len(images) > self._budget:
             raise OverBudget(self.client, len(images), self._budget - self.asked, self._budget)

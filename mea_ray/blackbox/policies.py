@@ -94,7 +94,7 @@ class KeyedPolicy(Protocol):
 
         Args:
             secret: 32 bytes. All replicas of a service take a hash of the victim's weights: it is the same after a
-                restart, and who has the config but not the model cannot compute it.
+                restart, and nobody with the config but without the model can compute it.
         """
         ...
 

@@ -480,7 +480,7 @@ def serve(
         ProxyChoice,
         typer.Option(
             help="What accepts connections: Ray Serve's own proxy, HAProxy, which is faster for small requests, or "
-            "auto: HAProxy where it can be had."
+            "auto: HAProxy where it is available."
         ),
     ] = ProxyChoice.ray,
     address: Address = None,

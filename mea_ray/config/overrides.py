@@ -55,7 +55,7 @@ def overridden(model: type[Settings], tree: Tree, overrides: Sequence[tuple[str,
         A new tree, and the values by path.
 
     Raises:
-        ConfigError: A value is no YAML, a path leads below a plain value, or a path is given two values.
+        ConfigError: A value is not YAML, a path leads below a plain value, or a path is given two values.
     """
     refuse_twice(overrides)
     values: Tree = {}

@@ -89,7 +89,7 @@ class SearchConfig(Config):
 
 
 class SelectConfig(Config):
-    """On what settings are chosen: by this sweep, or by an earlier one before the results of this one were seen.
+    """What settings are chosen by: by this sweep, or by an earlier one before the results of this one were seen.
 
     The test images choose nothing. A sweep that chooses judges its models on validation images
     (``base.splits.held_out``), with development seeds. One that reports has other seeds and names the sweep that chose.

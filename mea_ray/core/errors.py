@@ -113,7 +113,7 @@ class ServiceUnavailable(MeaRayError):
 
 
 class ReplicasAway(ServiceUnavailable):
-    """All replicas of a service are being restarted, for longer than was to be waited.
+    """All replicas of a service are being restarted, for longer than a client waits.
 
     A trial that meets this should give up its place: the replicas may be waiting for just these CPUs.
     """
@@ -125,7 +125,7 @@ class StorageUnavailable(MeaRayError):
     Args:
         place: The folder.
         why: ``full`` or ``away``.
-        waited_s: Seconds that it was waited for.
+        waited_s: Seconds waited for it.
         reason: The message of the operating system.
     """
 
@@ -173,7 +173,7 @@ class OutOfMemory(ClusterError):
 
     Args:
         what: The step, e.g. ``training victim 2d1278fe``.
-        attempts: Times that it was tried.
+        attempts: Number of tries.
     """
 
     def __init__(self, what: str, attempts: int) -> None:
@@ -190,10 +190,10 @@ class OutOfMemory(ClusterError):
 
 
 class DeviceOutOfMemory(MeaRayError):
-    """A GPU ran out of memory, in a training however small the parts that batches were learnt in.
+    """A GPU ran out of memory, in a training even with batches split into the smallest parts.
 
     Args:
-        where: At what, e.g. ``a batch of 128 images, learnt in 4 parts``.
+        where: What was computed, e.g. ``a batch of 128 images, learnt in 4 parts``.
     """
 
     def __init__(self, where: str) -> None:

@@ -39,7 +39,7 @@ _MOST_CHANNELS = 4
 
 
 class Marker(Protocol):
-    """What a service does to its own answers, so that who learns from them learns a mark."""
+    """What a service does to its own answers, so that a model trained on them learns a mark."""
 
     reads_features: bool
     """Whether ``mark`` needs the victim's features besides its probabilities."""

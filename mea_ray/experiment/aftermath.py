@@ -112,7 +112,7 @@ def follow(bench: Workbench) -> Aftermath:
 
 
 def steal_nulls(bench: Workbench) -> list[RungResult]:
-    """Steal as many null models as the config says, with every budget, and ask the owner's key about each substitute.
+    """Steal as many null models as the config says, with every budget, and verify each substitute with the owner's key.
 
     What a thief learns from answers may look like the mark without being one: a poor substitute errs towards some
     class. Only a thief of an innocent model shows how much, and only at the same budget. The attack, the images and the
@@ -209,16 +209,16 @@ def _remove(bench: Workbench, choice: Choice, on: SuspectName, model: ImageModel
 
 
 def holdings(config: ExperimentConfig, data: Splits, transfer: TransferSet, asked: ImageModel | None) -> ThiefData:
-    """Return what the remover works with: the thief's images and their answers, at his largest budget.
+    """Return what the remover works with: the thief's images and their answers, at the largest budget.
 
-    The answers of the victim's API would carry the mark into a null model, so a null model is asked itself. A
-    data-free thief kept no image: then it is the pool, and removals on his substitute are refused by ``check``.
+    The answers of the victim's API would carry the mark into a null model, so a null model is queried itself. A
+    data-free thief has stored no image: then it is the pool, and ``check`` refuses removals on its substitute.
 
     Args:
         config: The experiment.
         data: Its data.
         transfer: What the thief was answered.
-        asked: The model that gives the answers; None takes those of the API.
+        asked: The model that answers; None takes the answers of the API.
     """
     pool, budget = data.thief_pool.images, config.thief.budgets[-1]
     count = min(budget, len(transfer))

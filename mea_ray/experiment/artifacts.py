@@ -31,7 +31,7 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact by its storage and name: each process finds it, or fetches it, for itself.
+    """An artifact by its storage and name; each process finds or fetches it by itself.
 
     Attributes:
         storage: Folder or URI.

@@ -112,7 +112,7 @@ class FolderJournal(FolderSteps):
 
     @property
     def has_begun(self) -> bool:
-        """Whether this trial has asked before; answers in a folder that never did are another's."""
+        """Whether this trial has queried before; answers in the folder of one that has not are another trial's."""
         return self.path(BEGUN).exists()
 
     def begin_anew(self) -> None:

@@ -171,10 +171,10 @@ class Listener:
         """
 
     def on_known(self, rung: RungResult) -> None:
-        """Hear of a rung as soon as its substitute is judged; what follows the last rung may take long."""
+        """Note a rung as soon as its substitute is judged; what follows the last rung may take long."""
 
     def on_phase(self, what: str, number: int, of: int) -> None:
-        """Hear of what begins.
+        """Note what begins.
 
         Args:
             what: ``substitute``, ``null theft``, ``removal`` or ``detection``.

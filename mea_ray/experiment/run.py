@@ -45,7 +45,7 @@ class Experiment:
         names: Names of the trial, the victim, and the null models.
         ports: Models, query service, journal, listener.
         point: Config paths that a sweep set, and their values.
-        selection: On what the sweep's settings were chosen.
+        selection: What the sweep's settings were chosen by.
     """
 
     config: ExperimentConfig
@@ -66,7 +66,7 @@ class Experiment:
 
 
 class KeyOfTrial(BaseModel):
-    """What tells the key that a trial was begun with from others; None without a watermark."""
+    """Identifies the key that a trial was begun with; None without a watermark."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     key: str | None

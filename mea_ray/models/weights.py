@@ -54,9 +54,12 @@ def read_state(path: str | Path) -> State:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to read it without this safety
+            reason = "it is neither safetensors nor a file of torch.save with nothing but tensors in it"
         raise ArtifactError(
-            f"{path} holds no weights that can be read safely: {type(error).__name__}: {first_line(error)}; save "
-            "them with safetensors.torch.save_file(model.state_dict(), FILE)"
+            f"{path} holds no weights that can be read safely: {reason}; save them with "
+            "safetensors.torch.save_file(model.state_dict(), FILE)"
         ) from error
     return _without_prefix(_opened(content, path))
 

@@ -151,7 +151,7 @@ class KeyRecord(_Record):
         fingerprint: Start of the SHA-256 of the key, 16 hexadecimal digits.
         classes: Where its classes come from: ``chosen`` by hand, or drawn from ``system``, ``beacon`` or ``seed``;
             empty for a scheme whose key names no pair of classes.
-        seed_from: Where the key's seed comes from: ``system``, or ``config`` (insecure: whoever has the config can
+        seed_from: Where the key's seed comes from: ``system``, or ``config`` (insecure: anyone with the config can
             rebuild the key; so it was in older results).
         admissible: Number of keys that could have been drawn; None if it was not drawn.
         beacon: Value of the public beacon that it was drawn from; empty without.
@@ -321,7 +321,7 @@ class QueryLogRecord(_Record):
 
 
 class SelectionRecord(_Record):
-    """On what the settings of a sweep were chosen (``sweep.select``).
+    """What the settings of a sweep were chosen by (``sweep.select``).
 
     Attributes:
         metric: The metric of the last rung.
@@ -359,7 +359,7 @@ class TrialResult(_Record):
         leaning: The key that an outsider would name from 30, 100 and 1,000 answers; empty for encoders, whose answers
             are no probabilities, and in older results.
         status: ``stopped`` if the sweep's scheduler ended the trial early.
-        selection: On what the settings were chosen; None where that is not recorded.
+        selection: What the settings were chosen by; None where that is not recorded.
         chance: Accuracy of always predicting the most frequent class of the test set; None in older results.
         statistic: What models and keys are ranked by (see ``verification.statistic``); None in older results, whose
             config names it.

@@ -1,9 +1,9 @@
 """The thief's side of the service: a black box that pipelines requests and survives dead replicas.
 
-A request's id is made of the number of images asked before it and a hash of its own. So the same query, repeated after
-a failure, carries the same ids and is charged once, while an image asked again on purpose comes later in the count and
-is charged again. Who resumes in a new process begins the count where it persisted its answers (``start_at``): what was
-charged but never persisted is then answered for nothing.
+A request's id consists of the number of images queried before it and a hash of its own images. So the same query,
+repeated after a failure, carries the same ids and is charged once, while an image that is queried again on purpose
+comes later in the count and is charged again. A client that resumes in a new process begins the count after the answers
+that it has stored (``start_at``): what was charged but never stored is then answered free of charge.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class ServiceClient:
             UnknownClient: The client is not registered.
             WrongToken: The token is not that of the client.
             OverBudget: They do not fit in what is left of the budget; nothing was charged.
-            ServiceUnavailable: No replica answered, although it was tried ``retries`` times more.
+            ServiceUnavailable: No replica answered, although the request was repeated ``retries`` times.
         """
         with self._turn:
             before = self.asked
@@ -116,7 +116,7 @@ class ServiceClient:
                 raise
 
     def query_iter(self, images: Images | FloatImages) -> Iterator[Answers]:
-        """Like `query`, but yields the answers of one request after the other, so that each can be kept at once.
+        """Like `query`, but yields the answers of one request after the other, so that each can be stored at once.
 
         ``asked`` counts the images whose answers were yielded: after an error, go on with the rest. Exhaust the
         iterator before this client's next query; other threads may not use the client meanwhile.

@@ -71,11 +71,11 @@ def fly(
         account: In whose name.
         max_in_flight: Requests under way at once.
         timeout_s: Seconds to wait for one answer, or for the return of dead replicas when none is left.
-        retries: Failures of one request that are borne; before each it is waited, four times as long as before.
+        retries: Failures of one request that are tolerated; the pause before each repetition is four times as long.
 
     Raises:
         QueryError: The service refuses the next request in order; those before it have been yielded.
-        ServiceUnavailable: A request failed more often than is borne.
+        ServiceUnavailable: A request failed more often than is tolerated.
         ReplicasAway: Its replicas were away longer.
         StorageUnavailable: The ledger's storage was full or away longer than this process waits for storage.
     """

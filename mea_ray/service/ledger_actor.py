@@ -17,10 +17,10 @@ from mea_ray.service.watch import incarnation
 class LedgerActor:
     """A `Ledger`, the owner's query log and the description of a service; wrapped with ``ray.remote`` where it starts.
 
-    Ray builds it again from the same arguments after its process died, and asks again what was under way; the journal
-    and the request ids see to it that nothing is lost or charged twice.
+    Ray restarts it with the same arguments after its process died, and repeats the calls that were under way. The
+    journal and the request ids ensure that nothing is lost or charged twice.
 
-    A client learns of its own account only, by its token. All else needs the secret, which the owner and the replicas
+    A client can read its own account only, by its token. All else needs the secret, which the owner and the replicas
     hold; a call without it raises ``WrongToken``.
 
     Args:
@@ -59,7 +59,7 @@ class LedgerActor:
     def charge_and_note(
         self, secret: str, charges: Sequence[Charge], notes: Sequence[LogEntry]
     ) -> tuple[list[QueryError | None], bool]:
-        """Charge requests, and keep what is about to be answered to those that are paid for.
+        """Charge requests, and log the answers to those that are paid for.
 
         Args:
             secret: The service's secret.
@@ -77,12 +77,12 @@ class LedgerActor:
         return outcomes, True
 
     def note(self, secret: str, notes: Sequence[LogEntry]) -> None:
-        """Keep what a replica answered, see `QueryLog.add`."""
+        """Log what a replica answered, see `QueryLog.add`."""
         check_owner(self._secret, secret)
         self._log.add(notes)
 
     def seen(self, secret: str, client: str) -> ClientLog:
-        """Return what was answered to a client; it is judged by who asks, for charges wait while this actor works."""
+        """Return what was answered to a client. The caller judges it, since charges wait while this actor works."""
         check_owner(self._secret, secret)
         return self._log.of(client)
 

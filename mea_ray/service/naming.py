@@ -44,12 +44,12 @@ def exists(name: str) -> bool:
 
 
 def answer_of(actor: str, reference: Any, timeout_s: float | None = None) -> Any:
-    """Wait for an actor's answer; an error of ours is raised as itself, not wrapped in Ray's.
+    """Wait for an actor's answer; an error of mea_ray is raised as itself, not wrapped in Ray's.
 
     Args:
         actor: What the actor is, for the message, e.g. ``"the ledger"``.
         reference: Ray's reference of the answer.
-        timeout_s: Seconds to wait; None waits for as long as it takes.
+        timeout_s: Seconds to wait; None for no limit.
 
     Raises:
         ServiceUnavailable: The actor does not answer.

@@ -8,8 +8,7 @@ A few images that come while nothing else is under way take a shorter way: they 
 pass, and are then charged and noted in one call to the ledger. They are answered only when they are paid for, as ever.
 A pass of a few milliseconds is computed in the event loop, since waking a thread and being woken by it takes longer
 than anything else could wait for the loop. To charge while the pass is computed would take a second call for the note,
-which costs more than it saves. A client who
-was refused last is charged first: nobody computes for a budget that is spent.
+which costs more than it saves. A client who was refused last is charged first: nobody computes for a spent budget.
 """
 
 from __future__ import annotations

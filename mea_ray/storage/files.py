@@ -120,7 +120,7 @@ def patiently(work: Callable[[], T], path: Path) -> T:
 
     Raises:
         StorageUnavailable: The storage did not come back in time.
-        OSError: Another error, or any error where nobody is to wait.
+        OSError: Another error, or any error in a process that does not wait.
     """
     place = PATIENCE.place(path)
     began: float | None = None
@@ -172,7 +172,7 @@ def refusing(what: str, remedy: str) -> Iterator[None]:
 
 
 def is_of_arrow(error: BaseException) -> bool:
-    """Whether an error is one of pyarrow's own: of Azure's client, say, whose errors are none of the system."""
+    """Whether an error is one of pyarrow's own, not the system's, such as those of Azure's client."""
     return type(error).__module__.partition(".")[0] == "pyarrow"
 
 
@@ -181,7 +181,7 @@ def at_home(path: str | Path, setting: str) -> Path:
 
     Args:
         path: The path.
-        setting: What it was given as, for the message.
+        setting: The setting that holds it, for the message.
 
     Raises:
         ConfigError: There is no such user.

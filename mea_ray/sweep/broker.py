@@ -1,4 +1,4 @@
-"""Who has which victim service: started when the first trial asks, shared, never more than there is room for.
+"""Which trial uses which victim service: started for the first trial, shared, never more than there is room for.
 
 The broker is a plain class that the runner wraps as a named actor. It owns the services, so they end with it.
 """
@@ -108,8 +108,8 @@ class Broker:
     A trial holds its service until it releases it, its driver releases it, or it has sent no heartbeat for
     ``HOLDER_EXPIRY_S``. A service that nobody holds stays up until its room is needed, or the driver closes it.
 
-    Services are started and stopped in threads of their own, several at the same time. Nothing else waits for them: who
-    asks for a service that is being started has to ask again, and a heartbeat counts at once.
+    Services are started and stopped in threads of their own, several at the same time. Nothing else waits for them: a
+    trial whose service is being started has to ask again, and a heartbeat counts at once.
 
     Args:
         prefix: Of the services' names; unique for the sweep.
@@ -226,7 +226,7 @@ class Broker:
             return {key: ServiceState(s.service is not None, len(s.holders)) for key, s in self._slots.items()}
 
     def shrink(self, services: int) -> list[Any]:
-        """Hold room for so many services at most from now on, as far as they are not up.
+        """Reserve room for so many services at most from now on; services that are up stay.
 
         Returns:
             The placement groups that are free for good: their owner may remove them.
@@ -438,7 +438,7 @@ class Hold:
 
 
 def ask(reference: Any) -> Any:
-    """Wait for the broker's answer; an error of ours is raised as itself, not wrapped in Ray's.
+    """Wait for the broker's answer; an error of mea_ray is raised as itself, not wrapped in Ray's.
 
     Raises:
         ServiceUnavailable: The broker does not answer.

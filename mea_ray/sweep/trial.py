@@ -41,7 +41,7 @@ class Tools:
         broker: Handle of the broker actor.
         on_event: Where events go.
         report: Called with the metrics of each rung; the scheduler may end the process in it.
-        selection: On what the sweep's settings were chosen.
+        selection: What the sweep's settings were chosen by.
         keep: What stays of a trial that has finished.
     """
 

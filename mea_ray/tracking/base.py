@@ -109,7 +109,7 @@ def trackers(
         folder: The sweep's folder; files and offline runs go there.
         name: The sweep's name.
         warn: Called with one sentence for each failure.
-        wandb: Who keeps W&B, if it is wanted; this process when None.
+        wandb: The tracker for W&B, if it is wanted; one in this process when None.
     """
     from mea_ray.tracking.files import FilesTracker
 

@@ -15,7 +15,7 @@ from mea_ray.tracking.rows import rows
 class FilesTracker:
     """Keeps ``summary.csv``: lines of a finished trial, one per rung, are appended at once and not touched again.
 
-    Only a number that no trial before had (a new column) has the file written anew.
+    Only a number that no earlier trial had (a new column) makes it write the file anew.
 
     Args:
         folder: The sweep's folder.

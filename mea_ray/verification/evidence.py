@@ -25,7 +25,7 @@ def significance(results: Sequence[TrialResult]) -> float:
 
 @dataclass(frozen=True)
 class JudgedSweep:
-    """All judgements of a sweep, made once for all that is shown of it.
+    """All judgements of a sweep, made once for every table and page.
 
     Attributes:
         rungs: See ``judge_rungs``.

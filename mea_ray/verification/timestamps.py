@@ -51,7 +51,7 @@ def ask_authority(url: str, request: bytes) -> bytes:
     """Send a request to an authority over HTTP and return its reply (DER).
 
     Raises:
-        ConfigError: The URL is none of HTTP, or the authority cannot be reached or refuses.
+        ConfigError: The URL is not an HTTP URL, or the authority cannot be reached or refuses.
     """
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"--tsa {url} must be a URL that begins with http:// or https://")
@@ -108,8 +108,8 @@ def check_reply(reply: bytes, content: bytes, roots: Sequence[x509.Certificate])
         roots: Certificates that are trusted. They need to be valid at the time of the stamp only.
 
     Raises:
-        ArtifactError: It is no time stamp, the authority refused, the signature or its certificates are not valid, or
-            the stamp is of something else.
+        ArtifactError: It is not a time stamp, the authority refused, the signature or its certificates are not valid,
+            or the stamp is of something else.
     """
     try:
         decoded = decode_timestamp_response(reply)

@@ -39,7 +39,7 @@ class Key:
         draw: How the classes were drawn: ``classes`` (``chosen``, ``seed``, ``system`` or ``beacon``), and for drawn
             ones ``admissible`` (see ``AdmissibleKeys.as_tree``) and the value of the ``beacon``. Empty for schemes
             whose key names no pair of classes.
-        seed_from: Where ``seed`` comes from: ``system``, 256 bits, or ``config``, so that whoever has the config can
+        seed_from: Where ``seed`` comes from: ``system``, 256 bits, or ``config``, so that anyone with the config can
             rebuild the key.
     """
 

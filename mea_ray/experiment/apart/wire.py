@@ -44,8 +44,8 @@ class MessagePipe:
 
         Raises:
             EOFError: The other side is gone.
-            OSError: So it is, or the message is longer than one may be.
-            ValueError: It is no JSON object.
+            OSError: The other side is gone, or the message is longer than allowed.
+            ValueError: It is not a JSON object.
         """
         header = json.loads(self._connection.recv_bytes(LONGEST_HEADER))
         block = self._connection.recv_bytes(LONGEST_BLOCK)
@@ -98,7 +98,7 @@ def read_array(header: Mapping[str, Any], block: bytes, dtypes: tuple[str, ...],
 
 
 def error_header(error: BaseException) -> Tree:
-    """Describe an error in plain words: one of ours by name and arguments, any other by its text."""
+    """Describe an error in plain words: one of mea_ray by name and arguments, any other by its text."""
     name = type(error).__name__
     if isinstance(error, MeaRayError) and getattr(errors, name, None) is type(error):
         try:
@@ -110,7 +110,7 @@ def error_header(error: BaseException) -> Tree:
 
 
 def read_error(header: Mapping[str, Any]) -> MeaRayError:
-    """Return the error that a message describes; one that is none of ours as an ``AttackFailed``."""
+    """Return the error that a message describes; as an ``AttackFailed`` if it is not one of mea_ray."""
     kind, args = header.get("kind"), header.get("args")
     known = getattr(errors, kind, None) if isinstance(kind, str) else None
     given = args if isinstance(args, list) else []

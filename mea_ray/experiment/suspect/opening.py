@@ -70,7 +70,7 @@ def kind_of_source(text: str) -> SourceKind:
     """Return what a suspect is, from its name and the first bytes of its file.
 
     Raises:
-        ConfigError: It is nothing that can be asked.
+        ConfigError: It is nothing that can be queried.
     """
     if text.startswith(("http://", "https://")):
         return "url"
@@ -114,7 +114,7 @@ def opened(text: str, how: HowToOpen) -> Iterator[tuple[Ask, Source]]:
     """Open a suspect; a file runs in a process of its own, which ends with the ``with`` block.
 
     Raises:
-        ConfigError: The name stands for nothing that can be asked.
+        ConfigError: The name stands for nothing that can be queried.
         SuspectError: It cannot be loaded.
         ArtifactError: It is damaged.
     """

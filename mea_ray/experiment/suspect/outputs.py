@@ -111,7 +111,7 @@ def as_logits(answers: npt.NDArray[Any], kind: Kind, classes: int) -> npt.NDArra
         classes: Number of the suspect's classes.
 
     Raises:
-        SuspectError: Their shape is another, or a label is none of the classes.
+        SuspectError: They have another shape, or a label is not one of the classes.
     """
     answers = as_rows(answers)
     if kind == "labels":

@@ -1,4 +1,4 @@
-"""The process that a foreign file is loaded and asked in: ``python -m mea_ray.experiment.suspect.worker``.
+"""The process that a foreign file is loaded and queried in: ``python -m mea_ray.experiment.suspect.worker``.
 
 It has no network, limited memory, time and file sizes, an empty environment and a working directory of its own.
 Requests come on stdin and answers go to stdout: a line of JSON, then as many bytes of ``.npy`` as the line says. What

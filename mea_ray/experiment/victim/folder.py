@@ -175,7 +175,7 @@ class Victim:
         """Read a victim's folder; loading can never run code that came with it.
 
         Raises:
-            ArtifactError: It is no victim's folder, a file is missing or damaged, or the owner's part is away.
+            ArtifactError: It is not a victim's folder, a file is missing or damaged, or the owner's part is away.
         """
         folder = Path(folder).resolve()
         about = read_about(folder)

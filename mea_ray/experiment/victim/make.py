@@ -57,7 +57,7 @@ def victim_of_artifact(folder: Path, name: str = "victim") -> Victim:
     """Return the victim in an artifact of a sweep or of a local run, ``STORAGE/artifacts/victims/NAME``.
 
     Raises:
-        ArtifactError: It is no victim, or its data changed since it was trained.
+        ArtifactError: It is not a victim, or its data changed since it was trained.
     """
     if not (folder / artifacts.INFO).is_file() or not (folder / "config.yaml").is_file():
         raise ArtifactError(f"{folder} is no artifact of a victim: {artifacts.INFO} or config.yaml is missing")

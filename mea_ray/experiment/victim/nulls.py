@@ -36,7 +36,7 @@ class NullRecord(BaseModel):
 
 
 def measured_by(victim: Victim) -> str:
-    """Return a hash of what measurements with a victim's key follow from: weights, data, and how is verified.
+    """Return a hash of what measurements with a victim's key depend on: weights, data, and settings of verification.
 
     A measurement that was made with other settings cannot be ranked among these.
     """

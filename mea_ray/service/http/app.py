@@ -125,7 +125,7 @@ class Api:
         self._background: set[asyncio.Task[None]] = set()
 
     async def client(self, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
-        """Return who asks; limits that changed are sent to the ledger first.
+        """Return the key of the client; limits that changed are sent to the ledger first.
 
         Raises:
             Refusal: 401, there is no valid key.

@@ -103,9 +103,9 @@ def replica_app(spec: Spec) -> FastAPI:
 
 
 def ledger_of(spec: Spec) -> Any:
-    """Return the handle of the service's ledger; the first who asks starts it.
+    """Return the handle of the service's ledger; the first call starts it.
 
-    Ray starts it again after its process died, and asks again what was under way.
+    Ray restarts it after its process died, and repeats the calls that were under way.
     """
     spec.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     actor: Any = ray.remote(HttpLedger)

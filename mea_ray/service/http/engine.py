@@ -1,4 +1,4 @@
-"""What the HTTP service stands on: a replica and the ledger, the very classes that serve sweeps."""
+"""What the HTTP service is built on: a replica and the ledger, the same classes that serve sweeps."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def state_folder(victim: Path) -> Path:
 
 
 def service_secret(state: Path) -> str:
-    """Return the secret that replicas show to the ledger, see `accounts`; the first who asks draws it.
+    """Return the secret that replicas present to the ledger, see `accounts`; the first call draws it.
 
     It is kept in the service's folder, readable by the owner alone, so that every replica and every restart has it.
     """
@@ -157,7 +157,7 @@ class KeyStore:
         images_per_second: float | None | Literal["same"] = "same",
         burst: int | Literal["same"] = "same",
     ) -> ApiKey:
-        """Change a client's limits; what is "same" stays. A budget below what was charged counts as spent.
+        """Change a client's limits; "same" leaves a limit as it is. A budget below what was charged counts as spent.
 
         Raises:
             ConfigError: There is no such client, or a limit is out of range.

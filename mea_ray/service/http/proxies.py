@@ -28,7 +28,7 @@ from mea_ray.core.errors import ConfigError
 from mea_ray.service.http import small_bodies
 
 Proxy = Literal["auto", "haproxy", "ray"]
-"""HAProxy, Ray Serve's proxy, or HAProxy where it can be had."""
+"""HAProxy, Ray Serve's proxy, or HAProxy where it is available."""
 
 _PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}  # a proxy that is slow to start is not started again
 _SHELL = """#!/bin/sh
@@ -63,7 +63,7 @@ def chosen(proxy: Proxy, *, own_ray: bool, tls: bool = False) -> Literal["haprox
         tls: The service has a certificate.
 
     Raises:
-        ConfigError: HAProxy was asked for, and cannot be had.
+        ConfigError: HAProxy was asked for, and is not available.
     """
     if proxy == "ray" or (proxy == "auto" and not own_ray):
         return "ray"
@@ -71,12 +71,12 @@ def chosen(proxy: Proxy, *, own_ray: bool, tls: bool = False) -> Literal["haprox
     if not reason:
         return "haproxy"
     if proxy == "haproxy":
-        raise ConfigError(f"proxy=haproxy cannot be had: {reason}; leave it out, or choose proxy=ray")
+        raise ConfigError(f"proxy=haproxy is not available: {reason}; leave it out, or choose proxy=ray")
     return "ray"
 
 
 def _lacking(own_ray: bool, tls: bool) -> str:
-    """Return why HAProxy cannot be had; empty if it can."""
+    """Return why HAProxy is not available; empty if it is."""
     from ray.serve._private import constants
 
     if tls:

@@ -42,7 +42,7 @@ class Predictions(BaseModel):
 
 @dataclass(frozen=True)
 class Replies:
-    """Words answers as the policy reveals them.
+    """Formats answers as the policy reveals them.
 
     Attributes:
         model: Name of the model.
