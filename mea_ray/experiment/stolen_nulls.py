@@ -76,16 +76,20 @@ class StolenNulls:
 
     def _rungs(self, index: int, budgets: Collection[int], steal: StealNull) -> Iterator[tuple[int, Rung]]:
         """Yield what is there, then what is stolen."""
-        there = {budget for budget in self.config.thief.budgets if self._find(index, budget) is not None}
-        for budget in sorted(there & set(budgets)):
-            yield index, self._load(index, budget)
-        if set(budgets) <= there:
+        left = set(budgets)
+        for budget in sorted(budgets):
+            rung = self._load(index, budget)
+            if rung is not None:
+                left.remove(budget)
+                yield index, rung
+        if not left:
             return
+        there = {budget for budget in self.config.thief.budgets if self._find(index, budget) is not None}
         states = f"artifacts/states/{KIND}-{self._theft(index)}"
         transfer = TransferSet(self.store.storage.root / states, on_damage=PATIENCE.notify)
         for rung in steal(self._null(index), transfer, there):
             self._keep(index, rung)
-            if rung.budget in budgets:
+            if rung.budget in left:
                 yield index, rung
         self.store.storage.delete(states)
 
@@ -107,13 +111,16 @@ class StolenNulls:
         except ArtifactError:
             return None  # damaged: it is stolen again
 
-    def _load(self, index: int, budget: int) -> Rung:
+    def _load(self, index: int, budget: int) -> Rung | None:
         folder = self._find(index, budget)
         if folder is None:
-            raise ArtifactError(f"the null model {index} stolen with {budget} queries was removed while it was read")
-        made = read_info(folder)["rung"]
+            return None
+        try:
+            made, (model, _) = read_info(folder)["rung"], load_model(folder)
+        except ArtifactError:
+            return None  # another trial has dropped it since
         curves = {name: [tuple(point) for point in points] for name, points in made.pop("curves").items()}
-        return Rung(**made, model=load_model(folder)[0], curves=curves)
+        return Rung(**made, model=model, curves=curves)
 
     def _keep(self, index: int, rung: Rung) -> None:
         model = rung.model

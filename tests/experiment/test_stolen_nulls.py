@@ -12,6 +12,7 @@ from tiny import TINY, config, without_durations
 from mea_ray.attacks.base import Rung
 from mea_ray.config import ExperimentConfig
 from mea_ray.core.types import Splits
+from mea_ray.experiment import stolen_nulls
 from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.data import Fingerprints, load_splits
 from mea_ray.experiment.local import run_in_memory, run_local
@@ -169,3 +170,19 @@ def test_they_can_be_dropped(tmp_path: Path, data: Splits) -> None:
     assert len(digests(models.stolen_nulls({0: [48]}, Thief(models.config, data).steal))) == 1
     models.drop_stolen_nulls()
     assert not list((tmp_path / "artifacts" / KIND).iterdir())
+
+
+def test_one_that_another_trial_drops_while_it_is_read_is_stolen_again(
+    tmp_path: Path, data: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = sources(small(tmp_path), data)
+    whole = digests(models.stolen_nulls({0: [48, 96]}, Thief(models.config, data).steal))
+    read = stolen_nulls.load_model
+
+    def too_late(folder: Path) -> Any:
+        monkeypatch.setattr(stolen_nulls, "load_model", read)
+        models.drop_stolen_nulls()
+        return read(folder)
+
+    monkeypatch.setattr(stolen_nulls, "load_model", too_late)
+    assert digests(models.stolen_nulls({0: [48, 96]}, Thief(models.config, data).steal)) == whole
