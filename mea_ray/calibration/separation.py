@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from scipy.stats import rankdata
 
 from mea_ray.core.errors import DataError
 
@@ -43,23 +44,22 @@ def separation(statistic: str, innocent: Sequence[float], stolen: Sequence[float
     Raises:
         DataError: There is no innocent or no stolen model, or a value is not finite.
     """
-    from sklearn.metrics import roc_auc_score, roc_curve  # a second of CPU, which a report does not need
-
     values = np.concatenate([np.asarray(innocent, np.float64), np.asarray(stolen, np.float64)])
     if not len(innocent) or not len(stolen) or not np.isfinite(values).all():
         raise DataError(
             f"{statistic}: finite values of at least one innocent and one stolen model are needed, got "
             f"{len(innocent)} and {len(stolen)}: {values.tolist()}"
         )
-    truth = np.repeat([0, 1], [len(innocent), len(stolen)])
-    false_positive, true_positive, _ = roc_curve(truth, values, drop_intermediate=False)
+    # From ranks (Mann-Whitney U): scikit-learn's ROC takes a second and a half to import, in every report.
+    above = float(rankdata(values)[len(innocent) :].sum()) - len(stolen) * (len(stolen) + 1) / 2
+    highest = np.sort(values[: len(innocent)])[::-1]
     return Separation(
         statistic=statistic,
         innocent=len(innocent),
         stolen=len(stolen),
-        auc=float(roc_auc_score(truth, values)),
-        tpr_at_0=float(true_positive[false_positive == 0].max()),
-        tpr_at_1=float(true_positive[false_positive <= 0.01].max()),
+        auc=above / (len(innocent) * len(stolen)),
+        tpr_at_0=float((values[len(innocent) :] > highest[0]).mean()),
+        tpr_at_1=float((values[len(innocent) :] > highest[len(innocent) // 100]).mean()),
     )
 
 

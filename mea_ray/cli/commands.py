@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -228,6 +229,7 @@ def render_report(
     if every_s is None:
         everything = read_results(folder)
         judged = JudgedSweep.of(everything)
+        gc.freeze()  # thousands of results live until the end; the collector need not walk through them
         page: Path | None = render(everything, judged)
     else:
         sweep = open_folder(location)

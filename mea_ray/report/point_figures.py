@@ -103,6 +103,7 @@ def parallel(points: Sequence[PointResult], paths: Sequence[str], identity: str)
         identity: Unique in the page.
     """
     import matplotlib
+    from matplotlib.collections import LineCollection
 
     known = [point for point in points if point.least is not None or point.wsr is not None]
     drawn = evenly(sorted(known, key=lambda point: point.least or 0.0), CLOUD // 3)
@@ -115,13 +116,14 @@ def parallel(points: Sequence[PointResult], paths: Sequence[str], identity: str)
         axes = figure.add_subplot()
         ramp = matplotlib.colormaps["viridis"]
         highest = max((point.least or 0.0 for point in drawn), default=0.0) or 1.0
+        lines, colours = [], []
         for place, point in enumerate(drawn):
             heights = [scale[0](point.values.get(path)) for scale, path in zip(scales, paths, strict=True)]
             heights += [values[place] for _, values in ends]
+            lines.append(list(enumerate(heights)))
             # Rounded, so that few colours have to be written.
-            axes.plot(
-                heights, color=ramp(0.1 + 0.85 * round((point.least or 0.0) / highest, 1)), linewidth=0.7, alpha=0.45
-            )
+            colours.append(ramp(0.1 + 0.85 * round((point.least or 0.0) / highest, 1)))
+        axes.add_collection(LineCollection(lines, colors=colours, linewidths=0.7, alpha=0.45))  # not 500 single artists
         names = [short.get(path, path) for path in paths] + [name for name, _ in ends]
         for place, name in enumerate(names):
             axes.axvline(place, color=curves.MUTED, linewidth=1)

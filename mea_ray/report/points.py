@@ -6,11 +6,12 @@ of proof against cost, and how much each setting matters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mea_ray.report.tables import DASH, Judgements, Tone, grouped, mean, percent, tone_of
 from mea_ray.report.verdict import last_rung
@@ -182,23 +183,26 @@ def paths_of(points: Sequence[PointResult]) -> list[str]:
     return [path for path, seen in values.items() if len(seen) > 1]
 
 
-def levels(points: Sequence[PointResult], path: str) -> dict[str, list[PointResult]]:
-    """Divide the points by one setting: by its values, or a number of many values into ``BINS`` ranges.
+def levels(points: Sequence[PointResult], path: str) -> pd.Series[str]:
+    """Return the level of one setting at each point: its value, or one of ``BINS`` ranges of a number of many values.
 
     Returns:
-        The points by value or range as text, numbers rising; points without the setting are left out.
+        The value or range as text, by the point's place in ``points``; in the order of the levels, numbers rising.
+        Points without the setting are left out.
     """
-    having = [point for point in points if path in point.values]
-    by_value: dict[str, list[PointResult]] = {}
-    for point in having:
-        by_value.setdefault(setting(point.values[path]), []).append(point)
-    if not all(is_number(point.values[path]) for point in having):
-        return by_value
-    having.sort(key=lambda point: float(point.values[path]))
-    if len(by_value) <= BINS:
-        return {setting(point.values[path]): by_value[setting(point.values[path])] for point in having}
-    parts = [[having[place] for place in part] for part in np.array_split(np.arange(len(having)), BINS) if len(part)]
-    return {f"{part[0].values[path]:.3g} to {part[-1].values[path]:.3g}": part for part in parts}
+    values = pd.Series(
+        {place: each.values[path] for place, each in enumerate(points) if path in each.values}, dtype="O"
+    )
+    texts = values.map(setting)
+    if not values.map(is_number).all():
+        return texts
+    numbers = values.astype(float).sort_values(kind="stable")
+    if texts.nunique() <= BINS:
+        return texts[numbers.index]
+    parts = pd.Series(np.arange(len(numbers)) * BINS // len(numbers), index=numbers.index)
+    by_part = numbers.groupby(parts)
+    ends = zip(by_part.transform("first"), by_part.transform("last"), strict=True)
+    return pd.Series([f"{first:.3g} to {last:.3g}" for first, last in ends], index=numbers.index)
 
 
 def is_number(value: Any) -> bool:
@@ -208,54 +212,66 @@ def is_number(value: Any) -> bool:
 
 def marginals(points: Sequence[PointResult], path: str) -> list[Marginal]:
     """Return one line for each level of a setting; the most frequent ``2 * BINS`` of names with many values."""
+    level = levels(points, path)
+    by_level = _numbers(points).loc[level.index].groupby(level, sort=False)
+    means, sizes = by_level.mean(), by_level.size()
     drawn = [
-        Marginal(
-            value,
-            len(part),
-            *(mean([getattr(each, name) for each in part]) for name in ("wsr", "least", "accuracy", "gap", "proved")),
-        )
-        for value, part in levels(points, path).items()
+        Marginal(str(value), int(sizes[value]), *(None if np.isnan(each) else float(each) for each in means.loc[value]))
+        for value in means.index
     ]
     if len(drawn) <= 2 * BINS:
         return drawn
     return sorted(drawn, key=lambda line: line.points, reverse=True)[: 2 * BINS]
 
 
-OBJECTIVES: Mapping[str, Callable[[PointResult], float | None]] = {
-    "WSR": lambda point: point.wsr,
-    "WSR after removal": lambda point: point.least,
-    "substitute accuracy": lambda point: point.accuracy,
-    "customers lose": lambda point: point.gap,
+def _numbers(points: Sequence[PointResult]) -> pd.DataFrame:
+    """Return the numbers of the points, one line each, in the order of ``Marginal``'s; NaN where one is not known."""
+    names = ["wsr", "least", "accuracy", "gap", "proved"]
+    return pd.DataFrame([[getattr(each, name) for name in names] for each in points], columns=names, dtype=float)
+
+
+OBJECTIVES: Mapping[str, str] = {
+    "WSR": "wsr",
+    "WSR after removal": "least",
+    "substitute accuracy": "accuracy",
+    "customers lose": "gap",
 }
-"""What the importance of a setting is computed for."""
+"""What the importance of a setting is computed for: a heading, and the attribute of ``PointResult``."""
 
 
-def importance(points: Sequence[PointResult], path: str, objective: Callable[[PointResult], float | None]) -> float:
+def importance(points: Sequence[PointResult], path: str, objective: str) -> float:
     """Return the part of an objective's variance that one setting explains alone (epsilon squared, Kelley 1935).
 
     It is corrected for the number of levels, so that a setting without effect has 0 in the mean. What settings do only
     together is not in it.
 
+    Args:
+        points: The points.
+        path: The setting's config path.
+        objective: An attribute of ``PointResult``, a number.
+
     Returns:
         A fraction in [0, 1]; NaN where the objective does not vary or there are too few points.
     """
-    groups = [
-        [value for point in part if (value := objective(point)) is not None] for part in levels(points, path).values()
-    ]
-    groups = [part for part in groups if part]
-    values = np.array([value for part in groups for value in part])
-    free = len(values) - len(groups)
-    total = float(((values - values.mean()) ** 2).sum()) if len(values) else 0.0
-    if free < 1 or len(groups) < 2 or total < 1e-15:
+    return _importance(_numbers(points)[objective], levels(points, path))
+
+
+def _importance(objective: pd.Series[float], level: pd.Series[str]) -> float:
+    values = objective[level.index].dropna()
+    groups = values.groupby(level[values.index])
+    free = len(values) - groups.ngroups
+    total = float(((values - values.mean()) ** 2).sum())
+    if free < 1 or groups.ngroups < 2 or total < 1e-15:
         return float("nan")
-    within = sum(float(((np.array(part) - np.mean(part)) ** 2).sum()) for part in groups)
+    within = float(((values - groups.transform("mean")) ** 2).sum())
     return min(1.0, max(0.0, 1 - (within / free) / (total / (len(values) - 1))))
 
 
 def importances(points: Sequence[PointResult]) -> list[tuple[str, dict[str, float]]]:
     """Return for each setting its importance for each of ``OBJECTIVES``, the most important for WSR first."""
-    by_path = [
-        (path, {name: importance(points, path, objective) for name, objective in OBJECTIVES.items()})
-        for path in paths_of(points)
-    ]
+    numbers = _numbers(points)
+    by_path = []
+    for path in paths_of(points):
+        level = levels(points, path)
+        by_path.append((path, {name: _importance(numbers[each], level) for name, each in OBJECTIVES.items()}))
     return sorted(by_path, key=lambda line: -max((v for v in line[1].values() if v == v), default=0.0))

@@ -65,14 +65,32 @@ class Setting:
 
 def changed(results: Sequence[TrialResult]) -> list[Setting]:
     """Return the settings that all trials share and that differ from the defaults."""
-    flats = [flatten(result.config) for result in results]
-    defaults = defaults_of(results[0].config)
+    first, *others = [result.config for result in results]
+    shared = flatten(first)
+    for config in others:
+        _leave_out(shared, first, config)
+    defaults = defaults_of(first)
     return [
         Setting(path, setting(value), setting(defaults[path]) if path in defaults else DASH)
-        for path, value in flats[0].items()
-        if all(path in flat and flat[path] == value for flat in flats)
-        and (path not in defaults or defaults[path] != value)
+        for path, value in shared.items()
+        if path not in defaults or defaults[path] != value
     ]
+
+
+def _leave_out(shared: dict[str, Any], first: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> None:
+    """Remove from the leaves of ``first`` those that ``other`` does not have, or has with another value.
+
+    Trials of a sweep differ in a few places, so whole sections are compared at once, and flattened only where needed.
+    """
+    for key, value in first.items():
+        if key in other and other[key] == value:
+            continue
+        inner = other.get(key)
+        if isinstance(value, Mapping) and value and isinstance(inner, Mapping):
+            _leave_out(shared, value, inner, f"{prefix}{key}.")
+        else:
+            for path in flatten({key: value}, prefix):
+                shared.pop(path, None)
 
 
 def varied(results: Sequence[TrialResult]) -> list[Setting]:
@@ -145,10 +163,10 @@ def _some(values: Sequence[str]) -> str:
 
 def _reading(result: TrialResult) -> dict[str, str]:
     """Return how encoders were read as classifiers: without it their accuracy and WSR mean nothing."""
-    tree = flatten(result.config)
-    if tree.get("victim.pretext.name", "none") == "none":
+    if result.config.get("victim", {}).get("pretext", {}).get("name", "none") == "none":
         return {}
-    return {"encoders read by": f"{tree['verification.reading']}, {tree['verification.probe_images']} labelled images"}
+    verification = result.config["verification"]
+    return {"encoders read by": f"{verification['reading']}, {verification['probe_images']} labelled images"}
 
 
 def filter_text(record: FilterRecord) -> str:

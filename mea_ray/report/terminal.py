@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -199,10 +200,15 @@ def importance_table(ranking: Sequence[points.PointResult]) -> RichTable:
     return table
 
 
-def removals_table(lines: Sequence[removals.RemovalRow]) -> RichTable:
-    """Return the table of all removals."""
+def removals_table(lines: Sequence[removals.RemovalRow], width: int) -> RichTable:
+    """Return the table of all removals; on a narrow terminal, setting, removal, what it leaves and the verdict."""
+    left_out = {"on", "accuracy", "wsr_lost", "p_value"} if width < NARROW else set()
+    headings = {column: heading for column, heading in removals.HEADINGS.items() if column not in left_out}
+    if width < NARROW:
+        headings |= {"accuracy_lost": "Accuracy\nlost", "wsr": "WSR\nleft"}
     left = {"point", "removal", "on", "verdict"}
-    return _table_of(lines, removals.HEADINGS, left=left, toned="verdict", wrap_numbers=False)
+    least = {"point": LEAST_VERDICT, "removal": LEAST_POINT, "verdict": LEAST_VERDICT}
+    return _table_of(lines, headings, left=left, toned="verdict", wrap_numbers=False, least=least)
 
 
 def detections_table(lines: Sequence[detections.DetectionRow]) -> RichTable:
@@ -243,6 +249,7 @@ def _table_of(
     left: Collection[str],
     toned: str = "",
     wrap_numbers: bool = True,
+    least: Mapping[str, int] | None = None,
     **look: Any,
 ) -> RichTable:
     """Return the table of rows whose attributes are its columns.
@@ -253,13 +260,18 @@ def _table_of(
         left: Columns of text; the others are numbers.
         toned: Column in the colour of the row's ``tone``.
         wrap_numbers: Whether a number may be broken where there is no room.
+        least: Fewest characters of some columns.
         look: Title and caption.
     """
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False, **look)
     for column, heading in headings.items():
         text = column in left
         table.add_column(
-            heading, justify="left" if text else "right", overflow="fold", no_wrap=not (text or wrap_numbers)
+            heading,
+            justify="left" if text else "right",
+            overflow="fold",
+            no_wrap=not (text or wrap_numbers),
+            min_width=(least or {}).get(column),
         )
     for line in lines:
         cells = {column: escape(str(getattr(line, column))) for column in headings}
@@ -280,11 +292,11 @@ def chosen_table(lines: Sequence[selection.Chosen]) -> RichTable:
 
 
 def outcome_table(outcome: search.SearchOutcome) -> RichTable:
-    """Return the table of the best trials of a search."""
+    """Return the table of the best trials of a search, ``SOME`` of them."""
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False, title=escape(outcome.title), title_justify="left")
     for place, heading in enumerate(outcome.headings):
         table.add_column(heading, justify="right" if place else "left", overflow="fold", no_wrap=place > 0)
-    for line in outcome.lines:
+    for line in outcome.lines[:SOME]:
         table.add_row(*map(escape, line))
     return table
 
@@ -318,11 +330,13 @@ def print_results(
     else:
         _print_rows(console, tables.rows(_by_short_paths(short), judged.rungs))
         _print_some(console, means_table, seeds.lines(short, judged.rungs))
-    best = search.outcome(sought, short) if sought is not None else None
+    best = search.outcome(sought, _by_short_paths(short)) if sought is not None else None
     if best is not None:
         console.print(outcome_table(best))
+        if len(best.lines) > SOME:
+            console.print(f"{SOME} of {len(best.lines):,} lines; all are in the report")
     _print_some(console, statistics_table, statistics.lines(short))
-    _print_some(console, removals_table, removals.lines(short, judged.removals))
+    _print_some(console, partial(removals_table, width=console.width), removals.lines(short, judged.removals))
     _print_some(console, detections_table, detections.lines(short))
     _print_some(console, leaning_table, leaning.lines(short))
     if picked := selection.chosen(short):

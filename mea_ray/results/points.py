@@ -8,6 +8,12 @@ from typing import Any
 
 def setting(value: Any) -> str:
     """Return the short form of a config value: a component by its name and the parameters beside it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
     value = _inner(value)
     if isinstance(value, Mapping):
         rest = ", ".join(_parameter(key, item) for key, item in value.items() if key != "name")
@@ -15,10 +21,6 @@ def setting(value: Any) -> str:
         return f"{name}({rest})" if name and rest else name or rest
     if isinstance(value, (list, tuple)):
         return ", ".join(map(setting, value)) or "[]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
     return "null" if value is None else str(value)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json, to_json
 
 from mea_ray.core.errors import ArtifactError
 from mea_ray.results.points import sort_key
@@ -443,11 +446,11 @@ class TrialResult(_Record):
 def _checked(content: bytes) -> tuple[bytes, bool]:
     """Return a file's content without its checksum, and whether it differs; records and older results have none."""
     try:
-        tree = json.loads(content)
+        tree = from_json(content)  # three times as fast as json.loads
         checksum = tree.pop(CHECKSUM)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return content, False  # the schema says what is wrong with it
-    return json.dumps(tree).encode(), checksum != _checksum(tree)
+    return to_json(tree, inf_nan_mode="constants"), checksum != _checksum(tree)
 
 
 def _checksum(tree: dict[str, Any]) -> str:
@@ -490,15 +493,32 @@ def read_results(folder: Path) -> list[TrialResult]:
         raise ArtifactError(f"{folder} cannot be read ({error.strerror}); {hint}") from error
     if not paths:
         raise ArtifactError(f"there are no trial results ({RESULTS}/*.json) in {folder}; {hint}")
-    results = [TrialResult.load(path) for path in paths]
+    with _no_collection():
+        results = [TrialResult.load(path) for path in paths]
     _refuse_copies(results, inside if inside.is_dir() else folder)
     return sorted(results, key=lambda result: (sort_key(result.point), result.trial))
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the garbage collector: it would walk again and again through what is read, and none of it is garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _refuse_copies(results: Sequence[TrialResult], folder: Path) -> None:
     """Refuse a result that says what another one says, under another trial's name: it would count twice."""
-    seen: dict[str, str] = {}
+    alike: dict[tuple[object, ...], list[TrialResult]] = {}
     for result in (each for each in results if each.date):  # every real result has one
+        known = (result.date, result.seconds, result.victim_report.accuracy, result.victim_report.fidelity)
+        alike.setdefault(known, []).append(result)
+    seen: dict[str, str] = {}
+    for result in (each for some in alike.values() if len(some) > 1 for each in some):
         first = seen.setdefault(result.model_dump_json(exclude={"trial"}), result.trial)
         if first != result.trial:
             raise ArtifactError(

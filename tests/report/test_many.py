@@ -18,7 +18,7 @@ from rich.console import Console
 from scipy import stats
 
 from mea_ray.bench.drawn_results import drawn, write_drawn
-from mea_ray.config import PricesConfig
+from mea_ray.config import PricesConfig, SearchConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.report import html, points, rung_table, spent, tables, terminal, verdict
 from mea_ray.report.points import PointResult
@@ -86,21 +86,30 @@ def test_importance_is_epsilon_squared_of_the_f_test() -> None:
     rng = np.random.default_rng(1)
     groups = [rng.normal(mean, 0.1, 30) for mean in (0.2, 0.4, 0.5)]
     cloud = [point(float(v), 0.0, values={"a": name}) for name, part in zip("xyz", groups, strict=True) for v in part]
-    result = points.importance(cloud, "a", lambda each: each.wsr)
+    result = points.importance(cloud, "a", "wsr")
     f = stats.f_oneway(*groups).statistic
     between, within = 2, 87
     assert result == pytest.approx((between * (f - 1)) / (between * f + within))
     shuffled = [point(float(v), 0.0, values={"a": "xyz"[i % 3]}) for i, v in enumerate(rng.normal(0.5, 0.1, 90))]
-    assert points.importance(shuffled, "a", lambda each: each.wsr) < 0.1
-    assert math.isnan(points.importance(cloud, "a", lambda each: each.accuracy)), "it does not vary"
+    assert points.importance(shuffled, "a", "wsr") < 0.1
+    assert math.isnan(points.importance(cloud, "a", "accuracy")), "it does not vary"
 
 
 def test_numbers_are_divided_into_ranges_of_equal_size_and_names_are_not() -> None:
     cloud = [point(0.5, 0.0, values={"rate": i / 100, "model": "ab"[i % 2]}) for i in range(60)]
     by_rate = points.levels(cloud, "rate")
-    assert [len(part) for part in by_rate.values()] == [10] * points.BINS
-    assert list(by_rate)[0] == "0 to 0.09"
-    assert {name: len(part) for name, part in points.levels(cloud, "model").items()} == {"a": 30, "b": 30}
+    assert by_rate.value_counts(sort=False).tolist() == [10] * points.BINS
+    assert by_rate.iloc[0] == "0 to 0.09" and by_rate[59] == "0.5 to 0.59", "by the point's place"
+    assert points.levels(cloud, "model").value_counts().to_dict() == {"a": 30, "b": 30}
+
+
+def test_a_marginal_is_the_mean_of_the_points_where_the_number_is_known() -> None:
+    cloud = [point(0.0, 0.1, values={"a": 10}), point(0.5, None, values={"a": 2}), point(1.0, 0.3, values={"a": 10})]
+    lines = points.marginals([*cloud, point(0.9, 0.9)], "a")
+    assert [(line.value, line.points, line.wsr, line.gap) for line in lines] == [
+        ("2", 1, 0.5, None),
+        ("10", 2, 0.5, 0.2),
+    ]
 
 
 def test_the_best_points_have_the_best_verdict_and_keep_most_of_the_mark() -> None:
@@ -207,6 +216,20 @@ def test_a_small_sweep_loses_no_setting_and_no_verdict(width: int) -> None:
     for model in ("vgg_like", "resnet18"):
         for seed in range(4):
             assert any(f"model={model}, seed={seed}" in line and "suggestive" in line for line in head)
+
+
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_no_other_table_is_longer_and_no_removal_is_broken(results: list[TrialResult], width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    search = SearchConfig.model_validate({"name": "optuna", "metric": ["wsr", "victim_gap"], "mode": ["max", "min"]})
+    terminal.print_results(console, results, search)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    start = next(i for i, line in enumerate(lines) if "Best by wsr" in line)
+    end = next(i for i, line in enumerate(lines) if "Statistic" in line)
+    assert end - start <= terminal.TABLE_LINES + 3, "its title, and the heading of the next"
+    for text in ("pruning(rate=0.9)", f"0 of {COUNT} proved"):
+        assert any(text in line for line in lines)
 
 
 @pytest.mark.parametrize("width", [80, 120, 150, 200])
