@@ -46,7 +46,7 @@ def stand_in(
     done = tools.folder.result(trial.name)
     if done is not None:
         for rung in done.rungs:
-            tools.report(trial_metrics(done, rung))
+            tools.reports.rung(trial_metrics(done, rung), rung.epochs)
         return done
     with open(tools.folder.path / BEGUN, "a", encoding="utf-8") as begun:
         begun.write(f"{trial.name}\n")
@@ -82,7 +82,7 @@ def stand_in(
         tools.on_event(events.rung_finished(trial.name, rung))
         if result.status == "finished":
             result.save(tools.folder.result_path(trial.name))
-        tools.report(trial_metrics(result, rung))
+        tools.reports.rung(trial_metrics(result, rung), rung.epochs)
     return result
 
 

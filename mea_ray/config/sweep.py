@@ -121,6 +121,12 @@ class SchedulerConfig(Config):
         "scheduler of Ray Tune, package.module:Class.",
     )
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of a scheduler that is imported.")
+    reports: Literal["rung", "epoch"] = Field(
+        "rung",
+        description="rung: a trial can be stopped after each rung; epoch: also after each epoch, by the training loss "
+        "of its victim and of its substitutes.",
+    )
+    grace_epochs: int = Field(5, ge=1, description="asha with reports: epoch: epochs that every trial may train.")
     grace_rungs: int = Field(1, ge=1, description="asha: rungs every trial may finish.")
     reduction_factor: float = Field(3.0, gt=1, description="asha: one in so many goes on.")
 

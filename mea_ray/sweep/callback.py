@@ -17,6 +17,7 @@ from mea_ray.core.errors import ReplicasAway
 from mea_ray.results.records import TrialResult
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
+from mea_ray.sweep.reports import EPOCHS, RUNGS
 from mea_ray.sweep.trainable import TrialContext
 from mea_ray.tracking import TrackerSet
 
@@ -77,8 +78,13 @@ class Finisher:
         self.before_emitting()
         self.emit(events.TrialFailed(trial, reason))
 
-    def finish(self, trial: str) -> None:
-        """Take the result of a trial that ended by itself or by the scheduler."""
+    def finish(self, trial: str, epochs: int = 0) -> None:
+        """Take the result of a trial that ended by itself or by the scheduler.
+
+        Args:
+            trial: Its name.
+            epochs: Epochs that it reported before its first rung, if the scheduler stopped it there.
+        """
         self.ended.add(trial)
         self.release(trial)
         self.folder.wait()
@@ -97,6 +103,11 @@ class Finisher:
         if not path.exists():
             work.pull_one("partial.json")
             stopped = work.partial()
+            if stopped is None and epochs:
+                work.save_stopped(epochs)
+                self.before_emitting()
+                self.emit(events.TrialFinished(trial, "", stopped=True))
+                return
             if stopped is None:
                 self.fail(trial, "it ended without a result; its logs are in Ray's session folder")
                 return
@@ -164,7 +175,9 @@ class TuneCallback(tune.Callback):
         """Take the result."""
         if self.finisher is not None:
             self.finisher.runs_ended += 1
-            self.finisher.finish(self.finisher.name_of(trial))
+            last = trial.last_result or {}
+            epochs = int(last.get(EPOCHS, 0)) if not last.get(RUNGS, 0) else 0
+            self.finisher.finish(self.finisher.name_of(trial), epochs)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Report that a killed trial goes on, or one that made way for its service."""

@@ -188,7 +188,7 @@ class TrialFailed(Event):
 
 @dataclass(frozen=True)
 class TrialFinished(Event):
-    """A trial's result is written. ``stopped``: by the scheduler, before its last rung."""
+    """A trial has ended. ``stopped``: by the scheduler, before its last rung; before the first, ``path`` is empty."""
 
     trial: str
     path: str

@@ -31,6 +31,7 @@ class Feeder:
         tasks: Runs the trainings.
         fail: Called with the name and the reason of a trial that cannot run.
         notify: Called with a sentence when slots stay idle.
+        on_slots: Called after each look with what the slots do, see `Schedule.slot_states`.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class Feeder:
         tasks: Tasks,
         fail: Callable[[str, str], None],
         notify: Callable[[str], None],
+        on_slots: Callable[[Mapping[str, int]], None] = lambda states: None,
     ) -> None:
         self.schedule, self.specs = schedule, dict(specs)
         self.broker: Any = None
         self.train, self.tasks, self.fail, self.notify = train, tasks, fail, notify
+        self.on_slots = on_slots
         self._up: set[str] = set()
         self._idle_since: float | None = None
         self._losing = False
@@ -93,6 +96,7 @@ class Feeder:
                 self._lose(partial(self.schedule.service_lost, key), f"{type(error).__name__}: {error}")
         self._give_back()
         self._say_why_idle()
+        self.on_slots(self.schedule.slot_states(self._up))
 
     def train_all(self) -> None:
         """Have all models trained, and wait: for a cluster that has no room for a training beside the services.

@@ -24,6 +24,8 @@ from mea_ray.storage.remote import IDENTITY, Storage
 from mea_ray.sweep.events import OnEvent, Warned
 from mea_ray.sweep.plan import Plan, check_same
 
+STOPPED = "stopped.json"
+"""File of a trial that the scheduler stopped before its first rung."""
 PARTS = ("results", "trials", "ledgers", "assessments")
 STARTED = ("events.jsonl", "summary.csv", IDENTITY)
 """Files that every start of a sweep writes beside ``sweep.yaml`` and ``plan.json``."""
@@ -117,6 +119,12 @@ class TrialFolder(FolderJournal):
         """Begin anew with a trial that was given up in an earlier run."""
         if self.error.exists():
             self.storage.delete_file(f"{self.relative}/{self.error.name}")
+
+    def save_stopped(self, epochs: int) -> None:
+        """Note that the scheduler stopped the trial before its first rung: there is no result, and none will follow."""
+        self.folder.mkdir(parents=True, exist_ok=True)  # it ran on another node
+        write_whole(self.folder / STOPPED, json.dumps({"epochs": epochs}, indent=1))
+        self.storage.push(f"{self.relative}/{STOPPED}")
 
     def failure(self) -> str | None:
         """Return why the trial was given up in this run; None if it was not."""
@@ -278,6 +286,12 @@ class SweepFolder:
         if self.storage.remote is not None:
             self.storage.pull_folder(f"{self.name}/trials", only="point.json")
         return [self.trial(path.name) for path in sorted((self.path / "trials").iterdir()) if path.is_dir()]
+
+    def stopped(self) -> set[str]:
+        """Return the names of the trials that the scheduler stopped before their first rung."""
+        if self.storage.remote is not None:
+            self.storage.pull_folder(f"{self.name}/trials", only=STOPPED)
+        return {path.parent.name for path in (self.path / "trials").glob(f"*/{STOPPED}")}
 
     def result_path(self, trial: str) -> Path:
         """Where a finished trial's result is."""

@@ -30,6 +30,7 @@ from mea_ray.sweep.event_log import EventLog
 from mea_ray.sweep.feeder import Feeder
 from mea_ray.sweep.folder import StoredResults, SweepFolder
 from mea_ray.sweep.loading import Loaded, load
+from mea_ray.sweep.metrics import SweepMetrics
 from mea_ray.sweep.modules import modules_to_send
 from mea_ray.sweep.only_driver import only_driver
 from mea_ray.sweep.plan import Draft, Plan, PlannedTrial, draft, plan, recorded_contents
@@ -129,7 +130,7 @@ def _pending(sweep: SweepConfig, drafts: list[Draft], folder: SweepFolder, begun
     if not begun:
         return drafts, Contents()
     known = recorded_contents(folder.path / "plan.json")
-    done = {result.trial for result in folder.results()}
+    done = {result.trial for result in folder.results()} | folder.stopped()
     if sweep.search.adaptive:
         return (drafts if len(done) < sweep.search.samples else []), known
     return [each for each in drafts if each.name(known) not in done], known
@@ -159,7 +160,8 @@ def _run(
     """Run what is left of a planned sweep; nothing is left without a ``start``."""
     folder.open(sweep, the_plan, resume=resume)
     finished = folder.results()
-    done = {result.trial for result in finished}
+    stopped = folder.stopped() if resume else set()
+    done = {result.trial for result in finished} | stopped
     left = [] if the_plan.adaptive else [trial for trial in the_plan.trials if trial.name not in done]
     samples = the_plan.trial_count - len(done) if the_plan.adaptive else len(left)
     if plugins.is_path(sweep.search.name):  # it suggests from the start again; what is finished answers at once
@@ -200,13 +202,13 @@ def _run(
                 stack.enter_context(patience)
                 wandb.attach(start.ray)
                 stack.callback(wandb.detach)
-            for trial in sorted(done):  # a driver that was killed may have shown none of them
+            for trial in sorted(done - stopped):  # a driver that was killed may have shown none of them
                 finisher.show(trial)
             if start is not None:
                 _Driver(sweep, the_plan, folder, finisher, emit, start, work).run(left, samples)
             results = folder.results()
             expected = {trial.name for trial in the_plan.trials} if not the_plan.adaptive else done | finisher.ended
-            expected -= finisher.put_off
+            expected -= finisher.put_off | folder.stopped()
             for trial in sorted(expected - {result.trial for result in results} - set(finisher.failed)):
                 finisher.fail(trial, "its result was removed or damaged meanwhile; --resume makes it again")
             finisher.drain()
@@ -269,12 +271,16 @@ class _Driver:
         """Of this run: its actors are named after it."""
 
     def run(self, left: list[PlannedTrial], samples: int) -> None:
+        from ray.util.metrics import Gauge
+
         demand, data = self.start.demand, self.start.data.references
         # With an autoscaler, trials that find no room yet are what makes the cluster grow further.
         at_once = samples if self.sweep.cluster_wait_s else self.start.at_once
         at_once = min(at_once, self.sweep.max_concurrent_trials or at_once)
         if not samples:
             return
+        self._metrics = SweepMetrics(self.sweep.name, Gauge)
+        self.emit.listeners.append(self._metrics.follow)
         with contextlib.ExitStack() as stack:
             emit = stack.enter_context(self._events())
             feeder = None if self.plan.adaptive else self._feeder(left, emit, demand.services, at_once)
@@ -321,7 +327,7 @@ class _Driver:
         demand, total = self.start.demand, self.ray.cluster_resources()
         trainings = len(wanted) if self.sweep.cluster_wait_s else cluster.trainings_at_once(demand, total)
         schedule = Schedule(nodes, max(1, services), at_once, trainings=trainings)
-        return Feeder(schedule, specs, train, tasks, self.finisher.fail, self._warn)
+        return Feeder(schedule, specs, train, tasks, self.finisher.fail, self._warn, self._metrics.slots)
 
     def _warn(self, text: str) -> None:
         self.emit(events.Warned(text))
@@ -347,6 +353,7 @@ class _Driver:
             while not stop.wait(0.2):
                 drain()
                 self.emit.log.beat()
+                self._metrics.update()
 
         thread = threading.Thread(target=pump, name="sweep-events", daemon=True)
         thread.start()

@@ -203,6 +203,27 @@ class Schedule:
                 return f"{len(waiting)} trials wait for {len(self._absent)} models"
             return f"{len(ready)} trials wait for a service ({len(up)} of {self.services} are up)"
 
+    def slot_states(self, up: Collection[str]) -> dict[str, int]:
+        """Return how many slots are ``busy``, and why the others are not; see ``metrics.SLOT_STATES``.
+
+        A slot that a trial could have now counts as ``free``: it is about to be filled.
+
+        Args:
+            up: Services that answer.
+        """
+        with self._lock:
+            waiting = self._trials()
+            ready = [trial for trial in waiting if self._is_ready(trial)]
+            could = sum(not trial.service or trial.service in up for trial in ready)
+            left = max(0, self.slots - len(self._running))
+            states = {"busy": len(self._running)}
+            reasons = {"free": could, "waiting for a service": len(ready) - could}
+            reasons["waiting for models"] = len(waiting) - len(ready)
+            for state, count in reasons.items():
+                states[state] = min(left, count)
+                left -= states[state]
+            return {**states, "no trial left": left}
+
     def _trials(self) -> list[Node]:
         return [trial for group in self._waiting.values() for trial in group.values()]
 

@@ -16,6 +16,7 @@ from mea_ray.results.portable import portable_point
 from mea_ray.results.records import TrialResult
 from mea_ray.sweep import tune_classes
 from mea_ray.sweep.objective import JUDGED
+from mea_ray.sweep.reports import EPOCHS, LOSS
 from mea_ray.sweep.space import Axis, Point, axes
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def check_metric(sweep: SweepConfig) -> None:
 
 
 def scheduler(sweep: SweepConfig) -> TrialScheduler:
-    """Return Tune's scheduler; its unit of time is one rung of the budget."""
+    """Return Tune's scheduler; its unit of time is one rung of the budget, or one epoch of training."""
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     if plugins.is_path(sweep.scheduler.name):
@@ -54,6 +55,18 @@ def scheduler(sweep: SweepConfig) -> TrialScheduler:
         return built
     if sweep.scheduler.name == "fifo":
         return FIFOScheduler()  # type: ignore[no-untyped-call]
+    if sweep.scheduler.reports == "epoch":
+        base = sweep.base
+        return ASHAScheduler(
+            time_attr=EPOCHS,
+            metric=LOSS,
+            mode="min",
+            # Trials of one sweep may train longer than the base; their last epochs are then judged no further.
+            max_t=base.victim.training.epochs + len(base.thief.budgets) * base.thief.training.epochs,
+            grace_period=sweep.scheduler.grace_epochs,
+            reduction_factor=sweep.scheduler.reduction_factor,
+            stop_last_trials=False,
+        )
     return ASHAScheduler(
         time_attr="training_iteration",
         # The first objective, and infeasible trials below all others: they are stopped at the first rung.

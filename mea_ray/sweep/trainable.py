@@ -17,8 +17,8 @@ from mea_ray.results.numbers import METRICS
 from mea_ray.results.records import SelectionRecord
 from mea_ray.sweep import events
 from mea_ray.sweep.folder import SweepFolder
-from mea_ray.sweep.objective import JUDGED, judged
 from mea_ray.sweep.plan import PlannedTrial
+from mea_ray.sweep.reports import Reports
 from mea_ray.sweep.search import point_of
 from mea_ray.sweep.space import Point, experiment_at
 from mea_ray.sweep.trial import Tools, Work, epoch_events, run_trial
@@ -104,10 +104,8 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
 
     context.folder.be_patient(context.sweep.base.resources.storage_patience_s, context.emit)
 
-    def report(numbers: dict[str, float]) -> None:
-        tune.report({**numbers, JUDGED: judged(context.sweep.search, numbers)})
-
-    tools = Tools(context.folder, context.broker, context.emit, report, selection(context.sweep), context.sweep.keep)
+    reports = Reports(tune.report, context.sweep.search, epochs=context.sweep.scheduler.reports == "epoch")
+    tools = Tools(context.folder, context.broker, context.emit, reports, selection(context.sweep), context.sweep.keep)
     try:
         with device_memory("a step of the trial"):
             context.work(trial, load, tools, os.getpid(), ray.get_runtime_context().get_node_id())
@@ -116,7 +114,7 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         context.folder.trial(trial.name).save_error(reason, traceback.format_exc())
-        report(dict.fromkeys(METRICS, float("nan")))
+        reports.rung(dict.fromkeys(METRICS, float("nan")))
 
 
 def load_data(config: ExperimentConfig) -> Splits:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mea_ray.blackbox.colluding import account_share
 from mea_ray.config import KeepConfig, write_yaml
 from mea_ray.core.errors import ServiceUnavailable, UnknownClient
-from mea_ray.experiment.artifacts import Store
+from mea_ray.experiment.artifacts import Store, read_info
 from mea_ray.experiment.ports import Listener, OnEpoch, QueryService, Role, Step
 from mea_ray.experiment.theft import account_budgets, answers_received
 from mea_ray.results.numbers import trial_metrics
@@ -22,14 +23,13 @@ from mea_ray.sweep import events
 from mea_ray.sweep.broker import Entry, Hold, ServiceSpec
 from mea_ray.sweep.folder import SweepFolder, TrialFolder
 from mea_ray.sweep.plan import PlannedTrial
+from mea_ray.sweep.reports import Reports
 
 if TYPE_CHECKING:
     from mea_ray.blackbox.query_log import ClientLog
     from mea_ray.core.types import Splits
     from mea_ray.experiment.model_sources import StoredModels
     from mea_ray.service.client import ServiceClient
-
-Report = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Tools:
         folder: The sweep's folder.
         broker: Handle of the broker actor.
         on_event: Where events go.
-        report: Called with the metrics of each rung; the scheduler may end the process in it.
+        reports: Takes the metrics of each rung, and the loss of each epoch; the scheduler may end the process in it.
         selection: What the sweep's settings were chosen by.
         keep: What stays of a trial that has finished.
     """
@@ -48,7 +48,7 @@ class Tools:
     folder: SweepFolder
     broker: Any
     on_event: events.OnEvent
-    report: Report
+    reports: Reports
     selection: SelectionRecord | None = None
     keep: KeepConfig = KeepConfig()
 
@@ -81,7 +81,7 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     done = tools.folder.result(trial.name)
     if done is not None:
         for rung in done.rungs:
-            tools.report(trial_metrics(done, rung))
+            tools.reports.rung(trial_metrics(done, rung), rung.epochs)
         return done
 
     def warn(text: str) -> None:
@@ -91,13 +91,18 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     budgets = trial.config.thief.budgets
     finished = sum(journal.rung(budget) is not None for budget in budgets)
     tools.on_event(events.TrialStarted(trial.name, trial.point, pid, node, budgets, finished, trial.victim))
-    journal.transfer.on_epoch = lambda epoch, epochs, loss: tools.on_event(
-        events.SubstituteEpoch(trial.name, epoch, epochs, loss)
-    )
+
+    def on_substitute(epoch: int, epochs: int, loss: float) -> None:
+        tools.on_event(events.SubstituteEpoch(trial.name, epoch, epochs, loss))
+        tools.reports.epoch(loss)
+
+    journal.transfer.on_epoch = on_substitute
     NURSERY.start()
     data = load_data()
     on_epoch = epoch_events(trial.config.victim.training.epochs, tools.on_event)
     models = StoredModels(Store(tools.folder.storage, warn=warn), trial.config, data, trial.names, on_epoch)
+    if tools.reports.with_epochs:  # a scheduler can end the trial by its victim's training, before any query
+        tools.reports.victim(losses_of(read_info(models.victim_folder())))
     service = _service(trial, data, models, journal, tools)
     ports = Ports(models, service, journal, TrialListener(trial.name, tools), process.steal)
     result = Experiment(trial.config, data, trial.names, ports, trial.point, tools.selection).run()
@@ -106,6 +111,12 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     if not tools.keep.stolen_nulls:
         models.drop_stolen_nulls()
     return result
+
+
+def losses_of(info: Mapping[str, Any]) -> list[float]:
+    """Return the training loss of each epoch of a stored model, from its ``info.json``."""
+    losses = [epoch.get("loss") for epoch in info.get("history", ())]
+    return [float(loss) for loss in losses if isinstance(loss, (int, float)) and math.isfinite(loss)]
 
 
 def tidy(journal: TrialFolder, service: Any, keep: KeepConfig) -> None:
@@ -164,7 +175,7 @@ class TrialListener(Listener):
         """Send the event unless that is done, and report to Tune in every process: Tune counts anew in each."""
         if not again and rung.budget not in self._known:
             self.on_known(rung)
-        self.tools.report(trial_metrics(so_far, rung))
+        self.tools.reports.rung(trial_metrics(so_far, rung), rung.epochs)
 
     def on_step(self, step: Step) -> None:
         """Send the event."""

@@ -10,6 +10,7 @@ from mea_ray.config import SweepConfig
 from mea_ray.core import plugins
 from mea_ray.core.errors import ConfigError
 from mea_ray.sweep.objective import JUDGED
+from mea_ray.sweep.reports import EPOCHS, LOSS
 from mea_ray.sweep.space import axes
 
 _CHANGE_TRIALS = ("PopulationBasedTraining", "PB2", "PopulationBasedTrainingReplay")
@@ -33,7 +34,8 @@ def scheduler(sweep: SweepConfig) -> Any:
     """Return a new scheduler of the class that ``scheduler.name`` names.
 
     It sees the metrics of each rung. Where its parameters leave them open, ``metric`` and ``mode`` are those of the
-    search, with infeasible trials below all others, and ``time_attr`` counts rungs.
+    search, with infeasible trials below all others, and ``time_attr`` counts rungs. With ``reports: epoch`` it sees
+    ``Reports`` of epochs, too; then they are the training loss, its minimum, and epochs.
 
     Raises:
         ConfigError: See ``check``.
@@ -49,6 +51,8 @@ def scheduler(sweep: SweepConfig) -> Any:
             "ray.tune.schedulers:HyperBandScheduler or ray.tune.schedulers:MedianStoppingRule, or search.name=optuna"
         )
     given = {"metric": JUDGED, "mode": sweep.search.objectives[0][1], "time_attr": "training_iteration"}
+    if sweep.scheduler.reports == "epoch":
+        given = {"metric": LOSS, "mode": "min", "time_attr": EPOCHS}
     return _built("scheduler", scheduler_class, given, sweep.scheduler.params)
 
 

@@ -117,10 +117,11 @@ class Tuning:
             searcher, samples = ReadyTrials(self.feeder), len(left)
         else:
             folder = self.context.folder
+            over = folder.stopped() | set(self.finisher.failed)
             begun = [
                 trial.point()
                 for trial in folder.trials()
-                if folder.result(trial.folder.name) is None and trial.folder.name not in self.finisher.failed
+                if folder.result(trial.folder.name) is None and trial.folder.name not in over
             ]
             searcher = (
                 tune_classes.searcher(self.sweep)

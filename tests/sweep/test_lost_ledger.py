@@ -48,7 +48,7 @@ def shared(tmp_path: Path, charged: int | None, *, begun: bool = True) -> tuple[
     if begun:
         journal.path(BEGUN).write_text("{}")
     (journal.folder / "rungs").mkdir()
-    service = SharedService(trial, SimpleNamespace(), journal, Tools(folder, None, seen.append, print))  # type: ignore[arg-type]
+    service = SharedService(trial, SimpleNamespace(), journal, Tools(folder, None, seen.append, None))  # type: ignore[arg-type]
     service.service = Ledger(charged)  # type: ignore[assignment]
     return service, seen
 
