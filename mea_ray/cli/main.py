@@ -357,20 +357,27 @@ def status(
 def sync(
     folder: Annotated[str, typer.Argument(help="Folder of a sweep: its path, or URI (s3://bucket/storage/sweep).")],
     per_minute: Annotated[float, typer.Option(help="Runs sent in a minute, at most.", min=1.0)] = 60.0,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Then save a W&B report of the sweep, or update it; needs wandb-workspaces."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Send the W&B runs that a sweep stored offline, on all nodes, to the account of `wandb login`; none is sent twice.
 
     For example:
 
-      mea-ray sync mea_ray_results/quickstart
+      mea-ray sync mea_ray_results/quickstart --report
     """
-    from mea_ray.cli.sync import send
+    from mea_ray.cli.sync import save_wandb_report, send
     from mea_ray.report.terminal import make_console
     from mea_ray.sweep.status import open_folder
 
-    console = make_console()
-    _exit(send(open_folder(folder), lambda text: console.print(text, soft_wrap=True), per_minute=per_minute))
+    console, sweep = make_console(), open_folder(folder)
+    failed = send(sweep, lambda text: console.print(text, soft_wrap=True), per_minute=per_minute)
+    if report and not failed:
+        console.print(f"report   {save_wandb_report(sweep)}", soft_wrap=True)
+    _exit(failed)
 
 
 @app.command(epilog=EPILOG)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mea_ray.config import TrackingConfig, build, load_tree
+from mea_ray.core.errors import ConfigError
+from mea_ray.results.records import read_results
 from mea_ray.sweep.folder import SweepFolder
 from mea_ray.tracking.wandb_tracker import LIVE
 
@@ -99,3 +101,36 @@ def send(
         if start + CHUNK < len(waiting):
             sleep(max(0.0, 60.0 * len(part) / per_minute - (time.monotonic() - began)))
     return False
+
+
+def save_wandb_report(folder: SweepFolder) -> str:
+    """Save a W&B report over the runs of a sweep, or update it; return its address.
+
+    Args:
+        folder: The sweep's folder.
+
+    Raises:
+        ArtifactError: The sweep has no results.
+        ConfigError: A package is missing, or the sweep keeps no W&B.
+        TrackingUnavailable: The server cannot be reached.
+    """
+    from mea_ray.report.record import command_of
+    from mea_ray.tracking.wandb_report import save_report
+
+    folder.storage.pull_file(f"{folder.name}/sweep.yaml")
+    folder.storage.pull_folder(f"{folder.name}/results")
+    tree = load_tree(folder.path / "sweep.yaml")
+    tracking = build(TrackingConfig, (tree.get("base") or {}).get("tracking") or {})
+    if tracking.wandb == "disabled":
+        raise ConfigError(
+            f"the sweep {folder.name!r} keeps no W&B runs (tracking.wandb=disabled), so a report has none"
+        )
+    return save_report(
+        folder.path,
+        [result.point for result in read_results(folder.path)],
+        sweep=folder.name,
+        project=tracking.project,
+        entity=tracking.entity,
+        description=str(tree.get("description") or ""),
+        command=command_of(folder.path),
+    )

@@ -160,6 +160,10 @@ class AttackDied(MeaRayError):
         return f"the attack: {self.how}; if it lacks memory, run fewer trials at once (raise resources.trial.cpus)"
 
 
+class TrackingUnavailable(MeaRayError):
+    """A tracking server cannot be reached, or refuses what it is sent. Results are not affected."""
+
+
 class LeaseLost(MeaRayError):
     """This process was silent for so long that another one took over what only one may do at a time."""
 
