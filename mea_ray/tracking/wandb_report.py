@@ -8,6 +8,7 @@ of the server that ``wandb login`` chose. Its interface is a public preview of W
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -69,7 +70,7 @@ def save_report(
         TrackingUnavailable: The server cannot be reached, or refuses the report.
     """
     try:
-        import wandb_workspaces.reports.v2 as wr
+        wr: Any = importlib.import_module("wandb_workspaces.reports.v2")  # its types export no names
     except ImportError as error:
         raise ConfigError(
             f"a W&B report needs the package wandb-workspaces ({error}); pip install 'mea_ray[wandb-report]'"
