@@ -12,7 +12,7 @@ from mea_ray.cli.main import main
 from mea_ray.cli.options import OK
 from mea_ray.core.errors import ConfigError
 from mea_ray.report import pages, published
-from mea_ray.report.markdown import largest_table, removals_table, results_table
+from mea_ray.report.markdown import largest_table, removals_table, results_table, table
 from mea_ray.report.record import make_record
 from mea_ray.results.records import TrialResult
 
@@ -170,3 +170,8 @@ def test_the_command_line_rewrites_pages(page: Path, records: Path, capsys: pyte
     argv = ["report", str(records), "--page", str(page), "--images", str(page.parent / "images")]
     assert main(argv) == OK and "rewritten" in capsys.readouterr().out
     assert main(argv) == OK and "up to date" in capsys.readouterr().out
+
+
+def test_a_name_from_the_data_is_one_cell_and_no_markup() -> None:
+    written = table(["class", "WSR"], [["a|b\n<script>x</script>", "1%"]])
+    assert written.splitlines() == ["| class | WSR |", "| --- | ---: |", "| a\\|b &lt;script>x&lt;/script> | 1% |"]
