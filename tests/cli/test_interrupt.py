@@ -25,6 +25,12 @@ from mea_ray.models.build import build_model
 from mea_ray.service.http import admin
 
 AT_ONCE_S = 2.0
+WAIT_S = 900  # for what hangs
+
+
+def at_once_s() -> float:
+    """Return the longest time that is at once: on a busy machine a process waits that much longer for its turn."""
+    return AT_ONCE_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +46,7 @@ def test_the_line_comes_at_once_and_once_whichever_handler_acts() -> None:
     signal.signal(signal.SIGINT, lambda number, frame: None)  # as Ray Tune's handler, which says nothing
     with answered("ending", said.append) as say_so:
         signal.raise_signal(signal.SIGINT)
-        end = time.monotonic() + AT_ONCE_S
+        end = time.monotonic() + at_once_s()
         while not said and time.monotonic() < end:
             time.sleep(0.01)
         assert said == ["ending"]
@@ -85,7 +91,7 @@ class Command:
         for line in self.process.stdout:
             self.lines.append((time.monotonic(), line.strip()))
 
-    def wait_for(self, text: str, seconds: float = 90.0) -> float:
+    def wait_for(self, text: str, seconds: float = WAIT_S) -> float:
         """Return when a line with a text came."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -104,8 +110,8 @@ class Command:
         """Send Ctrl-C to the whole group, as a terminal does; return the seconds to the line, and the exit code."""
         sent = time.monotonic()
         os.killpg(self.process.pid, signal.SIGINT)
-        took = self.wait_for("interrupted, ending: ", 30) - sent
-        return took, self.process.wait(60)
+        took = self.wait_for("interrupted, ending: ", WAIT_S) - sent
+        return took, self.process.wait(WAIT_S)
 
     @property
     def text(self) -> str:
@@ -142,7 +148,7 @@ def test_a_service_answers_ctrl_c_and_ends(tmp_path: Path) -> None:
     with command(["serve", "victim", "--port", "0", "--admin-port", "0", "cpus_per_replica=0.1"], tmp_path) as serve:
         serve.wait_for("Ctrl-C ends it")
         took, code = serve.interrupt()
-    assert took < AT_ONCE_S and code == OK and serve.text.count("ending") == 1 and "Traceback" not in serve.text
+    assert took < at_once_s() and code == OK and serve.text.count("ending") == 1 and "Traceback" not in serve.text
 
 
 @pytest.mark.slow
@@ -154,7 +160,7 @@ def test_a_sweep_answers_ctrl_c_and_goes_on(tmp_path: Path) -> None:
     with command(["sweep", "sweep.yaml"], tmp_path) as sweep:
         sweep.wait_for("training victim")
         took, code = sweep.interrupt()
-    assert took < AT_ONCE_S and code == INTERRUPTED and "Traceback" not in sweep.text
+    assert took < at_once_s() and code == INTERRUPTED and "Traceback" not in sweep.text
     assert sweep.text.count("interrupted") == 1 and "--resume" in sweep.text
 
 
@@ -162,23 +168,23 @@ def test_a_sweep_answers_ctrl_c_and_goes_on(tmp_path: Path) -> None:
 def test_null_models_answer_ctrl_c_and_go_on(tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text(TINY)
     with command(["train", "e.yaml", "--to", "v", "--no-copies"], tmp_path) as train:
-        assert train.process.wait(120) == OK
+        assert train.process.wait(WAIT_S) == OK
     with command(["nulls", "v", "--count", "200"], tmp_path) as nulls:
         end = time.monotonic() + 120
         while not any((tmp_path / "v" / "owner").rglob("*null*/*.json")) and time.monotonic() < end:
             time.sleep(0.1)
         took, code = nulls.interrupt()
-    assert took < AT_ONCE_S and code == INTERRUPTED and "Traceback" not in nulls.text
+    assert took < at_once_s() and code == INTERRUPTED and "Traceback" not in nulls.text
     with command(["nulls", "v", "--count", "2"], tmp_path) as again:
         again.wait_for("null models")
-        assert again.process.wait(120) == OK
+        assert again.process.wait(WAIT_S) == OK
     (tmp_path / "slow_suspect.py").write_text(
         "import time\n\ndef ask(images):\n    print('asked', flush=True)\n    time.sleep(60)\n"
     )
     with command(["verify", "v", "--suspect", "slow_suspect:ask"], tmp_path) as verify:
         verify.wait_for("asked")
         took, code = verify.interrupt()
-    assert took < AT_ONCE_S and code == INTERRUPTED and "Traceback" not in verify.text
+    assert took < at_once_s() and code == INTERRUPTED and "Traceback" not in verify.text
     assert not (tmp_path / "v" / "owner" / "verdicts").exists()
 
 
@@ -203,9 +209,9 @@ def test_a_theft_answers_ctrl_c_and_pays_for_no_answer_twice(tmp_path: Path) -> 
             while service.asked < 24 and time.monotonic() < end:
                 time.sleep(0.05)
             took, code = steal.interrupt()
-        assert took < AT_ONCE_S and code == INTERRUPTED and "Traceback" not in steal.text
+        assert took < at_once_s() and code == INTERRUPTED and "Traceback" not in steal.text
         under_way = 8
         assert service.asked < 80
         with command(arguments, tmp_path) as again:
-            assert again.process.wait(120) == OK, again.text
+            assert again.process.wait(WAIT_S) == OK, again.text
     assert 80 <= service.asked <= 80 + under_way, "at most what was under way is asked again"

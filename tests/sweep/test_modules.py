@@ -113,7 +113,7 @@ def test_a_ray_of_our_own_whatever_the_environment_says_with_an_attack_of_the_wo
             env={**os.environ, **of_another_ray, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,  # for what hangs
         )
     finally:
         shutil.rmtree(short)
@@ -144,6 +144,6 @@ def test_a_cluster_is_sent_what_its_machines_do_not_have(package: Path, tmp_path
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{package.parent}"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,  # for what hangs
     )
     assert made.stdout.split() == ["my_parts.attacks"], made.stderr
