@@ -168,6 +168,52 @@ class Attack(ABC):
                 the call itself, before any query and before the first rung is asked for.
         """
 
+    def run_together(
+        self,
+        blackboxes: Sequence[BlackBox],
+        pool: Images,
+        *,
+        budgets: Sequence[int],
+        make_model: MakeModel,
+        training: TrainingConfig,
+        seed: int,
+        transfers: Sequence[TransferSet | None],
+        skips: Sequence[Container[int]],
+        learning: LearningConfig = LearningConfig(),
+        labels: Labels | None = None,
+    ) -> Iterator[tuple[int, Rung]]:
+        """Steal several models in the same way, each with its own budget; by default one after the other.
+
+        Args:
+            blackboxes: The victims.
+            pool: See ``run``, as for all that is not explained here.
+            budgets: See ``run``.
+            make_model: See ``run``.
+            training: See ``run``.
+            seed: See ``run``.
+            transfers: Where the answers of each victim are stored.
+            skips: Budgets of each victim whose substitutes are not needed.
+            learning: See ``run``.
+            labels: See ``run``.
+
+        Yields:
+            The number of a victim and one of its rungs; those of one victim smallest first.
+        """
+        for place, (blackbox, transfer, skip) in enumerate(zip(blackboxes, transfers, skips, strict=True)):
+            for rung in self.run(
+                blackbox,
+                pool,
+                budgets=budgets,
+                make_model=make_model,
+                training=training,
+                seed=seed,
+                transfer=transfer,
+                skip=skip,
+                learning=learning,
+                labels=labels,
+            ):
+                yield place, rung
+
 
 def check_overrides(attack: type[Attack]) -> None:
     """Refuse an attack with a method that cannot be called as the method that it overrides.

@@ -107,6 +107,10 @@ class Distillation(QueryAttack):
             return super().rungs(thief, blackbox, budgets, wanted)
         return self._requeried_rungs(thief, blackbox, wanted)
 
+    def trains_apart(self) -> bool:
+        """See the base class; with `requery` a training queries in every step."""
+        return not self.requery
+
     def _requeried_rungs(self, thief: Thief, blackbox: BlackBox, wanted: Sequence[int]) -> Iterator[Rung]:
         for budget in wanted:
             yield self._requeried(thief, blackbox, budget, self._own(thief.transfer, budget))

@@ -12,12 +12,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mea_ray.attacks.leaning import unlean
 from mea_ray.config import LearningConfig
 from mea_ray.core.types import Answers
-from mea_ray.training.objective import Batch, Objective, StepContext
+from mea_ray.training.objective import Batch, OutputLoss, StepContext
 
 
 class Learning(LearningConfig):
@@ -67,7 +67,8 @@ class Learning(LearningConfig):
         """Return the loss of substitute logits, (N, classes), against softened targets of that shape: a scalar."""
         log_predicted = F.log_softmax(logits.float() / self.effective_temperature, dim=1)
         if self.loss == "kl":
-            value = F.kl_div(log_predicted, targets, reduction="batchmean")
+            # What F.kl_div computes, bit for bit; torch.func.vmap knows these operations, and not that one.
+            value = (torch.xlogy(targets, targets) - targets * log_predicted).sum() / len(targets)
         elif self.loss == "soft_ce":
             value = -(targets * log_predicted).sum(1).mean()
         else:
@@ -107,7 +108,7 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
-class DistillationObjective(Objective):
+class DistillationObjective(OutputLoss):
     """Distillation: every augmented view of an image is trained towards the one answer to the image.
 
     Args:
@@ -119,7 +120,7 @@ class DistillationObjective(Objective):
 
     def __init__(self, learning: Learning, answers: Answers) -> None:
         super().__init__()
-        self.learning = learning
+        self.learning = self.settings = learning
         self.targets = learning.soften(torch.from_numpy(np.ascontiguousarray(answers)))
 
     def start(self, context: StepContext) -> None:
@@ -127,7 +128,10 @@ class DistillationObjective(Objective):
         super().start(context)
         self.targets = self.targets.to(context.device)
 
-    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return images and softened answers, mixed where ``thief.learning.mixing`` says so."""
+        return self.learning.mix(batch.images, self.targets[batch.indices], self.context.generator)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return ``{"distillation": loss}``."""
-        images, targets = self.learning.mix(batch.images, self.targets[batch.indices], self.context.generator)
-        return {"distillation": self.learning.distance(model(images), targets)}
+        return {"distillation": self.learning.distance(outputs, targets)}

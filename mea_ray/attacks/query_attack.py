@@ -10,8 +10,10 @@ the queries within that budget, whatever larger budgets follow.
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
 
@@ -19,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from mea_ray.attacks.base import Attack, MakeModel, Rung
+from mea_ray.attacks.base import Attack, Curves, MakeModel, Rung
 from mea_ray.attacks.learning import DistillationObjective, Learning
 from mea_ray.attacks.queries import BudgetedQueries, check_remaining
 from mea_ray.attacks.thief import Queries, Query, Thief
@@ -28,7 +30,9 @@ from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import Answers, BlackBox, Images, Labels
 from mea_ray.evaluation import metrics
+from mea_ray.training.engine import TrainReport
 from mea_ray.training.objective import Objective
+from mea_ray.training.stack import Training, train_together
 
 __all__ = ["Queries", "Query", "QueryAttack", "Thief"]
 
@@ -135,6 +139,84 @@ class QueryAttack(Attack):
         labels: Labels | None = None,
     ) -> Iterator[Rung]:
         """Spend the budget and yield one freshly trained substitute per rung; see ``Attack.run``."""
+        thief, wanted = self._thief(
+            blackbox, pool, budgets, make_model, training, seed, transfer, skip, learning, labels
+        )
+        return self.rungs(thief, blackbox, budgets, wanted)
+
+    @final
+    def run_together(
+        self,
+        blackboxes: Sequence[BlackBox],
+        pool: Images,
+        *,
+        budgets: Sequence[int],
+        make_model: MakeModel,
+        training: TrainingConfig,
+        seed: int,
+        transfers: Sequence[TransferSet | None],
+        skips: Sequence[Container[int]],
+        learning: LearningConfig = LearningConfig(),
+        labels: Labels | None = None,
+    ) -> Iterator[tuple[int, Rung]]:
+        """Steal several models; the substitutes of a budget are trained as ``training.stack`` says.
+
+        See ``Attack.run_together``.
+        """
+        if not self.trains_apart():
+            yield from super().run_together(
+                blackboxes,
+                pool,
+                budgets=budgets,
+                make_model=make_model,
+                training=training,
+                seed=seed,
+                transfers=transfers,
+                skips=skips,
+                learning=learning,
+                labels=labels,
+            )
+            return
+        thefts = [
+            (*self._thief(box, pool, budgets, make_model, training, seed, transfer, skip, learning, labels), box)
+            for box, transfer, skip in zip(blackboxes, transfers, skips, strict=True)
+        ]
+        with contextlib.ExitStack() as stack:
+            spending = [self._spend(thief, box, budgets, wanted) for thief, wanted, box in thefts]
+            for each in spending:
+                stack.callback(each.close)
+            for budget in budgets:
+                places = [place for place, (_, wanted, _) in enumerate(thefts) if budget in wanted]
+                due: list[Substitute] = []
+                for place in places:
+                    next(spending[place])
+                    substitute = self.prepare(thefts[place][0], budget)
+                    due.append(substitute.sharing_images(due[0]) if due else substitute)
+                reports = train_together([substitute.training for substitute in due])
+                for place, substitute, report in zip(places, due, reports, strict=True):
+                    yield place, substitute.rung(report)
+            for thief, _, _ in thefts:
+                thief.forget_snapshots()
+
+    def trains_apart(self) -> bool:
+        """Whether substitutes are trained once their budget is spent, as ``prepare`` says: several can be stacked."""
+        own = type(self)
+        return own.rungs is QueryAttack.rungs and own.substitute is QueryAttack.substitute
+
+    def _thief(
+        self,
+        blackbox: BlackBox,
+        pool: Images,
+        budgets: Sequence[int],
+        make_model: MakeModel,
+        training: TrainingConfig,
+        seed: int,
+        transfer: TransferSet | None,
+        skip: Container[int],
+        learning: LearningConfig,
+        labels: Labels | None,
+    ) -> tuple[Thief, list[int]]:
+        """Check what ``run`` was given; return the thief and the budgets whose substitutes are wanted."""
         self.check(len(pool), budgets, training, learning, labelled=labels is not None)
         transfer = transfer if transfer is not None else TransferSet()
         wanted = [budget for budget in budgets if budget not in skip]
@@ -156,10 +238,19 @@ class QueryAttack(Attack):
             make_model,
             objective=partial(self.objective, chosen),
         )
-        return self.rungs(thief, blackbox, budgets, wanted)
+        return thief, wanted
 
     def rungs(self, thief: Thief, blackbox: BlackBox, budgets: Sequence[int], wanted: Sequence[int]) -> Iterator[Rung]:
         """Spend up to each budget in turn, and yield the substitutes of those that are ``wanted``."""
+        with contextlib.closing(self._spend(thief, blackbox, budgets, wanted)) as spending:
+            for budget in spending:
+                yield self.substitute(thief, budget)
+        thief.forget_snapshots()
+
+    def _spend(
+        self, thief: Thief, blackbox: BlackBox, budgets: Sequence[int], wanted: Sequence[int]
+    ) -> Generator[int, None, None]:
+        """Spend up to each budget in turn, and yield those that are ``wanted`` once they are spent."""
         queries = BudgetedQueries(self.queries(thief), thief, blackbox, self.query_chunk)
         try:
             for budget in budgets:
@@ -170,13 +261,17 @@ class QueryAttack(Attack):
                 if self.trains_online:
                     queries.advance()
                 if budget in wanted:
-                    yield self.substitute(thief, budget)
-            thief.forget_snapshots()
+                    yield budget
         finally:
             queries.close()
 
     def substitute(self, thief: Thief, budget: int) -> Rung:
         """Train the substitute of a rung from new weights, on all answers so far, at most ``budget``."""
+        due = self.prepare(thief, budget)
+        return due.rung(due.training.run())
+
+    def prepare(self, thief: Thief, budget: int) -> Substitute:
+        """Return the training of a rung's substitute, see ``substitute``."""
         images, answers = thief.training_set()
         if not len(images):
             raise DataError(
@@ -185,9 +280,8 @@ class QueryAttack(Attack):
             )
         trained_on = len(images) - held_out_images(len(images), thief.training, thief.learning)
         held_out, labels = images[trained_on:], answers[trained_on:].argmax(1)
-        model = thief.new_model("substitute", budget)
-        report = thief.fit(
-            model,
+        training = thief.prepare(
+            thief.new_model("substitute", budget),
             images[:trained_on],
             answers[:trained_on],
             "training",
@@ -195,8 +289,29 @@ class QueryAttack(Attack):
             validate=partial(agreement, images=held_out, labels=labels) if len(held_out) else None,
             **self.training_overrides,
         )
-        curves = thief.curves_within(thief.queries_spent)
-        return Rung(budget, thief.queries_spent, model, report.epochs, report.seconds, curves)
+        spent = thief.queries_spent
+        return Substitute(training, budget, spent, thief.curves_within(spent))
+
+
+@dataclass(frozen=True)
+class Substitute:
+    """A substitute that is ready to be trained: its training, and what its ``Rung`` says beside."""
+
+    training: Training
+    budget: int
+    queries: int
+    curves: Curves
+
+    def sharing_images(self, other: Substitute) -> Substitute:
+        """Return this one with the other's array of images, if they are equal: most thefts query the same images."""
+        images = other.training.images
+        if not np.array_equal(images, self.training.images):
+            return self
+        return replace(self, training=replace(self.training, images=images))
+
+    def rung(self, report: TrainReport) -> Rung:
+        """Return the rung of the trained substitute."""
+        return Rung(self.budget, self.queries, self.training.model, report.epochs, report.seconds, self.curves)
 
 
 def held_out_images(images: int, training: TrainingConfig, learning: Learning) -> int:

@@ -20,9 +20,10 @@ from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Answers, FloatImages, Images, Labels
 from mea_ray.data.statistics import channel_statistics
 from mea_ray.models.base import ImageModel
-from mea_ray.training.engine import TrainReport, train
+from mea_ray.training.engine import TrainReport
 from mea_ray.training.objective import Objective
 from mea_ray.training.snapshot import SUFFIX, SnapshotFile
+from mea_ray.training.stack import Training
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,36 @@ class Thief:
         """Remove the snapshots of all trainings: their substitutes are kept by now."""
         self.transfer.forget_snapshots()
 
+    def prepare(
+        self,
+        model: nn.Module,
+        images: Images,
+        answers: Answers,
+        *names: str | int,
+        validate: Callable[[nn.Module], float] | None = None,
+        resumes: bool = True,
+        **overrides: Any,
+    ) -> Training:
+        """Return the training of a model on answered images, to be run by itself or with others; see ``fit``."""
+        fixed = {} if validate is not None else {"early_stop_patience": None}
+        objective = (
+            self.objective(answers) if self.objective is not None else DistillationObjective(self.learning, answers)
+        )
+        listener = self.transfer.on_epoch
+        return Training(
+            model,
+            images,
+            None,
+            objective,
+            self.training.changed(**{**fixed, **overrides}),
+            seed=derive(self.seed, *names),
+            validate=validate,
+            on_epoch=None
+            if listener is None
+            else lambda record: listener(record["epoch"], record["epochs"], record["loss"]),
+            snapshots=self.snapshots(*names) if resumes else None,
+        )
+
     def fit(
         self,
         model: nn.Module,
@@ -200,21 +231,4 @@ class Thief:
             resumes: Whether another process continues it after a kill; not where many trainings are short.
             **overrides: Settings of the training engine that replace the thief's own.
         """
-        fixed = {} if validate is not None else {"early_stop_patience": None}
-        objective = (
-            self.objective(answers) if self.objective is not None else DistillationObjective(self.learning, answers)
-        )
-        listener = self.transfer.on_epoch
-        return train(
-            model,
-            images,
-            None,
-            objective,
-            self.training.changed(**{**fixed, **overrides}),
-            seed=derive(self.seed, *names),
-            validate=validate,
-            on_epoch=None
-            if listener is None
-            else lambda record: listener(record["epoch"], record["epochs"], record["loss"]),
-            snapshots=self.snapshots(*names) if resumes else None,
-        )
+        return self.prepare(model, images, answers, *names, validate=validate, resumes=resumes, **overrides).run()

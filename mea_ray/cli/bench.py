@@ -141,6 +141,21 @@ def bench_train(options: Options = None, output: Json = None, debug: Debug = Fal
     measure("train", options or [], output)
 
 
+@bench.command("stack", epilog=EPILOG)
+def bench_stack(options: Options = None, output: Json = None, debug: Debug = False) -> None:
+    """Images per second of many small networks trained as one stack, against one after the other.
+
+    For example:
+
+      mea-ray bench stack
+
+      mea-ray bench stack networks=[4] model=cnn9 seeds=own
+    """
+    from mea_ray.cli.commands import measure
+
+    measure("stack", options or [], output)
+
+
 @bench.command("views", epilog=EPILOG)
 def bench_views(options: Options = None, output: Json = None, debug: Debug = False) -> None:
     """Views per second of self-supervised training, against the pass they are made for and torchvision's, one by one.

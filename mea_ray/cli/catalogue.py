@@ -27,6 +27,7 @@ BENCHMARKS = Table(
         "storage": "mea_ray.bench.storage:bench_storage",
         "sweep": "mea_ray.bench.sweep:bench_sweep",
         "train": "mea_ray.bench.train:bench_train",
+        "stack": "mea_ray.bench.stack:bench_stack",
         "views": "mea_ray.bench.views:bench_views",
     },
 )

@@ -40,6 +40,12 @@ class TrainingConfig(Config):
     )
     channels_last: bool | None = Field(None, description="Memory format; null chooses by device.")
     compile: bool = Field(False, description="torch.compile the network.")
+    stack: int = Field(
+        1,
+        ge=1,
+        description="Most networks trained at once as one stack, where several of one architecture with equally many "
+        "images are due. 1 trains each by itself; above, weights differ by rounding.",
+    )
 
 
 class LearningConfig(Config):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -26,7 +25,7 @@ from mea_ray.experiment.answers import pass_images, service_policy
 from mea_ray.experiment.checks import build_network
 from mea_ray.experiment.ports import StealNulls, Step, Steps
 from mea_ray.experiment.proof import Proof
-from mea_ray.experiment.theft import Steal, Theft, rung_result
+from mea_ray.experiment.theft import Steal, StealTogether, Theft, rung_result
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Removal, ThiefData
 from mea_ray.results.portable import cleaned
@@ -88,6 +87,7 @@ class Workbench:
         stolen_nulls: See ``ports.Models``.
         steps: Where finished steps are found and kept.
         steal: Carries out thefts of null models.
+        together: Carries out several at once; None carries them out one after the other.
         on_step: See ``OnStep``.
         on_phase: Called when a step begins: what it is, which, and of how many.
     """
@@ -102,6 +102,7 @@ class Workbench:
     stolen_nulls: StealNulls
     steps: Steps
     steal: Steal
+    together: StealTogether | None = None
     on_step: OnStep = lambda step: None
     on_phase: Callable[[str, int, int], None] = lambda what, number, of: None
 
@@ -130,11 +131,14 @@ def steal_nulls(bench: Workbench) -> list[RungResult]:
         if (index, budget) not in done:
             wanted.setdefault(index, []).append(budget)
     answers: dict[int, Labels] = {}
-    number = itertools.count(1)
+    begun = [0]
 
-    def steal(model: ImageModel, transfer: TransferSet | None, skip: Container[int]) -> Iterator[Rung]:
-        bench.on_phase("null theft", next(number), len(wanted))
-        return _steal_null(bench, model, transfer, skip)
+    def steal(
+        models: Sequence[ImageModel], transfers: Sequence[TransferSet | None], skips: Sequence[Container[int]]
+    ) -> Iterator[tuple[int, Rung]]:
+        bench.on_phase("null theft", begun[0] + 1, len(wanted))
+        begun[0] += len(models)
+        return _steal_together(bench, models, transfers, skips)
 
     for index, rung in bench.stolen_nulls(wanted, steal) if wanted else ():
         if index not in answers:
@@ -150,14 +154,25 @@ def _control(index: int, budget: int) -> str:
     return f"controls/{index}-{budget}"
 
 
-def _steal_null(
-    bench: Workbench, model: ImageModel, transfer: TransferSet | None, skip: Container[int]
-) -> Iterator[Rung]:
-    """Steal an innocent model as the victim is stolen."""
+def _steal_together(
+    bench: Workbench,
+    models: Sequence[ImageModel],
+    transfers: Sequence[TransferSet | None],
+    skips: Sequence[Container[int]],
+) -> Iterator[tuple[int, Rung]]:
+    """Steal innocent models as the victim is stolen; yield the place of a model and one of its rungs."""
     config, data = bench.config, bench.data
-    policy = service_policy(config, data, model, None)
-    blackbox = LocalBlackBox(model, policy, pass_images=pass_images(config))
-    return bench.steal(Theft.of(config, data), blackbox, transfer, skip)
+    theft = Theft.of(config, data)
+    boxes = [
+        LocalBlackBox(model, service_policy(config, data, model, None), pass_images=pass_images(config))
+        for model in models
+    ]
+    if len(models) > 1 and bench.together is not None:
+        yield from bench.together(theft, boxes, transfers, skips)
+        return
+    for place, (box, transfer, skip) in enumerate(zip(boxes, transfers, skips, strict=True)):
+        for rung in bench.steal(theft, box, transfer, skip):
+            yield place, rung
 
 
 def removals(bench: Workbench) -> list[RemovalResult]:

@@ -15,7 +15,7 @@ from mea_ray.experiment.commitment import Committed, committed
 from mea_ray.experiment.encoders import probe_set, with_probe
 from mea_ray.experiment.names import Names
 from mea_ray.experiment.owner import TrainedModel, draw_key, repeatable_key, train_null, train_victim
-from mea_ray.experiment.ports import OnEpoch, Role, StealNull
+from mea_ray.experiment.ports import OnEpoch, Role, StealSome
 from mea_ray.experiment.stolen_nulls import StolenNulls
 from mea_ray.models.base import ImageModel
 from mea_ray.training.checkpoint import DESCRIPTION, WEIGHTS, load_model, save_model
@@ -71,7 +71,7 @@ class StoredModels:
         """Load a null model; train it first if it is not there."""
         return self._load(self.null_folder(index))
 
-    def stolen_nulls(self, wanted: Mapping[int, Collection[int]], steal: StealNull) -> Iterator[tuple[int, Rung]]:
+    def stolen_nulls(self, wanted: Mapping[int, Collection[int]], steal: StealSome) -> Iterator[tuple[int, Rung]]:
         """Yield substitutes of null models, stolen once for all trials with the same thief."""
         return self._stolen.take(wanted, steal)
 
@@ -190,11 +190,14 @@ class TrainedModels:
             self._nulls[index] = trained.model
         return self._nulls[index]
 
-    def stolen_nulls(self, wanted: Mapping[int, Collection[int]], steal: StealNull) -> Iterator[tuple[int, Rung]]:
+    def stolen_nulls(self, wanted: Mapping[int, Collection[int]], steal: StealSome) -> Iterator[tuple[int, Rung]]:
         """Yield substitutes of null models."""
-        for index, budgets in wanted.items():
-            skip = set(self.config.thief.budgets) - set(budgets)
-            yield from ((index, rung) for rung in steal(self.null(index), None, skip))
+        budgets, at_once = set(self.config.thief.budgets), self.config.thief.training.stack
+        for start in range(0, len(wanted), at_once):
+            indices = list(wanted)[start : start + at_once]
+            skips = [budgets - set(wanted[index]) for index in indices]
+            for place, rung in steal(list(map(self.null, indices)), [None] * len(indices), skips):
+                yield indices[place], rung
 
 
 def _probe(config: ExperimentConfig) -> Tree | None:

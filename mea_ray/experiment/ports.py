@@ -5,7 +5,7 @@ One process with folders of its own, Ray and a sweep's folder, or the memory of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mea_ray.blackbox.colluding import CountingClient
     from mea_ray.blackbox.query_log import ClientLog
     from mea_ray.experiment.commitment import Committed
-    from mea_ray.experiment.theft import Steal
+    from mea_ray.experiment.theft import Steal, StealTogether
     from mea_ray.models.base import ImageModel
     from mea_ray.storage.remote import Storage
     from mea_ray.watermarks.base import Key
@@ -35,9 +35,12 @@ if TYPE_CHECKING:
 Step = RungResult | RemovalResult | DetectionResult
 """A step of the aftermath; a ``RungResult`` is the theft of a null model."""
 Role = Literal["victim", "null"]
-StealNull = Callable[["ImageModel", "TransferSet | None", Container[int]], "Iterator[Rung]"]
-"""Steals a null model with every budget that is not skipped, smallest first; the transfer set gets the answers."""
-StealNulls = Callable[[Mapping[int, Collection[int]], StealNull], "Iterator[tuple[int, Rung]]"]
+StealSome = Callable[
+    ["Sequence[ImageModel]", "Sequence[TransferSet | None]", Sequence[Container[int]]], "Iterator[tuple[int, Rung]]"
+]
+"""Steals null models with every budget that each does not skip, and yields the place of one and a rung, smallest budget
+first; the transfer sets get the answers."""
+StealNulls = Callable[[Mapping[int, Collection[int]], StealSome], "Iterator[tuple[int, Rung]]"]
 """See ``Models.stolen_nulls``."""
 
 
@@ -60,12 +63,12 @@ class Models(Protocol):
         """Return the ``index``-th null model."""
         ...
 
-    def stolen_nulls(self, wanted: Mapping[int, Collection[int]], steal: StealNull) -> Iterator[tuple[int, Rung]]:
+    def stolen_nulls(self, wanted: Mapping[int, Collection[int]], steal: StealSome) -> Iterator[tuple[int, Rung]]:
         """Yield substitutes of null models with the null model's index, in any order of null models.
 
         Args:
             wanted: Budgets by the index of a null model.
-            steal: Steals a null model; not called for what is there already.
+            steal: Steals null models, at most ``thief.training.stack`` at once; not called for what is there already.
         """
         ...
 
@@ -200,6 +203,7 @@ class Ports:
         journal: Keeps finished steps.
         listener: Is called with each rung and each step.
         steal: Carries out thefts, in a process of their own or in this one.
+        together: Carries out the same theft on several models at once; None steals them one after the other.
     """
 
     models: Models
@@ -207,3 +211,4 @@ class Ports:
     journal: Journal
     listener: Listener
     steal: Steal
+    together: StealTogether | None = None

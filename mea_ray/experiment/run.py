@@ -215,6 +215,7 @@ class _Run:
                 stolen_nulls=models.stolen_nulls,
                 steps=journal,
                 steal=self.ports.steal,
+                together=self.ports.together,
                 on_step=self.ports.listener.on_step,
                 on_phase=self.ports.listener.on_phase,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mea_ray.attacks.base import Rung
@@ -11,7 +11,7 @@ from mea_ray.config import ExperimentConfig, Tree, digest
 from mea_ray.core.errors import ArtifactError
 from mea_ray.experiment.artifacts import Store, read_info
 from mea_ray.experiment.names import Names
-from mea_ray.experiment.ports import StealNull
+from mea_ray.experiment.ports import StealSome
 from mea_ray.models.base import ImageModel
 from mea_ray.storage.files import PATIENCE
 from mea_ray.storage.lease import Lease
@@ -37,28 +37,35 @@ class StolenNulls:
     def __init__(self, store: Store, config: ExperimentConfig, names: Names, null: Callable[[int], ImageModel]) -> None:
         self.store, self.config, self.names, self._null = store, config, names, null
 
-    def take(self, wanted: Mapping[int, Collection[int]], steal: StealNull) -> Iterator[tuple[int, Rung]]:
+    def take(self, wanted: Mapping[int, Collection[int]], steal: StealSome) -> Iterator[tuple[int, Rung]]:
         """Yield substitutes with the index of their null model. Those that another process is stealing come last.
 
         Args:
             wanted: Budgets by the index of a null model.
-            steal: Steals a null model.
+            steal: Steals null models; it is given at most ``thief.training.stack`` at once.
         """
-        busy = []
-        for index, budgets in wanted.items():
-            lease = self._lease(index)
-            if self._complete(index):
-                yield from self._rungs(index, budgets, steal)
-            elif lease.try_acquire():
-                yield from self._leased(index, budgets, steal, lease)
-            else:
-                busy.append(index)
+        busy: list[int] = []
+        leased: dict[int, Lease] = {}
+        try:
+            for index in wanted:
+                lease = self._lease(index)
+                if self._complete(index):
+                    yield from self._rungs([index], wanted, steal)
+                elif lease.try_acquire():
+                    leased[index] = lease
+                else:
+                    busy.append(index)
+                if len(leased) == self.config.thief.training.stack:
+                    yield from self._leased(leased, wanted, steal)
+            yield from self._leased(leased, wanted, steal)
+        finally:
+            _release(leased)
         for index in busy:
             lease = self._lease(index)
             if lease.acquire(give_up=lambda index=index: self._complete(index), poll_s=self.store.poll_s):  # type: ignore[misc]
-                yield from self._leased(index, wanted[index], steal, lease)
+                yield from self._leased({index: lease}, wanted, steal)
             else:
-                yield from self._rungs(index, wanted[index], steal)
+                yield from self._rungs([index], wanted, steal)
 
     def drop(self) -> None:
         """Remove all of them; other trials that need them steal them again."""
@@ -67,31 +74,42 @@ class StolenNulls:
                 self.store.storage.delete(f"artifacts/{KIND}/{self._name(index, budget)}")
 
     def _leased(
-        self, index: int, budgets: Collection[int], steal: StealNull, lease: Lease
+        self, leased: dict[int, Lease], wanted: Mapping[int, Collection[int]], steal: StealSome
     ) -> Iterator[tuple[int, Rung]]:
+        """Yield the substitutes of null models whose leases this process has, and release these."""
         try:
-            yield from self._rungs(index, budgets, steal)
+            yield from self._rungs(list(leased), wanted, steal)
         finally:
-            lease.release()
+            _release(leased)
 
-    def _rungs(self, index: int, budgets: Collection[int], steal: StealNull) -> Iterator[tuple[int, Rung]]:
+    def _rungs(
+        self, indices: Sequence[int], wanted: Mapping[int, Collection[int]], steal: StealSome
+    ) -> Iterator[tuple[int, Rung]]:
         """Yield what is there, then what is stolen."""
-        left = set(budgets)
-        for budget in sorted(budgets):
-            rung = self._load(index, budget)
-            if rung is not None:
-                left.remove(budget)
-                yield index, rung
+        budgets = self.config.thief.budgets
+        left: dict[int, set[int]] = {}
+        for index in indices:
+            missing = set(wanted[index])
+            for budget in sorted(missing):
+                rung = self._load(index, budget)
+                if rung is not None:
+                    missing.remove(budget)
+                    yield index, rung
+            if missing:
+                left[index] = missing
         if not left:
             return
-        there = {budget for budget in self.config.thief.budgets if self._find(index, budget) is not None}
-        states = f"artifacts/states/{KIND}-{self._theft(index)}"
-        transfer = TransferSet(self.store.storage.root / states, on_damage=PATIENCE.notify)
-        for rung in steal(self._null(index), transfer, there):
+        stolen = list(left)
+        there = [{budget for budget in budgets if self._find(index, budget) is not None} for index in stolen]
+        states = [f"artifacts/states/{KIND}-{self._theft(index)}" for index in stolen]
+        transfers = [TransferSet(self.store.storage.root / each, on_damage=PATIENCE.notify) for each in states]
+        for place, rung in steal(list(map(self._null, stolen)), transfers, there):
+            index = stolen[place]
             self._keep(index, rung)
-            if rung.budget in left:
+            if rung.budget in left[index]:
                 yield index, rung
-        self.store.storage.delete(states)
+        for each in states:
+            self.store.storage.delete(each)
 
     def _theft(self, index: int) -> str:
         return digest([self.names.theft, self.names.nulls[index]])
@@ -133,3 +151,9 @@ class StolenNulls:
 
         name = self._name(index, rung.budget)
         self.store.get_or_make(KIND, name, self.config, write, (WEIGHTS, DESCRIPTION))
+
+
+def _release(leased: dict[int, Lease]) -> None:
+    """Release leases, and forget them."""
+    while leased:
+        leased.popitem()[1].release()

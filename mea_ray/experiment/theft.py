@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from mea_ray.attacks.base import Attack, Rung
 from mea_ray.attacks.transfer import TransferSet
@@ -110,24 +111,42 @@ class Theft:
         Yields:
             One fresh substitute per budget that is not in ``skip``, smallest first.
         """
+        attack: Attack = self.settings.attack.build()
+        return attack.run(blackbox, self.pool, transfer=transfer, skip=skip, **self._given())
+
+    def run_together(
+        self,
+        blackboxes: Sequence[BlackBox],
+        transfers: Sequence[TransferSet | None],
+        skips: Sequence[Container[int]],
+    ) -> Iterator[tuple[int, Rung]]:
+        """Steal the models behind several black boxes in the same way, see ``Attack.run_together``.
+
+        Yields:
+            The number of a black box and one of its rungs; those of one black box smallest budget first.
+        """
+        attack: Attack = self.settings.attack.build()
+        return attack.run_together(blackboxes, self.pool, transfers=transfers, skips=skips, **self._given())
+
+    def _given(self) -> dict[str, Any]:
         settings = self.settings
-        attack: Attack = settings.attack.build()
-        return attack.run(
-            blackbox,
-            self.pool,
-            budgets=settings.budgets,
-            make_model=partial(build_network, settings.model, self.shape, self.classes),
-            training=settings.training,
-            seed=self.seed,
-            transfer=transfer,
-            skip=skip,
-            learning=settings.learning,
-            labels=self.labels,
-        )
+        return {
+            "budgets": settings.budgets,
+            "make_model": partial(build_network, settings.model, self.shape, self.classes),
+            "training": settings.training,
+            "seed": self.seed,
+            "learning": settings.learning,
+            "labels": self.labels,
+        }
 
 
 Steal = Callable[[Theft, BlackBox, "TransferSet | None", Container[int]], Iterator[Rung]]
 """Carries out a theft, as ``Theft.run`` does in this process and ``apart.process.steal`` in another one."""
+StealTogether = Callable[
+    [Theft, "Sequence[BlackBox]", "Sequence[TransferSet | None]", "Sequence[Container[int]]"],
+    Iterator[tuple[int, Rung]],
+]
+"""Carries out the same theft on several models, as ``Theft.run_together`` and ``apart.process.steal_together`` do."""
 
 
 def run_attack(

@@ -7,10 +7,10 @@ of its own, so that a training is a function of its arguments: on a CPU bit for 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +21,19 @@ from mea_ray.config.training import Precision, TrainingConfig
 from mea_ray.core import seeding
 from mea_ray.core.errors import ConfigError
 from mea_ray.training import device as devices
-from mea_ray.training.augment import Augment, to_float
 from mea_ray.training.batch_gradients import BatchGradients
-from mea_ray.training.loader import Loader, check_data, least_batch
-from mea_ray.training.objective import Batch, Objective, StepContext
+from mea_ray.training.feed import Feed, StackFeed
+from mea_ray.training.loader import check_data, least_batch
+from mea_ray.training.objective import Objective
 from mea_ray.training.progress import BestWeights, LossMeans, check_weights
 from mea_ray.training.schedule import factor, make_optimizer
 from mea_ray.training.snapshot import SnapshotFile, TrainingState, training_digest
 
 STEPS_BETWEEN_CHECKS = 32
 """Steps between two transfers of the losses from a GPU, which each of them stalls. A CPU's are read at every step."""
+
+Clip: TypeAlias = Callable[[list[nn.Parameter], float], Any]
+"""Scales the gradients of parameters so that their norm is at most a number."""
 
 
 @dataclass(frozen=True)
@@ -93,26 +96,72 @@ def train(
         TrainingDiverged: A loss or a weight is not finite.
         DeviceOutOfMemory: Batches do not fit the memory of the GPU even in the smallest parts.
     """
-    started = time.perf_counter()
     check_data(model, images, labels)
-    epochs, accumulate_steps, patience = training.epochs, training.accumulate_steps, training.early_stop_patience
-    if patience is not None and validate is None:
+    if training.early_stop_patience is not None and validate is None:
         raise ConfigError(
-            f"early_stop_patience={patience} needs a validation split; set training.early_stop_patience=null"
+            f"early_stop_patience={training.early_stop_patience} needs a validation split; set "
+            "training.early_stop_patience=null"
         )
+
+    def feed(where: torch.device, channels_last: bool) -> Feed:
+        least = least_batch(model, objective)
+        return Feed(images, labels, where, training, seed, least=least, channels_last=channels_last)
+
+    settings = {"seed": seed, "objective": type(objective).__qualname__, **results_from(training)}
+    return run_training(
+        model,
+        objective,
+        training,
+        feed,
+        partial(training_digest, (images, labels), settings),
+        seed=seed,
+        device=device,
+        validate=validate,
+        on_epoch=on_epoch,
+        snapshots=snapshots,
+    )
+
+
+def run_training(
+    model: nn.Module,
+    objective: Objective,
+    training: TrainingConfig,
+    make_feed: Callable[[torch.device, bool], Feed | StackFeed],
+    identify: Callable[[], str],
+    *,
+    seed: int,
+    device: torch.device | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    snapshots: SnapshotFile | None = None,
+    clip: Clip = nn.utils.clip_grad_norm_,
+    streams: Callable[[torch.device], Sequence[torch.Generator]] = lambda where: (),
+) -> TrainReport:
+    """Run the loop of ``train``, whose arguments are not explained again, on one network or on a stack of several.
+
+    Args:
+        model: See ``train``.
+        objective: See ``train``.
+        training: See ``train``.
+        make_feed: Makes the batches on a device, and in the memory format channels last or not.
+        identify: Names the training beside its initial weights, see ``TrainingState``.
+        seed: Seed of dropout.
+        device: See ``train``.
+        validate: See ``train``.
+        on_epoch: See ``train``.
+        snapshots: See ``train``.
+        clip: Cuts the gradients of parameters to a norm.
+        streams: Prepares the model's own random streams on a device, where it has any beside torch's global ones.
+    """
+    started = time.perf_counter()
+    epochs, accumulate_steps, patience = training.epochs, training.accumulate_steps, training.early_stop_patience
     where = device if device is not None else devices.device()
     half = use_bfloat16(training.precision, where)
     nhwc = training.channels_last
     if nhwc is None:
         nhwc = where.type != "cpu" or (half and devices.aligned(model))
     nhwc = nhwc and bool(getattr(model, "channels_last", True))
-    order, drawn, lent, own = (
-        torch.Generator().manual_seed(seeding.derive(seed, name))
-        for name in ("batches", "augment", "lent", "objective")
-    )
-    data = Loader(images, labels, where, training.batch_size, order, least=least_batch(model, objective))
-    augment_main = Augment(data.shape, drawn, augment=training.augment, crop_padding=training.crop_padding)
-    augment_lent = Augment(data.shape, lent, augment=training.augment, crop_padding=training.crop_padding)
+    data = make_feed(where, nhwc)
     updates = -(-data.steps // accumulate_steps)
 
     def rate_of(epoch: int, step: int) -> float:
@@ -130,29 +179,27 @@ def train(
             optimiser = make_optimizer(model, where, training, heads)
             optimiser.zero_grad(set_to_none=True)
             network = cast(nn.Module, torch.compile(model)) if training.compile else model
-            gradients = BatchGradients(model, network, objective, optimiser, where, half, (lent, own))
+            own = streams(where)
+            gradients = BatchGradients(model, network, objective, optimiser, where, half, (*data.step_generators, *own))
             losses, best = LossMeans(1 if where.type == "cpu" else STEPS_BETWEEN_CHECKS), BestWeights(model)
-            objective.start(StepContext(where, own, lambda x: to_float(augment_lent(x), nhwc), epochs, data.steps))
-            settings = {"seed": seed, "objective": type(objective).__qualname__, **training.model_dump(mode="json")}
+            objective.start(data.context(epochs))
             file = snapshots if objective.resumable else None
-            identify = partial(training_digest, (images, labels), settings)
-            generators = (order, drawn, lent, own)
+            generators = (*data.generators, *own)
             state = TrainingState(file, identify, model, heads, optimiser, generators, best, objective)
             history, seen = state.resume(on_epoch)
             for epoch in range(len(history), len(history) if state.finished else epochs):
                 epoch_started = time.perf_counter()
                 model.train()
                 objective.start_epoch(epoch)
-                for step, (raw, targets, indices) in enumerate(data):
-                    batch = Batch(to_float(augment_main(raw), nhwc), targets, indices)
-                    losses.add(epoch, step, len(indices), *gradients.add(batch))
-                    seen += len(indices)
+                for step, batch in enumerate(data):
+                    losses.add(epoch, step, len(batch.indices), *gradients.add(batch))
+                    seen += len(batch.indices)
                     if (step + 1) % accumulate_steps and step + 1 < data.steps:
                         continue
                     for group in optimiser.param_groups:
                         group["lr"] = rate_of(epoch, step)
                     if training.gradient_clip is not None:
-                        nn.utils.clip_grad_norm_([*model.parameters(), *heads], training.gradient_clip)
+                        clip([*model.parameters(), *heads], training.gradient_clip)
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
                     gradients.updated()
@@ -179,3 +226,8 @@ def train(
 def use_bfloat16(precision: Precision, where: torch.device) -> bool:
     """Whether a precision setting means bfloat16 autocast on a device."""
     return precision == "bfloat16" or (precision == "auto" and devices.native_bfloat16(where))
+
+
+def results_from(training: TrainingConfig) -> dict[str, Any]:
+    """Return the settings that a training's result follows from, as JSON values; not how it is put beside others."""
+    return training.model_dump(mode="json", exclude={"stack"})

@@ -29,10 +29,15 @@ class Loader:
             epoch.
         resident: Whether all images are stored on the device; otherwise each batch is copied there while the one before
             is learnt. None decides by the free memory of the device.
+        beside: Another loader of the same images and labels, whose copies are used.
 
     Raises:
         DataError: Every batch would be a single image, and ``least`` is 2.
     """
+
+    images: Tensor
+    labels: Tensor
+    resident: bool
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class Loader:
         *,
         least: int,
         resident: bool | None = None,
+        beside: Loader | None = None,
     ) -> None:
         count = len(images)
         if min(count, batch_size) < least:
@@ -51,6 +57,21 @@ class Loader:
                 f"batch normalisation and losses that compare images cannot learn from batches of one image (images: "
                 f"{count}, batch_size={batch_size}); give more images or raise training.batch_size"
             )
+        if beside is not None:
+            self.images, self.labels, self.resident = beside.images, beside.labels, beside.resident
+        else:
+            self._place(images, labels, device, resident)
+        self.device, self.batch_size, self.generator = device, batch_size, generator
+        self.used = count - 1 if count % batch_size == 1 and least > 1 else count
+        self.steps = -(-self.used // batch_size)
+
+    def _place(
+        self,
+        images: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.int64] | None,
+        device: torch.device,
+        resident: bool | None,
+    ) -> None:
         with warnings.catch_warnings():
             # Arrays from an object store are read-only, which torch cannot express; nothing here writes to them.
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -58,11 +79,8 @@ class Loader:
         self.resident = devices.fits(images.nbytes, device) if resident is None else resident
         if self.resident:
             self.images = self.images.to(device)
-        known = np.full(count, -1, np.int64) if labels is None else labels.astype(np.int64)
+        known = np.full(len(images), -1, np.int64) if labels is None else labels.astype(np.int64)
         self.labels = torch.from_numpy(known).to(device)
-        self.device, self.batch_size, self.generator = device, batch_size, generator
-        self.used = count - 1 if count % batch_size == 1 and least > 1 else count
-        self.steps = -(-self.used // batch_size)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -114,4 +132,5 @@ def least_batch(model: nn.Module, objective: Objective) -> int:
 
 def normalises_batches(model: nn.Module) -> bool:
     """Whether a model has batch normalisation, which cannot be trained on a batch of one image."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    layers: nn.Module = getattr(model, "template", model)  # a stack has the layers of its template
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in layers.modules())

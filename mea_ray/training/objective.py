@@ -139,11 +139,49 @@ class Objective(ABC):
         """
 
 
-class CrossEntropy(Objective):
+class OutputLoss(Objective):
+    """Losses of what a network returns for one batch of images, and of targets.
+
+    A subclass writes ``inputs`` and ``losses`` in place of ``terms``. Trainings of such objectives can be stacked, see
+    ``training.stack``, as long as no other method than ``start``, ``memory`` and ``recall`` is overridden.
+    """
+
+    settings: Any = None
+    """What ``losses`` depends on: objectives of one class with equal settings have the same losses."""
+
+    @abstractmethod
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the images that the network is to see, float32 (N, C, H, W), and the targets, (N, ...)."""
+
+    @abstractmethod
+    def losses(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the loss terms of the network's outputs, (N, ...): scalars. ``torch.func.vmap`` must take it."""
+
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of the model on the inputs."""
+        images, targets = self.inputs(batch)
+        return self.losses(model(images), targets)
+
+    def alike(self, other: Objective) -> bool:
+        """Whether another objective, in a stack with this one, has the same losses."""
+        return type(self) is type(other) and self.settings == other.settings and self._only_losses()
+
+    def _only_losses(self) -> bool:
+        kept = ("attach", "start_epoch", "backward", "updated")
+        return all(getattr(type(self), name) is getattr(Objective, name) for name in kept) and (
+            type(self).terms is OutputLoss.terms
+        )
+
+
+class CrossEntropy(OutputLoss):
     """Mean cross-entropy with the labels."""
 
     resumable = True
 
-    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return images and labels."""
+        return batch.images, batch.labels
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return ``{"utility": mean cross-entropy}``."""
-        return {"utility": F.cross_entropy(model(batch.images).float(), batch.labels)}
+        return {"utility": F.cross_entropy(outputs.float(), targets)}

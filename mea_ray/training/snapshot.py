@@ -83,6 +83,11 @@ class SnapshotFile:
         self.path, self.keep, self.notify, self._saved = path, keep, notify, saved
         self.pace = pace if pace is not None else Pace(every_s)
 
+    def beside(self, name: str) -> SnapshotFile:
+        """Return a file in the same folder for a training that this one is a part of."""
+        path = self.path.with_name(f"{self.path.name.removesuffix(SUFFIX)}-{name}{SUFFIX}")
+        return SnapshotFile(path, pace=self.pace, keep=self.keep, notify=self.notify, saved=self._saved)
+
     @property
     def due(self) -> bool:
         """Whether it is time for another write."""

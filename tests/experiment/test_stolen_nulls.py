@@ -18,7 +18,7 @@ from mea_ray.experiment.data import Fingerprints, load_splits
 from mea_ray.experiment.local import run_in_memory, run_local
 from mea_ray.experiment.model_sources import StoredModels, TrainedModels
 from mea_ray.experiment.names import Names
-from mea_ray.experiment.ports import StealNull
+from mea_ray.experiment.ports import StealSome
 from mea_ray.experiment.stolen_nulls import KIND
 from mea_ray.experiment.theft import Theft
 from mea_ray.training.checkpoint import weights_digest
@@ -52,17 +52,19 @@ class Thief:
 
         self.skipped: list[set[int]] = []
         self.answered: list[int] = []
+        self.at_once: list[int] = []
 
-        def steal(model: Any, transfer: Any, skip: Any) -> Iterator[Rung]:
-            self.skipped.append({budget for budget in experiment.thief.budgets if budget in skip})
-            self.answered.append(0 if transfer is None else len(transfer))
-            blackbox = LocalBlackBox(model, service_policy(experiment, data, model, None))
-            for rung in Theft.of(experiment, data).run(blackbox, transfer, skip):
-                yield rung
-                if rung.budget == last:
+        def steal(models: Any, transfers: Any, skips: Any) -> Iterator[tuple[int, Rung]]:
+            self.at_once.append(len(models))
+            self.skipped += [{budget for budget in experiment.thief.budgets if budget in skip} for skip in skips]
+            self.answered += [0 if transfer is None else len(transfer) for transfer in transfers]
+            boxes = [LocalBlackBox(model, service_policy(experiment, data, model, None)) for model in models]
+            for place, rung in Theft.of(experiment, data).run_together(boxes, transfers, skips):
+                yield place, rung
+                if (place, rung.budget) == (len(models) - 1, last):
                     raise KeyboardInterrupt
 
-        self.steal: StealNull = steal
+        self.steal: StealSome = steal
 
 
 def digests(rungs: Iterator[tuple[int, Rung]]) -> dict[tuple[int, int], str]:
@@ -106,6 +108,19 @@ def test_an_interrupted_theft_goes_on_after_its_last_budget_with_the_answers_it_
     assert thief.skipped == [{48}] and thief.answered[0] >= 48
 
 
+def test_several_are_stolen_at_once_if_they_may_be_stacked(tmp_path: Path, data: Splits) -> None:
+    experiment = small(tmp_path, verification__null_models=3, thief__training__stack=2)
+    wanted = {0: [48, 96], 1: [96], 2: [48, 96]}
+    with pytest.raises(KeyboardInterrupt):
+        list(sources(experiment, data).stolen_nulls(wanted, Thief(experiment, data, last=48).steal))
+    thief = Thief(experiment, data)
+    names = digests(sources(experiment, data).stolen_nulls(wanted, thief.steal))
+    assert set(names) == {(index, budget) for index, budgets in wanted.items() for budget in budgets}
+    assert thief.at_once == [2, 1] and thief.skipped == [{48}, {48}, set()]
+    again = Thief(experiment, data)
+    assert digests(sources(experiment, data).stolen_nulls(wanted, again.steal)) == names and not again.at_once
+
+
 def test_a_damaged_one_is_stolen_again(tmp_path: Path, data: Splits) -> None:
     experiment = small(tmp_path)
     whole = digests(sources(experiment, data).stolen_nulls({0: [48, 96]}, Thief(experiment, data).steal))
@@ -128,10 +143,10 @@ def test_what_another_process_is_stealing_comes_last_and_is_not_stolen_twice(tmp
     other, thief = Thief(experiment, data), Thief(experiment, data)
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(model: Any, transfer: Any, skip: Any) -> Iterator[Rung]:
+    def slow(models: Any, transfers: Any, skips: Any) -> Iterator[tuple[int, Rung]]:
         begun.set()
         assert go_on.wait(60)
-        yield from other.steal(model, transfer, skip)
+        yield from other.steal(models, transfers, skips)
 
     elsewhere = threading.Thread(target=lambda: list(sources(experiment, data).stolen_nulls({0: [48, 96]}, slow)))
     elsewhere.start()
@@ -154,6 +169,7 @@ def test_what_another_process_is_stealing_comes_last_and_is_not_stolen_twice(tmp
         ({"seed": 1}, False),
         ({"victim__seed": 1}, False),
         ({"thief__training__epochs": 2}, False),
+        ({"thief__training__stack": 2}, False),
         ({"thief__learning__answers": "argmax"}, False),
         ({"service__policy": "label_only"}, False),
         ({"splits__thief_pool": "disjoint"}, False),

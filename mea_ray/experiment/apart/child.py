@@ -45,10 +45,11 @@ class PipedBlackBox:
         wire: To the owner's process.
         classes: Numbers in an answer.
         image_shape: (channels, height, width) that the victim takes.
+        place: Which of the owner's black boxes it is.
     """
 
-    def __init__(self, wire: MessagePipe, classes: int, image_shape: tuple[int, int, int]) -> None:
-        self._wire, self._classes, self._shape = wire, classes, image_shape
+    def __init__(self, wire: MessagePipe, classes: int, image_shape: tuple[int, int, int], place: int = 0) -> None:
+        self._wire, self._classes, self._shape, self._place = wire, classes, image_shape, place
         self._turn = threading.Lock()
 
     @property
@@ -77,7 +78,7 @@ class PipedBlackBox:
 
     def _ask(self, header: Tree, block: bytes | memoryview = b"") -> tuple[Tree, bytes]:
         with self._turn:
-            self._wire.send(header, block)
+            self._wire.send({**header, "box": self._place}, block)
             answer, content = self._wire.receive()
         if "error" in answer:
             raise read_error(answer["error"])
@@ -147,17 +148,23 @@ def _steal(wire: MessagePipe, order: Mapping[str, Any], theft: Theft) -> None:
     def warn(text: str) -> None:
         wire.send({"do": "warn", "text": text})
 
-    folder = order["transfer"]
     if order["patience"] is not None:
         seconds, marker = order["patience"]
         PATIENCE.begin(seconds, None if marker is None else Path(marker), warn)
-    every_s = order["snapshot_every_s"]
-    transfer = None if folder is None else TransferSet(Path(folder), snapshot_every_s=every_s, on_damage=warn)
-    if transfer is not None:
-        transfer.on_epoch = _Epochs(wire)
-    blackbox = PipedBlackBox(wire, order["answers"], theft.shape)
-    for rung in theft.run(blackbox, transfer, order["skip"]):
-        wire.send(*_rung_message(rung))
+    epochs, every_s = _Epochs(wire), order["snapshot_every_s"]
+
+    def transfer_set(folder: str | None) -> TransferSet | None:
+        if folder is None:
+            return None
+        transfer = TransferSet(Path(folder), snapshot_every_s=every_s, on_damage=warn)
+        transfer.on_epoch = epochs
+        return transfer
+
+    blackboxes = [PipedBlackBox(wire, classes, theft.shape, place) for place, classes in enumerate(order["answers"])]
+    transfers = [transfer_set(folder) for folder in order["transfers"]]
+    for place, rung in theft.run_together(blackboxes, transfers, order["skips"]):
+        header, block = _rung_message(rung)
+        wire.send({**header, "box": place}, block)
         wire.receive()  # the owner judges it first: both share the CPUs of one trial
 
 

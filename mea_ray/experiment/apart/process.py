@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Pipe
 from typing import Any
@@ -65,20 +65,47 @@ def steal(
         AttackDied: Its process ended before the theft did.
         MeaRayError: As in one process.
     """
-    wanted = [budget for budget in theft.settings.budgets if budget not in skip]
+    for _, rung in steal_together(theft, [blackbox], [transfer], [skip]):
+        yield rung
+
+
+def steal_together(
+    theft: Theft,
+    blackboxes: Sequence[BlackBox],
+    transfers: Sequence[TransferSet | None],
+    skips: Sequence[Container[int]],
+) -> Iterator[tuple[int, Rung]]:
+    """Carry out the same theft on several models in one process, see ``steal`` and ``Theft.run_together``.
+
+    Args:
+        theft: What the thief starts with.
+        blackboxes: Answer the queries, in this process.
+        transfers: Where the answers of each are stored.
+        skips: Budgets of each that are left out.
+
+    Yields:
+        The number of a black box and one of its rungs.
+
+    Raises:
+        As ``steal``.
+    """
+    budgets = theft.settings.budgets
+    owed = [[budget for budget in budgets if budget not in skip] for skip in skips]
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mea_ray_attack_", ignore_cleanup_errors=True))
         wire, pid = _start(stack, theft.pool)
-        order, labels = _order(theft, blackbox, transfer, scratch)
-        order["skip"] = [budget for budget in theft.settings.budgets if budget not in wanted]
-        relay = _Relay(wire, pid, theft, blackbox, wanted, None if transfer is None else transfer.on_epoch)
+        order, labels = _order(theft, blackboxes, transfers, scratch)
+        order["skips"] = [[budget for budget in budgets if budget not in wanted] for wanted in owed]
+        listeners = [None if transfer is None else transfer.on_epoch for transfer in transfers]
+        relay = _Relay(wire, pid, theft, blackboxes, owed, next(filter(None, listeners), None))
         try:
             wire.send(order, labels)
-            for rung in relay.rungs():
-                _refresh(transfer)
-                yield rung
+            for place, rung in relay.rungs():
+                _refresh(transfers[place])
+                yield place, rung
         finally:
-            _refresh(transfer)
+            for transfer in transfers:
+                _refresh(transfer)
 
 
 def _refresh(transfer: TransferSet | None) -> None:
@@ -113,14 +140,17 @@ def _shared(pool: Images) -> Iterator[int]:
         yield file.fileno()
 
 
-def _order(theft: Theft, blackbox: BlackBox, transfer: TransferSet | None, scratch: str) -> tuple[Tree, memoryview]:
+def _order(
+    theft: Theft, blackboxes: Sequence[BlackBox], transfers: Sequence[TransferSet | None], scratch: str
+) -> tuple[Tree, memoryview]:
     thief = {**theft.settings.resolved(), "blackbox": None}  # where and by which key is asked, it need not know
-    folder = None if transfer is None or transfer.path is None else str(transfer.path.absolute())
+    paths = [None if transfer is None else transfer.path for transfer in transfers]
+    folders = [None if path is None else str(path.absolute()) for path in paths]
     outside = [name.partition(":")[0] for name in _texts(thief) if plugins.is_path(name)]
     marker = None if PATIENCE.marker is None else str(PATIENCE.marker)
     order = {
         "read": readable(outside),
-        "write": [scratch, *([] if folder is None else [folder])],
+        "write": [scratch, *filter(None, folders)],
         "scratch": scratch,
         "path": [os.path.abspath(entry) for entry in sys.path],
         "threads": torch.get_num_threads(),
@@ -130,10 +160,10 @@ def _order(theft: Theft, blackbox: BlackBox, transfer: TransferSet | None, scrat
         "seed": theft.seed,
         "shape": list(theft.shape),
         "classes": theft.classes,
-        "answers": blackbox.classes,
+        "answers": [blackbox.classes for blackbox in blackboxes],
         "pool": array_header(theft.pool),
         "labelled": theft.labels is not None,
-        "transfer": folder,
+        "transfers": folders,
         "snapshot_every_s": theft.snapshot_every_s,
     }
     return order, memoryview(b"") if theft.labels is None else array_block(theft.labels)
@@ -154,8 +184,8 @@ class _Relay:
         wire: To the process.
         pid: Its id.
         theft: What it does.
-        blackbox: Answers its queries.
-        wanted: Budgets whose substitutes it owes.
+        blackboxes: Answer its queries.
+        owed: Budgets of each black box whose substitutes it owes.
         on_epoch: Called with what it says of its trainings.
     """
 
@@ -164,23 +194,24 @@ class _Relay:
         wire: MessagePipe,
         pid: int,
         theft: Theft,
-        blackbox: BlackBox,
-        wanted: list[int],
+        blackboxes: Sequence[BlackBox],
+        owed: Sequence[Sequence[int]],
         on_epoch: OnEpoch | None = None,
     ) -> None:
-        self.wire, self.pid, self.theft, self.blackbox, self.owed = wire, pid, theft, blackbox, list(wanted)
+        self.wire, self.pid, self.theft, self.blackboxes = wire, pid, theft, blackboxes
+        self.owed = [list(budgets) for budgets in owed]
         self.on_epoch = on_epoch
         self._refused: tuple[str, BaseException] | None = None
 
-    def rungs(self) -> Iterator[Rung]:
-        """Yield the substitutes."""
+    def rungs(self) -> Iterator[tuple[int, Rung]]:
+        """Yield the substitutes, each with the number of its black box."""
         while True:
             header, block = self._next()
             kind = header.get("do")
             if kind == "query":
                 self._answer(partial(self._queried, header, block))
             elif kind == "remaining":
-                self._answer(self._remaining)
+                self._answer(partial(self._remaining, header))
             elif kind == "rung":
                 yield self._rung(header, block)
                 self._send({})
@@ -190,7 +221,7 @@ class _Relay:
                 self._epoch(header)
             elif kind == "failed":
                 raise self._failure(header)
-            elif kind == "done" and not self.owed:
+            elif kind == "done" and not any(self.owed):
                 return
             else:
                 raise AttackFailed(f"its process sent {str(kind)[:40]!r} while budgets {self.owed} were owed")
@@ -223,12 +254,19 @@ class _Relay:
             header, block = {"error": refused}, b""
         self._send(header, block)
 
-    def _remaining(self) -> tuple[Tree, bytes]:
-        return {"remaining": self.blackbox.remaining}, b""
+    def _place(self, header: Mapping[str, Any]) -> int:
+        """Return the number of the black box that a message is about."""
+        place = header.get("box", 0)
+        if type(place) is not int or not 0 <= place < len(self.blackboxes):
+            raise AttackFailed(f"its process asked for black box {str(place)[:40]} of {len(self.blackboxes)}")
+        return place
+
+    def _remaining(self, header: Mapping[str, Any]) -> tuple[Tree, bytes]:
+        return {"remaining": self.blackboxes[self._place(header)].remaining}, b""
 
     def _queried(self, header: Mapping[str, Any], block: bytes) -> tuple[Tree, memoryview]:
         images = read_array(header, block, ("uint8", "float32"), 4)
-        answers = self.blackbox.query(images)
+        answers = self.blackboxes[self._place(header)].query(images)
         return array_header(answers), array_block(answers)
 
     def _epoch(self, header: Mapping[str, Any]) -> None:
@@ -247,14 +285,16 @@ class _Relay:
         error.__cause__ = _Trace(str(header.get("trace"))[-20_000:])
         return error
 
-    def _rung(self, header: Mapping[str, Any], block: bytes) -> Rung:
+    def _rung(self, header: Mapping[str, Any], block: bytes) -> tuple[int, Rung]:
+        place = self._place(header)
+        owed = self.owed[place]
         budget, queries, epochs, seconds = (header.get(key) for key in ("budget", "queries", "epochs", "seconds"))
-        if not self.owed or budget != self.owed[0] or type(queries) is not int or not 0 <= queries <= self.owed[0]:
-            raise AttackFailed(f"it gave a substitute for {queries} queries of budget {budget}; owed are {self.owed}")
+        if not owed or budget != owed[0] or type(queries) is not int or not 0 <= queries <= owed[0]:
+            raise AttackFailed(f"it gave a substitute for {queries} queries of budget {budget}; owed are {owed}")
         if type(epochs) is not int or not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
             raise AttackFailed(f"its substitute for budget {budget} was trained {epochs} epochs in {seconds} seconds")
         model = self._substitute(block)
-        return Rung(self.owed.pop(0), queries, model, epochs, float(seconds), _curves(header.get("curves")))
+        return place, Rung(owed.pop(0), queries, model, epochs, float(seconds), _curves(header.get("curves")))
 
     def _substitute(self, weights: bytes) -> ImageModel:
         """Fill the network of the thief's settings with weights; no code and no other network comes along."""
