@@ -167,8 +167,8 @@ class OutputLoss(Objective):
         return type(self) is type(other) and self.settings == other.settings and self._only_losses()
 
     def _only_losses(self) -> bool:
-        kept = ("attach", "start_epoch", "backward", "updated")
-        return all(getattr(type(self), name) is getattr(Objective, name) for name in kept) and (
+        hooks = ("attach", "start_epoch", "backward", "updated")
+        return all(getattr(type(self), name) is getattr(Objective, name) for name in hooks) and (
             type(self).terms is OutputLoss.terms
         )
 

@@ -239,8 +239,8 @@ def _of_row(record: Mapping[str, Any], row: int, objective: Objective) -> dict[s
     """Return the record of an epoch as the training of one row would have it."""
     terms, plain = dict[str, float](), dict[str, Any]()
     for name, value in record.items():
-        owner, found, term = name.partition(_OF)
-        if not found:
+        owner, separator, term = name.partition(_OF)
+        if not separator:
             plain[name] = value
         elif int(owner) == row:
             terms[term] = value
