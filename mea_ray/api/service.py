@@ -98,17 +98,17 @@ def serve(
         victim: A saved victim, or its folder.
         settings: Replicas, policy, limits, e.g. ``{"replicas": 2, "policy": "label_only"}``.
         host: Interface to listen on.
-        port: TCP port.
+        port: TCP port; 0 chooses a free one.
         tls: Files of the certificate chain and of its private key, PEM; None for plain HTTP.
         owner_port: TCP port of the owner's page, on this machine only; 0 chooses one.
         state: Folder of keys, ledger and query log; beside the victim's folder when None.
         address: Ray cluster, ``host:port`` or ``auto``; None starts one on this machine.
         proxy: What stands before the replicas, if a Ray is started: Ray Serve's own (``ray``), ``haproxy``, which takes
-            a fraction of its time, or HAProxy where it can be had (``auto``).
+            a fraction of its time, or HAProxy where it is available (``auto``).
 
     Raises:
         ArtifactError: The folder holds no readable victim.
-        ConfigError: A setting is wrong, the victim was not saved, or the service runs already.
+        ConfigError: A setting is wrong, the victim was not saved, the service runs already, or the port is taken.
         ServiceUnavailable: It could not be started.
     """
     import ray
@@ -139,6 +139,8 @@ def serve(
         stack.enter_context(cluster.quiet())
         address = cluster.check_address(address)
         own_ray = address is None and not ray.is_initialized()
+        if own_ray:
+            listening = listening.claimed()
         kind = proxies.chosen(proxy, own_ray=own_ray, tls=tls is not None)
         stack.enter_context(cluster.environment(stack.enter_context(proxies.environment(kind))))
         stack.enter_context(cluster.ray_cluster(address, modules_to_send(_network(folder), None, address)))

@@ -470,7 +470,7 @@ def serve(
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Interface to listen on; 0.0.0.0 is all of them.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="TCP port.", min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(help="TCP port; 0 chooses one.", min=0, max=65535)] = 8000,
     admin_port: Annotated[
         int, typer.Option(help="Port of the owner's page, on this machine only; 0 chooses one.", min=0, max=65535)
     ] = 8001,

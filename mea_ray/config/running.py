@@ -101,7 +101,7 @@ class BlackBoxConfig(Config):
             if each.partition(":")[0] not in {"env", "file"} or not each.partition(":")[2]:
                 # The value is not shown: it may be the key.
                 raise RefusedSettings(
-                    ConfigError("the key must be env:NAME or file:PATH, not itself: configs are stored beside results")
+                    ConfigError("write env:NAME or file:PATH, not the key itself: configs are stored beside results")
                 )
         return value
 

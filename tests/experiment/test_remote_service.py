@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_asked(served: tuple[InP
 
 @pytest.mark.parametrize("key", ["mea_secret", "env:", "file:", "http:x"])
 def test_a_key_in_the_config_is_refused_and_not_shown(tmp_path: Path, key: str) -> None:
-    with pytest.raises(ConfigError, match="must be env:NAME or file:PATH") as caught:
+    with pytest.raises(ConfigError, match="write env:NAME or file:PATH") as caught:
         experiment(tmp_path, thief__blackbox={"url": "http://x", "key": key})
     assert "mea_secret" not in str(caught.value)
 

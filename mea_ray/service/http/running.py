@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +30,12 @@ from mea_ray.storage.process import describe, identity, runs_here
 RUNNING = "running.json"
 _LEDGER_S = 60.0
 _WAY_S = 60.0
+_NOT_FREE = {
+    errno.EADDRINUSE: "another program listens on it",
+    errno.EACCES: "ports below 1024 are the system administrator's",
+    errno.EADDRNOTAVAIL: "no interface of this machine has this address",
+}
+"""Why a port cannot be used, by the number of the system's error."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,26 @@ class Address:
         for file in (self.tls_cert, self.tls_key):
             if file is not None and not file.is_file():
                 raise ConfigError(f"{file} is no file; give the certificate chain and its key in PEM")
+
+    def claimed(self) -> Address:
+        """Return the address with a port that is free on this machine: its own, or any for port 0.
+
+        Two services of one user could share a port, and each would get some of the requests.
+
+        Raises:
+            ConfigError: The port is taken or not permitted, or the host is not one of this machine.
+        """
+        try:
+            family, kind, _, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a closed service leaves is no reason
+                probe.bind(where)
+                return replace(self, port=int(probe.getsockname()[1]))
+        except OSError as error:
+            reason = _NOT_FREE.get(error.errno or 0, str(error))
+            raise ConfigError(
+                f"port {self.port} of {self.host} cannot be used: {reason}; choose another with --port or --host"
+            ) from None
 
 
 class RunningService:

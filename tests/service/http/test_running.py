@@ -1,0 +1,34 @@
+"""Where a service listens: a port that is taken is refused before Ray is started."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from mea_ray.core.errors import ConfigError
+from mea_ray.service.http.running import Address
+
+
+def test_a_port_that_another_service_shares_is_refused() -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as Ray Serve's proxy listens
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 cannot be used: another program listens"):
+            Address(port=port).claimed()
+    assert Address(port=port).claimed() == Address(port=port), "once it is closed"
+
+
+def test_port_0_is_a_free_one() -> None:
+    claimed = Address(port=0).claimed()
+    assert claimed.port > 0 and claimed.url == f"http://127.0.0.1:{claimed.port}"
+
+
+@pytest.mark.parametrize(
+    ("host", "says"), [("192.0.2.1", "no interface of this machine"), ("no.such.host.invalid", "cannot be used")]
+)
+def test_a_host_that_is_not_this_machine_is_refused(host: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Address(host).claimed()
