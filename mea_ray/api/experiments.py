@@ -14,6 +14,7 @@ from mea_ray.results.records import TrialResult, read_results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from ray.tune import ResultGrid
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,12 @@ class Results:
     Attributes:
         folder: Its folder.
         failed: Trials that were given up, with the reason.
+        grid: What Ray Tune returned of the trials that this call ran; None if it ran none.
     """
 
     folder: Path
     failed: Mapping[str, str] = field(default_factory=dict)
+    grid: ResultGrid | None = None
 
     @property
     def trials(self) -> list[TrialResult]:
@@ -93,4 +96,4 @@ def run_sweep(
     with bars.bar(progress and on_event is None) as update:
         listener = bars.events(update) if on_event is None else on_event
         outcome = runner.run_sweep(config, resume=resume, address=address, on_event=listener)
-    return Results(Path(outcome.folder), dict(outcome.failed))
+    return Results(Path(outcome.folder), dict(outcome.failed), outcome.grid)

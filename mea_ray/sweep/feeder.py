@@ -12,7 +12,7 @@ from typing import Any
 
 from mea_ray.core.errors import MeaRayError
 from mea_ray.sweep.broker import ServiceSpec, ServiceState, ask
-from mea_ray.sweep.schedule import Schedule
+from mea_ray.sweep.schedule import Node, Schedule
 from mea_ray.sweep.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,12 @@ class Feeder:
         self._losing = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._work, name="feeder", daemon=True)
+
+    def add(self, trial: Node, spec: ServiceSpec | None = None) -> None:
+        """Add a trial to a schedule that grows, and the service that it asks."""
+        if spec is not None:
+            self.specs.setdefault(spec.key, spec)
+        self.schedule.add(trial)
 
     @contextlib.contextmanager
     def feeding(self, broker: Any) -> Iterator[None]:

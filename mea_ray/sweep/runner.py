@@ -11,20 +11,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mea_ray.config import SweepConfig
 from mea_ray.core import plugins
 from mea_ray.core.errors import DataError
 from mea_ray.core.versions import command_line
 from mea_ray.experiment.data import Contents
-from mea_ray.experiment.ports import Role
 from mea_ray.results.portable import anonymous, cleaned
 from mea_ray.service.naming import NAMESPACE
 from mea_ray.storage.files import PATIENCE
 from mea_ray.sweep import cluster, events, search, tune_classes
 from mea_ray.sweep.admission import services_groups
-from mea_ray.sweep.broker import Broker, ServiceSpec, demand_of
+from mea_ray.sweep.broker import Broker, demand_of
 from mea_ray.sweep.callback import Finisher
 from mea_ray.sweep.event_log import EventLog
 from mea_ray.sweep.feeder import Feeder
@@ -32,16 +31,20 @@ from mea_ray.sweep.folder import StoredResults, SweepFolder
 from mea_ray.sweep.loading import Loaded, load
 from mea_ray.sweep.metrics import SweepMetrics
 from mea_ray.sweep.modules import modules_to_send
+from mea_ray.sweep.needs import Needs
 from mea_ray.sweep.only_driver import only_driver
 from mea_ray.sweep.plan import Draft, Plan, PlannedTrial, draft, plan, recorded_contents
 from mea_ray.sweep.schedule import Node, Schedule
 from mea_ray.sweep.sink import EventSink, SinkSender
 from mea_ray.sweep.tasks import Tasks
-from mea_ray.sweep.trainable import TrialContext, train_model
+from mea_ray.sweep.trainable import TrialContext
 from mea_ray.sweep.trial import Work, run_trial
 from mea_ray.sweep.tuning import Tuning
 from mea_ray.sweep.wandb_nodes import NodeWandb
 from mea_ray.tracking import trackers
+
+if TYPE_CHECKING:
+    from ray.tune import ResultGrid
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +59,13 @@ class SweepOutcome:
         folder: The sweep's folder.
         results: All finished trials, those from before included, in the order of their names; read when asked for.
         failed: Trials that were given up, with the reason.
+        grid: What Ray Tune returned of the trials that it ran; None if it ran none. Its own files are gone.
     """
 
     folder: Path
     results: StoredResults
     failed: dict[str, str] = field(default_factory=dict)
+    grid: ResultGrid | None = None
 
 
 def run_sweep(
@@ -189,7 +194,7 @@ def _run(
     tracker.log_config(cleaned({**tree, "base": anonymous(tree["base"])}))
     finisher = Finisher(folder, tracker, emit)
     emit.listeners.append(finisher.follow)
-    how = "failed"
+    how, grid = "failed", None
     try:
         patience = PATIENCE.during(
             sweep.base.resources.storage_patience_s,
@@ -205,7 +210,7 @@ def _run(
             for trial in sorted(done - stopped):  # a driver that was killed may have shown none of them
                 finisher.show(trial)
             if start is not None:
-                _Driver(sweep, the_plan, folder, finisher, emit, start, work).run(left, samples)
+                grid = _Driver(sweep, the_plan, folder, finisher, emit, start, work).run(left, samples)
             results = folder.results()
             expected = {trial.name for trial in the_plan.trials} if not the_plan.adaptive else done | finisher.ended
             expected -= finisher.put_off | folder.stopped()
@@ -222,7 +227,7 @@ def _run(
         log.close(how)
         if how == "failed" and not resume:
             folder.discard_if_unused()
-    return SweepOutcome(folder.path, results, dict(finisher.failed))
+    return SweepOutcome(folder.path, results, dict(finisher.failed), grid)
 
 
 class _Emitter:
@@ -270,7 +275,8 @@ class _Driver:
         self.name = f"{sweep.name}-{uuid.uuid4().hex[:8]}"
         """Of this run: its actors are named after it."""
 
-    def run(self, left: list[PlannedTrial], samples: int) -> None:
+    def run(self, left: list[PlannedTrial], samples: int) -> ResultGrid | None:
+        """Run what is left; return what Tune returned, None if it ran nothing."""
         from ray.util.metrics import Gauge
 
         demand, data = self.start.demand, self.start.data.references
@@ -278,16 +284,19 @@ class _Driver:
         at_once = samples if self.sweep.cluster_wait_s else self.start.at_once
         at_once = min(at_once, self.sweep.max_concurrent_trials or at_once)
         if not samples:
-            return
+            return None
         self._metrics = SweepMetrics(self.sweep.name, Gauge)
         self.emit.listeners.append(self._metrics.follow)
         with contextlib.ExitStack() as stack:
             emit = stack.enter_context(self._events())
-            feeder = None if self.plan.adaptive else self._feeder(left, emit, demand.services, at_once)
+            feeder: Feeder | None = self._feeder(left, emit, demand.services, at_once)
             if feeder is not None and not cluster.has_room_beside_services(demand, self.ray.nodes()):
-                feeder.train_all()
-                if not feeder.left:
-                    return
+                if self.plan.adaptive:  # no model is known before: trials train them in their own slots
+                    feeder = None
+                else:
+                    feeder.train_all()
+                    if not feeder.left:
+                        return None
             groups = stack.enter_context(services_groups(demand, self.name if self.start.shared else "", self._warn))
             broker = stack.enter_context(self._broker(demand, groups, emit))
             points = {trial.name: trial.point for trial in left}
@@ -296,38 +305,23 @@ class _Driver:
             self.finisher.begin(context)
             if feeder is not None:
                 stack.enter_context(feeder.feeding(broker))
-            Tuning(context, self.finisher, data, at_once, feeder).run(samples)
+            tuning = Tuning(context, self.finisher, data, at_once, feeder, self._needs.of_suggestion)
+            tuning.run(samples)
+            return tuning.grid
 
     def _feeder(self, left: list[PlannedTrial], emit: SinkSender, services: int, at_once: int) -> Feeder:
         """Return what has every distinct victim and null model trained, and the services started."""
-        wanted: dict[str, tuple[Role, PlannedTrial, int]] = {}
-        specs: dict[str, ServiceSpec] = {}
-        nodes = []
-        for trial in left:
-            wanted.setdefault(trial.victim, ("victim", trial, 0))
-            for index, name in enumerate(trial.nulls):
-                wanted.setdefault(name, ("null", trial, index))
-            service = ""
-            if trial.config.thief.blackbox is None:
-                spec = ServiceSpec.of(trial.config, trial.victim, self.folder.storage)
-                service = spec.key
-                specs.setdefault(service, spec)
-            nodes.append(Node(trial.name, service, (trial.victim, *trial.nulls)))
-        tasks, data = Tasks(self._warn), self.start.data.references
-
-        def train(name: str) -> None:
-            role, trial, index = wanted[name]
-            reserved = trial.config.resources.victim
-            task = self.ray.remote(train_model).options(
-                num_cpus=reserved.cpus, num_gpus=reserved.gpus, max_retries=self.sweep.max_failures
-            )
-            arguments = (role, trial, index, data[trial.splits], self.folder, emit)
-            tasks.add(name, f"training {role} {name[:8]}", partial(task.remote, *arguments))
-
-        demand, total = self.start.demand, self.ray.cluster_resources()
-        trainings = len(wanted) if self.sweep.cluster_wait_s else cluster.trainings_at_once(demand, total)
-        schedule = Schedule(nodes, max(1, services), at_once, trainings=trainings)
-        return Feeder(schedule, specs, train, tasks, self.finisher.fail, self._warn, self._metrics.slots)
+        needs = self._needs = Needs(self.folder, self.start.data, emit, self.ray, self.sweep.max_failures)
+        nodes = [needs.node(trial.name, trial) for trial in left]
+        demand, total, tasks = self.start.demand, self.ray.cluster_resources(), Tasks(self._warn)
+        trainings = cluster.trainings_at_once(demand, total)
+        if self.sweep.cluster_wait_s:
+            trainings = max(len(needs.models), at_once)
+        schedule = Schedule(nodes, max(1, services), at_once, trainings=trainings, grows=self.plan.adaptive)
+        # A point of a search whose models cannot be had is run all the same: its trial says why.
+        fail = (lambda name, reason: schedule.add(Node(name, "", ()))) if self.plan.adaptive else self.finisher.fail
+        train = partial(needs.train, tasks)
+        return Feeder(schedule, needs.specs, train, tasks, fail, self._warn, self._metrics.slots)
 
     def _warn(self, text: str) -> None:
         self.emit(events.Warned(text))

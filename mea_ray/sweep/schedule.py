@@ -45,6 +45,8 @@ class Schedule:
         slots: Trials that run at once, at most.
         models: Names of the models that have to be made; others are there already. None for all.
         trainings: Trainings under way at once, at most; as many as ``slots`` when None.
+        grows: Whether trials are added while the sweep runs. A service then stays up as long as no other needs its
+            room, since its next trial may not be known yet.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class Schedule:
         slots: int,
         models: Collection[str] | None = None,
         trainings: int | None = None,
+        grows: bool = False,
     ) -> None:
-        self.services, self.slots = services, max(1, slots)
+        self.services, self.slots, self.grows = services, max(1, slots), grows
         self.trainings = max(1, self.slots if trainings is None else trainings)
         self._lock = threading.RLock()
         self._waiting: dict[str, dict[str, Node]] = {}
@@ -64,6 +67,7 @@ class Schedule:
         self._absent = {name: True for name in wanted if models is None or name in models}
         self._to_train = list(self._absent)  # those of one victim side by side, as its trials are
         self._training: set[str] = set()
+        self._made: set[str] = set()
         for trial in trials:
             self._waiting.setdefault(trial.service, {})[trial.name] = trial
 
@@ -103,6 +107,24 @@ class Schedule:
         with self._lock:
             self._training.discard(name)
             self._absent.pop(name, None)
+            self._made.add(name)
+
+    def add(self, trial: Node) -> None:
+        """Add a trial."""
+        with self._lock:
+            for name in trial.models:
+                if name not in self._made:
+                    self._absent[name] = True
+                    if name not in self._training and name not in self._to_train:
+                        self._to_train.append(name)
+            self._waiting.setdefault(trial.service, {})[trial.name] = trial
+
+    def forget(self) -> None:
+        """Take all trials out; models and trainings under way are kept."""
+        with self._lock:
+            self._waiting.clear()
+            self._running.clear()
+            self._to_train = []
 
     def model_lost(self, name: str) -> list[str]:
         """Give up the trials that need a model that cannot be made; return their names."""
@@ -178,7 +200,7 @@ class Schedule:
                 for name, group in self._waiting.items()
                 if name and any(map(self._is_ready, group.values()))
             }
-            done = [name for name in known if name not in busy and not self._waiting.get(name)]
+            done = [name for name in known if name not in busy and self._is_done(name)]
             room = self.services - (len(known) - len(done))
             absent = sorted((name for name in ready if name not in known), key=lambda name: -ready[name])
             start = absent[: max(0, room)]
@@ -186,9 +208,14 @@ class Schedule:
             idle = [name for name in known if name not in busy and name not in done and name not in ready]
             return Services(start, [*done, *idle[: max(0, len(absent) - len(start))]])
 
+    def _is_done(self, service: str) -> bool:
+        return not self.grows and not self._waiting.get(service)
+
     def services_left(self) -> int:
         """Return how many services are still needed at once, at most."""
         with self._lock:
+            if self.grows:
+                return self.services
             left = {name for name, group in self._waiting.items() if name and group}
             return min(self.services, len(left | {t.service for t in self._running.values() if t.service}))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mea_ray.config import ExperimentConfig, SweepConfig
 from mea_ray.core.errors import AttackDied, DeviceOutOfMemory, ServiceUnavailable, StorageUnavailable
 from mea_ray.experiment.artifacts import Store
-from mea_ray.experiment.data import Contents, load_splits
+from mea_ray.experiment.data import Contents, load_splits, splits_key
 from mea_ray.experiment.ports import Role
 from mea_ray.results.numbers import METRICS
 from mea_ray.results.records import SelectionRecord
@@ -54,6 +54,11 @@ class TrialContext:
         """Return the trial that Tune asks for."""
         point = self.points[config["trial"]] if "trial" in config else point_of(self.sweep, config)
         return PlannedTrial.of(experiment_at(self.sweep, point), point, self.contents)
+
+    def planned_with(self, config: Mapping[str, Any], loaded: Mapping[str, Any]) -> PlannedTrial | None:
+        """Return the trial of a suggestion; None if its data are not among the loaded ones, by ``splits_key``."""
+        point = point_of(self.sweep, config)
+        return self.planned(config) if splits_key(experiment_at(self.sweep, point)) in loaded else None
 
     def name_of(self, config: Mapping[str, Any]) -> str:
         """Return its name."""

@@ -14,19 +14,25 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 
 from mea_ray.core import plugins
 from mea_ray.sweep import events, search, tune_classes
+from mea_ray.sweep.ahead import Ahead
 from mea_ray.sweep.callback import OUT_OF_MEMORY, Finisher
 from mea_ray.sweep.feeder import Feeder
 from mea_ray.sweep.ready_trials import ReadyTrials
 from mea_ray.sweep.trainable import TrialContext, tune_trial
 
+if TYPE_CHECKING:
+    from ray.tune import ResultGrid
+
+Prepare = Callable[[Feeder, TrialContext, str, Mapping[str, Any]], None]
 _NODE = re.compile(r"\bID: ([0-9a-f]{8,})")
 _KILLED = re.compile(r"^Selected to kill: .*?\bpid=(\d+), actual memory used=([\d.]+)GB", re.MULTILINE)
 
@@ -39,7 +45,8 @@ class Tuning:
         finisher: Follows them.
         data: References to the loaded data, by name.
         at_once: Trials under way at once, at most.
-        feeder: Knows which trials can run; None for an adaptive search, whose trials are not known before.
+        feeder: Knows which trials can run; None for an adaptive search whose models are trained in the trials' slots.
+        prepare: Tells the feeder what a point of an adaptive search needs, see `Needs.of_suggestion`.
     """
 
     def __init__(
@@ -49,10 +56,13 @@ class Tuning:
         data: Mapping[str, Any],
         at_once: int,
         feeder: Feeder | None = None,
+        prepare: Prepare = lambda feeder, context, name, config: None,
     ) -> None:
-        self.feeder = feeder
+        self.feeder, self.prepare = feeder, prepare
         self.context, self.finisher, self.data, self.at_once = context, finisher, data, at_once
         self.sweep = context.sweep
+        self.grid: ResultGrid | None = None
+        """What the last run of Tune returned."""
         self._out_of_memory: Counter[str] = Counter()
         budget_s = self.sweep.time_budget_s
         finisher.deadline = None if budget_s is None else time.monotonic() + budget_s
@@ -129,6 +139,10 @@ class Tuning:
                 else search.optuna_search(self.sweep, folder.results(), [p for p in begun if p is not None])
             )
             space = tune_classes.space(self.sweep) if imported else {}
+            if self.feeder is not None and isinstance(searcher, Searcher):
+                self.feeder.schedule.forget()  # points that an earlier run of Tune held back
+                prepare = partial(self.prepare, self.feeder, self.context)
+                searcher = Ahead(searcher, self.feeder, prepare, most=self.at_once, samples=samples)
         deadline = self.finisher.deadline
         tuner = tune.Tuner(
             trainable,
@@ -154,7 +168,7 @@ class Tuning:
             ),
         )
         with _own_signals():
-            tuner.fit()
+            self.grid = tuner.fit()
 
     def _blame(self, error: OutOfMemoryError) -> None:
         """Count one failure of the trial that used most memory, and give it up if it had too many.

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -125,6 +126,27 @@ def test_hadolint_has_nothing_to_say() -> None:
         [tool("hadolint"), "--no-color", str(CLUSTER / "Dockerfile")], capture_output=True, text=True, check=False
     )
     assert (output.returncode, output.stdout + output.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="apt-get install docker-compose runs this test")
+def test_docker_compose_takes_the_file(tmp_path: Path) -> None:
+    def check(file: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = ["docker-compose", "-f", str(file), "config"]
+        known = {name: value for name, value in os.environ.items() if name not in {"VICTIM", "VICTIMS"}}
+        return subprocess.run(command, env={**known, **environment}, capture_output=True, text=True, check=False)
+
+    file = CLUSTER / "docker-compose.yaml"
+    taken = check(file, VICTIMS=str(tmp_path), VICTIM="shop")
+    assert taken.returncode == 0, taken.stderr
+    service = yaml.safe_load(taken.stdout)["services"]["victim"]
+    assert service["command"][:3] == ["mea-ray", "serve", "/victims/shop"]
+    assert [str(port).split(":")[0] for port in service["ports"]] == ["127.0.0.1"], "the owner decides who reaches it"
+    missing = check(file, VICTIMS=str(tmp_path))
+    assert missing.returncode and "the folder of the victim" in missing.stderr
+    mistyped = tmp_path / "mistyped.yaml"
+    mistyped.write_text(file.read_text(encoding="utf-8").replace("restart:", "restarts:"), encoding="utf-8")
+    refused = check(mistyped, VICTIMS=str(tmp_path), VICTIM="shop")
+    assert refused.returncode and "restarts" in refused.stderr
 
 
 def test_the_image_is_built_from_what_exists_and_does_not_run_as_root() -> None:

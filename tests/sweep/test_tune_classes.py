@@ -110,6 +110,9 @@ def test_hyperband_pauses_trials_and_a_callback_and_a_searcher_of_tune_are_used(
     assert len(results) == 3 and not outcome.failed
     assert all(result.rungs and result.answers_stored == result.queries_charged for result in results)
     assert len(Counter.seen) == 3
+    assert outcome.grid is not None and len(outcome.grid) == 3
+    best = outcome.grid.get_best_result("accuracy", "max").metrics
+    assert best is not None and best["accuracy"] == max(result.rungs[-1].report.accuracy for result in results)
 
 
 @pytest.mark.slow

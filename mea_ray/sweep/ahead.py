@@ -1,0 +1,95 @@
+"""Points that an adaptive search chose, held back until their models and their service are there.
+
+The search suggests a point; its models are trained with their own resources while no trial holds a slot for it. Then
+Tune gets it. No more points are under way, held or running, than trials run at once, so that the search knows as many
+results as it would without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from mea_ray.sweep.feeder import Feeder
+from mea_ray.sweep.ready_trials import ReadyTrials
+
+
+class Ahead(ReadyTrials):
+    """Gives Tune what another searcher suggests, each point when it can run.
+
+    Args:
+        inner: The search.
+        feeder: Trains the models of a point and starts its service.
+        prepare: Called with a name for the point and a suggestion; tells the feeder what it needs.
+        most: Points under way at once.
+        samples: Points in all.
+    """
+
+    def __init__(
+        self,
+        inner: Searcher | None = None,
+        feeder: Feeder | None = None,
+        prepare: Callable[[str, Mapping[str, Any]], None] = lambda name, config: None,
+        *,
+        most: int = 1,
+        samples: int = 0,
+    ) -> None:
+        super().__init__(feeder)
+        self._inner, self._prepare, self._most, self._left = inner, prepare, most, samples
+        self._numbers = count()
+        self._held: dict[str, dict[str, Any]] = {}
+        self._no_more = False
+        if inner is not None:
+            self._metric, self._mode = inner.metric, inner.mode
+
+    @property
+    def inner(self) -> Searcher:
+        """The search; a copy in a file of Tune's has none."""
+        assert self._inner is not None
+        return self._inner
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Ahead, ()
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        """Pass the space on."""
+        return bool(self.inner.set_search_properties(metric, mode, config, **spec))
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """Return a point that can run; None if there is none now, ``FINISHED`` if there will be none."""
+        if self._was_interrupted():
+            return str(Searcher.FINISHED)
+        self._ask()
+        name = self.feeder.next_trial()
+        if name is None:
+            return str(Searcher.FINISHED) if self._no_more and not self._held else None
+        self._names[trial_id] = name
+        return self._held.pop(name)
+
+    def _ask(self) -> None:
+        """Ask the search for points, as many as may be under way."""
+        while not self._no_more and self._left > 0 and len(self._held) + len(self._names) < self._most:
+            name = f"point-{next(self._numbers)}"
+            suggestion: Any = self.inner.suggest(name)  # or FINISHED, which its annotation leaves out
+            if suggestion is None:
+                return
+            if suggestion == Searcher.FINISHED:
+                self._no_more = True
+                return
+            self._left -= 1
+            self._held[name] = suggestion
+            self._prepare(name, suggestion)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass a report on."""
+        if trial_id in self._names:
+            self.inner.on_trial_result(self._names[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Pass the end of a trial on."""
+        if (name := self._names.get(trial_id)) is not None:
+            super().on_trial_complete(trial_id, result, error)
+            self.inner.on_trial_complete(name, result, error)
