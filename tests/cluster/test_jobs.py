@@ -94,6 +94,10 @@ def test_a_job_runs_a_sweep_on_its_cluster_and_tokens_are_used(head: Head, tmp_p
     file.write_text(yaml.safe_dump({"name": "job", "base": base, "space": {}}), encoding="utf-8")
     sweep = [sys.executable, "-m", "mea_ray", "sweep", str(file), "--address", "auto", f"storage={tmp_path / 'store'}"]
     done = head.run(RAY, "job", "submit", "--address", head.dashboard, "--", *sweep, RAY_AUTH_MODE="token")
+    until = time.monotonic() + 240
+    while "No available agent" in done.stderr and time.monotonic() < until:  # the head has only just started
+        time.sleep(5)
+        done = head.run(RAY, "job", "submit", "--address", head.dashboard, "--", *sweep, RAY_AUTH_MODE="token")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout
     assert len(list((tmp_path / "store" / "job" / "results").glob("*.json"))) == 1
