@@ -20,6 +20,7 @@ from mea_ray.detection.base import Detection
 from mea_ray.evaluation import probes
 from mea_ray.experiment.encoders import probe_labels
 from mea_ray.experiment.names import sample_filter
+from mea_ray.experiment.service_fit import check_description
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.models.foreign import ForeignModel, check_trainable
@@ -54,6 +55,8 @@ def check(config: ExperimentConfig, data: Splits) -> None:
     """
     attack: Attack = config.thief.attack.build()
     _check_answers(config, attack)
+    if config.thief.blackbox is not None:
+        check_description(config.thief.blackbox, data.shape, None if config.encodes else data.classes)
     attack.check(
         len(data.thief_pool),
         config.thief.budgets,

@@ -16,6 +16,7 @@ from mea_ray.blackbox.prada import query_log_record
 from mea_ray.blackbox.query_log import ClientLog
 from mea_ray.config import BlackBoxConfig, ClientConfig, ExperimentConfig
 from mea_ray.core.errors import ConfigError
+from mea_ray.experiment.service_fit import check_fits
 from mea_ray.experiment.theft import answers_received
 from mea_ray.results.records import QueryLogRecord
 from mea_ray.storage.files import at_home, read_at_most
@@ -86,7 +87,7 @@ class RemoteService:
             budget=self._budgets.get(client),
             request_prefix=f"{client}/",
         )
-        check_fits(opened, self.settings.url, self.shape, self.classes)
+        check_fits(self.settings.url, opened.image_shape, opened.classes, self.shape, self.classes)
         self._opened[client] = opened
         return opened
 
@@ -131,21 +132,6 @@ def open_url(
     return HttpBlackBox(
         settings.url, bearer, client, start_at=start_at, budget=budget, request_prefix=request_prefix, wire=wire
     )
-
-
-def check_fits(opened: HttpBlackBox, url: str, shape: tuple[int, int, int], classes: int | None) -> None:
-    """Refuse a service of other images or answers than the thief's.
-
-    Raises:
-        ConfigError: They differ.
-    """
-    if opened.image_shape != shape:
-        raise ConfigError(
-            f"{url} takes images of shape {list(opened.image_shape)}, the data have {list(shape)}; set "
-            "data.image_size, or choose other data"
-        )
-    if classes is not None and opened.classes != classes:
-        raise ConfigError(f"{url} answers {opened.classes} numbers an image, the experiment's victim has {classes}")
 
 
 def read_keys(settings: BlackBoxConfig, accounts: int) -> list[str | None]:

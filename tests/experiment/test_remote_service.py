@@ -13,8 +13,10 @@ from http_service import InProcess
 from tiny import TINY
 
 from mea_ray.cli.main import main
-from mea_ray.config import BlackBoxConfig, ExperimentConfig, build, merge, write_yaml
+from mea_ray.config import BlackBoxConfig, ExperimentConfig, build, merge, write_yaml, yaml_text
 from mea_ray.core.errors import ConfigError, OverBudget, ServiceUnavailable
+from mea_ray.experiment.checks import check
+from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.local import run_local
 from mea_ray.experiment.remote_service import read_keys
 from mea_ray.experiment.steal import steal
@@ -142,3 +144,22 @@ def test_where_a_key_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_file_that_is_no_key_is_refused_and_not_read_without_end(name: str) -> None:
     with pytest.raises(ConfigError, match=f"the file {name} holds no key; put the API key there"):
         read_keys(BlackBoxConfig(url="http://x", key=(f"file:{name}",)), 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "message"),
+    [
+        ([1, 8, 8], 10, r"http://x takes images of shape \[1, 8, 8\], the data have \[1, 12, 12\]"),
+        ([1, 12, 12], 3, "http://x answers 3 numbers an image, the experiment's victim has 10"),
+    ],
+)
+def test_an_api_that_does_not_fit_is_refused_before_anything_is_trained(
+    shape: list[int], classes: int, message: str, tmp_path: Path
+) -> None:
+    described: dict[str, object] = {"image_shape": shape, "classes": [str(label) for label in range(classes)]}
+    described |= {"path": "/v1", "encoding": "png_base64", "body": {"inputs": "{images}"}, "rows": "r", "label": "l"}
+    (tmp_path / "api.yaml").write_text(yaml_text.dump(described))
+    blackbox = {"url": "http://x", "api": str(tmp_path / "api.yaml")}
+    made = experiment(tmp_path, data__image_size=12, thief__blackbox=blackbox)
+    with pytest.raises(ConfigError, match=message):
+        check(made, load_splits(made))
