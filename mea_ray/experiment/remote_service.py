@@ -157,7 +157,7 @@ def read_key(reference: str, option: str = "thief.blackbox.key") -> str:
         option: What an error calls it.
 
     Raises:
-        ConfigError: There is no key.
+        ConfigError: There is no key, or its file cannot be read.
     """
     kind, _, name = reference.partition(":")
     if kind == "env":
@@ -168,7 +168,10 @@ def read_key(reference: str, option: str = "thief.blackbox.key") -> str:
         where = f"the file {path}"
         try:
             key = read_at_most(path, _LONGEST_KEY).decode("utf-8-sig")
-        except (OSError, ValueError):  # no text, or no path
+        except OSError as error:
+            why = f"cannot be read: {error.strerror}; check the path and its permissions"
+            raise ConfigError(f"{option}={reference}: {where} {why}") from None
+        except ValueError:  # no text, or no path
             key = ""
     if not key.strip() or not key.strip().isprintable():
         raise ConfigError(f"{option}={reference}: {where} holds no key; put the API key there")

@@ -140,9 +140,17 @@ def test_where_a_key_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert read_keys(BlackBoxConfig(url="http://x", key=(f"file:{tmp_path / 'key'}",)), 1) == ["abc"]
 
 
-@pytest.mark.parametrize("name", ["/dev/zero", "/dev/null", "/"])
-def test_a_file_that_is_no_key_is_refused_and_not_read_without_end(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"the file {name} holds no key; put the API key there"):
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("/dev/zero", "cannot be read: it has more than 65,536 bytes; check the path"),
+        ("/dev/null", "holds no key; put the API key there"),
+        ("/", "cannot be read: Is a directory; check the path"),
+        ("/nowhere", "cannot be read: No such file or directory; check the path"),
+    ],
+)
+def test_a_file_that_is_no_key_is_refused_and_not_read_without_end(name: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"the file {name} {problem}"):
         read_keys(BlackBoxConfig(url="http://x", key=(f"file:{name}",)), 1)
 
 
