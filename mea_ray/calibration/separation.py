@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import rankdata
 
 from mea_ray.core.errors import DataError
 
@@ -51,7 +51,7 @@ def separation(statistic: str, innocent: Sequence[float], stolen: Sequence[float
             f"{len(innocent)} and {len(stolen)}: {values.tolist()}"
         )
     # From ranks (Mann-Whitney U): scikit-learn's ROC takes a second and a half to import, in every report.
-    above = float(rankdata(values)[len(innocent) :].sum()) - len(stolen) * (len(stolen) + 1) / 2
+    above = float(pd.Series(values).rank()[len(innocent) :].sum()) - len(stolen) * (len(stolen) + 1) / 2
     highest = np.sort(values[: len(innocent)])[::-1]
     return Separation(
         statistic=statistic,

@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit, logit
-from scipy.stats import betabinom
 
 from mea_ray.core.errors import DataError
 from mea_ray.results.records import SuccessRate
@@ -41,6 +38,8 @@ class BetaBinomial:
 
     def tail(self, k: int, n: int) -> float:
         """Return the probability that an innocent model has ``k`` or more successes in ``n`` samples."""
+        from scipy.stats import betabinom  # takes half a second, and reports of many points have no fit
+
         return float(betabinom.sf(k - 1, n, *self.parameters))
 
 
@@ -57,6 +56,10 @@ def fit_beta_binomial(rates: Sequence[SuccessRate]) -> BetaBinomial:
     Raises:
         DataError: There are fewer than two null models with samples.
     """
+    from scipy.optimize import minimize
+    from scipy.special import expit, logit
+    from scipy.stats import betabinom
+
     known = [rate for rate in rates if rate.trials]
     if len(known) < 2:
         raise DataError(f"a spread between null models needs at least 2 of them, got {len(known)}")

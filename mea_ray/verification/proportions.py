@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from scipy.stats import binomtest
-
 from mea_ray.core.errors import DataError
 from mea_ray.results.records import SuccessRate
 
@@ -25,6 +23,8 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     References:
         E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """
+    from scipy.stats import binomtest  # takes most of a second; a report reads intervals that are on record
+
     _check_counts(k, n)
     if not 0 < confidence < 1:
         raise DataError(f"confidence must lie in (0, 1), got {confidence}; 0.95 is usual")
@@ -54,6 +54,8 @@ def binomial_p_value(k: int, n: int, rate: float) -> float:
     Raises:
         DataError: The counts or the rate are impossible.
     """
+    from scipy.stats import binomtest
+
     _check_counts(k, n)
     if not 0 <= rate <= 1:
         raise DataError(f"the rate of a binomial must lie in [0, 1], got {rate}")

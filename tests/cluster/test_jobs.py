@@ -48,6 +48,8 @@ def head(tmp_path: Path) -> Iterator[Head]:
     environment = {**kept, "HOME": str(tmp_path), "RAY_TMPDIR": folder, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True, timeout=120)
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+    # Of its own, too: the agent, which starts jobs, does not come up if another Ray's has its port.
+    ports += [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}"]
     command = [RAY, "start", "--head", "--block", "--num-cpus=3", "--object-store-memory=100000000", *ports]
     process = subprocess.Popen(
         command,
