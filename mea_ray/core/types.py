@@ -11,6 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from mea_ray.core import mapped
 from mea_ray.core.errors import DataError
 
 Images = npt.NDArray[np.uint8]
@@ -121,8 +122,8 @@ class ImageSet:
         return channels, height, width
 
     def take(self, indices: npt.NDArray[np.integer]) -> ImageSet:
-        """Return the images at ``indices`` (copied), in that order."""
-        return ImageSet(self.images[indices], self.labels[indices], self.class_names)
+        """Return the images at ``indices`` (copied, into a file if they are mapped from one), in that order."""
+        return ImageSet(mapped.take(self.images, indices), self.labels[indices], self.class_names)
 
     def of_class(self, label: int) -> Images:
         """Return the images of one class, in their order."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mea_ray.core.errors import DataError
+from mea_ray.core.mapped import is_mapped
 from mea_ray.core.types import Images
 from mea_ray.data.files import is_lfs_pointer
 from mea_ray.data.memory import allocate, check_memory
@@ -88,7 +89,13 @@ class Encoded:
     box: tuple[int, int, int, int] | None = None
 
 
-def decode(items: Iterable[Encoded], count: int, image_size: int | None) -> Images:
+def decode(
+    items: Iterable[Encoded],
+    count: int,
+    image_size: int | None,
+    *,
+    room: Callable[[int, tuple[int, ...]], Images] = allocate,
+) -> Images:
     """Decode images, several at a time. Besides the result, only a few of them are in memory at once.
 
     Args:
@@ -96,6 +103,7 @@ def decode(items: Iterable[Encoded], count: int, image_size: int | None) -> Imag
         count: How many there are.
         image_size: Shorter sides are resized to it (bilinear, antialiased) and the middle square is cut out. None
             keeps the size, which must then be the same for all.
+        room: Returns uint8 room for images, given their number and shape.
 
     Returns:
         uint8, shape (count, 1, H, W) when all images are grey, else (count, 3, H, W).
@@ -109,7 +117,7 @@ def decode(items: Iterable[Encoded], count: int, image_size: int | None) -> Imag
     if first is None:
         raise DataError("there are no images to decode")
     pixels, grey = decode_one(first, image_size)
-    out = allocate(count, pixels.shape)
+    out = room(count, pixels.shape)
     _place(out, 0, first, pixels)
     done = 1
     with ThreadPoolExecutor(_threads()) as pool:
@@ -119,7 +127,9 @@ def decode(items: Iterable[Encoded], count: int, image_size: int | None) -> Imag
             for part_grey in pool.map(lambda start, part: _decode_part(out, start, part, image_size), starts, chunk):
                 grey &= part_grey
             done = starts[-1]
-    return np.ascontiguousarray(out[:done, :1]) if grey else out[:done]
+    if not grey:
+        return out[:done]
+    return out[:done, :1] if is_mapped(out) else np.ascontiguousarray(out[:done, :1])
 
 
 def decode_one(item: Encoded, image_size: int | None) -> tuple[Images, bool]:

@@ -13,6 +13,7 @@ from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.assemble import assemble, cut, pool, unlabelled
 from mea_ray.data.classes import warn_of_names
 from mea_ray.data.decode import SUFFIXES, Encoded, decode
+from mea_ray.data.decoded import decode_once
 from mea_ray.data.files import File, existing_folder, walk, without_second_links
 from mea_ray.data.folders import Group, Layout, read_layout
 from mea_ray.data.options import Fraction, ImageSize
@@ -28,6 +29,7 @@ def load(
     test_fraction: Fraction = 0.2,
     max_images_per_class: Annotated[int, Field(ge=1)] | None = None,
     class_names: tuple[str, ...] | None = None,
+    in_memory: bool = True,
 ) -> Dataset:
     """Load image files of your own: in folders of classes, or alone as a thief's pool.
 
@@ -42,7 +44,9 @@ def load(
     their EXIF orientation says, transparent pixels are put on white, and of an animation the first frame is read.
     ``mea_ray.data.decode`` lists the formats and limits.
 
-    Images are held in memory: 100 classes of ImageNet at 64 x 64 take 1.6 GB, all of it at 224 x 224 takes 193 GB.
+    100 classes of ImageNet at 64 x 64 take 1.6 GB of memory, all of it at 224 x 224 takes 193 GB. With
+    ``in_memory=false`` they take that on the disk of ``$XDG_CACHE_HOME/mea_ray/images``, once for what is decoded and
+    once for the parts that it is divided into, and no memory; results are the same.
 
     Args:
         path: Folder of the parts, of the classes, or of the images.
@@ -51,6 +55,7 @@ def load(
         max_images_per_class: Only the first so many files, by name, of each class in each part; null takes all.
         class_names: Names of all folders of classes, in the order of the classes; null sorts them. A network in
             `victim.weights` has the order that it was trained with; torchvision sorts numbers as text.
+        in_memory: Decode into memory; else into a file that is mapped, and used again as long as no image changes.
 
     Returns:
         Images of shape (1, image_size, image_size) when all are grey, else (3, image_size, image_size). Classes are the
@@ -73,7 +78,8 @@ def load(
             f"{root} holds no images with the suffixes {', '.join(sorted(SUFFIXES))}{left_out}; check data.path"
         )
     layout = read_layout(root, walked, skipped)
-    dataset = _Reader(root, image_size, max_images_per_class, skipped, class_names).read(layout, test_fraction)
+    reader = _Reader(root, image_size, max_images_per_class, skipped, class_names, in_memory)
+    dataset = reader.read(layout, test_fraction)
     skipped.warn(f"{NAME}: {root}")
     if class_names is None:
         warn_of_names(dataset.train.class_names, f"{NAME}: {root}")
@@ -82,9 +88,16 @@ def load(
 
 class _Reader:
     def __init__(
-        self, root: Path, image_size: int, most: int | None, skipped: Skipped, names: tuple[str, ...] | None
+        self,
+        root: Path,
+        image_size: int,
+        most: int | None,
+        skipped: Skipped,
+        names: tuple[str, ...] | None,
+        in_memory: bool,
     ) -> None:
         self.root, self.image_size, self.most, self.skipped, self.names = root, image_size, most, skipped, names
+        self.in_memory = in_memory
 
     def read(self, layout: Layout, test_fraction: float) -> Dataset:
         train = layout.whole or layout.parts.get("train")
@@ -140,7 +153,10 @@ class _Reader:
             chosen = [(label, file) for where, label, file in listed if where == place and id(file) in wanted]
             if not chosen:
                 raise DataError(f"{groups[place].folder} holds only links to images of {groups[0].folder}; add others")
-            images = decode((_encoded(file) for _, file in chosen), len(chosen), self.image_size)
+            if self.in_memory:
+                images = decode((_encoded(file) for _, file in chosen), len(chosen), self.image_size)
+            else:
+                images = decode_once([file.path for _, file in chosen], self.image_size)
             labels = np.array([label for label, _ in chosen], np.int64)
             parts.append(ImageSet(images, labels, names) if names else unlabelled(images))
         return parts

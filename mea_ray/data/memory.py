@@ -65,7 +65,7 @@ def allocate(count: int, shape: tuple[int, ...]) -> Images:
         DataError: They do not fit into the free memory.
     """
     what = f"{count:,} images of {shape[2]} x {shape[1]} pixels"
-    remedy = "set a smaller data.image_size or load fewer images"
+    remedy = "set a smaller data.image_size, load fewer images, or map a folder of images with data.in_memory=false"
     check_memory(what, count * math.prod(shape), remedy)
     try:
         return np.empty((count, *shape), np.uint8)

@@ -21,7 +21,7 @@ from mea_ray.experiment.names import Names
 from mea_ray.experiment.ports import StealSome
 from mea_ray.experiment.stolen_nulls import KIND
 from mea_ray.experiment.theft import Theft
-from mea_ray.training.checkpoint import weights_digest
+from mea_ray.training.checkpoint import load_model, weights_digest
 
 
 def small(storage: Path, **more: Any) -> ExperimentConfig:
@@ -193,7 +193,7 @@ def test_one_that_another_trial_drops_while_it_is_read_is_stolen_again(
 ) -> None:
     models = sources(small(tmp_path), data)
     whole = digests(models.stolen_nulls({0: [48, 96]}, Thief(models.config, data).steal))
-    read = stolen_nulls.load_model
+    read = load_model
 
     def too_late(folder: Path) -> Any:
         monkeypatch.setattr(stolen_nulls, "load_model", read)

@@ -18,7 +18,7 @@ from safetensors.torch import load
 
 from mea_ray.attacks.base import Rung
 from mea_ray.attacks.transfer import OnEpoch, TransferSet
-from mea_ray.core import plugins
+from mea_ray.core import mapped, plugins
 from mea_ray.core.errors import AttackDied, AttackFailed, MeaRayError
 from mea_ray.core.types import BlackBox, Images
 from mea_ray.experiment.apart.nursery import NURSERY
@@ -132,9 +132,10 @@ def _start(stack: contextlib.ExitStack, pool: Images) -> tuple[MessagePipe, int]
 
 @contextlib.contextmanager
 def _shared(pool: Images) -> Iterator[int]:
-    """Write images into an unnamed file, in memory where the system supports it."""
-    in_memory = hasattr(os, "memfd_create")
-    with open(os.memfd_create("pool"), "wb") if in_memory else tempfile.TemporaryFile() as file:
+    """Write images into an unnamed file, in memory where the system supports it, unless they come from a disk."""
+    in_memory = hasattr(os, "memfd_create") and not mapped.is_mapped(pool)
+    where = mapped.folder() if mapped.is_mapped(pool) else None
+    with open(os.memfd_create("pool"), "wb") if in_memory else tempfile.TemporaryFile(dir=where) as file:
         file.write(array_block(pool))
         file.flush()
         yield file.fileno()

@@ -1,0 +1,67 @@
+"""Images that are decoded once on a machine, into a file that is mapped into memory from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL
+from numpy.lib.format import open_memmap
+
+from mea_ray.core import mapped
+from mea_ray.core.types import Images
+from mea_ray.data.decode import Encoded, decode
+
+SCHEMA = 1
+"""Raised when the same files come out otherwise."""
+
+
+def decode_once(paths: Sequence[Path], image_size: int) -> Images:
+    """Decode image files, or map what an earlier process decoded of the same files.
+
+    The file is named by the paths, sizes and times of all images. It is written under another name, then renamed, so
+    that it is whole.
+
+    Args:
+        paths: The files.
+        image_size: As of ``decode``.
+
+    Returns:
+        As of ``decode``, mapped from a file, read-only.
+
+    Raises:
+        DataError: As of ``decode``; or the disk has no room.
+    """
+    whole = mapped.folder() / f"{_name(paths, image_size)}.npy"
+    if not whole.exists():
+        part, grey = (whole.with_name(f".{whole.name}.{os.getpid()}{suffix}") for suffix in ("", ".grey"))
+
+        def room(count: int, shape: tuple[int, ...]) -> Images:
+            mapped.check_disk(count * int(np.prod(shape)))
+            return open_memmap(part, mode="w+", dtype=np.uint8, shape=(count, *shape))
+
+        try:
+            images = decode((Encoded(str(path), path) for path in paths), len(paths), image_size, room=room)
+            if images.shape[1] == 1:  # room was made for colours
+                into = open_memmap(grey, mode="w+", dtype=np.uint8, shape=images.shape)
+                mapped.copy(images, into)
+                into.flush()
+                grey.replace(whole)
+            else:
+                part.replace(whole)
+        finally:
+            part.unlink(missing_ok=True)
+            grey.unlink(missing_ok=True)
+    stored: Images = np.load(whole, mmap_mode="r", allow_pickle=False)
+    return stored
+
+
+def _name(paths: Sequence[Path], image_size: int) -> str:
+    digest = hashlib.sha256(f"{SCHEMA} {image_size} {PIL.__version__}".encode())
+    for path in paths:
+        status = path.stat()
+        digest.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:32]
