@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mea_ray.core.errors import SuspectError
+from mea_ray.core.errors import OverBudget, SuspectError
 from mea_ray.core.types import ImageSet
 from mea_ray.evaluation import metrics
 from mea_ray.experiment.suspect.outputs import Kind, as_logits, as_rows, kind_of, matched_columns, spread_unnamed
@@ -41,12 +41,23 @@ class ExpectedInput(NamedTuple):
 
 
 def counted(ask: Ask, on_asked: Callable[[int], None]) -> Ask:
-    """Return ``ask`` with a listener that is called with the images asked so far."""
+    """Return ``ask`` with a listener that is called with the images queried so far.
+
+    Raises:
+        SuspectError: By the returned function: the suspect's API grants no more images.
+    """
     asked = 0
 
     def asking(images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         nonlocal asked
-        answers = ask(images)
+        try:
+            answers = ask(images)
+        except OverBudget as error:
+            raise SuspectError(
+                f"the suspect's API has answered {asked:,} images, and {error.remaining:,} of the key's budget of "
+                f"{error.budget:,} are left, too few for the next {error.asked:,}; have its owner raise the budget, "
+                "then repeat the command: a service of `mea-ray serve` charges no image of it twice"
+            ) from None
         asked += len(images)
         on_asked(asked)
         return answers

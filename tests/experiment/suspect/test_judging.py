@@ -18,7 +18,7 @@ from tiny import TINY, config
 from mea_ray.calibration import nulls as making
 from mea_ray.calibration.models import with_innocents
 from mea_ray.cli.verify import Options, terms
-from mea_ray.core.errors import ConfigError, DataError, UnknownClient
+from mea_ray.core.errors import ConfigError, DataError, OverBudget, SuspectError, UnknownClient
 from mea_ray.experiment.suspect.judging import Terms, held_out, verify_suspect
 from mea_ray.experiment.victim import Victim
 from mea_ray.experiment.victim.make import make_victim
@@ -64,6 +64,20 @@ def test_the_victim_itself_is_recognised_and_what_is_missing_is_said(victim: Vic
     assert any("mea-ray commit" in line for line in verdict.would_change)
     assert any("mea-ray nulls" in line for line in verdict.would_change)
     assert any("order" in note for note in verdict.notes)
+
+
+def test_an_api_whose_budget_is_spent_is_named_with_what_it_answered(victim: Victim) -> None:
+    ask, calls = asking(victim), []
+
+    def granting_two_requests(images: Any) -> Any:
+        if len(calls) == 2:
+            raise OverBudget("owner", len(images), 7, 300)
+        calls.append(len(images))
+        return ask(images)
+
+    with pytest.raises(SuspectError) as refused:
+        verify_suspect(victim, granting_two_requests)
+    assert f"answered {sum(calls):,} images, and 7 of the key's budget of 300" in str(refused.value)
 
 
 @pytest.mark.parametrize(
