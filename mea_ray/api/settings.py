@@ -1,4 +1,4 @@
-"""From what Python programs have at hand (classes, datasets, mappings) to a checked experiment."""
+"""From what Python programs have in memory (classes, datasets, mappings) to a checked experiment."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def dataset(
         class_names: Names of the classes of torchvision-style sets; their ``classes`` when None.
 
     Raises:
-        DataError: The images differ in size, or the labels are no class indices.
+        DataError: The images differ in size, or the labels are not class indices.
     """
     if isinstance(data, (str, Mapping)):
         return data

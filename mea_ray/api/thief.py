@@ -69,7 +69,7 @@ def steal(
     """Steal the model behind a black box, once for each budget.
 
     Args:
-        blackbox: What is asked: ``open_blackbox``, or anything else with ``query``.
+        blackbox: What is queried: ``open_blackbox``, or anything else with ``query``.
         images: The thief's images, uint8 (N, C, H, W).
         budgets: Images answered, rising; the transfer sets are nested, and each substitute is trained anew.
         attack: The attack by name or with its options.
@@ -83,7 +83,7 @@ def steal(
         The substitutes, smallest budget first.
 
     Raises:
-        ConfigError: The attack cannot be run with these images and budgets; nothing was asked.
+        ConfigError: The attack cannot be run with these images and budgets; nothing was queried.
         OverBudget: The black box grants fewer images.
     """
     chosen: Attack = build(AttackChoice, _named(attack)).build()

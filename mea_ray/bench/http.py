@@ -1,7 +1,7 @@
 """Images per second and latency through HTTP, against the service in Ray and against the bare forward pass.
 
 Everything is measured in one run, in turns, and compared by medians, as in `bench.service`. Beside the service an
-application of Ray Serve and FastAPI that answers a constant is asked the same image: what the way there and back costs.
+application of Ray Serve and FastAPI that answers a constant gets the same image: the cost of the way there and back.
 """
 
 from __future__ import annotations

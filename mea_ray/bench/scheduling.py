@@ -63,7 +63,7 @@ def bench_scheduling(
         check_victims: Its victims, one served at a time.
         check_s: What its trials take: they sleep.
         folder: Where it is kept; removed afterwards when None.
-        on_progress: Told of each part.
+        on_progress: Called with a sentence after each part.
 
     Returns:
         For each size ``of_ideal_N`` (all work divided by all GPUs, over the time taken), ``hours_N``,

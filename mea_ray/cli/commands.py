@@ -41,7 +41,7 @@ def read_experiment(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
     """Read an experiment.
 
     Raises:
-        ConfigError: It is no valid experiment; of a sweep it says that it is one.
+        ConfigError: It is not a valid experiment; the message says so if it is a sweep.
     """
     file = find(file)
     if {"base", "space"} & set(load_tree(file)):
@@ -55,7 +55,7 @@ def read_sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
     """Read a sweep.
 
     Raises:
-        ConfigError: It is no valid sweep; of a single experiment it says that it is one.
+        ConfigError: It is not a valid sweep; the message says so if it is a single experiment.
     """
     file = find(file)
     keys = set(load_tree(file))

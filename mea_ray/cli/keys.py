@@ -29,7 +29,7 @@ def add(
     state: State = None,
     debug: Debug = False,
 ) -> None:
-    """Make a key for a client and print it: it is shown this once, and only its hash is kept.
+    """Make a key for a client and print it, this once: only its hash is stored.
 
     For example:
 

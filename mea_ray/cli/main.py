@@ -321,7 +321,7 @@ def plan(
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Check a sweep against its data, and say what it will take: trials, models, queries, time, memory, room.
+    """Check a sweep against its data, and show what it will take: trials, models, queries, time, memory, room.
 
     For example:
 
@@ -340,7 +340,7 @@ def status(
     lines: Annotated[int, typer.Option(help="Last events shown.")] = 8,
     debug: Debug = False,
 ) -> None:
-    """Say how far a sweep is, while it runs or afterwards, from any machine that sees its storage.
+    """Show how far a sweep is, while it runs or afterwards, from any machine that sees its storage.
 
     For example:
 

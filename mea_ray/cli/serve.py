@@ -56,7 +56,7 @@ def limit(victim: Path, name: str, budget: str | None, rate: str | None, burst: 
     """Change a client's limits; "none" takes one away.
 
     Raises:
-        ConfigError: There is nothing to change, or a limit is no number.
+        ConfigError: There is nothing to change, or a limit is not a number.
     """
     changes: dict[str, Any] = {}
     if budget is not None:

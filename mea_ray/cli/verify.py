@@ -74,7 +74,7 @@ def terms(options: Options) -> Terms:
     """Return what was typed as terms.
 
     Raises:
-        ConfigError: An option cannot be meant.
+        ConfigError: An option makes no sense.
     """
     return Terms(
         classes=options.classes,

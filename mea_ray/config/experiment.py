@@ -81,8 +81,8 @@ class VictimConfig(Config):
     seed: int = Field(0, ge=0, description="Seed of the initial weights, the splits and the batches.")
     insecure_key_from_seed: bool = Field(
         False,
-        description="Derive the key from `seed`, so that an experiment can be repeated exactly. Anyone with the config can "
-        "then rebuild the key: for science only. Otherwise its seed comes from the system, 256 bits, and the key "
+        description="Derive the key from `seed`, so that an experiment can be repeated exactly. Anyone with the config "
+        "can then rebuild the key: for science only. Otherwise its seed comes from the system, 256 bits, and the key "
         "is kept in the storage under `keys/`, mode 600.",
     )
 

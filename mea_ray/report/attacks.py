@@ -1,4 +1,4 @@
-"""How the thieves went about it (the curves that attacks log of themselves), and what the owner could have seen."""
+"""How the thieves proceeded (the curves that attacks log), and what the owner could have seen."""
 
 from __future__ import annotations
 

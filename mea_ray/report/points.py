@@ -206,7 +206,7 @@ def levels(points: Sequence[PointResult], path: str) -> pd.Series[str]:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a number, and no truth value."""
+    """Return whether a value is a number, not a truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

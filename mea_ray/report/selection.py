@@ -1,4 +1,4 @@
-"""On what the settings of a sweep were chosen: a sentence, and for the sweep that chose, the chosen settings."""
+"""What the settings of a sweep were chosen by: a sentence, and for the sweep that chose, the chosen settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Chosen:
 
 
 def sentence(results: Sequence[TrialResult]) -> str | None:
-    """Say on what the settings were chosen; None where the results say nothing about it."""
+    """Say what the settings were chosen by; None where the results say nothing about it."""
     selection = results[0].selection
     if selection is None:
         return None

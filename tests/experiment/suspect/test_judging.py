@@ -67,7 +67,8 @@ def test_the_victim_itself_is_recognised_and_what_is_missing_is_said(victim: Vic
 
 
 def test_an_api_whose_budget_is_spent_is_named_with_what_it_answered(victim: Victim) -> None:
-    ask, calls = asking(victim), []
+    ask = asking(victim)
+    calls: list[int] = []
 
     def granting_two_requests(images: Any) -> Any:
         if len(calls) == 2:
