@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 from mea_ray.core.errors import DataError
 from mea_ray.core.types import Dataset, ImageSet, Labels
 from mea_ray.data.assemble import warn_of_repeated
-from mea_ray.data.files import is_lfs_pointer
+from mea_ray.data.files import expanded, is_lfs_pointer
 from mea_ray.data.memory import check_memory
 from mea_ray.storage.files import write_whole
 
@@ -50,18 +50,19 @@ def load(*, path: str = "") -> Dataset:
     """
     if not path:
         raise DataError("data.path is missing: the .npz file of data.name=arrays")
+    where = expanded(path)
     try:
-        with zipfile.ZipFile(Path(path).expanduser()) as file:
+        with zipfile.ZipFile(where) as file:
             headers = dict(_headers(file))
             missing = [name for name in NAMES if name not in headers]
             if missing:
                 raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(headers) or 'no arrays'}")
             needed = sum(headers[name] for name in NAMES)
             check_memory(f"the arrays in {path}", needed, "write fewer or smaller images")
-        with np.load(Path(path).expanduser(), allow_pickle=False) as content:
+        with np.load(where, allow_pickle=False) as content:
             arrays = {name: content[name] for name in NAMES}
     except _UNREADABLE as error:
-        if is_lfs_pointer(Path(path).expanduser()):
+        if is_lfs_pointer(where):
             raise DataError(f"{path} is a pointer of Git LFS; run `git lfs pull` to download the file") from None
         raise DataError(f"{path} is no readable .npz file: {error}; check data.path, or write it again") from error
     names = _class_names(path, arrays["class_names"])

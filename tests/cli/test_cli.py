@@ -134,7 +134,7 @@ def test_sweep_runs_and_prints_table_and_paths(
         queries.update(name=sweep.name, resume=resume, address=address, budgets=sweep.base.thief.budgets)
         on_event(events.SweepStarted(str(folder), 6, 0, 1, 1, 6000))
         (folder / "wandb").mkdir(parents=True)
-        return SimpleNamespace(folder=folder, results=write_sweep(folder), failed={})
+        return SimpleNamespace(folder=folder, results=write_sweep(folder), failed={}, grid=None)
 
     runner(run_sweep)
     argv = ["sweep", str(sweep_file), "thief.budgets=[5,7]", "name=other", "--resume", "--address", "auto"]
@@ -155,7 +155,7 @@ def test_failed_trials_exit_with_1_and_keep_the_others(
     folder = tmp_path / "out"
     runner(
         lambda *_, **__: SimpleNamespace(
-            folder=folder, results=write_sweep(folder, 1), failed={"t7": "out of [memory]"}
+            folder=folder, results=write_sweep(folder, 1), failed={"t7": "out of [memory]"}, grid=None
         )
     )
     assert cli.main(["sweep", str(sweep_file)]) == FAILED
@@ -182,7 +182,7 @@ def test_run_is_a_sweep_of_one_trial(
 
     def run_sweep(sweep: Any, **_: Any) -> SimpleNamespace:
         seen.append(sweep)
-        return SimpleNamespace(folder=tmp_path / "o", results=write_sweep(tmp_path / "o", 1), failed={})
+        return SimpleNamespace(folder=tmp_path / "o", results=write_sweep(tmp_path / "o", 1), failed={}, grid=None)
 
     runner(run_sweep)
     assert cli.main(["run", str(experiment), "seed=4"]) == OK
