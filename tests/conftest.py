@@ -22,6 +22,9 @@ settings.load_profile("no deadline")
 # Ray runs its workers at nice 15: on a machine that is busy with something else they would hardly run at all.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+# Ray waits 30 s for a raylet that it started; a machine that runs much else at the same time takes longer.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+
 # What a terminal's width changes is tested at widths of its own; pytest-xdist sets that of its processes to 80.
 os.environ.pop("COLUMNS", None)
 
