@@ -57,7 +57,7 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
 
 def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
     victim = save_victim(tmp_path / "flowers")
-    with pytest.raises(ArtifactError, match="holds no readable model"):
+    with pytest.raises(ArtifactError, match="there is no folder"):
         mea_ray.serve(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="polcy"):
         mea_ray.serve(victim, {"polcy": "top_k"})
