@@ -111,8 +111,10 @@ def run_sweep(config: SweepConfig, resume: bool, address: str | None) -> bool:
     """
     from mea_ray import api
     from mea_ray.cli.progress import SweepProgress
+    from mea_ray.sweep.space import points
 
-    with SweepProgress(make_console(stderr=True)) as progress:
+    known = () if config.search.adaptive else points(config)
+    with SweepProgress(make_console(stderr=True), points=known) as progress:
         outcome = api.run_sweep(config, resume=resume, address=address, on_event=progress)
     storage = config.base.storage
     location = f"{storage.rstrip('/')}/{config.name}" if "://" in storage else None

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import singledispatchmethod
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from mea_ray.report.tables import percent
-from mea_ray.results.points import label
+from mea_ray.results.points import label, shortened
 from mea_ray.sweep import events as e
 
 SILENT_S = 8.0
@@ -35,9 +37,16 @@ class SweepProgress:
     Args:
         console: Where to show them. On a terminal bars are kept up to date below the lines; else only lines come.
         clock: Seconds, rising.
+        points: Points of the sweep, as far as they are known; trials are named by what tells these apart.
     """
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: Console,
+        clock: Callable[[], float] = time.monotonic,
+        points: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.short = {_key(point): short for point, short in zip(points, shortened(points), strict=True)}
         self.console = console
         self.clock = clock
         self.began = clock()
@@ -121,6 +130,9 @@ class SweepProgress:
         if key in self.tasks:
             self.bars.remove_task(self.tasks.pop(key))
 
+    def _label(self, point: Mapping[str, Any]) -> str:
+        return label(self.short.get(_key(point), point), seeds=True)
+
     def _name(self, trial: str) -> str:
         return escape(self.names.get(trial, trial))
 
@@ -169,7 +181,7 @@ class SweepProgress:
             self.first = self.clock()
         self.phases[event.trial] = "queries"
         how = "goes on" if event.trial in self.names else "started"
-        self.names[event.trial] = label(event.point, seeds=True) if event.point else event.trial
+        self.names[event.trial] = self._label(event.point) if event.point else event.trial
         self._bar(event.trial, self.names[event.trial], max(event.budgets), 0, "queries")
         done = f", {event.rungs_done} of {len(event.budgets)} rungs done before" if event.rungs_done else ""
         self.line(f"{self._name(event.trial)}: {how}{done}")
@@ -240,3 +252,7 @@ class SweepProgress:
     @_show.register
     def _(self, event: e.Warned) -> None:
         self.line(f"[yellow]warning[/] {escape(event.message)}")
+
+
+def _key(point: Mapping[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True, default=str)

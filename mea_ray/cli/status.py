@@ -86,12 +86,13 @@ def _state(status: Status, now: float) -> str:
 
 
 def _running(status: Status, now: float) -> RichTable:
+    short = _labels(status)
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("Running", "Queries", "Rungs", "For", "Restarts"):
         table.add_column(heading, justify="left" if heading == "Running" else "right", overflow="fold")
     for name, trial in list(status.running.items())[:MAX_TRIALS]:
         table.add_row(
-            escape(label(trial.point, seeds=True) if trial.point else name),
+            escape(short.get(name, name)),
             f"{trial.answers:,}/{trial.budget:,}",
             f"{trial.rungs}/{trial.of_rungs}",
             duration(now - trial.since),
@@ -100,15 +101,20 @@ def _running(status: Status, now: float) -> RichTable:
     return table
 
 
+def _labels(status: Status) -> dict[str, str]:
+    """Return what the trials that were begun are called, by what tells them apart."""
+    short = zip(status.points, shortened(list(status.points.values())), strict=True)
+    return {name: label(point, seeds=True) for name, point in short if point}
+
+
 def _recent(status: Status, lines: int, now: float) -> list[Text]:
     """Return the last events as the sweep itself would show them, each with how long ago it was."""
     buffer = io.StringIO()
     console = Console(file=buffer, width=10_000, highlight=False)
-    progress = SweepProgress(console, clock=lambda: 0.0)
+    progress = SweepProgress(console, clock=lambda: 0.0, points=list(status.points.values()))
     progress.line = lambda text: console.print(text, soft_wrap=True)  # type: ignore[method-assign]
     rows: list[Text] = []
-    short = zip(status.points, shortened(list(status.points.values())), strict=True)
-    progress.names.update({name: label(point, seeds=True) for name, point in short if point})
+    progress.names.update(_labels(status))
     for at, event in status.recent:
         buffer.seek(0)
         buffer.truncate()

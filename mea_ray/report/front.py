@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from mea_ray.report import curves
 from mea_ray.report.tables import DASH, Cost, common_prefix, costs, mean
 from mea_ray.results.points import is_seed, label, setting
-from mea_ray.results.records import TrialResult
+from mea_ray.results.records import RungResult, TrialResult
 from mea_ray.verification.evidence import judge_rungs
 
 HEADINGS = {
@@ -19,6 +20,8 @@ HEADINGS = {
     "calibration": "Calibration error",
     "leak": "Its key's rank",
     "budget": "Queries",
+    "above": "Above all innocent",
+    "first": "Key leads",
     "proved": "Thefts proved",
     "least": "Least, over thieves",
     "thief": "By",
@@ -27,8 +30,10 @@ HEADINGS = {
 CAPTION = (
     "Accuracy lost, and by the source class that loses most: null models less victim, in points. Calibration error: "
     "victim less null models. Both are means over victims. The key's rank is the best of all victims, by what an "
-    "outsider reads from the most answers. Thefts are proved at the corrected level: of all seeds and thieves, and of "
-    "the thief against whom the mark does worst."
+    "outsider reads from the most answers. Above all innocent: thefts whose statistic is larger than that of every "
+    "null model, and of every one stolen with the same budget. The key leads where it ranks before all other keys. "
+    "Thefts are proved at the corrected level: of all seeds and thieves, and of the thief against whom the mark does "
+    "worst."
 )
 _OWNERS = {"data", "splits", "victim", "service", "verification"}
 """Sections of a config that the owner decides."""
@@ -46,6 +51,8 @@ class Mark:
         calibration: What is added to the expected calibration error.
         rank: Best rank of the key among all keys, from 1, over the victims; None where it cannot be read.
         keys: Number of keys that it is ranked among.
+        above: Thefts whose statistic is above that of every null model, and of every one stolen with the same budget.
+        first: Thefts where the key leads all keys that could have been drawn; None where keys are not ranked.
         proved: Of each thief, proved thefts and thefts.
     """
 
@@ -56,6 +63,8 @@ class Mark:
     calibration: float | None
     rank: int | None
     keys: int | None
+    above: int
+    first: int | None
     proved: dict[str, tuple[int, int]]
 
     @property
@@ -84,6 +93,8 @@ class FrontRow:
     calibration: str
     leak: str
     budget: str
+    above: str
+    first: str
     proved: str
     least: str
     thief: str
@@ -103,11 +114,16 @@ def marks(results: Sequence[TrialResult]) -> list[Mark]:
     for name, trials in groups.items():
         paid, (rank, keys) = costs(trials), _leak(trials)
         proved: dict[int, dict[str, list[bool]]] = {}
+        above: Counter[int] = Counter()
+        first: dict[int, list[bool]] = {}
         for result in trials:
             for rung in result.rungs:
                 if (judgement := judged.get((result.trial, rung.budget))) is not None:
                     thieves = proved.setdefault(rung.budget, {})
                     thieves.setdefault(called[result.trial], []).append(judgement.verdict == "proved")
+                    above[rung.budget] += _is_above(result, rung)
+                    if (ranked := rung.report.key_ranks.get(result.statistic)) is not None:
+                        first.setdefault(rung.budget, []).append(ranked.at_least == 0)
         for budget, thieves in sorted(proved.items()):
             drawn.append(
                 Mark(
@@ -118,10 +134,20 @@ def marks(results: Sequence[TrialResult]) -> list[Mark]:
                     calibration=mean([_less(cost.calibration, cost.null_calibration) for cost in paid]),
                     rank=rank,
                     keys=keys,
+                    above=above[budget],
+                    first=sum(first[budget]) if budget in first else None,
                     proved={thief: (sum(each), len(each)) for thief, each in thieves.items()},
                 )
             )
     return drawn
+
+
+def _is_above(result: TrialResult, rung: RungResult) -> bool:
+    """Return whether a theft's statistic is above those of all innocent models; False if there is none."""
+    innocent = [*result.null_reports, *(each.report for each in result.stolen_nulls if each.budget == rung.budget)]
+    name, own = result.statistic, rung.report.statistics.get(result.statistic)
+    known = [report.statistics[name] for report in innocent if name in report.statistics]
+    return own is not None and bool(known) and own > max(known)
 
 
 def _of_owner(result: TrialResult) -> str:
@@ -184,6 +210,8 @@ def _row(mark: Mark) -> FrontRow:
         calibration=DASH if mark.calibration is None else f"{mark.calibration:+.3f}",
         leak=DASH if mark.rank is None else f"{mark.rank} of {mark.keys:,}",
         budget=f"{mark.budget:,}",
+        above=f"{mark.above} of {of}",
+        first=DASH if mark.first is None else f"{mark.first} of {of}",
         proved=f"{done} of {of}",
         least=f"{100 * least:.0f}%",
         thief=thief if len(mark.proved) > 1 else DASH,

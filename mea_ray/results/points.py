@@ -81,7 +81,8 @@ def shortened(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return points that show of each component only what distinguishes it from the others.
 
     Components of different names show their names. Several of one name also show the parameters in which they differ.
-    A watermark of several keys is named after the scheme that embeds them.
+    A watermark of several keys is named after the scheme that embeds them. Of whole sections (``thief``) the settings
+    remain in which they differ; one with none of these is ``plain``.
 
     Args:
         points: All points of a sweep.
@@ -91,11 +92,13 @@ def shortened(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         same_name: dict[str, list[dict[str, Any]]] = {}
         for point in short:
             value = point.get(path)
-            if isinstance(value, Mapping) and "name" in value:
-                same_name.setdefault(str(value["name"]), []).append(point)
+            if isinstance(value, Mapping):
+                same_name.setdefault(str(value.get("name", "")), []).append(point)
         for name, places in same_name.items():
+            if not name and len(places) == 1:
+                continue
             for point, rest in zip(places, _differing([point[path] for point in places]), strict=True):
-                point[path] = {"name": name, **rest}
+                point[path] = {"name": name, **rest} if name else rest or "plain"
     return short
 
 

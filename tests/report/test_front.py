@@ -73,7 +73,9 @@ def test_the_report_draws_the_front(proved: list[TrialResult]) -> None:
     page = html.render(proved, name="front")
     assert "What each mark costs and proves" in page and "Marks at 1,000 queries" in page
     assert "loud: 75% proved, at least 50%, for 2.0 points" in page
-    assert "| loud | +2.0 | +4.0 | +0.090 | 1 of 360 | 1,000 | 3 of 4 | 50% |" in markdown.front_table("", proved)
+    assert "| loud | +2.0 | +4.0 | +0.090 | 1 of 360 | 1,000 | 0 of 4 | – | 3 of 4 | 50% |" in markdown.front_table(
+        "", proved
+    )
 
 
 def test_a_sweep_with_one_mark_has_no_front() -> None:
@@ -112,3 +114,31 @@ def test_thieves_that_were_set_as_a_whole_are_named_by_what_sets_them_apart(resu
         trials.append(each.model_copy(update={"trial": f"t{place}", "point": point}))
     result = {thief for mark in front.marks(trials) for thief in mark.proved}
     assert result == {"plain", "thief.learning.answers=argmax", "thief.training.optimizer=sgd"}
+
+
+def test_thefts_are_counted_that_stand_out_whatever_their_number_allows_to_prove(results: list[TrialResult]) -> None:
+    def measured(result: TrialResult, own: float, stolen_null: float, others: int) -> TrialResult:
+        """A theft with a statistic and a rank of the key, a null model at 0, and one stolen with the same budget."""
+
+        def with_statistic(value: float) -> dict[str, Any]:
+            return {"statistics": {"lean": value}, "key_ranks": {"lean": RankRecord(at_least=others, references=359)}}
+
+        rung = result.rungs[-1]
+        own_rung = rung.model_copy(update={"report": rung.report.model_copy(update=with_statistic(own))})
+        control = rung.model_copy(update={"report": rung.report.model_copy(update=with_statistic(stolen_null))})
+        smaller = control.model_copy(update={"budget": rung.budget - 1})
+        higher = smaller.report.model_copy(update={"statistics": {"lean": 9.0}})
+        changes = {
+            "statistic": "lean",
+            "rungs": [own_rung],
+            "stolen_nulls": [control, smaller.model_copy(update={"report": higher})],
+            "null_reports": [each.model_copy(update={"statistics": {"lean": 0.0}}) for each in result.null_reports],
+        }
+        return result.model_copy(update=changes)
+
+    numbers = [(2.0, 1.0, 0), (2.0, 2.0, 0), (2.0, 3.0, 1), (-1.0, -2.0, 0)]
+    thefts = [measured(result, *each) for result, each in zip(results[:4], numbers, strict=True)]
+    loud = next(mark for mark in front.marks([*thefts, *results[4:]]) if mark.name == "loud")
+    assert (loud.above, loud.first) == (1, 3), (
+        "a tie with an innocent model is not above it; another budget is no control"
+    )

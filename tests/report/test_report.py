@@ -16,7 +16,7 @@ from scipy import stats
 
 from mea_ray.core.errors import ArtifactError
 from mea_ray.report import curves, html, markdown, samples, settings, tables, terminal, verdict
-from mea_ray.results.points import shortened, sort_key
+from mea_ray.results.points import label, shortened, sort_key
 from mea_ray.results.records import TrialResult
 from mea_ray.watermarks.base import WatermarkSamples
 
@@ -338,6 +338,19 @@ def test_points_show_what_tells_them_apart() -> None:
         {"learning": {"answers": "argmax"}},
         {"watermark": {"name": "2 keys of b"}},
     ]
+
+
+def test_whole_sections_show_what_tells_them_apart() -> None:
+    thief = {"attack": "distillation", "budgets": [300], "learning": {"temperature": 1.0}}
+    argmax = {**thief, "learning": {"temperature": 1.0, "answers": "argmax"}}
+    slow = {**thief, "training": {"learning_rate": 0.05}}
+    short = shortened([{"thief": thief}, {"thief": argmax}, {"thief": slow}])
+    assert [label(point) for point in short] == [
+        "thief=plain",
+        "thief=learning(answers=argmax)",
+        "thief=training(learning_rate=0.05)",
+    ]
+    assert shortened([{"thief": thief}]) == [{"thief": thief}], "nothing to tell it from"
 
 
 def test_costs_are_victim_against_null() -> None:
