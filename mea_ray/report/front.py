@@ -122,7 +122,7 @@ def marks(results: Sequence[TrialResult]) -> list[Mark]:
                     thieves = proved.setdefault(rung.budget, {})
                     thieves.setdefault(called[result.trial], []).append(judgement.verdict == "proved")
                     above[rung.budget] += _is_above(result, rung)
-                    if (ranked := rung.report.key_ranks.get(result.statistic)) is not None:
+                    if (ranked := rung.report.key_ranks.get(result.statistic or "wsr")) is not None:
                         first.setdefault(rung.budget, []).append(ranked.at_least == 0)
         for budget, thieves in sorted(proved.items()):
             drawn.append(
@@ -145,7 +145,8 @@ def marks(results: Sequence[TrialResult]) -> list[Mark]:
 def _is_above(result: TrialResult, rung: RungResult) -> bool:
     """Return whether a theft's statistic is above those of all innocent models; False if there is none."""
     innocent = [*result.null_reports, *(each.report for each in result.stolen_nulls if each.budget == rung.budget)]
-    name, own = result.statistic, rung.report.statistics.get(result.statistic)
+    name = result.statistic or "wsr"
+    own = rung.report.statistics.get(name)
     known = [report.statistics[name] for report in innocent if name in report.statistics]
     return own is not None and bool(known) and own > max(known)
 
