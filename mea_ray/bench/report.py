@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,20 @@ def bench_report(
                 measured[f"{name}_{count}"] = value
             notify(f"{count:,} points: {measured[f'cpu_s_{count}']:.1f} s, {measured[f'page_mb_{count}']:.2f} MB")
     return {**measured, "cpus": os.cpu_count(), "load": os.getloadavg()[0], "points": list(points)}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Return what was measured as a table in Markdown."""
+    lines = [
+        "| points | CPU, s | memory, MiB | page, MB | CSV, MB | lines at 80 columns |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for count in found["points"]:
+        cpu, memory, page, csv, printed = (
+            found[f"{name}_{count}"] for name in ("cpu_s", "peak_mib", "page_mb", "csv_mb", "lines")
+        )
+        lines.append(f"| {count:,} | {cpu:.1f} | {memory:,.0f} | {page:.2f} | {csv:.2f} | {printed} |")
+    return "\n".join(lines)
 
 
 def _report(sweep: Path) -> dict[str, float | int]:

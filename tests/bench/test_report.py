@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from mea_ray.bench.drawn_results import drawn, write_drawn
-from mea_ray.bench.report import bench_report
+from mea_ray.bench.report import bench_report, table
 from mea_ray.core.errors import ConfigError
 from mea_ray.results.records import read_results
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_drawn_results_are_read_back_and_repeat(tmp_path: Path) -> None:
@@ -22,6 +25,13 @@ def test_drawn_results_are_read_back_and_repeat(tmp_path: Path) -> None:
 def test_no_points_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"points=\[0\]"):
         bench_report(points=[0])
+
+
+def test_the_documentation_shows_the_record() -> None:
+    found = json.loads((ROOT / "docs" / "records" / "bench_report.json").read_text(encoding="utf-8"))
+    assert table(found) in (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8"), "put the new table on the page"
+    assert found["points"] == [100, 1000, 5000]
+    assert found["cpu_s_1000"] <= 10 and found["page_mb_1000"] <= 3 and found["page_mb_5000"] <= 3
 
 
 @pytest.mark.slow
