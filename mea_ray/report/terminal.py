@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -52,6 +53,17 @@ LEAST_VERDICT = 10
 """Its longest word: a verdict that is broken within words cannot be read."""
 LEAST_POINT = 20
 """Characters in one line of a setting, at least."""
+LEAST_NAMED = 15
+"""Characters in one line of a key: ``owner's: 2 of 3``."""
+LEANING_HEADINGS = {
+    "point": "Setting",
+    "answers": "Answers",
+    "named": "Key that\nfits best",
+    "score": "Its score\n(next key)",
+    "true": "Owner's\nkey: score",
+    "rank": "Its rank",
+    "nulls": "Innocent\nmodels",
+}
 LEFT_OUT: Mapping[int, frozenset[str]] = {
     150: frozenset(),
     NARROW: frozenset({"victim", "null", "fidelity", "wfpr"}),
@@ -216,13 +228,20 @@ def detections_table(lines: Sequence[detections.DetectionRow]) -> RichTable:
     return _table_of(lines, detections.HEADINGS, left=set(detections.HEADINGS))
 
 
-def leaning_table(lines: Sequence[leaning.LeaningRow]) -> RichTable:
-    """Return the table of what the answers give away."""
+def leaning_table(lines: Sequence[leaning.LeaningRow], width: int) -> RichTable:
+    """Return the table of what the answers give away; on a narrow terminal without scores."""
+    left_out = {"score", "true", "nulls"} if width < NARROW else set()
+    short = [
+        replace(row, point=row.point.removeprefix("victim."), named=row.named.replace("the owner's in", "owner's:"))
+        for row in lines
+    ]
     return _table_of(
-        lines,
-        leaning.HEADINGS,
+        short,
+        {column: heading for column, heading in LEANING_HEADINGS.items() if column not in left_out},
         left={"point", "named"},
         toned="rank",
+        wrap_numbers=False,
+        least={"point": LEAST_POINT, "named": LEAST_NAMED},
         title="What the answers give away",
         title_justify="left",
         caption=leaning.CAPTION,
@@ -338,7 +357,7 @@ def print_results(
     _print_some(console, statistics_table, statistics.lines(short))
     _print_some(console, partial(removals_table, width=console.width), removals.lines(short, judged.removals))
     _print_some(console, detections_table, detections.lines(short))
-    _print_some(console, leaning_table, leaning.lines(short))
+    _print_some(console, partial(leaning_table, width=console.width), leaning.lines(short))
     if picked := selection.chosen(short):
         console.print(chosen_table(picked))
     if (how := selection.sentence(short)) is not None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 from report_results import trial
+from rich.console import Console
 
-from mea_ray.report import front, html, markdown
+from mea_ray.report import front, html, leaning, markdown, terminal
 from mea_ray.results.records import LeaningRecord, NamedKeyRecord, RankRecord, TrialResult
 from mea_ray.verification.evidence import judge_rungs
 
@@ -142,3 +144,12 @@ def test_thefts_are_counted_that_stand_out_whatever_their_number_allows_to_prove
     assert (loud.above, loud.first) == (1, 3), (
         "a tie with an innocent model is not above it; another budget is no control"
     )
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_what_answers_give_away_is_read_at_any_width(results: list[TrialResult], width: int) -> None:
+    page = Console(width=width, record=True, file=io.StringIO())
+    page.print(terminal.leaning_table(leaning.lines(results), width))
+    text = page.export_text()
+    assert "watermark=loud" in text and "owner's: 1 of 2" in text and "1 to 2 of 360" in text, "nothing is broken"
+    assert ("0.40 (0.30)" in text) == (width >= terminal.NARROW)
