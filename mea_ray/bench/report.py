@@ -55,15 +55,15 @@ def bench_report(
     return {**measured, "cpus": os.cpu_count(), "load": os.getloadavg()[0], "points": list(points)}
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(measured: Mapping[str, Any]) -> str:
     """Return what was measured as a table in Markdown."""
     lines = [
         "| points | CPU, s | memory, MiB | page, MB | CSV, MB | lines at 80 columns |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for count in found["points"]:
+    for count in measured["points"]:
         cpu, memory, page, csv, printed = (
-            found[f"{name}_{count}"] for name in ("cpu_s", "peak_mib", "page_mb", "csv_mb", "lines")
+            measured[f"{name}_{count}"] for name in ("cpu_s", "peak_mib", "page_mb", "csv_mb", "lines")
         )
         lines.append(f"| {count:,} | {cpu:.1f} | {memory:,.0f} | {page:.2f} | {csv:.2f} | {printed} |")
     return "\n".join(lines)
