@@ -131,13 +131,14 @@ def steal_nulls(bench: Workbench) -> list[RungResult]:
         if (index, budget) not in done:
             wanted.setdefault(index, []).append(budget)
     answers: dict[int, Labels] = {}
-    begun = [0]
+    begun = 0
 
     def steal(
         models: Sequence[ImageModel], transfers: Sequence[TransferSet | None], skips: Sequence[Container[int]]
     ) -> Iterator[tuple[int, Rung]]:
-        bench.on_phase("null theft", begun[0] + 1, len(wanted))
-        begun[0] += len(models)
+        nonlocal begun
+        bench.on_phase("null theft", begun + 1, len(wanted))
+        begun += len(models)
         return _steal_together(bench, models, transfers, skips)
 
     for index, rung in bench.stolen_nulls(wanted, steal) if wanted else ():

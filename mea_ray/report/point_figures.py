@@ -20,7 +20,7 @@ _SHARES = (5, 25, 50, 75, 95)
 
 
 def evenly(items: Sequence[Any], most: int) -> list[Any]:
-    """Return at most a number of the items, evenly chosen."""
+    """Return at most ``most`` of the items, evenly chosen."""
     if len(items) <= most:
         return list(items)
     return [items[int(place)] for place in np.linspace(0, len(items) - 1, most)]

@@ -226,7 +226,7 @@ class Broker:
             return {key: ServiceState(s.service is not None, len(s.holders)) for key, s in self._slots.items()}
 
     def shrink(self, services: int) -> list[Any]:
-        """Reserve room for so many services at most from now on; services that are up stay.
+        """Reserve room for at most ``services`` services from now on; services that are up stay.
 
         Returns:
             The placement groups that are free for good: their owner may remove them.
