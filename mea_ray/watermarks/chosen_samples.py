@@ -110,7 +110,7 @@ def with_chosen(key: Key, chosen: ChosenSamples) -> Key:
 def chosen_of(key: Key) -> ChosenSamples | None:
     """Return a key's chosen samples; None if it is verified with samples that are mixed anew."""
     section: dict[str, Any] | None = key.settings.get(_SECTION)
-    if section is None:
+    if section is None or _IMAGES not in key.tensors:
         return None
     choosers = tuple(section["choosers"])
     return ChosenSamples(key.tensors[_IMAGES], key.tensors.get(_POSITIONS), **{**section, "choosers": choosers})

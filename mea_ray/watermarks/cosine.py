@@ -27,6 +27,8 @@ STEPS = 2**20
 TINY = 1e-30
 SCALE_IMAGES = 2000
 """Training images at most that the spread of a projection is measured on."""
+KEYS_AT_ONCE = 1000
+"""Keys that are compared with a suspect at once."""
 FLOOR = 1e-4
 """Added to probabilities before logarithms are correlated: smaller ones are noise."""
 
@@ -123,7 +125,7 @@ class CosineLean(Watermark):
 
         def scores(logits: Rows) -> Wide:
             left = residual(logits)
-            return np.concatenate([correlations(left, whitened, waves) for waves in (own, others)])
+            return np.concatenate([correlations(left, whitened, waves) for waves in (own, *others.parts())])
 
         return KeyedSignal(images, scores)
 
@@ -179,6 +181,12 @@ class Waves:
     directions: Wide
     frequencies: Wide
     phases: Wide
+
+    def parts(self, size: int = KEYS_AT_ONCE) -> list[Waves]:
+        """Return the same keys, at most ``size`` at a time: memory grows with images times keys."""
+        starts = range(0, len(self.frequencies), size)
+        fields = (self.directions, self.frequencies, self.phases)
+        return [Waves(*(field[start : start + size] for field in fields)) for start in starts]
 
 
 def drawn_waves(key: Key, count: int, name: str) -> Waves:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class MarginBased(LabelledQueries):
     """
 
     name = "mbw"
+    version: ClassVar[int] = 2  # the key names the positions of its images otherwise
 
     def __init__(
         self,
@@ -63,17 +64,17 @@ class MarginBased(LabelledQueries):
             )
         key_seed = derive(seed, "key")
         rng = numpy_generator(key_seed, "queries")
-        chosen = np.sort(rng.permutation(len(train))[: min(self.count, len(train) // 2)])
-        shift = rng.integers(1, train.classes, size=len(chosen))
-        settings = {"shape": list(train.shape), "classes": train.classes, "chosen": chosen.tolist()}
-        tensors = {"images": train.images[chosen], "labels": (train.labels[chosen] + shift) % train.classes}
+        drawn = np.sort(rng.permutation(len(train))[: min(self.count, len(train) // 2)])
+        shift = rng.integers(1, train.classes, size=len(drawn))
+        settings = {"shape": list(train.shape), "classes": train.classes, "positions": drawn.tolist()}
+        tensors = {"images": train.images[drawn], "labels": (train.labels[drawn] + shift) % train.classes}
         # No classes: -1 is no label, so that nothing is mistaken for one.
         return Key(self.name, (-1, -1), -1, key_seed, settings, tensors)
 
     def stages(self, key: Key | None, train: ImageSet) -> list[Stage]:
         """Return the stage that embeds the key, on the images that are not the key's."""
         key = require_key(key, self.name)
-        others = np.setdiff1d(np.arange(len(train)), np.asarray(key.settings["chosen"], np.int64))
+        others = np.setdiff1d(np.arange(len(train)), np.asarray(key.settings["positions"], np.int64))
         images, labels = (torch.from_numpy(key.tensors[name].copy()) for name in ("images", "labels"))
         objective = MarginObjective(images, labels, self.per_batch, self.ascent_steps, self.weight)
         return [Stage("embed", objective, train.take(others))]

@@ -290,7 +290,7 @@ def test_mbw_takes_its_images_out_and_labels_them_wrongly(data: tuple[ImageSet, 
     scheme = WATERMARKS.build("mbw", count=50)
     key = scheme.make_key(owned, 3)
     assert key is not None
-    chosen = np.array(key.settings["chosen"])
+    chosen = np.array(key.settings["positions"])
     assert len(set(chosen)) == 50 and not (key.tensors["labels"] == owned.labels[chosen]).any()
     (stage,) = scheme.stages(key, owned)
     left = {image.tobytes() for image in stage.train.images}

@@ -16,7 +16,7 @@ from mea_ray.core.types import ImageSet
 from mea_ray.results.records import ModelReport
 from mea_ray.verification import verify
 from mea_ray.watermarks.base import Key
-from mea_ray.watermarks.cosine import FLOOR, CosineLean, CosineMarker, drawn_waves
+from mea_ray.watermarks.cosine import FLOOR, CosineLean, CosineMarker, correlations, drawn_waves, residual
 
 SHAPE, CLASSES = (1, 8, 8), 6
 
@@ -99,6 +99,16 @@ def plain_correlation(logits: np.ndarray, secret: Key, name: str, place: int) ->
         left.append(logs[chosen, label] - logs[chosen, label].mean())
         right.append(cosines[chosen, label] - cosines[chosen, label].mean())
     return float(stats.pearsonr(np.concatenate(left), np.concatenate(right)).statistic)
+
+
+def test_many_keys_are_compared_in_parts() -> None:
+    secret, whitened = key(), np.random.default_rng(1).normal(size=(30, len(key().tensors["axes"])))
+    waves = drawn_waves(secret, 25, "others")
+    left = residual(np.random.default_rng(2).normal(size=(30, CLASSES)).astype(np.float32))
+    parts = waves.parts(10)
+    assert [len(part.frequencies) for part in parts] == [10, 10, 5]
+    scores = [correlations(left, whitened, part) for part in parts]
+    assert np.concatenate(scores) == pytest.approx(correlations(left, whitened, waves), abs=1e-12)
 
 
 def test_scores_are_pearsons_correlation_for_each_key() -> None:
