@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mea_ray.attacks.base import Rung
+from mea_ray.attacks.game_state import GameSnapshots
 from mea_ray.attacks.generator_game import (
     GameSettings,
     GeneratorGame,
@@ -51,6 +52,9 @@ class DataFree(QueryAttack):
     ignored). The rest of ``thief.learning`` but the loss applies to its targets. Of ``thief.training`` only
     ``gradient_clip`` is used, for the student. Optimisers, rates and batches are the attack's own, there is no
     augmentation, and everything is computed in float32, which the differences need.
+
+    The state of both networks is written between iterations, as often as ``resources.snapshot_every_s`` says. A run
+    that was killed goes on from there, bit for bit.
     """
 
     trains_online = True
@@ -124,6 +128,8 @@ class DataFree(QueryAttack):
         settings = self.game
         with devices.retain_freed_memory():
             game = thief.online = GeneratorGame(settings, self.disagreement, thief)
+            snapshots = GameSnapshots(game, thief.snapshots("game"))
+            snapshots.resume()
             try:
                 while True:
                     paid: tuple[Tensor, Answers] | None = None
@@ -142,6 +148,7 @@ class DataFree(QueryAttack):
                     for _ in range(settings.replay.steps):
                         game.teach(*game.recall(), fresh=False)
                     game.finish_iteration()
+                    snapshots.iteration_done()
             finally:
                 game.student.to("cpu")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -170,6 +170,7 @@ class GeneratorGame:
 
     Attributes:
         student: On the device of this process.
+        streams: All random streams.
         updates: Updates of the student so far.
         seconds: Time spent on both networks, without waiting for answers.
     """
@@ -188,9 +189,9 @@ class GeneratorGame:
             "student": self._optimiser(self.student, game.student),
             "generator": self._optimiser(self.generator, game.generator),
         }
-        self.noise, self.sphere, self.draws, self.mixing = (
+        self.noise, self.sphere, self.draws, self.mixing = self.streams = [
             torch.Generator().manual_seed(derive(thief.seed, name)) for name in ("noise", "sphere", "replay", "mixing")
-        )
+        ]
         self.directions = torch.empty(0)
         self.memory: tuple[Tensor, npt.NDArray[np.float32]] | None = None
         self.stored = 0
@@ -266,6 +267,11 @@ class GeneratorGame:
         chosen = torch.randint(size, (self.game.batch_size,), generator=self.draws)
         return self.memory[0][chosen].to(self.where), self.memory[1][chosen.numpy()]
 
+    def make_memory(self, shape: Sequence[int], classes: int) -> None:
+        """Make room for the replay of images, (C, H, W), and of their answers."""
+        size = self.game.replay.images
+        self.memory = torch.empty((size, *shape)), np.empty((size, classes), np.float32)
+
     def finish_iteration(self) -> None:
         """Log the means of the losses every ``LOG_EVERY`` iterations."""
         self.iterations += 1
@@ -312,10 +318,10 @@ class GeneratorGame:
         model.zero_grad(set_to_none=True)
 
     def _store(self, images: Tensor, answers: Answers) -> None:
-        size = self.game.replay.images
         if self.memory is None:
-            self.memory = torch.empty((size, *images.shape[1:])), np.empty((size, answers.shape[1]), np.float32)
-        places = (self.stored + np.arange(len(images))) % size
+            self.make_memory(images.shape[1:], answers.shape[1])
+        assert self.memory is not None
+        places = (self.stored + np.arange(len(images))) % self.game.replay.images
         self.memory[0][torch.from_numpy(places)] = images.cpu()
         self.memory[1][places] = answers
         self.stored += len(images)

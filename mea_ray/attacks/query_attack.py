@@ -236,6 +236,7 @@ class QueryAttack(Attack):
             training,
             seed,
             make_model,
+            first_wanted=min(wanted, default=None),
             objective=partial(self.objective, chosen),
         )
         return thief, wanted

@@ -79,6 +79,7 @@ class Thief:
         seed: Seed of the attack.
         make_model: Builds an untrained substitute; see ``new_model``.
         queries_spent: Images answered so far.
+        first_wanted: Smallest budget whose substitute is still wanted; None if that is not known.
         curves: What the attack logs about itself; see ``log``.
         online: State that an attack which trains while it queries leaves to its ``substitute``.
         objective: Makes the objective of a training on answers; None is ``DistillationObjective`` with ``learning``.
@@ -94,6 +95,7 @@ class Thief:
     seed: int
     make_model: MakeModel
     queries_spent: int = 0
+    first_wanted: int | None = None
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     online: Any = None
     objective: Callable[[Answers], Objective] | None = None

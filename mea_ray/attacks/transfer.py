@@ -165,6 +165,21 @@ class TransferSet:
             )
         return self.indices[:count], self.answers[:count]
 
+    def digest(self, start: int, stop: int) -> str:
+        """Return a digest of the names and answers from ``start`` to before ``stop``, 64 hexadecimal digits."""
+        digest, first = hashlib.sha256(), 0
+        # Chunk by chunk: they need not be joined for it.
+        for chunk in self._chunks:
+            part = slice(max(start - first, 0), max(stop - first, 0))
+            digest.update(np.ascontiguousarray(chunk.indices[part]).data)
+            first += len(chunk.indices)
+        first = 0
+        for chunk in self._chunks:
+            part = slice(max(start - first, 0), max(stop - first, 0))
+            digest.update(np.ascontiguousarray(chunk.answers[part]).data)
+            first += len(chunk.indices)
+        return digest.hexdigest()
+
     def for_training(self, count: int) -> npt.NDArray[np.bool_]:
         """Return which of the first ``count`` answers substitutes are trained on, all but the probes: bool (count,)."""
         return ~self._merged().probe[:count] if self._chunks else np.empty(0, bool)
