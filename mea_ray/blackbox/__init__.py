@@ -12,6 +12,7 @@ POLICIES = Table(
         "label_only": "mea_ray.blackbox.policies:LabelOnly",
         "lof": "mea_ray.blackbox.outliers:OutlierFilter",
         "model_guard": "mea_ray.blackbox.defences:ModelGuard",
+        "model_guard_s": "mea_ray.blackbox.defences:ModelGuardS",
         "noise": "mea_ray.blackbox.policies:AdditiveNoise",
         "probabilities": "mea_ray.blackbox.policies:Probabilities",
         "reverse_sigmoid": "mea_ray.blackbox.defences:ReverseSigmoid",

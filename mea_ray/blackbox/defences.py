@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,8 @@ from scipy.optimize import linprog
 from scipy.special import expit, logit
 
 from mea_ray.blackbox.policies import Source
+from mea_ray.core.errors import DataError
+from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Answers, FloatImages, Images
 
 LEAD = 1e-4
@@ -101,8 +103,7 @@ class ModelGuard:
 
     ModelGuard-W of the paper: of all y' with an L1 distance of at most ``distance`` to the true y, a sum of 1 and the
     same top class, the one that minimises sum_k y'_k log y_k: a thief who reads y' as the probabilities is farthest
-    from y in cross-entropy. It is a linear programme for each image, solved exactly. The paper's ModelGuard-S, which
-    merges close answers as they come, is left out: the answer to an image would depend on the images before it.
+    from y in cross-entropy. It is a linear programme for each image, solved exactly.
 
     Args:
         distance: Largest L1 distance between the true answer and the one given; 1.0 in the paper.
@@ -145,3 +146,74 @@ class ModelGuard:
         # Where classes tie more closely than the lead that is asked for, a small distance allows no change.
         nearest: npt.NDArray[np.float64] = solved.x[:count] if solved.status == 0 else row
         return nearest
+
+
+class ModelGuardS:
+    """Answers are quantised: all that lie close together get the same one, so that they tell a thief less.
+
+    Choose it as model_guard, against thieves who undo perturbations: what is merged is lost.
+
+    ModelGuard-S of the paper. An answer is replaced by the first of a list of answers with its top class that lies
+    within an L1 distance of ``distance``. The list is made from the victim's answers to images of its training set, in
+    a random order: one that no earlier one lies close to is added.
+
+    In the authors' code, too, the first answer within the distance is given. But there a query that none lies close to
+    extends the list, so that what a client is answered depends on all clients before. Here the list is fixed before the
+    first query, and such a query is answered as it is. So the answer to an image is always the same one, on every
+    replica and after a restart. (With a fixed list, the authors' code gives the nearest answer, at any distance.)
+
+    Args:
+        distance: Largest L1 distance between the true answer and the one given; 1.0 in the authors' code.
+        fitted: Images of the victim's training set that the list is made from, at most.
+        seed: Of the choice of these images and their order.
+
+    References:
+        Tang et al., ModelGuard: Information-Theoretic Defense Against Model Extraction Attacks, USENIX Security 2024,
+        and ``ordered_quantize`` in the code at https://github.com/Yoruko-Tang/ModelGuard.
+    """
+
+    source: Source = "probabilities"
+    fits_on: Literal["features", "probabilities", "pixels"] = "probabilities"
+
+    def __init__(
+        self,
+        *,
+        distance: Annotated[float, Field(gt=0, le=2)] = 1.0,
+        fitted: Annotated[int, Field(ge=1)] = 5000,
+        seed: int = 0,
+    ) -> None:
+        self.distance, self.fitted, self.seed = distance, fitted, seed
+        self._lists: dict[int, npt.NDArray[np.float32]] | None = None
+
+    def choose(self, clean: Images) -> Images:
+        """Choose the images to fit on among the owner's training images, uint8 (N, C, H, W)."""
+        return clean[numpy_generator(self.seed, "fitted").permutation(len(clean))[: self.fitted]]
+
+    def fit(self, clean: npt.NDArray[np.float32]) -> None:
+        """Make the list from the victim's probabilities on the chosen images, float32 (N, K), in their order."""
+        lists: dict[int, npt.NDArray[np.float32]] = {}
+        for row in clean:
+            top = int(row.argmax())
+            known = lists.get(top, np.empty((0, len(row)), np.float32))
+            if not self._close(known, row).any():
+                lists[top] = np.concatenate([known, row[None]])
+        self._lists = lists
+
+    def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
+        """Quantise each row, see `AnswerPolicy.apply`.
+
+        Raises:
+            DataError: ``fit`` was not called.
+        """
+        if self._lists is None:
+            raise DataError("the answer policy model_guard_s has no answers to give yet; call fit before it answers")
+        answers = np.array(probabilities, dtype=np.float32)
+        for answer in answers:
+            known = self._lists.get(int(answer.argmax()))
+            if known is not None and (close := self._close(known, answer)).any():
+                answer[:] = known[close.argmax()]
+        return answers
+
+    def _close(self, known: npt.NDArray[np.float32], row: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        within: npt.NDArray[np.bool_] = np.abs(known.astype(np.float64) - row).sum(1) <= self.distance
+        return within

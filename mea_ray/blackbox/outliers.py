@@ -11,10 +11,12 @@ import numpy.typing as npt
 from mea_ray.blackbox.policies import (
     AnnotatingPolicy,
     AnswerPolicy,
+    FittedPolicy,
     KeyedPolicy,
     Response,
     Source,
     image_generator,
+    pixel_vectors,
     respond,
     to_uint8,
 )
@@ -68,6 +70,7 @@ class OutlierFilter:
     ) -> None:
         check_outliers(neighbours, contamination, fitted)
         self.neighbours, self.contamination, self.fitted, self.seed = neighbours, contamination, fitted, seed
+        self.fits_on = on
         self.reads_features = on == "features"
         self.wording = _policy(wording)
         self._detector: Any = None
@@ -84,14 +87,8 @@ class OutlierFilter:
         return clean[numpy_generator(self.seed, "fitted").permutation(len(clean))[: self.fitted]]
 
     def fit(self, clean: npt.NDArray[np.float32]) -> None:
-        """Fit the outlier detector on vectors of the chosen images: features (N, F), or their ``pixels``."""
+        """Fit the outlier detector on vectors of the chosen images: features (N, F), or their pixels."""
         self._detector = fit_outliers(clean, self.neighbours, self.contamination)
-
-    @staticmethod
-    def pixels(images: Images | FloatImages) -> npt.NDArray[np.float32]:
-        """Return images as vectors: float32 (N, C * H * W), in [0, 1]."""
-        flat: npt.NDArray[np.float32] = to_uint8(images).reshape(len(images), -1).astype(np.float32) / np.float32(255)
-        return flat
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
         """Answer by pixels, see `policies.AnswerPolicy.apply`; a filter on features needs `respond`."""
@@ -112,7 +109,7 @@ class OutlierFilter:
             raise DataError("the answer policy lof was not fitted on the owner's images; call fit before it answers")
         if self.reads_features and features is None:
             raise DataError("the answer policy lof looks at features; pass the victim's, or set on=pixels")
-        flagged = outside(self._detector, features if features is not None else self.pixels(images))
+        flagged = outside(self._detector, features if features is not None else pixel_vectors(images))
         shuffled = np.array(probabilities, dtype=np.float32)
         for row in np.flatnonzero(flagged):
             (image,) = to_uint8(images[row : row + 1])
@@ -130,6 +127,6 @@ def _policy(choice: dict[str, Any] | str) -> AnswerPolicy:
         policy: AnswerPolicy = POLICIES.build(str(parameters.pop("name", "")), **parameters)
     except ConfigError as error:
         raise ConfigError(f"wording={choice!r} of the answer policy lof: {error}") from None
-    if policy.source != "probabilities" or isinstance(policy, AnnotatingPolicy):
+    if policy.source != "probabilities" or isinstance(policy, (AnnotatingPolicy, FittedPolicy)):
         raise ConfigError(f"wording={choice!r} of the answer policy lof must be a plain policy on probabilities")
     return policy

@@ -99,6 +99,22 @@ class KeyedPolicy(Protocol):
         ...
 
 
+@runtime_checkable
+class FittedPolicy(Protocol):
+    """A policy that learns from its owner's images before it answers; the service fits it once."""
+
+    fits_on: Literal["features", "probabilities", "pixels"]
+    """What it learns from: the victim's outputs on the images, or the images themselves."""
+
+    def choose(self, clean: Images) -> Images:
+        """Choose the images to fit on among the owner's training images, uint8 (N, C, H, W)."""
+        ...
+
+    def fit(self, clean: npt.NDArray[np.float32]) -> None:
+        """Learn from a vector of each chosen image, float32 (N, D), as ``fits_on`` says."""
+        ...
+
+
 def reads_features(policy: AnswerPolicy) -> bool:
     """Return whether a policy needs the victim's features besides its probabilities."""
     return isinstance(policy, AnnotatingPolicy) and policy.reads_features
@@ -247,6 +263,12 @@ def image_generator(secret: bytes, seed: int, image: npt.NDArray[np.uint8]) -> n
     key = hmac.new(secret, f"{seed}/{image.shape}/".encode(), hashlib.sha256)
     key.update(np.ascontiguousarray(image).tobytes())
     return np.random.default_rng(int.from_bytes(key.digest(), "big"))
+
+
+def pixel_vectors(images: Images | FloatImages) -> npt.NDArray[np.float32]:
+    """Return images as vectors: float32 (N, C * H * W), in [0, 1]."""
+    flat: npt.NDArray[np.float32] = to_uint8(images).reshape(len(images), -1).astype(np.float32) / np.float32(255)
+    return flat
 
 
 def to_uint8(images: Images | FloatImages) -> Images:

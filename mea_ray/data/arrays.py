@@ -15,7 +15,8 @@ from numpy.lib import format as npy
 
 from mea_ray.core.errors import DataError
 from mea_ray.core.types import Dataset, ImageSet, Labels
-from mea_ray.data.assemble import warn_of_repeated
+from mea_ray.data.assemble import warn_of_content
+from mea_ray.data.classes import warn_of_names
 from mea_ray.data.files import expanded, is_lfs_pointer
 from mea_ray.data.memory import check_memory
 from mea_ray.storage.files import write_whole
@@ -67,7 +68,8 @@ def load(*, path: str = "") -> Dataset:
         raise DataError(f"{path} is no readable .npz file: {error}; check data.path, or write it again") from error
     names = _class_names(path, arrays["class_names"])
     train, test = (_image_set(path, part, arrays, names) for part in ("train", "test"))
-    warn_of_repeated(f"arrays: {path}", train.images, test.images)
+    warn_of_content(f"arrays: {path}", train, test)
+    warn_of_names(names, f"arrays: {path}")
     return Dataset("arrays", train, test)
 
 

@@ -11,6 +11,8 @@ from mea_ray.data.skipped import warn
 from mea_ray.data.splits import stratified
 
 _SPLIT_SEED = 0
+_MANY_COPIES = 0.05
+"""Part of the images above which copies are no accident."""
 
 
 def unlabelled(images: Images) -> ImageSet:
@@ -21,7 +23,7 @@ def unlabelled(images: Images) -> ImageSet:
 def assemble(name: str, train: ImageSet, test: ImageSet, where: str) -> Dataset:
     """Make a dataset of two parts; a grey part beside a colour part becomes colour.
 
-    Images that are in both parts, pixel by pixel, are counted in a warning.
+    Images that are in both parts, in two classes, or there several times are counted in a warning.
 
     Args:
         name: Name in the table of datasets.
@@ -44,24 +46,40 @@ def assemble(name: str, train: ImageSet, test: ImageSet, where: str) -> Dataset:
         ImageSet(fit(train.images, shape), train.labels, train.class_names),
         ImageSet(fit(test.images, shape), test.labels, test.class_names),
     )
-    warn_of_repeated(f"{name}: {where}", dataset.train.images, dataset.test.images)
+    warn_of_content(f"{name}: {where}", dataset.train, dataset.test)
     return dataset
 
 
-def warn_of_repeated(where: str, train: Images, test: Images) -> None:
-    """Count the images that are in both parts, pixel by pixel, in a warning.
+def warn_of_content(where: str, train: ImageSet, test: ImageSet) -> None:
+    """Warn of images that are there several times, in both parts or under two classes, and of 0 and 1 as pixels.
+
+    Images are compared pixel by pixel.
 
     Args:
-        where: What was read, for the warning.
-        train: uint8 (N, C, H, W).
-        test: uint8 (M, C, H, W).
+        where: What was read, for the warnings.
+        train: Training images.
+        test: Test images.
     """
-    known = {hash(image.tobytes()) for image in test}
-    if repeated := known.intersection(hash(image.tobytes()) for image in train):
+    in_test = {hash(image.tobytes()) for image in test.images}
+    in_train = [hash(image.tobytes()) for image in train.images]
+    if repeated := in_test.intersection(in_train):
         warn(
             f"{where}: {len(repeated):,} different images in test are in train, too; accuracy on them says nothing "
             "about other images, remove the copies"
         )
+    labels: dict[int, set[int]] = {}
+    for image, label in zip(in_train, train.labels.tolist(), strict=True):
+        labels.setdefault(image, set()).add(label)
+    copies = len(in_train) - len(labels)
+    if copies > _MANY_COPIES * len(in_train):
+        warn(
+            f"{where}: {copies:,} of the {len(in_train):,} images in train are copies of others, as of a file that is "
+            "there twice; remove the copies"
+        )
+    if several := sum(len(known) > 1 for known in labels.values()):
+        warn(f"{where}: {several:,} different images in train are in two classes or more; give each one class")
+    if len(train) and max(int(image.max(initial=0)) for image in train.images) == 1:
+        warn(f"{where}: all pixels in train are 0 or 1, and 255 is white; multiply them by 255")
 
 
 def cut(name: str, images: ImageSet, fraction: float, where: str) -> Dataset:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from mea_ray.blackbox.embeddings import PlainEmbedding
 from mea_ray.blackbox.marking import MarkingPolicy
-from mea_ray.blackbox.outliers import OutlierFilter
 from mea_ray.blackbox.passes import FixedShapePasses, default_pass_images
-from mea_ray.blackbox.policies import AnswerPolicy, KeyedPolicy
+from mea_ray.blackbox.policies import AnswerPolicy, FittedPolicy, KeyedPolicy, Probabilities, pixel_vectors
 from mea_ray.config import ExperimentConfig, load_stored
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Images, Marker, Splits
@@ -44,14 +43,14 @@ def answer_policy(
     """
     if isinstance(policy, KeyedPolicy):
         policy.use_secret(weights_secret(model))
-    if isinstance(policy, OutlierFilter):
+    if isinstance(policy, FittedPolicy):
         chosen = policy.choose(clean())
-        if policy.reads_features:
-            # In the service's own passes: an image has the same features here and when it is asked, bit for bit.
-            passes = FixedShapePasses(model, model.shape, PlainEmbedding(), pass_images=pass_images)
-            policy.fit(passes.answer([chosen])[0])
+        if policy.fits_on == "pixels":
+            policy.fit(pixel_vectors(chosen))
         else:
-            policy.fit(policy.pixels(chosen))
+            wording: AnswerPolicy = PlainEmbedding() if policy.fits_on == "features" else Probabilities()
+            # In the service's own passes: an image has the same outputs here and when it is asked, bit for bit.
+            policy.fit(FixedShapePasses(model, model.shape, wording, pass_images=pass_images).answer([chosen])[0])
     marker = marker_of(key)
     return policy if marker is None else MarkingPolicy(marker, policy)
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from mea_ray.blackbox.defences import LEAD, HighConfidence, ModelGuard, ReverseSigmoid
-from mea_ray.core.errors import ConfigError
+from mea_ray.blackbox.defences import LEAD, HighConfidence, ModelGuard, ModelGuardS, ReverseSigmoid
+from mea_ray.blackbox.passes import FixedShapePasses
+from mea_ray.blackbox.policies import Probabilities
+from mea_ray.core.errors import ConfigError, DataError
+from mea_ray.experiment.answers import answer_policy
+from mea_ray.models.build import build_model
 
 ROWS = np.random.default_rng(0).dirichlet(np.full(6, 0.6), 300).astype(np.float32)
 IMAGES = np.zeros((300, 1, 2, 2), np.uint8)
@@ -70,9 +75,77 @@ def test_two_classes_have_a_closed_form() -> None:
     np.testing.assert_allclose(half.max(1), 0.5 + LEAD / 2, atol=1e-6)
 
 
+def plain_quantiser(known: np.ndarray, asked: np.ndarray, distance: float) -> list[list[float]]:
+    """``ordered_quantize`` of the authors' code: incremental while it is fitted, frozen while it answers."""
+    centroids: dict[int, list[list[float]]] = {}
+
+    def first(row: list[float]) -> list[float] | None:
+        for centroid in centroids.setdefault(row.index(max(row)), []):
+            if sum(abs(a - b) for a, b in zip(centroid, row, strict=True)) <= distance:
+                return centroid
+        return None
+
+    for row in known.tolist():
+        if first(row) is None:
+            centroids[row.index(max(row))].append(row)
+    return [first(row) or row for row in asked.tolist()]
+
+
+@pytest.mark.parametrize("distance", [0.2, 1.0])
+def test_close_answers_get_the_same_one(distance: float) -> None:
+    rows = np.random.default_rng(4).dirichlet(np.full(3, 0.6), 300).astype(np.float32)
+    fitted, asked = rows[:120], rows[120:]
+    policy = ModelGuardS(distance=distance)
+    policy.fit(fitted)
+    answers = policy.apply(asked, IMAGES)
+    np.testing.assert_array_equal(answers, np.array(plain_quantiser(fitted, asked, distance), np.float32))
+    assert (answers.argmax(1) == asked.argmax(1)).all()
+    assert (np.abs(answers.astype(np.float64) - asked).sum(1) <= distance).all()
+    different = len(np.unique(answers, axis=0))
+    assert different < {0.2: 0.6, 1.0: 0.1}[distance] * len(asked)
+    assert not np.shares_memory(answers, asked) and (policy.apply(asked[7:8], IMAGES) == answers[7]).all()
+    # What was answered changes no later answer, and another order of the images makes another list.
+    np.testing.assert_array_equal(policy.apply(asked, IMAGES), answers)
+    other = ModelGuardS(distance=distance)
+    other.fit(fitted[::-1])
+    assert (other.apply(asked, IMAGES) != answers).any()
+
+
+def test_a_class_without_known_answers_is_answered_as_it_is() -> None:
+    policy = ModelGuardS()
+    policy.fit(np.array([[0.9, 0.1, 0.0]], np.float32))
+    rows = np.array([[0.6, 0.4, 0.0], [0.2, 0.8, 0.0], [0.35, 0.33, 0.32]], np.float32)
+    assert policy.apply(rows, IMAGES).tolist() == [[np.float32(v) for v in (0.9, 0.1, 0)], *rows[1:].tolist()]
+
+
+def test_a_service_makes_the_list_from_its_own_answers() -> None:
+    images = np.random.default_rng(3).integers(0, 256, (90, 1, 8, 8), dtype=np.uint8)
+    model = build_model("vgg_like", (1, 8, 8), 4, {"width": 0.0625}).eval()
+    with torch.no_grad():
+        list(model.parameters())[-2].mul_(30)  # answers of a new network are all alike
+    policy = answer_policy(ModelGuardS(distance=0.3, fitted=40), model, None, lambda: images[:60], pass_images=8)
+    (plain,) = FixedShapePasses(model, model.shape, Probabilities(), pass_images=8).answer([images])
+    (given,) = FixedShapePasses(model, model.shape, policy, pass_images=8).answer([images])
+    fitted = ModelGuardS(fitted=40).choose(images[:60])
+    (known,) = FixedShapePasses(model, model.shape, Probabilities(), pass_images=8).answer([fitted])
+    assert len(fitted) == 40
+    np.testing.assert_array_equal(given, np.array(plain_quantiser(known, plain, 0.3), np.float32))
+    assert (given != plain).any(1).sum() > 45
+
+
+def test_what_was_not_fitted_answers_nothing() -> None:
+    with pytest.raises(DataError, match="call fit before"):
+        ModelGuardS().apply(ROWS, IMAGES)
+
+
 @pytest.mark.parametrize(
     ("policy", "params"),
-    [(ReverseSigmoid, {"beta": 0.0}), (HighConfidence, {"cutoff": 1.5}), (ModelGuard, {"distance": 3})],
+    [
+        (ReverseSigmoid, {"beta": 0.0}),
+        (HighConfidence, {"cutoff": 1.5}),
+        (ModelGuard, {"distance": 3}),
+        (ModelGuardS, {"fitted": 0}),
+    ],
 )
 def test_settings_out_of_range_are_refused(policy: type, params: dict[str, float]) -> None:
     from mea_ray.blackbox import POLICIES

@@ -14,7 +14,7 @@ from sklearn.neighbors import LocalOutlierFactor
 from mea_ray.blackbox import POLICIES
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.blackbox.outliers import OutlierFilter
-from mea_ray.blackbox.policies import Response, respond
+from mea_ray.blackbox.policies import Response, pixel_vectors, respond
 from mea_ray.blackbox.prada import query_log_record
 from mea_ray.blackbox.query_log import QueryLog
 from mea_ray.config import ClientConfig, ExperimentConfig, ServingConfig, build, write_yaml
@@ -83,7 +83,7 @@ def test_what_is_flagged_is_what_scikit_learn_flags(victim: ImageModel, data: Sp
     policy = OutlierFilter(neighbours=7, contamination=CONTAMINATION, on="pixels", fitted=300)
     chosen = policy.choose(data.victim_train.images)
     assert len(chosen) == 300
-    policy.fit(policy.pixels(chosen))
+    policy.fit(pixel_vectors(chosen))
     images = data.test.images[:150]
     plain = LocalOutlierFactor(n_neighbors=7, novelty=True, contamination=CONTAMINATION, algorithm="brute")
     plain.fit(chosen.reshape(300, -1) / 255)
@@ -118,7 +118,7 @@ def test_the_wording_is_any_policy_of_a_classifier(victim: ImageModel, data: Spl
         name, params = (wording, {}) if isinstance(wording, str) else (wording["name"], {"k": 2})
         outputs = served(victim, data, QueryLog(), on="pixels", wording=wording).query(images)
         assert np.array_equal(outputs, POLICIES.build(name, **params).apply(full, images))  # type: ignore[arg-type]
-    for bad in ("lof", "embedding", {"k": 2}):
+    for bad in ("lof", "model_guard_s", "embedding", {"k": 2}):
         with pytest.raises(ConfigError, match="wording"):
             OutlierFilter(wording=bad)
 

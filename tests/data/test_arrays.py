@@ -103,6 +103,29 @@ def test_images_that_are_in_both_parts_are_counted(tmp_path: Path, caplog: pytes
     assert not caplog.text
 
 
+def test_what_is_easily_wrong_in_arrays_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(2, 256, (n, 1, 3, 3), dtype=np.uint8) for n in (40, 2))
+    labels = {"train_labels": np.arange(40) % 2, "test_labels": np.arange(2)}
+
+    def said(name: str, **changes: Any) -> str:
+        caplog.clear()
+        load(path=str(written(tmp_path / name, **{"train_images": train, "test_images": test, **labels, **changes})))
+        return caplog.text
+
+    assert not said("right.npz")
+    assert "'cat', 'Cat' are 2 classes that differ in case" in said("case.npz", class_names=np.array(["cat", "Cat"]))
+    assert "'2' is class 0, '1' is class 1" in said("numbers.npz", class_names=np.array(["2", "1"]))
+    twice = np.concatenate([train[:38], train[:2]])  # two copies of 40, each in its own class
+    assert not said("few.npz", train_images=twice)
+    thrice = np.concatenate([train[:36], train[:4]])
+    assert "4 of the 40 images in train are copies of others" in said("copies.npz", train_images=thrice)
+    crossed = np.concatenate([train[:39], train[:1]])
+    assert "1 different images in train are in two classes or more" in said("crossed.npz", train_images=crossed)
+    dark = said("dark.npz", train_images=(train > 99).astype(np.uint8), test_images=test)
+    assert "all pixels in train are 0 or 1" in dark
+
+
 def test_what_git_lfs_has_not_downloaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "d.npz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     with pytest.raises(DataError, match=r"d\.npz is a pointer of Git LFS; run `git lfs pull`"):

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 
 from mea_ray.blackbox import POLICIES
-from mea_ray.blackbox.policies import AnswerPolicy, respond
+from mea_ray.blackbox.policies import AnswerPolicy, FittedPolicy, respond
 
 FEATURES = 6
 
 
 def ready(name: str, **params: Any) -> AnswerPolicy:
-    """Build a policy, fitted where it has to be, on normal features around zero."""
+    """Build a policy, fitted where it has to be, on normal features around zero or on probabilities of ten classes."""
     policy: AnswerPolicy = POLICIES.build(name, **params)
-    if hasattr(policy, "fit"):
-        policy.fit(np.random.default_rng(9).normal(size=(200, FEATURES)).astype(np.float32))
+    if isinstance(policy, FittedPolicy):
+        rng = np.random.default_rng(9)
+        of_classes = policy.fits_on == "probabilities"
+        policy.fit((rng.dirichlet(np.ones(10), 200) if of_classes else rng.normal(size=(200, FEATURES))).astype("f4"))
     return policy
 
 
