@@ -33,6 +33,11 @@ _QUIET = {
 }
 _LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray.serve", "ray._private", "optuna")
 
+logger = logging.getLogger(__name__)
+
+_SLOW_START_S = 15.0
+"""Seconds after which a start of Ray is reported as slow."""
+
 _STARTS = 2
 """Times that a Ray on this machine is started: Ray gives a node 30 s, which is little while a machine is busy."""
 
@@ -134,15 +139,17 @@ def ray_cluster(address: str | None, py_modules: Sequence[str] = ()) -> Iterator
 def _start_or_join(address: str | None, py_modules: Sequence[str], starts: int = _STARTS) -> None:
     import ray
 
+    waiting = "Ray to start on this machine" if address is None else f"the Ray cluster at {address}"
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            configure_logging=True,
-            runtime_env={"py_modules": list(py_modules)} if py_modules else None,
-        )
+        with _reported_if_slow(waiting):
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                configure_logging=True,
+                runtime_env={"py_modules": list(py_modules)} if py_modules else None,
+            )
     except Exception as error:  # of many types; none of them is of use to who started a sweep
         ray.shutdown()
         if address is None and starts > 1 and "timed out during startup" in str(error):
@@ -155,6 +162,28 @@ def _start_or_join(address: str | None, py_modules: Sequence[str], starts: int =
                 f"Ray could not be started on this machine: {reason}; its logs are in {folder}/ray/session_latest/logs"
             ) from error
         raise ConfigError(f"the Ray cluster at {address} could not be joined: {reason}") from error
+
+
+@contextlib.contextmanager
+def _reported_if_slow(what: str) -> Iterator[None]:
+    """Log what is being waited for, if it takes long: Ray itself says nothing until it gives up."""
+
+    def report() -> None:
+        busy = (
+            f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs" if hasattr(os, "getloadavg") else "it may be busy"
+        )
+        logger.warning(
+            f"waiting for {what} for {_SLOW_START_S:.0f} s so far ({busy}); it ends by itself, or with an error; "
+            "Ctrl-C stops it"
+        )
+
+    timer = threading.Timer(_SLOW_START_S, report)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

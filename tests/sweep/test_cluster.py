@@ -114,3 +114,25 @@ def test_a_ray_that_starts_too_slowly_is_started_once_more(
         with pytest.raises(ConfigError, match="could not be joined"):
             cluster._start_or_join("head:6379", ())
         assert len(tried) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "what"), [(None, "Ray to start on this machine"), ("head:6379", "the Ray cluster at head:6379")]
+)
+def test_a_slow_start_says_what_is_waited_for(address: str | None, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    logged, said = threading.Event(), list[str]()
+
+    def warning(text: str) -> None:
+        said.append(text)
+        logged.set()
+
+    monkeypatch.setattr(cluster.logger, "warning", warning)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    cluster._start_or_join(address, ())
+    assert not said
+    monkeypatch.setattr(cluster, "_SLOW_START_S", 0.01)
+    monkeypatch.setattr(ray, "init", lambda **_: logged.wait(60))
+    cluster._start_or_join(address, ())
+    assert len(said) == 1 and said[0].startswith(f"waiting for {what}") and " CPUs; Ctrl-C ends it" in said[0]
