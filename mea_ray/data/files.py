@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mea_ray.core.errors import DataError
+from mea_ray.core.regular import check_regular
 from mea_ray.data.skipped import Skipped
 
 SYSTEM_NAMES = frozenset(
@@ -104,11 +105,11 @@ def expanded(path: str) -> Path:
     """Return ``path`` with ``~`` expanded.
 
     Raises:
-        DataError: It cannot be a path.
+        DataError: It cannot be a path, or is a pipe, a socket or a device.
     """
     try:
         expanded = Path(path).expanduser()
-        os.stat(expanded)
+        check_regular(expanded)
     except FileNotFoundError:
         pass
     except (OSError, RuntimeError, ValueError) as error:

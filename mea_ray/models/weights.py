@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mea_ray.core.errors import ArtifactError, ConfigError, first_line
+from mea_ray.core.regular import check_regular
 from mea_ray.models.base import ImageModel
 from mea_ray.models.foreign import ForeignModel
 
@@ -46,6 +47,7 @@ def read_state(path: str | Path) -> State:
     path = Path(path)
     try:
         path = path.expanduser()
+        check_regular(path)
         with path.open("rb") as file:
             start = file.read(16)
         content: Any = (

@@ -158,7 +158,7 @@ def test_a_combiner_builds_from_its_defaults(name: str) -> None:
 
 @names("policies")
 def test_a_policy_answers_from_its_defaults(name: str) -> None:
-    policy = ready(name)
+    policy = ready(name, classes=5)
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(5), 12).astype(np.float32)
     pixels = rng.integers(0, 256, (12, *SHAPE), dtype=np.uint8)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mea_ray.core.errors import DataError
+from mea_ray.data import DATASETS
 from mea_ray.data.files import SYSTEM_NAMES, existing_folder, walk, without_second_links
 from mea_ray.data.skipped import Skipped
 
@@ -146,3 +147,11 @@ def test_what_was_left_out_is_said_once(tmp_path: Path, caplog: pytest.LogCaptur
     assert [record.message for record in caplog.records] == [
         f"{tmp_path}: not read: 12,000 files of other types (.txt)"
     ]
+
+
+@pytest.mark.parametrize("loader", ["arrays", "parquet", "image_folder", "youtube_faces"])
+def test_no_loader_waits_for_a_pipe_or_reads_a_device(loader: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "data.npz")
+    for path in (str(tmp_path / "data.npz"), "/dev/zero"):
+        with pytest.raises(DataError, match="it is a pipe, a socket or a device, not a file; check data.path"):
+            DATASETS.build(loader, path=path)

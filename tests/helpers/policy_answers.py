@@ -12,13 +12,15 @@ from mea_ray.blackbox.policies import AnswerPolicy, FittedPolicy, respond
 FEATURES = 6
 
 
-def ready(name: str, **params: Any) -> AnswerPolicy:
-    """Build a policy, fitted where it has to be, on normal features around zero or on probabilities of ten classes."""
+def ready(name: str, *, classes: int = 10, **params: Any) -> AnswerPolicy:
+    """Build a policy, fitted where it has to be, on normal features around zero or on probabilities."""
     policy: AnswerPolicy = POLICIES.build(name, **params)
     if isinstance(policy, FittedPolicy):
         rng = np.random.default_rng(9)
         of_classes = policy.fits_on == "probabilities"
-        policy.fit((rng.dirichlet(np.ones(10), 200) if of_classes else rng.normal(size=(200, FEATURES))).astype("f4"))
+        policy.fit(
+            (rng.dirichlet(np.ones(classes), 200) if of_classes else rng.normal(size=(200, FEATURES))).astype("f4")
+        )
     return policy
 
 

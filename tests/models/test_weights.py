@@ -135,3 +135,10 @@ def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "none.pt")
     with pytest.raises(ArtifactError, match="no state dict.*epoch"):
         read_state(tmp_path / "none.pt")
+
+
+def test_a_pipe_or_a_device_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "w.pt")
+    for path in (tmp_path / "w.pt", Path("/dev/zero")):
+        with pytest.raises(ArtifactError, match="no weights that can be read safely: OSError: it is a pipe, a socket"):
+            read_state(path)

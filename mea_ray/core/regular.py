@@ -1,0 +1,17 @@
+"""Files that can be read to their end: a pipe without a writer, or a device, would be read for ever."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuse what is neither a file nor a folder.
+
+    Raises:
+        OSError: There is nothing, or a pipe, a socket or a device.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError("it is a pipe, a socket or a device, not a file")
