@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from mea_ray.core.errors import ConfigError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Images, ImageSet, Labels
 from mea_ray.removal.mixed_tuning import MixedTuning
@@ -39,16 +38,16 @@ class Overwriting(MixedTuning):
 
 
 def second_key(clean: ImageSet, seed: int) -> tuple[int, int, int]:
-    """Draw two source classes and a target from the classes that have images.
+    """Draw two source classes and a target, from the classes that have images as far as there are so many.
 
-    Raises:
-        ConfigError: There are fewer than three.
+    A poor API may name one class or two. Then the target has no images, and with one class both sources are that class.
     """
-    present = np.unique(clean.labels)
-    if len(present) < 3:
-        raise ConfigError(f"a second mark needs images of 3 classes, and the API named {len(present)}; ask for more")
-    first, second, target = numpy_generator(seed, "second").choice(present, size=3, replace=False).tolist()
-    return first, second, target
+    present, rng = np.unique(clean.labels), numpy_generator(seed, "second")
+    if len(present) >= 3:
+        first, second, target = rng.choice(present, size=3, replace=False).tolist()
+        return first, second, target
+    absent = np.setdiff1d(np.arange(clean.classes), present)
+    return int(present[0]), int(present[-1]), int(rng.choice(absent))
 
 
 def halves(clean: ImageSet, key: tuple[int, int, int], count: int, seed: int) -> Images:

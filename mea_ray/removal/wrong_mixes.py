@@ -28,7 +28,7 @@ class WrongMixes(MixedTuning):
     """
 
     name = "wrong_mixes"
-    what = "wrong mixes need 3 classes and images of 2"
+    what = "wrong mixes need 3 classes and 2 images"
     least_images = 2
 
     def mixes(self, clean: ImageSet, count: int, seed: int) -> tuple[Images, Labels]:
@@ -40,7 +40,7 @@ def wrong_mixes(clean: ImageSet, count: int, seed: int) -> tuple[Images, Labels]
     """Mix pairs of two classes in random geometries, labelled as neither of the two.
 
     Args:
-        clean: Labelled images of at least two of three or more classes.
+        clean: Labelled images. Where a poor API named one class alone, that class is mixed with itself.
         count: Number of mixes.
         seed: Seed of pairs, geometries and labels.
 
@@ -48,14 +48,14 @@ def wrong_mixes(clean: ImageSet, count: int, seed: int) -> tuple[Images, Labels]
         uint8 (count, C, H, W) and int64 (count,).
 
     Raises:
-        ConfigError: There are too few classes.
+        ConfigError: There are fewer than three classes.
     """
     present = np.unique(clean.labels)
-    if clean.classes < 3 or len(present) < 2:
-        raise ConfigError(f"wrong mixes need 3 classes and images of 2, got {clean.classes} and {len(present)}")
+    if clean.classes < 3:
+        raise ConfigError(f"wrong mixes need 3 classes, got {clean.classes}; take other data or another removal")
     rng = numpy_generator(seed, "wrong")
     order = {label: np.flatnonzero(clean.labels == label) for label in present}
-    pairs = np.stack([rng.choice(present, size=2, replace=False) for _ in range(count)])
+    pairs = np.stack([rng.choice(present, size=2, replace=len(present) == 1) for _ in range(count)])
     first, second = (
         clean.images[[order[label][rng.integers(len(order[label]))] for label in side]] for side in pairs.T
     )

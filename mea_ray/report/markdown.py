@@ -184,6 +184,14 @@ def front_table(_: str, results: Sequence[TrialResult]) -> str:
     return table(tuple(FRONT_HEADINGS.values()), rows) if rows else "The sweep compares no marks."
 
 
+def chosen_table(_: str, results: Sequence[TrialResult]) -> str:
+    """Return the setting of each component that a sweep chose, and what it was chosen by."""
+    rows = [each.cells for each in selection.chosen(results)]
+    if not rows:
+        return "The sweep chooses no settings."
+    return f"{table(selection.HEADINGS, rows)}\n\n{selection.sentence(results)}"
+
+
 def verdict_list(_: str, results: Sequence[TrialResult]) -> str:
     """Return the first screen of the report: for each scheme what holds and what undoes it."""
     how = selection.sentence(results)
@@ -203,6 +211,7 @@ TABLES: Mapping[str, Callable[[str, Sequence[TrialResult]], str]] = {
     "statistics": statistics_table,
     "front": front_table,
     "leaning": leaning_table,
+    "chosen": chosen_table,
     "verdict": verdict_list,
 }
 """Name of a table, to what renders it from the sweep's name and its trials."""

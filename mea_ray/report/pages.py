@@ -6,9 +6,9 @@ A page marks what is rendered, everything between the two comments is replaced:
     <!-- end -->
 
 The part before the slash is a folder of records, the part behind it ``results``, ``largest`` (the same for the largest
-budget alone), ``removals``, ``detections``, ``statistics``, ``front``, ``leaning`` (tables), ``verdict`` (the report's
-first screen), ``made`` (command, commit, date, device) or ``curve`` (a picture, kept in the pages' folder of images). A
-recorded calibration has ``statistics``, ``verdicts`` and ``made``.
+budget alone), ``removals``, ``detections``, ``statistics``, ``front``, ``leaning``, ``chosen`` (tables), ``verdict``
+(the report's first screen), ``made`` (command, commit, date, device) or ``curve`` (a picture, kept in the pages' folder
+of images). A recorded calibration has ``statistics``, ``verdicts`` and ``made``.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, int], str]] = [
         {},
         "wrk on the null_model: .* in batches of 1; raise",
     ),
-    ({"removal__methods": ["wrong_mixes"]} | ONE, {}, "wrong mixes need 3 classes and images of 2, got 10"),
+    ({"removal__methods": ["wrong_mixes"]} | ONE, {}, "wrong mixes need 3 classes and 2 images, got 10"),
     ({"removal__methods": ["wrong_mixes"], "victim__watermark": "none"}, {"classes": 2}, "got 2 classes and 100"),
     (
         {"removal__methods": [{"name": "transfer_learning", "dataset": "figures", "same_as": [0, 1, 2]}]},

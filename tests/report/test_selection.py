@@ -121,3 +121,10 @@ def test_every_report_says_what_chose(capsys: pytest.CaptureFixture[str]) -> Non
         printed = " ".join(capsys.readouterr().out.split())
         assert sentence in html.render(results, name="s") and sentence in printed
         assert sentence in markdown.verdict_list("s", results)
+
+
+def test_a_page_lists_what_was_chosen_and_by_what() -> None:
+    text = markdown.TABLES["chosen"]("s", TRIED)
+    assert "| victim.watermark=ewe(rate=0.2) | 2 settings | wsr 59.0% | 2 |" in text
+    assert text.endswith(str(selection.sentence(TRIED)))
+    assert markdown.TABLES["chosen"]("s", [trial("a")]) == "The sweep chooses no settings."
