@@ -101,6 +101,15 @@ def picture_folders(root: Path) -> None:
             path.write_bytes(png(image))
 
 
+def array_file(root: Path) -> None:
+    """Write 120 images, 3 x 12 x 12, of four classes for each part into ``all.npz``."""
+    root.mkdir(parents=True, exist_ok=True)
+    parts = {part: draw(120, 4, 12, seed=index) for index, part in enumerate(("train", "test"))}
+    images = {f"{part}_images": drawn[0] for part, drawn in parts.items()}
+    labels = {f"{part}_labels": drawn[1] for part, drawn in parts.items()}
+    np.savez(root / "all.npz", **images, **labels, class_names=np.array([f"class{label}" for label in range(4)]))
+
+
 def face_folders(root: Path) -> None:
     """Write two videos of 60 frames, 12 x 12, for each of three persons."""
     images, labels = draw(360, 3, 12)
@@ -126,6 +135,7 @@ def written(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
         "stl10": lambda: stl10_files(root, monkeypatch),
         "svhn": lambda: svhn_files(root, monkeypatch),
         "parquet": lambda: parquet_files(root),
+        "arrays": lambda: array_file(root),
         "image_folder": lambda: picture_folders(root),
         "youtube_faces": lambda: face_folders(root),
     }
@@ -134,6 +144,7 @@ def written(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
         "figures": small,
         "noise": small,
         "mixture": {"parts": [{"name": "figures", **small}, {"name": "noise", **small}]},
+        "arrays": {"path": str(root / "all.npz")},
         "image_folder": {"path": str(root), "image_size": 12},
         "parquet": {"path": str(root)},
         "youtube_faces": {"path": str(root), "image_size": 12, "crop": "full"},
