@@ -169,12 +169,9 @@ def _reported_if_slow(what: str) -> Iterator[None]:
     """Log what is being waited for, if it takes long: Ray itself says nothing until it gives up."""
 
     def report() -> None:
-        busy = (
-            f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs" if hasattr(os, "getloadavg") else "it may be busy"
-        )
         logger.warning(
-            f"waiting for {what} for {_SLOW_START_S:.0f} s so far ({busy}); it ends by itself, or with an error; "
-            "Ctrl-C stops it"
+            f"waiting for {what} for {_SLOW_START_S:.0f} s so far; this machine has a load of {os.getloadavg()[0]:.0f} "
+            f"on {os.cpu_count()} CPUs; Ctrl-C ends it"
         )
 
     timer = threading.Timer(_SLOW_START_S, report)
