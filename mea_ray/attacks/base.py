@@ -47,6 +47,34 @@ class Rung:
     curves: Curves = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Target:
+    """A model that is stolen.
+
+    Attributes:
+        blackbox: The model, as its customers see it.
+        transfer: Where answers are stored. If it holds answers already (a resumed trial), the run continues them.
+        skip: Budgets whose substitutes are not needed, because their rung was finished before an interruption.
+    """
+
+    blackbox: BlackBox
+    transfer: TransferSet | None = None
+    skip: Container[int] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What a thief steals with; see ``Attack.run`` for each of them."""
+
+    pool: Images
+    budgets: Sequence[int]
+    make_model: MakeModel
+    training: TrainingConfig
+    seed: int
+    learning: LearningConfig = LearningConfig()
+    labels: Labels | None = None
+
+
 class Attack(ABC):
     """An extraction attack. Its keyword-only constructor parameters, all with defaults, are its configuration.
 
@@ -168,50 +196,30 @@ class Attack(ABC):
                 the call itself, before any query and before the first rung is asked for.
         """
 
-    def run_together(
-        self,
-        blackboxes: Sequence[BlackBox],
-        pool: Images,
-        *,
-        budgets: Sequence[int],
-        make_model: MakeModel,
-        training: TrainingConfig,
-        seed: int,
-        transfers: Sequence[TransferSet | None],
-        skips: Sequence[Container[int]],
-        learning: LearningConfig = LearningConfig(),
-        labels: Labels | None = None,
-    ) -> Iterator[tuple[int, Rung]]:
+    def run_together(self, targets: Sequence[Target], means: Means) -> Iterator[tuple[int, Rung]]:
         """Steal several models in the same way, each with its own budget; by default one after the other.
 
         Args:
-            blackboxes: The victims.
-            pool: See ``run``, as for all that is not explained here.
-            budgets: See ``run``.
-            make_model: See ``run``.
-            training: See ``run``.
-            seed: See ``run``.
-            transfers: Where the answers of each victim are stored.
-            skips: Budgets of each victim whose substitutes are not needed.
-            learning: See ``run``.
-            labels: See ``run``.
+            targets: The models.
+            means: What the thief steals each of them with.
 
         Yields:
-            The number of a victim and one of its rungs; those of one victim smallest first.
+            The number of a target and one of its rungs; those of one target smallest first.
         """
-        for place, (blackbox, transfer, skip) in enumerate(zip(blackboxes, transfers, skips, strict=True)):
-            for rung in self.run(
-                blackbox,
-                pool,
-                budgets=budgets,
-                make_model=make_model,
-                training=training,
-                seed=seed,
-                transfer=transfer,
-                skip=skip,
-                learning=learning,
-                labels=labels,
-            ):
+        for place, target in enumerate(targets):
+            rungs = self.run(
+                target.blackbox,
+                means.pool,
+                budgets=means.budgets,
+                make_model=means.make_model,
+                training=means.training,
+                seed=means.seed,
+                transfer=target.transfer,
+                skip=target.skip,
+                learning=means.learning,
+                labels=means.labels,
+            )
+            for rung in rungs:
                 yield place, rung
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from mea_ray.attacks.base import Attack, Curves, MakeModel, Rung
+from mea_ray.attacks.base import Attack, Curves, MakeModel, Means, Rung, Target
 from mea_ray.attacks.learning import DistillationObjective, Learning
 from mea_ray.attacks.queries import BudgetedQueries, check_remaining
 from mea_ray.attacks.thief import Queries, Query, Thief
@@ -139,53 +139,33 @@ class QueryAttack(Attack):
         labels: Labels | None = None,
     ) -> Iterator[Rung]:
         """Spend the budget and yield one freshly trained substitute per rung; see ``Attack.run``."""
-        thief, wanted = self._thief(
-            blackbox, pool, budgets, make_model, training, seed, transfer, skip, learning, labels
+        means = Means(
+            pool=pool,
+            budgets=budgets,
+            make_model=make_model,
+            training=training,
+            seed=seed,
+            learning=learning,
+            labels=labels,
         )
+        thief, wanted = self._thief(Target(blackbox, transfer, skip), means)
         return self.rungs(thief, blackbox, budgets, wanted)
 
     @final
-    def run_together(
-        self,
-        blackboxes: Sequence[BlackBox],
-        pool: Images,
-        *,
-        budgets: Sequence[int],
-        make_model: MakeModel,
-        training: TrainingConfig,
-        seed: int,
-        transfers: Sequence[TransferSet | None],
-        skips: Sequence[Container[int]],
-        learning: LearningConfig = LearningConfig(),
-        labels: Labels | None = None,
-    ) -> Iterator[tuple[int, Rung]]:
+    def run_together(self, targets: Sequence[Target], means: Means) -> Iterator[tuple[int, Rung]]:
         """Steal several models; the substitutes of a budget are trained as ``training.stack`` says.
 
         See ``Attack.run_together``.
         """
         if not self.trains_apart():
-            yield from super().run_together(
-                blackboxes,
-                pool,
-                budgets=budgets,
-                make_model=make_model,
-                training=training,
-                seed=seed,
-                transfers=transfers,
-                skips=skips,
-                learning=learning,
-                labels=labels,
-            )
+            yield from super().run_together(targets, means)
             return
-        thefts = [
-            (*self._thief(box, pool, budgets, make_model, training, seed, transfer, skip, learning, labels), box)
-            for box, transfer, skip in zip(blackboxes, transfers, skips, strict=True)
-        ]
+        thefts = [(*self._thief(target, means), target.blackbox) for target in targets]
         with contextlib.ExitStack() as stack:
-            spending = [self._spend(thief, box, budgets, wanted) for thief, wanted, box in thefts]
+            spending = [self._spend(thief, box, means.budgets, wanted) for thief, wanted, box in thefts]
             for each in spending:
                 stack.callback(each.close)
-            for budget in budgets:
+            for budget in means.budgets:
                 places = [place for place, (_, wanted, _) in enumerate(thefts) if budget in wanted]
                 due: list[Substitute] = []
                 for place in places:
@@ -203,41 +183,31 @@ class QueryAttack(Attack):
         own = type(self)
         return own.rungs is QueryAttack.rungs and own.substitute is QueryAttack.substitute
 
-    def _thief(
-        self,
-        blackbox: BlackBox,
-        pool: Images,
-        budgets: Sequence[int],
-        make_model: MakeModel,
-        training: TrainingConfig,
-        seed: int,
-        transfer: TransferSet | None,
-        skip: Container[int],
-        learning: LearningConfig,
-        labels: Labels | None,
-    ) -> tuple[Thief, list[int]]:
+    def _thief(self, target: Target, means: Means) -> tuple[Thief, list[int]]:
         """Check what ``run`` was given; return the thief and the budgets whose substitutes are wanted."""
-        self.check(len(pool), budgets, training, learning, labelled=labels is not None)
-        transfer = transfer if transfer is not None else TransferSet()
-        wanted = [budget for budget in budgets if budget not in skip]
+        budgets = means.budgets
+        self.check(len(means.pool), budgets, means.training, means.learning, labelled=means.labels is not None)
+        transfer = target.transfer if target.transfer is not None else TransferSet()
+        wanted = [budget for budget in budgets if budget not in target.skip]
         if wanted:
             # What a kill lost was charged already, and querying it again is free: the query under way, and the answers
             # that waited for a file to be full.
             lost = 2 * self.query_chunk if transfer.path is not None else 0
-            check_remaining(blackbox, self.query_cost(wanted) - self.answered_images(transfer, wanted), lost)
-        chosen = self.learning(learning)
+            needed = self.query_cost(wanted) - self.answered_images(transfer, wanted)
+            check_remaining(target.blackbox, needed, lost)
+        learning = self.learning(means.learning)
         thief = Thief(
-            pool,
-            labels if self.uses_labels else None,
-            blackbox.classes,
-            blackbox.image_shape,
+            means.pool,
+            means.labels if self.uses_labels else None,
+            target.blackbox.classes,
+            target.blackbox.image_shape,
             transfer,
-            chosen,
-            training,
-            seed,
-            make_model,
+            learning,
+            means.training,
+            means.seed,
+            means.make_model,
             first_wanted=min(wanted, default=None),
-            objective=partial(self.objective, chosen),
+            objective=partial(self.objective, learning),
         )
         return thief, wanted
 

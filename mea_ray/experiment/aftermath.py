@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from mea_ray.attacks.base import Rung
+from mea_ray.attacks.base import Rung, Target
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.config import Choice, ExperimentConfig, digest, identity
@@ -25,7 +25,7 @@ from mea_ray.experiment.answers import pass_images, service_policy
 from mea_ray.experiment.checks import build_network
 from mea_ray.experiment.ports import StealNulls, Step, Steps
 from mea_ray.experiment.proof import Proof
-from mea_ray.experiment.theft import Steal, StealTogether, Theft, rung_result
+from mea_ray.experiment.theft import Steal, Theft, rung_result
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Removal, ThiefData
 from mea_ray.results.portable import cleaned
@@ -87,7 +87,6 @@ class Workbench:
         stolen_nulls: See ``ports.Models``.
         steps: Where finished steps are found and kept.
         steal: Carries out thefts of null models.
-        together: Carries out several at once; None carries them out one after the other.
         on_step: See ``OnStep``.
         on_phase: Called when a step begins: what it is, which, and of how many.
     """
@@ -102,7 +101,6 @@ class Workbench:
     stolen_nulls: StealNulls
     steps: Steps
     steal: Steal
-    together: StealTogether | None = None
     on_step: OnStep = lambda step: None
     on_phase: Callable[[str, int, int], None] = lambda what, number, of: None
 
@@ -168,12 +166,8 @@ def _steal_together(
         LocalBlackBox(model, service_policy(config, data, model, None), pass_images=pass_images(config))
         for model in models
     ]
-    if len(models) > 1 and bench.together is not None:
-        yield from bench.together(theft, boxes, transfers, skips)
-        return
-    for place, (box, transfer, skip) in enumerate(zip(boxes, transfers, skips, strict=True)):
-        for rung in bench.steal(theft, box, transfer, skip):
-            yield place, rung
+    targets = [Target(*each) for each in zip(boxes, transfers, skips, strict=True)]
+    return bench.steal(theft, targets)
 
 
 def removals(bench: Workbench) -> list[RemovalResult]:

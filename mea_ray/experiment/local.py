@@ -160,9 +160,7 @@ def run_local(
     with threads(config.resources.victim.cpus):
         models.prepare()
     with threads(config.resources.trial.cpus):
-        result = Experiment(
-            config, data, names, Ports(models, service, journal, Listener(), process.steal, process.steal_together)
-        ).run()
+        result = Experiment(config, data, names, Ports(models, service, journal, Listener(), process.steal)).run()
     result.save(path)
     storage.push(f"{relative}/results/{path.name}")
     return LocalRun(result, folder, reused=False)
@@ -194,5 +192,5 @@ def run_in_memory(config: ExperimentConfig, on_epoch: OnEpoch = lambda role, nam
     models = TrainedModels(config, data, names, on_epoch)
     journal = MemoryJournal()
     service = _service(config, data, models, names, journal.transfer)
-    ports = Ports(models, service, journal, Listener(), Theft.run, Theft.run_together)
+    ports = Ports(models, service, journal, Listener(), Theft.run)
     return Experiment(config, data, names, ports).run()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mea_ray.blackbox.colluding import CountingClient
     from mea_ray.blackbox.query_log import ClientLog
     from mea_ray.experiment.commitment import Committed
-    from mea_ray.experiment.theft import Steal, StealTogether
+    from mea_ray.experiment.theft import Steal
     from mea_ray.models.base import ImageModel
     from mea_ray.storage.remote import Storage
     from mea_ray.watermarks.base import Key
@@ -203,7 +203,6 @@ class Ports:
         journal: Keeps finished steps.
         listener: Is called with each rung and each step.
         steal: Carries out thefts, in a process of their own or in this one.
-        together: Carries out the same theft on several models at once; None steals them one after the other.
     """
 
     models: Models
@@ -211,4 +210,3 @@ class Ports:
     journal: Journal
     listener: Listener
     steal: Steal
-    together: StealTogether | None = None

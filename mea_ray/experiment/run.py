@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mea_ray.attacks.base import Target
 from mea_ray.blackbox.query_log import ClientLog
 from mea_ray.config import ExperimentConfig, digest, identity
 from mea_ray.core.errors import ArtifactError
@@ -181,12 +182,12 @@ class _Run:
         blackbox = open_blackbox(self.config, self.names.trial, transfer, service.open, at_once=service.at_once)
         # Closed at once when a scheduler ends this trial at a rung: the attack must not go on.
         with contextlib.ExitStack() as stack:
-            rungs = self.ports.steal(Theft.of(self.config, self.data), blackbox, transfer, skip)
+            rungs = self.ports.steal(Theft.of(self.config, self.data), [Target(blackbox, transfer, skip)])
             if isinstance(rungs, Generator):
                 stack.callback(rungs.close)
             number, of = len(skip) + 1, len(self.config.thief.budgets)
             self.ports.listener.on_phase("substitute", number, of)
-            for rung in rungs:
+            for _, rung in rungs:
                 result = rung_result(rung, self.proofs.at(rung.budget).judge(rung.model))
                 assert isinstance(rung.model, ImageModel)
                 self.journal.keep_rung(result, rung.model)
@@ -215,7 +216,6 @@ class _Run:
                 stolen_nulls=models.stolen_nulls,
                 steps=journal,
                 steal=self.ports.steal,
-                together=self.ports.together,
                 on_step=self.ports.listener.on_step,
                 on_phase=self.ports.listener.on_phase,
             )

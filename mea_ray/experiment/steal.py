@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from mea_ray.attacks.base import Attack
+from mea_ray.attacks.base import Attack, Target
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.config import ExperimentConfig, digest, identity, write_yaml
 from mea_ray.core.errors import ArtifactError, ConfigError
@@ -99,7 +99,7 @@ def steal(
             blackbox = open_blackbox(config, name, transfer, service.open, at_once=service.at_once)
             _claim(config, folder, name)  # not before the service lets us in: a refused start leaves the folder free
             with threads(config.resources.trial.cpus):
-                for rung in process.steal(Theft.of(config, data), blackbox, transfer, set(done)):
+                for _, rung in process.steal(Theft.of(config, data), [Target(blackbox, transfer, set(done))]):
                     assert isinstance(rung.model, ImageModel)
                     stolen = StolenRung(
                         budget=rung.budget,

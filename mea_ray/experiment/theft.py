@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from mea_ray.attacks.base import Attack, Rung
+from mea_ray.attacks.base import Attack, Means, Rung, Target
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.colluding import Colluding, CountingClient, account_names, account_share
 from mea_ray.config import ExperimentConfig, ThiefConfig
@@ -105,48 +104,32 @@ class Theft:
         every_s = config.resources.snapshot_every_s
         return cls(config.thief, seed, data.shape, data.classes, pool, pool_labels(data), every_s)
 
-    def run(self, blackbox: BlackBox, transfer: TransferSet | None = None, skip: Container[int] = ()) -> Iterator[Rung]:
-        """Steal the model behind ``blackbox`` in this process.
+    def run(self, targets: Sequence[Target]) -> Iterator[tuple[int, Rung]]:
+        """Steal models in this process, all in the same way, see ``Attack.run_together``.
 
         Yields:
-            One fresh substitute per budget that is not in ``skip``, smallest first.
+            The number of a target and one fresh substitute of it per budget that is not skipped; those of one target
+            smallest budget first.
         """
         attack: Attack = self.settings.attack.build()
-        return attack.run(blackbox, self.pool, transfer=transfer, skip=skip, **self._given())
+        return attack.run_together(targets, self.means())
 
-    def run_together(
-        self,
-        blackboxes: Sequence[BlackBox],
-        transfers: Sequence[TransferSet | None],
-        skips: Sequence[Container[int]],
-    ) -> Iterator[tuple[int, Rung]]:
-        """Steal the models behind several black boxes in the same way, see ``Attack.run_together``.
-
-        Yields:
-            The number of a black box and one of its rungs; those of one black box smallest budget first.
-        """
-        attack: Attack = self.settings.attack.build()
-        return attack.run_together(blackboxes, self.pool, transfers=transfers, skips=skips, **self._given())
-
-    def _given(self) -> dict[str, Any]:
+    def means(self) -> Means:
+        """Return what the attack gets."""
         settings = self.settings
-        return {
-            "budgets": settings.budgets,
-            "make_model": partial(build_network, settings.model, self.shape, self.classes),
-            "training": settings.training,
-            "seed": self.seed,
-            "learning": settings.learning,
-            "labels": self.labels,
-        }
+        return Means(
+            pool=self.pool,
+            budgets=settings.budgets,
+            make_model=partial(build_network, settings.model, self.shape, self.classes),
+            training=settings.training,
+            seed=self.seed,
+            learning=settings.learning,
+            labels=self.labels,
+        )
 
 
-Steal = Callable[[Theft, BlackBox, "TransferSet | None", Container[int]], Iterator[Rung]]
+Steal = Callable[[Theft, Sequence[Target]], Iterator[tuple[int, Rung]]]
 """Carries out a theft, as ``Theft.run`` does in this process and ``apart.process.steal`` in another one."""
-StealTogether = Callable[
-    [Theft, "Sequence[BlackBox]", "Sequence[TransferSet | None]", "Sequence[Container[int]]"],
-    Iterator[tuple[int, Rung]],
-]
-"""Carries out the same theft on several models, as ``Theft.run_together`` and ``apart.process.steal_together`` do."""
 
 
 def run_attack(
@@ -157,7 +140,7 @@ def run_attack(
     skip: Container[int] = (),
 ) -> Iterator[Rung]:
     """Carry out the theft of an experiment in this process, see ``Theft.run``."""
-    return Theft.of(config, data).run(blackbox, transfer, skip)
+    return (rung for _, rung in Theft.of(config, data).run([Target(blackbox, transfer, skip)]))
 
 
 def rung_result(rung: Rung, report: ModelReport) -> RungResult:

@@ -104,7 +104,7 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     if tools.reports.with_epochs:  # a scheduler can end the trial by its victim's training, before any query
         tools.reports.victim(losses_of(read_info(models.victim_folder())))
     service = _service(trial, data, models, journal, tools)
-    ports = Ports(models, service, journal, TrialListener(trial.name, tools), process.steal, process.steal_together)
+    ports = Ports(models, service, journal, TrialListener(trial.name, tools), process.steal)
     result = Experiment(trial.config, data, trial.names, ports, trial.point, tools.selection).run()
     tools.folder.save_result(result)
     tidy(journal, service, tools.keep)

@@ -14,6 +14,7 @@ import torch
 from pictures import class_folders, load
 from PIL import Image
 
+from mea_ray.attacks.base import Target
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.config import ExperimentConfig, TrainingConfig, build
@@ -121,7 +122,7 @@ def test_splits_and_the_thiefs_process_map_them_too(photos: Path, tmp_path: Path
         data = load_splits(config)
         torch.manual_seed(0)
         box = LocalBlackBox(build_model("vgg_like", data.shape, data.classes, {"width": 0.05}))
-        (rung,) = process.steal(Theft.of(config, data), box, TransferSet(tmp_path / str(in_memory)))
+        ((_, rung),) = process.steal(Theft.of(config, data), [Target(box, TransferSet(tmp_path / str(in_memory)))])
         return data, rung.model
 
     (there, stolen_there), (here, stolen_here) = stolen(False), stolen(True)

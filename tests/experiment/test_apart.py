@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 
+from mea_ray.attacks.base import Target
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
@@ -92,10 +93,10 @@ def theft(attack: Any = "distillation") -> tuple[Theft, LocalBlackBox]:
 def test_a_theft_apart_is_the_theft_in_one_process_bit_for_bit(tmp_path: Path) -> None:
     one, box = theft()
     here = TransferSet(tmp_path / "here")
-    expected = list(one.run(box, here))
+    expected = [rung for _, rung in one.run([Target(box, here)])]
     _, box = theft()
     apart = TransferSet(tmp_path / "apart")
-    result = list(process.steal(one, box, apart))
+    result = [rung for _, rung in process.steal(one, [Target(box, apart)])]
     assert [(r.budget, r.queries, r.epochs, r.curves) for r in result] == [
         (r.budget, r.queries, r.epochs, r.curves) for r in expected
     ]
@@ -106,7 +107,7 @@ def test_a_theft_apart_is_the_theft_in_one_process_bit_for_bit(tmp_path: Path) -
     assert box.ledger.charged("thief") == 96
     # A rung that is done is skipped, and stored answers are not asked again.
     _, box = theft()
-    (last,) = process.steal(one, box, apart, skip={48})
+    ((_, last),) = process.steal(one, [Target(box, apart, {48})])
     assert last.budget == 96 and box.ledger.charged("thief") == 0
 
 
@@ -139,7 +140,7 @@ def test_an_attack_that_fails_says_why_and_where(outside: Any) -> None:
         """)
     one, box = theft(attack)
     with pytest.raises(AttackFailed, match=r"^ValueError: no such luck$") as caught:
-        list(process.steal(one, box))
+        list(process.steal(one, [Target(box)]))
     assert "in queries" in str(caught.value.__cause__)
 
 
@@ -186,7 +187,7 @@ def test_whatever_an_attack_sends_ends_it_with_a_typed_error_and_charges_nothing
     from_outside = "from mea_ray.attacks.base import Attack\n" + ASKS.format(body=body)
     one, box = theft(outside(from_outside))
     with pytest.raises(error, match=text):
-        list(process.steal(one, box))
+        list(process.steal(one, [Target(box)]))
     assert box.ledger.charged("thief") == 0
 
 
@@ -233,7 +234,7 @@ def test_it_ends_with_its_owner_and_with_its_theft(outside: Any) -> None:
                     time.sleep(1)
         """)
     one, box = theft(attack)
-    rungs = process.steal(theft()[0], theft()[1])
+    rungs = process.steal(theft()[0], [Target(theft()[1])])
     next(rungs)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     rungs.close()  # type: ignore[attr-defined]
@@ -252,7 +253,7 @@ def test_it_ends_with_its_owner_and_with_its_theft(outside: Any) -> None:
                 return pid
 
             NURSERY.fork = fork  # type: ignore[method-assign]
-            list(process.steal(one, box))
+            list(process.steal(one, [Target(box)]))
         finally:
             os._exit(1)
     os.close(write)

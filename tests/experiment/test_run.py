@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import config, without_durations
 
+from mea_ray.attacks.base import Attack
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.config import ExperimentConfig, build
@@ -141,7 +142,7 @@ def test_memory_and_disk_give_the_same_result(tmp_path: Path) -> None:
 def test_the_thief_gets_the_pools_images_and_nothing_else(data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    class Spy:
+    class Spy(Attack):
         def run(self, blackbox: Any, pool: Any, **rest: Any) -> Any:
             seen.update(rest, pool=pool, blackbox=blackbox)
             return iter(())

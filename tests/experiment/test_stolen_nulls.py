@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import TINY, config, without_durations
 
-from mea_ray.attacks.base import Rung
+from mea_ray.attacks.base import Rung, Target
 from mea_ray.config import ExperimentConfig
 from mea_ray.core.types import Splits
 from mea_ray.experiment import stolen_nulls
@@ -59,7 +59,9 @@ class Thief:
             self.skipped += [{budget for budget in experiment.thief.budgets if budget in skip} for skip in skips]
             self.answered += [0 if transfer is None else len(transfer) for transfer in transfers]
             boxes = [LocalBlackBox(model, service_policy(experiment, data, model, None)) for model in models]
-            for place, rung in Theft.of(experiment, data).run_together(boxes, transfers, skips):
+            for place, rung in Theft.of(experiment, data).run(
+                [Target(*each) for each in zip(boxes, transfers, skips, strict=True)]
+            ):
                 yield place, rung
                 if (place, rung.budget) == (len(models) - 1, last):
                     raise KeyboardInterrupt

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import without_durations
 
+from mea_ray.attacks.base import Target
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
@@ -68,12 +69,12 @@ def charged(boxes: list[LocalBlackBox]) -> list[int]:
 def test_each_substitute_is_that_of_its_theft_alone(attack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = stacked_sizes(monkeypatch)
     one, boxes = theft(attack)
-    together = list(one.run_together(boxes, [None] * 3, [()] * 3))
+    together = list(one.run([Target(box) for box in boxes]))
     assert [(place, rung.budget) for place, rung in together] == [(p, b) for b in (48, 96) for p in range(3)]
     assert sizes == [3, 3] and charged(boxes) == [96] * 3
     _, boxes = theft(attack)
     for place, box in enumerate(boxes):
-        alone = list(one.run(box))
+        alone = [rung for _, rung in one.run([Target(box)])]
         for rung, expected in zip([r for at, r in together if at == place], alone, strict=True):
             assert (rung.budget, rung.queries, rung.epochs) == (expected.budget, expected.queries, expected.epochs)
             for name, value in expected.model.state_dict().items():
@@ -83,9 +84,9 @@ def test_each_substitute_is_that_of_its_theft_alone(attack: Any, monkeypatch: py
 def test_with_a_stack_of_one_they_are_equal_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = stacked_sizes(monkeypatch)
     one, boxes = theft(stack=1, models=2)
-    together = list(one.run_together(boxes, [None] * 2, [()] * 2))
+    together = list(one.run([Target(box) for box in boxes]))
     _, boxes = theft(stack=1, models=2)
-    alone = [list(one.run(box)) for box in boxes]
+    alone = [[rung for _, rung in one.run([Target(box)])] for box in boxes]
     assert sizes == []
     for place, rung in together:
         expected = alone[place][(48, 96).index(rung.budget)].model.state_dict()
@@ -95,10 +96,10 @@ def test_with_a_stack_of_one_they_are_equal_bit_for_bit(monkeypatch: pytest.Monk
 def test_what_is_done_is_left_out_and_stored_answers_are_not_asked_again(tmp_path: Path) -> None:
     one, boxes = theft(models=2)
     first = [TransferSet(tmp_path / str(place)) for place in range(2)]
-    whole = list(one.run_together(boxes, first, [(), ()]))
+    whole = list(one.run([Target(*each) for each in zip(boxes, first, strict=True)]))
     _, again = theft(models=2)
     second = [TransferSet(tmp_path / str(place)) for place in range(2)]
-    left = list(one.run_together(again, second, [(48,), (48, 96)]))
+    left = list(one.run([Target(again[0], second[0], (48,)), Target(again[1], second[1], (48, 96))]))
     assert [(place, rung.budget) for place, rung in left] == [(0, 96)] and charged(again) == [0, 0]
     (expected,) = [rung for place, rung in whole if place == 0 and rung.budget == 96]
     for name, value in expected.model.state_dict().items():
@@ -108,7 +109,7 @@ def test_what_is_done_is_left_out_and_stored_answers_are_not_asked_again(tmp_pat
 def test_an_attack_that_trains_while_it_queries_steals_one_model_after_the_other() -> None:
     attack = {"name": "distillation", "requery": True}
     one, boxes = theft(attack, models=2)
-    assert [(place, rung.budget) for place, rung in one.run_together(boxes, [None] * 2, [(48,)] * 2)] == [
+    assert [(place, rung.budget) for place, rung in one.run([Target(box, skip=(48,)) for box in boxes])] == [
         (0, 96),
         (1, 96),
     ]
@@ -116,10 +117,10 @@ def test_an_attack_that_trains_while_it_queries_steals_one_model_after_the_other
 
 def test_a_process_of_its_own_gives_the_same_and_charges_each_model(tmp_path: Path) -> None:
     one, boxes = theft(models=2)
-    here = list(one.run_together(boxes, [None] * 2, [()] * 2))
+    here = list(one.run([Target(box) for box in boxes]))
     _, boxes = theft(models=2)
     transfers = [TransferSet(tmp_path / str(place)) for place in range(2)]
-    apart = list(process.steal_together(one, boxes, transfers, [(), ()]))
+    apart = list(process.steal(one, [Target(*each) for each in zip(boxes, transfers, strict=True)]))
     assert [(place, rung.budget, rung.queries) for place, rung in apart] == [
         (place, rung.budget, rung.queries) for place, rung in here
     ]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from mea_ray.attacks.base import Rung
+from mea_ray.attacks.base import Rung, Target
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.config import ThiefConfig, build
 from mea_ray.core.errors import StorageUnavailable
@@ -160,9 +160,13 @@ def _steal(wire: MessagePipe, order: Mapping[str, Any], theft: Theft) -> None:
         transfer.on_epoch = epochs
         return transfer
 
-    blackboxes = [PipedBlackBox(wire, classes, theft.shape, place) for place, classes in enumerate(order["answers"])]
-    transfers = [transfer_set(folder) for folder in order["transfers"]]
-    for place, rung in theft.run_together(blackboxes, transfers, order["skips"]):
+    targets = [
+        Target(PipedBlackBox(wire, classes, theft.shape, place), transfer_set(folder), skip)
+        for place, (classes, folder, skip) in enumerate(
+            zip(order["answers"], order["transfers"], order["skips"], strict=True)
+        )
+    ]
+    for place, rung in theft.run(targets):
         header, block = _rung_message(rung)
         wire.send({**header, "box": place}, block)
         wire.receive()  # the owner judges it first: both share the CPUs of one trial

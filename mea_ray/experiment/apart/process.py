@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Pipe
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from mea_ray.attacks.base import Rung
+from mea_ray.attacks.base import Rung, Target
 from mea_ray.attacks.transfer import OnEpoch, TransferSet
 from mea_ray.core import mapped, plugins
 from mea_ray.core.errors import AttackDied, AttackFailed, MeaRayError
@@ -42,55 +42,30 @@ _GRACE_S = 5.0
 """Longest wait for the exit status of a process that closed its connection."""
 
 
-def steal(
-    theft: Theft,
-    blackbox: BlackBox,
-    transfer: TransferSet | None = None,
-    skip: Container[int] = (),
-) -> Iterator[Rung]:
+def steal(theft: Theft, targets: Sequence[Target]) -> Iterator[tuple[int, Rung]]:
     """Carry out a theft in a process of its own, see ``Theft.run``.
 
-    The process gets ``theft`` and the answers to its queries, and a folder to keep them in. It gets no handle of the
+    The process gets ``theft`` and the answers to its queries, and folders to keep them in. It gets no handle of the
     service, no environment but what programs need, and, where Linux offers Landlock, no other files and no network.
     What it sends is taken as JSON and plain arrays.
 
     Args:
         theft: What the thief starts with.
-        blackbox: Answers the queries, in this process.
-        transfer: Where answers are stored; it holds those of the process after each rung.
-        skip: Budgets that are left out.
+        targets: The models. Their black boxes answer in this process; their transfer sets hold the answers of the
+            other process after each rung.
+
+    Yields:
+        The number of a target and one of its rungs.
 
     Raises:
         AttackFailed: The attack raised an error that is none of this package's, or broke the protocol.
         AttackDied: Its process ended before the theft did.
         MeaRayError: As in one process.
     """
-    for _, rung in steal_together(theft, [blackbox], [transfer], [skip]):
-        yield rung
-
-
-def steal_together(
-    theft: Theft,
-    blackboxes: Sequence[BlackBox],
-    transfers: Sequence[TransferSet | None],
-    skips: Sequence[Container[int]],
-) -> Iterator[tuple[int, Rung]]:
-    """Carry out the same theft on several models in one process, see ``steal`` and ``Theft.run_together``.
-
-    Args:
-        theft: What the thief starts with.
-        blackboxes: Answer the queries, in this process.
-        transfers: Where the answers of each are stored.
-        skips: Budgets of each that are left out.
-
-    Yields:
-        The number of a black box and one of its rungs.
-
-    Raises:
-        As ``steal``.
-    """
+    blackboxes = [target.blackbox for target in targets]
+    transfers = [target.transfer for target in targets]
     budgets = theft.settings.budgets
-    owed = [[budget for budget in budgets if budget not in skip] for skip in skips]
+    owed = [[budget for budget in budgets if budget not in target.skip] for target in targets]
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mea_ray_attack_", ignore_cleanup_errors=True))
         wire, pid = _start(stack, theft.pool)
