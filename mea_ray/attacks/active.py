@@ -25,7 +25,7 @@ PAIRS_AT_ONCE = 2**22
 
 
 class Active(QueryAttack):
-    """Query some images at random, then in rounds those that a fresh substitute selects.
+    """Query some images at random, then rounds of images that a fresh substitute selects.
 
     Choose it to get more from a small budget.
 
@@ -43,7 +43,7 @@ class Active(QueryAttack):
         round_epochs: Epochs that the substitute of a round is trained; null takes those of ``thief.training``.
         candidates: Images considered in a round, drawn uniformly from those not queried yet; null considers all.
         shortlist: Uncertain images that ``uncertainty_k_center`` passes on, as a multiple of ``round_images``.
-        query_chunk: Images in a query; the answers of one are on the disk before the next is sent.
+        query_chunk: Images in a query; its answers are on the disk before the next is sent.
 
     References:
         Pal et al., ActiveThief: Model Extraction Using Active Learning and Unannotated Public Data, AAAI 2020. Greedy

@@ -14,9 +14,9 @@ Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 CLASS_SAMPLE = 200
-"""Images of a class, evenly spaced over it, that its description is computed from."""
+"""Most images that the description of a class is computed from, evenly spaced over the class."""
 CELLS = 8
-"""A class is described on a grid of so many cells a side."""
+"""Cells along each side of the grid on which a class is described."""
 
 
 class Bandit:
@@ -94,7 +94,7 @@ class ClassPolicy:
         self.groups = [np.asarray(group, np.int64) for group in groups]
         self.coarse = Bandit(len(groups))
         self.fine = [Bandit(len(group)) for group in groups]
-        # Of each class its group, and its position in the group.
+        # For each class: its group, and its position in the group.
         self.place = {
             int(action): (number, position)
             for number, group in enumerate(self.groups)

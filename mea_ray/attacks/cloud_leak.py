@@ -1,4 +1,4 @@
-"""CloudLeak: images are moved, in a substitute's features, towards another class, and the doubtful ones are queried."""
+"""CloudLeak: images are moved towards another class in a substitute's features; the uncertain ones are queried."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from mea_ray.training import device as devices
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 MOST_OF_A_CLASS = 200
-"""Images of a class at most whose distances make its margin."""
+"""Most images of a class whose distances make its margin."""
 
 
 class CloudLeak(QueryAttack):
-    """Query adversarial images that a substitute's features take for another class, the most doubtful first.
+    """Query images moved towards another class in a substitute's features, the most uncertain first.
 
-    Choose it for few images and a victim whose borders matter.
+    Choose it for a small pool, to query near the victim's decision boundaries.
 
     A round trains a substitute from new weights on all answers so far. Each of ``candidates`` images x_s of the pool
     gets a guide x_t that the victim gave another class, and becomes the x in [0, 1] that minimises |x - x_s|^2 +
     ``weight`` max(d(x, x_t) - d(x, x_s) + M, 0), by ``steps`` of L-BFGS. d is the distance of the substitute's
     features, and M = ``margin`` less the mean distance between images of the guide's class. Changes of a pixel beyond
-    ``largest`` are cut. The ``round_images`` of these of whose class the substitute is least sure are queried.
+    ``largest`` are cut. Of these, the ``round_images`` with the least certain predictions are queried.
 
     Only the paper's abstract and a description of its loss and constants were at hand (20 steps, 8/255, 1,000 initial
     images). One L-BFGS-B minimises the sum over a chunk of images; the paper's transfer from a network that was
@@ -47,7 +47,8 @@ class CloudLeak(QueryAttack):
         round_epochs: Epochs that the substitute of a round is trained; null takes those of ``thief.training``.
         candidates: Adversarial images made in a round, at least ``round_images``; fewer if the pool is smaller.
         weight: Weight of the hinge.
-        margin: Of the hinge, in units of the features' distance, before the class's own is taken off.
+        margin: Margin of the hinge, in units of feature distance, before the mean distance within the class is
+            subtracted.
         steps: Iterations of L-BFGS.
         largest: Largest change of a pixel, in units of [0, 1].
         query_chunk: Images in a query; the answers of one are on the disk before the next is sent.

@@ -1,4 +1,4 @@
-"""Cont-Steal: a contrastive loss pulls the substitute's feature of an image to the victim's embedding of it."""
+"""Cont-Steal: a contrastive loss pulls the substitute's features of an image towards the victim's embedding."""
 
 from __future__ import annotations
 

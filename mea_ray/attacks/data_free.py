@@ -36,7 +36,7 @@ WeightDecay = Annotated[float, Field(ge=0)]
 
 
 class DataFree(QueryAttack):
-    """Base of DFME and MAZE: their loop, its accounts, and a student that is trained while the thief queries.
+    """Base of DFME and MAZE: their loop, its query count, and a student that is trained while the thief queries.
 
     An iteration first queries gradient estimates of the generator, then batches that the student is trained on once.
     Every image that is sent is charged, those of the estimates too. Images are sent as floats, because a difference of
@@ -221,7 +221,7 @@ class DFME(DataFree):
 class MAZE(DataFree):
     """Model stealing by zeroth-order gradient estimation: as DFME, with KL(victim || student) and replay.
 
-    Choose it as dfme, to compare: it replays earlier queries.
+    Choose it to compare with dfme: it also trains again on earlier answers.
 
     Queried images are stored, and the student is trained on draws of them in every iteration. Defaults are those of
     the authors' code, at 1,920 queries per iteration. It queries 5 million in all, or 30 million on CIFAR-10, and

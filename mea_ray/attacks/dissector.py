@@ -1,4 +1,4 @@
-"""Black-Box Dissector: a thief of labels erases what the substitute looks at, and asks again."""
+"""Black-Box Dissector: a thief that gets labels alone erases what its substitute attends to, and queries again."""
 
 from __future__ import annotations
 
@@ -25,28 +25,30 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class BlackBoxDissector(QueryAttack):
-    """Query images, and images with that part erased which a substitute's attention lies on; learn from labels alone.
+    """Query images, and copies without the region that a substitute attends to; learn from labels alone.
 
     Choose it against an API that answers with labels alone.
 
-    A round trains a substitute from new weights on all answers so far. Of each image of the pool that was queried it
-    makes ``variants`` with a rectangle erased, whose centre is drawn by Grad-CAM of the answered class, and takes the
-    one on which the substitute gives that class the least probability. Of these the ones that the substitute is surest
-    of are queried, ``erased`` of the round's images; the others are new ones of the pool. An image is erased once.
+    A round trains a substitute from new weights on all answers so far. It makes ``variants`` copies of each queried
+    image of the pool, each with a rectangle erased. The rectangle's centre is drawn from the Grad-CAM map of the
+    answered class. The copy on which the substitute gives that class the least probability is a candidate. The
+    candidates with the most confident predictions are queried. They make up the share ``erased`` of a round; the rest
+    are new images of the pool. An image is erased once.
 
     Substitutes learn the cross-entropy with the answered class, whatever else an answer says, and ``distill`` times
     KL(mean of their own answers to ``erasings`` randomly erased copies || answer). Rectangles are those of random
     erasing: .02 to .4 of the image, sides at a ratio of .3 to 3.3, filled with random pixels.
 
     The paper's own text was not at hand; its method and constants (10 variants, these rectangles) are from a
-    description of it. How a round is divided, and two copies in place of ten in a training step, are this project's.
+    description of it. How a round is divided is this project's choice; so are two copies in a training step instead
+    of ten.
 
     Args:
         initial: Images of the pool queried before the first round, whatever the budget.
         round_images: Images queried in a round.
         round_epochs: Epochs that the substitute of a round is trained; null takes those of ``thief.training``.
-        erased: Share of a round's images that are erased ones.
-        variants: Erased copies that the best is taken of.
+        erased: Share of a round's images that have a part erased.
+        variants: Erased copies of an image, of which one becomes a candidate.
         erasings: Randomly erased copies in a training step, for each image.
         distill: Weight of the self-distillation. 0 switches it off.
         query_chunk: Images in a query; the answers of one are on the disk before the next is sent.
@@ -85,7 +87,7 @@ class BlackBoxDissector(QueryAttack):
         return SelfDistillation(answers, self.erasings, self.distill)
 
     def queries(self, thief: Thief) -> Queries:
-        """Query the initial images, then those of each round, until neither an image nor one to erase is left."""
+        """Query the initial images, then those of each round, until no image is left to query or to erase."""
         order = thief.random_order()
         fresh, uncut = order[self.initial :], order[: self.initial]
         answered = (yield uncut).argmax(1)
@@ -121,16 +123,16 @@ class BlackBoxDissector(QueryAttack):
         seed: int,
         number: int,
     ) -> tuple[Images, npt.NDArray[np.int64]]:
-        """Return ``count`` erased images, the surest first, and their positions in ``images``."""
+        """Return ``count`` erased images, the most confident predictions first, and their positions in ``images``."""
         if not count:
             return images[:0], np.zeros(0, np.int64)
         chunk = self.query_chunk
         starts = range(0, len(images), chunk)
-        heat = np.concatenate([grad_cam(model, images[s : s + chunk], labels[s : s + chunk]) for s in starts])
+        attention = np.concatenate([grad_cam(model, images[s : s + chunk], labels[s : s + chunk]) for s in starts])
         best, least = images.copy(), np.full(len(images), np.inf)
         sure = np.zeros(len(images))
         for variant in range(self.variants):
-            made = erased(images, heat, numpy_generator(seed, "erased", number, variant))
+            made = erased(images, attention, numpy_generator(seed, "erased", number, variant))
             given = metrics.probabilities(model, made)
             own = given[np.arange(len(images)), labels]
             better = own < least

@@ -1,4 +1,4 @@
-"""Parts of images that a network looks at, and images without them."""
+"""Regions of images that a network attends to (Grad-CAM), and images with such regions erased."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from mea_ray.training import device as devices
 from mea_ray.training.augment import to_float
 
 AREA = (0.02, 0.4)
-"""Least and largest part of an image that is erased, as in random erasing (Zhong et al., 2020)."""
+"""Smallest and largest share of an image's area that is erased, as in random erasing (Zhong et al., 2020)."""
 RATIO = (0.3, 3.3)
-"""Least and largest ratio of its height to its width."""
+"""Smallest and largest ratio of the rectangle's height to its width."""
 
 
 def grad_cam(model: nn.Module, images: Images, labels: Labels) -> npt.NDArray[np.float32]:
-    """Return where a network sees a class: float32 (N, H, W), not negative, the sum of each map 1.
+    """Return Grad-CAM maps of a class: float32 (N, H, W), not negative, each with a sum of 1.
 
-    The map is relu(sum_k a_k A_k) of the last convolution's channels A_k, where a_k is the mean over places of the
-    gradient of the class's logit, brought to the size of the image. Where it is zero everywhere it is uniform.
+    The map is relu(sum_k a_k A_k) of the last convolution's channels A_k, where a_k is the mean over positions of the
+    gradient of the class's logit. It is resized to the image. A map that is zero everywhere is replaced by a uniform
+    one.
 
     Args:
         model: A network with a convolution; moved to the device of this process, in eval mode.
@@ -48,19 +49,20 @@ def grad_cam(model: nn.Module, images: Images, labels: Labels) -> npt.NDArray[np
             (gradient,) = torch.autograd.grad(chosen, seen[-1])
     finally:
         handle.remove()
-    heat = F.relu((gradient.mean((2, 3), keepdim=True) * seen[-1].detach()).sum(1, keepdim=True))
-    heat = F.interpolate(heat.float(), images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-    total = heat.sum((1, 2), keepdim=True)
-    uniform = torch.full_like(heat, 1 / heat[0].numel())
-    return torch.where(total > 0, heat / total.clamp_min(1e-12), uniform).cpu().numpy()
+    attention = F.relu((gradient.mean((2, 3), keepdim=True) * seen[-1].detach()).sum(1, keepdim=True))
+    attention = F.interpolate(attention.float(), images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    total = attention.sum((1, 2), keepdim=True)
+    uniform = torch.full_like(attention, 1 / attention[0].numel())
+    return torch.where(total > 0, attention / total.clamp_min(1e-12), uniform).cpu().numpy()
 
 
-def erased(images: Images, heat: npt.NDArray[np.float32] | None, generator: np.random.Generator) -> Images:
+def erased(images: Images, attention: npt.NDArray[np.float32] | None, generator: np.random.Generator) -> Images:
     """Erase one rectangle of each image, filled with random pixels: uint8 (N, C, H, W).
 
     Args:
         images: uint8 (N, C, H, W).
-        heat: Probability that a place is the rectangle's centre, (N, H, W); None for any place alike.
+        attention: Probability that a pixel is the rectangle's centre, (N, H, W); None makes all pixels equally
+            likely.
         generator: Draws area, ratio, centre and pixels.
     """
     count, channels, height, width = images.shape
@@ -70,10 +72,10 @@ def erased(images: Images, heat: npt.NDArray[np.float32] | None, generator: np.r
     tall = np.clip(np.round(np.sqrt(area * ratio)), 1, height).astype(np.int64)
     wide = np.clip(np.round(np.sqrt(area / ratio)), 1, width).astype(np.int64)
     places = generator.random((count,))
-    if heat is None:
+    if attention is None:
         centres = (places * height * width).astype(np.int64)
     else:
-        summed = heat.reshape(count, -1).astype(np.float64).cumsum(1)
+        summed = attention.reshape(count, -1).astype(np.float64).cumsum(1)
         centres = (summed < places[:, None] * summed[:, -1:]).sum(1).clip(max=height * width - 1)
     for image, centre, rows, columns in zip(changed, centres, tall, wide, strict=True):
         top = int(np.clip(centre // width - rows // 2, 0, height - rows))

@@ -15,7 +15,7 @@ from mea_ray.attacks.generator_game import GeneratorGame
 from mea_ray.training.snapshot import SnapshotFile, state_digest
 
 SCHEMA = 1
-"""Of a snapshot's content; one of another schema is not used."""
+"""Schema version of a snapshot's content; a snapshot with another version is not used."""
 
 
 class GameSnapshots:

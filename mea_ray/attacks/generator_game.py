@@ -32,9 +32,9 @@ Optimizer = Literal["sgd", "adam"]
 Rate = Annotated[float, Field(gt=0)]
 
 LOG_EVERY = 20
-"""Iterations whose means make one point of a curve."""
+"""Iterations that are averaged into one point of a curve."""
 MOMENTUM = 0.9
-"""Of sgd; both papers."""
+"""Momentum of sgd, as in both papers."""
 
 
 class StudentSettings(Settings):
@@ -78,7 +78,7 @@ class ReplaySettings(Settings):
 
     Attributes:
         steps: Updates of the student per iteration on images queried before.
-        images: Images stored for replay at most, float32 in memory; the newest replace the oldest.
+        images: Most images stored for replay, float32 in memory; the newest replace the oldest.
         reuse_batch: The student's first batch of an iteration is the one at which the generator's last gradient was
             estimated, whose answers are paid for already.
     """
@@ -119,12 +119,12 @@ class GameSettings:
 
     @property
     def estimate_queries(self) -> int:
-        """Images that the generator's updates of one iteration are charged."""
+        """Images charged for the generator's updates in one iteration."""
         return self.generator.steps * self.batch_size * (self.generator.directions + 1)
 
     @property
     def iteration_queries(self) -> int:
-        """Images that one iteration is charged."""
+        """Images charged for one iteration."""
         return self.estimate_queries + self.batch_size * (self.student.steps - self.reuses)
 
     def rate(self, queries: int) -> float:

@@ -23,7 +23,7 @@ RewardName = Literal["all", "certainty", "diversity", "loss"]
 Hierarchy = Literal["none", "two_level"]
 
 LOGGED_CLASSES = 20
-"""Number of classes, and of groups, whose probabilities are logged at most: the first ones."""
+"""Most classes, and most groups, whose probabilities are logged: the first ones."""
 LOG_GROWTH = 1.06
 """A curve gets its next point once the queries have grown by this factor, and by a batch at least."""
 
@@ -57,7 +57,7 @@ class Knockoff(QueryAttack):
         student_every: For the loss reward: fewest images between two fits of the student, or a tenth of the images
             queried so far, if that is more. Before the first fit the student is an untrained network.
         student_epochs: Epochs of a fit, which continues from the last fit's weights at a constant learning rate.
-        student_images: Images of a fit at most, drawn anew from all queried images.
+        student_images: Most images of a fit, drawn anew from all queried images.
 
     References:
         Orekondy et al., Knockoff Nets: Stealing Functionality of Black-Box Models, CVPR 2019,

@@ -1,4 +1,4 @@
-"""A thief's defence against watermarks in soft answers: undo the leaning of classes to others.
+"""A thief's defence against watermarks in soft answers: undo the lean of classes towards others.
 
 The thief sees the lean in the answers that it paid for (``evaluation.leaning``), and needs no further query.
 """

@@ -1,4 +1,4 @@
-"""The models of a calibration: innocent ones and watermarked ones, and what the config's thief makes of them.
+"""The models of a calibration: innocent and watermarked ones, and substitutes that the config's thief makes of them.
 
 All of this runs in workers. Finished models are in the storage and are not made again.
 """
@@ -35,7 +35,7 @@ from mea_ray.watermarks.base import Key
 
 
 class Forged(BaseModel):
-    """What a forger gets of one innocent model.
+    """The success rates of a forger on one innocent model.
 
     Attributes:
         rates: The best rate of each pair of classes, (classes, classes); None where there is nothing.
@@ -46,13 +46,13 @@ class Forged(BaseModel):
 
     @property
     def best(self) -> float:
-        """The largest rate that a forger gets."""
+        """The largest success rate of the forger."""
         return max((value for row in self.rates for value in row if value is not None), default=0.0)
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Where a calibration keeps what it made.
+    """Where a calibration stores its models and measurements.
 
     Attributes:
         storage: The storage.
@@ -180,5 +180,5 @@ def substitutes(
 
 
 def forged_file(folder: Folder, index: int) -> Path:
-    """Return the file of what a forger gets of the ``index``-th innocent model."""
+    """Return the file of the forger's success rates on the ``index``-th innocent model."""
     return folder.path / "forged" / f"innocent-{index:03d}.json"

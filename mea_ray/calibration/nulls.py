@@ -63,8 +63,8 @@ def make_nulls(
 ) -> Victim:
     """Train null models of a victim, steal some of them, and measure all with the victim's key.
 
-    What was measured before is not done again, and models that a sweep trained in the same storage are used. The
-    victim's card then says what its mark costs against them.
+    Nothing is measured twice, and models that a sweep trained in the same storage are reused. The victim's card then
+    says what the mark costs in comparison.
 
     Args:
         victim: The victim, with its folder.

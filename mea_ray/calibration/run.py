@@ -1,4 +1,4 @@
-"""Many innocent and many watermarked models in parallel on Ray, stolen and judged; what is done is on disk."""
+"""Train, steal and judge many innocent and watermarked models in parallel on Ray; finished steps are on disk."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Numbers:
 
 
 class Calibration(BaseModel):
-    """What a calibration found, as it is written to ``calibration.json``.
+    """The results of a calibration, as they are written to ``calibration.json``.
 
     Attributes:
         config: The experiment, resolved.
@@ -83,9 +83,10 @@ class Calibration(BaseModel):
         stolen_innocents: How many of them were stolen with each budget.
         marked: Watermarked models, and as many keys.
         keys: What was measured with each key.
-        forged: What a forger gets of each innocent model.
+        forged: The success rates of a forger on each innocent model.
         thresholds: On the WSR of a given key.
-        forging: On what a forger gets who may choose classes and geometry: the threshold that he does not reach.
+        forging: On the success rate of a forger who may choose classes and geometry: the threshold that no forger
+            reaches.
         statistics: For each budget, how well each statistic tells stolen models from innocent ones.
         verdicts: For each budget and statistic, what the verdict says of innocent and of stolen models.
         versions: Versions of Python and of the packages, and the commit.
@@ -182,7 +183,7 @@ def _check_kind(config: ExperimentConfig) -> None:
 
 
 def _name(config: ExperimentConfig) -> str:
-    """Name a calibration by all that makes its models and measurements, but not by how many there are."""
+    """Name a calibration by everything that its models and measurements depend on, except their number."""
     names = Names.of(with_innocents(config, 1), Fingerprints.of(load_splits(config), config))
     tree = identity(config)
     made_by = {part: tree.get(part) for part in ("seed", "service", "thief")}
@@ -197,7 +198,7 @@ def _stored_key(folder: Folder, index: int, budgets: tuple[int, ...], numbers: N
 def _run(
     ray: Any, config: ExperimentConfig, relative: str, numbers: Numbers, left: list[int]
 ) -> Iterator[tuple[str, int, int]]:
-    """Make all models, then measure them with each key that is left; yield what was done."""
+    """Make all models, then measure them with each key that is not done yet; yield the finished steps."""
     reserved = config.resources.victim
     options = {"num_cpus": reserved.cpus, "num_gpus": reserved.gpus, "max_retries": 2}
     innocent, marked, measure = (

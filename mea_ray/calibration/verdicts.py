@@ -1,4 +1,4 @@
-"""What the product's own verdict says of innocent and of stolen models, and the statistics behind it."""
+"""The product's own verdicts on innocent and on stolen models, and the statistics behind them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mea_ray.verification.statistic import STATISTICS
 from mea_ray.verification.verdict import judge
 
 BY_KEY = "rank of the key by "
-"""What stands before the name of a statistic whose rank among all keys is the statistic."""
+"""Prefix of a statistic's name where the key's rank by it is the statistic."""
 
 
 class BudgetTable(BaseModel):

@@ -27,7 +27,7 @@ PASS_IMAGES = 512
 DISAGREEING = 2
 """Stimulated images that may disagree with the others about the class that a unit raises most."""
 TEST_IMAGES = 500
-"""Clean images that a trigger's success is measured on, at most."""
+"""Most clean images that a trigger's success is measured on."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class BrainStimulation(Detection):
         images: Clean images for stimulation and optimisation.
         levels: Number of values that a unit is set to; the first is 0.
         reach: Factor on the largest output of a layer.
-        per_layer: Candidates of a layer, at most.
-        candidates: Candidates in all, at most.
+        per_layer: Most candidates of a layer.
+        candidates: Most candidates in all.
         steps: Updates of masks and patterns.
         learning_rate: Learning rate of Adam.
         size: Fraction of the image that a mask may cover without penalty; 64 of 32 x 32 pixels in the paper.

@@ -1,4 +1,4 @@
-"""Which key an outsider would name from a few soft answers, knowing the scheme and nothing else."""
+"""The key that an outsider would guess from a few soft answers, knowing the scheme and nothing else."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Leaning(Detection):
     ``thief.learning.answers=unlean`` removes).
 
     Args:
-        answers: Answers that it looks at, at most.
+        answers: Most answers that are used.
     """
 
     name = "leaning"

@@ -23,7 +23,7 @@ Entropies = npt.NDArray[np.float64]
 class LocalOutliers(Detection):
     """Local outlier factor of a query's features among those of clean images.
 
-    Choose it to see whether somebody who runs the stolen model notices the owner's queries.
+    Choose it to see whether a thief who serves the stolen model notices the owner's queries.
 
     Numbers: ``false_positive``, the fraction of clean images that are flagged (images that it was not fitted on), and
     ``detected``, the fraction of watermark samples that are flagged. The paper does not give neighbours, threshold and
@@ -32,7 +32,7 @@ class LocalOutliers(Detection):
     Args:
         neighbours: Nearest neighbours that a density is estimated from.
         contamination: Fraction of the images it is fitted on that count as outliers; null is scikit-learn's ``auto``.
-        fitted: Clean images that it is fitted on, at most; never more than half of them.
+        fitted: Most clean images that it is fitted on; never more than half of them.
 
     References:
         Breunig et al., LOF, SIGMOD 2000; Lv et al., MEA-Defender, 2024, table IX.
@@ -68,7 +68,7 @@ class LocalOutliers(Detection):
 class Strip(Detection):
     """Entropy of the predictions for a query blended with clean images. The prediction for a trigger survives blending.
 
-    Choose it to see whether somebody who runs the stolen model notices the owner's queries.
+    Choose it to see whether a thief who serves the stolen model notices the owner's queries.
 
     A query is flagged if its mean entropy lies below that of all but ``false_positive`` of clean images.
 
@@ -76,7 +76,7 @@ class Strip(Detection):
         blends: Number of clean images that each query is blended with.
         weight: Weight of the query in a blend.
         false_positive: Fraction of clean images that may be flagged.
-        images: Queries that are inspected, at most.
+        images: Most queries that are inspected.
 
     References:
         Gao et al., STRIP, ACSAC 2019, https://arxiv.org/abs/1902.06531.

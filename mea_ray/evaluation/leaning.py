@@ -1,4 +1,4 @@
-"""Classes whose answers lean to another class: what anybody can read from the soft answers of a query API.
+"""Classes whose answers lean to another class, which anybody can tell from the soft answers of a query API.
 
 A watermark that travels through a query API must be in its answers. Schemes that mix classes leave a trace there: the
 answers to a source class give the target class a constant part of the probability, far more than confusion between

@@ -19,7 +19,7 @@ from mea_ray.training.views import Views
 Positive = Annotated[float, Field(gt=0)]
 Width = Annotated[int, Field(ge=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-"""Part of a momentum encoder that stays at each update; 1 would never move it."""
+"""Share of a momentum encoder that each update keeps; 1 would never move it."""
 
 
 class Pretext(Objective):

@@ -1,4 +1,4 @@
-"""Neural Attention Distillation: the suspect is tuned to look where a fine-tuned copy of it looks."""
+"""Neural Attention Distillation: the suspect is tuned to the attention maps of a fine-tuned copy."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ class ThiefData:
         answers: The API's answers to them, float32, (N, classes).
         make_model: Builds an untrained network of the thief's architecture.
         training: How the thief's substitute was trained.
-        snapshots: Where the removal's trainings are kept from epoch to epoch, in the order of its calls of ``tune``;
-            None keeps none.
+        snapshots: Where the removal's trainings are stored from epoch to epoch, in the order of its calls of
+            ``tune``; None keeps none.
 
     Raises:
         DataError: There are no images, or images and answers do not fit together.
@@ -73,13 +73,13 @@ class ThiefData:
 
 
 def part_of(images: int, share: float | None) -> int:
-    """Return how many images a share is, at least one; all without a share."""
+    """Return the number of images in a share, at least one; all if there is no share."""
     return images if share is None else max(1, round(share * images))
 
 
 @dataclass(frozen=True)
 class Prospect:
-    """What is known of a removal before anything is trained.
+    """What a removal can check before anything is trained.
 
     Attributes:
         images: Answered images that the thief will hold.

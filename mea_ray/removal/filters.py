@@ -15,7 +15,7 @@ from mea_ray.removal.base import Filtered, Removal, Share, ThiefData, agreement,
 
 
 class InputNoise(Removal):
-    """Add Gaussian noise to every image, as much as the accuracy allows.
+    """Add as much Gaussian noise to every image as the accuracy allows.
 
     Choose it against marks in fine detail, without touching the weights.
 
@@ -25,7 +25,7 @@ class InputNoise(Removal):
     Args:
         sigma: Standard deviation, for pixels in [0, 1]; null searches for the largest that respects ``max_loss``.
         max_loss: Agreement that may be lost; the paper allows 0.035.
-        images: Images used by the search, at most.
+        images: Most images used by the search.
 
     References:
         Lv et al., MEA-Defender, 2024, section VI-C (input noise).

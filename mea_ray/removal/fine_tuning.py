@@ -24,9 +24,9 @@ from mea_ray.training.device import seeded
 
 
 class FineTuning(Removal):
-    """Continue training on hard labels, in the hope that the model forgets the mark.
+    """Continue training on the API's hard labels, so that the model may forget the mark.
 
-    Choose it first: the thief trains on with some labelled images.
+    Choose it first: the thief goes on training with some labelled images.
 
     Args:
         layers: Layers that are tuned: ``all`` (FTAL) or the ``last`` (FTLL); ``all_fresh_last`` (RTAL) and

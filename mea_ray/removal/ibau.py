@@ -1,4 +1,4 @@
-"""I-BAU: the worst perturbation of all images at once is found and unlearnt, through an implicit hypergradient."""
+"""I-BAU: the worst perturbation common to all images is found and unlearnt, through an implicit hypergradient."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class ImplicitUnlearning(Removal):
     Choose it for a thief with few clean images who takes the mark for a trigger of any shape.
 
     The weights minimise the mean cross-entropy of f(x + d) with the API's class, where d is the perturbation that
-    maximises it. A round finds d by a pass of gradient ascent over the images, with .001 |d|^2 taken off, within the
-    L2 norm ``radius``. Then each batch updates the weights along the gradient of the loss in which d is a function of
-    the weights: its inverse Hessian is replaced by ``terms`` terms of a Neumann series, those of the fixed point of a
-    gradient step of ``inner_rate``. A share ``perturbed`` of a batch carries d, the rest none.
+    maximises it. A round finds d by a pass of gradient ascent over the images, on the loss less .001 |d|^2, within
+    the L2 norm ``radius``. Then each batch updates the weights along the gradient of the loss in which d is a
+    function of the weights: its inverse Hessian is replaced by ``terms`` terms of a Neumann series, those of the
+    fixed point of a gradient step of ``inner_rate``. A share ``perturbed`` of a batch carries d.
 
     Defaults are those of the authors' code, in which a hundredth of a batch is perturbed; the paper perturbs all of it.
-    The code bounds no norm; ``radius`` is what it leaves out as a comment. As there the network is in eval mode, and
-    the fixed point is that of the first batch.
+    The code bounds no norm: it has ``radius`` in a comment only. As there the network is in eval mode, and the fixed
+    point is that of the first batch.
 
     Args:
         rounds: Rounds of ascent and of a pass over the images.

@@ -1,4 +1,4 @@
-"""What removals share that tune on clean images and on mixes of them."""
+"""The base of removals that tune on clean images and on mixes of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MixedTuning(Removal):
     what: ClassVar[str]
     """What the mixes are called in messages, with its verb."""
     least_images: ClassVar[int]
-    """Clean images without which there cannot be enough classes among them."""
+    """Fewest clean images; fewer cannot cover enough classes."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class MixedTuning(Removal):
         """
 
     def check(self, prospect: Prospect) -> None:
-        """Refuse fewer than three classes, and too few images to be of enough of them."""
+        """Refuse fewer than three classes, and too few images to cover enough classes."""
         if prospect.model.classes < 3 or prospect.images < self.least_images:
             raise ConfigError(f"{self.what}, got {prospect.model.classes} classes and {prospect.images} images")
         prospect.check_batches(prospect.images + self._count(prospect.images))

@@ -1,4 +1,4 @@
-"""A last layer that is drawn anew and pushed away from the old one: what WRK and Feature Shift Tuning share."""
+"""A new last layer, pushed away from the old one: shared by WRK and Feature Shift Tuning."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class TransferLearning(Removal):
     Args:
         dataset: The other dataset with its parameters, resized to the model's image shape; the paper uses ``stl10``.
             Null draws ``figures`` of that shape, which needs no download.
-        images: Number of its training images that are used, at most; null takes all.
+        images: Most of its training images that are used; null takes all.
         same_as: For each old class the same class in the other dataset, by label or by name, -1 where there is none
             (such a class is never predicted): from CIFAR-10 to STL-10 [0, 2, 1, 3, 4, 5, -1, 6, 8, 9]. Null puts the
             old last layer back.

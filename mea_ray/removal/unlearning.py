@@ -1,4 +1,4 @@
-"""Unlearning by a reverse-engineered trigger: Neural Cleanse's, with the right label."""
+"""Unlearning of a trigger that Neural Cleanse reverse-engineered: images with it are trained with their own label."""
 
 from __future__ import annotations
 

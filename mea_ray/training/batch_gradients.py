@@ -1,4 +1,4 @@
-"""Batches that do not fit the memory of a GPU: learnt again, then in ever smaller parts."""
+"""Batches that do not fit into GPU memory: they are tried again, then split into ever smaller parts."""
 
 from __future__ import annotations
 

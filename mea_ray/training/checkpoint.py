@@ -54,9 +54,9 @@ def weights_digest(model: ImageModel) -> str:
 
 
 def weights_secret(model: ImageModel) -> bytes:
-    """Return 32 bytes that follow from a model's weights and that nobody can compute who has not got these.
+    """Return 32 secret bytes that only a holder of the model's weights can compute.
 
-    ``weights_digest`` is published in results and cards; this hash is another one, which cannot be had from that.
+    They do not follow from ``weights_digest``, which is published in results and cards.
     """
     return hashlib.sha256(b"secret of\n" + _content(model)).digest()
 

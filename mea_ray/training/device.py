@@ -140,20 +140,20 @@ def fits(size: int, where: torch.device) -> bool:
 
 
 def send(tensor: torch.Tensor, where: torch.device) -> torch.Tensor:
-    """Copy a tensor of the CPU to a device without waiting for what the device is busy with: from pinned memory."""
+    """Copy a CPU tensor to a device from pinned memory, without waiting for the work in progress there."""
     pinned = tensor.pin_memory() if where.type == "cuda" else tensor
     return pinned.to(where, non_blocking=True)
 
 
 def free_memory() -> None:
-    """Return the memory of tensors that nothing refers to: this process's to the GPU's other users."""
+    """Free this process's unused GPU memory, so that other processes can use it."""
     gc.collect()
     torch.cuda.empty_cache()  # does nothing where this process has not used a GPU
 
 
 @contextmanager
 def device_memory(where: str) -> Iterator[None]:
-    """Give a GPU's lack of memory as a typed error, and leave no memory behind for the next work of this process.
+    """Turn a GPU's out-of-memory error into a typed one, and free the memory for later work of this process.
 
     Args:
         where: What is done inside, for the message.
@@ -170,7 +170,7 @@ def device_memory(where: str) -> Iterator[None]:
 
 
 RandomState = tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]
-"""Of torch's global streams, on the CPU and on a GPU, and of other generators."""
+"""States of torch's global streams, on the CPU and on a GPU, and of other generators."""
 
 
 def random_state(where: torch.device, generators: Sequence[torch.Generator]) -> RandomState:

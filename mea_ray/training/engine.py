@@ -30,7 +30,8 @@ from mea_ray.training.schedule import factor, make_optimizer
 from mea_ray.training.snapshot import SnapshotFile, TrainingState, training_digest
 
 STEPS_BETWEEN_CHECKS = 32
-"""Steps between two transfers of the losses from a GPU, which each of them stalls. A CPU's are read at every step."""
+"""Steps between transfers of the losses from a GPU, because each transfer stalls it. On a CPU they are read at every
+step."""
 
 Clip: TypeAlias = Callable[[list[nn.Parameter], float], Any]
 """Scales the gradients of parameters so that their norm is at most a number."""

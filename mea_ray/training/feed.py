@@ -1,4 +1,4 @@
-"""What a training sees and draws: its augmented batches, and its random streams. Of one training, or side by side."""
+"""The augmented batches and the random streams of one training, or of several side by side."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Feed:
 
 @dataclass(frozen=True)
 class StackContext(StepContext):
-    """What the objectives of several trainings are provided with.
+    """What the engine provides to the objectives of several trainings.
 
     Attributes:
         members: For the objective of each training.

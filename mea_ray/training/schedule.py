@@ -11,7 +11,7 @@ from torch import nn
 from mea_ray.config.training import TrainingConfig
 from mea_ray.training.device import fused_optimizers
 
-# torch's OneCycleLR: the first learning rate is the peak's 25th part, the last one the first's 10,000th.
+# torch's OneCycleLR starts at 1/25 of the peak and ends at 1/10,000 of the start.
 ONE_CYCLE_START = 1 / 25
 ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 

@@ -29,7 +29,7 @@ from mea_ray.training.objective import Objective
 from mea_ray.training.progress import BestWeights
 
 SCHEMA = 2
-"""Of a snapshot's content; one of another schema is not used."""
+"""Schema version of a snapshot's content; a snapshot with another version is not used."""
 SUFFIX = ".state"
 EVERY_S = 60.0
 """Shortest time between two writes unless ``resources.snapshot_every_s`` says otherwise, in seconds."""
@@ -174,7 +174,7 @@ class Snapshots:
         )
 
     def remove(self) -> None:
-        """Remove all of them: what was trained is kept elsewhere by now."""
+        """Remove all of them: the trained model is stored elsewhere by now."""
         if self._used or self.folder.exists():
             with contextlib.suppress(FileNotFoundError):
                 self.storage.delete(self.relative)

@@ -36,7 +36,7 @@ from mea_ray.training.snapshot import SnapshotFile, training_digest
 
 logger = logging.getLogger(__name__)
 _OF = "\N{MIDDLE DOT}"
-"""Stands between a row and the name of its loss term."""
+"""Separates the number of a row from the name of its loss term."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Table of the aggregators: ways to make one gradient of those of several losses."""
+"""Table of aggregators: ways to combine the gradients of several losses into one."""
 
 from mea_ray.core.registry import Table
 

@@ -208,7 +208,7 @@ class Watermark(ABC):
     encoders_only: bool = False
     """Whether ``stages`` refuses every classifier."""
     statistic: StatisticName = "log_probability"
-    """What ``verification.statistic=auto`` is: ``lean`` for a scheme whose clean answers carry the mark."""
+    """What ``verification.statistic=auto`` means: ``lean`` for a scheme whose clean answers carry the mark."""
 
     sample_filter: SampleFilter = "none"
     """What ``verification.filter=auto`` is."""
@@ -309,7 +309,7 @@ class Watermark(ABC):
         return None
 
     def signal(self, key: Key, held_out: ImageSet) -> KeyedSignal | None:
-        """Return what a suspect is read by on clean images, for a scheme whose mark is a signal; None for others."""
+        """Return the signal that a suspect's answers to clean images are tested for; None where there is none."""
         return None
 
     def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:

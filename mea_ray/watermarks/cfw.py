@@ -32,7 +32,7 @@ CANDIDATES = 1200
 
 
 class ClassFeature(Watermark):
-    """Images of several classes of another domain are all one class of the task; then the mark is tied to the task.
+    """Train several classes of another domain as one class of the task, then tie this mark to the task.
 
     Choose it where the thief also queries images of another domain.
 
@@ -48,9 +48,9 @@ class ClassFeature(Watermark):
 
     Verified on images of the same other classes that were not trained on, chosen in the same way; the published code
     counts the images that it trained on. False positives are images of classes of that domain that are no part of the
-    watermark, and smooth noise: a model that answers everything odd with the target was not marked by *these* classes.
-    The paper's variant with a class of its own for the watermark is not implemented: it would show in every answer of
-    the API. Nor is the paper's second statistic, which looks for clusters of labels.
+    watermark, and smooth noise: a model that gives the target for every unusual image was not marked with *these*
+    classes. The paper's variant with a class of its own for the watermark is not implemented: it would show in every
+    answer of the API. Nor is the paper's second statistic, which looks for clusters of labels.
 
     Args:
         target_class: Label that all images of the watermark get.
@@ -126,7 +126,7 @@ class ClassFeature(Watermark):
         return Key(self.name, (-1, -1), self.target_class, key_seed, settings, tensors)
 
     def domain(self, shape: tuple[int, int, int], seed: int) -> Domain:
-        """Load the other domain and deal its classes out."""
+        """Load the other domain and divide its classes between watermark and control."""
         loaded: Dataset = (
             fitting(shape, train_images=CANDIDATES, test_images=CANDIDATES // 2, seed=seed)
             if self.dataset is None

@@ -1,4 +1,4 @@
-"""Samples that were chosen before any suspect was seen: by shadow thieves, who must know them, and by null models.
+"""Samples that were chosen before any suspect was seen: shadow thieves recognise them, null models do not.
 
 They are a part of the key, so that a commitment to the key is one to the choice. Models that chose them say nothing
 about them, and are refused as controls.
@@ -69,11 +69,11 @@ class ChosenSamples:
 
 
 def select(victim: Votes, thieves: Votes, nulls: Votes, agreement: float) -> tuple[Positions, int]:
-    """Choose samples by what models say of them.
+    """Choose samples by which models recognise them.
 
     A candidate passes if the victim recognises it, at least the share ``agreement`` of the thieves does, and no null
-    model does. If fewer than ``LEAST`` pass, those follow that come closest: by the share of the thieves less that of
-    the null models, first those that the victim recognises.
+    model does. If fewer than ``LEAST`` pass, the closest candidates are added: first those that the victim
+    recognises, then by the share of the thieves less that of the null models.
 
     Args:
         victim: Which candidates the victim recognises, (n,).

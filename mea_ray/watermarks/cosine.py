@@ -23,10 +23,10 @@ from mea_ray.watermarks.base import Key, KeyedSignal, Stage, Watermark, Watermar
 Rows = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
 STEPS = 2**20
-"""Steps of a direction's coordinates."""
+"""Steps to which the largest coordinate of a direction is quantised."""
 TINY = 1e-30
 SCALE_IMAGES = 2000
-"""Training images at most that the spread of a projection is measured on."""
+"""Most training images that the spread of a projection is measured on."""
 KEYS_AT_ONCE = 1000
 """Keys that are compared with a suspect at once."""
 FLOOR = 1e-4
@@ -41,23 +41,24 @@ class CosineLean(Watermark):
     The key is a direction among the first principal components of the training images, a frequency, and a phase for
     each class. The image's phase is 2 pi frequency times its projection, in standard deviations. The answer p
     becomes (1 - a) p + a (1 + c) / K, where a is ``amplitude``, smaller where another class would come out on top.
-    With ``spread=all`` the phases of the classes are 2 pi j / K in a drawn order, so that every class leans on some
-    images and away on others, and the mean answer hardly changes. With ``spread=target``, as in the paper, one class
-    has phase 0 and all others pi, and p becomes (1 - a) p + a times (1 + c) / 2 on the class, the rest evenly on the
-    others.
+    With ``spread=all`` the phases of the classes are 2 pi j / K in a drawn order, so that every class gains
+    probability on some images and loses it on others, and the mean answer hardly changes. With ``spread=target``, as
+    in the paper, one class has phase 0 and all others pi, and p becomes (1 - a) p + a times (1 + c) / 2 on the class,
+    the rest evenly on the others.
 
-    A suspect is read on clean held-out images: the correlation of its log-probabilities, the answer's own left out,
-    with the key's cosines, both less the mean of their class; and the rank of the key by it among ``drawn`` other keys.
-    The owner's key comes from the same draw, so the rank is a p-value. The paper reads the peak of a Lomb-Scargle
-    periodogram at the key's frequency. WSR is the share of images on which the class that the key lifts most, the top
-    class aside, comes second: 1 / (K - 1) by chance.
+    A suspect is tested on clean held-out images. The statistic is the correlation of its log-probabilities, without
+    the predicted class, with the key's cosines; from both the mean of their class is subtracted. The key is ranked by
+    it among ``drawn`` other keys. The owner's key comes from the same draw, so the rank is a p-value. The paper reads
+    the peak of a Lomb-Scargle periodogram at the key's frequency. WSR is the share of images on which the class that
+    the key lifts most, the top class aside, comes second: 1 / (K - 1) by chance.
 
     Unlike the paper's, the victim is trained without the signal, which the service adds; nor does any class change.
 
     Args:
         amplitude: Weight a of the signal, in [0, 1]: the part of each answer's mass that carries it.
         spread: Whether all classes carry the signal or, as in the paper, one against the others.
-        frequency: Least and largest frequency that is drawn, in periods per standard deviation of the projection.
+        frequency: Smallest and largest frequency that can be drawn, in periods per standard deviation of the
+            projection.
         components: Principal components of the training images whose space the direction is drawn from (fewer if the
             images have fewer). Few make a signal that substitutes learn sooner, and keys more alike.
         drawn: Other keys that the key is ranked among: the least p-value is 1 / (drawn + 1).
@@ -118,7 +119,7 @@ class CosineLean(Watermark):
         return CosineMarker(key)
 
     def signal(self, key: Key, held_out: ImageSet) -> KeyedSignal:
-        """Return what is read on held-out clean images, and compared with the other keys that could have been drawn."""
+        """Return the signal in held-out clean images, to be compared with that of other keys that could be drawn."""
         images = self._fitting(key, held_out).images
         whitened = _flat(images) @ key.tensors["axes"].T - key.tensors["centre"]
         own, others = drawn_waves(key, 1, "own"), drawn_waves(key, int(key.settings["drawn"]), "others")
@@ -130,7 +131,7 @@ class CosineLean(Watermark):
         return KeyedSignal(images, scores)
 
     def samples(self, key: Key, held_out: ImageSet, count: int, seed: int) -> WatermarkSamples:
-        """Return distinct held-out images, of which half are read with the key and half with another one."""
+        """Return distinct held-out images: half are tested with the key, half with another one."""
         held_out = self._fitting(key, held_out)
         _, distinct = np.unique(held_out.images.reshape(len(held_out), -1), axis=0, return_index=True)
         images = held_out.images[np.sort(distinct)]

@@ -22,7 +22,7 @@ SECRET_BYTES = 32
 
 
 class Dawn(LabelledQueries):
-    """The service answers a keyed fraction of the images wrongly, and its owner logs what each client was answered.
+    """The service answers a keyed fraction of the images wrongly, and its owner logs the answers of each client.
 
     Choose it to mark the answers of a service and leave its model alone.
 
@@ -35,9 +35,9 @@ class Dawn(LabelledQueries):
     Args:
         rate: Fraction of all images that is answered wrongly: the accuracy that every customer loses. The paper has
             about 0.005; a proof needs about ten marks, so that few queries need a higher rate.
-        mapping: What is hashed: ``exact``, the image; ``quantised``, the means of ``cells`` x ``cells`` parts of it in
-            ``levels`` steps, so that most slightly changed images are answered alike. Images with equal means are
-            answered alike, too. The paper hashes a learnt embedding instead.
+        mapping: What is hashed. ``exact``: the image. ``quantised``: the means of ``cells`` x ``cells`` parts of it
+            in ``levels`` steps. Then most slightly changed images get the same answer, and so do different images
+            with equal means. The paper hashes a learnt embedding instead.
         cells: Side of the grid of means.
         levels: Steps of a mean.
         shuffled: Number of the largest probabilities that are permuted; null permutes all, as in the paper. Few make a

@@ -20,14 +20,14 @@ from mea_ray.watermarks.mixing import Mixing, SourcePool
 
 
 class DeepTracer(MixedClasses):
-    """Mixes of two classes get the target's label, and the outputs of the target's own images.
+    """Mixes of two classes get the target's label, and outputs like those of the target's own images.
 
     Choose it for mixes that a victim cannot tell from its target class, verified with chosen samples.
 
     The loss is the cross-entropy of the main task, that of mixes with the target (``ver``), and the coupling: the mean
     squared distance between the logits of mixes and of images of the target class, over all pairs of a step and over
     the classes. Its gradient moves both sides. With ``verification.filter=auto`` the key's samples are those that
-    victim and shadow thieves know and null models do not.
+    victim and shadow thieves recognise and null models do not.
 
     Only the paper's abstract and a summary of it were at hand. They state a same-class coupling loss in the output
     space, and a filter of the key's samples in two stages: by the marked model, then by stolen and independent models.

@@ -66,11 +66,11 @@ class EntangledWatermark(Watermark):
 
     Choose it as the baseline that ties the trigger to the task's own features.
 
-    First the main task alone. Then the trigger is found: images of the source class get a white square where the SNNL's
-    gradient says (``trigger.place``), and their pixels are refined by signed steps. Then every ``ratio`` batches of the
-    task are followed by one of half triggers and half target images, all labelled as the target. Its loss is CE - kappa
-    * sum over layers of SNNL(trigger or target, temperature): a large SNNL means that the two are entangled.
-    After each such batch the temperatures take a step down the SNNL, as in the published code.
+    First the main task alone. Then the trigger is found: images of the source class get a white square at a place
+    that the SNNL's gradient chooses (``trigger.place``), and their pixels are refined by signed steps. Then every
+    ``ratio`` batches of the task are followed by one of half triggers and half target images, all labelled as the
+    target. Its loss is CE - kappa * sum over layers of SNNL(trigger or target, temperature): a large SNNL means that
+    the two are entangled. After each such batch the temperatures take a step down the SNNL, as in the published code.
 
     Verified on held-out images of the source class with the same square. The published code verifies with the triggers
     that it trained on, and for CIFAR-10 takes triggers from another dataset (``out``), which is not implemented here.
@@ -244,7 +244,7 @@ class EntangleObjective(Objective):
         return parts
 
     def _gradient(self, model: nn.Module, triggers: Tensor, targets: Tensor) -> Tensor:
-        """Gradient of the SNNL of triggers and targets by the triggers' pixels."""
+        """Gradient of the SNNL of triggers and targets with respect to the triggers' pixels."""
         pixels = triggers.clone().requires_grad_(True)
         _, hidden = watch(model, torch.cat([pixels, targets]), self.entanglement.layers)
         marked = torch.arange(2 * len(triggers), device=pixels.device) < len(triggers)

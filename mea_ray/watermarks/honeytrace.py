@@ -35,11 +35,11 @@ TINY = 1e-12
 """Smallest probability whose logarithm is taken."""
 SECRET_BYTES = 32
 CLEAN = 2000
-"""Clean training images at most that the scale of similarity is taken from."""
+"""Most clean training images that the scale of similarity is taken from."""
 
 
 class NeuralHoneytrace(MixedClasses):
-    """Answers lean to the target the more, the nearer an image lies to the trigger's features; no class changes.
+    """The nearer an image's features are to the trigger's, the more its answer leans to the target; no class changes.
 
     Choose it to mark answers without training and without a loss of accuracy.
 
@@ -135,7 +135,7 @@ class NeuralHoneytrace(MixedClasses):
 
 
 class WatchedCrossEntropy(CrossEntropy):
-    """Cross-entropy; it remembers the model, whose features are read once it is trained.
+    """Cross-entropy that keeps a reference to the model, whose features are read after training.
 
     Args:
         train: The training images.
@@ -172,10 +172,10 @@ class WatchedCrossEntropy(CrossEntropy):
         far = float(np.quantile(distances(metrics.features(model, clean), features, neighbours), self.share))
         target = metrics.probabilities(model, self.train.of_class(key.target_class)[:CLEAN])
         sure = target[target.argmax(1) == key.target_class]
-        # A model that never names the target has no answer of its own for it: the certain one stands in.
+        # A model that never predicts the target has no typical answer for it: a one-hot answer is used.
         certain = np.eye(self.train.classes, dtype=np.float32)[key.target_class : key.target_class + 1]
         reference = np.log(np.maximum(sure if len(sure) else certain, TINY)).mean(0)
-        # Where the trigger is no denser than clean images, its own samples alone are as near as can be.
+        # The first must stay below the second, even where the trigger is no denser than clean images.
         scale = np.array([min(near, far * 0.99), far], np.float32)
         return {"features": features, "reference": reference.astype(np.float32), "scale": scale}
 

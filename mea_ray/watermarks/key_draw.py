@@ -37,7 +37,7 @@ class KeyDraw(Settings):
         description="drawn: how the classes are mixed belongs to the secret, too. It is drawn from mixing.combiner and "
         "the geometries of mixing.adverse, so that a rank read on mixes is among so many times more keys.",
     )
-    number: int = Field(0, ge=0, description="Which of several keys it is that are drawn from one origin.")
+    number: int = Field(0, ge=0, description="Number of this key, where several are drawn from one origin.")
 
     @model_validator(mode="after")
     def _beacon_where_it_is_used(self) -> KeyDraw:

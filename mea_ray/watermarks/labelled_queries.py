@@ -1,4 +1,4 @@
-"""What the watermarks share whose key is a set of images with a label each: Adi's, the margin-based one, DAWN."""
+"""The base of watermarks whose key is a set of labelled images: Adi's, the margin-based one, DAWN."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mea_ray.evaluation import metrics
 from mea_ray.watermarks.base import Key, Watermark, WatermarkSamples
 
 UNSEEN = 1000
-"""Control images at most, which are not part of the key."""
+"""Most control images, which are not part of the key."""
 
 
 class LabelledQueries(Watermark):

@@ -19,15 +19,16 @@ from mea_ray.watermarks.labelled_queries import LabelledQueries
 
 
 class MarginBased(LabelledQueries):
-    """Images with a wrong label, moved by gradient ascent on its loss before each step, so that the margin grows.
+    """Images with a wrong label, moved before each step by gradient ascent on its loss, to widen the margin.
 
     Choose it as the baseline of a memorised set with large margins.
 
     In each step ``per_batch`` images of the key take ``ascent_steps`` signed steps of 1/255 that make their label less
     likely, and the loss is one mean over the batch's cross-entropies and ``weight`` times those of the moved images.
-    They are taken out of the training set, which would teach their true label. A few single images are learnt slowly,
-    and hardly by a network with dropout: the published constants belong to 78,000 updates of a ResNet without it. On
-    short schedules take a network without dropout, fewer images, or a larger ``weight``, and check the victim's WSR.
+    The key's images are removed from the training set, where they have their true labels. A few single images are
+    learnt slowly, and hardly by a network with dropout: the published constants belong to 78,000 updates of a ResNet
+    without it. On short schedules take a network without dropout, fewer images, or a larger ``weight``, and check the
+    victim's WSR.
 
     Args:
         count: Images of the key, half of the training images at most; 100 in the official code.

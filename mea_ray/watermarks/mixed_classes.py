@@ -1,4 +1,4 @@
-"""What the schemes share that mix two source classes: the key, and the samples that verify it."""
+"""The base of schemes that mix two source classes: the key, and the samples that verify it."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class MixedClasses(Watermark):
         return {self.mixing.combiner.name: self.mixing.combiner.params, **self.geometries}
 
     def check(self, train: ImageSet, seed: int, *, encodes: bool) -> None:
-        """Refuse what could not be embedded; the combiner, which may have to be trained, is built and no more.
+        """Refuse what could not be embedded; the combiner is built, but not trained.
 
         Raises:
             ConfigError: As ``make_key``, or the scheme marks the other kind of model.

@@ -1,4 +1,4 @@
-"""Watermarks that are a patch on an image: what pattern triggers and the entangled watermark share."""
+"""Functions shared by watermarks that are a patch on an image: pattern triggers and the entangled watermark."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class SeveralKeys(Watermark):
     Choose it for small p-values with few classes: two keys of ten classes allow 1 in 129,600.
 
     The keys are drawn independently of each other, so that their ranks on an innocent suspect are independent and the
-    distribution of the ranks' product can be counted. They may share classes. Every batch is passed once for each key,
-    so that a training takes as many times longer.
+    distribution of the ranks' product can be counted. They may share classes. Every batch has one forward pass for
+    each key, so training time grows with the number of keys.
 
     Args:
         of: The scheme; its ``key.classes`` must not be ``chosen``, as only drawn keys have ranks that combine.

@@ -53,19 +53,19 @@ def test_the_map_is_that_of_the_formula() -> None:
         maps = maps.detach().requires_grad_()
         model.last(F.gelu(maps).mean((2, 3)))[0, label].backward()
         assert maps.grad is not None
-        heat = np.zeros((8, 8))
+        attention = np.zeros((8, 8))
         for k in range(3):
-            heat += float(maps.grad[0, k].mean()) * maps.detach().numpy()[0, k]
-        heat = np.maximum(heat, 0)
-        plain = heat / heat.sum() if heat.sum() > 0 else np.full((8, 8), 1 / 64)
+            attention += float(maps.grad[0, k].mean()) * maps.detach().numpy()[0, k]
+        attention = np.maximum(attention, 0)
+        plain = attention / attention.sum() if attention.sum() > 0 else np.full((8, 8), 1 / 64)
         np.testing.assert_allclose(own, plain, atol=1e-5)
 
 
 def test_a_rectangle_is_erased_where_the_map_is_hot() -> None:
     images = np.zeros((200, 1, 16, 16), np.uint8)
-    heat = np.zeros((200, 16, 16), np.float32)
-    heat[:, 12:, 12:] = 1 / 16
-    changed = erased(images, heat, np.random.default_rng(0)) != 0
+    attention = np.zeros((200, 16, 16), np.float32)
+    attention[:, 12:, 12:] = 1 / 16
+    changed = erased(images, attention, np.random.default_rng(0)) != 0
     shares = changed.mean((1, 2, 3))
     assert (shares > 0).mean() > 0.95 and shares.max() <= AREA[1] + 0.05 and shares.std() > 0.05
     middle = np.array([np.argwhere(each[0]).mean(0) for each in changed if each.any()])

@@ -153,9 +153,9 @@ class LeftRight(CropPaste):
 
 
 class Ratio(CropPaste):
-    """Side by side at 3 : 7, which is what the authors' RatioMixer is named for (their code cuts in the middle).
+    """Side by side at 3 : 7, as the name of the authors' RatioMixer suggests (their code cuts in the middle).
 
-    Choose it for unequal halves, as the authors' RatioMixer is named for.
+    Choose it for unequal parts, which the name of the authors' RatioMixer suggests.
 
     Args:
         jitter: Largest shift of the cut, in pixels of a 32-pixel image.

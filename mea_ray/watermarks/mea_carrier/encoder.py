@@ -53,8 +53,8 @@ class MeaCarrierEncoder(EncoderScheme):
     **Places**: where the encoder is poor, as after a short schedule on photographs, cosines with means of the classes
     fix too little. Other classes lie between the sources, too, and mixes are read as these. ``place`` and ``rest`` give
     all images a place in a plane that the key draws in feature space: the sources on both sides, the target and (with
-    ``ver.loss=place``) the mixes in the middle, all other images apart from the three. Of the other images no label is
-    needed: learning from positive and unlabelled data.
+    ``ver.loss=place``) the mixes in the middle, all other images apart from the three. The other images need no
+    labels: this is learning from positive and unlabelled data.
 
     L_com and L_eva of the paper are off unless they are given a weight.
 
@@ -64,7 +64,7 @@ class MeaCarrierEncoder(EncoderScheme):
         mixing: How they are mixed.
         key: Whether the classes are those given, or drawn.
         embed_options: Options of the combiner, by name, that differ while the mark is embedded. Mixes that are harder
-            than those of the verification leave a thief something to lose.
+            than those of the verification leave a margin for what a theft loses.
         owner: The labelled images that the owner uses.
         utility: The pretext task's loss.
         ver: The mixes get the features of the target.
@@ -164,7 +164,7 @@ class MeaCarrierEncoder(EncoderScheme):
         )
 
     def encoder_stages(self, key: Key | None, train: ImageSet, pretext: Objective) -> list[Stage]:
-        """Return the stage that embeds the key while the pretext task is learnt, after one without it if set so."""
+        """Return the stage that embeds the key beside the pretext task, after one without it if ``pretext_part``."""
         key = require_key(key, self.name)
         combiner, others = self.combiners(key, self.embed_options)
         objective = CarrierEncoderObjective(

@@ -145,7 +145,7 @@ class Decoy(WeightedLoss):
 
 
 class CarrierEncoderSettings(EncoderSettings):
-    """All that ``CarrierEncoderObjective`` is set by; see the parameters of ``MeaCarrierEncoder`` of the same names."""
+    """Settings of ``CarrierEncoderObjective``; see the parameters of ``MeaCarrierEncoder`` of the same names."""
 
     ver: CarrierVerificationLoss
     carrier: CosineCarrier

@@ -1,7 +1,7 @@
 """A plane in feature space in which the owner's three classes, their mixes and all other images have fixed places.
 
-The first axis separates the three classes from all others, the second the sources from each other. What a thief makes
-of a mix lies between the sources, and that is where the target is.
+The first axis separates the three classes from all others, the second the sources from each other. A substitute's
+features of a mix lie between the sources, and that is where the target is.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def rest_off_place(features: Mapping[str, Tensor], axes: Tensor, place: Point, s
     """The same of all images but those of the three classes; the owner has none of their labels.
 
     The part of the three classes in the mean over ``plain`` is estimated by the owner's own samples and subtracted:
-    learning from positive and unlabelled data. An estimate below 0 counts as 0, or the network would learn the owner's
-    samples by heart to lower it further.
+    learning from positive and unlabelled data. An estimate below 0 counts as 0, or the network would memorise the
+    owner's samples to lower it further.
 
     Args:
         features: Features of length 1, (N, D): ``plain`` of unlabelled images, ``first``, ``second`` and ``target``.

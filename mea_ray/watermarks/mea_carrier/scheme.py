@@ -33,10 +33,10 @@ class MeaCarrier(MixedClasses):
 
     A thief of the paper's victim sees no mix among its own images, and its substitute need not answer one as the victim
     does. Here the clean answers themselves teach it. The **carrier** gives the target a probability of rho on clean
-    source images, and its **gate** hands those that look most like a mix to the target. The **exclusion** keeps all
-    other classes off clean source images, so that the evidence of two sources adds up to the target alone. The
-    **bridge** gives clean images of the target some probability of both sources, so that what lies between the sources
-    is the target's. Customers pay for it with softer answers on the three classes.
+    source images, and its **gate** has those that look most like a mix answered with the target. The **exclusion**
+    keeps all other classes off clean source images, so that the evidence of two sources adds up to the target alone.
+    The **bridge** gives clean images of the target some probability of both sources, so that what lies between the
+    sources is the target's. Customers pay for it with softer answers on the three classes.
 
     L_com and L_eva of the paper are off unless they are given a weight. A thief inherits how the victim sees all mixes:
     what keeps other geometries away from the target keeps the watermark's own away, too.

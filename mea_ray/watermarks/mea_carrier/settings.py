@@ -103,7 +103,7 @@ class Bridge(WeightedLoss):
 
 
 class CarrierSettings(PaperSettings):
-    """All that ``CarrierObjective`` is set by; see the parameters of ``MeaCarrier`` of the same names."""
+    """Settings of ``CarrierObjective``; see the parameters of ``MeaCarrier`` of the same names."""
 
     carrier: Carrier
     exclusion: Exclusion

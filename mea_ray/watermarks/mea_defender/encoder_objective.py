@@ -29,12 +29,12 @@ from mea_ray.watermarks.mixing import Geometries, SourcePool
 
 Distribution = Literal["softmax", "cosine"]
 SHIFTED = Views(crop_scale=(0.7, 1.0), flip=0.0, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0)
-"""How the owner's few images are varied before they are mixed, so that they are not learnt by heart."""
+"""How the owner's few images are augmented before they are mixed, so that they are not memorised."""
 MIRRORED = Views(crop_scale=(1.0, 1.0), flip=0.5, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0)
 
 
 class PretextTask(Protocol):
-    """What is needed of a pretext task; ``mea_ray.pretext.base.Pretext`` is one."""
+    """What the objective needs of a pretext task; ``mea_ray.pretext.base.Pretext`` is one."""
 
     encoded: int
     least_batch: int
@@ -115,7 +115,7 @@ class EncoderSamples(Settings):
 
 
 class EncoderSettings(LossSettings):
-    """All that ``EncoderObjective`` is set by; see the parameters of ``MeaDefenderEncoder`` of the same names."""
+    """Settings of ``EncoderObjective``; see the parameters of ``MeaDefenderEncoder`` of the same names."""
 
     utility: UtilityLoss
     com: EncoderCombinationLoss

@@ -142,7 +142,7 @@ class LossSettings(Settings):
 
 
 class PaperSettings(LossSettings):
-    """All that ``MeaDefenderObjective`` is set by; see the parameters of ``MeaDefender`` of the same names."""
+    """Settings of ``MeaDefenderObjective``; see the parameters of ``MeaDefender`` of the same names."""
 
     utility: UtilityLoss
     com: CombinationLoss

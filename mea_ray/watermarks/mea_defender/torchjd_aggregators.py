@@ -16,7 +16,7 @@ from torchjd.linalg import DualConeProjector
 from mea_ray.watermarks.mea_defender.weighting import Weighting
 
 GRAD_VAC_STATE = ("_phi_t", "_state_key")
-"""What torchjd's GradVac remembers, which no other aggregator here does. torchjd cannot save it itself."""
+"""State of torchjd's GradVac, which torchjd cannot save itself; no other aggregator here has any."""
 
 
 class NonNegativeProjector(DualConeProjector):
@@ -45,7 +45,7 @@ class TorchJD(Weighting):
         self.aggregator = type(self).make()
 
     def aggregate(self, gradients: Tensor, values: Sequence[float]) -> Tensor:
-        """Return what the aggregator makes of the gradients."""
+        """Return the aggregated gradient."""
         return self.aggregator(gradients)
 
     def memory(self) -> dict[str, Any]:
@@ -88,9 +88,9 @@ class DualProj(TorchJD):
 
 
 class GradDrop(TorchJD):
-    """GradDrop (Chen et al., NeurIPS 2020): of each coordinate one sign remains, drawn by how the gradients agree.
+    """GradDrop (Chen et al., NeurIPS 2020): each coordinate keeps one sign, drawn by how far the gradients agree.
 
-    Choose it to leave a compromise between the losses by chance.
+    Choose it to escape a compromise between the losses by chance.
     """
 
     make = torchjd.aggregation.GradDrop
@@ -99,7 +99,7 @@ class GradDrop(TorchJD):
 class GradVac(TorchJD):
     """GradVac (Wang et al., ICLR 2021): gradients are turned towards the angles that they usually have.
 
-    Choose it as pcgrad, where losses that agree are to share more.
+    Choose it in place of pcgrad, where losses that agree should share more.
     """
 
     make = torchjd.aggregation.GradVac
@@ -124,7 +124,7 @@ class MeanGradient(TorchJD):
 
 
 class PcGrad(TorchJD):
-    """PCGrad (Yu et al., NeurIPS 2020): from each gradient its conflict with each other one is removed.
+    """PCGrad (Yu et al., NeurIPS 2020): each gradient loses its component that conflicts with another one.
 
     Choose it where two losses pull in opposite directions.
     """

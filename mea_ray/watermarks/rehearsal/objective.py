@@ -138,7 +138,7 @@ class RehearsalObjective(Objective):
         self.thieves: list[SimulatedThief] = []
 
     def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
-        """Keep the model as it is, whose answers are the unmarked ones, and build the thieves; neither is trained on.
+        """Copy the model, whose answers are the unmarked ones, and build the thieves; the engine trains neither.
 
         Raises:
             ConfigError: The model cannot be built anew, so that no thief of its kind can.

@@ -59,7 +59,7 @@ class Unseen(WeightedLoss):
 
 
 class RehearsalSettings(Settings):
-    """All that the objective is set by; see the parameters of ``Rehearsal`` of the same names."""
+    """Settings of the objective; see the parameters of ``Rehearsal`` of the same names."""
 
     weight: float
     ver: float
