@@ -1,4 +1,4 @@
-"""Extraction by images chosen in self-supervised features: a walk that spreads over them and shuns outliers."""
+"""Extraction by images chosen in self-supervised features: a walk that spreads over them and avoids outliers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mea_ray.training.engine import train
 Count = Annotated[int, Field(ge=1)]
 Rows = npt.NDArray[np.float32]
 REFERENCES = 2000
-"""Images at most among which neighbours are looked for."""
+"""Most images among which neighbours are searched for."""
 
 
 class SslExtraction(QueryAttack):
@@ -32,7 +32,7 @@ class SslExtraction(QueryAttack):
 
     Choose it for few queries against a mark that lies on unusual images.
 
-    An encoder of the substitute's kind is trained on the pool by ``pretext``; this asks nothing. In its features,
+    An encoder of the substitute's kind is trained on the pool by ``pretext``; this sends no query. In its features,
     scaled to length 1, each step of the walk draws ``proposals`` images of the pool and goes to the one that lies
     farthest from all that were visited. The images with the largest mean distance to their ``neighbours`` nearest, a
     share ``outliers``, come last: what looks like no other image may be a watermark. Substitutes start from the

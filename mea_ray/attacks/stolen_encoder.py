@@ -20,8 +20,8 @@ class StolenEncoder(EncoderAttack):
     Choose it against an encoder, to use augmented views that cost no query.
 
     e(x) is the victim's embedding of the unaugmented image, queried once; views cost no query. Embeddings and features
-    are scaled to length 1. Losses are means over the batch, where the authors' code sums: a matter of the learning
-    rate. Views are flips, colour jitter and greyscale, without a crop, as in the authors' code.
+    are scaled to length 1. Losses are means over the batch, where the authors' code has sums; this only rescales the
+    gradient. Views are flips, colour jitter and greyscale, without a crop, as in the authors' code.
 
     Args:
         distance: ``l2`` (Euclidean, not squared), ``l1`` or ``cosine``.

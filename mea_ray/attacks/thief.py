@@ -1,4 +1,4 @@
-"""What an attack's queries work with: the thief's images, answers and networks, and the queries that it may make."""
+"""The thief's side of an attack: its images, answers and networks, and the queries that it may make."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Query:
         indices: Their positions in the thief's pool, int64 (N,); None for images that the thief made.
         learn: Substitutes are trained on them; images that the thief made must then be uint8. False for probes: their
             answers are stored (they were paid for, and a resumed run needs them) but not the images.
-        whole: A part of the answers would be worth nothing: if the budget does not cover all, none is queried.
+        whole: Query all or none: if the budget does not cover all, none is queried, because a part is useless.
 
     Raises:
         DataError: There are no images, the indices do not fit them, or made images cannot be trained on.
@@ -65,7 +65,7 @@ the victim, float32 (N, C, H, W) in [0, 1]; or a ``Query``.
 
 @dataclass
 class Thief:
-    """What an attack's queries may look at: the thief's own belongings, and never the victim.
+    """What an attack's queries may read: the thief's own data and settings, never the victim.
 
     Attributes:
         pool: The thief's images, uint8 (N, C, H, W).
@@ -179,7 +179,7 @@ class Thief:
         return SnapshotFile(path, self.transfer.snapshot_every_s, keep=True, notify=self.transfer.notify)
 
     def forget_snapshots(self) -> None:
-        """Remove the snapshots of all trainings: their substitutes are kept by now."""
+        """Remove the snapshots of all trainings: their substitutes are stored by now."""
         self.transfer.forget_snapshots()
 
     def prepare(
