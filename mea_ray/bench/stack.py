@@ -16,8 +16,8 @@ from mea_ray.core import seeding
 from mea_ray.core.errors import ConfigError
 from mea_ray.models.build import build_model
 from mea_ray.training import device as devices
-from mea_ray.training.engine import use_bfloat16
 from mea_ray.training.objective import CrossEntropy
+from mea_ray.training.precision import autocast_dtype
 from mea_ray.training.stack import Training, train_stack
 
 
@@ -144,7 +144,7 @@ def bench_stack(
             "steps": steps,
             "device": where.type,
             "threads": torch.get_num_threads(),
-            "bfloat16": use_bfloat16(precision, where),
+            "autocast": str(autocast_dtype(precision, where)),
         },
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mea_ray.config.training import Precision, TrainingConfig
+from mea_ray.config.training import Compile, Precision, TrainingConfig
 from mea_ray.core import seeding
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import ImageSet
@@ -21,8 +21,9 @@ from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.training import device as devices
 from mea_ray.training.augment import Augment, to_float
-from mea_ray.training.engine import train, use_bfloat16
+from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy
+from mea_ray.training.precision import autocast_dtype, loss_scale
 from mea_ray.watermarks import WATERMARKS
 from mea_ray.watermarks.base import Key, Watermark
 
@@ -73,6 +74,7 @@ def bench_train(
     rounds: int = 5,
     batch_size: int = 128,
     precision: Precision = "auto",
+    compile: Compile = False,
     seed: int = 0,
     on_round: Callable[[dict[str, float]], None] | None = None,
 ) -> TrainBench:
@@ -95,6 +97,8 @@ def bench_train(
         rounds: Counted rounds.
         batch_size: Images of the main task per step.
         precision: As ``training.precision``.
+        compile: As ``training.compile``, for the engine with and without the watermark; the time to compile counts, so
+            that it takes many steps.
         seed: Seed of images, weights and batches.
         on_round: Called with the speeds of each counted round.
 
@@ -113,7 +117,7 @@ def bench_train(
     scheme: Watermark = WATERMARKS.build(watermark, **{**steady, **(watermark_params or {})})
     key = scheme.make_key(images, seed)
     epochs = max(1, steps * batch_size // len(images))
-    training = TrainingConfig(batch_size=batch_size, precision=precision, epochs=epochs)
+    training = TrainingConfig(batch_size=batch_size, precision=precision, compile=compile, epochs=epochs)
 
     def fresh() -> ImageModel:
         with torch.random.fork_rng(devices=[]):
@@ -151,7 +155,8 @@ def bench_train(
             "steps": epochs * len(images) // batch_size,
             "device": where.type,
             "threads": torch.get_num_threads(),
-            "bfloat16": use_bfloat16(precision, where),
+            "compile": compile,
+            "autocast": str(autocast_dtype(precision, where)),
         },
     )
 
@@ -177,8 +182,9 @@ def _plain(model: ImageModel, images: ImageSet, training: TrainingConfig, seed: 
     """Run what one would write without an engine; the same augmentation, precision and memory format."""
     where = devices.device()
     started = time.perf_counter()
-    half = use_bfloat16(training.precision, where)
-    nhwc = half or where.type != "cpu"
+    dtype = autocast_dtype(training.precision, where)
+    scaler = loss_scale(where, dtype)
+    nhwc = dtype is torch.bfloat16 or where.type != "cpu"
     model = model.to(where).to(memory_format=torch.channels_last if nhwc else torch.contiguous_format).train()
     pixels, labels = torch.from_numpy(images.images).to(where), torch.from_numpy(images.labels).to(where)
     augment = Augment(images.shape, torch.Generator().manual_seed(seed), augment=("flip", "crop"))
@@ -186,11 +192,12 @@ def _plain(model: ImageModel, images: ImageSet, training: TrainingConfig, seed: 
     for _ in range(training.epochs):
         for indices in torch.randperm(len(pixels)).to(where).split(training.batch_size):  # type: ignore[no-untyped-call]
             batch = to_float(augment(pixels[indices]), nhwc)
-            with torch.autocast(where.type, dtype=torch.bfloat16, enabled=half):
+            with torch.autocast(where.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
                 loss = F.cross_entropy(model(batch).float(), labels[indices])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer)
+            scaler.update()
     _synchronize(where)
     return training.epochs * len(pixels) / (time.perf_counter() - started)
 

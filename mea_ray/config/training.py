@@ -8,7 +8,8 @@ from pydantic import Field
 
 from mea_ray.config.components import Config
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
+Compile = bool | Literal["reduce-overhead"]
 
 
 class TrainingConfig(Config):
@@ -36,10 +37,15 @@ class TrainingConfig(Config):
         None, ge=1, description="Epochs without a better validation accuracy before stopping; null never stops."
     )
     precision: Precision = Field(
-        "auto", description="bfloat16 autocast where the device computes it natively, else float32."
+        "auto",
+        description="auto: bfloat16 autocast where the device computes it natively, else float16 on a GPU that has "
+        "tensor cores, else float32. float16 scales the losses. tf32: float32 whose matrix products are rounded to 10 "
+        "bits on a GPU; float32 rounds only those of convolutions there, as torch does.",
     )
     channels_last: bool | None = Field(None, description="Memory format; null chooses by device.")
-    compile: bool = Field(False, description="torch.compile the network.")
+    compile: Compile = Field(
+        False, description="torch.compile the network; reduce-overhead: with CUDA graphs, for batches of fixed shapes."
+    )
     stack: int = Field(
         1,
         ge=1,

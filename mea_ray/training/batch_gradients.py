@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mea_ray.core.errors import DeviceOutOfMemory
 from mea_ray.training import device as devices
+from mea_ray.training.compiled import FixedShapes
 from mea_ray.training.loader import least_batch
 from mea_ray.training.objective import Batch, Objective
 
@@ -32,7 +33,8 @@ class BatchGradients:
             parts, so that its batches are never divided.
         optimiser: Its optimiser, which forgets the gradients of an update that is begun again.
         where: The device.
-        half: Whether losses are computed under bfloat16 autocast.
+        dtype: What autocast computes losses in; None without autocast.
+        scaler: Scales the losses whose gradients are computed, see ``precision.loss_scale``.
         generators: Random streams that a step draws from, beside torch's global ones: an update that is begun again
             draws the same.
     """
@@ -44,16 +46,22 @@ class BatchGradients:
         objective: Objective,
         optimiser: torch.optim.Optimizer,
         where: torch.device,
-        half: bool,
+        dtype: torch.dtype | None,
+        scaler: torch.amp.GradScaler,
         generators: Sequence[torch.Generator],
     ) -> None:
         self.model, self.network, self.objective, self.optimiser = model, network, objective, optimiser
-        self.where, self.half, self.generators = where, half, generators
+        self.where, self.dtype, self.scaler, self.generators = where, dtype, scaler, generators
         self.parts = 1
         """Parts that a batch is learnt in."""
         self._least = least_batch(model, objective)
         self._divisible = objective.least_batch == 1
         self._batches: list[Batch] = []
+
+    def start_epoch(self) -> None:
+        """Begin an epoch."""
+        if isinstance(self.network, FixedShapes):
+            self.network.start_epoch()
 
     def add(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Add a batch's gradients to those of the update; return its loss and its terms, scalars without a graph.
@@ -62,6 +70,8 @@ class BatchGradients:
             DeviceOutOfMemory: It does not fit even in the smallest parts.
         """
         if not self._batches:
+            if isinstance(self.network, FixedShapes):
+                self.network.start_update(self.where)
             self._streams = devices.random_state(self.where, self.generators)
         self._batches.append(batch)
         losses = self._attempt([batch])
@@ -112,18 +122,25 @@ class BatchGradients:
     def _gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         if self.parts == 1:
             terms = self._terms(batch)
-            return self.objective.backward(terms, self.model), terms
+            return self._backward(terms), terms
         count = len(batch.indices)
         loss, sums = torch.zeros((), device=self.where), dict[str, Tensor]()
         divided = (tensor.tensor_split(self.parts) for tensor in (batch.images, batch.labels, batch.indices))
         for part in map(Batch, *divided):
             share = len(part.indices) / count
             terms = {name: term * share for name, term in self._terms(part).items()}
-            loss = loss + self.objective.backward(terms, self.model)
+            loss = loss + self._backward(terms)
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + term.detach()
         return loss, sums
 
+    def _backward(self, terms: dict[str, Tensor]) -> Tensor:
+        """Accumulate gradients, of scaled losses where losses are scaled; return the loss as it is without a scale."""
+        if not self.scaler.is_enabled():
+            return self.objective.backward(terms, self.model)
+        scaled = {name: self.scaler.scale(term) for name, term in terms.items()}
+        return self.objective.backward(scaled, self.model) / self.scaler.get_scale()
+
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
-        with torch.autocast(self.where.type, dtype=torch.bfloat16, enabled=self.half):
+        with torch.autocast(self.where.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             return self.objective.terms(self.network, batch)

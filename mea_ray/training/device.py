@@ -199,6 +199,31 @@ def native_bfloat16(where: torch.device) -> bool:
     return where.type == "cpu" and _cpu_bfloat16()
 
 
+def fast_float16(where: torch.device) -> bool:
+    """Whether a device computes float16 faster than float32: a GPU with tensor cores, of compute capability 7.0."""
+    return where.type == "cuda" and torch.cuda.get_device_capability(where)[0] >= 7
+
+
+def begin_graphs(where: torch.device) -> None:
+    """Let the next pass of a compiled network on a GPU write over what its graphs returned before."""
+    if where.type == "cuda":
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def tf32(where: torch.device, *, enabled: bool) -> Iterator[None]:
+    """Round the inputs of float32 matrix products on a GPU to 10 bits (TF32) inside the context."""
+    if not enabled or where.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @lru_cache(maxsize=1)
 def _cpu_bfloat16() -> bool:
     try:

@@ -10,21 +10,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from mea_ray.config.training import Precision, TrainingConfig
+from mea_ray.config.training import TrainingConfig
 from mea_ray.core import seeding
 from mea_ray.core.errors import ConfigError
 from mea_ray.training import device as devices
 from mea_ray.training.batch_gradients import BatchGradients
+from mea_ray.training.compiled import compiled
 from mea_ray.training.feed import Feed, StackFeed
 from mea_ray.training.loader import check_data, least_batch
 from mea_ray.training.objective import Objective
+from mea_ray.training.precision import loss_scale, step_dtype
 from mea_ray.training.progress import BestWeights, LossMeans, check_weights
 from mea_ray.training.schedule import factor, make_optimizer
 from mea_ray.training.snapshot import SnapshotFile, TrainingState, training_digest
@@ -157,10 +159,10 @@ def run_training(
     started = time.perf_counter()
     epochs, accumulate_steps, patience = training.epochs, training.accumulate_steps, training.early_stop_patience
     where = device if device is not None else devices.device()
-    half = use_bfloat16(training.precision, where)
+    dtype = step_dtype(training.precision, where, objective)
     nhwc = training.channels_last
     if nhwc is None:
-        nhwc = where.type != "cpu" or (half and devices.aligned(model))
+        nhwc = where.type != "cpu" or (dtype is torch.bfloat16 and devices.aligned(model))
     nhwc = nhwc and bool(getattr(model, "channels_last", True))
     data = make_feed(where, nhwc)
     updates = -(-data.steps // accumulate_steps)
@@ -173,25 +175,30 @@ def run_training(
     seen = 0
     try:
         # Dropout draws from torch's global generator: fork it, so that it is ours inside and untouched outside.
-        with devices.retain_freed_memory(), torch.random.fork_rng(devices.fork_devices(where)):
+        with (
+            devices.retain_freed_memory(),
+            devices.tf32(where, enabled=training.precision == "tf32"),
+            torch.random.fork_rng(devices.fork_devices(where)),
+        ):
             torch.manual_seed(seeding.derive(seed, "dropout"))
             model.to(where).to(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
             heads = objective.attach(model, where)
-            optimiser = make_optimizer(model, where, training, heads)
+            optimiser = make_optimizer(model, where, training, heads, scaled=dtype is torch.float16)
             optimiser.zero_grad(set_to_none=True)
-            network = cast(nn.Module, torch.compile(model)) if training.compile else model
-            own = streams(where)
-            gradients = BatchGradients(model, network, objective, optimiser, where, half, (*data.step_generators, *own))
+            network, scaler, own = compiled(model, training.compile), loss_scale(where, dtype), streams(where)
+            drawn = (*data.step_generators, *own)
+            gradients = BatchGradients(model, network, objective, optimiser, where, dtype, scaler, drawn)
             losses, best = LossMeans(1 if where.type == "cpu" else STEPS_BETWEEN_CHECKS), BestWeights(model)
             objective.start(data.context(epochs))
             file = snapshots if objective.resumable else None
             generators = (*data.generators, *own)
-            state = TrainingState(file, identify, model, heads, optimiser, generators, best, objective)
+            state = TrainingState(file, identify, model, heads, optimiser, generators, best, objective, scaler)
             history, seen = state.resume(on_epoch)
             for epoch in range(len(history), len(history) if state.finished else epochs):
                 epoch_started = time.perf_counter()
                 model.train()
                 objective.start_epoch(epoch)
+                gradients.start_epoch()
                 for step, batch in enumerate(data):
                     losses.add(epoch, step, len(batch.indices), *gradients.add(batch))
                     seen += len(batch.indices)
@@ -200,8 +207,10 @@ def run_training(
                     for group in optimiser.param_groups:
                         group["lr"] = rate_of(epoch, step)
                     if training.gradient_clip is not None:
+                        scaler.unscale_(optimiser)
                         clip([*model.parameters(), *heads], training.gradient_clip)
-                    optimiser.step()
+                    scaler.step(optimiser)
+                    scaler.update()
                     optimiser.zero_grad(set_to_none=True)
                     gradients.updated()
                     objective.updated(model)
@@ -222,11 +231,6 @@ def run_training(
         # The layout of the weights changes roundings: a trained model must answer as it does from its checkpoint.
         model.to("cpu").to(memory_format=torch.contiguous_format).eval()
     return TrainReport(len(history), state.seconds + time.perf_counter() - started, seen, history, gradients.parts)
-
-
-def use_bfloat16(precision: Precision, where: torch.device) -> bool:
-    """Whether a precision setting means bfloat16 autocast on a device."""
-    return precision == "bfloat16" or (precision == "auto" and devices.native_bfloat16(where))
 
 
 def results_from(training: TrainingConfig) -> dict[str, Any]:

@@ -99,6 +99,14 @@ class Objective(ABC):
     def __init__(self) -> None:
         self.weights = {}
 
+    @property
+    def sums_terms(self) -> bool:
+        """Whether ``backward`` computes the gradient of the sum of the weighted terms, and nothing else.
+
+        Then multiples of the terms have the same multiples of the gradient, which training in float16 needs.
+        """
+        return type(self).backward is Objective.backward
+
     def attach(self, model: nn.Module, device: torch.device) -> list[nn.Parameter]:
         """Build heads that are trained with the model, e.g. a projection head, on the device; return their parameters.
 

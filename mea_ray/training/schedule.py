@@ -48,14 +48,20 @@ def factor(training: TrainingConfig, update: int, updates: int, epoch: int) -> f
 
 
 def make_optimizer(
-    model: nn.Module, device: torch.device, training: TrainingConfig, heads: Sequence[nn.Parameter] = ()
+    model: nn.Module,
+    device: torch.device,
+    training: TrainingConfig,
+    heads: Sequence[nn.Parameter] = (),
+    *,
+    scaled: bool = False,
 ) -> torch.optim.Optimizer:
     """Build the optimiser of a model's trainable parameters, fused into one kernel per update where torch has one.
 
-    ``heads`` are parameters of the objective that are trained with the model's.
+    ``heads`` are parameters of the objective that are trained with the model's. With ``scaled`` gradients SGD is not
+    fused: torch 2.14 makes its momentum of memory without values if the very first update overflows.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad] + list(heads)
-    fused = fused_optimizers(device)
+    fused = fused_optimizers(device) and not (scaled and training.optimizer == "sgd")
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)

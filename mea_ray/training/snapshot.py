@@ -194,6 +194,7 @@ class TrainingState:
         generators: All random streams except torch's global ones.
         best: The best weights so far.
         objective: Its memory belongs to the state.
+        scaler: Scale of float16 losses; one that is not enabled has no state.
         seconds: Wall time of earlier processes.
     """
 
@@ -205,6 +206,7 @@ class TrainingState:
     generators: Sequence[torch.Generator]
     best: BestWeights
     objective: Objective
+    scaler: torch.amp.GradScaler
     seconds: float = 0.0
     finished: bool = False
 
@@ -281,6 +283,7 @@ class TrainingState:
             "device": on_device,
             "best": (self.best.score, self.best.waited, self.best.state),
             "memory": self.objective.memory(),
+            "scaler": self.scaler.state_dict(),
             "history": json.dumps(history),
             "seen": seen,
             "seconds": self.seconds + time.monotonic() - self._started,
@@ -296,6 +299,8 @@ class TrainingState:
         streams = state["global"], state["device"], state["generators"]
         devices.set_random_state(self._where, self.generators, streams)
         self.best.score, self.best.waited, self.best.state = state["best"]
+        if state.get("scaler") and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.seconds, self.finished = state["seconds"], state["finished"]
         return json.loads(state["history"]), state["seen"]
 

@@ -28,10 +28,12 @@ from torch.func import functional_call, vmap
 from mea_ray.config.training import TrainingConfig
 from mea_ray.core import seeding
 from mea_ray.core.errors import DeviceOutOfMemory, TrainingDiverged
+from mea_ray.training import device as devices
 from mea_ray.training.engine import TrainReport, results_from, run_training, train
 from mea_ray.training.feed import Feed, StackContext, StackFeed
 from mea_ray.training.loader import check_data, least_batch
 from mea_ray.training.objective import Batch, Objective, OutputLoss, StepContext
+from mea_ray.training.precision import autocast_dtype
 from mea_ray.training.snapshot import SnapshotFile, training_digest
 
 logger = logging.getLogger(__name__)
@@ -128,7 +130,7 @@ def _run(trainings: list[Training]) -> list[TrainReport]:
         return [trainings[0].run()]
     problem = _problem(trainings[:2])
     if problem is not None:
-        logger.warning("%d networks are trained one by one: torch.func cannot stack them (%s)", len(trainings), problem)
+        logger.warning("%d networks are trained one by one, since they cannot be stacked (%s)", len(trainings), problem)
         return [each.run() for each in trainings]
     try:
         return train_stack(trainings)
@@ -143,6 +145,8 @@ def _run(trainings: list[Training]) -> list[TrainReport]:
 
 def _problem(trainings: Sequence[Training]) -> str | None:
     """Return why networks cannot be stacked; None if one pass forward and backward works."""
+    if autocast_dtype(trainings[0].training.precision, devices.device()) is torch.float16:
+        return "in float16 each network has a loss scale of its own; training.precision=float32 can be stacked"
     count = min(2, len(trainings[0].images))
     images = torch.from_numpy(np.ascontiguousarray(trainings[0].images[:count])).float().div_(255)
     with torch.random.fork_rng([]):

@@ -123,6 +123,11 @@ class MeaDefenderObjective(Objective):
             terms |= self.source_terms(torch.cat([logits["first"], logits["second"]]), len(parts["first"]))
         return terms
 
+    @property
+    def sums_terms(self) -> bool:
+        """See the base class; an aggregator does not sum."""
+        return self.weighting is None
+
     def backward(self, terms: dict[str, Tensor], model: nn.Module) -> Tensor:
         """Sum the weighted terms, or let an aggregator weigh their gradients."""
         if self.weighting is None:
