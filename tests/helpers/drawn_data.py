@@ -107,7 +107,8 @@ def array_file(root: Path) -> None:
     parts = {part: draw(120, 4, 12, seed=index) for index, part in enumerate(("train", "test"))}
     images = {f"{part}_images": drawn[0] for part, drawn in parts.items()}
     labels = {f"{part}_labels": drawn[1] for part, drawn in parts.items()}
-    np.savez(root / "all.npz", **images, **labels, class_names=np.array([f"class{label}" for label in range(4)]))
+    names = np.array([f"class{label}" for label in range(4)])
+    np.savez(root / "all.npz", **images, **labels, class_names=names)  # type: ignore[arg-type]
 
 
 def face_folders(root: Path) -> None:
