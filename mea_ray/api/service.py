@@ -139,7 +139,7 @@ def serve(
         stack.enter_context(cluster.quiet())
         address = cluster.check_address(address)
         own_ray = address is None and not ray.is_initialized()
-        if own_ray:
+        if own_ray or port == 0:
             listening = listening.claimed()
         kind = proxies.chosen(proxy, own_ray=own_ray, tls=tls is not None)
         stack.enter_context(cluster.environment(stack.enter_context(proxies.environment(kind))))

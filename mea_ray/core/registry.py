@@ -202,6 +202,7 @@ class Table:
         owner = getattr(self.resolve(name), "moved", {}).get(key)
         if owner is not None:
             return f": it belongs to {self.kind} {owner!r} now; write name: {owner}"
+        known = [each for each in known if not each.startswith("on_")]  # callbacks are not for configs
         return f"{nearest(key, known)} Known: {', '.join(known) or 'none'}"
 
     def build(self, name: str, *args: Any, **params: Any) -> Any:

@@ -36,6 +36,7 @@ class StolenNulls:
 
     def __init__(self, store: Store, config: ExperimentConfig, names: Names, null: Callable[[int], ImageModel]) -> None:
         self.store, self.config, self.names, self._null = store, config, names, null
+        self._found: dict[str, Path] = {}
 
     def take(self, wanted: Mapping[int, Collection[int]], steal: StealSome) -> Iterator[tuple[int, Rung]]:
         """Yield substitutes with the index of their null model. Those that another process is stealing come last.
@@ -124,13 +125,18 @@ class StolenNulls:
         return all(self._find(index, budget) is not None for budget in self.config.thief.budgets)
 
     def _find(self, index: int, budget: int) -> Path | None:
+        name = self._name(index, budget)
         try:
-            return self.store.find(KIND, self._name(index, budget))
+            folder = self.store.find(KIND, name)
         except ArtifactError:
             return None  # damaged: it is stolen again
+        if folder is not None:
+            self._found[name] = folder
+        return folder
 
     def _load(self, index: int, budget: int) -> Rung | None:
-        folder = self._find(index, budget)
+        # What was found a moment ago is not hashed again to be found: `load_model` does that anyway.
+        folder = self._found.pop(self._name(index, budget), None) or self._find(index, budget)
         if folder is None:
             return None
         try:

@@ -98,7 +98,8 @@ class Replica:
             model, model.shape, worded, pass_images=images, device=where, small_passes=settings.small_passes
         )
         # The first pass of a process is slow (kernels are chosen, memory is taken): not at a client's expense.
-        self._is_quick = [self._seconds_of_a_lone_pass(model.shape) for _ in range(2)][-1] < _QUICK_PASS_S
+        # The quickest of several: a machine that is busy now must not send all later images to another thread.
+        self._is_quick = min(self._seconds_of_a_lone_pass(model.shape) for _ in range(5)) < _QUICK_PASS_S
         self._shape, self._classes, self._source = model.shape, answer_size(model, worded), worded.source
         # By name and not by handle: arguments in the object store die with their owner, and then no restart succeeds.
         self._ledger, self._secret = find(ledger_name(service)) if ledger is None else ledger, secret

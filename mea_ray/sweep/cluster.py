@@ -51,6 +51,23 @@ _OF_ANOTHER_RAY = (
 )
 
 
+_GROUP_OF_ITS_OWN = threading.Event()
+"""Set while Ray is started, see `_leave_the_group`."""
+
+
+def _leave_the_group() -> None:
+    """Give a process of Ray a group of its own.
+
+    A shell's ``kill %1``, ``timeout`` and many job schedulers send a signal to a whole process group. If Ray ended by
+    it, this process could answer nothing more that is under way, and would wait a minute for Ray before it ended.
+    """
+    if _GROUP_OF_ITS_OWN.is_set():
+        os.setpgid(0, 0)
+
+
+os.register_at_fork(after_in_child=_leave_the_group)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep Ray's, Tune's and Optuna's own output out of the terminal; a sweep reports its progress by events."""
@@ -141,6 +158,7 @@ def _start_or_join(address: str | None, py_modules: Sequence[str], starts: int =
 
     waiting = "Ray to start on this machine" if address is None else f"the Ray cluster at {address}"
     try:
+        _GROUP_OF_ITS_OWN.set()
         with _reported_if_slow(waiting):
             ray.init(
                 address=address or "local",
@@ -162,6 +180,8 @@ def _start_or_join(address: str | None, py_modules: Sequence[str], starts: int =
                 f"Ray could not be started on this machine: {reason}; its logs are in {folder}/ray/session_latest/logs"
             ) from error
         raise ConfigError(f"the Ray cluster at {address} could not be joined: {reason}") from error
+    finally:
+        _GROUP_OF_ITS_OWN.clear()
 
 
 @contextlib.contextmanager

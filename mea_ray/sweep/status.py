@@ -146,7 +146,10 @@ def read_status(folder: SweepFolder) -> Status:
         status.queries_planned = sum(victim["queries"] for victim in plan["victims"].values())
         status.models_planned = len(plan["victims"]) + len(plan["nulls"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{folder.path / 'plan.json'} is damaged: {error}") from error
+        raise ArtifactError(
+            f"{folder.path / 'plan.json'} is damaged: {error}; restore it from a copy, or start the sweep under "
+            "another name (name=...), which uses the models that were trained"
+        ) from error
     # Listed before the log is read: a trial that ends in between is not counted as running.
     finished = {name.removesuffix(".json") for name in folder.storage.names(f"{folder.name}/results")}
     fold = _Fold(status)

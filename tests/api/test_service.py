@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import socket
 import ssl
 import threading
@@ -13,9 +11,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from certificate import self_signed
 from http_service import SHAPE, images, save_victim
 
 import mea_ray
@@ -30,29 +26,6 @@ def free_port() -> int:
     with socket.socket() as result:
         result.bind(("127.0.0.1", 0))
         return int(result.getsockname()[1])
-
-
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    """Write a certificate for 127.0.0.1 and its key."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, private = folder / "cert.pem", folder / "key.pem"
-    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return pem, private
 
 
 def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
@@ -78,6 +51,8 @@ def test_a_service_over_tls_is_asked_updated_and_ended(
             httpx.get(f"{served.url}/healthz")
         trusted = ssl.create_default_context(cafile=str(certificate))
         assert httpx.get(f"{served.url}/healthz", verify=trusted).json() == {"status": "ok"}
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://127.0.0.1:{port}/healthz")
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         box = HttpBlackBox(served.url, served.add_client("alice", budget=20))
         queries = images(3)
@@ -96,10 +71,12 @@ def test_a_service_over_tls_is_asked_updated_and_ended(
 
 
 @pytest.mark.slow
-def test_more_replicas_are_started_under_load(ray_session: None, tmp_path: Path) -> None:
+def test_replicas_are_added_under_load_and_end_after_it(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ray import serve
 
-    settings = {"max_replicas": 2, "ongoing_requests": 1, "cpus_per_replica": 0.25}
+    settings = {"max_replicas": 3, "ongoing_requests": 1, "cpus_per_replica": 0.25, "idle_s": 2}
     with mea_ray.serve(save_victim(tmp_path / "flowers"), settings, port=free_port()) as served:
 
         def replicas() -> int:
@@ -107,26 +84,40 @@ def test_more_replicas_are_started_under_load(ray_session: None, tmp_path: Path)
             states = app.deployments["victim"].replica_states
             return sum(count for state, count in states.items() if state == "RUNNING")
 
-        over = threading.Event()
+        def wait_for(number: int) -> None:
+            deadline = time.monotonic() + 300
+            while replicas() != number and time.monotonic() < deadline:
+                time.sleep(1)
+            assert replicas() == number
+
+        over, victim = threading.Event(), LocalBlackBox(load_model(tmp_path / "flowers")[0])
+        asked, failures = dict.fromkeys(map("client-{}".format, range(6)), 0), list[BaseException]()
         keys = [served.add_client(f"client-{index}") for index in range(6)]
 
-        def ask(key: str) -> None:
-            box = HttpBlackBox(served.url, key)
-            while not over.is_set():
-                box.query(images(32))
+        def ask(index: int) -> None:
+            queries = images(32, seed=index)
+            try:
+                box, right = HttpBlackBox(served.url, keys[index]), victim.query(queries)
+                while not over.is_set():
+                    assert np.array_equal(box.query(queries), right)
+                    asked[f"client-{index}"] += 32
+            except BaseException as error:
+                failures.append(error)
 
-        threads = [threading.Thread(target=ask, args=(key,)) for key in keys]
+        threads = [threading.Thread(target=ask, args=(index,)) for index in range(6)]
         for thread in threads:
             thread.start()
         try:
-            deadline = time.monotonic() + 180
-            while replicas() < 2 and time.monotonic() < deadline:
-                time.sleep(1)
-            assert replicas() == 2
+            wait_for(3)
         finally:
             over.set()
             for thread in threads:
                 thread.join()
-        usage = served.usage()
-        assert len(usage) == 6 and all(row["charged"] == row["log"]["images"] for row in usage)
+        wait_for(1)
+        assert not failures, failures
+        usage = {row["client"]: row for row in served.usage()}
+        assert {client: row["charged"] for client, row in usage.items()} == asked, "whoever answered"
+        assert {client: row["log"]["images"] for client, row in usage.items()} == asked
+        late = HttpBlackBox(served.url, served.add_client("late"))
+        assert np.array_equal(late.query(images(3)), victim.query(images(3)))
     serve.shutdown()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import os
 import signal
 import subprocess
@@ -14,15 +16,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import requests
+from certificate import self_signed
 from foreign_service import ForeignService
-from http_service import save_victim
+from http_service import images, save_victim
 from starlette.requests import Request
 
+from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.cli.interrupts import answered, line_of
 from mea_ray.cli.options import INTERRUPTED, OK
 from mea_ray.models.build import build_model
 from mea_ray.service.http import admin
+from mea_ray.service.http.bodies import NPY
+from mea_ray.service.http.keys import KeyStore
+from mea_ray.service.http.running import offline_usage
+from mea_ray.training.checkpoint import load_model
 
 AT_ONCE_S = 2.0
 WAIT_S = 900  # for what hangs
@@ -149,6 +159,73 @@ def test_a_service_answers_ctrl_c_and_ends(tmp_path: Path) -> None:
         serve.wait_for("Ctrl-C ends it")
         took, code = serve.interrupt()
     assert took < at_once_s() and code == OK and serve.text.count("ending") == 1 and "Traceback" not in serve.text
+
+
+@pytest.mark.slow
+def test_a_service_over_tls_answers_what_is_under_way_and_ends_when_its_group_is_terminated(tmp_path: Path) -> None:
+    """As `timeout`, a shell's `kill %1` and job schedulers do it."""
+    victim = LocalBlackBox(load_model(save_victim(tmp_path / "victim"))[0])
+    self_signed(tmp_path)
+    keys = [KeyStore(tmp_path / "victim.service").add(f"client-{index}") for index in range(4)]
+    arguments = [
+        "serve",
+        "victim",
+        "--port",
+        "0",
+        "--admin-port",
+        "0",
+        "--tls-cert",
+        "cert.pem",
+        "--tls-key",
+        "key.pem",
+    ]
+    answered: list[int] = [0] * len(keys)
+    failures: list[Exception] = []
+
+    def ask(url: str, index: int) -> None:
+        queries = images(64, seed=index)
+        body = io.BytesIO()
+        np.save(body, queries)
+        headers = {"Authorization": f"Bearer {keys[index]}", "Content-Type": NPY, "Accept": NPY}
+        trusted = str(tmp_path / "cert.pem")
+        try:
+            while True:
+                answer = requests.post(
+                    f"{url}/v1/predict", body.getvalue(), headers=headers, verify=trusted, timeout=60
+                )
+                if answer.status_code != 200:
+                    break  # it takes nothing new
+                assert np.array_equal(np.load(io.BytesIO(answer.content)), victim.query(queries))
+                answered[index] += len(queries)
+        except requests.ConnectionError:
+            pass  # it is gone
+        except Exception as error:
+            failures.append(error)
+
+    with command([*arguments, "cpus_per_replica=0.1"], tmp_path) as serve:
+        serve.wait_for("Ctrl-C ends it")
+        url = next(line.split()[1] for _, line in serve.lines if line.startswith("service "))
+        curl = ["curl", "-sS", f"{url}/healthz", "--cacert"]
+        done = subprocess.run([*curl, str(tmp_path / "cert.pem")], capture_output=True, text=True, check=True)
+        assert url.startswith("https://") and json.loads(done.stdout) == {"status": "ok"}
+        with pytest.raises(requests.ConnectionError):
+            requests.get(url.replace("https", "http") + "/healthz", timeout=60)
+        clients = [threading.Thread(target=ask, args=(url, index)) for index in range(len(keys))]
+        for each in clients:
+            each.start()
+        end = time.monotonic() + WAIT_S
+        while not all(answered) and not failures and time.monotonic() < end:
+            time.sleep(0.1)
+        os.killpg(serve.process.pid, signal.SIGTERM)
+        sent = time.monotonic()
+        assert serve.process.wait(WAIT_S) == OK and "Traceback" not in serve.text
+        took = time.monotonic() - sent
+        for each in clients:
+            each.join()
+    assert not failures and all(answered), failures
+    rows = offline_usage(tmp_path / "victim.service", 10)
+    assert [row["charged"] for row in rows] == [row["log"]["images"] for row in rows] == answered
+    assert took < 5 * at_once_s(), f"{took:.0f} s"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from tiny import TINY, config, without_durations
 from mea_ray.attacks.base import Rung, Target
 from mea_ray.config import ExperimentConfig
 from mea_ray.core.types import Splits
-from mea_ray.experiment import stolen_nulls
+from mea_ray.experiment import artifacts, stolen_nulls
 from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.data import Fingerprints, load_splits
 from mea_ray.experiment.local import run_in_memory, run_local
@@ -204,3 +204,15 @@ def test_one_that_another_trial_drops_while_it_is_read_is_stolen_again(
 
     monkeypatch.setattr(stolen_nulls, "load_model", too_late)
     assert digests(models.stolen_nulls({0: [48, 96]}, Thief(models.config, data).steal)) == whole
+
+
+def test_what_is_there_is_checked_once_and_then_loaded(
+    tmp_path: Path, data: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = small(tmp_path)
+    checked: list[Path] = []
+    wanted = {0: [48, 96], 1: [48, 96]}
+    stolen = digests(sources(experiment, data).stolen_nulls(wanted, Thief(experiment, data).steal))
+    monkeypatch.setattr(artifacts, "check", checked.append)
+    assert digests(sources(experiment, data).stolen_nulls(wanted, Thief(experiment, data).steal)) == stolen
+    assert len([folder for folder in checked if folder.parent.name == KIND]) == 4

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import subprocess
 import threading
 import time
 from typing import Any
@@ -136,3 +137,20 @@ def test_a_slow_start_says_what_is_waited_for(address: str | None, what: str, mo
     monkeypatch.setattr(ray, "init", lambda **_: logged.wait(60))
     cluster._start_or_join(address, ())
     assert len(said) == 1 and said[0].startswith(f"waiting for {what}") and " CPUs; Ctrl-C ends it" in said[0]
+
+
+def test_the_processes_of_a_ray_are_not_in_the_group_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray starts them; else `timeout` and `kill %1` would end Ray before the program can end what it does."""
+    import ray
+
+    groups: list[int] = []
+
+    def start(**_: Any) -> None:
+        with subprocess.Popen(["sleep", "60"], preexec_fn=lambda: None) as process:
+            groups.append(os.getpgid(process.pid))
+            process.kill()
+
+    monkeypatch.setattr(ray, "init", start)
+    cluster._start_or_join(None, ())
+    start()
+    assert groups[0] != os.getpgrp() == groups[1], "and all that is started later is"

@@ -13,7 +13,7 @@ from report_results import trial
 from mea_ray.cli import main as cli
 from mea_ray.cli.options import OK, USAGE
 from mea_ray.cli.status import duration, watch
-from mea_ray.core.errors import ConfigError
+from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.report import html
 from mea_ray.storage import remote as storage_module
 from mea_ray.sweep import events as e
@@ -182,6 +182,12 @@ def test_a_remote_storage_is_read_from_another_machine(tmp_path: Path, monkeypat
 def test_no_sweep_is_told_from_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no plan\.json"):
         open_folder(str(tmp_path / "none"))
+
+
+def test_a_damaged_plan_is_named_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"trial_count":')
+    with pytest.raises(ArtifactError, match="is damaged: .*; restore it from a copy, or start the sweep under another"):
+        read_status(open_folder(str(tmp_path)))
 
 
 def test_a_sweep_of_an_older_version_has_no_log_and_still_a_status(folder: SweepFolder) -> None:

@@ -54,6 +54,7 @@ def application(spec: Spec) -> serve.Application:
         min_replicas=settings.replicas,
         max_replicas=max(settings.replicas, settings.max_replicas or 0),
         target_ongoing_requests=settings.ongoing_requests,
+        downscale_delay_s=settings.idle_s,
     )
     ingress: Any = serve.ingress(asgi)()
     deployment: Any = serve.deployment(

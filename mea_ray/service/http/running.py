@@ -7,6 +7,7 @@ import errno
 import json
 import secrets
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -61,14 +62,25 @@ class Address:
         return f"{'https' if self.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def check(self) -> None:
-        """Refuse files that are not there, before anything is started.
+        """Refuse a certificate that cannot be used, before anything is started.
 
         Raises:
-            ConfigError: A TLS file is missing.
+            ConfigError: A TLS file is missing, is not PEM, or needs a password, or the key is of another certificate.
         """
+        if self.tls_cert is None or self.tls_key is None:
+            return
         for file in (self.tls_cert, self.tls_key):
-            if file is not None and not file.is_file():
+            if not file.is_file():
                 raise ConfigError(f"{file} is no file; give the certificate chain and its key in PEM")
+        try:
+            # An empty password, since OpenSSL would ask the terminal for one.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.tls_cert, self.tls_key, password="")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+            raise ConfigError(
+                f"{self.tls_cert} and {self.tls_key} are no certificate chain with its private key "
+                f"({str(reason).lower().replace('_', ' ')}); give both in PEM, the key without a password"
+            ) from None
 
     def claimed(self) -> Address:
         """Return the address with a port that is free on this machine: its own, or any for port 0.

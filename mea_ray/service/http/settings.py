@@ -32,6 +32,7 @@ class HttpConfig(HttpLimits, ServingConfig):
     ongoing_requests: int = Field(
         16, ge=1, description="Requests under way in a replica that the number of replicas is chosen for."
     )
+    idle_s: float = Field(600.0, ge=0, description="Seconds of less load after which an added replica ends.")
     queued_requests: int = Field(1000, ge=1, description="Requests that wait for a replica; further ones get a 503.")
     drain_s: float = Field(60.0, ge=0, description="Longest wait for requests under way when a replica stops, seconds.")
 

@@ -1,10 +1,12 @@
-"""Where a service listens: a port that is taken is refused before Ray is started."""
+"""Where a service listens: a port or a certificate that cannot be used is refused before Ray is started."""
 
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
+from certificate import self_signed
 
 from mea_ray.core.errors import ConfigError
 from mea_ray.service.http.running import Address
@@ -32,3 +34,23 @@ def test_port_0_is_a_free_one() -> None:
 def test_a_host_that_is_not_this_machine_is_refused(host: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Address(host).claimed()
+
+
+def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "other", "locked")]
+    for folder in folders:
+        folder.mkdir()
+    (one, key), (other, _) = self_signed(folders[0]), self_signed(folders[1])
+    locked, private = self_signed(folders[2], password=b"secret")
+    Address(tls_cert=one, tls_key=key).check()
+    (noise := tmp_path / "noise.pem").write_bytes(bytes(range(256)))
+    for certificate, secret, says in [
+        (other, key, "key values mismatch"),
+        (noise, key, "noise.pem and .*key.pem are no certificate chain"),
+        (one, one, "are no certificate chain with its private key"),
+        (locked, private, "the key without a password"),
+        (tmp_path, key, "is no file; give the certificate chain"),
+        (one, tmp_path / "lost.pem", r"lost\.pem is no file; give the certificate chain"),
+    ]:
+        with pytest.raises(ConfigError, match=says):
+            Address(tls_cert=certificate, tls_key=secret).check()
