@@ -293,7 +293,7 @@ def _accuracy_lost(removal: RemovalResult) -> float:
 
 
 def _cost(results: Sequence[TrialResult]) -> list[Finding]:
-    """Say what the mark costs customers on the source classes, against the null models."""
+    """Say what the mark costs customers on the source classes (or on all), against the null models."""
     lost, blurred = [], []
     for result in results:
         for null in result.null_reports:
@@ -303,14 +303,17 @@ def _cost(results: Sequence[TrialResult]) -> list[Finding]:
             if ours.calibration_error is not None and theirs.calibration_error is not None:
                 blurred.append(ours.calibration_error - theirs.calibration_error)
     points, calibration = mean(lost), mean(blurred)
-    if points is None or calibration is None:
+    if calibration is None:
         return []
-    accuracy = f"{points:.1f} points of accuracy" if points >= 0.05 else "no accuracy"
     error = f"adds {calibration:.3f} to the calibration error"
     if calibration < 0.0005:
         error = "does not raise the calibration error"
-    text = f"The mark costs customers {accuracy} on the source classes and {error}."
-    return [Finding(text, "mixed" if points > 1 or calibration > 0.05 else "good", "cost")]
+    if points is None:  # a scheme without source classes
+        text = f"The mark {error}."
+    else:
+        accuracy = f"{points:.1f} points of accuracy" if points >= 0.05 else "no accuracy"
+        text = f"The mark costs customers {accuracy} on the source classes and {error}."
+    return [Finding(text, "mixed" if (points or 0) > 1 or calibration > 0.05 else "good", "cost")]
 
 
 def _given_away(results: Sequence[TrialResult]) -> list[Finding]:

@@ -106,7 +106,8 @@ class ModelReport(_Record):
         infringes_threshold: ``wsr`` is above ``verification.threshold``.
         source_accuracy: Accuracy on held-out clean samples of the source classes, by class name.
         source_target_probability: Mean probability of the target class on these samples.
-        calibration_error: Expected calibration error (15 bins) on these samples.
+        calibration_error: Expected calibration error (15 bins) on these samples; of a scheme without source classes on
+            all test images.
     """
 
     accuracy: Fraction

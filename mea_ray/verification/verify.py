@@ -121,7 +121,8 @@ def report(
 
     Returns:
         The report. What the mark costs (``source_accuracy``, ``source_target_probability``, ``calibration_error``) is
-        measured on the clean held-out samples of the source classes, as a customer could see it.
+        measured on the clean held-out samples of the source classes, as a customer could see it. A scheme without
+        source classes has the calibration error alone, on ``test``.
 
     Raises:
         DataError: There are no test images or no watermark samples, or the model gives no logits: another shape,
@@ -175,7 +176,7 @@ def report(
         p_value=ranked.p_value if ranked is not None else None,
         p_value_chance=binomial_p_value(mark.successes, mark.trials, chance) if chance is not None else None,
         infringes_threshold=wsr.rate > threshold,
-        **(_mark_cost(sources, samples, test.class_names) if sources is not None else {}),
+        **(_mark_cost(logits, test) if sources is None else _source_cost(sources, samples, test.class_names)),
     )
 
 
@@ -275,7 +276,13 @@ def _check_logits(logits: npt.NDArray[np.float32], test: ImageSet) -> None:
         )
 
 
-def _mark_cost(logits: Logits, samples: Samples, class_names: tuple[str, ...]) -> dict[str, Any]:
+def _mark_cost(logits: Logits, test: ImageSet) -> dict[str, Any]:
+    """Return what a mark without source classes costs on clean images, as fields of the report."""
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    return {"calibration_error": metrics.calibration_error(probabilities, test.labels)}
+
+
+def _source_cost(logits: Logits, samples: Samples, class_names: tuple[str, ...]) -> dict[str, Any]:
     """Return what the mark costs on clean images of the source classes, as fields of the report."""
     probabilities = softmax(logits.astype(np.float64), axis=1)
     right = probabilities.argmax(1) == samples.source_labels

@@ -63,6 +63,16 @@ def test_the_cost_of_the_carrier_is_measured_on_clean_sources() -> None:
     assert result.calibration_error == pytest.approx(metrics.calibration_error(probabilities, SAMPLES.source_labels))
 
 
+def test_a_mark_without_source_classes_costs_calibration_on_all_images() -> None:
+    nothing = {"sources": SAMPLES.sources[:0], "source_labels": SAMPLES.source_labels[:0]}
+    bare = SimpleNamespace(**{**vars(SAMPLES), **nothing})
+    result = report(by_pixel, TEST, samples=bare)
+    probabilities = np.exp(by_pixel(TEST.images))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    assert result.source_accuracy == {} and result.source_target_probability is None
+    assert result.calibration_error == pytest.approx(metrics.calibration_error(probabilities, TEST.labels))
+
+
 def test_the_threshold_is_strict_and_says_nothing_of_the_rank() -> None:
     assert report(by_pixel, TEST, samples=SAMPLES, threshold=0.3).infringes_threshold
     assert not report(by_pixel, TEST, samples=SAMPLES, threshold=0.31).infringes_threshold
