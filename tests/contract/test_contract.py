@@ -88,7 +88,7 @@ def test_an_unknown_argument_is_refused_with_the_nearest(entry: tuple[Table, str
         known.check(name, {"zzz_unknown": 1})
     assert " on_" not in str(refused.value)  # no config can give a function
     options = {p.name.split(".")[0] for p in known.parameters(name) if not p.name.startswith("on_")}
-    longest = max(options, key=len, default="")
+    longest = max(sorted(options), key=len, default="")
     if len(longest) > 3:
         with pytest.raises(ConfigError, match=f"did you mean '{longest}'"):
             known.check(name, {f"{longest[:-1]}": 1})
