@@ -167,17 +167,13 @@ class TransferSet:
 
     def digest(self, start: int, stop: int) -> str:
         """Return a digest of the names and answers from ``start`` to before ``stop``, 64 hexadecimal digits."""
-        digest, first = hashlib.sha256(), 0
-        # Chunk by chunk: they need not be joined for it.
-        for chunk in self._chunks:
-            part = slice(max(start - first, 0), max(stop - first, 0))
-            digest.update(np.ascontiguousarray(chunk.indices[part]).data)
-            first += len(chunk.indices)
-        first = 0
-        for chunk in self._chunks:
-            part = slice(max(start - first, 0), max(stop - first, 0))
-            digest.update(np.ascontiguousarray(chunk.answers[part]).data)
-            first += len(chunk.indices)
+        digest = hashlib.sha256()
+        for column in ("indices", "answers"):
+            first = 0
+            for chunk in self._chunks:  # one by one: they need not be joined for it
+                part = slice(max(start - first, 0), max(stop - first, 0))
+                digest.update(np.ascontiguousarray(getattr(chunk, column)[part]).data)
+                first += len(chunk.indices)
         return digest.hexdigest()
 
     def for_training(self, count: int) -> npt.NDArray[np.bool_]:

@@ -47,7 +47,7 @@ class MixedTuning(Removal):
         """Return mixes, uint8 (count, C, H, W), and what they are labelled, int64 (count,).
 
         Raises:
-            ConfigError: The images are of too few classes.
+            ConfigError: There are fewer than three classes.
         """
 
     def check(self, prospect: Prospect) -> None:
@@ -60,7 +60,7 @@ class MixedTuning(Removal):
         """Return the tuned copy.
 
         Raises:
-            ConfigError: The thief's images are of too few classes.
+            ConfigError: There are fewer than three classes.
         """
         tuned = copied(model)
         clean = labelled(thief, tuned.classes)

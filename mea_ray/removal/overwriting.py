@@ -38,9 +38,10 @@ class Overwriting(MixedTuning):
 
 
 def second_key(clean: ImageSet, seed: int) -> tuple[int, int, int]:
-    """Draw two source classes and a target, from the classes that have images as far as there are so many.
+    """Draw two source classes and a target from the classes that have images.
 
-    A poor API may name one class or two. Then the target has no images, and with one class both sources are that class.
+    If the API named two classes only, they are the sources, and the target is a class without images. If it named one,
+    both sources are that class.
     """
     present, rng = np.unique(clean.labels), numpy_generator(seed, "second")
     if len(present) >= 3:
