@@ -111,7 +111,7 @@ def test_a_holder_on_another_machine_is_judged_by_its_heartbeat(make: Make, tmp_
         time.sleep(0.05)
     started = time.monotonic()
     assert waiter.acquire(poll_s=0.02)
-    assert 0.3 < time.monotonic() - started < 5
+    assert 0.3 < time.monotonic() - started < 30
     assert not holder.is_held()
     holder.release()
     assert waiter.is_held(), "who lost it takes nothing away"
