@@ -26,7 +26,7 @@ import torch
 from fastapi import FastAPI, Request, Response
 
 from mea_ray.blackbox.http import HttpBlackBox
-from mea_ray.config import ClientConfig, ServingConfig, build
+from mea_ray.config import ClientConfig, build
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.core.versions import versions
@@ -85,9 +85,9 @@ def bench_http(
     Returns:
         Images per second (medians) as ``http_<images>_<clients>``, ``actors_<images>_<clients>`` and ``bare_<images>``;
         ``http_to_actors_<images>_<clients>``; ``latency_<http|constant|actors|bare>_<p50|p99>_ms`` of one image, where
-        ``constant`` is an application of Ray Serve that computes nothing; the ratios ``lone_to_bare`` and
-        ``lone_above_constant_to_bare`` of the medians; ``fsync_ms``, the median time of a write to the ledger's
-        disk; ``load``, the machine's mean number of runnable processes in the last minute; the settings,
+        ``constant`` is an application of Ray Serve that computes nothing; ratios of the medians, ``lone_to_bare``,
+        ``lone_above_constant_to_bare`` and ``lone_actors_to_bare``; ``fsync_ms``, the median time of a write to the
+        ledger's disk; ``load``, the machine's mean number of runnable processes in the last minute; the settings,
         processors and versions.
 
     Raises:
@@ -192,8 +192,13 @@ def _summary(
     for kind, seconds in times.items():
         for percent in (50, 99):
             summary[f"latency_{kind}_p{percent}_ms"] = 1000 * float(np.percentile(seconds, percent))
-    http, constant, bare = (summary[f"latency_{kind}_p50_ms"] for kind in ("http", "constant", "bare"))
-    summary |= {"lone_to_bare": http / bare, "lone_above_constant_to_bare": (http - constant) / bare}
+    kinds = ("http", "actors", "constant", "bare")
+    http, actors, constant, bare = (summary[f"latency_{kind}_p50_ms"] for kind in kinds)
+    summary |= {
+        "lone_to_bare": http / bare,
+        "lone_above_constant_to_bare": (http - constant) / bare,
+        "lone_actors_to_bare": actors / bare,
+    }
     return summary
 
 
@@ -218,8 +223,8 @@ def _services(
         http = RunningService(spec, Address(port=_free_port()))
         stack.callback(http.stop)
         http.start()
-        plain = ServingConfig(cpus_per_replica=cpus)
-        actors = VictimService.start(folder / "victim", f"{spec.name}-actors", plain)
+        # The same passes and waits, so that only the way differs.
+        actors = VictimService.start(folder / "victim", f"{spec.name}-actors", settings.serving)
         stack.callback(actors.stop)
         keys = KeyStore(spec.state)
 

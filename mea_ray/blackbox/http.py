@@ -165,6 +165,7 @@ class HttpBlackBox:
         self._transport, self._sleep = transport, sleep
         self._turn = threading.RLock()
         self._http: httpx.Client | None = None
+        self._has_answered = False
         try:
             # A mistyped URL must not be waited for as a service that restarts is.
             self._about = self._wire.describe(lambda path: self._get(path, _OPENING_S))
@@ -316,9 +317,10 @@ class HttpBlackBox:
             try:
                 response = self._client().request(**make())
                 if response.is_success:
+                    self._has_answered = True
                     return response
+                away = self._is_away(response.status_code)
                 error: MeaRayError = self._error(response)
-                away = response.status_code in _AWAY
             except httpx.TransportError as failure:
                 error = ServiceUnavailable(f"{self.url} does not answer: {_line(failure)}")
                 away, response = not isinstance(failure, httpx.TimeoutException), None
@@ -360,9 +362,13 @@ class HttpBlackBox:
             return RateLimited(self._named(), float(wait) if wait else _retry_after(response) or 1.0)
         if code == 409:
             return RequestConflict(f"{self.url}: {detail}")
-        if code in _AWAY:
+        if self._is_away(code):
             return ServiceUnavailable(f"{self.url} answered {code} ({detail})")
         return BadQuery(f"{self.url} refused the request with {code}: {detail}")
+
+    def _is_away(self, code: int) -> bool:
+        """Return whether the service is away. A proxy has no route to one that ends or restarts, and answers 404."""
+        return code in _AWAY or (code == 404 and self._has_answered)
 
     def _named(self) -> str:
         return self._about.client if hasattr(self, "_about") else "?"

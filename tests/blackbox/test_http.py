@@ -127,6 +127,7 @@ def test_answers_in_order_with_bounded_flight(dtype: str) -> None:
         httpx.Response(500, text="Internal Server Error"),
         problem(503),
         problem(502),
+        httpx.Response(404, text="Path '/v1/predict' not found."),
     ],
     ids=lambda failure: str(getattr(failure, "status_code", failure)),
 )
