@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mea_ray.blackbox.ledger import Charge, Ledger, RateLimit
 from mea_ray.blackbox.query_log import ClientLog, LogEntry, QueryLog
 from mea_ray.config import RateConfig
 from mea_ray.core.errors import QueryError, StorageUnavailable
 from mea_ray.service.accounts import Account, check_account, check_owner
+from mea_ray.service.local_calls import Address, LocalServer
 from mea_ray.service.watch import incarnation
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_Actor = TypeVar("_Actor", bound="LedgerActor")
+
+
+def in_turn(method: Callable[Concatenate[_Actor, _P], _R]) -> Callable[Concatenate[_Actor, _P], _R]:
+    """Make a method wait for others that use the ledger or the log: local calls come from threads of their own."""
+
+    @wraps(method)
+    def waiting(self: _Actor, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with self.turn:
+            return method(self, *args, **kwargs)
+
+    return waiting
 
 
 class LedgerActor:
@@ -29,9 +47,14 @@ class LedgerActor:
         rate: Rate limit of every client; None for no limit.
         description: What `VictimService.connect` needs to know; kept as it is.
         secret: The service's secret, see `accounts`.
+
+    Attributes:
+        turn: Held by whatever uses the ledger or the log.
     """
 
     def __init__(self, path: str, rate: RateConfig | None, description: Mapping[str, Any], secret: str) -> None:
+        self.turn = threading.RLock()
+        self._local: LocalServer | None = None
         self._ledger = Ledger(Path(path))
         # After the ledger: who holds its journal alone holds the log alone, too.
         self._log = QueryLog(log_path(path))
@@ -46,16 +69,26 @@ class LedgerActor:
         """Return what is different after a restart, see `watch.incarnation`."""
         return incarnation()
 
+    def local_address(self, secret: str) -> Address | None:
+        """Return where processes of this machine can call ``charge_and_note`` directly; None if they cannot."""
+        check_owner(self._secret, secret)
+        if self._local is None:
+            self._local = LocalServer.start({"charge_and_note": self.charge_and_note})
+        return self._local.address if self._local is not None else None
+
+    @in_turn
     def register(self, secret: str, client: str, budget: int | None) -> None:
         """Open an account or change its budget, see `Ledger.register`."""
         check_owner(self._secret, secret)
         self._ledger.register(client, budget, self._rate)
 
+    @in_turn
     def charge_many(self, secret: str, charges: Sequence[Charge]) -> list[QueryError | None]:
         """Charge merged requests, see `Ledger.charge_many`."""
         check_owner(self._secret, secret)
         return self._ledger.charge_many(charges)
 
+    @in_turn
     def charge_and_note(
         self, secret: str, charges: Sequence[Charge], notes: Sequence[LogEntry]
     ) -> tuple[list[QueryError | None], bool]:
@@ -76,52 +109,64 @@ class LedgerActor:
             return outcomes, False
         return outcomes, True
 
+    @in_turn
     def note(self, secret: str, notes: Sequence[LogEntry]) -> None:
         """Log what a replica answered, see `QueryLog.add`."""
         check_owner(self._secret, secret)
         self._log.add(notes)
 
+    @in_turn
     def seen(self, secret: str, client: str) -> ClientLog:
         """Return what was answered to a client. The caller judges it, since charges wait while this actor works."""
         check_owner(self._secret, secret)
         return self._log.of(client)
 
+    @in_turn
     def remaining(self, account: Account) -> int | None:
         """Return the images that the client may still ask; None without a budget."""
         return self._ledger.remaining(check_account(self._secret, account))
 
+    @in_turn
     def charged(self, secret: str, client: str) -> int:
         """Return the images that the client has been charged."""
         check_owner(self._secret, secret)
         return self._ledger.charged(client)
 
+    @in_turn
     def unpaid(self, account: Account, requests: Sequence[tuple[str, int]]) -> tuple[int, int | None, int | None]:
         """Return images of ``requests`` not charged before, images remaining, and the budget."""
         ledger, client = self._ledger, check_account(self._secret, account)
         return ledger.unpaid(client, requests), ledger.remaining(client), ledger.budget(client)
 
+    @in_turn
     def logged(self, secret: str, client: str) -> int:
         """Return how many images of a client the log holds, see `QueryLog.images`."""
         check_owner(self._secret, secret)
         return self._log.images(client)
 
+    @in_turn
     def forget(self, secret: str, client: str) -> None:
         """Remove a client's log, which nobody will ask for again; its charges stay."""
         check_owner(self._secret, secret)
         self._log.forget(client)
 
+    @in_turn
     def copy_to(self, secret: str, path: str) -> None:
         """Write a copy of the ledger's journal, see `Ledger.copy_to`."""
         check_owner(self._secret, secret)
         self._ledger.copy_to(Path(path))
 
+    @in_turn
     def clients(self, secret: str) -> list[str]:
         """Return the names of all clients."""
         check_owner(self._secret, secret)
         return self._ledger.clients()
 
+    @in_turn
     def close(self) -> None:
         """Close journal and log before the actor is stopped on purpose."""
+        if self._local is not None:
+            self._local.close()
         self._ledger.close()
         self._log.close()
 

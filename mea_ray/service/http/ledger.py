@@ -10,7 +10,7 @@ from mea_ray.blackbox.prada import query_log_record
 from mea_ray.results.records import QueryLogRecord
 from mea_ray.service.accounts import check_owner
 from mea_ray.service.http.metrics import Counts
-from mea_ray.service.ledger_actor import LedgerActor
+from mea_ray.service.ledger_actor import LedgerActor, in_turn
 
 
 class Standing(NamedTuple):
@@ -28,6 +28,7 @@ class HttpLedger(LedgerActor):
         super().__init__(*args)
         self._counts: dict[str, Counts] = {}
 
+    @in_turn
     def set_limits(self, secret: str, limits: Sequence[tuple[str, int | None, RateLimit | None]]) -> None:
         """Open accounts, or change their limits; a budget below what was charged counts as spent.
 
@@ -41,6 +42,7 @@ class HttpLedger(LedgerActor):
             charged = self._ledger.charged(client) if client in known else 0
             self._ledger.register(client, None if budget is None else max(budget, charged), rate or self._rate)
 
+    @in_turn
     def standing(self, secret: str, client: str) -> Standing:
         """Return what a client has been charged and what is left of its budget.
 
@@ -51,16 +53,19 @@ class HttpLedger(LedgerActor):
         ledger = self._ledger
         return Standing(ledger.charged(client), ledger.budget(client), ledger.remaining(client))
 
+    @in_turn
     def count(self, secret: str, process: str, counts: Counts) -> None:
         """Take what one process of a replica has counted since it started."""
         check_owner(self._secret, secret)
         self._counts[process] = counts
 
+    @in_turn
     def counts(self, secret: str) -> list[Counts]:
         """Return the counters of all processes since this ledger started; those that ended are included."""
         check_owner(self._secret, secret)
         return list(self._counts.values())
 
+    @in_turn
     def usage(self, secret: str, classes: int) -> list[dict[str, Any]]:
         """Return the owner's view of all clients: charges, class histogram, PRADA's statistic, outliers.
 
