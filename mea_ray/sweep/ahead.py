@@ -26,6 +26,8 @@ class Ahead(ReadyTrials):
         prepare: Called with a name for the point and a suggestion; tells the feeder what it needs.
         most: Points under way at once.
         samples: Points in all.
+        only_ahead: Count only points that were not given to Tune yet: of the others some may be paused, and wait for
+            further ones.
     """
 
     def __init__(
@@ -36,9 +38,11 @@ class Ahead(ReadyTrials):
         *,
         most: int = 1,
         samples: int = 0,
+        only_ahead: bool = False,
     ) -> None:
         super().__init__(feeder)
         self._inner, self._prepare, self._most, self._left = inner, prepare, most, samples
+        self._only_ahead = only_ahead
         self._numbers = count()
         self._held: dict[str, dict[str, Any]] = {}
         self._no_more = False
@@ -69,9 +73,13 @@ class Ahead(ReadyTrials):
         self._names[trial_id] = name
         return self._held.pop(name)
 
+    @property
+    def _under_way(self) -> int:
+        return len(self._held) + (0 if self._only_ahead else len(self._names))
+
     def _ask(self) -> None:
         """Ask the search for points, as many as may be under way."""
-        while not self._no_more and self._left > 0 and len(self._held) + len(self._names) < self._most:
+        while not self._no_more and self._left > 0 and self._under_way < self._most:
             name = f"point-{next(self._numbers)}"
             suggestion: Any = self.inner.suggest(name)  # or FINISHED, which its annotation leaves out
             if suggestion is None:

@@ -24,7 +24,13 @@ def check(sweep: SweepConfig) -> None:
         ConfigError: A name cannot be imported, is of the wrong kind, or refuses its parameters.
     """
     if plugins.is_path(sweep.scheduler.name):
-        scheduler(sweep)
+        made = scheduler(sweep)
+        if waits_for_groups(made) and sweep.max_concurrent_trials is not None:
+            raise ConfigError(
+                f"max_concurrent_trials={sweep.max_concurrent_trials} counts trials that {type(made).__name__} has "
+                "paused until others have come as far, so that those others may never start; leave it out, and limit "
+                "the trials that run by resources.trial"
+            )
     if plugins.is_path(sweep.search.name):
         searcher(sweep)
     callbacks(sweep)
@@ -54,6 +60,13 @@ def scheduler(sweep: SweepConfig) -> Any:
     if sweep.scheduler.reports == "epoch":
         given = {"metric": LOSS, "mode": "min", "time_attr": EPOCHS}
     return _built("scheduler", scheduler_class, given, sweep.scheduler.params)
+
+
+def waits_for_groups(scheduler: object) -> bool:
+    """Return whether a scheduler pauses a trial until a whole group of trials has come as far, as HyperBand does."""
+    from ray.tune.schedulers import HyperBandScheduler
+
+    return isinstance(scheduler, HyperBandScheduler)
 
 
 def searcher(sweep: SweepConfig) -> Any:

@@ -121,6 +121,8 @@ class Tuning:
         searcher: Searcher
         space: dict[str, Any] = {}
         imported = plugins.is_path(self.sweep.search.name)
+        scheduler = search.scheduler(self.sweep)
+        grouped = tune_classes.waits_for_groups(scheduler)
         if left:
             assert self.feeder is not None
             self.feeder.schedule.again(set(left))  # of an earlier run of Tune, which ended before them
@@ -142,16 +144,17 @@ class Tuning:
             if self.feeder is not None and isinstance(searcher, Searcher):
                 self.feeder.schedule.forget()  # points that an earlier run of Tune held back
                 prepare = partial(self.prepare, self.feeder, self.context)
-                searcher = Ahead(searcher, self.feeder, prepare, most=self.at_once, samples=samples)
+                searcher = Ahead(searcher, self.feeder, prepare, most=self.at_once, samples=samples, only_ahead=grouped)
         deadline = self.finisher.deadline
         tuner = tune.Tuner(
             trainable,
             param_space=space,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=search.scheduler(self.sweep),
+                scheduler=scheduler,
                 num_samples=samples,
-                max_concurrent_trials=self.at_once,
+                # It would count paused trials, too, and the group that they wait for would never be complete.
+                max_concurrent_trials=None if grouped else self.at_once,
                 time_budget_s=None if deadline is None else max(1.0, deadline - time.monotonic()),
                 # A process takes seconds to start and import; a trial leaves nothing behind in one but that.
                 reuse_actors=True,

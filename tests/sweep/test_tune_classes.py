@@ -60,6 +60,7 @@ def test_a_space_is_given_in_the_terms_of_tune() -> None:
     [
         ({"scheduler": {"name": "ray.tune.schedulers:PopulationBasedTraining"}}, "copies the state of one trial"),
         ({"scheduler": {"name": HYPERBAND, "params": {"mx": 9}}}, r"mx.*it takes time_attr, metric"),
+        ({"scheduler": {"name": HYPERBAND}, "max_concurrent_trials": 2}, "may never start; leave it out"),
         ({"scheduler": {"name": "json:JSONDecoder"}}, "derives from Ray Tune's TrialScheduler"),
         ({"search": {"name": "ray.tune.search:nothing", "samples": 2}}, "search.name.*no 'nothing'"),
         ({"callbacks": ["json:JSONDecoder"]}, r"callbacks\.0=json:JSONDecoder"),
@@ -103,7 +104,6 @@ def test_hyperband_pauses_trials_and_a_callback_and_a_searcher_of_tune_are_used(
         },
         "scheduler": {"name": HYPERBAND, "params": {"max_t": 2, "reduction_factor": 2}},
         "callbacks": [f"{__name__}:Counter"],
-        "max_concurrent_trials": 2,
     }
     outcome = run_sweep(tiny_sweep(tmp_path, **more))
     results = list(outcome.results)
@@ -113,6 +113,24 @@ def test_hyperband_pauses_trials_and_a_callback_and_a_searcher_of_tune_are_used(
     assert outcome.grid is not None and len(outcome.grid) == 3
     best = outcome.grid.get_best_result("accuracy", "max").metrics
     assert best is not None and best["accuracy"] == max(result.rungs[-1].report.accuracy for result in results)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("searcher", ["random", "ray.tune.search.optuna:OptunaSearch"])
+def test_hyperband_fills_groups_that_are_larger_than_what_runs_at_once(
+    searcher: str, tmp_path: Path, ray_session: None
+) -> None:
+    more: dict[str, Any] = {
+        "space": {"thief.training.learning_rate": {"loguniform": [1e-4, 1e-2]}},
+        "search": {"name": searcher, "samples": 9, "metric": "accuracy"},
+        "scheduler": {"name": HYPERBAND, "params": {"max_t": 3, "reduction_factor": 3}},
+    }
+    tree = tiny_sweep(tmp_path, **more).model_dump()
+    tree["base"]["thief"]["budgets"] = [16, 32, 48]
+    outcome = run_sweep(build(SweepConfig, tree))
+    rungs = sorted(len(result.rungs) for result in outcome.results)
+    assert len(rungs) == 9 and not outcome.failed
+    assert rungs[0] == 1 and rungs[-1] == 3, rungs  # it stopped some early, and let the best go on to the end
 
 
 @pytest.mark.slow
