@@ -1,12 +1,17 @@
 """Images in files that are mapped into memory, for sets that memory does not hold.
 
-They behave as arrays: the system reads the pages that are looked at, and drops them when it needs the room.
+They behave as arrays: the system reads the pages that are looked at, and drops them when it needs the room. Processes
+of one machine that take the same part of them share one file, so that it takes disk and page cache once.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import math
 import os
+import platform
 import shutil
 import tempfile
 from mmap import mmap
@@ -78,8 +83,86 @@ def scratch(count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         return np.memmap(file, np.uint8, "r+", shape=(count, *shape))
 
 
+def shared_part(images: npt.NDArray[np.uint8], indices: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8] | None:
+    """Return a part of mapped images in a file that all processes of this machine share, read-only.
+
+    Each process locks the file as long as an array on it lives. Files that nobody locks are removed by the next call.
+
+    Args:
+        images: uint8, (N, C, H, W), mapped.
+        indices: Positions, (n,), n >= 1.
+
+    Returns:
+        uint8, (n, C, H, W); None where the images lie in a file without a name, or the disk has no locks.
+
+    Raises:
+        DataError: The disk has no room for them.
+    """
+    name = _part_name(images, indices)
+    if name is None:
+        return None
+    # Not every file system passes locks on to the other machines that mount it: each has a folder of its own.
+    room = folder().parent / "image_parts" / hashlib.sha256(platform.node().encode()).hexdigest()[:12]
+    room.mkdir(parents=True, exist_ok=True)
+    _remove_unused(room, name)
+    shape = (len(indices), *images.shape[1:])
+    size = math.prod(shape)
+    while True:
+        with open(str(room / name), "a+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                if os.fstat(file.fileno()).st_size <= size:  # a last byte says that it is whole
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                return None
+            if not _is_at(file.fileno(), room / name):
+                continue
+            if os.fstat(file.fileno()).st_size <= size:
+                check_disk(size)
+                with open(room / name, "r+b") as into:
+                    into.truncate(size)
+                    copy(images, np.memmap(into, np.uint8, "r+", shape=shape), indices)
+                    into.truncate(size + 1)
+            fcntl.flock(file, fcntl.LOCK_SH)
+            # The map has a copy of the descriptor, and with it the lock.
+            return np.memmap(file, np.uint8, "r", shape=shape)
+
+
+def _part_name(images: npt.NDArray[np.uint8], indices: npt.NDArray[np.integer]) -> str | None:
+    """Return a name that follows from the file and the place of images in it, and from positions."""
+    base: Any = images
+    while base is not None and not isinstance(getattr(base, "base", None), mmap):
+        base = getattr(base, "base", None)
+    if getattr(base, "filename", None) is None or not images.flags.c_contiguous:
+        return None
+    try:
+        status = os.stat(base.filename)
+    except OSError:
+        return None
+    offset = images.ctypes.data - base.ctypes.data + base.offset
+    known = f"{base.filename} {status.st_ino} {status.st_size} {status.st_mtime_ns} {offset} {images.shape}"
+    return hashlib.sha256(known.encode("utf-8", "surrogatepass") + np.asarray(indices, np.int64).tobytes()).hexdigest()
+
+
+def _remove_unused(room: Path, but: str) -> None:
+    """Remove the parts that no process has locked."""
+    for path in room.iterdir():
+        if path.name != but:
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
 def take(images: npt.NDArray[np.uint8], indices: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
-    """Copy images, (N, C, H, W), at positions (n,): in memory, or into a file if they come from one.
+    """Copy images, (N, C, H, W), at positions (n,): in memory, or as ``shared_part`` does if they come from a file.
 
     Raises:
         DataError: The disk has no room for them.
@@ -87,6 +170,9 @@ def take(images: npt.NDArray[np.uint8], indices: npt.NDArray[np.integer]) -> npt
     if not is_mapped(images):
         copied: npt.NDArray[np.uint8] = images[indices]
         return copied
+    shared = shared_part(images, indices) if len(indices) else None
+    if shared is not None:
+        return shared
     copies = scratch(len(indices), images.shape[1:])
     copy(images, copies, indices)
     return copies

@@ -45,8 +45,9 @@ def load(
     ``mea_ray.data.decode`` lists the formats and limits.
 
     100 classes of ImageNet at 64 x 64 take 1.6 GB of memory, all of it at 224 x 224 takes 193 GB. With
-    ``in_memory=false`` they take that on the disk of ``$XDG_CACHE_HOME/mea_ray/images``, once for what is decoded and
-    once for the parts that it is divided into, and no memory; results are the same.
+    ``in_memory=false`` they take that on the disk of ``$XDG_CACHE_HOME/mea_ray``, once for what is decoded and once for
+    the parts that it is divided into, which all processes of a machine share, and no memory; results are the same. In a
+    sweep each node opens them itself: Ray's object store holds none, and the folder must be there on every node.
 
     Args:
         path: Folder of the parts, of the classes, or of the images.

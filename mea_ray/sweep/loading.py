@@ -23,7 +23,7 @@ class Loaded:
     """Data in Ray's object store.
 
     Attributes:
-        references: References to the splits, by ``data.splits_key``.
+        references: References to the splits, as ``SharedData``, by ``data.splits_key``.
         contents: Fingerprints of what was read.
     """
 
@@ -58,7 +58,7 @@ def load(ray: Any, drafts: Sequence[Draft], known: Contents, warn: Callable[[str
     contents = Contents(known.known)
     data = {}
     for key in first:
-        data[key] = ray.get(references[key])
+        data[key] = ray.get(references[key]).open()
         contents.learn(first[key].config, Fingerprints.of(data[key], first[key].config))
     for each in drafts:
         check_one(each, data[splits_key(each.config)])

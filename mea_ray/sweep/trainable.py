@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mea_ray.config import ExperimentConfig, SweepConfig
 from mea_ray.core.errors import AttackDied, DeviceOutOfMemory, ServiceUnavailable, StorageUnavailable
+from mea_ray.core.mapped import is_mapped
 from mea_ray.experiment.artifacts import Store
 from mea_ray.experiment.data import Contents, load_splits, splits_key
 from mea_ray.experiment.ports import Role
@@ -104,8 +105,8 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
 
     def load() -> Splits:
         # Mapped from the object store, not copied; only a search that varies the data itself has to load here.
-        loaded: Splits = ray.get(data[trial.splits]) if trial.splits in data else load_splits(trial.config)
-        return loaded
+        shared: SharedData = ray.get(data[trial.splits]) if trial.splits in data else SharedData(trial.config, None)
+        return shared.open()
 
     context.folder.be_patient(context.sweep.base.resources.storage_patience_s, context.emit)
 
@@ -122,13 +123,36 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
         reports.rung(dict.fromkeys(METRICS, float("nan")))
 
 
-def load_data(config: ExperimentConfig) -> Splits:
-    """Load and split data; as a task, its result is in the object store once for all."""
-    return load_splits(config)
+@dataclass(frozen=True)
+class SharedData:
+    """The data of an experiment as the processes of a sweep pass them on.
+
+    Attributes:
+        config: The experiment.
+        splits: Its data; None if they are mapped from files, which each process opens on its own machine.
+    """
+
+    config: ExperimentConfig
+    splits: Splits | None
+
+    def open(self) -> Splits:
+        """Return the data.
+
+        Raises:
+            DataError: They are mapped, and not at hand on this machine.
+        """
+        return load_splits(self.config) if self.splits is None else self.splits
+
+
+def load_data(config: ExperimentConfig) -> SharedData:
+    """Load and split data; as a task, its result is in the object store once for all, unless the data are mapped."""
+    data = load_splits(config)
+    parts = (data.victim_train, data.victim_validation, data.thief_pool, data.verification, data.test)
+    return SharedData(config, None if any(is_mapped(part.images) for part in parts) else data)
 
 
 def train_model(
-    role: Role, trial: PlannedTrial, index: int, data: Splits, folder: SweepFolder, emit: events.OnEvent
+    role: Role, trial: PlannedTrial, index: int, data: SharedData, folder: SweepFolder, emit: events.OnEvent
 ) -> None:
     """Get or train one victim or null model into the storage.
 
@@ -147,7 +171,7 @@ def train_model(
     use_resources(config.resources.victim.cpus, config.resources.victim.gpus)
     folder.be_patient(config.resources.storage_patience_s, emit)
     store = Store(folder.storage, warn=lambda text: emit(events.Warned(text)))
-    models = StoredModels(store, config, data, trial.names, epoch_events(config.victim.training.epochs, emit))
+    models = StoredModels(store, config, data.open(), trial.names, epoch_events(config.victim.training.epochs, emit))
     with device_memory("training a model"):
         path = models.victim_folder() if role == "victim" else models.null_folder(index)
     emit(events.ModelReady(role, path.name, str(path)))

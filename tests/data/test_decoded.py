@@ -147,3 +147,31 @@ def test_copies_are_not_taken_for_mapped(tmp_path: Path) -> None:
     taken = mapped.take(images, np.array([2, 0]))
     assert mapped.is_mapped(taken) and taken[:, 0, 0, 0].tolist() == [8, 0]
     assert len(mapped.take(images, np.arange(0))) == 0
+
+
+def test_processes_share_a_part_until_none_needs_it(photos: Path, cache: Path) -> None:
+    images = folder(photos, in_memory=False).train.images
+    chosen = np.array([3, 0, 1])
+    one, other = mapped.take(images, chosen), mapped.take(images, chosen)
+    assert isinstance(one, np.memmap) and isinstance(other, np.memmap)
+    assert one.filename == other.filename and not one.flags.writeable
+    assert np.array_equal(one, images[chosen]) and np.array_equal(other, images[chosen])
+    deeper = mapped.take(one[1:], np.array([1]))
+    assert np.array_equal(deeper, images[[1]])
+    part = Path(str(one.filename))
+    del one
+    mapped.take(images, np.array([0]))
+    assert part.exists(), "the other array lives"
+    del other
+    mapped.take(images, np.array([1]))
+    assert not part.exists() and deeper.sum() == images[1].sum(dtype=np.int64)
+
+
+def test_a_part_that_was_left_half_written_is_written_again(photos: Path) -> None:
+    images = folder(photos, in_memory=False).train.images
+    first = mapped.take(images, np.array([2, 1]))
+    assert isinstance(first, np.memmap)
+    part = Path(str(first.filename))
+    del first
+    part.write_bytes(b"0" * 7)
+    assert np.array_equal(mapped.take(images, np.array([2, 1])), images[[2, 1]])
