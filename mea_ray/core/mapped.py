@@ -7,12 +7,12 @@ of one machine that take the same part of them share one file, so that it takes 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import math
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from mmap import mmap
 from pathlib import Path
@@ -22,6 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mea_ray.core.errors import DataError
+
+if sys.platform != "win32":
+    import fcntl
 
 _COPIED_AT_ONCE = 1024
 """Images in memory at once while mapped ones are copied."""
@@ -99,7 +102,7 @@ def shared_part(images: npt.NDArray[np.uint8], indices: npt.NDArray[np.integer])
         DataError: The disk has no room for them.
     """
     name = _part_name(images, indices)
-    if name is None:
+    if name is None or sys.platform == "win32":
         return None
     # Not every file system passes locks on to the other machines that mount it: each has a folder of its own.
     room = folder().parent / "image_parts" / hashlib.sha256(platform.node().encode()).hexdigest()[:12]
@@ -146,6 +149,7 @@ def _part_name(images: npt.NDArray[np.uint8], indices: npt.NDArray[np.integer]) 
 
 def _remove_unused(room: Path, but: str) -> None:
     """Remove the parts that no process has locked."""
+    assert sys.platform != "win32"
     for path in room.iterdir():
         if path.name != but:
             with contextlib.suppress(OSError), open(path, "rb") as file:

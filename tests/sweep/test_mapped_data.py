@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -9,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 from pictures import class_folders
+from tiny import tiny_sweep
 
 from mea_ray.config import ExperimentConfig, build
 from mea_ray.core import mapped
+from mea_ray.results.frames import load_results
 from mea_ray.sweep.trainable import SharedData, load_data
 
 COUNT, SHAPE = 40_000, (3, 64, 64)
@@ -62,6 +67,35 @@ def test_mapped_data_travel_as_the_settings_that_open_them(tmp_path: Path, monke
 def _file(data: Any) -> tuple[int, int]:
     status = Path(data.victim_train.images.filename).stat()
     return status.st_dev, status.st_ino
+
+
+@pytest.mark.slow
+def test_a_sweep_on_mapped_images_gives_the_results_of_images_in_memory(tmp_path: Path) -> None:
+    for split, count in (("train", 60), ("test", 40)):
+        class_folders(tmp_path / "photos" / split, "abcde", count, first=0 if split == "train" else 1000)
+    tree = tiny_sweep(tmp_path, space={"seed": {"grid": [0, 1]}}).model_dump(mode="json")
+    tree["base"]["service"]["rate"] = None
+    results = {}
+    for in_memory in (True, False):
+        data = {"name": "image_folder", "path": str(tmp_path / "photos"), "image_size": 16, "in_memory": in_memory}
+        tree["base"] |= {"data": data, "storage": str(tmp_path / str(in_memory))}
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
+        done = subprocess.run(
+            [sys.executable, "-m", "mea_ray", "sweep", str(tmp_path / "sweep.yaml")],
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        loaded = load_results(tmp_path / str(in_memory) / "s")
+        columns = ["trial", "model", "budget", "removal", "victim", "accuracy", "fidelity", "wsr", "wfpr"]
+        results[in_memory] = loaded[columns].sort_values(columns, ignore_index=True)
+    assert set(results[True].budget.dropna()) == {48, 96} and results[True].trial.nunique() == 2
+    pd.testing.assert_frame_equal(results[True], results[False])
+    parts = [path for path in (tmp_path / "cache" / "mea_ray" / "image_parts").rglob("*") if path.is_file()]
+    assert parts, "the processes of the sweep shared files"
 
 
 @pytest.mark.slow
