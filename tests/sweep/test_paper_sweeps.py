@@ -20,7 +20,7 @@ from mea_ray.sweep.space import axes, experiment_at, probes
 ROOT = Path(__file__).parents[2]
 SHAPES = {"cifar10": (10, 3, 32), "cifar100": (100, 3, 32), "fashion_mnist": (10, 1, 28), "youtube_faces": (8, 3, 64)}
 """Classes, channels and size of each dataset; of YouTube Faces, as many persons as the test needs."""
-FILES = sorted(path for path in (ROOT / "sweeps").glob("paper_*.yaml") if path.stem != "paper_digits")
+FILES = sorted(path for path in (ROOT / "sweeps").glob("paper_*.yaml") if not path.stem.endswith("_digits"))
 EPOCH = {"epochs": 1, "batch_size": 32}
 FEW: dict[str, Any] = {
     "victim.training": EPOCH,
