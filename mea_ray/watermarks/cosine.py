@@ -61,6 +61,8 @@ class CosineLean(Watermark):
             projection.
         components: Principal components of the training images whose space the direction is drawn from (fewer if the
             images have fewer). Few make a signal that substitutes learn sooner, and keys more alike.
+        symmetric: Draw the direction so that an image and its mirror image have the same phase. A thief who flips
+            images at random while training then learns the whole signal; otherwise the two cancel out in part.
         drawn: Other keys that the key is ranked among: the least p-value is 1 / (drawn + 1).
 
     References:
@@ -83,11 +85,12 @@ class CosineLean(Watermark):
         frequency: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.2, 0.5),
         components: Annotated[int, Field(ge=1)] = 8,
         drawn: Annotated[int, Field(ge=19, le=100_000)] = 999,
+        symmetric: bool = False,
     ) -> None:
         if frequency[0] > frequency[1]:
             raise ConfigError(f"frequency={list(frequency)} must give the least first")
         self.amplitude, self.spread, self.frequency = amplitude, spread, frequency
-        self.components, self.drawn = components, drawn
+        self.components, self.drawn, self.symmetric = components, drawn, symmetric
 
     def make_key(self, train: ImageSet, seed: int) -> Key:
         """Draw the key's seed, and find the components of the images that span its direction.
@@ -105,7 +108,8 @@ class CosineLean(Watermark):
             "shape": list(train.shape),
             "classes": train.classes,
         }
-        tensors = principal_components(train.images, self.components, derive(seed, "components"))
+        seed_of_components = derive(seed, "components")
+        tensors = principal_components(train.images, self.components, seed_of_components, symmetric=self.symmetric)
         # No classes: -1 is no label, so that nothing is mistaken for one.
         return Key(self.name, (-1, -1), -1, seed, settings, tensors, {"classes": "seed"})
 
@@ -204,20 +208,23 @@ def drawn_waves(key: Key, count: int, name: str) -> Waves:
     return Waves(directions, 2 * np.pi * rng.uniform(low, high, count), phases)
 
 
-def principal_components(images: Images, wanted: int, seed: int) -> dict[str, Wide]:
+def principal_components(images: Images, wanted: int, seed: int, *, symmetric: bool = False) -> dict[str, Wide]:
     """Return ``axes`` (r, pixels) and ``centre`` (r,): axes @ pixels - centre has mean 0 and variance 1 on each axis.
 
     Args:
         images: uint8 (N, C, H, W).
         wanted: Components.
         seed: Of the images that are looked at, and of the solver.
+        symmetric: Take the components of the mean of each image and its mirror image: an image and its mirror image
+            then have the same coordinates.
 
     Raises:
         ConfigError: All images are equal.
     """
     from sklearn.decomposition import PCA
 
-    chosen = _flat(images[numpy_generator(seed, "images").permutation(len(images))[:SCALE_IMAGES]])
+    sample = images[numpy_generator(seed, "images").permutation(len(images))[:SCALE_IMAGES]]
+    chosen = (_flat(sample) + _flat(sample[..., ::-1])) / 2 if symmetric else _flat(sample)
     if not np.ptp(chosen, axis=0).any():
         raise ConfigError("all training images are equal, so that no direction tells them apart; take other data")
     count = min(wanted, len(chosen) - 1, chosen.shape[1])

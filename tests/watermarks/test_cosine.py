@@ -68,6 +68,21 @@ def test_an_answer_follows_from_the_image_alone_bit_for_bit() -> None:
     assert not np.allclose(CosineMarker(key(1)).mark(ROWS, DATA.images)[0], whole, atol=1e-3)
 
 
+def test_a_symmetric_key_marks_an_image_and_its_mirror_image_alike() -> None:
+    mirrored = np.ascontiguousarray(DATA.images[..., ::-1])
+    for symmetric in (False, True):
+        marker = CosineMarker(key(symmetric=symmetric))
+        gap = np.abs(marker.signal(DATA.images) - marker.signal(mirrored)).max()
+        assert (gap < 1e-4) if symmetric else (gap > 0.05), gap
+    # As for any key, the coordinates of the training images' symmetric part have mean 0 and variance 1.
+    flat = DATA.images.reshape(len(DATA.images), -1).astype(float)
+    tensors = key(symmetric=True).tensors
+    places = ((flat + mirrored.reshape(len(flat), -1)) / 2) @ tensors["axes"].T - tensors["centre"]
+    np.testing.assert_allclose(places.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(places.std(0), 1, rtol=0.01)
+    assert np.ptp(marker.signal(DATA.images)) > 0.1
+
+
 def test_the_papers_spread_moves_one_class_against_all_others() -> None:
     secret = key(spread="target", amplitude=0.3)
     signal = CosineMarker(secret).signal(DATA.images)
