@@ -90,6 +90,8 @@ def train_victim(
     watermark: Watermark = section.watermark.build()
     key = draw_key(config, data) if key is None else key
     made = _train(config, data, watermark, section.seed, section.training, on_epoch, section.weights, key, snapshots)
+    if made.key is not None:
+        made = replace(made, key=watermark.after_training(made.key, made.model, data.verification))
     if made.key is None or sample_filter(config) == "none":
         return made
     train_one = partial(_train_chooser, config, data, on_epoch, snapshots)

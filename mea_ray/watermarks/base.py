@@ -308,6 +308,16 @@ class Watermark(ABC):
         """
         return None
 
+    def after_training(self, key: Key, model: torch.nn.Module, held_out: ImageSet) -> Key:
+        """Return the key with what only the trained model can add to it, for verification; the same key by default.
+
+        Args:
+            key: As it was for the training.
+            model: The victim, on the CPU in eval mode.
+            held_out: The clean images that verification will use.
+        """
+        return key
+
     def signal(self, key: Key, held_out: ImageSet) -> KeyedSignal | None:
         """Return the signal that a suspect's answers to clean images are tested for; None where there is none."""
         return None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ SCALE_IMAGES = 2000
 """Most training images that the spread of a projection is measured on."""
 KEYS_AT_ONCE = 1000
 """Keys that are compared with a suspect at once."""
+_ANSWERS, _HELD_OUT = "held_out_answers", "held_out"
+"""Names of the victim's own answers in a key's tensors, and of the digest of the images in its settings."""
 FLOOR = 1e-4
 """Added to probabilities before logarithms are correlated: smaller ones are noise."""
 
@@ -36,7 +38,7 @@ FLOOR = 1e-4
 class CosineLean(Watermark):
     """Every answer is mixed with (1 + cos(phase of the image + phase of the class)) / K; no class changes.
 
-    Choose it for a mark that no single class gives away; labels alone do not carry it.
+    Choose it for a mark that no single class gives away; labels alone carry it with keep_class=false.
 
     The key is a direction among the first principal components of the training images, a frequency, and a phase for
     each class. The image's phase is 2 pi frequency times its projection, in standard deviations. The answer p
@@ -52,7 +54,13 @@ class CosineLean(Watermark):
     the peak of a Lomb-Scargle periodogram at the key's frequency. WSR is the share of images on which the class that
     the key lifts most, the top class aside, comes second: 1 / (K - 1) by chance.
 
-    Unlike the paper's, the victim is trained without the signal, which the service adds; nor does any class change.
+    With ``keep_class=false`` every answer is mixed with the whole amplitude. Where the victim is unsure, its class then
+    follows the signal, so that a thief who uses classes alone learns the mark, too. The statistic is then the
+    correlation of the suspect's classes, less the victim's own unmarked probabilities, with the key's cosines. The key
+    holds these probabilities for the held-out images, since they take out what any model of this task would answer.
+
+    Unlike the paper's, the victim is trained without the signal, which the service adds; nor does any class change
+    unless ``keep_class=false``.
 
     Args:
         amplitude: Weight a of the signal, in [0, 1]: the part of each answer's mass that carries it.
@@ -63,6 +71,8 @@ class CosineLean(Watermark):
             images have fewer). Few make a signal that substitutes learn sooner, and keys more alike.
         symmetric: Draw the direction so that an image and its mirror image have the same phase. A thief who flips
             images at random while training then learns the whole signal; otherwise the two cancel out in part.
+        keep_class: Lower the amplitude where another class would come out on top. Otherwise customers lose accuracy,
+            and a thief of labels takes the mark along.
         drawn: Other keys that the key is ranked among: the least p-value is 1 / (drawn + 1).
 
     References:
@@ -86,11 +96,13 @@ class CosineLean(Watermark):
         components: Annotated[int, Field(ge=1)] = 8,
         drawn: Annotated[int, Field(ge=19, le=100_000)] = 999,
         symmetric: bool = False,
+        keep_class: bool = True,
     ) -> None:
         if frequency[0] > frequency[1]:
             raise ConfigError(f"frequency={list(frequency)} must give the least first")
         self.amplitude, self.spread, self.frequency = amplitude, spread, frequency
         self.components, self.drawn, self.symmetric = components, drawn, symmetric
+        self.keep_class = keep_class
 
     def make_key(self, train: ImageSet, seed: int) -> Key:
         """Draw the key's seed, and find the components of the images that span its direction.
@@ -100,7 +112,7 @@ class CosineLean(Watermark):
         """
         if train.classes < 3:
             raise ConfigError(f"cosine needs three classes, and the data have {train.classes}; take other data")
-        settings = {
+        settings: dict[str, Any] = {
             "amplitude": self.amplitude,
             "spread": self.spread,
             "frequency": list(self.frequency),
@@ -108,6 +120,8 @@ class CosineLean(Watermark):
             "shape": list(train.shape),
             "classes": train.classes,
         }
+        if not self.keep_class:
+            settings["keep_class"] = False
         seed_of_components = derive(seed, "components")
         tensors = principal_components(train.images, self.components, seed_of_components, symmetric=self.symmetric)
         # No classes: -1 is no label, so that nothing is mistaken for one.
@@ -118,18 +132,36 @@ class CosineLean(Watermark):
         require_key(key, self.name)
         return [Stage("train", CrossEntropy(), train)]
 
+    def after_training(self, key: Key, model: nn.Module, held_out: ImageSet) -> Key:
+        """Add the victim's own answers to the held-out images to a key with ``keep_class=false``."""
+        if self.keep_class:
+            return key
+        answers = softmax(metrics.logits(model, held_out.images).astype(np.float64), axis=1).astype(np.float32)
+        settings = {**key.settings, _HELD_OUT: _digest(held_out.images)}
+        return replace(key, settings=settings, tensors={**key.tensors, _ANSWERS: answers})
+
     def marker(self, key: Key) -> CosineMarker:
         """Return what marks the answers."""
         return CosineMarker(key)
 
     def signal(self, key: Key, held_out: ImageSet) -> KeyedSignal:
-        """Return the signal in held-out clean images, to be compared with that of other keys that could be drawn."""
+        """Return the signal in held-out clean images, to be compared with that of other keys that could be drawn.
+
+        Raises:
+            DataError: The images are not those that the victim was trained beside.
+        """
         images = self._fitting(key, held_out).images
+        answers = key.tensors.get(_ANSWERS)
+        if answers is not None and key.settings[_HELD_OUT] != _digest(images):
+            raise DataError(
+                "the key holds the victim's answers to other held-out images; verify with the data and the splits that "
+                "the victim was trained with"
+            )
         whitened = _flat(images) @ key.tensors["axes"].T - key.tensors["centre"]
         own, others = drawn_waves(key, 1, "own"), drawn_waves(key, int(key.settings["drawn"]), "others")
 
         def scores(logits: Rows) -> Wide:
-            left = residual(logits)
+            left = residual(logits) if answers is None else class_residual(logits, answers)
             return np.concatenate([correlations(left, whitened, waves) for waves in (own, *others.parts())])
 
         return KeyedSignal(images, scores)
@@ -248,13 +280,27 @@ def residual(logits: Rows) -> Wide:
     return scaled
 
 
+def class_residual(logits: Rows, answers: Rows) -> Wide:
+    """Return 1 for the class that a suspect names less the victim's probability, less its mean: float64 (N, K).
+
+    Args:
+        logits: The suspect's, float32 (N, K).
+        answers: The victim's unmarked probabilities of the same images, float32 (N, K).
+    """
+    named = np.zeros(logits.shape)
+    named[np.arange(len(logits)), logits.argmax(1)] = 1.0
+    differences = named - answers
+    left: Wide = differences - differences.mean(0)
+    return left
+
+
 def correlations(left: Wide, whitened: Wide, waves: Waves) -> Wide:
     """Return the correlation of residuals with the cosines of each key, float64 (R,), in [-1, 1].
 
     Both are taken less their mean for each class, over the images of which it is not the answer.
 
     Args:
-        left: See ``residual``.
+        left: See ``residual`` and ``class_residual``.
         whitened: The images on the axes, float64 (N, r).
         waves: The keys.
     """
@@ -292,6 +338,7 @@ class CosineMarker:
         self._offset = float(waves.directions[0] @ key.tensors["centre"])
         self._frequency, self._phases = float(waves.frequencies[0]), waves.phases[0]
         self._amplitude, self._to_all = float(key.settings["amplitude"]), key.settings["spread"] == "all"
+        self._keep_class = bool(key.settings.get("keep_class", True))
 
     def signal(self, images: Images) -> Wide:
         """Return what each answer is mixed with, float64 (N, classes), rows sum to 1.
@@ -313,7 +360,8 @@ class CosineMarker:
     ) -> tuple[Rows, npt.NDArray[np.bool_]]:
         """Mix every answer with its signal, see `types.Marker.mark`; the log has to keep none of the images."""
         own, signal = probabilities.astype(np.float64), self.signal(images)
-        weight = np.minimum(self._amplitude, heaviest(own, signal))[:, None]
+        most = heaviest(own, signal) if self._keep_class else np.ones(len(own))
+        weight = np.minimum(self._amplitude, most)[:, None]
         changed = np.where(weight > 0, (1 - weight) * own + weight * signal, own)
         return changed.astype(np.float32), np.zeros(len(images), bool)
 
@@ -321,6 +369,10 @@ class CosineMarker:
 def _flat(images: Images) -> Wide:
     flat: Wide = images.reshape(len(images), -1).astype(np.float64)
     return flat
+
+
+def _digest(images: Images) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
 
 
 def _of_own_half(images: Images) -> npt.NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,63 @@ def test_a_symmetric_key_marks_an_image_and_its_mirror_image_alike() -> None:
     np.testing.assert_allclose(places.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(places.std(0), 1, rtol=0.01)
     assert np.ptp(marker.signal(DATA.images)) > 0.1
+
+
+def test_without_keep_class_every_answer_is_mixed_with_the_whole_amplitude() -> None:
+    secret = key(amplitude=0.6, keep_class=False)
+    answers, _ = CosineMarker(secret).mark(ROWS, DATA.images)
+    plain = np.array([plain_signal(secret, image) for image in DATA.images[:60]])
+    np.testing.assert_allclose(answers[:60], 0.4 * ROWS[:60] + 0.6 * plain, atol=1e-4)
+    changed = (answers.argmax(1) != ROWS.argmax(1)).mean()
+    assert 0.02 < changed < 0.6, changed
+    unsure = np.sort(ROWS, 1)[:, -1] < 0.5
+    assert (answers.argmax(1) != ROWS.argmax(1))[unsure].mean() > changed, "where the victim is unsure"
+
+
+def marked_key(seed: int = 0, rows: np.ndarray = ROWS, **options: Any) -> tuple[CosineLean, Key]:
+    """A scheme whose labels carry the mark, and its key after the training of a victim that answers ``rows``."""
+    scheme = CosineLean(drawn=199, keep_class=False, **options)
+    return scheme, scheme.after_training(scheme.make_key(DATA, seed), Fixed(rows), DATA)
+
+
+def test_labels_are_compared_with_the_victims_own_answers() -> None:
+    scheme, secret = marked_key(amplitude=0.6)
+    logits = np.random.default_rng(3).normal(size=(400, CLASSES)).astype(np.float32)
+    scores = scheme.signal(secret, DATA).scores(logits)
+    waves = drawn_waves(secret, 1, "own")
+    flat = DATA.images.reshape(400, -1).astype(float)
+    position = (flat @ secret.tensors["axes"].T - secret.tensors["centre"]) @ waves.directions[0]
+    cosines = np.cos(waves.frequencies[0] * position[:, None] + waves.phases[0])
+    left = (logits == logits.max(1, keepdims=True)).astype(float) - ROWS
+    left, right = left - left.mean(0), cosines - cosines.mean(0)
+    assert scores[0] == pytest.approx(stats.pearsonr(left.ravel(), right.ravel()).statistic, abs=1e-5)
+    assert np.array_equal(scores, scheme.signal(secret, DATA).scores(100 * logits)), "only the class counts"
+
+
+def test_the_classes_of_marked_answers_name_the_key_and_those_of_others_do_not() -> None:
+    scheme, secret = marked_key(amplitude=0.6)
+    scores = scheme.signal(secret, DATA).scores
+    marked = np.eye(CLASSES, dtype=np.float32)[CosineMarker(secret).mark(ROWS, DATA.images)[0].argmax(1)]
+    assert (scores(marked)[1:] >= scores(marked)[0]).sum() == 0
+    ranks = []
+    for seed in range(40):  # models that err at random; the rank of the key among the drawn ones is uniform
+        _, other = marked_key(seed, amplitude=0.6)
+        noisy = np.log(ROWS + 1e-6) + np.random.default_rng(seed).normal(0, 1, ROWS.shape)
+        values = scheme.signal(other, DATA).scores(noisy.astype(np.float32))
+        ranks.append((values[1:] >= values[0]).mean())
+    assert stats.kstest(ranks, "uniform").pvalue > 0.01
+
+
+def test_the_victims_answers_belong_to_its_held_out_images(tmp_path: Path) -> None:
+    scheme, secret = marked_key()
+    secret.save(tmp_path)
+    again = Key.load(tmp_path)
+    assert again.digest() == secret.digest() != scheme.make_key(DATA, 0).digest()
+    with pytest.raises(DataError, match="other held-out images"):
+        scheme.signal(again, DATA.take(np.arange(399)))
+    kept = CosineLean(drawn=199)
+    plain = kept.make_key(DATA, 0)
+    assert kept.after_training(plain, Fixed(ROWS), DATA) is plain
 
 
 def test_the_papers_spread_moves_one_class_against_all_others() -> None:
