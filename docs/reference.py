@@ -12,9 +12,11 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
+import typer
+
 from mea_ray.cli import catalogue
 from mea_ray.cli.listing import SettingRow, choice_of, component_rows, config_rows, setting_row, summary_of
-from mea_ray.cli.main import main
+from mea_ray.cli.main import app, main
 from mea_ray.config import ExperimentConfig, SweepConfig
 from mea_ray.core.registry import Table
 from mea_ray.core.settings import Parameter
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
-COMMANDS = ("run", "sweep", "plan", "status", "report", "sync", "commit", "calibrate", "list", "bench")
 HEADINGS = ("Setting", "Type", "Default", "Meaning")
 
 
@@ -50,9 +51,9 @@ def settings_page() -> str:
     """Return every config path with its type, default and meaning, by section."""
     parts = [
         "# Settings",
-        "Every setting is a config path. Write it in the YAML file, or behind it on the command line: "
-        "`mea-ray run experiment.yaml thief.budgets=500,1000`. A component (`data`, `victim.model`, ...) has settings "
-        "of its own, see [Components](components.md).",
+        "Every setting is a config path. Set it in the YAML file, or after the file name on the command line: "
+        "`mea-ray run experiment.yaml thief.budgets=500,1000`. Each component (`data`, `victim.model`, ...) also has "
+        "its own settings, see [Components](components.md).",
         "## Experiment",
         "One experiment, or `base` of a sweep.",
     ]
@@ -70,7 +71,7 @@ def settings_page() -> str:
 
 def components_page() -> str:
     """Return every component of every table with its settings."""
-    parts = ["# Components", "Those of installed packages are listed by `mea-ray list` as well."]
+    parts = ["# Components", "`mea-ray list` also lists components of installed packages."]
     for kind in catalogue.TABLES:
         if kind == "benchmarks":
             continue
@@ -104,9 +105,17 @@ def _escaped(text: str) -> str:
 def command_line_page() -> str:
     """Return the help of every command."""
     parts = ["# Command line", "`mea-ray COMMAND --help` shows the same."]
-    for name in COMMANDS:
+    for name in _commands():
         parts.append(f"## `mea-ray {name}`\n\n```text\n{_help(name.split())}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _commands() -> list[str]:
+    """Return every command, and every command of a group, as it is typed after `mea-ray`."""
+    names = []
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        names += [name, *(f"{name} {each}" for each in getattr(command, "commands", {}))]
+    return names
 
 
 def _help(command: list[str]) -> str:
