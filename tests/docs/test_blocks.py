@@ -22,7 +22,7 @@ def name_of(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_block_says_what_it_is(page: Path) -> None:
+def test_every_block_names_its_language_and_training_is_marked(page: Path) -> None:
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{block.where}: say what it is: {', '.join(sorted(LANGUAGES))}"
         assert block.language != "console" or block.commands(), f"{block.where}: no line begins with `$ `"

@@ -37,7 +37,7 @@ def mea_ray_with(site: Path, folder: Path, *argv: str) -> str:
     return done.stdout
 
 
-def test_its_components_are_listed_with_where_they_come_from(site: Path, tmp_path: Path) -> None:
+def test_its_components_are_listed_with_their_package(site: Path, tmp_path: Path) -> None:
     messages = mea_ray_with(site, tmp_path, "list", "attacks", "shifted")
     assert (
         "mea-ray-example 0.1.0" in messages and "Pixels that these are shifted" in messages and "in [0, 1]" in messages

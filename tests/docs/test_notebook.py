@@ -1,4 +1,4 @@
-"""The notebook of the documentation runs from its first cell to its last, and says what the committed one says."""
+"""The notebook of the documentation runs from start to end, and reaches the committed verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every table and curve of the documentation is what the records say today."""
+"""Every table and curve of the documentation matches the records."""
 
 from __future__ import annotations
 

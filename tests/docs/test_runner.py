@@ -1,4 +1,4 @@
-"""The runner of the documentation's blocks finds what is wrong with them."""
+"""The runner of the documentation's blocks detects broken blocks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(page: str, folder: Path, *, slow: bool = False) -> None:
         runner.run(block)
 
 
-def test_a_page_is_a_small_project(tmp_path: Path) -> None:
+def test_blocks_of_a_page_share_files_and_names(tmp_path: Path) -> None:
     run(PAGE, tmp_path)
     assert (tmp_path / "run" / "small.yaml").exists() and not (tmp_path / "run" / "mea_ray_results").exists()
     result = blocks(tmp_path / "page.md")
@@ -72,7 +72,7 @@ def test_a_page_is_a_small_project(tmp_path: Path) -> None:
         "```python\n",
     ],
 )
-def test_what_does_not_work_is_found(broken: str, tmp_path: Path) -> None:
+def test_a_broken_block_fails(broken: str, tmp_path: Path) -> None:
     with pytest.raises((AssertionError, ValueError, SyntaxError, yaml.YAMLError)):
         run(broken, tmp_path)
 

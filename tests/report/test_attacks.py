@@ -1,4 +1,4 @@
-"""The report's pictures of an attack, and its table of what the owner could have seen."""
+"""The report's charts of an attack, and its table of the owner's query log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mea_ray.report import attacks, curves, html
 from mea_ray.tracking.rows import attack_curves, owner_saw, thinned
 
 
-def test_lines_of_one_kind_share_a_picture_and_a_crowd_is_cut() -> None:
+def test_lines_of_one_kind_share_a_chart_of_at_most_eight() -> None:
     logged = with_thief(trial("t")).rungs[-1].curves
     result = attacks.charts(logged)
     assert list(result) == ["reward", "loss", "policy"]
@@ -26,7 +26,7 @@ def test_thinning_keeps_both_ends() -> None:
     assert thinned(points[:3], 5) == points[:3] and thinned([], 5) == []
 
 
-def test_a_page_with_a_thief() -> None:
+def test_the_page_has_curves_of_the_attack_and_the_owners_log() -> None:
     results = [with_thief(trial("t0", seed=0)), with_thief(trial("t1", seed=1)), trial("t2", "resnet18")]
     page = html.render(results, name="x")
     assert "How the thieves went about it" in page and "What the owner could have seen" in page
@@ -44,13 +44,13 @@ def test_a_page_with_a_thief() -> None:
     assert "How the thieves" not in plain and "What the owner" not in plain
 
 
-def test_a_long_table_is_cut_and_says_so() -> None:
+def test_a_long_table_is_truncated_with_a_note() -> None:
     many = [with_thief(trial(f"t{i}", seed=i), accounts=30) for i in range(2)]
     page = html.render(many, name="x")
     assert "The first 40 of 60." in page
 
 
-def test_trackers_are_told() -> None:
+def test_trackers_get_attack_curves_and_query_log() -> None:
     result = with_thief(trial("t"))
     messages = attack_curves(result)
     assert messages["attack/reward"] == result.rungs[-1].curves["reward"] and len(messages["attack/policy/3"]) == 500

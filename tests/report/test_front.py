@@ -55,7 +55,7 @@ def proved(results: list[TrialResult], monkeypatch: pytest.MonkeyPatch) -> list[
     return results
 
 
-def test_a_mark_has_what_it_costs_what_it_leaks_and_how_often_it_proves(proved: list[TrialResult]) -> None:
+def test_a_mark_has_cost_leak_and_rate_of_proofs(proved: list[TrialResult]) -> None:
     result = {(mark.name, mark.budget): mark for mark in front.marks(proved)}
     assert set(result) == {(name, budget) for name in ("loud", "quiet") for budget in (100, 300, 1000)}
     loud, quiet = result["loud", 1000], result["quiet", 1000]
@@ -102,7 +102,7 @@ def test_a_mark_without_ranks_or_source_classes_has_dashes(results: list[TrialRe
     assert (row.worst, row.calibration, row.leak) == ("–", "–", "–")
 
 
-def test_thieves_that_were_set_as_a_whole_are_named_by_what_sets_them_apart(results: list[TrialResult]) -> None:
+def test_thieves_given_as_mappings_are_named_by_their_differences(results: list[TrialResult]) -> None:
     plain: dict[str, Any] = {"attack": "distillation", "model": {"name": "vgg_like"}, "training": {"epochs": 9}}
     changes: list[dict[str, Any]] = [
         {},
@@ -118,7 +118,7 @@ def test_thieves_that_were_set_as_a_whole_are_named_by_what_sets_them_apart(resu
     assert result == {"plain", "thief.learning.answers=argmax", "thief.training.optimizer=sgd"}
 
 
-def test_thefts_are_counted_that_stand_out_whatever_their_number_allows_to_prove(results: list[TrialResult]) -> None:
+def test_thefts_that_stand_out_are_counted_even_if_too_few_for_a_proof(results: list[TrialResult]) -> None:
     def measured(result: TrialResult, own: float, stolen_null: float, others: int) -> TrialResult:
         """A theft with a statistic and a rank of the key, a null model at 0, and one stolen with the same budget."""
 
@@ -147,7 +147,7 @@ def test_thefts_are_counted_that_stand_out_whatever_their_number_allows_to_prove
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_what_answers_give_away_is_read_at_any_width(results: list[TrialResult], width: int) -> None:
+def test_the_table_of_leaked_keys_fits_any_width(results: list[TrialResult], width: int) -> None:
     page = Console(width=width, record=True, file=io.StringIO())
     page.print(terminal.leaning_table(leaning.lines(results), width))
     text = page.export_text()

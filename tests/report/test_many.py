@@ -1,4 +1,4 @@
-"""Sweeps of many points: what is computed of them, and the page, the table and the terminal's lines."""
+"""Sweeps of many points: derived numbers, the page, the table and the terminal output."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def point(margin: float | None, gap: float | None, **more: Any) -> PointResult:
     return PointResult(**{**known, "margin": margin, "gap": gap, **more})
 
 
-def test_paths_are_shortened_to_what_tells_them_apart() -> None:
+def test_paths_are_shortened_while_they_stay_distinct() -> None:
     paths = ["thief.training.learning_rate", "victim.training.learning_rate", "thief.model.name", "seed"]
     assert short_paths(paths) == {
         "thief.training.learning_rate": "thief.training.learning_rate",
@@ -67,7 +67,7 @@ def test_paths_are_shortened_to_what_tells_them_apart() -> None:
     assert short_paths(["seed", "victim.seed"]) == {"seed": "seed", "victim.seed": "victim.seed"}
 
 
-def test_no_point_of_the_front_is_beaten_and_every_other_is() -> None:
+def test_the_front_is_the_set_of_points_that_none_dominates() -> None:
     rng = np.random.default_rng(0)
     cloud = [point(float(m), float(g)) for m, g in rng.random((200, 2))] + [point(None, 0.1), point(0.5, None)]
     front = points.front(cloud)
@@ -95,7 +95,7 @@ def test_importance_is_epsilon_squared_of_the_f_test() -> None:
     assert math.isnan(points.importance(cloud, "a", "accuracy")), "it does not vary"
 
 
-def test_numbers_are_divided_into_ranges_of_equal_size_and_names_are_not() -> None:
+def test_numbers_are_binned_into_ranges_of_equal_size_and_names_are_not() -> None:
     cloud = [point(0.5, 0.0, values={"rate": i / 100, "model": "ab"[i % 2]}) for i in range(60)]
     by_rate = points.levels(cloud, "rate")
     assert by_rate.value_counts(sort=False).tolist() == [10] * points.BINS
@@ -112,7 +112,7 @@ def test_a_marginal_is_the_mean_of_the_points_where_the_number_is_known() -> Non
     ]
 
 
-def test_the_best_points_have_the_best_verdict_and_keep_most_of_the_mark() -> None:
+def test_points_are_ranked_by_verdict_then_by_remaining_mark() -> None:
     cloud = [
         point(0.9, 0.0, verdict="not specific", name="unspecific"),
         point(0.5, 0.0, least=0.1, name="removed"),
@@ -121,7 +121,7 @@ def test_the_best_points_have_the_best_verdict_and_keep_most_of_the_mark() -> No
     assert [each.name for each in points.ranked(cloud)] == ["kept", "removed", "unspecific"]
 
 
-def test_a_point_has_the_worst_verdict_of_its_seeds_and_the_means_of_its_numbers() -> None:
+def test_a_point_has_the_worst_verdict_and_the_mean_numbers_of_its_seeds() -> None:
     trials = [trial("a", seed=0, end=0.8), trial("b", seed=1, end=0.02)]
     (result,) = points.point_results(trials, judge_rungs(trials))
     assert result.trials == ("a", "b") and result.name == "model=vgg_like"
@@ -131,7 +131,7 @@ def test_a_point_has_the_worst_verdict_of_its_seeds_and_the_means_of_its_numbers
     assert result.gap == pytest.approx(0.004)
 
 
-def test_the_page_of_many_points_is_small_and_shows_what_was_asked_for(page: Path) -> None:
+def test_the_page_of_many_points_is_small_and_has_all_sections(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.count('role="img" aria-labelledby') == 6, "no picture for each point"
     for heading in ("What survived", "What undoes it", "What it cost", "Proof against what customers lose"):
@@ -160,13 +160,13 @@ def test_the_table_and_the_csv_hold_every_rung(page: Path, results: list[TrialRe
         assert columns["trial"]["texts"][columns["trial"]["values"][place]] == line["trial"]
 
 
-def test_a_setting_cannot_end_the_script() -> None:
+def test_a_setting_cannot_close_the_script_element() -> None:
     table = [{"thief.model.name": "</script><b>", **dict.fromkeys(rung_table.MEASURED)}]
     assert "<" not in rung_table.as_json(table)
     assert json.loads(rung_table.as_json(table))["columns"][0]["texts"] == ["</script><b>"]
 
 
-def test_some_trials_are_judged_with_all(tmp_path: Path) -> None:
+def test_selected_trials_are_judged_together_with_all_others(tmp_path: Path) -> None:
     write_drawn(tmp_path, 30)
     name = f"{3:016x}"
     one = html.write(tmp_path, only=[name])
@@ -181,7 +181,7 @@ def test_some_trials_are_judged_with_all(tmp_path: Path) -> None:
         html.some(everything, ["model=nothing"])
 
 
-def test_costs_name_money_where_prices_are_given() -> None:
+def test_costs_are_given_in_money_if_prices_are_set() -> None:
     trials = [trial("a").model_copy(update={"seconds": 7200.0}), trial("b").model_copy(update={"seconds": 3600.0})]
     assert spent.sentence(trials).text == "2 trials took 3.0 hours on cpu, and 2,000 queries."
     priced = spent.sentence(trials, PricesConfig(hour=2.5, query=0.01, currency="EUR"))
@@ -207,7 +207,7 @@ def test_the_terminal_shows_setting_and_verdict_in_thirty_lines(results: list[Tr
 
 
 @pytest.mark.parametrize("width", [80, 120, 160])
-def test_a_small_sweep_loses_no_setting_and_no_verdict(width: int) -> None:
+def test_the_terminal_table_of_a_small_sweep_has_every_setting_and_verdict(width: int) -> None:
     trials = [trial(f"{m}{s}", m, s) for m in ("vgg_like", "resnet18") for s in range(4)]
     lines = printed(trials, width)
     end = next(i for i, line in enumerate(lines) if "lines; all are in the report" in line or "Means over" in line)
@@ -219,7 +219,7 @@ def test_a_small_sweep_loses_no_setting_and_no_verdict(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120, 160])
-def test_no_other_table_is_longer_and_no_removal_is_broken(results: list[TrialResult], width: int) -> None:
+def test_no_other_table_is_longer_and_no_removal_is_wrapped(results: list[TrialResult], width: int) -> None:
     console = Console(file=io.StringIO(), width=width, color_system=None)
     search = SearchConfig.model_validate({"name": "optuna", "metric": ["wsr", "victim_gap"], "mode": ["max", "min"]})
     terminal.print_results(console, results, search)
@@ -233,19 +233,19 @@ def test_no_other_table_is_longer_and_no_removal_is_broken(results: list[TrialRe
 
 
 @pytest.mark.parametrize("width", [80, 120, 150, 200])
-def test_no_verdict_is_broken_within_a_word(width: int) -> None:
+def test_no_verdict_is_wrapped_within_a_word(width: int) -> None:
     lines = printed(read_results(Path(__file__).parents[2] / "sweeps/results/quickstart"), width)
     table = lines[: next(i for i, line in enumerate(lines) if "lines; all are in the report" in line)]
     assert max(map(len, lines)) <= width and sum("not proved" in line for line in table) >= 5
 
 
-def test_what_does_not_fit_is_left_out_in_order() -> None:
+def test_columns_that_do_not_fit_are_dropped_in_order() -> None:
     rows = tables.rows([trial(f"t{i:02}", seed=i % 4) for i in range(12)])
     visible = terminal.fitting(rows, 80)
     assert len(rows) == 36 and {row.queries for row in visible} == {"1,000"} and len(visible) == 12
 
 
-def test_many_points_have_one_sentence_and_no_fit(results: list[TrialResult]) -> None:
+def test_many_points_have_one_sentence_and_no_fitted_distribution(results: list[TrialResult]) -> None:
     texts = [finding.text for finding in verdict.findings(results)]
     assert any(f"Over {COUNT} points" in text for text in texts)
     assert not any("beta-binomial" in text for text in texts)

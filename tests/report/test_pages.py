@@ -52,7 +52,7 @@ def cells(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line]
 
 
-def test_only_the_marked_blocks_change_and_once_is_enough(page: Path, records: Path) -> None:
+def test_only_record_blocks_change_and_rendering_is_idempotent(page: Path, records: Path) -> None:
     images = page.parent / "images"
     assert set(pages.out_of_date(page, records, images)) == {page, images / "demo.svg"}
     assert pages.write(page, records, images)
@@ -125,7 +125,7 @@ def test_the_short_table_has_the_rows_of_the_largest_budget_with_the_same_verdic
     assert [row for row in rows if row in short] == short
 
 
-def test_the_papers_figures_stand_beside_ours(tmp_path: Path) -> None:
+def test_the_papers_figures_are_in_a_column_next_to_ours(tmp_path: Path) -> None:
     config = {"victim": {"model": {"name": "vgg_like"}}, "thief": {"model": {"name": "alexnet", "width": 0.5}}}
     result = trial("t1", config=config).model_copy(update={"point": {}})
     table = results_table("architectures", [result])
@@ -149,7 +149,7 @@ def test_every_published_figure_can_be_matched() -> None:
         assert result is not None and result.text() == entry.text()
 
 
-def test_removals_are_a_table_of_their_own() -> None:
+def test_removals_have_a_separate_table() -> None:
     rows = cells(removals_table("removal", [with_removals(trial("a"))]))
     assert rows[0] == ["Removal", "stolen model: accuracy, WSR", "null model: accuracy, WSR"]
     assert rows[1] == ["pruning(rate=0.9)", "80.0%, 10.0%", "85.0%, 2.0%"]
@@ -172,6 +172,6 @@ def test_the_command_line_rewrites_pages(page: Path, records: Path, capsys: pyte
     assert main(argv) == OK and "up to date" in capsys.readouterr().out
 
 
-def test_a_name_from_the_data_is_one_cell_and_no_markup() -> None:
+def test_a_name_from_the_data_is_escaped_in_its_cell() -> None:
     written = table(["class", "WSR"], [["a|b\n<script>x</script>", "1%"]])
     assert written.splitlines() == ["| class | WSR |", "| --- | ---: |", "| a\\|b &lt;script>x&lt;/script> | 1% |"]

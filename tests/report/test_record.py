@@ -64,7 +64,7 @@ def private(name: str) -> TrialResult:
     return result.model_copy(update={"detections": [detection]})
 
 
-def test_what_names_a_machine_or_an_account_is_removed(tmp_path: Path) -> None:
+def test_names_of_machines_and_accounts_are_removed(tmp_path: Path) -> None:
     private("t1").save(tmp_path / "sweep" / "results" / "t1.json")
     (tmp_path / "sweep" / "sweep.yaml").write_text(
         "name: s\ndescription: See https://arxiv.org/abs/2401.15239 and/or 1/2.\n"
@@ -80,7 +80,7 @@ def test_what_names_a_machine_or_an_account_is_removed(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "record" / "sweep.yaml").read_text())["base"]["data"]["pool"] == "pool"
 
 
-def test_large_parts_are_thinned_and_the_numbers_stay() -> None:
+def test_curves_and_pictures_are_thinned_and_numbers_stay() -> None:
     result = private("t1")
     small = slim(result)
     points = small.rungs[-1].curves["policy/3"]
@@ -91,7 +91,7 @@ def test_large_parts_are_thinned_and_the_numbers_stay() -> None:
     assert detections.pictures([small]) == [] and len(detections.pictures([result])) == 1
 
 
-def test_a_command_with_quotes_can_be_typed_again(tmp_path: Path) -> None:
+def test_a_command_with_quotes_can_be_run_again(tmp_path: Path) -> None:
     finished(tmp_path / "sweep")
     command = "mea-ray run x.yaml 'thief.budgets=[1, 2]' 'data={name: parquet, path: /a/b}' storage='/a b'"
     made = make_record(tmp_path / "sweep", tmp_path / "record", command=command)
@@ -116,7 +116,7 @@ def test_paths_shrink_to_their_last_part(text: str, expected: str) -> None:
     assert without_paths(text) == expected
 
 
-def test_an_unfinished_sweep_is_not_put_on_record(tmp_path: Path) -> None:
+def test_an_unfinished_sweep_is_refused(tmp_path: Path) -> None:
     finished(tmp_path / "sweep", planned=7)
     with pytest.raises(ArtifactError, match="6 results of 7 trials"):
         make_record(tmp_path / "sweep", tmp_path / "record")
@@ -130,7 +130,7 @@ def test_without_a_command_there_is_no_record(tmp_path: Path) -> None:
     assert make_record(tmp_path / "sweep", tmp_path / "record", command="mea-ray sweep x").date == "2026-11-30"
 
 
-def test_only_a_record_is_replaced(tmp_path: Path) -> None:
+def test_only_a_record_is_overwritten(tmp_path: Path) -> None:
     finished(tmp_path / "sweep")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
@@ -153,7 +153,7 @@ def test_the_command_line_makes_a_record(tmp_path: Path, capsys: pytest.CaptureF
     assert SweepRecord.load(target).note == "a laptop"
 
 
-def test_a_missing_or_damaged_record_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_record_is_a_typed_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="--record"):
         SweepRecord.load(tmp_path)
     (tmp_path / "record.json").write_text("{}")
@@ -166,6 +166,6 @@ def test_a_missing_or_damaged_record_is_one_line(tmp_path: Path) -> None:
     ["null", "[]", '"x"', "{", "\0", '{"t": "x", "event": "SweepStarted"}', '{"t": NaN, "event": "SweepStarted"}']
     + ['{"t": 1e300, "event": "SweepStarted", "trials": 1}', '{"t": 1, "event": "SweepStarted", "trials": null}'],
 )
-def test_a_log_that_somebody_wrote_to_says_nothing_of_the_command(line: str, tmp_path: Path) -> None:
+def test_a_damaged_log_gives_no_command(line: str, tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text(f"{line}\n", encoding="utf-8")
     assert command_of(tmp_path) == ""

@@ -20,7 +20,7 @@ def test_losses_are_means_over_seeds_in_points() -> None:
     assert hard.wsr == pytest.approx(100 * (sum(b.wsr.rate for b in before if b.wsr) / 2 - 0.10))
 
 
-def test_the_table_says_what_is_still_proved_and_who_is_accused_falsely() -> None:
+def test_the_table_has_proofs_and_false_accusations_after_removal() -> None:
     lines = {(line.removal, line.on): line for line in removals.lines([with_removals(with_innocents(trial("a"), 400))])}
     assert lines["pruning(rate=0.1)", "stolen model"].verdict == "proved"
     lines = {(line.removal, line.on): line for line in removals.lines([with_removals(trial("a"))])}
@@ -33,7 +33,7 @@ def test_the_table_says_what_is_still_proved_and_who_is_accused_falsely() -> Non
     assert (last.verdict, last.tone) == ("accused falsely", "bad")
 
 
-def test_a_removal_that_holds_for_some_seeds_only_counts_as_one() -> None:
+def test_the_verdict_after_a_removal_is_the_worst_over_seeds() -> None:
     trials = [with_removals(trial("a", seed=0)), with_removals(trial("b", seed=1))]
     weak = trials[1].removals[1].model_copy(update={"after": model_report(0.9, 0.2)})
     changed = [trials[1].removals[0], weak, *trials[1].removals[2:]]
@@ -50,7 +50,7 @@ def test_the_plane_has_a_line_per_removal_by_strength_and_escapes_names() -> Non
     assert about is not None and about.index("5 points of WSR") < about.index("70 points of WSR") and "<tune>" in about
 
 
-def test_report_and_terminal_show_removals_and_nothing_without(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_and_terminal_have_removals_only_if_there_are_any(capsys: pytest.CaptureFixture[str]) -> None:
     with_them, without = with_removals(trial("a")), trial("b")
     page = html.render([with_them], name="s")
     assert "What removals left" in page and "&lt;tune&gt;" in page and "<tune>" not in page
@@ -59,7 +59,7 @@ def test_report_and_terminal_show_removals_and_nothing_without(capsys: pytest.Ca
     assert "suggestive" in capsys.readouterr().out
 
 
-def test_trackers_get_what_removals_left() -> None:
+def test_trackers_get_numbers_after_removals() -> None:
     numbers = aftermath(with_removals(trial("a")))
     assert numbers["removal.pruning(0.9).substitute.wsr"] == 0.1
     assert numbers["removal.pruning(0.9).null_model.accuracy"] == 0.85

@@ -1,4 +1,4 @@
-"""The report is rendered from results alone, says the truth in words, and opens in a real browser."""
+"""The report is rendered from results alone, states its findings in words, and opens in a real browser."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_without_results_there_is_a_clear_error(tmp_path: Path) -> None:
         html.write(tmp_path)
 
 
-def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_result(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "bad.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"bad\.json"):
@@ -152,14 +152,14 @@ def test_trials_come_in_the_order_of_their_points() -> None:
     assert [tuple(t.point.values()) for t in actual] == [(9, "a"), (9, "b"), (10, "b"), (100, "a")]
 
 
-def test_no_picture_has_more_lines_than_can_be_told_apart() -> None:
+def test_no_picture_has_more_lines_than_colours() -> None:
     groups = {f"g{i}": [trial(f"t{i}")] for i in range(19)}
     parts = curves.chunks(groups)
     assert [len(part) for part in parts] == [8, 8, 3]
     assert [name for part in parts for name in part] == list(groups)
 
 
-def test_labels_are_moved_apart_in_their_order() -> None:
+def test_overlapping_labels_are_moved_apart_in_order() -> None:
     placed = curves.apart({"victim": 95.2, "null": 95.6, "threshold": 30.0}, 5)
     assert placed == {"threshold": 30.0, "victim": 95.2, "null": pytest.approx(100.2)}
 
@@ -210,7 +210,7 @@ def test_a_poor_model_is_too_poor_to_judge() -> None:
     assert "too poor" in verdict.headline([base.model_copy(update={"rungs": poor})]).text
 
 
-def test_the_headline_takes_the_colour_of_the_worst() -> None:
+def test_the_headline_has_the_colour_of_the_worst_verdict() -> None:
     proved = with_innocents(trial("a", end=0.8), 900)
     beaten = trial("b", end=0.1)
     both = verdict.headline([proved, beaten])
@@ -228,7 +228,7 @@ def test_an_accused_innocent_model_voids_the_proof() -> None:
     )
 
 
-def test_a_thief_of_an_innocent_model_has_a_row_of_its_own_and_voids_the_proof_if_accused() -> None:
+def test_a_stolen_innocent_model_has_its_own_row_and_voids_the_proof_if_accused() -> None:
     good = trial("a", end=0.8)
     last = good.rungs[-1]
     for wsr, tone, words in ((0.05, "mixed", "not accused"), (0.5, "bad", "accused falsely")):
@@ -249,7 +249,7 @@ def test_a_thief_of_an_innocent_model_has_a_row_of_its_own_and_voids_the_proof_i
 
 
 @pytest.mark.parametrize("rates", [{"wfpr": {"donut": rate(0.6)}}, {"wfpr_classes": rate(0.6)}])
-def test_an_unspecific_mark_is_called_so(rates: dict[str, Any]) -> None:
+def test_an_unspecific_mark_gets_the_verdict_not_specific(rates: dict[str, Any]) -> None:
     good = with_innocents(trial("a", end=0.8), 400)
     rungs = [r.model_copy(update={"report": r.report.model_copy(update=rates)}) for r in good.rungs]
     unspecific = good.model_copy(update={"rungs": rungs})
@@ -265,7 +265,7 @@ def test_each_budget_has_its_verdict() -> None:
     assert "100 queries: not proved; 300 queries: suggestive" in verdict.findings([weak])[-2].text
 
 
-def test_the_findings_name_the_cheapest_removal_and_the_price_for_customers() -> None:
+def test_the_findings_name_the_cheapest_removal_and_the_cost_for_customers() -> None:
     texts = [finding.text for finding in verdict.findings([with_removals(trial("a"))])]
     assert any("The removal pruning(rate=0.9) takes the mark (WSR 10.0%) for 10.0 points" in text for text in texts)
     assert any("costs customers 3.5 points of accuracy on the source classes" in text for text in texts)
@@ -280,7 +280,7 @@ def thief(name: str, scheme: str, how: str, end: float) -> TrialResult:
     return base.model_copy(update={"point": point, "config": config, "victim": f"{scheme:0<16}"})
 
 
-def test_the_first_screen_says_for_each_scheme_what_holds_and_what_undoes_it(
+def test_the_summary_names_for_each_scheme_what_it_withstands_and_what_removes_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     results = [
@@ -321,7 +321,7 @@ def test_one_scheme_or_many_have_one_summary_and_all_trials_are_judged_together(
     assert "(corrected for 6 suspects)" in verdict.summaries(both)[0].findings[0].text
 
 
-def test_points_show_what_tells_them_apart() -> None:
+def test_points_show_only_settings_that_differ() -> None:
     short = shortened(
         [
             {"watermark": {"name": "a", "x": 1, "mixing": {"share": 0.1, "way": "half"}}, "seed": 0},
@@ -340,7 +340,7 @@ def test_points_show_what_tells_them_apart() -> None:
     ]
 
 
-def test_whole_sections_show_what_tells_them_apart() -> None:
+def test_whole_sections_show_only_settings_that_differ() -> None:
     thief = {"attack": "distillation", "budgets": [300], "learning": {"temperature": 1.0}}
     argmax = {**thief, "learning": {"temperature": 1.0, "answers": "argmax"}}
     slow = {**thief, "training": {"learning_rate": 0.05}}
@@ -397,7 +397,7 @@ def test_varied_settings_list_their_values_once() -> None:
     ]
 
 
-def test_strips_show_the_very_pixels() -> None:
+def test_strips_contain_the_exact_pixels() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 3, 8, 8), dtype=np.uint8)
     data, width = samples.strip_png(images)

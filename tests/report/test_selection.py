@@ -1,4 +1,4 @@
-"""On what settings were chosen: the config refuses the test images, and every report says what chose."""
+"""How settings were chosen: the config refuses test images, and every report states the criterion."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_sweep_chooses_on_validation_images_and_another_reports_on_test_images
         ),
     ],
 )
-def test_what_the_test_images_would_choose_is_refused(select: dict[str, Any], more: dict[str, Any], words: str) -> None:
+def test_choosing_on_test_images_is_refused(select: dict[str, Any], more: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         sweep(select, **more)
 
@@ -106,7 +106,7 @@ def test_settings_beyond_a_constraint_are_not_chosen() -> None:
     assert [line.setting for line in none] == ["ewe: none"] and "0 within the constraints" in none[0].tried
 
 
-def test_every_report_says_what_chose(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_report_states_how_settings_were_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     assert selection.sentence([trial("a")]) is None and selection.chosen([trial("a")]) == []
     outputs = "Settings are chosen here, by the largest wsr on validation images, development seeds 0-1."
     assert selection.sentence(TRIED) == f"{outputs} These are no results to report."
@@ -123,7 +123,7 @@ def test_every_report_says_what_chose(capsys: pytest.CaptureFixture[str]) -> Non
         assert sentence in markdown.verdict_list("s", results)
 
 
-def test_a_page_lists_what_was_chosen_and_by_what() -> None:
+def test_a_page_lists_the_chosen_settings_and_the_criterion() -> None:
     text = markdown.TABLES["chosen"]("s", TRIED)
     assert "| victim.watermark=ewe(rate=0.2) | 2 settings | wsr 59.0% | 2 |" in text
     assert text.endswith(str(selection.sentence(TRIED)))

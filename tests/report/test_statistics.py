@@ -29,7 +29,7 @@ def with_statistics(result: TrialResult, value: float) -> TrialResult:
     )
 
 
-def test_null_models_that_trials_share_count_once_and_the_best_statistic_comes_first() -> None:
+def test_shared_null_models_count_once_and_the_best_statistic_comes_first() -> None:
     trials = [with_statistics(trial("a"), 0.2), with_statistics(trial("b", seed=1), 0.9)]
     rows = statistics.lines(trials)
     assert [row.queries for row in rows] == ["100", "100", "300", "300", "1,000", "1,000"]
