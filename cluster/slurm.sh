@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# One sweep in one Slurm allocation: a Ray head on the first node, a Ray worker on each other, the sweep beside the head.
+# One sweep in one Slurm allocation: a Ray head and the sweep on the first node, a Ray worker on each other node.
 #
 #   sbatch cluster/slurm.sh                                              # sweeps/quickstart.yaml
 #   sbatch --nodes=4 --gpus-per-node=4 cluster/slurm.sh sweeps/budgets.yaml data.name=parquet data.path=/shared/cifar10
 #
-# Submit it from the checkout. The same command goes on where an earlier job stopped. Settings are variables:
-#   MEA_RAY_VENV        virtual environment with mea_ray in it, on the shared disk (default: what is on PATH)
-#   MEA_RAY_STORAGE     folder on the shared disk (default: mea_ray_results in the folder of submission)
-#   MEA_RAY_TMP         short path on each node's own disk, in which the job makes a folder for Ray's sockets (default: /tmp)
+# Submit it from the checkout. The same command continues where an earlier job stopped. Settings are environment variables:
+#   MEA_RAY_VENV        virtual environment with mea_ray, on the shared disk (default: what is on PATH)
+#   MEA_RAY_STORAGE     folder on the shared disk (default: mea_ray_results in the submission folder)
+#   MEA_RAY_TMP         short path on each node's local disk, for the job's folder of Ray sockets (default: /tmp)
 #   MEA_RAY_JOIN_S      seconds within which all nodes must have joined (default: 300)
-#   MEA_RAY_RESTARTS    times that the job puts itself back into the queue at its time limit (default: 20)
-#   MEA_RAY_WANDB_SYNC  1 uploads the offline W&B runs at the end; otherwise the command for it is printed
+#   MEA_RAY_RESTARTS    how often the job requeues itself at its time limit (default: 20)
+#   MEA_RAY_WANDB_SYNC  1 uploads the offline W&B runs at the end; otherwise the command to do so is printed
 #
 #SBATCH --job-name=mea-ray
 #SBATCH --nodes=2
@@ -23,7 +23,7 @@
 #SBATCH --requeue
 #SBATCH --no-kill
 #SBATCH --signal=B:USR1@300
-# GPUs are asked for on the command line (--gpus-per-node=1), so that the script runs in partitions without them, too.
+# Request GPUs on the command line (--gpus-per-node=1): the script also runs in partitions without them.
 set -euo pipefail
 
 sweep=${1:-sweeps/quickstart.yaml}
@@ -45,38 +45,38 @@ if [[ ! -f $sweep ]]; then
   exit 2
 fi
 
-# Under a name that nobody can guess: in a folder that others may write, a known one could be theirs before it is ours.
+# An unguessable name: in a folder that others can write, they could create a known one first.
 mkdir -p -- "${MEA_RAY_TMP:-/tmp}"
 tmp=$(mktemp -d "${MEA_RAY_TMP:-/tmp}/mea-ray-XXXXXXXXXX")
 export tmp
 export RAY_USAGE_STATS_ENABLED=0 WANDB_MODE=offline PYTHONUNBUFFERED=1
-export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # at the end there is nothing to move elsewhere
-unset RAY_ADDRESS # another cluster of this user is not meant
-# A secret of this job: who else is on these nodes must not be able to run code in it.
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # nothing to migrate at the end
+unset RAY_ADDRESS # do not join another cluster of this user
+# A secret of this job: other users of these nodes must not be able to run code in it.
 RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_MODE RAY_AUTH_TOKEN
 
 say() { printf '%(%H:%M:%S)T %s\n' -1 "$*"; }
 
-# Runs on every node, inside its job step; what Slurm gave to that step is all that Ray is told of.
-# shellcheck disable=SC2329 # its text is handed to bash on the nodes
+# Runs on every node, inside its job step. Ray gets exactly the resources that Slurm gave to that step.
+# shellcheck disable=SC2329 # its text is passed to bash on the nodes
 ray_node() {
   local gpus=${SLURM_GPUS_ON_NODE:-0} seen memory=() pid status=0
   if [[ -n ${CUDA_VISIBLE_DEVICES:-} && $CUDA_VISIBLE_DEVICES != NoDevFiles ]]; then
     IFS=, read -ra seen <<< "$CUDA_VISIBLE_DEVICES" # numbers, UUIDs or MIG slices
     gpus=${#seen[@]}
   fi
-  if (( ${SLURM_MEM_PER_NODE:-0} > 0 )); then # Ray would count all of a shared node's memory
+  if (( ${SLURM_MEM_PER_NODE:-0} > 0 )); then # Ray would count all memory of a shared node
     memory=("--object-store-memory=$(( SLURM_MEM_PER_NODE * 1024 * 1024 * 3 / 10 ))")
   fi
-  # On the first node it is there already; on no node may it be a link, or another user's.
+  # It exists already on the first node. It must not be a link, or another user's.
   mkdir -p -- "${tmp%/*}"
   if ! mkdir -m 700 -- "$tmp" 2> /dev/null && [[ -L $tmp || ! -d $tmp || ! -O $tmp ]]; then
     echo "$tmp on $(hostname) cannot be made, or is not this user's; set MEA_RAY_TMP to another folder" >&2
     return 1
   fi
   ulimit -n "$(ulimit -Hn)"
-  # Ports of the system's choice: nodes may be shared, with other people's Ray, too.
+  # Ports chosen by the system: nodes may be shared, also with other users' Ray.
   ray start "$@" --block --disable-usage-stats --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="$gpus" \
     --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0 "${memory[@]}" &
   pid=$!
@@ -87,7 +87,7 @@ ray_node() {
   return "$status"
 }
 
-# Ray in the background of srun. Not `ray stop`: it would end other people's Ray on a shared node as well.
+# Runs Ray in the background of srun. Not `ray stop`: it would also end other users' Ray on a shared node.
 step() {
   local nodes=$1
   shift
@@ -100,25 +100,25 @@ stop_ray() {
   trap '' TERM USR1
   rmdir -- "$tmp" 2> /dev/null || true # nothing was started
   (( ${#steps[@]} )) || return 0
-  # To the processes of the steps. (A TERM to srun would make it kill them, before they have cleaned up.)
+  # Signals the processes of the steps. (A TERM to srun would kill them before they clean up.)
   scancel --signal=TERM "$SLURM_JOB_ID" 2> /dev/null || kill -TERM "${steps[@]}" 2> /dev/null || true
   wait "${steps[@]}" 2> /dev/null || true
   steps=()
 }
 trap stop_ray EXIT
 
-# This script runs on the first node. Its address as Ray sees it, and ports that nobody uses now.
+# This script runs on the first node. Gets its address as Ray sees it, and free ports.
 read -r ip port client_port < <(python -c '
 import importlib.util, socket, ray
 with socket.socket() as a, socket.socket() as b:
     a.bind(("", 0)); b.bind(("", 0))
-    client = b.getsockname()[1] if importlib.util.find_spec("grpc") else ""  # what Ray needs for ray://
+    client = b.getsockname()[1] if importlib.util.find_spec("grpc") else ""  # only then can Ray serve ray://
     print(ray.util.get_node_ip_address(), a.getsockname()[1], client)')
 address=$ip:$port
 nodes=$SLURM_JOB_NUM_NODES
 node=$(declare -f ray_node)
 
-# Waits until so many nodes are in the cluster, or a step has ended, which is a failure.
+# Waits until this many nodes are in the cluster, or fails if a step has ended.
 await_nodes() {
   timeout "${MEA_RAY_JOIN_S:-300}" python - "$address" "$1" << 'PY' &
 import logging
@@ -132,7 +132,7 @@ while True:
     try:
         ray.init(address, logging_level=logging.CRITICAL, log_to_driver=False)
         break
-    except (ConnectionError, RuntimeError):  # the head is not there yet
+    except (ConnectionError, RuntimeError):  # the head is not up yet
         time.sleep(1)
 while sum(node["Alive"] for node in ray.nodes()) < wanted:
     time.sleep(1)
@@ -151,20 +151,20 @@ step 1 --nodelist="$SLURMD_NODENAME" bash -c "$node; ray_node \"\$@\"" ray-head 
   --node-ip-address="$ip" --port="$port" ${client_port:+"--ray-client-server-port=$client_port"} \
   --include-dashboard=false --temp-dir="$tmp"
 steps+=("$!")
-await_nodes 1 # a worker that comes before the head has registered itself gives up
+await_nodes 1 # a worker that starts before the head has registered gives up
 if (( nodes > 1 )); then
   step $(( nodes - 1 )) --exclude="$SLURMD_NODENAME" bash -c "$node; ray_node \"\$@\"" ray-worker --address="$address"
   steps+=("$!")
   await_nodes "$nodes"
 fi
 
-# With job control the sweep is not deaf to SIGINT, as background processes of a script are.
+# With job control the sweep gets SIGINT, which background processes of a script ignore.
 set -m
 mea-ray sweep "$sweep" "storage=$storage" "tracking.wandb=$wandb" "$@" --resume --address "$address" &
 driver=$!
 set +m
 
-# Ctrl-C for the sweep: it keeps what is finished. USR1 comes before the time limit, TERM from scancel or preemption.
+# Sends the sweep a Ctrl-C, which loses nothing finished. USR1 precedes the time limit; TERM is from scancel or preemption.
 signal=
 # shellcheck disable=SC2329 # called by the traps
 pass_on() {
@@ -176,7 +176,7 @@ trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
 status=0
 wait "$driver" || status=$?
-if [[ -n $signal ]]; then # that was the signal; this is the sweep
+if [[ -n $signal ]]; then # the first wait ended with the signal, this one with the sweep
   status=0
   wait "$driver" || status=$?
 fi

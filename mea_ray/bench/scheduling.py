@@ -123,8 +123,8 @@ def table(result: Mapping[str, Any]) -> str:
 def check_line(result: Mapping[str, Any]) -> str:
     """Return how near the simulation came to a real sweep, as a sentence."""
     return (
-        f"A real sweep whose trials sleep took {result['real_s']:.0f} s, and its simulation comes to "
-        f"{result['simulated_s']:.0f} s, {result['simulated_by_real']:.2f} of it."
+        f"As a check, a real sweep of sleeping trials took {result['real_s']:.0f} s and its simulation "
+        f"{result['simulated_s']:.0f} s, {result['simulated_by_real']:.2f} times as long."
     )
 
 
