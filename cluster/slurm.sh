@@ -72,7 +72,7 @@ ray_node() {
   # It exists already on the first node. It must not be a link, or another user's.
   mkdir -p -- "${tmp%/*}"
   if ! mkdir -m 700 -- "$tmp" 2> /dev/null && [[ -L $tmp || ! -d $tmp || ! -O $tmp ]]; then
-    echo "$tmp on $(hostname) cannot be made, or is not this user's; set MEA_RAY_TMP to another folder" >&2
+    echo "$tmp on $(hostname) cannot be created, or is not this user's; set MEA_RAY_TMP to another folder" >&2
     return 1
   fi
   ulimit -n "$(ulimit -Hn)"
@@ -142,7 +142,7 @@ PY
   local joined=$!
   wait -n "$joined" "${steps[@]}" || true
   if kill "$joined" 2> /dev/null || ! wait "$joined"; then
-    say "$1 of $nodes nodes: not joined; a step failed, or MEA_RAY_JOIN_S=${MEA_RAY_JOIN_S:-300} was too short"
+    say "waiting for $1 of $nodes nodes failed: a step ended, or MEA_RAY_JOIN_S=${MEA_RAY_JOIN_S:-300} was too short"
     exit 1
   fi
 }
@@ -169,7 +169,7 @@ signal=
 # shellcheck disable=SC2329 # called by the traps
 pass_on() {
   signal=$1
-  say "SIG$1: the sweep is asked to stop"
+  say "SIG$1: stopping the sweep"
   kill -INT "$driver" 2> /dev/null || true
 }
 trap 'pass_on USR1' USR1
@@ -185,11 +185,11 @@ trap - EXIT
 
 if [[ $signal == USR1 && $status != 0 ]]; then
   if (( ${SLURM_RESTART_COUNT:-0} < ${MEA_RAY_RESTARTS:-20} )); then
-    say "time is up: back into the queue, to go on from $storage"
+    say "time limit reached: requeued, to continue from $storage"
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
   fi
-  say "time is up, and this was the last restart; the same sbatch command goes on from $storage"
+  say "time limit reached after the last restart; the same sbatch command continues from $storage"
 fi
 say "the sweep ended with exit code $status; results are in $storage"
 sync=(wandb sync "$storage"/*/wandb/offline-run-*)
@@ -197,7 +197,7 @@ if [[ -d ${sync[2]} ]]; then
   if [[ ${MEA_RAY_WANDB_SYNC:-0} == 1 ]] && env -u WANDB_MODE "${sync[@]}"; then
     say "the W&B runs are uploaded"
   else
-    say "to upload the W&B runs, on a node that has the Internet: ${sync[*]:0:2} $storage/*/wandb/offline-run-*"
+    say "to upload the W&B runs, on a node with Internet access: ${sync[*]:0:2} $storage/*/wandb/offline-run-*"
   fi
 fi
 exit "$status"
