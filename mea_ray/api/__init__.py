@@ -1,8 +1,8 @@
-"""The public Python surface: what the command line does, as functions.
+"""The public Python API: what the command line does, as functions.
 
-Everything here can be imported from ``mea_ray`` itself. Long calls show their progress, in a notebook as in a terminal,
-and can be interrupted: what is finished is kept in the storage, and the same call goes on from there. ``run_sweep`` has
-this name because ``mea_ray.sweep`` is a subpackage.
+Everything here can be imported from ``mea_ray`` itself. Long calls show their progress, in a notebook and in a
+terminal, and can be interrupted: finished work is saved in the storage, and the same call continues from there.
+``run_sweep`` has this name because ``mea_ray.sweep`` is a subpackage.
 """
 
 from mea_ray.api.experiments import Results, run, run_sweep

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """What a sweep left.
+    """The results of a sweep.
 
     Attributes:
-        folder: Its folder.
-        failed: Trials that were given up, with the reason.
-        grid: What Ray Tune returned of the trials that this call ran; None if it ran none.
+        folder: Folder of the sweep.
+        failed: Failed trials, with the reason.
+        grid: Ray Tune's result grid of the trials that this call ran; None if it ran none.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class Results:
 
     @property
     def frame(self) -> DataFrame:
-        """One row for each measured model, as ``load_results`` gives it."""
+        """One row for each measured model, as returned by ``load_results``."""
         from mea_ray.results.frames import load_results
 
         return load_results(self.folder)
@@ -50,11 +50,11 @@ def run(
     name: str = "experiment",
     progress: bool = True,
 ) -> TrialResult:
-    """Run one experiment in this process; an interrupted one goes on where it was.
+    """Run one experiment in this process; an interrupted one continues where it stopped.
 
     Args:
         config: The experiment, a YAML file, or a mapping of what differs from the defaults.
-        name: Of its folder in the storage.
+        name: Name of its folder in the storage.
         progress: Show a bar.
 
     Raises:
@@ -79,10 +79,10 @@ def run_sweep(
 
     Args:
         config: The sweep, a YAML file, or a mapping.
-        resume: Go on with what an earlier start left.
+        resume: Continue an earlier run.
         address: Ray cluster, ``host:port`` or ``auto``; None starts one on this machine.
         on_event: Called with each event of the sweep.
-        progress: Show a bar, unless there is a listener.
+        progress: Show a bar, unless ``on_event`` is given.
 
     Raises:
         ConfigError: The sweep cannot be run; nothing was started.

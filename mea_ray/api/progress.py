@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 Update = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much is done, and of how much; None if nobody knows."""
+"""Called with a description, the amount done, and the total (None if unknown)."""
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def epochs(update: Update) -> Callable[[Any, str, dict[str, Any]], None]:
 
 
 def events(update: Update) -> Callable[[Any], None]:
-    """Return a listener for the events of a sweep: trials that ended, and what is under way."""
+    """Return a listener for the events of a sweep: trials that ended, and trials that are running."""
     from mea_ray.sweep import events as e
 
     done, of, doing = 0, None, "starting"

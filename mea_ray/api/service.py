@@ -1,4 +1,4 @@
-"""The owner's service: a victim behind HTTP, from Python as from the command line."""
+"""The owner's service from Python: a victim behind HTTP."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 class Served:
-    """A victim's service on HTTP, until ``stop`` or the end of a ``with`` block.
+    """A victim's HTTP service, running until ``stop`` or the end of a ``with`` block.
 
     Attributes:
-        url: Where clients ask.
-        owner_url: The owner's page, on this machine only.
-        folder: Keys, ledger and query log.
+        url: URL for clients.
+        owner_url: URL of the owner's page, reachable from this machine only.
+        folder: Folder of keys, ledger and query log.
     """
 
     def __init__(self, service: RunningService, owner_url: str, until: ExitStack) -> None:
@@ -39,16 +39,16 @@ class Served:
     def add_client(
         self, name: str, *, budget: int | None = None, images_per_second: float | None = None, burst: int = 1000
     ) -> str:
-        """Return the key of a new client; it is not shown again.
+        """Add a client and return its API key, of which only the hash is stored.
 
         Args:
             name: Name of the client.
-            budget: Images that it may be charged; None for no limit.
-            images_per_second: Its sustained rate; None for no limit.
-            burst: Images that it may ask at once after a pause.
+            budget: Query budget in images; None for no limit.
+            images_per_second: Sustained rate; None for no limit.
+            burst: Images that it can send at once after a pause.
 
         Raises:
-            ConfigError: The name is not acceptable or in use, or a limit is out of range.
+            ConfigError: The name is invalid or in use, or a limit is out of range.
         """
         store = KeyStore(self.folder)
         return store.add(name, budget=budget, images_per_second=images_per_second, burst=burst)
@@ -58,16 +58,16 @@ class Served:
         return self._service.usage()
 
     def update(self, victim: Victim | str | Path) -> None:
-        """Serve another victim under the same keys; requests under way are answered by the old one.
+        """Serve another victim under the same keys; requests in flight are answered by the old one.
 
         Raises:
             ArtifactError: The folder holds no readable victim.
-            ServiceUnavailable: The new victim could not be started; the old one goes on.
+            ServiceUnavailable: The new victim could not be started; the old one stays in service.
         """
         self._service.update(_folder_of(victim))
 
     def stop(self) -> None:
-        """Let requests under way be answered, then end the service. Ctrl-C does not interrupt this."""
+        """Answer the requests in flight, then stop the service. Ctrl-C does not interrupt this."""
         with _uninterrupted():
             self._until.close()
 
@@ -92,7 +92,7 @@ def serve(
     address: str | None = None,
     proxy: Proxy = "ray",
 ) -> Served:
-    """Serve a victim over HTTP on Ray Serve, and return when it answers.
+    """Serve a victim over HTTP on Ray Serve, and return once it answers.
 
     Args:
         victim: A saved victim, or its folder.
@@ -103,8 +103,8 @@ def serve(
         owner_port: TCP port of the owner's page, on this machine only; 0 chooses one.
         state: Folder of keys, ledger and query log; beside the victim's folder when None.
         address: Ray cluster, ``host:port`` or ``auto``; None starts one on this machine.
-        proxy: What stands before the replicas, if a Ray is started: Ray Serve's own (``ray``), ``haproxy``, which takes
-            a fraction of its time, or HAProxy where it is available (``auto``).
+        proxy: HTTP proxy in front of the replicas, if Ray is started here: Ray Serve's own (``ray``), the faster
+            ``haproxy``, or HAProxy where it is available (``auto``).
 
     Raises:
         ArtifactError: The folder holds no readable victim.
@@ -158,7 +158,7 @@ def _folder_of(victim: Victim | str | Path) -> Path:
 
 
 def _network(folder: Path) -> Mapping[str, Any]:
-    """Return what a victim's folder says of its network, which may be a class from outside the package."""
+    """Return the network named in a victim's folder, which can be a class from outside the package."""
     tree: dict[str, Any] = json.loads((folder / "model.json").read_bytes())
     return tree
 

@@ -1,4 +1,4 @@
-"""From what Python programs have in memory (classes, datasets, mappings) to a checked experiment."""
+"""Turns objects in memory (classes, datasets, mappings) into a checked experiment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Component = str | Mapping[str, Any]
 
 @runtime_checkable
 class Labelled(Protocol):
-    """A dataset as torchvision writes it: ``dataset[i]`` is an image and its label."""
+    """A dataset in torchvision's style: ``dataset[i]`` is an image and its label."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -36,7 +36,7 @@ def experiment(config: ExperimentConfig | str | Path | Mapping[str, Any] | None)
     """Return an experiment.
 
     Args:
-        config: One, a YAML file, a mapping of what differs from the defaults, or None for the defaults.
+        config: An experiment, a YAML file, a mapping of what differs from the defaults, or None for the defaults.
 
     Raises:
         ConfigError: It cannot be read, or a setting is wrong.
@@ -49,7 +49,7 @@ def experiment(config: ExperimentConfig | str | Path | Mapping[str, Any] | None)
 
 
 def network(model: str | Mapping[str, Any] | type[nn.Module]) -> Component:
-    """Return a network as a config names it.
+    """Return a network as named in a config, it.
 
     Raises:
         ConfigError: A class is not at the top of a module that can be imported.
@@ -67,7 +67,7 @@ def network(model: str | Mapping[str, Any] | type[nn.Module]) -> Component:
 def dataset(
     data: Component | Dataset | tuple[Labelled, Labelled], storage: str | Path, class_names: Sequence[str] | None
 ) -> Component:
-    """Return data as a config names them; objects in memory are written to the storage first.
+    """Return data as named in a config, them; objects in memory are written to the storage first.
 
     Args:
         data: A component, a ``Dataset``, or a training and a test set in torchvision's style.
@@ -112,7 +112,7 @@ def _pixels(image: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
         array = array.transpose(2, 0, 1)
     if array.ndim != 3:
         raise DataError(
-            f"an image has shape {array.shape}; it must be a picture, or an array (channels, height, width)"
+            f"an image has shape {array.shape}; it must be a PIL image, or an array (channels, height, width)"
         )
     if array.dtype == np.uint8:
         return array

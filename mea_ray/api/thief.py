@@ -40,11 +40,11 @@ class Stolen:
 
 
 def open_blackbox(victim: Victim | str | Path, *, budget: int | None = None, client: str = "thief") -> BlackBox:
-    """Put a victim behind its query API in this process: its answer policy, a ledger, nothing else to see.
+    """Put a victim behind its query API in this process: only answers, under its policy and charged to a ledger.
 
     Args:
         victim: A victim or its folder.
-        budget: Images that the client may be charged; None for no limit.
+        budget: Query budget of the client in images; None for no limit.
         client: Name of the client.
     """
     owned = victim if isinstance(victim, Victim) else Victim.load(victim)
@@ -69,13 +69,13 @@ def steal(
     """Steal the model behind a black box, once for each budget.
 
     Args:
-        blackbox: What is queried: ``open_blackbox``, or anything else with ``query``.
+        blackbox: The black box, from ``open_blackbox`` or any object with ``query``.
         images: The thief's images, uint8 (N, C, H, W).
-        budgets: Images answered, rising; the transfer sets are nested, and each substitute is trained anew.
+        budgets: Query budgets in images, ascending. Transfer sets are nested; each substitute is trained from scratch.
         attack: The attack by name or with its options.
         model: The substitute's network.
         training: Settings of its training.
-        labels: Labels that the images were published with, for attacks that use them.
+        labels: Class indices of the images, for attacks that use labels.
         seed: Seed of the attack.
         progress: Show a bar.
 

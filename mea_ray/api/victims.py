@@ -38,15 +38,15 @@ def watermark(
 
     Args:
         data: A dataset by name, a ``Dataset``, or a training and a test set in torchvision's style, whose images are
-            pictures or values in [0, 1].
-        model: A network by name, or a class of ``nn.Module`` that returns logits and can be imported.
+            PIL images or values in [0, 1].
+        model: A network by name, or an importable subclass of ``nn.Module`` that returns logits.
         scheme: The watermark by name or with its options.
         training: Settings of the training, e.g. ``{"epochs": 20}``.
-        weights: A file of the trained classifier's weights.
+        weights: File with the trained classifier's weights.
         class_names: Names of the classes, for data in torchvision's style.
         config: All other settings.
-        storage: Folder of what is trained; the same call finds its victim there.
-        name: What to call the victim until it is saved.
+        storage: Folder for trained models; the same call finds its victim there.
+        name: Name of the victim until it is saved.
         progress: Show a bar.
 
     Raises:
@@ -85,9 +85,9 @@ def nulls(
 
     Args:
         victim: A saved victim.
-        count: Null models in all.
-        stolen: How many of them are stolen as well.
-        config: The experiment with another thief; the victim's when None.
+        count: Total number of null models.
+        stolen: How many of them to steal as well.
+        config: The experiment, with another thief; None takes the victim's.
         address: Ray cluster; None starts one on this machine.
         progress: Show a bar.
 
@@ -116,13 +116,13 @@ def verify(
     Args:
         victim: A saved victim with null models, or its folder.
         suspect: A file (ONNX, torch.export, TorchScript, weights), a URL, a network, or a function of float32 images
-            (N, C, H, W) that returns one row of numbers or one label for each.
-        terms: What is known of the suspect.
-        progress: Show how many images it was asked.
+            (N, C, H, W) that returns a row of class scores or a label for each.
+        terms: What is known about the suspect.
+        progress: Show the number of images sent.
 
     Raises:
         ConfigError: There are no null models yet, or the victim cannot be verified in this way.
-        SuspectError: The suspect cannot be loaded, asked or understood.
+        SuspectError: The suspect cannot be loaded or queried, or its outputs cannot be interpreted.
         DataError: The victim's data have changed.
     """
     owned = victim if isinstance(victim, Victim) else Victim.load(victim)
@@ -134,12 +134,12 @@ def verify(
             owned,
             str(asked) if isinstance(asked, Path) else asked,
             terms,
-            on_asked=lambda images: update(f"asking the suspect, {images:,} images so far", 0, None),
+            on_asked=lambda images: update(f"querying the suspect, {images:,} images so far", 0, None),
         )
 
 
 def _asking(model: nn.Module) -> Ask:
-    """Return a function that asks a network in eval mode, on its own device."""
+    """Return a function that queries a network in eval mode, on its own device."""
 
     def ask(images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         where = next((each.device for each in model.parameters()), torch.device("cpu"))

@@ -17,7 +17,7 @@ Options = Annotated[
 ]
 Json = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--json", help="Write all that was measured to this file, too."),
+    typer.Option("--json", help="Also write all measurements to this JSON file."),
 ]
 
 
@@ -68,7 +68,7 @@ def bench_storage(options: Options = None, output: Json = None, debug: Debug = F
 
 @bench.command("sweep", epilog=EPILOG)
 def bench_sweep(options: Options = None, output: Json = None, debug: Debug = False) -> None:
-    """What the machinery of a sweep costs: a thousand trials that only sleep, driver memory, a kill half way.
+    """Overhead of a sweep: a thousand trials that only sleep, driver memory, a kill half way.
 
     For example:
 
@@ -83,7 +83,7 @@ def bench_sweep(options: Options = None, output: Json = None, debug: Debug = Fal
 
 @bench.command("scheduling", epilog=EPILOG)
 def bench_scheduling(options: Options = None, output: Json = None, debug: Debug = False) -> None:
-    """How busy a sweep keeps clusters of many GPUs: a simulation, checked against a real sweep of stand-ins.
+    """Utilisation of clusters of many GPUs by a sweep: a simulation, checked against a real sweep of dummy trials.
 
     For example:
 
@@ -98,7 +98,7 @@ def bench_scheduling(options: Options = None, output: Json = None, debug: Debug 
 
 @bench.command("efficiency", epilog=EPILOG)
 def bench_efficiency(options: Options = None, output: Json = None, debug: Debug = False) -> None:
-    """Parallel efficiency of real trials: the same thefts with one worker and with several, in turns.
+    """Parallel efficiency of real trials: the same thefts with one worker and with several, alternating.
 
     For example:
 
@@ -113,7 +113,7 @@ def bench_efficiency(options: Options = None, output: Json = None, debug: Debug 
 
 @bench.command("report", epilog=EPILOG)
 def bench_report(options: Options = None, output: Json = None, debug: Debug = False) -> None:
-    """CPU time, memory and size of the report of a large sweep, from drawn results.
+    """CPU time, memory and size of the report of a large sweep, from synthetic results.
 
     For example:
 
@@ -143,7 +143,7 @@ def bench_train(options: Options = None, output: Json = None, debug: Debug = Fal
 
 @bench.command("stack", epilog=EPILOG)
 def bench_stack(options: Options = None, output: Json = None, debug: Debug = False) -> None:
-    """Images per second of many small networks trained as one stack, against one after the other.
+    """Images per second of many small networks trained as one stack, against training them one after another.
 
     For example:
 
@@ -158,7 +158,7 @@ def bench_stack(options: Options = None, output: Json = None, debug: Debug = Fal
 
 @bench.command("views", epilog=EPILOG)
 def bench_views(options: Options = None, output: Json = None, debug: Debug = False) -> None:
-    """Views per second of self-supervised training, against the pass they are made for and torchvision's, one by one.
+    """Augmented views per second of self-supervised training, against the training step and torchvision's transforms.
 
     For example:
 

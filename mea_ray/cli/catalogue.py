@@ -44,7 +44,7 @@ TABLES = {
     "policies": "mea_ray.blackbox:POLICIES",
     "benchmarks": "mea_ray.cli.catalogue:BENCHMARKS",
 }
-"""Kind, as a user names it, to its table."""
+"""Maps a kind, as a user names it, to its table."""
 KINDS = (*TABLES, "sweeps", "config")
 """What can be listed."""
 
@@ -99,7 +99,7 @@ def _kinds_of(name: str) -> list[str]:
 
 
 def _known(kind: str) -> str:
-    """Return a kind as `TABLES` has it, for its singular, too.
+    """Return a kind as in `TABLES`; its singular is accepted, too.
 
     Raises:
         ConfigError: There is none.

@@ -1,4 +1,4 @@
-"""What the verbs of the command line do, once their arguments are read."""
+"""What the commands do once their arguments are parsed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _note_dropped(lost: Sequence[str]) -> None:
     """Print on stderr which options of the file an override of a component's name dropped."""
     if lost:
         note(
-            f"another component has its own defaults, so the file's {', '.join(lost)} is dropped; repeat it on the "
+            f"another component has other options, so the file's {', '.join(lost)} is dropped; repeat it on the "
             "command line to keep it"
         )
 
@@ -93,7 +93,7 @@ def sweep_of_one(config: ExperimentConfig, name: str) -> SweepConfig:
 
 
 def check_address(address: str | None) -> None:
-    """Refuse an address that Ray could not use, before anything is read or imported.
+    """Reject an address that Ray could not use, before anything is read or imported.
 
     Raises:
         ConfigError: It cannot be used, see `address.check`.
@@ -104,7 +104,7 @@ def check_address(address: str | None) -> None:
 
 
 def run_sweep(config: SweepConfig, resume: bool, address: str | None) -> bool:
-    """Run a sweep with live progress, then show what came out.
+    """Run a sweep with live progress, then show the results.
 
     Returns:
         Whether a trial failed.
@@ -122,15 +122,15 @@ def run_sweep(config: SweepConfig, resume: bool, address: str | None) -> bool:
 
 
 def run_local(config: ExperimentConfig, name: str) -> bool:
-    """Run one experiment in this process, then show what came out.
+    """Run one experiment in this process, then show the results.
 
     Returns:
-        Whether it failed: never, it raises instead.
+        Whether it failed: always False, since a failure raises.
     """
     from mea_ray.experiment.local import run_local as run
 
     Storage(config.storage).check_writable()
-    name = sweep_of_one(config, name).name  # refuses what would lead out of the folder
+    name = sweep_of_one(config, name).name  # rejects a name that leads out of the folder
     console = make_console(stderr=True)
     with console.status("loading the data") as status:
 
@@ -138,12 +138,12 @@ def run_local(config: ExperimentConfig, name: str) -> bool:
             stage, number = epoch.get("stage", ""), epoch.get("epoch", "")
             what = f"training the {'null model' if role == 'null' else role}, stage {stage}"
             if epoch.get("resumed"):
-                console.print(f"{what}: goes on after epoch {number} of {epoch.get('epochs', '')}")
+                console.print(f"{what}: continuing after epoch {number} of {epoch.get('epochs', '')}")
             status.update(f"{what}: epoch {number}")
 
         done = run(config, name, on_epoch=on_epoch, warn=lambda text: console.print(escape(text), soft_wrap=True))
     if done.reused:
-        console.print(f"This experiment was finished before; delete {done.folder} to run it again.", soft_wrap=True)
+        console.print(f"This experiment has already finished; delete {done.folder} to run it again.", soft_wrap=True)
     return finish(make_console(), done.folder, {})
 
 
@@ -153,11 +153,11 @@ def finish(console: Console, folder: Path, failed: Mapping[str, str], location: 
     Args:
         console: Where to.
         folder: The sweep's folder.
-        failed: Trials that were given up, with the reason.
-        location: URI of the sweep's folder, if it is a remote one.
+        failed: Failed trials, with the reason.
+        location: URI of the sweep's folder, if it is remote.
 
     Returns:
-        Whether there are any of these.
+        Whether any trial failed.
     """
     from mea_ray.report import html
 
@@ -170,12 +170,12 @@ def finish(console: Console, folder: Path, failed: Mapping[str, str], location: 
         if (folder / "wandb").is_dir():
             attach_report(folder, page, lambda text: note(text))
             where = location or folder
-            console.print(f"W&B      {where}/wandb; offline runs are sent with: mea-ray sync {where}", soft_wrap=True)
+            console.print(f"W&B      {where}/wandb; upload offline runs with: mea-ray sync {where}", soft_wrap=True)
         console.print(f"report   {page}", soft_wrap=True)
     for trial, reason in failed.items():
         console.print(f"[red]failed[/]   {trial}: {escape(reason)}", soft_wrap=True)
     if failed:
-        console.print("The same command with --resume tries failed trials again and repeats no other.")
+        console.print("To retry only the failed trials, run the same command with --resume.")
     return bool(failed)
 
 
@@ -209,11 +209,11 @@ def render_report(
 
     Args:
         location: The sweep's folder: a path or a URI.
-        storage: Where the victims are kept, if not where the trials say.
-        png: Where to write the curves as a picture, too.
-        every_s: Look for new results every so many seconds until the sweep has ended; None renders once.
-        only: Which trials, as ``html.some`` takes them; all when empty.
-        price: ``name=value`` of ``PricesConfig``; those of the sweep when empty.
+        storage: Where the victims are stored, if they were moved.
+        png: Also write the curves to this PNG file.
+        every_s: Seconds between checks for new results, until the sweep has ended; None renders once.
+        only: Which trials, see ``html.some``; all if empty.
+        price: ``name=value`` of ``PricesConfig``; those of the sweep if empty.
     """
     from mea_ray.cli import status
     from mea_ray.report import html
@@ -231,7 +231,7 @@ def render_report(
     if every_s is None:
         everything = read_results(folder)
         judged = JudgedSweep.of(everything)
-        gc.freeze()  # thousands of results live until the end; the collector need not walk through them
+        gc.freeze()  # thousands of results stay alive until the end; the garbage collector need not scan them
         page: Path | None = render(everything, judged)
     else:
         sweep = open_folder(location)
@@ -251,7 +251,7 @@ def render_report(
 
 
 def _local_folder(location: str) -> Path:
-    """Return the folder of a sweep on this machine; what a remote one holds of results is fetched first."""
+    """Return the local folder of a sweep; the results of a remote one are downloaded first."""
     from mea_ray.sweep.status import open_folder
 
     if "://" not in location:
@@ -264,10 +264,10 @@ def _local_folder(location: str) -> Path:
 
 
 def print_results_as(form: Literal["markdown", "csv"], location: str) -> None:
-    """Print the results of a sweep in a form for documents or for other programs.
+    """Print the results of a sweep in a format for documents or for other programs.
 
     Args:
-        form: ``markdown`` for tables, ``csv`` for one line per measured model.
+        form: ``markdown`` for tables, ``csv`` for one row per measured model.
         location: The sweep's folder: a path or a URI.
     """
     from mea_ray.report.markdown import report
@@ -304,12 +304,12 @@ def render_pages(records: Path, pages: Sequence[Path], images: Path) -> None:
 
 
 def measure(name: str, options: Sequence[str], output: Path | None) -> None:
-    """Run a benchmark and show what it measured.
+    """Run a benchmark and show its measurements.
 
     Args:
         name: Name in the table of benchmarks.
         options: ``name=value`` of its settings.
-        output: Where to write all of it as JSON, too.
+        output: Also write all measurements to this JSON file.
     """
     from mea_ray.cli.catalogue import BENCHMARKS
 

@@ -12,17 +12,17 @@ from mea_ray.report.terminal import make_console
 from mea_ray.storage.files import read_at_most
 
 _LARGEST = 2**20
-"""Most bytes of an answer or of certificates."""
+"""Maximum size of a reply or of certificates, in bytes."""
 
 
 def run(victim: Path, tsa: str | None, reply: Path | None, roots: Path | None) -> None:
-    """Commit to a victim's key, have it stamped if there is a way, and show where everything is.
+    """Commit to a victim's key, get a time stamp if an authority is given, and show where everything is.
 
     Args:
         victim: Folder of the victim.
-        tsa: URL of a time-stamp authority that is asked; None asks none.
-        reply: File of an authority's reply; None has none.
-        roots: File of root certificates in PEM; None trusts this system's.
+        tsa: URL of a time-stamp authority; None requests no time stamp.
+        reply: File with an authority's reply, or None.
+        roots: File of root certificates in PEM; None trusts those of this system.
 
     Raises:
         ConfigError: Both a URL and a reply are given, or a file cannot be read.
@@ -31,7 +31,7 @@ def run(victim: Path, tsa: str | None, reply: Path | None, roots: Path | None) -
     from mea_ray.verification.timestamps import ask_authority
 
     if tsa and reply:
-        raise ConfigError("--tsa asks for a reply and --reply gives one; choose one of the two")
+        raise ConfigError("--tsa requests a reply and --reply supplies one; give one of the two")
     trusted = None if roots is None else _content(roots)
     given = None if reply is None else _content(reply)
     _, folder = commit(victim)
@@ -48,17 +48,17 @@ def run(victim: Path, tsa: str | None, reply: Path | None, roots: Path | None) -
 
 def _show(console: Console, opened: Committed, victim: Path, folder: Path) -> None:
     console.print(f"commitment  {opened.digest}", soft_wrap=True)
-    console.print(f"kept in     {folder} (secret: it opens the commitment)", soft_wrap=True, highlight=False)
+    console.print(f"saved in    {folder} (secret: it opens the commitment)", soft_wrap=True, highlight=False)
     if opened.time is not None:
         console.print(f"stamped     {opened.time:%Y-%m-%d %H:%M:%S} UTC by {opened.authority}", soft_wrap=True)
         if not (folder / ROOTS).exists():
-            console.print("            (checked with the certificates that this system trusts)", highlight=False)
+            console.print("            (checked against the certificates that this system trusts)", highlight=False)
         return
     request = folder / REQUEST
     console.print(
-        f"request     {request}\n\nNobody has stamped it yet. Have it stamped by an authority:\n"
+        f"request     {request}\n\nThere is no time stamp yet. Request one from an authority:\n"
         f"  mea-ray commit {victim} --tsa URL\n"
-        f"or send the request yourself, and hand in the answer:\n"
+        f"or send the request yourself, and pass the reply:\n"
         f"  curl -H 'Content-Type: application/timestamp-query' --data-binary @{request} -o reply.tsr URL\n"
         f"  mea-ray commit {victim} --reply reply.tsr",
         soft_wrap=True,

@@ -1,4 +1,4 @@
-"""What the command line says when something fails: one line for each error, and an exit code; and of warnings."""
+"""Errors and warnings on the command line: one line for each, and the exit code of an error."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ELOOP: "the path is a link that leads back to itself; remove it",
 }
-"""Error number of the operating system, to what the user can do."""
+"""Maps an error number of the operating system to a remedy."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is shown of an error.
+    """An error as the user sees it.
 
     Attributes:
         title: Heading of the panel.
         text: One sentence: the value, the constraint, the remedy.
         code: The exit code.
-        is_bug: Nobody foresaw this error.
+        is_bug: The error is unexpected: a bug in mea_ray.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Report:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Show a renamed option as one line on stderr, once however often the config is read; other warnings as ever."""
+    """Show a renamed option as one line on stderr, once per process; other warnings as Python does."""
     seen: set[str] = set()
     usual = warnings.showwarning
 
@@ -76,7 +76,7 @@ def plain_warnings() -> Iterator[None]:
 
 
 def report(error: BaseException) -> Report:
-    """Return what is shown of an error that ended a command."""
+    """Return the user's view of an error that ended a command."""
     name = type(error).__name__
     if isinstance(error, MeaRayError):
         code = USAGE if isinstance(error, (ConfigError, DataError, ArtifactError)) else FAILED
@@ -86,28 +86,28 @@ def report(error: BaseException) -> Report:
     if isinstance(error, UnicodeError):
         return Report(name, f"a file or an argument is not UTF-8 text ({first_line(error)}); save it as UTF-8", USAGE)
     if isinstance(error, RecursionError):
-        return Report(name, "a file or a setting is nested too deeply; write it flatter", USAGE)
+        return Report(name, "a file or a setting is nested too deeply; reduce its nesting", USAGE)
     if isinstance(error, OverflowError):
         return Report(name, f"a number is too large ({first_line(error)}); choose a smaller one", USAGE)
     if isinstance(error, MemoryError):
         text = "there is not enough memory for this; take fewer or smaller images, or a smaller batch"
         return Report(name, f"{text} ({first_line(error)})" if str(error) else text, USAGE)
     if is_of_arrow(error):
-        return Report(name, f"{first_line(error)}; check storage and data, and what lets you in there", USAGE)
+        return Report(name, f"{first_line(error)}; check storage and data, and your credentials for them", USAGE)
     if type(error).__module__.split(".")[0] == "ray":
         return Report(name, f"Ray failed: {first_line(error)}; --debug shows everything", FAILED)
-    text = f"this is a bug in mea_ray: {name}: {first_line(error)}; please report it with what --debug shows"
+    text = f"this is a bug in mea_ray: {name}: {first_line(error)}; please report it with the output of --debug"
     return Report("Bug", text, FAILED, is_bug=True)
 
 
 def cause(error: BaseException) -> BaseException:
-    """Return what an actor raised: Ray wraps it into an error of its own."""
+    """Return the error that an actor raised: Ray wraps it in its own error."""
     inner = getattr(error, "cause", None)
     return inner if isinstance(inner, BaseException) else error
 
 
 def _of_the_system(error: OSError) -> str:
-    """Return the file, what the operating system says, and a remedy."""
+    """Return the file, the operating system's message, and a remedy."""
     reason = error.strerror or first_line(error) or type(error).__name__
     where = f"{error.filename}: " if error.filename is not None else ""
     remedy = REMEDIES.get(error.errno or 0)

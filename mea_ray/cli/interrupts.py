@@ -1,4 +1,4 @@
-"""The answer to Ctrl-C: one line at once, even while the program computes or waits for other processes."""
+"""The reaction to Ctrl-C: one line at once, even while the program computes or waits for other processes."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from collections.abc import Callable, Iterator
 import typer
 
 _LINES = {
-    "run": "finished work is saved; the same command with --resume goes on",
-    "sweep": "finished work is saved; the same command with --resume goes on",
-    "train": "the same command goes on after the last epoch that was saved",
-    "nulls": "models that were measured are kept; the same command goes on",
-    "calibrate": "what is done is kept; the same command goes on",
-    "steal": "answers and finished substitutes are kept; the same command goes on, and pays for no answer twice",
-    "verify": "no verdict was written; the same command asks again",
-    "serve": "requests under way are answered first",
+    "run": "finished work is saved; continue with the same command and --resume",
+    "sweep": "finished work is saved; continue with the same command and --resume",
+    "train": "the same command continues after the last saved epoch",
+    "nulls": "measured models are saved; the same command continues",
+    "calibrate": "finished measurements are saved; the same command continues",
+    "steal": "answers and finished substitutes are saved; the same command continues and pays for no query twice",
+    "verify": "no verdict was written; the same command starts again",
+    "serve": "requests in flight are answered first",
 }
-_OTHERS = "nothing that was finished is lost"
+_OTHERS = "finished work is not lost"
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def line_of(command: str | None) -> str:
-    """Return what is said when a command is interrupted.
+    """Return the line that is printed when a command is interrupted.
 
     Args:
-        command: The verb; None if there is none.
+        command: Name of the command, or None.
     """
     return f"interrupted, ending: {_LINES.get(command or '', _OTHERS)}"
 
 
 @contextlib.contextmanager
 def answered(line: str, say: Callable[[str], None] | None = None) -> Iterator[Callable[[], None]]:
-    """Print a line as soon as a signal to end arrives, whichever handler acts on it, until the block ends.
+    """Print a line as soon as SIGINT or SIGTERM arrives, whichever handler acts on it, until the block ends.
 
-    Python runs handlers between two of its own instructions, and Ray Tune's handler says nothing. So a thread waits for
-    the signal's number, which the system's handler writes into a pipe.
+    Python runs handlers only between bytecode instructions, and Ray Tune's handler prints nothing. So a thread waits
+    for the signal's number, which the C-level handler writes to a pipe.
 
     Args:
-        line: What is printed, once.
-        say: Prints it; on stderr when None.
+        line: The line, printed once.
+        say: Prints it; None prints on stderr.
 
     Yields:
         A function that prints the line if it was not printed yet.

@@ -9,12 +9,17 @@ import typer
 
 from mea_ray.cli.options import EPILOG, Debug
 
-keys = typer.Typer(no_args_is_help=True, help="API keys of a victim's HTTP service: who may ask, how much, how fast.")
+keys = typer.Typer(
+    no_args_is_help=True,
+    help="API keys of a victim's HTTP service: which clients can query, with which budget and rate.",
+)
 
-Victim = Annotated[Path, typer.Argument(help="Folder of a victim: of `mea-ray train`, or an artifact of a run.")]
+Victim = Annotated[
+    Path, typer.Argument(help="Folder of a victim, written by `mea-ray train`, or an artifact of a run.")
+]
 State = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(help="Folder of the service: keys, ledger, query log. VICTIM.service beside the victim if omitted."),
+    typer.Option(help="Folder of the service: keys, ledger, query log. Defaults to VICTIM.service, beside the victim."),
 ]
 Name = Annotated[str, typer.Argument(help="Name of the client.", metavar="NAME")]
 
@@ -23,13 +28,18 @@ Name = Annotated[str, typer.Argument(help="Name of the client.", metavar="NAME")
 def add(
     victim: Victim,
     name: Name,
-    budget: Annotated[Optional[int], typer.Option(help="Images in all; no limit if omitted.", min=0)] = None,  # noqa: UP045
-    rate: Annotated[Optional[float], typer.Option(help="Images per second; no limit if omitted.", min=0)] = None,  # noqa: UP045
-    burst: Annotated[int, typer.Option(help="Images at once after a pause, with --rate.", min=1)] = 1000,
+    budget: Annotated[Optional[int], typer.Option(help="Query budget in images; no limit if omitted.", min=0)] = None,  # noqa: UP045
+    rate: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Rate limit in images per second; no limit if omitted.", min=0),
+    ] = None,
+    burst: Annotated[
+        int, typer.Option(help="With --rate: images that can be sent at once after a pause.", min=1)
+    ] = 1000,
     state: State = None,
     debug: Debug = False,
 ) -> None:
-    """Make a key for a client and print it, this once: only its hash is stored.
+    """Create a key for a client and print it. It is printed only once: only its hash is stored.
 
     For example:
 
@@ -55,7 +65,7 @@ def list_(victim: Victim, state: State = None, debug: Debug = False) -> None:
 
 @keys.command("revoke", epilog=EPILOG)
 def revoke(victim: Victim, name: Name, state: State = None, debug: Debug = False) -> None:
-    """End a client's key; a running service refuses it within a second.
+    """Revoke a client's key; a running service rejects it within a second.
 
     For example:
 
@@ -70,13 +80,13 @@ def revoke(victim: Victim, name: Name, state: State = None, debug: Debug = False
 def limit(
     victim: Victim,
     name: Name,
-    budget: Annotated[Optional[str], typer.Option(help="Images in all, or none.")] = None,  # noqa: UP045
-    rate: Annotated[Optional[str], typer.Option(help="Images per second, or none.")] = None,  # noqa: UP045
-    burst: Annotated[Optional[int], typer.Option(help="Images at once after a pause.", min=1)] = None,  # noqa: UP045
+    budget: Annotated[Optional[str], typer.Option(help="Query budget in images, or none.")] = None,  # noqa: UP045
+    rate: Annotated[Optional[str], typer.Option(help="Rate limit in images per second, or none.")] = None,  # noqa: UP045
+    burst: Annotated[Optional[int], typer.Option(help="Images that can be sent at once after a pause.", min=1)] = None,  # noqa: UP045
     state: State = None,
     debug: Debug = False,
 ) -> None:
-    """Change a client's limits, also while the service runs. A budget below what was charged counts as spent.
+    """Change a client's limits, even while the service runs. A budget below what was already charged counts as spent.
 
     For example:
 

@@ -63,7 +63,7 @@ def names_table(table: Table) -> RichTable:
 
 
 def _about(name: str, table: Table) -> str:
-    """Return when to choose a component, and where it comes from; what is wrong with it if it cannot be used."""
+    """Return when to choose a component and where it comes from, or why it cannot be used."""
     try:
         text = choice_of(table.resolve(name))
     except ConfigError as error:
@@ -75,8 +75,8 @@ class Listing:
     """Settings with a heading: a table in a wide terminal, indented lines in a narrow one.
 
     Args:
-        name: What they belong to.
-        about: What that is, in a few sentences.
+        name: Name of the component or config section.
+        about: What it is, in a few sentences.
         rows: The settings.
     """
 

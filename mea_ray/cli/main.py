@@ -49,12 +49,12 @@ Overrides = Annotated[
 Address = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        help="Ray cluster: host:port as `ray start` printed it, or auto for the one of this machine (RAY_ADDRESS). "
-        "When omitted, a Ray of its own on this machine, whatever RAY_ADDRESS says."
+        help="Ray cluster: host:port as printed by `ray start`, or auto for the cluster that runs on this machine "
+        "(RAY_ADDRESS). If omitted, a new Ray is started on this machine and RAY_ADDRESS is ignored."
     ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with what an earlier start left; nothing finished is repeated.")
+    bool, typer.Option("--resume", help="Continue an earlier run; nothing that has finished is repeated.")
 ]
 
 
@@ -73,17 +73,18 @@ def run(
     file: Annotated[Path, typer.Argument(help="YAML file of one experiment.")],
     overrides: Overrides = None,
     local: Annotated[
-        bool, typer.Option("--local", help="In this one process, without Ray and without the service: for debugging.")
+        bool,
+        typer.Option("--local", help="Run in this process, without Ray and without the query service; for debugging."),
     ] = False,
     name: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Name of the results' folder in the storage; the file's name when omitted."),
+        typer.Option(help="Name of the results folder in the storage; defaults to the file's name."),
     ] = None,
     resume: Resume = False,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Run one experiment: train the victim, serve it, steal it, prove it.
+    """Run one experiment: train the victim, serve it, steal it, prove the theft.
 
     For example:
 
@@ -110,16 +111,19 @@ def train(
             help="YAML file of an experiment or a sweep, or a victim's folder in STORAGE/artifacts/victims."
         ),
     ],
-    to: Annotated[Path, typer.Option(help="Folder to write; its name becomes the victim's.")],
+    to: Annotated[Path, typer.Option(help="Output folder; its name becomes the victim's name.")],
     overrides: Overrides = None,
     copies: Annotated[
-        bool, typer.Option("--copies/--no-copies", help="Also write model.pt2, and model.onnx with the extra onnx.")
+        bool,
+        typer.Option(
+            "--copies/--no-copies", help="Also write model.pt2, and model.onnx if the onnx extra is installed."
+        ),
     ] = True,
     debug: Debug = False,
 ) -> None:
-    """Train the watermarked victim of an experiment and write it as a folder: model, card, exports, and the key.
+    """Train the watermarked victim of an experiment and write it to a folder: model, card, exports, and key.
 
-    What a run or a sweep trained before is used again. The folder is what serve, commit, nulls and verify work on.
+    A victim that a run or a sweep has already trained is reused. serve, commit, nulls and verify take this folder.
 
     For example:
 
@@ -137,22 +141,24 @@ def commit(
     victim: Annotated[Path, typer.Argument(help="A victim's folder, from train, or STORAGE/artifacts/victims/NAME.")],
     tsa: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="URL of a time-stamp authority (RFC 3161); its reply is checked and kept.", metavar="URL"),
+        typer.Option(help="URL of a time-stamp authority (RFC 3161); its reply is checked and saved.", metavar="URL"),
     ] = None,
     reply: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="An authority's reply to the request file, if you sent it yourself."),
+        typer.Option(help="The authority's reply, if you sent it the request file yourself."),
     ] = None,
     roots: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Root certificate of the authority, PEM; this system's when omitted. Kept beside the reply."),
+        typer.Option(
+            help="Root certificate of the authority, PEM; defaults to those of this system. Saved beside the reply."
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Commit to a victim's key before anyone has stolen it, so that nobody can say that it was made up afterwards.
+    """Commit to a victim's key before the theft, so that nobody can claim that the key was made up afterwards.
 
-    Writes a hash of the key, the weights, the admissible keys and a nonce, and a request for a time stamp, which holds
-    the hash alone. Without --tsa nothing leaves this machine. Run it again to check the commitment.
+    Writes a hash of the key, the weights, the admissible keys and a nonce, and a time-stamp request, which contains the
+    hash alone. Without --tsa nothing leaves this machine. Run the command again to check the commitment.
 
     For example:
 
@@ -169,8 +175,8 @@ def commit(
 def nulls(
     victim: Annotated[Path, typer.Argument(help="Folder of a victim, from `mea-ray train`.")],
     overrides: Overrides = None,
-    count: Annotated[int, typer.Option(help="Null models in all; those that were measured before count.", min=1)] = 20,
-    stolen: Annotated[int, typer.Option(help="How many of them are stolen too, as controls of a theft.", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="Total number of null models; those already measured count.", min=1)] = 20,
+    stolen: Annotated[int, typer.Option(help="How many of them to steal as well, as controls for a theft.", min=0)] = 0,
     budget: Annotated[
         Optional[list[int]],  # noqa: UP006, UP045
         typer.Option(help="--stolen: query budget of the thefts, in images. Repeatable."),
@@ -178,9 +184,9 @@ def nulls(
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Train innocent models like a victim, and measure them with its key: suspects are ranked among them.
+    """Train innocent models in the same way as a victim and measure them with its key: the reference for suspects.
 
-    What is measured is kept; the same command goes on where it was interrupted.
+    Measurements are saved; to continue after an interruption, run the same command again.
 
     For example:
 
@@ -209,36 +215,38 @@ def verify(
     classes: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="Order of the suspect's classes: a YAML file with its class names or with NAME: COLUMN; or match, by "
-            "its answers to clean images. The victim's order when omitted."
+            help="Order of the suspect's classes: a YAML file with its class names or with NAME: COLUMN; or match, "
+            "to infer it from answers to clean images. Defaults to the victim's order."
         ),
     ] = None,
     outputs: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="What it answers with: logits, probabilities, top_k or labels; found out when omitted."),
+        typer.Option(help="Type of its outputs: logits, probabilities, top_k or labels; detected if omitted."),
     ] = None,
     preprocessing: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="What it expects of an image, as YAML: size, channel_order, value_range, mean, deviation, e.g. "
+            help="The image format that it expects, as YAML: size, channel_order, value_range, mean, deviation, e.g. "
             "'{size: [224, 224], channel_order: BGR}'."
         ),
     ] = None,
     model: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Network of a file of weights: a name, or YAML with its options; the victim's when omitted."),
+        typer.Option(
+            help="Architecture for a file of weights: a name, or YAML with its options; defaults to the victim's."
+        ),
     ] = None,
     output: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Name of the output of a file that has several; its place, if they have no names."),
+        typer.Option(help="Which output to use if a file has several: its name, or its index if they have no names."),
     ] = None,
     budget: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Query budget of the claimed theft: which stolen null models are its controls."),
+        typer.Option(help="Query budget of the claimed theft; selects the stolen null models that serve as controls."),
     ] = None,
     seen: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="When you first saw the suspect (UTC date): the commitment must be older. Now when omitted."),
+        typer.Option(help="When you first saw the suspect (UTC date); the commitment must be older. Defaults to now."),
     ] = None,
     key: Annotated[
         Optional[str],  # noqa: UP045
@@ -246,20 +254,24 @@ def verify(
     ] = None,
     api: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="YAML file that describes the API of a URL that is not of `mea-ray serve`."),
+        typer.Option(help="YAML file that describes the API behind the URL, if it is not `mea-ray serve`."),
     ] = None,
-    memory_gb: Annotated[float, typer.Option(help="Memory of the process of a file, in GiB.", min=1.0)] = 16.0,
-    seconds: Annotated[float, typer.Option(help="Longest wait for an answer of a file.", min=1.0)] = 300.0,
+    memory_gb: Annotated[
+        float, typer.Option(help="Memory limit of the process that runs a suspect's file, in GiB.", min=1.0)
+    ] = 16.0,
+    seconds: Annotated[
+        float, typer.Option(help="Time limit for an answer from a suspect's file, in seconds.", min=1.0)
+    ] = 300.0,
     to: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder for verdict.json and verdict.html; one in VICTIM/owner/verdicts when omitted."),
+        typer.Option(help="Folder for verdict.json and verdict.html; defaults to a new one in VICTIM/owner/verdicts."),
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Judge someone else's model: was it stolen from this victim?
 
-    A file runs in a process of its own, without network and with limits. See docs/verify.md for what that does not
-    protect from.
+    A file runs in a separate process, without network access and with limits. docs/verify.md says what that does not
+    protect against.
 
     For example:
 
@@ -298,7 +310,7 @@ def sweep(
 ) -> None:
     """Run a sweep: every point of its space is a trial; trials share victims and services, and run in parallel.
 
-    Overrides name a key of the sweep itself or a config path of its base experiment.
+    An override sets a key of the sweep itself or a config path of its base experiment.
 
     For example:
 
@@ -321,7 +333,7 @@ def plan(
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Check a sweep against its data, and show what it will take: trials, models, queries, time, memory, room.
+    """Check a sweep against its data, and show what it needs: trials, models, queries, time, memory, resources.
 
     For example:
 
@@ -337,10 +349,10 @@ def plan(
 @app.command(epilog=EPILOG)
 def status(
     folder: Annotated[str, typer.Argument(help="Folder of a sweep: its path, or URI (s3://bucket/storage/sweep).")],
-    lines: Annotated[int, typer.Option(help="Last events shown.")] = 8,
+    lines: Annotated[int, typer.Option(help="Number of recent events to show.")] = 8,
     debug: Debug = False,
 ) -> None:
-    """Show how far a sweep is, while it runs or afterwards, from any machine that sees its storage.
+    """Show the progress of a sweep, during or after it, from any machine that can read its storage.
 
     For example:
 
@@ -356,14 +368,16 @@ def status(
 @app.command(epilog=EPILOG)
 def sync(
     folder: Annotated[str, typer.Argument(help="Folder of a sweep: its path, or URI (s3://bucket/storage/sweep).")],
-    per_minute: Annotated[float, typer.Option(help="Runs sent in a minute, at most.", min=1.0)] = 60.0,
+    per_minute: Annotated[float, typer.Option(help="Maximum number of runs to upload per minute.", min=1.0)] = 60.0,
     report: Annotated[
         bool,
-        typer.Option("--report", help="Then save a W&B report of the sweep, or update it; needs wandb-workspaces."),
+        typer.Option(
+            "--report", help="Afterwards, create or update a W&B report of the sweep; needs wandb-workspaces."
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Send the W&B runs that a sweep stored offline, on all nodes, to the account of `wandb login`; none is sent twice.
+    """Upload the W&B runs that a sweep stored offline, on all nodes, to the account of `wandb login`; none twice.
 
     For example:
 
@@ -382,28 +396,28 @@ def sync(
 
 @app.command(epilog=EPILOG)
 def report(
-    folder: Annotated[str, typer.Argument(help="Folder of a sweep (path or URI), with results/*.json in it.")],
+    folder: Annotated[str, typer.Argument(help="Folder of a sweep (path or URI) that contains results/*.json.")],
     storage: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Where the victims are, if they were moved."),
+        typer.Option(help="Where the victims are stored, if they were moved."),
     ] = None,
     png: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Also write the robustness curves to this picture."),
+        typer.Option(help="Also write the robustness curves to this PNG file."),
     ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the tables as Markdown instead, with the papers' figures.")
     ] = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Print one line for each measured model as CSV instead.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print one CSV row for each measured model instead.")] = False,
     record: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Put the sweep on record in this folder instead, e.g. sweeps/results/budgets."),
+        typer.Option(help="Write a record of the sweep to this folder instead, e.g. sweeps/results/budgets."),
     ] = None,
     command: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="--record: the command that started the sweep, if its log does not say."),
+        typer.Option(help="--record: the command that started the sweep, if its log does not contain it."),
     ] = None,
-    note: Annotated[str, typer.Option(help="--record: what readers should know, e.g. the machine.")] = "",
+    note: Annotated[str, typer.Option(help="--record: a note for readers, e.g. about the machine.")] = "",
     page: Annotated[
         Optional[list[Path]],  # noqa: UP006, UP045
         typer.Option(help="Rewrite the marked blocks of this Markdown page; FOLDER holds the records. Repeatable."),
@@ -412,20 +426,24 @@ def report(
     only: Annotated[
         Optional[list[str]],  # noqa: UP006, UP045
         typer.Option(
-            help="A page of some trials: the start of a trial's name, or path=value, e.g. model=resnet18. Repeatable."
+            help="Report only these trials: the start of a trial's name, or path=value, e.g. model=resnet18. "
+            "Repeatable."
         ),
     ] = None,
     price: Annotated[
         Optional[list[str]],  # noqa: UP006, UP045
-        typer.Option(help="hour=2.5 of a trial, query=0.001, currency=EUR; else `prices` of the sweep. Repeatable."),
+        typer.Option(
+            help="hour=2.5 (per hour of a trial), query=0.001, currency=EUR; defaults to the sweep's "
+            "`prices`. Repeatable."
+        ),
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Render again whenever a trial finishes, until the sweep ends or Ctrl-C.")
     ] = False,
-    every: Annotated[float, typer.Option(help="--watch: seconds between two looks.", min=0.1)] = 30.0,
+    every: Annotated[float, typer.Option(help="--watch: seconds between two checks for new results.", min=0.1)] = 30.0,
     debug: Debug = False,
 ) -> None:
-    """Render the HTML report of a sweep from its results and print its tables, also while the sweep runs.
+    """Render the HTML report of a sweep from its results and print its tables; also works while the sweep runs.
 
     For example:
 
@@ -452,7 +470,7 @@ def report(
 
 
 class ProxyChoice(str, Enum):
-    """What stands before the replicas of a service."""
+    """The HTTP proxy in front of the replicas of a service."""
 
     auto = "auto"
     haproxy = "haproxy"
@@ -472,16 +490,20 @@ def serve(
     host: Annotated[str, typer.Option(help="Interface to listen on; 0.0.0.0 is all of them.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port; 0 chooses one.", min=0, max=65535)] = 8000,
     admin_port: Annotated[
-        int, typer.Option(help="Port of the owner's page, on this machine only; 0 chooses one.", min=0, max=65535)
+        int,
+        typer.Option(
+            help="Port of the owner's page, which listens on this machine only; 0 chooses one.", min=0, max=65535
+        ),
     ] = 8001,
     tls_cert: Annotated[Optional[Path], typer.Option(help="Certificate chain in PEM.")] = None,  # noqa: UP045
     tls_key: Annotated[Optional[Path], typer.Option(help="Its private key in PEM.")] = None,  # noqa: UP045
     state: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of the service: keys, ledger, query log. VICTIM.service if omitted."),
+        typer.Option(help="Folder of the service: keys, ledger, query log. Defaults to VICTIM.service."),
     ] = None,
     update: Annotated[
-        bool, typer.Option("--update", help="Give the service that runs in --state this victim; no request is lost.")
+        bool,
+        typer.Option("--update", help="Switch the service that runs in --state to this victim; no request is lost."),
     ] = False,
     proxy: Annotated[
         ProxyChoice,
@@ -514,29 +536,31 @@ def serve(
 
 @app.command(epilog=EPILOG)
 def steal(
-    file: Annotated[Path, typer.Argument(help="YAML file of an experiment, or of a sweep, whose base is taken.")],
+    file: Annotated[
+        Path, typer.Argument(help="YAML file of an experiment, or of a sweep, whose base experiment is used.")
+    ],
     overrides: Overrides = None,
     url: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="URL of the service; thief.blackbox.url of the file if omitted."),
+        typer.Option(help="URL of the service; defaults to thief.blackbox.url in the file."),
     ] = None,
     key: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Where the API key is: env:NAME or file:PATH."),
+        typer.Option(help="Where to read the API key: env:NAME or file:PATH."),
     ] = None,
     api: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="YAML file that describes an API that is not of `mea-ray serve`."),
+        typer.Option(help="YAML file that describes the API, if it is not `mea-ray serve`."),
     ] = None,
     to: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of the stolen models; stolen/NAME in the storage if omitted."),
+        typer.Option(help="Folder for the stolen models; defaults to stolen/NAME in the storage."),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Steal the model behind a URL with the file's attack: one substitute per budget, without its owner's help.
+    """Steal the model behind a URL with the attack in the file: one substitute per budget. The owner is not involved.
 
-    Started again it goes on where it was interrupted; no answer is paid for twice.
+    To continue after an interruption, run the same command again; no query is paid for twice.
 
     For example:
 
@@ -554,12 +578,12 @@ def usage(
     victim: Annotated[Path, typer.Argument(help="Folder of a victim that is, or was, served.")],
     state: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of the service; VICTIM.service if omitted."),
+        typer.Option(help="Folder of the service; defaults to VICTIM.service."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON, distances included.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, including the distances.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what each client of a service was charged, what it was answered, and whether it looks like a thief.
+    """Show what each client of a service was charged, which answers it got, and whether it looks like a thief.
 
     For example:
 
@@ -572,28 +596,30 @@ def usage(
 
 @app.command(epilog=EPILOG)
 def calibrate(
-    file: Annotated[Path, typer.Argument(help="YAML file of one experiment, or of a sweep, whose base is taken.")],
+    file: Annotated[
+        Path, typer.Argument(help="YAML file of one experiment, or of a sweep, whose base experiment is used.")
+    ],
     overrides: Overrides = None,
     innocents: Annotated[int, typer.Option(help="Innocent models, trained from scratch.", min=2)] = 20,
     stolen_innocents: Annotated[
-        int, typer.Option(help="How many of them are stolen with each budget, as controls of the theft.", min=0)
+        int, typer.Option(help="How many of them to steal with each budget, as controls for the theft.", min=0)
     ] = 8,
     marked: Annotated[
-        int, typer.Option(help="Watermarked models, each with a key of its own and stolen with each budget.", min=1)
+        int, typer.Option(help="Watermarked models, each with its own key, and each stolen with each budget.", min=1)
     ] = 8,
     record: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Also put it on record in this folder, e.g. sweeps/results/calibration_digits."),
+        typer.Option(help="Also write a record to this folder, e.g. sweeps/results/calibration_digits."),
     ] = None,
-    note: Annotated[str, typer.Option(help="--record: what readers should know, e.g. the machine.")] = "",
+    note: Annotated[str, typer.Option(help="--record: a note for readers, e.g. about the machine.")] = "",
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Measure how often the proof errs: innocent, stolen innocent and stolen marked models against many keys.
+    """Measure how often the proof is wrong: innocent, stolen innocent and stolen marked models against many keys.
 
-    Prints for every statistic how many stolen models it recognises at 0 and 1% false accusations, how many innocent
-    models the verdict would call proved, and thresholds on WSR. A key's rank counts only if its classes are drawn
-    (victim.watermark.key.classes=seed). What is done is kept; the same command goes on where it was interrupted.
+    Prints for every statistic the stolen models that it recognises at 0 and 1% false accusations, the innocent models
+    that the verdict would accuse with proof, and thresholds on WSR. A key's rank counts only if its classes are drawn
+    (victim.watermark.key.classes=seed). To continue after an interruption, run the same command again.
 
     For example:
 
@@ -612,7 +638,7 @@ def calibrate(
 def list_(
     kind: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(help="A kind of component, sweeps or config, or one component; everything when omitted."),
+        typer.Argument(help="A kind of component, sweeps or config, or one component; everything if omitted."),
     ] = None,
     name: Annotated[
         Optional[str],  # noqa: UP045
@@ -659,7 +685,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code (see ``EPILOG``).
     """
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed by whoever started us, as some daemons do
+        if getattr(sys, stream) is None:  # closed by the parent process, as some daemons do
             setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     state: dict[str, Any] = {}
     command = typer.main.get_command(app)

@@ -1,4 +1,4 @@
-"""``mea-ray nulls``: the innocent models that suspects of a victim are ranked among."""
+"""``mea-ray nulls``: the innocent models that a victim's suspects are compared with."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def nulls(
 
     Args:
         folder: The victim's folder.
-        count: Null models in all.
-        stolen: How many of them are stolen as well.
-        budgets: Budgets of these thefts; those of the victim's experiment when empty.
-        overrides: Config paths to override: the thief's, or the place of the data.
+        count: Total number of null models.
+        stolen: How many of them to steal as well.
+        budgets: Budgets of these thefts; those of the victim's experiment if empty.
+        overrides: Config paths to override: the thief's, or the location of the data.
         address: Ray cluster.
     """
     victim = Victim.load(folder)
@@ -46,7 +46,7 @@ def nulls(
 
 
 def show(victim: Victim) -> None:
-    """Print how many null models there are, and what the mark costs against them."""
+    """Print the number of null models, and the cost of the mark relative to them."""
     records, card = read_nulls(victim), victim.about.card
     console = make_console()
     own = [report.statistics.get("wsr", 0.0) for report in innocent(records)]

@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, the line about them, ``--debug``, and how their help is laid out."""
+"""What all commands share: exit codes, their description, ``--debug``, and the layout of their help."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EPILOG = (
-    "Exit codes: 0 success; 1 a trial or a running part failed; 2 the command, the config, the data or a file cannot "
-    "be used; 130 interrupted (Ctrl-C, SIGTERM), finished work is kept."
+    "Exit codes: 0 success; 1 a trial or a running component failed; 2 the command, the config, the data or a file "
+    "is invalid; 130 interrupted (Ctrl-C, SIGTERM), finished work is saved."
 )
 
 

@@ -25,16 +25,16 @@ MAX_TRIALS = 40
 
 
 def show(console: Console, sweep: SweepConfig, address: str | None = None) -> None:
-    """Work a sweep out, check it against its data as a run does, and print what it will take.
+    """Plan a sweep, check it against its data as a run does, and print what it needs.
 
     Args:
         console: Where to.
         sweep: The sweep.
-        address: Ray cluster that is asked for room; None looks at this machine.
+        address: Ray cluster whose resources are checked; None checks this machine.
 
     Raises:
         ConfigError: The sweep cannot be run, or the cluster cannot be reached.
-        DataError: Its data do not fit it.
+        DataError: The data do not fit the sweep.
     """
     from mea_ray.storage.remote import Storage
     from mea_ray.sweep import cluster, tune_classes
@@ -48,7 +48,7 @@ def show(console: Console, sweep: SweepConfig, address: str | None = None) -> No
     address = cluster.check_address(address)
     check_metric(sweep)
     tune_classes.check(sweep)
-    Storage(sweep.base.storage)  # refuses what can be none; nothing is written
+    Storage(sweep.base.storage)  # rejects an impossible folder; nothing is written
     drafts = draft(sweep)
     measured = Measured()
     with make_console(stderr=True).status("reading the data, and measuring a few steps of training"):
@@ -56,9 +56,9 @@ def show(console: Console, sweep: SweepConfig, address: str | None = None) -> No
         total = this_machine() if address is None else cluster.resources_of(address)
     planned = plan(sweep, contents, drafts)
     configs = [each.config for each in drafts]
-    demand = demand_of(sweep, configs).settled(total)
+    demand = demand_of(sweep, configs).resolved(total)
     at_once, missing = room(demand, total)
-    auto = demand_of(sweep.changed(max_services="auto"), configs).settled(total)
+    auto = demand_of(sweep.changed(max_services="auto"), configs).resolved(total)
     taken = estimate(planned, measured, sweep.keep)
     coming = forecast(planned, measured, demand, at_once, (auto, room(auto, total)[0]))
     where = "this machine" if address is None else f"the cluster at {address}"
@@ -80,7 +80,7 @@ def show(console: Console, sweep: SweepConfig, address: str | None = None) -> No
 def _needs(
     taken: Estimate, sweep: SweepConfig, demand: cluster.Demand, at_once: int, coming: Forecast | None, *, here: bool
 ) -> dict[str, str]:
-    """Return time, memory and disk as lines of the table; with a word if this machine has less."""
+    """Return time, memory and disk as rows of the table, with a note if this machine has less."""
     from mea_ray.sweep.estimate import free_disk, memory
 
     models = f"models {_duration(taken.models_s)}, substitutes {_duration(taken.substitutes_s)}"
@@ -97,7 +97,8 @@ def _needs(
         + (f"; this machine has {_size(memory())} only" if short_of_memory else ""),
         "storage": f"{_size(taken.disk)} of models, {_size(taken.answers)} of answers"
         + (f"; only {_size(free_disk(sweep.base.storage))} are free" if short_of_disk else ""),
-        "ledgers and logs": f"{_size(taken.logs)} on the driver's machine (`keep` says what stays of a finished trial)",
+        "ledgers and logs": f"{_size(taken.logs)} on the driver's machine (`keep` sets what remains of a finished "
+        "trial)",
     }
 
 
@@ -135,7 +136,7 @@ def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[
     }
     totals |= needs
     if plan.duplicates:
-        totals["duplicates"] = f"{plan.duplicates:,} points give an experiment that is there already; not run again"
+        totals["duplicates"] = f"{plan.duplicates:,} points repeat the experiment of another point; not run twice"
     console.print(pairs_table(f"[bold]{escape(plan.name)}[/]", totals.items()))
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     for heading, justify in (("Trial", "left"), ("Setting", "left"), ("Victim", "left"), ("Budgets", "right")):
@@ -145,7 +146,7 @@ def print_plan(console: Console, sweep: SweepConfig, plan: Plan, needs: Mapping[
         budgets = ", ".join(f"{budget:,}" for budget in trial.config.thief.budgets)
         grid.add_row(trial.name[:8], escape(label(point, seeds=True)), trial.victim[:8], budgets)
     if plan.adaptive:
-        console.print("The search chooses its points while it runs; these were only checked:")
+        console.print("The search chooses its points while it runs; these points were only checked:")
     console.print(grid)
     if len(plan.trials) > MAX_TRIALS:
         console.print(f"... and {len(plan.trials) - MAX_TRIALS:,} more")

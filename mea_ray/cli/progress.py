@@ -19,7 +19,7 @@ from mea_ray.results.points import label, shortened
 from mea_ray.sweep import events as e
 
 SILENT_S = 8.0
-"""Seconds after which a log says what is under way, if nothing else was printed."""
+"""Seconds without output after which a log lists the running trials."""
 LISTED = 3
 """Trials in such a line."""
 
@@ -32,12 +32,12 @@ def duration(seconds: float) -> str:
 
 
 class SweepProgress:
-    """Listens to the events of a sweep and shows them.
+    """Shows the events of a sweep.
 
     Args:
-        console: Where to show them. On a terminal bars are kept up to date below the lines; else only lines come.
-        clock: Seconds, rising.
-        points: Points of the sweep, as far as they are known; trials are named by what tells these apart.
+        console: Where to show them: on a terminal, bars below the lines; elsewhere, lines only.
+        clock: A monotonic clock, in seconds.
+        points: Points of the sweep, as far as they are known; a trial is labelled by the settings that distinguish it.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class SweepProgress:
                 self.beat()
 
     def beat(self) -> None:
-        """Print what is under way, if nothing was printed for ``SILENT_S``."""
+        """List the running trials, if nothing was printed for ``SILENT_S``."""
         if self.clock() - self.printed < SILENT_S:
             return
         under_way = [f"{self._name(trial)}: {phase}" for trial, phase in self.phases.items()]
@@ -107,7 +107,7 @@ class SweepProgress:
         self.line(f"[dim]{text}{f'; {left}' if left else ''}[/]")
 
     def _left(self) -> str:
-        """Return how long the trials that are left may take, judged by those that ended; empty before the first."""
+        """Return the estimated time of the remaining trials, from those that ended; empty before the first."""
         left = self.left - self.finished
         if not self.finished or left <= 0:
             return ""
@@ -138,7 +138,7 @@ class SweepProgress:
 
     @singledispatchmethod
     def _show(self, event: e.Event) -> None:
-        self.line(f"[dim]{escape(str(event))}[/]")  # an event that is younger than this file
+        self.line(f"[dim]{escape(str(event))}[/]")  # an event of a newer version
 
     @_show.register
     def _(self, event: e.SweepStarted) -> None:
@@ -158,7 +158,7 @@ class SweepProgress:
         total = max(event.epochs, event.epoch)
         self._bar(key, f"training {key}", total, event.epoch, note)
         if event.record.get("resumed"):
-            self.line(f"training {key} goes on after epoch {event.epoch}/{total}")
+            self.line(f"training {key} continues after epoch {event.epoch}/{total}")
             return
         # In a log, a line for every tenth of the epochs, but at most one in five seconds.
         due = event.epoch * 10 // total > (event.epoch - 1) * 10 // total
@@ -228,7 +228,7 @@ class SweepProgress:
 
     @_show.register
     def _(self, event: e.TrialMadeWay) -> None:
-        if event.trial in self.tasks:  # no line: the service itself reports that it is away
+        if event.trial in self.tasks:  # no line: the service itself reports that it is down
             self.bars.update(self.tasks[event.trial], note="waits for its service")
 
     @_show.register

@@ -13,7 +13,7 @@ import typer
 
 from mea_ray.core.errors import ArtifactError, ConfigError, ServiceUnavailable
 
-_WEIGHTS = "model.safetensors"  # ``training.checkpoint`` says so, and imports torch
+_WEIGHTS = "model.safetensors"  # as in ``training.checkpoint``, which imports torch
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +26,7 @@ def add(victim: Path, name: str, state: Path | None, **limits: Any) -> None:
     """Make a key and print it."""
     key = _store(victim, state).add(name, **limits)
     typer.echo(key)
-    typer.echo(f"the key of {name}; it is not shown again", err=True)
+    typer.echo(f"the key of {name}; it is shown only once", err=True)
 
 
 def list_keys(victim: Path, state: Path | None) -> None:
@@ -47,13 +47,13 @@ def list_keys(victim: Path, state: Path | None) -> None:
 
 
 def revoke(victim: Path, name: str, state: Path | None) -> None:
-    """End a client's key."""
+    """Revoke a client's key."""
     _store(victim, state).revoke(name)
-    typer.echo(f"{name} is refused from now on; what it was charged stays in the ledger")
+    typer.echo(f"{name} is rejected from now on; its charges stay in the ledger")
 
 
 def limit(victim: Path, name: str, budget: str | None, rate: str | None, burst: int | None, state: Path | None) -> None:
-    """Change a client's limits; "none" takes one away.
+    """Change a client's limits; "none" removes one.
 
     Raises:
         ConfigError: There is nothing to change, or a limit is not a number.
@@ -97,7 +97,7 @@ def usage(victim: Path, state: Path | None, as_json: bool) -> None:
     console.print(table)
     if view:
         console.print(
-            "PRADA's W: distances between a client's images, near 1 for a customer; alarm below "
+            "PRADA's W: normality of the distances between a client's images, near 1 for a customer; alarm below "
             f"{view[0]['log']['alarm_below']:g}",
             soft_wrap=True,
         )
@@ -145,8 +145,8 @@ def serve(
         console.print(f"service  {served.url}  (its description: {served.url}/docs)", soft_wrap=True)
         console.print(f"owner    {served.owner_url}", soft_wrap=True)
         _print_keys(console, victim, served.folder)
-        console.print("Ctrl-C ends it; requests under way are answered first.")
-        _until_interrupted()  # which is answered with a line, see `cli.interrupts`
+        console.print("Ctrl-C ends it; requests in flight are answered first.")
+        _until_interrupted()  # `cli.interrupts` prints a line for it
 
 
 def update(victim: Path, state: Path | None) -> None:
@@ -192,7 +192,7 @@ def tls_files(certificate: Path | None, key: Path | None) -> tuple[Path, Path] |
 
 
 def _until_interrupted() -> None:
-    """Wait for Ctrl-C or SIGTERM, which `cluster.ray_cluster` turns into the same."""
+    """Wait for Ctrl-C or SIGTERM, which `cluster.ray_cluster` turns into a KeyboardInterrupt."""
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
 
@@ -217,7 +217,7 @@ def _settings(overrides: Sequence[str]) -> HttpConfig:
 
 
 def _class_names(victim: Path) -> dict[int, str]:
-    """Return the names of a victim's classes by their numbers; none if its folder is away."""
+    """Return the class names of a victim by class index; empty if its folder is missing."""
     from mea_ray.service.http.engine import about_victim
 
     try:
@@ -253,7 +253,7 @@ def _store(victim: Path, state: Path | None) -> Any:
 
     if not (victim / _WEIGHTS).is_file():
         raise ConfigError(
-            f"{victim} is no folder of a victim, it has no {_WEIGHTS}; give one that `mea-ray train` wrote, or "
+            f"{victim} is not a victim's folder, it has no {_WEIGHTS}; give one that `mea-ray train` wrote, or "
             "STORAGE/artifacts/victims/NAME"
         )
     return KeyStore(_state(victim, state))
@@ -263,7 +263,7 @@ def _number(option: str, text: str, kind: type[int] | type[float]) -> float:
     try:
         return kind(text)
     except ValueError:
-        raise ConfigError(f"{option} {text} is no number; give a number, or none for no limit") from None
+        raise ConfigError(f"{option} {text} is not a number; give a number, or none for no limit") from None
 
 
 def _table(*headings: str) -> Table:

@@ -1,4 +1,4 @@
-"""``mea-ray status``: how far a sweep is, on one screen; and ``mea-ray report --watch``."""
+"""``mea-ray status``: the progress of a sweep on one screen; and ``mea-ray report --watch``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_TRIALS = 20
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds as people say them, e.g. ``1 h 05 min``; a dash for None."""
+    """Return a duration as text, e.g. ``1 h 05 min``; a dash for None."""
     if seconds is None:
         return DASH
     whole = max(0, round(seconds))
@@ -40,13 +40,13 @@ def duration(seconds: float | None) -> str:
 
 
 def print_status(console: Console, status: Status, *, lines: int = 8, now: float | None = None) -> None:
-    """Print how far a sweep is.
+    """Print the progress of a sweep.
 
     Args:
         console: Where to.
-        status: How far it is.
-        lines: Last events shown.
-        now: Seconds since the epoch; the clock's when None.
+        status: Its progress.
+        lines: Number of recent events to show.
+        now: Current time in seconds since the epoch; None reads the clock.
     """
     now = time.time() if now is None else now
     rate, of = status.rate(), f" of {status.planned:,}"
@@ -76,10 +76,10 @@ def _state(status: Status, now: float) -> str:
     ago = "" if status.last_seen is None else f", last seen {duration(now - status.last_seen)} ago"
     values = {
         "running": f"running{ago}",
-        "silent": f"silent{ago}: its driver was killed or cannot write; go on with --resume",
+        "silent": f"silent{ago}: its driver was killed or cannot write; continue with --resume",
         "done": f"done{ago}",
-        "interrupted": f"interrupted{ago}; go on with --resume",
-        "failed": f"ended by an error{ago}; go on with --resume",
+        "interrupted": f"interrupted{ago}; continue with --resume",
+        "failed": f"ended by an error{ago}; continue with --resume",
         "unknown": "unknown: it has no log of events",
     }[state]
     return values
@@ -102,13 +102,13 @@ def _running(status: Status, now: float) -> RichTable:
 
 
 def _labels(status: Status) -> dict[str, str]:
-    """Return what the trials that were begun are called, by what tells them apart."""
+    """Return the labels of the trials that have started: the settings that distinguish them."""
     short = zip(status.points, shortened(list(status.points.values())), strict=True)
     return {name: label(point, seeds=True) for name, point in short if point}
 
 
 def _recent(status: Status, lines: int, now: float) -> list[Text]:
-    """Return the last events as the sweep itself would show them, each with how long ago it was."""
+    """Return the recent events as the sweep itself shows them, each with its age."""
     buffer = io.StringIO()
     console = Console(file=buffer, width=10_000, highlight=False)
     progress = SweepProgress(console, clock=lambda: 0.0, points=list(status.points.values()))
@@ -137,10 +137,10 @@ def watch(
 
     Args:
         folder: The sweep's folder.
-        render: Renders the report, atomically, and gives its path.
+        render: Renders the report atomically and returns its path.
         notify: Called with a sentence after each rendering.
-        every_s: Seconds between two looks.
-        sleep: Waits so many seconds.
+        every_s: Seconds between two checks.
+        sleep: Sleeps for a number of seconds.
 
     Returns:
         Path of the report; None if the sweep ended without a result.
@@ -148,7 +148,7 @@ def watch(
     seen: list[tuple[str, int]] = []
     page: Path | None = None
     while True:
-        status = read_status(folder)  # first: what ends after this look is found by the next one
+        status = read_status(folder)  # read first: the next check finds what ends after this one
         ended = status.state() != "running"
         folder.storage.pull_folder(f"{folder.name}/{RESULTS}")
         results = folder.path / RESULTS

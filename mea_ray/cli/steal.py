@@ -1,4 +1,4 @@
-"""``mea-ray steal``: the thief's side alone, against a URL."""
+"""``mea-ray steal``: only the thief's side, against a URL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def steal(
 
     Raises:
         ConfigError: There is no URL, or the settings do not fit the service.
-        ServiceUnavailable: The service does not answer; the same command goes on later.
+        ServiceUnavailable: The service does not answer; the same command continues later.
     """
     from mea_ray.experiment.steal import StolenRung
     from mea_ray.experiment.steal import steal as run
@@ -32,7 +32,7 @@ def steal(
     folder = to if to is not None else Storage(config.storage).root / "stolen" / file.stem
     console, errors = make_console(), make_console(stderr=True)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("budget", "queries", "accuracy on own test images", "seconds"):
+    for heading in ("budget", "queries", "accuracy on the thief's test images", "seconds"):
         table.add_column(heading, justify="right")
 
     def on_rung(rung: StolenRung, where: Path) -> None:
@@ -53,6 +53,6 @@ def _config(config: ExperimentConfig, url: str | None, key: str | None, api: Pat
     tree = config.resolved()
     before = tree["thief"].get("blackbox")
     if not changes and before is None:
-        raise ConfigError("there is nothing to steal from; give a URL with --url, or set thief.blackbox.url")
+        raise ConfigError("no service to steal from is given; give a URL with --url, or set thief.blackbox.url")
     tree["thief"]["blackbox"] = {**(before or {}), **changes}
     return build(ExperimentConfig, tree)

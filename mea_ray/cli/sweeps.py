@@ -23,7 +23,7 @@ def names() -> list[str]:
 
 
 def find(file: Path) -> Path:
-    """Return the YAML file that the command line names.
+    """Return the YAML file that the command line refers to.
 
     Args:
         file: A file, or the name of a sweep that comes with mea_ray.

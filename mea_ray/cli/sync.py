@@ -1,4 +1,4 @@
-"""``mea-ray sync``: the W&B runs that a sweep stored offline, sent at a limited rate, none twice."""
+"""``mea-ray sync``: uploads the W&B runs that a sweep stored offline, at a limited rate, none twice."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mea_ray.sweep.folder import SweepFolder
 from mea_ray.tracking.wandb_tracker import LIVE
 
 SILENT_S = 900.0
-"""Seconds after which a run that nobody finished is sent as it is."""
+"""Seconds after which an unfinished run is uploaded as it is."""
 CHUNK = 20
-"""Runs of one call of ``wandb sync``."""
+"""Runs per call of ``wandb sync``."""
 
 
 def unsent(folder: SweepFolder) -> list[Path]:
-    """Return the offline runs that were not sent, the oldest first; those of a remote storage are fetched.
+    """Return the offline runs that were not uploaded, oldest first; those in remote storage are downloaded.
 
-    ``wandb sync`` leaves a file ``*.synced`` in what it has sent.
+    ``wandb sync`` leaves a file ``*.synced`` in each run that it has uploaded.
     """
     folder.storage.pull(f"{folder.name}/wandb")
     runs = sorted((folder.path / "wandb").glob("offline-run-*"))
@@ -33,7 +33,7 @@ def unsent(folder: SweepFolder) -> list[Path]:
 
 
 def _being_written(run: Path) -> bool:
-    """Return whether a trial that works now writes a run; one whose process was killed falls silent."""
+    """Return whether a running trial still writes this run; the run of a killed process is no longer updated."""
     try:
         return time.time() - (run / LIVE).stat().st_mtime < SILENT_S
     except OSError:
@@ -41,11 +41,11 @@ def _being_written(run: Path) -> bool:
 
 
 def attach_report(folder: Path, page: Path, warn: Callable[[str], None]) -> None:
-    """Attach the rendered report to a W&B run of the sweep, if the sweep keeps W&B; what fails is a warning.
+    """Attach the rendered report to a W&B run of the sweep, if the sweep uses W&B; a failure is only a warning.
 
     Args:
         folder: The sweep's folder.
-        page: The report; ``report.csv`` beside it goes with it.
+        page: The report; ``report.csv`` beside it is attached as well.
         warn: Called with one sentence.
     """
     from mea_ray.report.record import command_of
@@ -58,7 +58,7 @@ def attach_report(folder: Path, page: Path, warn: Callable[[str], None]) -> None
             return
         tracker = wandb_tracker(config, folder, folder.name, command=command_of(folder), warn=warn)
         tracker.attach([page, page.with_name("report.csv")])
-    except Exception as error:  # tracking harms nothing
+    except Exception as error:  # a tracking failure must not harm the results
         warn(f"the report was not attached to W&B ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
 
 
@@ -74,30 +74,30 @@ def send(
     sync: Callable[[Sequence[Path]], bool] = _wandb_sync,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Send what was not sent.
+    """Upload the runs that were not uploaded yet.
 
     Args:
         folder: The sweep's folder.
         notify: Called with a sentence about the progress.
-        per_minute: Runs sent in a minute, at most.
-        sync: Sends some runs and says whether all arrived.
-        sleep: Waits so many seconds.
+        per_minute: Maximum number of runs uploaded per minute.
+        sync: Uploads some runs and returns whether all arrived.
+        sleep: Sleeps for a number of seconds.
 
     Returns:
-        Whether something could not be sent; the same command tries it again.
+        Whether some run could not be uploaded; the same command retries it.
     """
     waiting = unsent(folder)
-    notify(f"{len(waiting):,} runs to send")
+    notify(f"{len(waiting):,} runs to upload")
     for start in range(0, len(waiting), CHUNK):
         part = waiting[start : start + CHUNK]
         began = time.monotonic()
         if not sync(part):
-            notify(f"[red]wandb sync failed[/] after {start:,} runs; the same command goes on")
+            notify(f"[red]wandb sync failed[/] after {start:,} runs; run the same command to continue")
             return True
         for run in part:
             for mark in run.glob("*.synced"):
                 folder.push((mark.relative_to(folder.path)).as_posix())
-        notify(f"{start + len(part):,} of {len(waiting):,} sent")
+        notify(f"{start + len(part):,} of {len(waiting):,} uploaded")
         if start + CHUNK < len(waiting):
             sleep(max(0.0, 60.0 * len(part) / per_minute - (time.monotonic() - began)))
     return False
@@ -111,7 +111,7 @@ def save_wandb_report(folder: SweepFolder) -> str:
 
     Raises:
         ArtifactError: The sweep has no results.
-        ConfigError: A package is missing, or the sweep keeps no W&B.
+        ConfigError: A package is missing, or the sweep does not use W&B.
         TrackingUnavailable: The server cannot be reached.
     """
     from mea_ray.report.record import command_of
@@ -123,7 +123,7 @@ def save_wandb_report(folder: SweepFolder) -> str:
     tracking = build(TrackingConfig, (tree.get("base") or {}).get("tracking") or {})
     if tracking.wandb == "disabled":
         raise ConfigError(
-            f"the sweep {folder.name!r} keeps no W&B runs (tracking.wandb=disabled), so a report has none"
+            f"the sweep {folder.name!r} has no W&B runs (tracking.wandb=disabled), so there is nothing to report"
         )
     return save_report(
         folder.path,

@@ -26,7 +26,7 @@ def train(source: Path, overrides: Sequence[str], to: Path, copies: bool) -> Non
         copies: Also write the copies for ONNX and ``torch.export``.
 
     Raises:
-        ConfigError: The folder holds something or cannot be written, or the experiment cannot be run.
+        ConfigError: The folder is not empty or cannot be written, or the experiment cannot be run.
         ArtifactError: The artifact is damaged.
     """
     from mea_ray.experiment.victim.make import victim_of_artifact
@@ -37,7 +37,7 @@ def train(source: Path, overrides: Sequence[str], to: Path, copies: bool) -> Non
         try_writing(target.parent)
     if source.is_dir():
         if overrides:
-            raise ConfigError(f"{source} was trained already, so {overrides[0]} changes nothing; leave it out")
+            raise ConfigError(f"{source} is already trained, so {overrides[0]} changes nothing; leave it out")
         victim = victim_of_artifact(source, to.name)
     else:
         config = read_base(source, overrides)
@@ -49,7 +49,7 @@ def train(source: Path, overrides: Sequence[str], to: Path, copies: bool) -> Non
 
 
 def show(victim: Victim) -> None:
-    """Print a victim's card and what can be done next."""
+    """Print a victim's card and the next steps."""
     console = make_console()
     lines = [line.strip("| ").split(" | ", 1) for line in card_text(victim.about).splitlines() if line.startswith("| ")]
     rows: list[tuple[str, object]] = [(name, value) for name, value in (each for each in lines if len(each) == 2)]

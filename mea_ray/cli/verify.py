@@ -29,7 +29,7 @@ from mea_ray.storage.files import refusing, try_writing
 
 @dataclass(frozen=True)
 class Options:
-    """What ``verify`` was given beside victim and suspect, as it was typed; see the help of each option."""
+    """The options of ``verify`` as typed; see the help of each option."""
 
     classes: str | None = None
     outputs: str | None = None
@@ -52,7 +52,7 @@ def verify(folder: Path, suspect: str, options: Options, overrides: Sequence[str
         folder: The victim's folder.
         suspect: A file, a folder, a URL or ``package.module:function``.
         options: See ``Options``.
-        overrides: Config paths to override, for data that have moved.
+        overrides: Config paths to override, for data that were moved.
     """
     from mea_ray.report import accusation
 
@@ -71,7 +71,7 @@ def verify(folder: Path, suspect: str, options: Options, overrides: Sequence[str
 
 
 def terms(options: Options) -> Terms:
-    """Return what was typed as terms.
+    """Return the typed options as terms.
 
     Raises:
         ConfigError: An option makes no sense.
@@ -91,7 +91,7 @@ def terms(options: Options) -> Terms:
 
 
 def _open_url(key: str | None, description: Path | None, url: str) -> Ask:
-    """Open the black box of a service; it answers images in [0, 1] as our services do."""
+    """Open the black box of a service; it takes images in [0, 1], as our services do."""
     from mea_ray.config import BlackBoxConfig, ClientConfig
     from mea_ray.experiment.remote_service import open_url, read_key
 
@@ -102,7 +102,7 @@ def _open_url(key: str | None, description: Path | None, url: str) -> Ask:
 
 
 def _typed(arguments: Sequence[str], key: str | None) -> str:
-    """Return the command without the API key, which may be a word of its own or end one (``--key=...``)."""
+    """Return the command without the API key, which can be a separate word or the end of one (``--key=...``)."""
     return shlex.join(["mea-ray", *(each.replace(key, "...") if key else each for each in arguments)])
 
 

@@ -1,4 +1,4 @@
-"""The Ray cluster under a sweep: started quietly, checked for size, part of it set aside for the services."""
+"""The Ray cluster of a sweep: started quietly, checked for size, with resources reserved for the services."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mea_ray.config import RoleResources
 from mea_ray.core.errors import ConfigError
 from mea_ray.sweep.address import find_cluster, temp_folder
 
-# Ray and Tune read these in the driver. Most keep their own reports and notes out of the terminal.
+# Ray and Tune read these in the driver. Most keep their reports out of the terminal.
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative data.path means the same in a trial as in the driver
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_task_oom_retries": "0",  # not without end, and not with thirty lines for each: see tasks.Tasks
+    "RAY_task_oom_retries": "0",  # not endlessly, and not with thirty lines each: see tasks.Tasks
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # trials that Tune asks room for at the same time, each when it can run
-    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # snapshots of all trials, for a restore of Tune's own that is never asked for
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # trials for which Tune requests resources at the same time
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # snapshots of all trials, for Tune's own restore, which is never used
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 _LOGGERS = ("ray", "ray.tune", "ray.train", "ray.air", "ray.serve", "ray._private", "optuna")
@@ -39,9 +39,9 @@ _SLOW_START_S = 15.0
 """Seconds after which a start of Ray is reported as slow."""
 
 _STARTS = 2
-"""Times that a Ray on this machine is started: Ray gives a node 30 s, which is little while a machine is busy."""
+"""Attempts to start Ray on this machine: Ray gives a node 30 s, which is short on a busy machine."""
 
-# A Ray of our own is started whatever these say; its processes would pass them on, too.
+# A local Ray ignores these; its processes would also pass them on.
 _OF_ANOTHER_RAY = (
     "RAY_ADDRESS",
     "RAY_NAMESPACE",
@@ -56,10 +56,10 @@ _GROUP_OF_ITS_OWN = threading.Event()
 
 
 def _leave_the_group() -> None:
-    """Give a process of Ray a group of its own.
+    """Give a process of Ray its own process group.
 
-    A shell's ``kill %1``, ``timeout`` and many job schedulers send a signal to a whole process group. If Ray ended by
-    it, this process could answer nothing more that is under way, and would wait a minute for Ray before it ended.
+    A shell's ``kill %1``, ``timeout`` and many job schedulers send a signal to a whole process group. If it ended Ray,
+    this process could not answer the requests in flight, and would wait a minute for Ray before it ended.
     """
     if _GROUP_OF_ITS_OWN.is_set():
         os.setpgid(0, 0)
@@ -105,10 +105,10 @@ def check_address(address: str | None) -> str | None:
     """Check within seconds that Ray can be used, before anything else is done.
 
     Args:
-        address: As of ``--address``, see `address.find_cluster`. Ignored if Ray runs in this process already.
+        address: As for ``--address``, see `address.find_cluster`. Ignored if Ray runs in this process already.
 
     Returns:
-        The address for `ray_cluster`; None for a Ray of our own.
+        The address for `ray_cluster`; None to start Ray on this machine.
 
     Raises:
         ConfigError: It cannot be used.
@@ -121,7 +121,7 @@ def check_address(address: str | None) -> str | None:
 
 
 def is_running() -> bool:
-    """Whether this process uses a Ray already."""
+    """Whether this process is already connected to Ray."""
     import ray
 
     return bool(ray.is_initialized())
@@ -129,7 +129,7 @@ def is_running() -> bool:
 
 @contextlib.contextmanager
 def ray_cluster(address: str | None, py_modules: Sequence[str] = ()) -> Iterator[ModuleType]:
-    """Give Ray: the one that runs in this process, the cluster at ``address``, or one of its own on this machine.
+    """Yield Ray: already connected, at ``address``, or newly started on this machine.
 
     Args:
         address: What `check_address` returned.
@@ -147,7 +147,7 @@ def ray_cluster(address: str | None, py_modules: Sequence[str] = ()) -> Iterator
     with environment(dict.fromkeys(_OF_ANOTHER_RAY) if address is None else {}):
         _start_or_join(address, py_modules)
         try:
-            with _sigterm_as_ctrl_c():  # after Ray has set its own handler, which would end this process at once
+            with _sigterm_as_ctrl_c():  # after Ray has set its own handler, which would end this process immediately
                 yield ray
         finally:
             ray.shutdown()
@@ -168,7 +168,7 @@ def _start_or_join(address: str | None, py_modules: Sequence[str], starts: int =
                 configure_logging=True,
                 runtime_env={"py_modules": list(py_modules)} if py_modules else None,
             )
-    except Exception as error:  # of many types; none of them is of use to who started a sweep
+    except Exception as error:  # of many types; none of them helps the user
         ray.shutdown()
         if address is None and starts > 1 and "timed out during startup" in str(error):
             _start_or_join(address, py_modules, starts - 1)
@@ -186,7 +186,7 @@ def _start_or_join(address: str | None, py_modules: Sequence[str], starts: int =
 
 @contextlib.contextmanager
 def _reported_if_slow(what: str) -> Iterator[None]:
-    """Log what is being waited for, if it takes long: Ray itself says nothing until it gives up."""
+    """Log a slow start: Ray itself reports nothing until it gives up."""
 
     def report() -> None:
         logger.warning(
@@ -205,13 +205,13 @@ def _reported_if_slow(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Take the notice that a machine is about to go (spot instances, job schedulers) as Ctrl-C: write, then end."""
+    """Treat SIGTERM, e.g. of a spot instance or a job scheduler, as Ctrl-C: save, then end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: Any) -> None:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of what a script started with &
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a process that a script started with &
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)  # Tune has a handler of its own
 
@@ -223,7 +223,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def on_this_node() -> Any:
-    """Return the scheduling strategy of actors that must not outlive the driver, nor die with another node."""
+    """Return the scheduling strategy of actors that must run on the driver's node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -232,17 +232,17 @@ def on_this_node() -> Any:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a sweep needs to make progress.
+    """The resources that a sweep needs to make progress.
 
     Attributes:
-        services: Services up at once.
-        replica: Resources of one replica (the largest), e.g. ``{"CPU": 0.5}``; empty if it reserves nothing.
+        services: Number of services up at once.
+        replica: Resources of the largest replica, e.g. ``{"CPU": 0.5}``; empty if it reserves none.
         replicas: Replicas of one service.
         trial: Resources of one trial.
         victim: Resources of the training of one victim.
         placement: Where the services run: ``spread`` over the nodes, or ``pack``ed on as few as hold them.
-        trials: Trials in all.
-        auto: ``services`` is how many there are over time; how many are up at once follows from the cluster.
+        trials: Total number of trials.
+        auto: Whether ``services`` is the total over time; the number up at once then follows from the cluster.
     """
 
     services: int
@@ -255,7 +255,7 @@ class Demand:
     auto: bool = False
 
     def with_services(self, services: int) -> Demand:
-        """Return the same with so many services up at once."""
+        """Return the same with another number of services up at once."""
         return replace(self, services=services, auto=False)
 
     @property
@@ -263,8 +263,8 @@ class Demand:
         """The least with which the sweep makes progress."""
         return self.with_services(min(1, self.services)) if self.auto else self
 
-    def settled(self, total: Mapping[str, float]) -> Demand:
-        """Return the demand on a cluster with these resources: the best number of services where that is open."""
+    def resolved(self, total: Mapping[str, float]) -> Demand:
+        """Return the demand on a cluster with these resources, with the best number of services if that is open."""
         from mea_ray.sweep.schedule import best_services
 
         if not self.auto or self.services <= 1:
@@ -289,7 +289,7 @@ class Demand:
 
     @property
     def first(self) -> list[dict[str, float]]:
-        """Bundles without which nothing can begin: those of the services, one trial, one training of a victim."""
+        """Bundles that must fit to begin: those of the services, one trial, one training of a victim."""
         roles = [{"CPU": role.cpus, "GPU": role.gpus} for role in (self.trial, self.victim)]
         return [{kind: n for kind, n in bundle.items() if n} for bundle in [*self.bundles, *roles]]
 
@@ -309,7 +309,7 @@ def check(demand: Demand, total: Mapping[str, float]) -> int:
         Trials that can run at once, at least 1.
 
     Raises:
-        ConfigError: The services and one trial, or the training of one victim, would never find room.
+        ConfigError: The services and one trial, or the training of one victim, would never fit.
     """
     at_once = []
     for kind, field, trial, victim in (
@@ -341,7 +341,7 @@ def trainings_at_once(demand: Demand, total: Mapping[str, float]) -> int:
 
 
 def has_room_beside_services(demand: Demand, nodes: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether a victim can be trained while the services hold their room, wherever they are placed.
+    """Return whether a victim can be trained beside the services, wherever they are placed.
 
     Args:
         demand: What the sweep needs.
@@ -369,16 +369,16 @@ def resources_of(address: str) -> dict[str, float]:
 
 
 def wait_for_room(demand: Demand, ray: Any, wait_s: float, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Compare as ``check`` does; while it is too small, ask the cluster's autoscaler to grow, and wait.
+    """Compare as ``check`` does; while the cluster is too small, request resources from its autoscaler, and wait.
 
     Args:
         demand: What the sweep needs.
         ray: The module, connected to the cluster.
-        wait_s: Longest wait. A cluster without an autoscaler does not grow in it.
-        sleep: Called with seconds between two looks.
+        wait_s: Maximum wait, in seconds. A cluster without an autoscaler does not grow.
+        sleep: Called with the seconds between two checks.
 
     Returns:
-        Trials that can run at once on what is there now, at least 1.
+        Trials that can run at once on the current resources, at least 1.
 
     Raises:
         ConfigError: There was still no room after ``wait_s``.
@@ -399,5 +399,5 @@ def wait_for_room(demand: Demand, ray: Any, wait_s: float, sleep: Callable[[floa
                 asked = True
             sleep(2.0)
     finally:
-        if asked:  # it would keep its machines for ever; from here on, waiting trials ask for them
+        if asked:  # the request would keep its machines for ever; from here on, pending trials request them
             sdk.request_resources(bundles=[])

@@ -1,4 +1,4 @@
-"""The driver of a sweep: models, services and trials under Ray Tune as each can begin, results as they come."""
+"""The driver of a sweep: starts models, services and trials as soon as each can run, and collects results."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ SAME_WARNING_S = 60.0
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """What came out of a sweep.
+    """The outcome of a sweep.
 
     Attributes:
         folder: The sweep's folder.
-        results: All finished trials, those from before included, in the order of their names; read when asked for.
-        failed: Trials that were given up, with the reason.
-        grid: What Ray Tune returned of the trials that it ran; None if it ran none. Its own files are gone.
+        results: All finished trials, including earlier ones, in the order of their names; read lazily.
+        failed: Failed trials, with the reason.
+        grid: Ray Tune's result grid of the trials that it ran; None if it ran none. Tune's own files are deleted.
     """
 
     folder: Path
@@ -76,21 +76,21 @@ def run_sweep(
     on_event: events.OnEvent | None = None,
     work: Work = run_trial,
 ) -> SweepOutcome:
-    """Run a sweep, or what is left of it.
+    """Run a sweep, or the rest of it.
 
     Args:
         sweep: The sweep.
-        resume: Go on in the folder of an earlier start; nothing that is finished there is repeated.
-        address: Ray cluster, ``host:port`` or ``auto``; None uses the Ray that runs in this process, or starts one on
-            this machine.
-        on_event: Called with one event after the other, from a thread of its own.
-        work: What a trial does; something else than a theft only where the machinery itself is measured.
+        resume: Continue in the folder of an earlier start; nothing that is finished there is repeated.
+        address: Ray cluster, ``host:port`` or ``auto``; None uses the Ray of this process, or starts one on this
+            machine.
+        on_event: Called with one event at a time, from a separate thread.
+        work: The work of a trial; replaced only to measure the overhead of the sweep itself.
 
     Returns:
         The results. Failed trials do not fail the sweep.
 
     Raises:
-        ConfigError: The sweep cannot be run as it is; nothing was trained. Or its folder exists without ``resume``.
+        ConfigError: The sweep cannot be run; nothing was trained. Or its folder exists and ``resume`` is not set.
         KeyboardInterrupt: Ctrl-C; finished work is on disk.
     """
     address = cluster.check_address(address)
@@ -113,7 +113,7 @@ def run_sweep(
         ray = stack.enter_context(cluster.ray_cluster(address, py_modules))
         demand = demand_of(sweep, [each.config for each in pending])
         at_once = cluster.wait_for_room(demand.least, ray, sweep.cluster_wait_s)
-        demand = demand.settled(ray.cluster_resources())
+        demand = demand.resolved(ray.cluster_resources())
         data = load(ray, pending, known, warn)
         start = _Start(ray, demand, at_once, data, shared)
         return _run(sweep, plan(sweep, data.contents, drafts), folder, start, on_event, work, resume=resume)
@@ -121,7 +121,7 @@ def run_sweep(
 
 @dataclass(frozen=True)
 class _Start:
-    """A Ray that has room for the sweep, with the sweep's data in its object store; other sweeps may share it."""
+    """A Ray with enough resources for the sweep and its data in the object store; other sweeps may share it."""
 
     ray: Any
     demand: cluster.Demand
@@ -131,7 +131,7 @@ class _Start:
 
 
 def _pending(sweep: SweepConfig, drafts: list[Draft], folder: SweepFolder, begun: bool) -> tuple[list[Draft], Contents]:
-    """Return the experiments that may have to be run, and the content of the data that the sweep was started with."""
+    """Return the experiments that may have to be run, and the fingerprints of the data at the start of the sweep."""
     if not begun:
         return drafts, Contents()
     known = recorded_contents(folder.path / "plan.json")
@@ -142,7 +142,7 @@ def _pending(sweep: SweepConfig, drafts: list[Draft], folder: SweepFolder, begun
 
 
 def _read_again(drafts: list[Draft], known: Contents) -> Contents:
-    """Read the data of a finished sweep again, to notice whether they have changed; trust the plan if they are gone."""
+    """Read the data of a finished sweep again, to detect changes; trust the plan if they are missing."""
     try:
         now = Contents()
         for each in drafts:
@@ -162,14 +162,14 @@ def _run(
     *,
     resume: bool,
 ) -> SweepOutcome:
-    """Run what is left of a planned sweep; nothing is left without a ``start``."""
+    """Run the rest of a planned sweep; without a ``start`` nothing is left."""
     folder.open(sweep, the_plan, resume=resume)
     finished = folder.results()
     stopped = folder.stopped() if resume else set()
     done = {result.trial for result in finished} | stopped
     left = [] if the_plan.adaptive else [trial for trial in the_plan.trials if trial.name not in done]
     samples = the_plan.trial_count - len(done) if the_plan.adaptive else len(left)
-    if plugins.is_path(sweep.search.name):  # it suggests from the start again; what is finished answers at once
+    if plugins.is_path(sweep.search.name):  # it suggests from the start again; finished trials return at once
         samples = the_plan.trial_count
     log = EventLog(folder)
     emit = _Emitter(on_event or (lambda event: None), log)
@@ -188,7 +188,7 @@ def _run(
     )
     for path in finished.paths:
         if path.stem not in done:
-            emit(events.Warned(f"{path} is damaged or not of this trial; the trial goes on from its finished rungs"))
+            emit(events.Warned(f"{path} is damaged or not of this trial; the trial continues from its finished rungs"))
     tracker = trackers(sweep.base.tracking, folder.path, sweep.name, wandb.warn, wandb)
     tree = sweep.resolved()
     tracker.log_config(cleaned({**tree, "base": anonymous(tree["base"])}))
@@ -207,7 +207,7 @@ def _run(
                 stack.enter_context(patience)
                 wandb.attach(start.ray)
                 stack.callback(wandb.detach)
-            for trial in sorted(done - stopped):  # a driver that was killed may have shown none of them
+            for trial in sorted(done - stopped):  # a driver that was killed may have logged none of them
                 finisher.show(trial)
             if start is not None:
                 grid = _Driver(sweep, the_plan, folder, finisher, emit, start, work).run(left, samples)
@@ -215,7 +215,7 @@ def _run(
             expected = {trial.name for trial in the_plan.trials} if not the_plan.adaptive else done | finisher.ended
             expected -= finisher.put_off | folder.stopped()
             for trial in sorted(expected - {result.trial for result in results} - set(finisher.failed)):
-                finisher.fail(trial, "its result was removed or damaged meanwhile; --resume makes it again")
+                finisher.fail(trial, "its result was removed or damaged meanwhile; --resume computes it again")
             finisher.drain()
             tracker.summarize(results)
         how = "done"
@@ -231,7 +231,7 @@ def _run(
 
 
 class _Emitter:
-    """Passes events to the log and the listener, one at a time from any thread; a failing listener harms no sweep."""
+    """Passes events to the log and the listener, one at a time; a failing listener does not stop the sweep."""
 
     def __init__(self, on_event: events.OnEvent, log: EventLog) -> None:
         self._on_event, self.log, self._lock = on_event, log, threading.Lock()
@@ -248,17 +248,17 @@ class _Emitter:
             try:
                 self._on_event(event)
             except Exception:
-                logger.exception("the listener of the sweep's events failed on %r; the sweep goes on", event)
+                logger.exception("the listener of the sweep's events failed on %r; the sweep continues", event)
 
     def _just_warned(self, message: str) -> bool:
-        """Every process notices when the storage is away; one warning is enough."""
+        """Every process notices when the storage is unavailable; one warning is enough."""
         now = time.monotonic()
         before, self._warned[message] = self._warned.get(message), now
         return before is not None and now - before < SAME_WARNING_S
 
 
 class _Driver:
-    """One run of a sweep on a Ray that is up."""
+    """One run of a sweep on a running Ray."""
 
     def __init__(
         self,
@@ -273,14 +273,14 @@ class _Driver:
         self.sweep, self.plan, self.folder = sweep, the_plan, folder
         self.finisher, self.emit, self.start, self.ray, self.work = finisher, emit, start, start.ray, work
         self.name = f"{sweep.name}-{uuid.uuid4().hex[:8]}"
-        """Of this run: its actors are named after it."""
+        """Id of this run; its actors are named after it."""
 
     def run(self, left: list[PlannedTrial], samples: int) -> ResultGrid | None:
-        """Run what is left; return what Tune returned, None if it ran nothing."""
+        """Run the rest; return Tune's result grid, None if it ran nothing."""
         from ray.util.metrics import Gauge
 
         demand, data = self.start.demand, self.start.data.references
-        # With an autoscaler, trials that find no room yet are what makes the cluster grow further.
+        # With an autoscaler, pending trials make the cluster grow further.
         at_once = samples if self.sweep.cluster_wait_s else self.start.at_once
         at_once = min(at_once, self.sweep.max_concurrent_trials or at_once)
         if not samples:
@@ -291,7 +291,7 @@ class _Driver:
             emit = stack.enter_context(self._events())
             feeder: Feeder | None = self._feeder(left, emit, demand.services, at_once)
             if feeder is not None and not cluster.has_room_beside_services(demand, self.ray.nodes()):
-                if self.plan.adaptive:  # no model is known before: trials train them in their own slots
+                if self.plan.adaptive:  # no model is known beforehand: trials train them in their own slots
                     feeder = None
                 else:
                     feeder.train_all()
@@ -310,7 +310,7 @@ class _Driver:
             return tuning.grid
 
     def _feeder(self, left: list[PlannedTrial], emit: SinkSender, services: int, at_once: int) -> Feeder:
-        """Return what has every distinct victim and null model trained, and the services started."""
+        """Return the feeder that trains every distinct victim and null model, and starts the services."""
         needs = self._needs = Needs(self.folder, self.start.data, emit, self.ray, self.sweep.max_failures)
         nodes = [needs.node(trial.name, trial) for trial in left]
         demand, total, tasks = self.start.demand, self.ray.cluster_resources(), Tasks(self._warn)
@@ -318,7 +318,7 @@ class _Driver:
         if self.sweep.cluster_wait_s:
             trainings = max(len(needs.models), at_once)
         schedule = Schedule(nodes, max(1, services), at_once, trainings=trainings, grows=self.plan.adaptive)
-        # A point of a search whose models cannot be had is run all the same: its trial says why.
+        # A point of a search whose models cannot be trained is run all the same: its trial reports why.
         fail = (lambda name, reason: schedule.add(Node(name, "", ()))) if self.plan.adaptive else self.finisher.fail
         train = partial(needs.train, tasks)
         return Feeder(schedule, needs.specs, train, tasks, fail, self._warn, self._metrics.slots)
@@ -328,7 +328,7 @@ class _Driver:
 
     @contextlib.contextmanager
     def _events(self) -> Iterator[SinkSender]:
-        """Run the event sink and the thread that empties it; gives what sends to it."""
+        """Run the event sink and the thread that drains it; yields the sender."""
         ray = self.ray
         name = f"{self.name}-events"
         here = cluster.on_this_node()
@@ -370,9 +370,9 @@ class _Driver:
         broker = (
             ray.remote(Broker)
             .options(
-                # Without a name: only who was given its handle can ask it for a service, and so for its secret.
+                # Without a name: only holders of its handle can request a service, and so its secret.
                 num_cpus=0,
-                # The services live as long as their broker: it must not go with a node that only works for the sweep.
+                # The services live as long as their broker: it must not run on a node that can leave the cluster.
                 scheduling_strategy=cluster.on_this_node(),
                 max_concurrency=16,
                 max_restarts=-1,

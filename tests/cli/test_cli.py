@@ -205,7 +205,7 @@ def test_run_local_needs_no_ray(
     monkeypatch.setattr(local, "run_local", run)
     assert cli.main(["run", str(experiment), "--local"]) == OK
     assert (tmp_path / "local" / "my-experiment" / "report.html").exists()
-    assert "finished before" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
 
 
 def test_plan_says_what_it_will_cost(sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ def test_a_key_is_shown_once_and_alone(victim: Path, capsys: pytest.CaptureFixtu
     assert main(["keys", "add", str(victim), "alice", "--budget", "10"]) == 0
     output = capsys.readouterr()
     key = output.out.strip()
-    assert "it is not shown again" in output.err
+    assert "it is shown only once" in output.err
     record = KeyRing(victim.with_name("flowers.service") / KEYS).find(key)
     assert record is not None and record.budget == 10
     assert main(["keys", "limit", str(victim), "alice", "--budget", "none", "--rate", "5"]) == 0
@@ -35,10 +35,10 @@ def test_a_key_is_shown_once_and_alone(victim: Path, capsys: pytest.CaptureFixtu
     [
         (["keys", "limit", "{}", "alise", "--budget", "3"], "there is no client 'alise'"),
         (["keys", "limit", "{}", "alice"], "nothing to change"),
-        (["keys", "limit", "{}", "alice", "--budget", "many"], "--budget many is no number"),
-        (["keys", "add", "/nowhere", "alice"], "/nowhere is no folder of a victim"),
-        (["keys", "list", "."], ". is no folder of a victim, it has no model.safetensors"),
-        (["usage", "{}"], "nobody has asked"),
+        (["keys", "limit", "{}", "alice", "--budget", "many"], "--budget many is not a number"),
+        (["keys", "add", "/nowhere", "alice"], "/nowhere is not a victim's folder"),
+        (["keys", "list", "."], ". is not a victim's folder, it has no model.safetensors"),
+        (["usage", "{}"], "no client has queried"),
         (["serve", "{}", "polcy=top_k"], "polcy"),
         (["serve", "{}", "--tls-cert", "chain.pem"], "TLS needs both files"),
         (["serve", "/nowhere"], "there is no folder /nowhere"),

@@ -35,7 +35,7 @@ def seen(
     planned = plan(sweep, MadeUp())
     configs = [trial.config for trial in planned.trials]
     total = {"CPU": cpus}
-    demand, auto = (demand_of(each, configs).settled(total) for each in (sweep, sweep.changed(max_services="auto")))
+    demand, auto = (demand_of(each, configs).resolved(total) for each in (sweep, sweep.changed(max_services="auto")))
     return forecast(planned, measured, demand, check(demand, total), (auto, check(auto, total)))
 
 
@@ -73,5 +73,5 @@ def test_nothing_is_said_of_what_a_search_chooses_while_it_runs() -> None:
         SweepConfig, {"base": base, "search": search, "space": {"thief.training.momentum": {"uniform": [0.1, 0.5]}}}
     )
     planned = plan(sweep, MadeUp())
-    demand = demand_of(sweep, [sweep.base]).settled({"CPU": 4.0})
+    demand = demand_of(sweep, [sweep.base]).resolved({"CPU": 4.0})
     assert forecast(planned, Measured(seconds={"x": 1.0}), demand, 2, (demand, 2)) is None
