@@ -1,4 +1,4 @@
-"""What follows the last rung: thefts of innocent models, removals, detections, each on a model and then verified."""
+"""The steps after the last rung: thefts of innocent models, removals and detections, each followed by verification."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from mea_ray.training.snapshot import Snapshots
 from mea_ray.verification.proportions import proportion
 
 OnStep = Callable[[Step], None]
-"""Called with each step that was done, not with those that were found done."""
+"""Called with each step that this process finished, not with those that an earlier one did."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Suspect:
     """A model that removals and detections are tried on.
 
     Attributes:
-        load: Loads the model; called only if something is left to do.
-        report: What verification says of it as it is.
+        load: Loads the model; called only if a step is left.
+        report: Verification of the unmodified model.
     """
 
     load: Callable[[], ImageModel]
@@ -59,12 +59,12 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Aftermath:
-    """What followed the last rung.
+    """Results of the steps after the last rung.
 
     Attributes:
         controls: Substitutes of null models, stolen in the same way with each budget.
-        removals: What removals left.
-        detections: What detections found.
+        removals: Results of the removals.
+        detections: Results of the detections.
     """
 
     controls: list[RungResult] = field(default_factory=list)
@@ -74,21 +74,21 @@ class Aftermath:
 
 @dataclass(frozen=True)
 class Workbench:
-    """What every step of the aftermath works with.
+    """Inputs of every step of the aftermath.
 
     Attributes:
         config: The experiment.
         data: Its data.
         proof: The proof at the largest budget.
-        proof_at: Gives the proof at a budget.
-        transfer: What the thief was answered.
+        proof_at: Returns the proof at a budget.
+        transfer: The thief's transfer set.
         suspects: ``substitute``, ``victim`` and ``null_model`` to the models.
         null: Loads a null model by its index.
         stolen_nulls: See ``ports.Models``.
-        steps: Where finished steps are found and kept.
+        steps: Store of finished steps.
         steal: Carries out thefts of null models.
         on_step: See ``OnStep``.
-        on_phase: Called when a step begins: what it is, which, and of how many.
+        on_phase: Called when a step begins, with its kind, its number, and the number of such steps.
     """
 
     config: ExperimentConfig
@@ -106,16 +106,16 @@ class Workbench:
 
 
 def follow(bench: Workbench) -> Aftermath:
-    """Do all that the config asks for and that is not done; steps are in the config's order."""
+    """Run all steps of the config that are not finished, in the config's order."""
     return Aftermath(steal_nulls(bench), removals(bench), detections(bench))
 
 
 def steal_nulls(bench: Workbench) -> list[RungResult]:
-    """Steal as many null models as the config says, with every budget, and verify each substitute with the owner's key.
+    """Steal the configured number of null models with every budget, and verify each substitute with the owner's key.
 
-    What a thief learns from answers may look like the mark without being one: a poor substitute errs towards some
-    class. Only a thief of an innocent model shows how much, and only at the same budget. The attack, the images and the
-    seeds are those of the victim's thief; the query API is one of its own in this process.
+    A substitute can appear marked without a mark: a poor one errs towards some class. How much is measured by stealing
+    innocent models with the same budget. Attack, images and seeds are those of the victim's thief; each null model has
+    its own query API in this process.
 
     Returns:
         The rungs of one null model after the other, smallest budget first; their fidelity is to the null model.
@@ -159,7 +159,7 @@ def _steal_together(
     transfers: Sequence[TransferSet | None],
     skips: Sequence[Container[int]],
 ) -> Iterator[tuple[int, Rung]]:
-    """Steal innocent models as the victim is stolen; yield the place of a model and one of its rungs."""
+    """Steal innocent models as the victim is stolen; yield the index of a model and one of its rungs."""
     config, data = bench.config, bench.data
     theft = Theft.of(config, data)
     boxes = [
@@ -174,7 +174,7 @@ def removals(bench: Workbench) -> list[RemovalResult]:
     """Try every removal of the config on every model that it names."""
     config = bench.config
     results: list[RemovalResult] = []
-    holders: dict[str, tuple[ImageModel, ThiefData]] = {}  # a model is asked about all of the thief's images once
+    holders: dict[str, tuple[ImageModel, ThiefData]] = {}  # each model is queried once with all of the thief's images
     of = len(config.removal.methods) * len(config.removal.tried_on)
     for choice in config.removal.methods:
         for on in config.removal.tried_on:
@@ -196,7 +196,7 @@ def removals(bench: Workbench) -> list[RemovalResult]:
 
 
 def _snapshots(bench: Workbench, name: str) -> Snapshots | None:
-    """Return where a step's trainings are kept from epoch to epoch; None in memory."""
+    """Return where a step stores its training snapshots; None in memory."""
     place = bench.steps.unfinished(name)
     if place is None:
         return None
@@ -219,16 +219,16 @@ def _remove(bench: Workbench, choice: Choice, on: SuspectName, model: ImageModel
 
 
 def holdings(config: ExperimentConfig, data: Splits, transfer: TransferSet, asked: ImageModel | None) -> ThiefData:
-    """Return what the remover works with: the thief's images and their answers, at the largest budget.
+    """Return the remover's data: the thief's images and their answers, at the largest budget.
 
     The answers of the victim's API would carry the mark into a null model, so a null model is queried itself. A
-    data-free thief has stored no image: then it is the pool, and ``check`` refuses removals on its substitute.
+    data-free thief has stored no image: then the pool is used, and ``check`` rejects removals on its substitute.
 
     Args:
         config: The experiment.
         data: Its data.
-        transfer: What the thief was answered.
-        asked: The model that answers; None takes the answers of the API.
+        transfer: The thief's transfer set.
+        asked: The model to query; None takes the API's answers.
     """
     pool, budget = data.thief_pool.images, config.thief.budgets[-1]
     count = min(budget, len(transfer))
@@ -245,8 +245,8 @@ def holdings(config: ExperimentConfig, data: Splits, transfer: TransferSet, aske
 def detections(bench: Workbench) -> list[DetectionResult]:
     """Try every detection of the config on every model that it names.
 
-    The searcher holds images of the thief's pool. Triggers that were reverse-engineered are put on held-out images and
-    scored on the stolen model, as the paper does, whatever model they were found in.
+    The detector uses images of the thief's pool. Reverse-engineered triggers are applied to held-out images and scored
+    on the stolen model, as in the paper, whichever model they come from.
     """
     results: list[DetectionResult] = []
     of = len(bench.config.detection.methods) * len(bench.config.detection.tried_on)
@@ -289,7 +289,7 @@ def _detect(bench: Workbench, choice: Choice, on: SuspectName) -> DetectionResul
 
 
 def step_name(kind: str, choice: Choice, on: str) -> str:
-    """Name a step by its component, the parameters of that, and the model that it is tried on."""
+    """Name a step by its component, the component's parameters, and the model that it is tried on."""
     return f"{kind}/{choice.label}-{digest(identity(choice))}-{on}"
 
 

@@ -1,4 +1,4 @@
-"""How a service answers: its policy, fitted on the owner's images where it learns from them, and marked by the key."""
+"""A service's answers: its policy, fitted on the owner's images if it needs them, and the key's marker."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def answer_policy(
     *,
     pass_images: int | None = None,
 ) -> AnswerPolicy:
-    """Return the policy that a service answers by.
+    """Return the answer policy of a service.
 
     Args:
         policy: The config's policy.
         model: The victim.
-        key: The owner's key; None marks nothing.
-        clean: Loads the owner's training images, uint8 (N, C, H, W), for a policy that learns from them.
+        key: The owner's key; None for unmarked answers.
+        clean: Loads the owner's training images, uint8 (N, C, H, W), for a policy that is fitted on them.
         pass_images: Images in a forward pass of the service.
     """
     if isinstance(policy, KeyedPolicy):
@@ -49,7 +49,7 @@ def answer_policy(
             policy.fit(pixel_vectors(chosen))
         else:
             wording: AnswerPolicy = PlainEmbedding() if policy.fits_on == "features" else Probabilities()
-            # In the service's own passes: an image has the same outputs here and when it is asked, bit for bit.
+            # With the service's batch size: the outputs here equal those of a query, bit for bit.
             policy.fit(FixedShapePasses(model, model.shape, wording, pass_images=pass_images).answer([chosen])[0])
     marker = marker_of(key)
     return policy if marker is None else MarkingPolicy(marker, policy)
@@ -68,7 +68,7 @@ def pass_images(config: ExperimentConfig) -> int:
 
 
 def marker_of(key: Key | None) -> Marker | None:
-    """Return what a key does to a service's answers; None for most schemes, whose mark is in the model."""
+    """Return how a key marks a service's answers; None for most schemes, whose mark is in the model."""
     if key is None:
         return None
     watermark: Watermark = WATERMARKS.build(key.scheme)
@@ -76,17 +76,17 @@ def marker_of(key: Key | None) -> Marker | None:
 
 
 def served(model: nn.Module, key: Key | None) -> nn.Module:
-    """Return the victim as its customers know it: with the marks that the key puts into its answers, if any."""
+    """Return the victim as its customers see it: with the key's marks in its answers, if any."""
     marker = marker_of(key)
     return model if marker is None else ServedModel(model, marker)
 
 
 class ServedModel(nn.Module):
-    """A victim and its marker as one network: what the service's customers are answered, for the owner's measurements.
+    """A victim and its marker as one network: the customers' answers, for the owner's measurements.
 
     Args:
         model: The victim.
-        marker: What the service does to its answers.
+        marker: Marks the service's answers.
     """
 
     def __init__(self, model: nn.Module, marker: Marker) -> None:
@@ -119,7 +119,7 @@ def stored_key(folder: Path) -> Key | None:
 
 
 def owners_part(folder: Path) -> Path:
-    """Return where a victim's folder keeps key and config: in ``owner/``, or, in an artifact, beside the model."""
+    """Return the folder of a victim's key and config: ``owner/``, or, in an artifact, the folder of the model."""
     return folder / "owner" if (folder / "owner").is_dir() else folder
 
 
@@ -133,7 +133,7 @@ def stored_owners_images(folder: Path) -> Images:
     config = owners_part(folder) / "config.yaml"
     if not config.exists():
         raise ConfigError(
-            f"the answer policy learns from the owner's images, and {folder} holds no config.yaml that names them; "
+            f"the answer policy is fitted on the owner's images, and {folder} has no config.yaml that names them; "
             "serve a victim that mea_ray trained, or choose another service.policy"
         )
     return load_owners_part(load_stored(config)).victim_train.images

@@ -1,4 +1,4 @@
-"""Victims, null models and stolen null models as artifacts: named by all that made them, never half-written.
+"""Victims, null models and stolen null models as artifacts: named by what determines them, written atomically.
 
 An artifact is a folder ``artifacts/<kind>/<name>`` of the storage with ``model.safetensors``, ``model.json``, for
 victims ``key.json`` (and ``key.safetensors``), ``config.yaml`` (the resolved config) and ``info.json`` (seed, package
@@ -31,7 +31,7 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact by its storage and name; each process finds or fetches it by itself.
+    """An artifact by its storage and name; each process finds or downloads it by itself.
 
     Attributes:
         storage: Folder or URI.
@@ -55,7 +55,7 @@ class Artifact:
         return stored
 
     def description(self) -> Path:
-        """Return a folder on this node with what describes the model; the weights are not fetched."""
+        """Return a folder on this node with the model's description; the weights are not downloaded."""
         storage = Storage(self.storage)
         relative = f"artifacts/{self.kind}/{self.name}"
         if not storage.pull_file(f"{relative}/{DESCRIPTION}"):
@@ -69,8 +69,8 @@ class Store:
     Args:
         storage: Folder or URI, or a ``Storage``.
         beat_s: Seconds between heartbeats of a process that trains.
-        expiry_s: Seconds of silence after which a training process counts as dead and another one takes over.
-        warn: Called with a sentence when a damaged artifact is made again.
+        expiry_s: Seconds without a heartbeat after which a training process counts as dead and another one takes over.
+        warn: Called with a message when a damaged artifact is made again.
     """
 
     def __init__(
@@ -83,26 +83,26 @@ class Store:
     ) -> None:
         self.storage = storage if isinstance(storage, Storage) else Storage(storage)
         self.beat_s, self.expiry_s, self.warn = beat_s, expiry_s, warn
-        self._shared: set[Path] = set()  # artifacts that the remote storage was seen to hold
+        self._shared: set[Path] = set()  # artifacts known to be in the remote storage
 
     @property
     def poll_s(self) -> float:
-        """Seconds between two looks for what another process is making."""
+        """Polling interval for an artifact that another process is making, in seconds."""
         return 0.2 if self.storage.remote is None else 2.0
 
     def lease(self, kind: str, name: str) -> Lease:
-        """Return the lease of a process that makes an artifact, or several that it can only make together."""
+        """Return the lease for making an artifact, or several that can only be made together."""
         return self.storage.lease("artifacts/leases", f"{kind}-{name}", beat_s=self.beat_s, expiry_s=self.expiry_s)
 
     def find(self, kind: str, name: str) -> Path | None:
-        """Return the folder of a finished artifact, fetched from the remote storage if need be; None if there is none.
+        """Return the folder of a finished artifact, downloaded from remote storage if needed; None if there is none.
 
         Raises:
-            ArtifactError: It is there but damaged.
+            ArtifactError: It exists but is damaged.
         """
         relative = f"artifacts/{kind}/{name}"
         folder = self.storage.root / relative
-        patiently(lambda: None, folder)  # what is away is not missing
+        patiently(lambda: None, folder)  # an unreachable storage does not mean a missing artifact
         here = (folder / INFO).exists()
         if not here and not self.storage.pull(relative, last=INFO):
             return None
@@ -121,13 +121,13 @@ class Store:
         write: Callable[[Path], Tree],
         needed: Collection[str] = (),
     ) -> Path:
-        """Return an artifact; if it is missing or damaged, one of all processes that ask makes it.
+        """Return an artifact; if it is missing or damaged, one of the processes that call this makes it.
 
         Args:
             kind: ``victims``, ``nulls`` or ``stolen_nulls``.
             name: Its name.
-            config: The experiment, kept beside it.
-            write: Writes its files into a folder and returns what ``info.json`` has to say about them.
+            config: The experiment, stored beside it.
+            write: Writes its files into a folder and returns the content of ``info.json``.
             needed: Files that ``write`` must have written.
 
         Raises:
@@ -149,7 +149,7 @@ class Store:
             if not lease.acquire(give_up=is_there, poll_s=self.poll_s):
                 break
             try:
-                # Another process may have finished between the last look and the lease.
+                # Another process may have finished between the last check and the lease.
                 if not is_there():
                     self._make(kind, name, config, write, needed, lease)
             except LeaseLost as lost:
@@ -174,7 +174,7 @@ class Store:
             self.warn(f"{folder} is damaged; it is made again")
             self._remove_damaged(relative)
         for left in folder.parent.glob(f".{name}.*"):
-            _remove(left)  # of a process that was killed or is paused: this one holds the lease
+            _remove(left)  # from a process that was killed or is paused: this one has the lease
         aside = folder.with_name(f".{name}.{lease.token}")
         patiently(lambda: aside.mkdir(parents=True, exist_ok=True), aside)
         try:
@@ -197,7 +197,7 @@ class Store:
         self._shared.add(folder)
 
     def _remove_damaged(self, relative: str) -> None:
-        """Remove an artifact that was found damaged; put it back if it was made anew in the meantime."""
+        """Remove a damaged artifact; restore it if it was made again in the meantime."""
         folder = self.storage.root / relative
         grave = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
         try:
@@ -215,10 +215,10 @@ class Store:
 
 
 def _publish(aside: Path, folder: Path) -> None:
-    """Give a folder its name, unless there is one of that name.
+    """Rename a folder to its final name, unless that name exists.
 
     Raises:
-        LeaseLost: There is one, or the folder itself is gone: another process took over.
+        LeaseLost: The name exists, or the folder itself is gone: another process took over.
     """
     try:
         aside.rename(folder)
@@ -229,7 +229,7 @@ def _publish(aside: Path, folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder that another process may still write into, and rename: it gets another name first."""
+    """Remove a folder that another process may still write to or rename: it is renamed first."""
     grave = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):
         folder.rename(grave)
@@ -268,7 +268,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def check(folder: Path) -> None:
-    """Compare every file of an artifact with what ``info.json`` says of it.
+    """Check every file of an artifact against ``info.json``.
 
     Raises:
         ArtifactError: A file is missing or was changed, or ``info.json`` does not list its files.

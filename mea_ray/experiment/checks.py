@@ -1,4 +1,4 @@
-"""What is checked before an experiment starts: hours later is too late to learn that it could not be finished."""
+"""Checks before an experiment starts: an experiment that cannot be finished must fail now, not hours later."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from mea_ray.watermarks.key_draw import KeyDraw
 from mea_ray.watermarks.mixed_classes import admissible_keys
 
 MIN_SAMPLES = 30
-"""Fewest distinct watermark samples that a proof may rest on."""
+"""Minimum number of distinct watermark samples for a proof."""
 MIN_MARKS = 6
-"""Fewest marked answers that a proof may rest on."""
+"""Minimum number of marked answers for a proof."""
 
 
 _FEATURE_SIZES: dict[str, int] = {}
-"""Length of the features of networks that were found to fit some data."""
+"""Feature lengths of networks that passed their check, by network and data."""
 _PASSED: set[str] = set()
-"""Watermarks and removals that passed their own check, with what they were checked for."""
+"""Watermarks and removals that passed their own check, with the input of the check."""
 
 
 def check(config: ExperimentConfig, data: Splits) -> None:
-    """Refuse an experiment that could not be finished, before anything is trained.
+    """Reject an experiment that could not be finished, before anything is trained.
 
     Raises:
-        ConfigError: A component refuses its parameters, the images are too small for a network, the watermark's classes
+        ConfigError: A component rejects its parameters, the images are too small for a network, the watermark's classes
             do not exist, the pool cannot fill the budgets, or too few watermark samples could be mixed.
     """
     attack: Attack = config.thief.attack.build()
@@ -78,7 +78,7 @@ def check(config: ExperimentConfig, data: Splits) -> None:
 
 
 def check_owner(config: ExperimentConfig, data: Splits) -> None:
-    """Refuse a victim that could not be trained, marked and verified, before anything is trained.
+    """Reject a victim that could not be trained, marked and verified, before anything is trained.
 
     Raises:
         ConfigError: The images are too small for the network or too few for its batches, the watermark's classes do not
@@ -88,7 +88,9 @@ def check_owner(config: ExperimentConfig, data: Splits) -> None:
     _check_weights(config, data)
     _check_victim_batches(config, data)
     if config.encodes and config.victim.training.early_stop_patience is not None:
-        raise ConfigError("victim.training.early_stop_patience stops on accuracy, an encoder has none; set it to null")
+        raise ConfigError(
+            "victim.training.early_stop_patience stops on accuracy, which an encoder does not have; set it to null"
+        )
     if config.victim.training.early_stop_patience is not None and not len(data.victim_validation):
         raise ConfigError("victim.training.early_stop_patience needs images; raise splits.validation_fraction")
     _check_scheme(config, data)
@@ -110,15 +112,15 @@ def build_network(choice: ModelChoice, shape: tuple[int, int, int], classes: int
 
 
 def _check_model(section: str, choice: ModelChoice, data: Splits) -> int:
-    """Build the network without memory or weights, pass one image through it, and return its features' length.
+    """Build the network on the meta device, pass one image through it, and return the length of its features.
 
-    The trials of a sweep name few different networks, and a thousand times.
+    Results are cached: the many trials of a sweep use few different networks.
     """
     key = digest([choice.resolved(), data.shape, data.classes])
     if key in _FEATURE_SIZES:
         return _FEATURE_SIZES[key]
     try:
-        if ":" in choice.name:  # a module from outside looks at itself when it is built, which takes real weights
+        if ":" in choice.name:  # an external module inspects itself when it is built, which takes real weights
             with seeded(0):
                 check_trainable(build_network(choice, data.shape, data.classes))
         with torch.device("meta"), torch.no_grad():
@@ -144,29 +146,31 @@ def _check_weights(config: ExperimentConfig, data: Splits) -> None:
     if path is None:
         return
     if config.encodes:
-        raise ConfigError("victim.weights are a classifier's; an encoder is trained anew: set victim.pretext=none")
+        raise ConfigError(
+            "victim.weights are a classifier's; an encoder is trained from scratch: set victim.pretext=none"
+        )
     with seeded(0):
         network = build_network(config.victim.model, data.shape, data.classes)
     if isinstance(network, ForeignModel) and network.preprocessing.mean is None:
         raise ConfigError(
-            "victim.weights were trained with a normalisation that only you know; declare victim.model.preprocessing "
+            "the normalisation that victim.weights were trained with is unknown; declare victim.model.preprocessing "
             f"of {config.victim.model.name}: mean and deviation (0 and 1 if it takes images in [0, 1])"
         )
     load_weights(network, read_state(path), path)
 
 
 def _check_null_models(config: ExperimentConfig) -> None:
-    """Refuse to train null models for as few epochs as a fine-tuning takes, without having been asked to."""
+    """Reject null models that would be trained for as few epochs as a fine-tuning, unless the config says so."""
     if config.victim.weights is not None and config.victim.null_training is None:
         raise ConfigError(
-            "victim.weights starts the victim from a trained model, but null models start from fresh weights; say how "
-            "they are trained, e.g. victim.null_training.epochs=60 (the fine-tuning has "
+            "victim.weights starts the victim from a trained model, but null models start from fresh weights; set "
+            "how they are trained, e.g. victim.null_training.epochs=60 (the fine-tuning has "
             f"{config.victim.training.epochs})"
         )
 
 
 def _check_features(config: ExperimentConfig, data: Splits) -> None:
-    """Refuse what reads features of a network that gives none."""
+    """Reject components that read features of a network that has none."""
     watermark: Watermark = config.victim.watermark.build()
     policy: AnswerPolicy = config.service.policy.build()
     attack: Attack = config.thief.attack.build()
@@ -200,7 +204,7 @@ def _has_features(choice: ModelChoice, data: Splits) -> bool:
 
 
 def _check_smallest_batch(config: ExperimentConfig, data: Splits, attack: Attack) -> None:
-    """Refuse to train a substitute that normalises batches on single images."""
+    """Reject a substitute with batch normalisation that would be trained on single images."""
     smallest = attack.smallest_batch(
         len(data.thief_pool), config.thief.budgets, config.thief.training, config.thief.learning
     )
@@ -216,15 +220,16 @@ def _check_smallest_batch(config: ExperimentConfig, data: Splits, attack: Attack
         )
     if normalises_batches(network):
         raise ConfigError(
-            f"thief.model={config.thief.model.name} normalises batches, but thief.attack={config.thief.attack.name} "
+            f"thief.model={config.thief.model.name} uses batch normalisation, but "
+            f"thief.attack={config.thief.attack.name} "
             f"with thief.budgets={list(config.thief.budgets)} would train it on {smallest} image at a time; raise "
-            "thief.budgets, thief.training.batch_size or the attack's first number of images, or take a network "
+            "thief.budgets, thief.training.batch_size or the attack's first number of images, or choose a network "
             "without batch normalisation"
         )
 
 
 def _check_victim_batches(config: ExperimentConfig, data: Splits) -> None:
-    """Refuse to train a victim on single images where its network or its pretext task needs several."""
+    """Reject a victim that would be trained on single images if its network or its pretext task needs several."""
     batch = min(config.victim.training.batch_size, len(data.victim_train))
     if batch >= 2:
         return
@@ -240,7 +245,7 @@ def _check_victim_batches(config: ExperimentConfig, data: Splits) -> None:
 
 
 def _check_answers(config: ExperimentConfig, attack: Attack) -> None:
-    """Check that victim, API and attack are all about classes, or all about embeddings."""
+    """Check that victim, API and attack all use classes, or all use embeddings."""
     policy: AnswerPolicy = config.service.policy.build()
     victim = "features" if config.encodes else "probabilities"
     kinds = {"features": "an encoder's embeddings", "probabilities": "a classifier's probabilities"}
@@ -262,7 +267,7 @@ def _fitting(table: Table, attribute: str, value: str) -> list[str]:
 
 
 def _check_aftermath(config: ExperimentConfig, data: Splits, attack: Attack) -> None:
-    """Build every removal and every detection, and refuse what could not be tried."""
+    """Build every removal and every detection, and reject those that cannot be tried."""
     for section, methods in (("removal", config.removal.methods), ("detection", config.detection.methods)):
         if methods and config.encodes:
             raise ConfigError(
@@ -277,13 +282,13 @@ def _check_aftermath(config: ExperimentConfig, data: Splits, attack: Attack) -> 
                 _check_removal(config, data, choice, method)
     if config.removal.methods and "substitute" in config.removal.tried_on and not attack.keeps_images:
         raise ConfigError(
-            f"thief.attack={config.thief.attack.name} keeps no answered images to remove a watermark with; leave "
+            f"thief.attack={config.thief.attack.name} stores no answered images to remove a watermark with; leave "
             "'substitute' out of removal.tried_on, or removal.methods empty"
         )
 
 
 def _check_removal(config: ExperimentConfig, data: Splits, choice: Choice, removal: Removal) -> None:
-    """Let a removal check what it will find; for the same network and images once."""
+    """Let a removal check its input; once for the same network and images."""
     images = min(config.thief.budgets[-1], len(data.thief_pool))
     suspects = {"substitute": config.thief.model, "victim": config.victim.model, "null_model": config.victim.model}
     for on in config.removal.tried_on:
@@ -303,7 +308,7 @@ def _check_removal(config: ExperimentConfig, data: Splits, choice: Choice, remov
 
 
 def _check_marks(config: ExperimentConfig, attack: Attack) -> None:
-    """Check that a watermark of answers could convict a thief who copied every one of them."""
+    """Check that a watermark in answers could prove the theft by a thief who copied every one of them."""
     watermark: Watermark = config.victim.watermark.build()
     if not watermark.marks_answers:
         return
@@ -334,7 +339,7 @@ def _check_reading(config: ExperimentConfig, victim: int, thief: int) -> None:
 
 
 def _check_scheme(config: ExperimentConfig, data: Splits) -> None:
-    """Let the watermark check the images that it will be embedded with; the same once."""
+    """Let the watermark check the images that it will be embedded with; once for the same images."""
     choice = config.victim.watermark
     key = digest([choice.resolved(), data.fingerprint, config.splits.resolved(), config.victim.seed, config.encodes])
     if key not in _PASSED:
@@ -344,7 +349,7 @@ def _check_scheme(config: ExperimentConfig, data: Splits) -> None:
 
 
 def _check_probe(config: ExperimentConfig, choice: ModelChoice, data: Splits) -> None:
-    """Check that an encoder of this architecture could be read as classes."""
+    """Check that an encoder of this architecture can be read as a classifier."""
     with torch.device("meta"), torch.no_grad():
         network = build_network(choice, data.shape, data.classes)
     probes.check(network, probe_labels(config, data), config.verification.reading)
@@ -370,7 +375,7 @@ def _check_filter(config: ExperimentConfig, data: Splits) -> None:
 
 
 def _check_classes(config: ExperimentConfig, data: Splits, held_out: ImageSet, remedy: str) -> None:
-    """Check the classes of a watermark that mixes two of them. All else the schemes check in ``make_key``."""
+    """Check the classes of a watermark that mixes two of them. The schemes check everything else in ``make_key``."""
     watermark: Watermark = config.victim.watermark.build()
     sources: tuple[int, ...] | None = getattr(watermark, "source_classes", None)
     target: int | None = getattr(watermark, "target_class", None)
@@ -379,7 +384,7 @@ def _check_classes(config: ExperimentConfig, data: Splits, held_out: ImageSet, r
     draw: KeyDraw | None = getattr(watermark, "key_draw", None)
     if draw is not None and draw.classes != "chosen":
         admissible_keys(data.victim_train)
-        # Whichever classes are drawn: those with the fewest held-out images.
+        # For drawn classes, the worst case: the classes with the fewest held-out images.
         sources = tuple(map(int, np.argsort(np.bincount(held_out.labels, minlength=data.classes), kind="stable")[:2]))
     else:
         _check_chosen(sources, target, data)

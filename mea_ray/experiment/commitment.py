@@ -38,12 +38,12 @@ FOLDER, COMMITMENT, REQUEST, REPLY, ROOTS = (
 
 @dataclass(frozen=True)
 class Committed:
-    """A commitment that fits key and weights of its victim.
+    """A commitment that matches the key and weights of its victim.
 
     Attributes:
-        digest: What was published, 64 hexadecimal digits.
-        time: When a time-stamp authority saw it, UTC; None before there is a reply.
-        authority: Name of the authority; empty before there is a reply.
+        digest: The published hash, 64 hexadecimal digits.
+        time: When a time-stamp authority signed it, UTC; None without a reply.
+        authority: Name of the authority; empty without a reply.
     """
 
     digest: str
@@ -58,7 +58,7 @@ class Committed:
 def commit(victim: Path) -> tuple[Commitment, Path]:
     """Commit to a victim's key, and write a request to a time-stamp authority.
 
-    A commitment that is there is never replaced: its time stamp would be lost.
+    An existing commitment is never replaced: its time stamp would be lost.
 
     Args:
         victim: A victim's folder (``mea-ray train``), or an artifact ``STORAGE/artifacts/victims/NAME``.
@@ -86,7 +86,7 @@ def commit(victim: Path) -> tuple[Commitment, Path]:
 
 
 def add_reply(victim: Path, reply: bytes, roots: bytes | None = None) -> Committed:
-    """Check an authority's reply, and keep it.
+    """Check an authority's reply, and save it.
 
     Args:
         victim: See ``commit``.
@@ -108,17 +108,17 @@ def add_reply(victim: Path, reply: bytes, roots: bytes | None = None) -> Committ
 
 
 def committed(victim: Path, roots: bytes | None = None) -> Committed | None:
-    """Check a victim's commitment: that it is to this key and these weights, and that its time stamp holds.
+    """Check a victim's commitment: that it is to this key and these weights, and that its time stamp is valid.
 
     Args:
         victim: See ``commit``.
-        roots: Root certificates that are trusted, PEM; None takes those that were kept, else those of this system.
+        roots: Root certificates that are trusted, PEM; None takes the saved ones, else those of this system.
 
     Returns:
-        The commitment; None if the victim was never committed to.
+        The commitment; None if there is none.
 
     Raises:
-        ArtifactError: It is not to this key and these weights, or its time stamp does not hold.
+        ArtifactError: It is not to this key and these weights, or its time stamp is invalid.
     """
     from mea_ray.verification.timestamps import check_reply, read_roots
 
@@ -135,7 +135,7 @@ def committed(victim: Path, roots: bytes | None = None) -> Committed | None:
 
 
 def key_record(key: Key | None, committed: Committed | None) -> KeyRecord | None:
-    """Return what a result may say of a key and of the commitment to it; None without a key."""
+    """Return the public record of a key and of the commitment to it; None without a key."""
     if key is None:
         return None
     admissible = key.draw.get("admissible")
@@ -181,7 +181,7 @@ def _subject(victim: Path) -> tuple[Key, str]:
         key = stored_key(victim)
     else:
         raise ConfigError(
-            f"{victim} is no victim; give a folder that `mea-ray train` wrote, or STORAGE/artifacts/victims/NAME"
+            f"{victim} is not a victim; give a folder that `mea-ray train` wrote, or STORAGE/artifacts/victims/NAME"
         )
     if key is None:
         raise ConfigError(f"{victim} has no key to commit to: it carries no watermark")

@@ -1,4 +1,4 @@
-"""The data of an experiment: loaded by its config, divided among owner, thief and verifier, and known by content."""
+"""The data of an experiment: loaded by its config, split among owner, thief and verifier, fingerprinted by content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mea_ray.core.types import Dataset, Splits
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What was read for an experiment, whatever its config calls it.
+    """Fingerprints of the content that was read for an experiment, whatever its paths.
 
     Attributes:
         data: ``Dataset.fingerprint`` of the victim's dataset.
@@ -41,7 +41,7 @@ class Fingerprints:
 
 
 class Contents:
-    """Fingerprints of datasets by the settings that load them; a dataset that is not known yet is loaded.
+    """Fingerprints of datasets by the settings that load them; unknown ones are loaded.
 
     Args:
         known: Fingerprints by ``dataset_key``.
@@ -61,14 +61,14 @@ class Contents:
         return Fingerprints(self._of(config.data), None if pool is None else self._of(pool, load_pool), inner)
 
     def learn(self, config: ExperimentConfig, read: Fingerprints) -> None:
-        """Take the fingerprints of an experiment's data, which were loaded elsewhere."""
+        """Add the fingerprints of an experiment's data, which were loaded elsewhere."""
         self.known[dataset_key(config.data)] = read.data
         if (pool := pool_choice(config)) is not None and read.pool is not None:
             self.known[dataset_key(pool)] = read.pool
         self.known |= read.inner
 
     def make_up(self, config: ExperimentConfig) -> None:
-        """Take data that cannot be loaded here for different ones wherever their settings differ."""
+        """Make up fingerprints for data that cannot be loaded here: different ones for different settings."""
         pool = pool_choice(config)
         for choice in (config.data, *([] if pool is None else [pool]), *inner_choices(config)):
             self.known.setdefault(dataset_key(choice), f"unread-{digest(dataset_key(choice))}")
@@ -81,12 +81,12 @@ class Contents:
 
 
 def dataset_key(choice: DataChoice) -> str:
-    """Return the settings that load a dataset as a text, the same for equal settings."""
+    """Return the settings that load a dataset as a canonical string."""
     return json.dumps(choice.resolved(), sort_keys=True)
 
 
 def splits_key(config: ExperimentConfig) -> str:
-    """Return a text that is the same for experiments whose splits are loaded and cut in the same way."""
+    """Return a string that is equal for experiments whose splits are loaded and cut in the same way."""
     tree = config.resolved()
     return digest({"data": tree["data"], "splits": tree["splits"], "seed": tree["victim"]["seed"]})
 
@@ -120,7 +120,7 @@ def load_inner(choice: DataChoice) -> Dataset:
     """Load a dataset that a component names.
 
     Raises:
-        DataError: It cannot be loaded. The message names the setting, as it speaks of ``data.*`` otherwise.
+        DataError: It cannot be loaded. The message names the setting, since it would refer to ``data.*`` otherwise.
     """
     return _loaded(choice, "dataset (of a watermark or a removal, whose settings are called data.* here)")
 
@@ -129,7 +129,7 @@ def load_splits(config: ExperimentConfig) -> Splits:
     """Load the datasets of an experiment and split them.
 
     Raises:
-        DataError: A dataset is not at hand, cannot be read, or is too small to be split.
+        DataError: A dataset is missing, cannot be read, or is too small to be split.
     """
     pool = pool_choice(config)
     return split(config, build_data(config.data), None if pool is None else load_pool(pool))
@@ -139,7 +139,8 @@ def load_pool(choice: DataChoice) -> Dataset:
     """Load the dataset of the thief's pool.
 
     Raises:
-        DataError: It cannot be loaded. The message begins with the setting, as it speaks of ``data.*`` otherwise.
+        DataError: It cannot be loaded. The message begins with the setting, since it would refer to ``data.*``
+            otherwise.
     """
     return _loaded(choice, "splits.thief_pool (whose settings are called data.* here)")
 
@@ -152,20 +153,20 @@ def _loaded(choice: DataChoice, setting: str) -> Dataset:
 
 
 def load_owners_part(config: ExperimentConfig) -> Splits:
-    """Load and split the victim's dataset alone: the parts of the owner and of the verifier, which no pool changes.
+    """Load and split only the victim's dataset: the owner's and the verifier's parts, which do not depend on the pool.
 
-    A pool that is another dataset is not loaded; ``thief_pool`` is then what the setting ``train`` gives.
+    A pool from another dataset is not loaded; ``thief_pool`` is then that of the setting ``train``.
     """
     return split(config, build_data(config.data), None)
 
 
 def split(config: ExperimentConfig, dataset: Dataset, pool: Dataset | None) -> Splits:
-    """Split loaded datasets. The cuts follow from the victim's seed, so that all thieves meet the same victim.
+    """Split loaded datasets. The cuts follow from the victim's seed, so that all thieves attack the same victim.
 
     Args:
         config: The experiment.
         dataset: The victim's dataset.
-        pool: The dataset of the thief's pool; None if it is cut from ``dataset``, or not wanted.
+        pool: The dataset of the thief's pool; None if it is cut from ``dataset``, or not needed.
     """
     from mea_ray.data.splits import make_splits
 

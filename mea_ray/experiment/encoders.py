@@ -1,4 +1,4 @@
-"""Encoders as classifiers: a head is fitted on their features, so that all that follows is the same for both."""
+"""Encoders as classifiers: a head is fitted on their features, so that later steps treat both alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mea_ray.models.base import ImageModel
 
 
 def probe_set(config: ExperimentConfig, data: Splits) -> ImageSet:
-    """Return the labelled images that heads are fitted on: a part of the victim's, the same for all models."""
+    """Return the labelled images that heads are fitted on: a subset of the victim's, the same for all models."""
     return data.victim_train.take(_chosen(config, data))
 
 
@@ -38,13 +38,13 @@ def with_probe(config: ExperimentConfig, labelled: ImageSet, model: nn.Module) -
     Args:
         config: The experiment.
         labelled: See ``probe_set``.
-        model: The encoder; whatever head it has is replaced in the copy.
+        model: The encoder; its head, if any, is replaced in the copy.
 
     Raises:
-        ConfigError: The model is no network of ``mea_ray.models``, or its head is not linear.
+        ConfigError: The model is not a network of ``mea_ray.models``, or its head is not linear.
     """
     if not isinstance(model, ImageModel):
-        raise ConfigError(f"{type(model).__name__} is no network of mea_ray.models, so its features cannot be read")
+        raise ConfigError(f"{type(model).__name__} is not a network of mea_ray.models, so its features cannot be read")
     copied = deepcopy(model)
     probes.read(copied, labelled, config.verification.reading)
     return copied

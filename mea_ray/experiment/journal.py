@@ -1,4 +1,4 @@
-"""Journals of an experiment: the folder of a trial, which another process can go on from, and memory."""
+"""Journals of an experiment: a trial's folder, from which another process can resume, and memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 Warn = Callable[[str], None]
 BEGUN = "begun"
-"""Step that every trial takes before it asks anything."""
+"""Step that every trial takes before its first query."""
 
 
 class FolderSteps:
     """Records of finished steps as JSON files.
 
     Args:
-        storage: The storage that they are in; every record is pushed to it.
+        storage: The storage; every record is pushed to it.
         relative: Their folder in the storage; a step named ``rungs/200`` is in ``rungs/200.json``.
     """
 
@@ -39,12 +39,12 @@ class FolderSteps:
         return read_record(kind, self.path(name))
 
     def keep(self, name: str, record: BaseModel) -> None:
-        """Write a record aside and rename it."""
+        """Write a record atomically."""
         write_whole(self.path(name), record.model_dump_json(indent=1))
         self.storage.push(f"{self.relative}/{name}.json")
 
     def unfinished(self, name: str) -> tuple[Storage, str] | None:
-        """Return the storage and the folder in it for what an unfinished step goes on from."""
+        """Return the storage, and its folder for the snapshots of an unfinished step."""
         return self.storage, f"{self.relative}/unfinished/{name}"
 
     def discard(self, name: str) -> None:
@@ -67,8 +67,8 @@ class FolderJournal(FolderSteps):
     Args:
         storage: The storage that the folder is in; every finished step is pushed to it.
         relative: The folder in the storage.
-        shared: Steps that other trials share.
-        warn: Called with a sentence for each damaged file, whose step is repeated.
+        shared: Steps shared with other trials.
+        warn: Called with a message for each damaged file, whose step is repeated.
     """
 
     def __init__(self, storage: Storage, relative: str, shared: FolderSteps, warn: Warn = lambda text: None) -> None:
@@ -81,7 +81,7 @@ class FolderJournal(FolderSteps):
         return TransferSet(self.folder / "transfer", on_damage=self._warn)
 
     def rung(self, budget: int) -> RungResult | None:
-        """Return a finished rung whose record and substitute are as they were written; None without one."""
+        """Return a finished rung whose record and substitute are intact; None without one."""
         from mea_ray.training.checkpoint import check_model
 
         path = self.path(f"rungs/{budget}")
@@ -97,12 +97,12 @@ class FolderJournal(FolderSteps):
             if rung.weights_sha256 not in {None, weights}:
                 raise ArtifactError(f"{path} describes another substitute")
         except ArtifactError as error:
-            self._warn(f"{error}; the rung of {budget} queries is done again from the answers that were kept")
+            self._warn(f"{error}; the rung of {budget} queries is repeated from the saved answers")
             return None
         return rung
 
     def keep_rung(self, rung: RungResult, substitute: ImageModel) -> None:
-        """Keep a finished rung with the answers that it rests on; its record is written last."""
+        """Save a finished rung with its answers; its record is written last."""
         from mea_ray.training.checkpoint import save_model
 
         save_model(self.substitute_folder(rung.budget), substitute, {"role": "substitute", "trial": self.folder.name})
@@ -112,17 +112,17 @@ class FolderJournal(FolderSteps):
 
     @property
     def has_begun(self) -> bool:
-        """Whether this trial has queried before; answers in the folder of one that has not are another trial's."""
+        """Whether this trial has queried before; if not, answers in its folder are another trial's."""
         return self.path(BEGUN).exists()
 
     def begin_anew(self) -> None:
-        """Forget the answers and the rungs that rest on them, here and in a remote storage."""
+        """Delete the answers and the rungs based on them, here and in remote storage."""
         for part in ("rungs", "transfer"):
             self.storage.delete(f"{self.relative}/{part}")
         self.__dict__.pop("transfer", None)
 
     def drop(self, *parts: str) -> None:
-        """Remove parts of a trial that has finished, here and in a remote storage: ``substitutes``, ``transfer``."""
+        """Remove parts of a finished trial, here and in remote storage: ``substitutes``, ``transfer``."""
         for part in parts:
             self.storage.delete(f"{self.relative}/{part}")
 
@@ -137,12 +137,12 @@ class FolderJournal(FolderSteps):
         return load_model(self.substitute_folder(budget))[0]
 
     def partial(self) -> TrialResult | None:
-        """Return the result so far; None before the first rung, and where another trial's was copied here."""
+        """Return the result so far; None before the first rung, and if another trial's was copied here."""
         stored = self.find("partial", TrialResult)
         return stored if stored is None or stored.trial == self.folder.name else None
 
     def keep_partial(self, result: TrialResult) -> None:
-        """Keep the result so far."""
+        """Save the result so far."""
         self.keep("partial", result)
 
     def substitute_folder(self, budget: int) -> Path:
@@ -166,14 +166,14 @@ class MemorySteps:
         self._records[name] = record
 
     def unfinished(self, name: str) -> None:
-        """Return None: what is in memory is gone with its process."""
+        """Return None: memory does not outlive the process."""
 
     def discard(self, name: str) -> None:
         """Nothing is there to be removed."""
 
 
 class MemoryJournal(MemorySteps):
-    """A journal that is gone with its process."""
+    """A journal in memory, lost with its process."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,5 +199,5 @@ class MemoryJournal(MemorySteps):
         return self.find("partial", TrialResult)
 
     def keep_partial(self, result: TrialResult) -> None:
-        """Keep the result so far."""
+        """Save the result so far."""
         self.keep("partial", result)

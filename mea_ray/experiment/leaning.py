@@ -1,4 +1,4 @@
-"""What the owner's own API gives away: the key that an outsider would name from a few of its answers."""
+"""What the owner's API gives away: the key that an outsider would infer from a few of its answers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mea_ray.watermarks.base import Key
 from mea_ray.watermarks.several_keys import SeveralKeys
 
 ANSWERS = (30, 100, 1000)
-"""Answers that an outsider has."""
+"""Numbers of answers that an outsider has."""
 
 
 class Leanings(BaseModel):
-    """The same for all trials that share victim, null models, service and seed."""
+    """Results shared by all trials with the same victim, null models, service and seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     records: list[LeaningRecord]
@@ -31,10 +31,10 @@ class Leanings(BaseModel):
 
 @dataclass(frozen=True)
 class Outsider:
-    """Somebody who knows the scheme and a few answers, and names a key.
+    """Someone who knows the scheme and a few answers, and infers a key.
 
-    The answers are to images of the thief's pool, drawn at random. The owner asks the models in this process, through
-    the answer policy of the service, so no account is charged.
+    The answers are to images of the thief's pool, drawn at random. The models are queried in this process, through the
+    answer policy of the service, so no account is charged.
 
     Attributes:
         config: The experiment.
@@ -47,7 +47,7 @@ class Outsider:
     key: Key | None
 
     def look(self, victim: ImageModel, nulls: Sequence[ImageModel]) -> list[LeaningRecord]:
-        """Return what is named from the answers of the victim and of each null model, one record for each count."""
+        """Return the keys inferred from the answers of the victim and of each null model, one record per count."""
         marked = self._answers(victim, self.key)
         innocent = [self._answers(null, None) for null in nulls]
         counts = sorted({min(count, len(marked)) for count in ANSWERS})
@@ -67,7 +67,7 @@ class Outsider:
         return LocalBlackBox(model, policy, pass_images=pass_images(self.config)).query(pool[order[: max(ANSWERS)]])
 
     def _name(self, answers: Answers) -> NamedKeyRecord | None:
-        """Name the key that fits best; of several keys of the owner's, the one that it gives away most counts."""
+        """Infer the best-fitting key; if the owner has several, the one that is given away most counts."""
         keys = [self.key] if self.key is None or self.key.scheme != SeveralKeys.name else SeveralKeys.parts(self.key)
         names = [named for key in keys if (named := self._named(answers, key)) is not None]
         return min(names, key=lambda named: 0 if named.true_rank is None else named.true_rank.at_least, default=None)

@@ -1,4 +1,4 @@
-"""An experiment without Ray: with a folder that a later start goes on in, or in memory."""
+"""An experiment without Ray: in a folder from which it can be resumed, or in memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LocalService:
     Args:
         config: The experiment.
         data: Its data.
-        models: Gives the victim.
+        models: Source of the victim.
         ledger: The ledger's file, with the query log beside it; in memory when None.
     """
 
@@ -64,7 +64,7 @@ class LocalService:
         self.log.close()
 
     def register(self, client: str, budget: int) -> None:
-        """Open an account with the rate of ``service.rate``, or change its budget."""
+        """Open an account with the rate limit ``service.rate``, or change its budget."""
         rate = self.config.service.rate
         self.ledger.register(client, budget, None if rate is None else RateLimit(rate.images_per_second, rate.burst))
 
@@ -87,7 +87,7 @@ class LocalService:
         return self.ledger.charged(client)
 
     def seen(self, client: str) -> ClientLog:
-        """Return what the owner's log holds of an account."""
+        """Return the owner's log of an account."""
         return self.log.of(client)
 
     def query_log(self, client: str) -> QueryLogRecord:
@@ -101,8 +101,8 @@ class LocalRun:
 
     Attributes:
         result: Its result.
-        folder: Its folder, laid out as that of a sweep of one trial.
-        reused: The result was there already, and nothing was done.
+        folder: Its folder, with the layout of a sweep of one trial.
+        reused: The result already existed, and nothing was run.
     """
 
     result: TrialResult
@@ -119,18 +119,18 @@ def run_local(
 ) -> LocalRun:
     """Run an experiment without Ray, in the folder ``local/<name>-<start of the trial's name>`` of its storage.
 
-    Names, results and artifacts are those of a sweep of this one experiment, on the same kind of device. An interrupted
-    run goes on where it was: no finished step is done again, and no query is repeated. All of it runs in this process
-    but the attack, which has one of its own.
+    Names, results and artifacts equal those of a sweep of this one experiment, on the same kind of device. An
+    interrupted run resumes: no finished step and no query is repeated. Everything runs in this process except the
+    attack, which runs in a separate one.
 
     Args:
         config: The experiment.
         name: Of the folder.
         on_epoch: Called after each epoch of the victim and of the null models.
-        warn: Called with a sentence for each damaged file, whose step is repeated.
+        warn: Called with a message for each damaged file, whose step is repeated.
 
     Returns:
-        The result, which is in ``results/`` of the folder, too.
+        The result, which is also in ``results/`` of the folder.
 
     Raises:
         ConfigError: The experiment cannot be run; nothing was trained.
@@ -149,14 +149,14 @@ def run_local(
         return LocalRun(TrialResult.load(path), folder, reused=True)
     except ArtifactError as error:
         if path.exists():
-            warn(f"{error}; it is made again")
+            warn(f"{error}; it is computed again")
     storage.pull_folder(f"{relative}/trials/{names.trial}")
     journal = FolderJournal(storage, f"{relative}/trials/{names.trial}", FolderSteps(storage, relative), warn)
     write_yaml(config, journal.folder / "config.yaml")
     models = StoredModels(Store(storage, warn=warn), config, data, names, on_epoch)
     service = _service(config, data, models, names, journal.transfer, folder / "ledgers" / f"{names.trial}.sqlite")
     NURSERY.start()
-    # The last bits of a training on a CPU follow from the number of threads: as many as on Ray.
+    # The last bits of a training on a CPU depend on the number of threads: use as many as on Ray.
     with threads(config.resources.victim.cpus):
         models.prepare()
     with threads(config.resources.trial.cpus):
@@ -174,7 +174,7 @@ def _service(
     transfer: TransferSet,
     ledger: Path | None = None,
 ) -> AbstractContextManager[QueryService]:
-    """Return the service that is stolen from: one of this process, or the one at ``thief.blackbox.url``."""
+    """Return the attacked service: one in this process, or the one at ``thief.blackbox.url``."""
     if config.thief.blackbox is None:
         return LocalService(config, data, models, ledger)
     classes = None if config.encodes else data.classes
@@ -182,9 +182,9 @@ def _service(
 
 
 def run_in_memory(config: ExperimentConfig, on_epoch: OnEpoch = lambda role, name, epoch: None) -> TrialResult:
-    """Run an experiment in this process and keep nothing but its result; errors as ``run_local``.
+    """Run an experiment in this process and keep only its result; raises as ``run_local``.
 
-    The attack runs in this process, too, beside victim, key and test images: use it with attacks that you trust.
+    The attack runs in this process, too, with access to victim, key and test images: use it with trusted attacks only.
     """
     data = load_splits(config)
     check(config, data)

@@ -1,4 +1,4 @@
-"""Where the owner's models come from: the artifacts of a storage, trained once for all that want them, or memory."""
+"""Sources of the owner's models: the artifacts of a storage, trained once for all users, or memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS: dict[Role, str] = {"victim": "victims", "null": "nulls"}
 
 
 class StoredModels:
-    """The models of an experiment as artifacts of a storage; implements ``ports.Models``.
+    """The models of an experiment as artifacts in a storage; implements ``ports.Models``.
 
     Args:
         store: The artifacts.
@@ -49,13 +49,13 @@ class StoredModels:
         self._folders: dict[str, Path] = {}
 
     def prepare(self) -> None:
-        """Have all models trained that are not in the storage."""
+        """Train all models that are not in the storage."""
         self.victim_folder()
         for index in range(len(self.names.nulls)):
             self.null_folder(index)
 
     def victim(self) -> tuple[ImageModel, Key | None]:
-        """Load the victim and its key; train it first if it is not there."""
+        """Load the victim and its key; train it first if it does not exist."""
         folder = self.victim_folder()
         return self._load(folder), stored_key(folder)
 
@@ -63,12 +63,12 @@ class StoredModels:
         """Return the commitment to the victim's key, from its folder, checked.
 
         Raises:
-            ArtifactError: It is not to this victim and this key, or its time stamp does not hold.
+            ArtifactError: It is not to this victim and this key, or its time stamp is invalid.
         """
         return committed(self.victim_folder())
 
     def null(self, index: int) -> ImageModel:
-        """Load a null model; train it first if it is not there."""
+        """Load a null model; train it first if it does not exist."""
         return self._load(self.null_folder(index))
 
     def stolen_nulls(self, wanted: Mapping[int, Collection[int]], steal: StealSome) -> Iterator[tuple[int, Rung]]:
@@ -84,7 +84,7 @@ class StoredModels:
         return StolenNulls(self.store, self.config, self.names, self.null)
 
     def victim_folder(self) -> Path:
-        """Return the victim's folder; the first of all processes that ask trains it, the others wait."""
+        """Return the victim's folder; the first process that calls this trains it, the others wait."""
         name = self.names.victim
 
         def train(on_epoch: Callable[[Tree], None], snapshots: Snapshots) -> TrainedModel:
@@ -93,9 +93,9 @@ class StoredModels:
         return self._folder("victim", name, train)
 
     def _drawn_key(self) -> Key | None:
-        """Draw a key that cannot be drawn again, and keep it before anything is trained with it; or find it.
+        """Draw a key that cannot be drawn again and save it before training starts, or load the saved one.
 
-        A training that was interrupted, and a victim that is damaged and trained again, then have the same key.
+        So an interrupted training, or a damaged victim that is trained again, has the same key.
         """
         if repeatable_key(self.config):
             return None
@@ -138,7 +138,7 @@ class StoredModels:
         return self._folders[name]
 
     def _load(self, folder: Path) -> ImageModel:
-        """Load a model; fit an encoder's head anew if another experiment, which reads it otherwise, has trained it."""
+        """Load a model; refit an encoder's head if an experiment with another reading has trained it."""
         model, info = load_model(folder)
         if info.get("probe") == _probe(self.config):
             return model
@@ -146,7 +146,7 @@ class StoredModels:
 
 
 class TrainedModels:
-    """The models of an experiment in memory, trained when they are first asked for; implements ``ports.Models``.
+    """The models of an experiment in memory, trained on first use; implements ``ports.Models``.
 
     Args:
         config: The experiment.
@@ -180,7 +180,7 @@ class TrainedModels:
         return self._victim.model, self._victim.key
 
     def committed(self) -> None:
-        """Return None: a key in memory was never committed to."""
+        """Return None: there is no commitment to a key in memory."""
 
     def null(self, index: int) -> ImageModel:
         """Return a null model."""

@@ -1,7 +1,7 @@
-"""What victims, null models, splits and trials are called: a hash of all that made them, the data's content included.
+"""Names of victims, null models, splits and trials: a hash of everything that determines them, data included.
 
-A name follows from settings and from what was read, never from where it was read: the same images in another folder
-give the same victim, and other images under the same path another one.
+A name follows from settings and from content, never from paths: the same images in another folder give the same victim,
+and other images under the same path give another one.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from mea_ray.storage.files import at_home, refusing, sha256
 from mea_ray.watermarks import WATERMARKS
 
 SCHEMA = 1
-"""Raised when victims of the same settings come out otherwise, whatever their components are."""
+"""Increased when the same settings give another victim, for all components."""
 THEFT_SCHEMA = 1
-"""Raised when thefts of the same settings come out otherwise."""
+"""Increased when the same settings give another theft."""
 _NOT_OF_A_TRIAL = ("storage", "tracking", "resources")
-"""Where a trial runs and where its results go."""
+"""Settings of where a trial runs and where its results go."""
 _KEY_FROM_SEED = "insecure_key_from_seed"
 _NOT_OF_A_NULL = (_KEY_FROM_SEED, "watermark", "weights", "null_training")
-"""What null models are trained without."""
+"""Settings of the victim that null models do not have."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """Names of what an experiment makes and uses.
+    """Names of everything that an experiment makes and uses.
 
     Attributes:
         trial: The experiment itself, wherever it runs.
         victim: Its victim.
         nulls: Its null models.
         data: Its splits.
-        theft: What decides what becomes of a null model that is stolen: thief, service and data, without the watermark.
+        theft: The theft of a null model: thief, service and data, without the watermark.
     """
 
     trial: str
@@ -46,7 +46,7 @@ class Names:
 
     @classmethod
     def of(cls, config: ExperimentConfig, read: Fingerprints) -> Names:
-        """Name all of an experiment.
+        """Compute all names of an experiment.
 
         Args:
             config: Its settings.
@@ -72,7 +72,7 @@ def trial_name(config: ExperimentConfig, read: Fingerprints) -> str:
 
 
 def victim_name(config: ExperimentConfig, read: Fingerprints) -> str:
-    """Name a victim by all that makes it: data, the owner's splits, the ``victim`` section; nothing of the thief."""
+    """Name a victim by what determines it: data, the owner's splits, the ``victim`` section; nothing of the thief."""
     victim = _victim(config)
     if victim is not None:
         victim = {key: value for key, value in victim.items() if key != "null_training"}
@@ -81,7 +81,7 @@ def victim_name(config: ExperimentConfig, read: Fingerprints) -> str:
 
 
 def sample_filter(config: ExperimentConfig) -> str:
-    """Return ``verification.filter``, or what it is for the scheme; ``none`` without a watermark."""
+    """Return ``verification.filter``, resolved for the scheme; ``none`` without a watermark."""
     if config.victim.watermark.name == "none":
         return "none"
     wanted = config.verification.filter
@@ -90,7 +90,7 @@ def sample_filter(config: ExperimentConfig) -> str:
 
 
 def _filter(config: ExperimentConfig) -> Tree:
-    """Return what chooses the key's samples, which belong to the victim's artifact; empty without a filter."""
+    """Return the settings of the key's sample filter, which belong to the victim's artifact; empty without one."""
     if sample_filter(config) == "none":
         return {}
     section = config.verification
@@ -113,9 +113,9 @@ def _null(config: ExperimentConfig, read: Fingerprints) -> Tree:
 
 
 def _victim(config: ExperimentConfig) -> Tree | None:
-    """Return the victim's identity: with the content of its weights, and whether the system gave its key's seed."""
+    """Return the victim's identity, with the content of its weights and the source of its key's seed."""
     victim: Tree = dict(identity(config).get("victim", {}))
-    # Victims whose key comes from their seed are called as they were when all keys did.
+    # Victims whose key comes from their seed keep the names from when all keys did.
     if not victim.pop(_KEY_FROM_SEED, False) and config.victim.watermark.name != "none":
         victim["key"] = "system"
     if config.victim.weights is not None:
@@ -131,7 +131,7 @@ def splits_name(config: ExperimentConfig, read: Fingerprints) -> str:
 
 
 def theft_name(config: ExperimentConfig, read: Fingerprints) -> str:
-    """Name what is done to a null model that is stolen; the null model has a name of its own."""
+    """Name the theft of a null model; the null model itself has another name."""
     settings = identity(config)
     tree = {key: settings[key] for key in ("thief", "service") if key in settings}
     reading = [config.verification.reading, config.verification.probe_images] if config.encodes else None
@@ -146,7 +146,7 @@ def _inner(config: ExperimentConfig, read: Fingerprints) -> dict[str, str]:
 
 
 def _by_content(tree: Any, contents: Mapping[str, str]) -> Any:
-    """Put the content of datasets in the place of the settings that load them."""
+    """Replace the settings that load datasets by the datasets' content."""
     if not contents:
         return tree
     if isinstance(tree, Mapping):
@@ -158,13 +158,13 @@ def _by_content(tree: Any, contents: Mapping[str, str]) -> Any:
 
 
 def _splits(config: ExperimentConfig, read: Fingerprints) -> Tree:
-    """Return the settings of the splits, with the content of the pool in place of where it is."""
+    """Return the settings of the splits, with the content of the pool in place of its location."""
     splits = identity(config.splits)
     return splits if read.pool is None else {**splits, "thief_pool": {"content": read.pool}}
 
 
 def _owners(config: ExperimentConfig, read: Fingerprints) -> Tree:
-    """Return what decides which images the owner trains on."""
+    """Return the settings that determine the owner's training images."""
     named = {"validation_fraction"}
     if config.splits.thief_pool == "disjoint":
         named |= {"thief_pool", "disjoint_fraction"}

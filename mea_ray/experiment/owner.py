@@ -1,4 +1,4 @@
-"""What the owner does before the first query: trains the victim with its watermark, and the null models without one."""
+"""The owner's work before the first query: training the victim with its watermark, and the null models without one."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from mea_ray.watermarks.base import Key, Watermark
 from mea_ray.watermarks.key_draw import KeyDraw
 
 OnEpoch = Callable[[dict[str, Any]], None]
-"""Called with the engine's record of an epoch and the name of the ``stage``; with ``resumed`` where one continues."""
+"""Called with the engine's record of an epoch and the name of the ``stage``; ``resumed`` marks a resumed one."""
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model of the owner's.
+    """A trained model of the owner.
 
     Attributes:
-        model: On the CPU, in eval mode. The head of an encoder is fitted as ``verification.reading`` says.
+        model: The network, on the CPU, in eval mode. The head of an encoder is fitted as ``verification.reading`` says.
         key: The owner's secret; None without a watermark.
         info: Plain JSON types: ``seconds``, ``images`` and ``history`` (records of all epochs, with their stage);
-            ``before``, what verification says of the classifier that the mark was put into.
+            ``before``, the verification of the classifier before the mark was embedded.
     """
 
     model: ImageModel
@@ -51,7 +51,7 @@ class TrainedModel:
 
 
 def draw_key(config: ExperimentConfig, data: Splits) -> Key | None:
-    """Draw the key of the victim, from the system's randomness unless the config says otherwise; None without a mark.
+    """Draw the key of the victim, from the system's randomness by default; None without a mark.
 
     Its classes are drawn as ``victim.watermark.key`` says.
     """
@@ -63,7 +63,7 @@ def draw_key(config: ExperimentConfig, data: Splits) -> Key | None:
 
 
 def repeatable_key(config: ExperimentConfig) -> bool:
-    """Return whether ``draw_key`` gives the same key again: not where its seed or its classes come from the system."""
+    """Return whether ``draw_key`` is repeatable: not if the key's seed or classes come from the system's randomness."""
     if not config.victim.insecure_key_from_seed:
         return False
     draw: KeyDraw | None = getattr(config.victim.watermark.build(), "key_draw", None)
@@ -84,7 +84,7 @@ def train_victim(
         data: Its data.
         on_epoch: See ``OnEpoch``.
         key: A key that was drawn before; None draws it.
-        snapshots: Where the training is kept from epoch to epoch, for another process to continue it.
+        snapshots: Where the training stores its state after epochs, so that another process can resume it.
     """
     section = config.victim
     watermark: Watermark = section.watermark.build()
@@ -105,7 +105,7 @@ def train_victim(
 def _train_chooser(
     config: ExperimentConfig, data: Splits, on_epoch: OnEpoch | None, snapshots: Snapshots | None, index: int
 ) -> tuple[ImageModel, TrainReport]:
-    """Train a null model for the filter alone: its seed is that of no control."""
+    """Train a null model only for the filter: no control has its seed."""
     seed = derive(config.victim.seed, "filter", "null", index)
     made = _train_innocent(config, data, seed, on_epoch, snapshots)
     history = [{k: v for k, v in epoch.items() if k != "stage"} for epoch in made.info["history"]]
@@ -119,7 +119,7 @@ def train_null(
     on_epoch: OnEpoch | None = None,
     snapshots: Snapshots | None = None,
 ) -> TrainedModel:
-    """Train the ``index``-th innocent model: as the victim, without a watermark, from another seed, always anew."""
+    """Train the ``index``-th innocent model: like the victim, but unmarked, with another seed, from scratch."""
     return _train_innocent(config, data, derive(config.victim.seed, "null", index), on_epoch, snapshots)
 
 
@@ -162,7 +162,7 @@ def _train(
             if on_epoch is not None:
                 on_epoch({"stage": name, **epoch})
 
-        # Without early stop nothing reads the validation accuracy, so it is not computed.
+        # Only early stopping reads the validation accuracy, so it is not computed without it.
         stops_early = training.early_stop_patience is not None
         report = train(
             model,

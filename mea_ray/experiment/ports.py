@@ -1,6 +1,6 @@
-"""What an experiment needs from the outside: its models, the query service, and a journal of finished steps.
+"""The ports of an experiment: its models, the query service, and a journal of finished steps.
 
-One process with folders of its own, Ray and a sweep's folder, or the memory of a test can each stand behind these.
+They can be implemented by one process with its folders, by Ray and a sweep's folder, or in memory for a test.
 """
 
 from __future__ import annotations
@@ -38,17 +38,19 @@ Role = Literal["victim", "null"]
 StealSome = Callable[
     ["Sequence[ImageModel]", "Sequence[TransferSet | None]", Sequence[Container[int]]], "Iterator[tuple[int, Rung]]"
 ]
-"""Steals null models with every budget that each does not skip, and yields the place of one and a rung, smallest budget
-first; the transfer sets get the answers."""
+"""Steals null models with every budget that is not skipped.
+
+Yields the index of a null model and a rung, smallest budget first; the transfer sets receive the answers.
+"""
 StealNulls = Callable[[Mapping[int, Collection[int]], StealSome], "Iterator[tuple[int, Rung]]"]
 """See ``Models.stolen_nulls``."""
 
 
 class Models(Protocol):
-    """Where the owner's models come from. Encoders have a head that is fitted as ``verification.reading`` says."""
+    """Source of the owner's models. Encoders have a head that is fitted according to ``verification.reading``."""
 
     def prepare(self) -> None:
-        """Have all models trained that are not there yet; called before the query service is taken."""
+        """Train all missing models; called before the query service is acquired."""
         ...
 
     def victim(self) -> tuple[ImageModel, Key | None]:
@@ -68,30 +70,30 @@ class Models(Protocol):
 
         Args:
             wanted: Budgets by the index of a null model.
-            steal: Steals null models, at most ``thief.training.stack`` at once; not called for what is there already.
+            steal: Steals null models, at most ``thief.training.stack`` at once; not called for existing ones.
         """
         ...
 
 
 class QueryService(Protocol):
-    """The victim behind a query API, and what its owner sees of the API's clients."""
+    """The victim behind a query API, and the owner's view of the API's clients."""
 
     @property
     def at_once(self) -> bool:
-        """Whether several accounts may be asked at the same time, each from a thread of its own."""
+        """Whether several accounts can be queried at the same time, each from its own thread."""
         ...
 
     def register(self, client: str, budget: int) -> None:
-        """Open an account, or change its budget; what was charged stays charged.
+        """Open an account, or change its budget; earlier charges remain.
 
         Args:
             client: Name of the account.
-            budget: Images that it may be charged in all.
+            budget: Maximum number of images charged in total.
         """
         ...
 
     def open(self, client: str, start_at: int) -> CountingClient:
-        """Return the black box of an account that has asked ``start_at`` images before."""
+        """Return the black box of an account that has already queried ``start_at`` images."""
         ...
 
     def charged(self, client: str) -> int:
@@ -99,7 +101,7 @@ class QueryService(Protocol):
         ...
 
     def seen(self, client: str) -> ClientLog:
-        """Return what the owner's log holds of an account."""
+        """Return the owner's log of an account."""
         ...
 
     def query_log(self, client: str) -> QueryLogRecord:
@@ -111,15 +113,15 @@ class Steps(Protocol):
     """Records of finished steps by name (``rungs/200``, ``controls/0-200``)."""
 
     def find(self, name: str, kind: type[RecordT]) -> RecordT | None:
-        """Return a record; None if the step is not done, or its record is damaged and has to be made again."""
+        """Return a record; None if the step is not finished, or its record is damaged, so that it must be repeated."""
         ...
 
     def keep(self, name: str, record: BaseModel) -> None:
-        """Keep the record of a finished step; a process that is started again finds it."""
+        """Save the record of a finished step; a restarted process finds it."""
         ...
 
     def unfinished(self, name: str) -> tuple[Storage, str] | None:
-        """Return a storage and a folder in it for what an unfinished step goes on from; None without one."""
+        """Return a storage, and its folder for the snapshots of an unfinished step; None without one."""
         ...
 
     def discard(self, name: str) -> None:
@@ -128,7 +130,7 @@ class Steps(Protocol):
 
 
 class Journal(Steps, Protocol):
-    """All that an interrupted trial goes on from: its steps, its answers, its substitutes."""
+    """The state from which an interrupted trial is resumed: its steps, answers and substitutes."""
 
     @property
     def shared(self) -> Steps:
@@ -141,11 +143,11 @@ class Journal(Steps, Protocol):
         ...
 
     def rung(self, budget: int) -> RungResult | None:
-        """Return a finished rung; None if it is not done, or if its record or its substitute is damaged."""
+        """Return a finished rung; None if it is not finished, or if its record or its substitute is damaged."""
         ...
 
     def keep_rung(self, rung: RungResult, substitute: ImageModel) -> None:
-        """Keep a finished rung and its substitute."""
+        """Save a finished rung and its substitute."""
         ...
 
     def substitute(self, budget: int) -> ImageModel:
@@ -157,36 +159,36 @@ class Journal(Steps, Protocol):
         ...
 
     def keep_partial(self, result: TrialResult) -> None:
-        """Keep the result of the rungs so far: what is left of a trial that a scheduler stops."""
+        """Save the result of the rungs so far: the only result of a trial that a scheduler stops."""
         ...
 
 
 class Listener:
-    """Follows an experiment; this one ignores all of it."""
+    """Callbacks of an experiment; the methods of this class do nothing."""
 
     def on_rung(self, rung: RungResult, so_far: TrialResult, *, again: bool) -> None:
-        """Note a rung.
+        """Handle a rung.
 
         Args:
             rung: The rung.
-            so_far: The result of the rungs so far, which the journal has already: a scheduler may end the process here.
-            again: An earlier process finished and reported the rung.
+            so_far: The result of the rungs so far, already in the journal: a scheduler may end the process here.
+            again: Whether an earlier process finished and reported the rung.
         """
 
     def on_known(self, rung: RungResult) -> None:
-        """Note a rung as soon as its substitute is judged; what follows the last rung may take long."""
+        """Handle a rung as soon as its substitute is judged; the steps after the last rung can take long."""
 
     def on_phase(self, what: str, number: int, of: int) -> None:
-        """Note what begins.
+        """Handle the begin of a step.
 
         Args:
             what: ``substitute``, ``null theft``, ``removal`` or ``detection``.
-            number: Which of them it is, from 1.
-            of: How many there are.
+            number: Its number among those, from 1.
+            of: Number of those.
         """
 
     def on_step(self, step: Step) -> None:
-        """Note a finished step of the aftermath."""
+        """Handle a finished step of the aftermath."""
 
 
 OnEpoch = Callable[[Role, str, dict[str, Any]], None]
@@ -195,14 +197,14 @@ OnEpoch = Callable[[Role, str, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Ports:
-    """The outside of one experiment.
+    """The ports of one experiment.
 
     Attributes:
         models: Provides victim and null models.
-        service: Entered when the thief begins, left when everything that needs the victim's service is done.
+        service: Entered when the theft begins, left when nothing needs the victim's service any more.
         journal: Keeps finished steps.
         listener: Is called with each rung and each step.
-        steal: Carries out thefts, in a process of their own or in this one.
+        steal: Carries out thefts, in a separate process or in this one.
     """
 
     models: Models

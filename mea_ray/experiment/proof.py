@@ -1,4 +1,4 @@
-"""What a suspect is judged against: key, victim and null models, and for some keys the owner's query log."""
+"""The basis for judging a suspect: key, victim and null models, and for some keys the owner's query log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mea_ray.watermarks.base import ClientQueries, Key, Watermark
 
 
 class Assessment(BaseModel):
-    """What verification says of a victim and of its null models: the same for all trials that share them."""
+    """Verification of a victim and of its null models, the same for all trials that share them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     victim: ModelReport
@@ -33,12 +33,12 @@ class Assessment(BaseModel):
 
 @dataclass(frozen=True)
 class Proof:
-    """What suspects are judged against.
+    """The basis for judging suspects.
 
     Attributes:
-        verifier: Verifies with the key; without one if there is none, or if no answer was marked.
-        victim: What verification says of the victim: as it is served, if the service marks its answers.
-        nulls: What it says of the null models.
+        verifier: Verifies with the key; has no key if there is none, or if no answer was marked.
+        victim: Verification of the victim, with marked answers if the service marks them.
+        nulls: Verification of the null models.
         victim_labels: The victim's classes of the test images, int64 (N,).
     """
 
@@ -57,7 +57,7 @@ class Proof:
 
         Args:
             model: A classifier or an encoder.
-            stolen_from: Classes that the model it was stolen from gives the test images; the victim's when None.
+            stolen_from: Predicted classes of the test images by the model it was stolen from; None takes the victim's.
         """
         labels = self.victim_labels if stolen_from is None else stolen_from
         return self.verifier.report(self.verifier.classifier(model), victim=labels, nulls=self.nulls)
@@ -66,16 +66,16 @@ class Proof:
 class Proofs:
     """The owner's proof at each budget.
 
-    A watermark that the key alone verifies has the same proof at all budgets. DAWN's is verified with the images whose
-    answers were marked for the accused clients by then, so the victim and the null models have to be asked about
-    these, too. The owner's log holds them, whatever happened to the thief's process.
+    A watermark that is verified with the key alone has the same proof at all budgets. DAWN's is verified with the
+    images whose answers were marked for the accused clients within the budget, so the victim and the null models are
+    queried with these, too. They come from the owner's log, so they survive the thief's process.
 
     Args:
         verifier: Verifies with the owner's key.
         victim: The victim.
         nulls: Loads the null models.
-        seen: Gives what the owner's log holds of each of the thief's accounts, in their order.
-        assess: Called with what makes an ``Assessment``; may find one that was made before.
+        seen: Returns the owner's log of each of the thief's accounts, in order.
+        assess: Called with a function that makes an ``Assessment``; may return a saved one instead.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Proofs:
         self._made: dict[int | None, Proof] = {}
 
     def at(self, budget: int) -> Proof:
-        """Return the proof against a thief who asked within one of the config's budgets.
+        """Return the proof against a thief with one of the config's budgets.
 
         Raises:
             ArtifactError: The log of marked answers is lost.
@@ -121,24 +121,24 @@ class Proofs:
 
 
 def marks_answers(config: ExperimentConfig) -> bool:
-    """Return whether the watermark is in the answers of the service, and not in the model."""
+    """Return whether the watermark is in the service's answers instead of the model."""
     watermark: Watermark = config.victim.watermark.build()
     return watermark.marks_answers
 
 
 def needs_log(config: ExperimentConfig) -> bool:
-    """Return whether a suspect is verified with what the accused client sent."""
+    """Return whether a suspect is verified with the accused client's queries."""
     watermark: Watermark = config.victim.watermark.build()
     return watermark.needs_log
 
 
 def accusing(config: ExperimentConfig, key: Key, seen: Sequence[ClientLog], budget: int) -> Key | None:
-    """Return the key that accuses the thief's accounts together, with what each had asked within ``budget``.
+    """Return the key that accuses the thief's accounts together, with the queries of each within ``budget``.
 
     Args:
         config: The experiment.
         key: The owner's key.
-        seen: What the log holds of each account, in their order.
+        seen: The log of each account, in order.
         budget: One of the config's budgets.
 
     Returns:
@@ -149,7 +149,7 @@ def accusing(config: ExperimentConfig, key: Key, seen: Sequence[ClientLog], budg
     """
     if any(each.lost for each in seen):
         raise ArtifactError(
-            "the owner's log with the marked answers cannot be read, so nobody can be accused; run the trial in a "
+            "the owner's log with the marked answers cannot be read, so no client can be accused; run the trial in a "
             "folder of its own, on a disk that can be written"
         )
     attack: Attack = config.thief.attack.build()

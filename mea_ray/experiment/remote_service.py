@@ -1,4 +1,4 @@
-"""A query service that somebody else runs, reached by URL: for a thief that steals through HTTP."""
+"""A query service that someone else runs, reached by URL: for a thief that steals over HTTP."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from mea_ray.storage.files import at_home, read_at_most
 Open = Callable[..., HttpBlackBox]
 
 _LONGEST_KEY = 64 * 1024
-"""Most bytes that are read of a file that should hold a key."""
+"""Maximum number of bytes read from a key file."""
 
 
 class RemoteService:
     """A service at ``thief.blackbox.url``; implements ``ports.QueryService``.
 
-    Its owner's log cannot be seen from here: `seen` and `query_log` say that nothing is known. A key's budget is its
-    owner's; the thief's own budget is kept here, so that no attack asks more than its config says.
+    The owner's log is not accessible: `seen` and `query_log` return empty records. The service enforces the API key's
+    budget; this class enforces the config's, so that no attack queries more than configured.
 
     Args:
         config: The experiment.
-        trial: Name of the trial; it distinguishes the requests of several trials under one key.
+        trial: Name of the trial; it distinguishes the requests of several trials with the same API key.
         transfer: The answers that the thief received so far.
         shape: (channels, height, width) of the thief's images.
-        classes: Numbers that an answer must hold.
+        classes: Required length of an answer.
     """
 
     at_once = True
@@ -69,14 +69,15 @@ class RemoteService:
             opened.close()
 
     def register(self, client: str, budget: int) -> None:
-        """Take note of what an account may be charged; the account itself is its owner's to open."""
+        """Set the budget of an account; the account itself is opened by the service's owner."""
         self._budgets[client] = budget
 
     def open(self, client: str, start_at: int) -> HttpBlackBox:
         """Return the black box of an account.
 
         Raises:
-            ConfigError: The service takes other images, or answers other numbers, than the experiment's.
+            ConfigError: The service takes images of another shape, or gives answers of another length, than the
+                experiment's.
         """
         key = self._keys[self._accounts.index(client)]
         opened = open_url(
@@ -92,7 +93,7 @@ class RemoteService:
         return opened
 
     def charged(self, client: str) -> int:
-        """Return the images that this thief was charged through an account, as it counts them."""
+        """Return the images charged to an account, as counted by this thief."""
         if client in self._opened:
             return self._opened[client].asked
         received = answers_received(self.config, self.transfer)
@@ -150,11 +151,11 @@ def read_keys(settings: BlackBoxConfig, accounts: int) -> list[str | None]:
 
 
 def read_key(reference: str, option: str = "thief.blackbox.key") -> str:
-    """Return the API key that ``env:NAME`` or ``file:PATH`` stands for.
+    """Return the API key that ``env:NAME`` or ``file:PATH`` refers to.
 
     Args:
-        reference: Where the key is.
-        option: What an error calls it.
+        reference: The reference.
+        option: Name of the setting, for errors.
 
     Raises:
         ConfigError: There is no key, or its file cannot be read.
@@ -174,5 +175,5 @@ def read_key(reference: str, option: str = "thief.blackbox.key") -> str:
         except ValueError:  # no text, or no path
             key = ""
     if not key.strip() or not key.strip().isprintable():
-        raise ConfigError(f"{option}={reference}: {where} holds no key; put the API key there")
+        raise ConfigError(f"{option}={reference}: {where} contains no key; put the API key there")
     return key.strip()

@@ -38,7 +38,7 @@ from mea_ray.training.device import device_name
 
 @dataclass(frozen=True)
 class Experiment:
-    """The victim is stolen within each budget, and every stolen model is judged.
+    """One experiment: the victim is stolen with each budget, and every substitute is judged.
 
     Attributes:
         config: The settings.
@@ -46,7 +46,7 @@ class Experiment:
         names: Names of the trial, the victim, and the null models.
         ports: Models, query service, journal, listener.
         point: Config paths that a sweep set, and their values.
-        selection: What the sweep's settings were chosen by.
+        selection: How the sweep's settings were chosen.
     """
 
     config: ExperimentConfig
@@ -57,7 +57,7 @@ class Experiment:
     selection: SelectionRecord | None = None
 
     def run(self) -> TrialResult:
-        """Run what is left of the experiment: no finished step is done again, and no answer is asked for again."""
+        """Run the rest of the experiment: no finished step and no query is repeated."""
         before = self.ports.journal.partial()
         started = time.perf_counter() - (before.seconds if before else 0.0)
         self.ports.models.prepare()
@@ -67,14 +67,14 @@ class Experiment:
 
 
 class KeyOfTrial(BaseModel):
-    """Identifies the key that a trial was begun with; None without a watermark."""
+    """Identifies the key with which a trial was started; None without a watermark."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     key: str | None
 
 
 class _Run:
-    """What is left of an experiment, by one process.
+    """One process's run of the rest of an experiment.
 
     Args:
         experiment: The experiment.
@@ -97,10 +97,10 @@ class _Run:
         self.aftermath = Aftermath()
 
     def _check_key(self) -> None:
-        """Refuse to go on with answers of a victim with another key: the names do not tell which key was drawn.
+        """Reject a trial whose answers come from a victim with another key: names do not depend on the drawn key.
 
         Raises:
-            ArtifactError: The victim and its key were removed and made again since the trial was begun.
+            ArtifactError: The victim and its key were removed and made again since the trial was started.
         """
         # Without its tensors: a scheme learns some of them, and other hardware learns others.
         drawn = (
@@ -114,13 +114,13 @@ class _Run:
             self.journal.keep(BEGUN, own)
         elif known != own:
             raise ArtifactError(
-                f"trial {self.names.trial} was begun on a victim with another key, and its answers are that one's; "
-                f"restore keys/{self.names.victim} in the storage from a copy, or delete the trial's folder to begin "
-                "it anew"
+                f"trial {self.names.trial} was started with a victim that has another key, and its answers come from "
+                f"that one; restore keys/{self.names.victim} in the storage from a copy, or delete the trial's "
+                "folder to start it again"
             )
 
     def rungs(self, reported: set[int]) -> list[RungResult]:
-        """Do the rungs that are left and what follows the last; return all of them, by rising budget.
+        """Run the remaining rungs and the steps after the last; return all rungs, by ascending budget.
 
         Args:
             reported: Budgets of the rungs that an earlier process reported.
@@ -175,7 +175,7 @@ class _Run:
         )
 
     def _steal(self, skip: set[int]) -> Iterator[RungResult]:
-        """Spend the budget; judge and keep each substitute."""
+        """Spend the budget; judge and save each substitute."""
         if len(skip) == len(self.config.thief.budgets):
             return
         service, transfer = self.service, self.journal.transfer
@@ -197,7 +197,7 @@ class _Run:
                     self.ports.listener.on_phase("substitute", number, of)
 
     def _follow(self, largest: RungResult) -> Aftermath:
-        """Do what follows the last rung."""
+        """Run the steps after the last rung."""
         proof, models, journal = self.proofs.at(largest.budget), self.ports.models, self.journal
         suspects = {
             "substitute": Suspect(lambda: journal.substitute(largest.budget), largest.report),
@@ -222,13 +222,13 @@ class _Run:
         )
 
     def _report(self, done: list[RungResult], *, again: bool) -> None:
-        """Save what there is as a result, then report the newest rung: the scheduler may end the process there."""
+        """Save the result so far, then report the newest rung: the scheduler may end the process there."""
         so_far = self.result(done, "finished" if len(done) == len(self.config.thief.budgets) else "stopped")
         self.journal.keep_partial(so_far)
         self.ports.listener.on_rung(done[-1], so_far, again=again)
 
     def _assess(self, make: Callable[[], Assessment]) -> Assessment:
-        """Return the assessment of victim and null models; made once for all trials that share them."""
+        """Return the assessment of victim and null models; computed once for all trials that share them."""
         names, shared = self.names, self.journal.shared
         verification = {k: v for k, v in identity(self.config.verification).items() if k != "commitment"}
         made_by: list[Any] = [names.victim, *names.nulls, names.data, self.config.seed, verification]
@@ -241,7 +241,7 @@ class _Run:
 
     @cached_property
     def leaning(self) -> list[LeaningRecord]:
-        """What the answers give away; made once for all trials that share the models, the service and the seed."""
+        """What the answers give away; computed once for all trials that share the models, the service and the seed."""
         config, names, shared = self.config, self.names, self.journal.shared
         if config.encodes:
             return []
@@ -255,7 +255,7 @@ class _Run:
         return leanings.records
 
     def _drawn(self) -> list[str]:
-        """Return what tells keys apart that were drawn under the same names."""
+        """Return what distinguishes keys that were drawn under the same names."""
         return [] if self.key is None or repeatable_key(self.config) else [self.key.digest()]
 
     def _nulls(self) -> list[ImageModel]:

@@ -1,4 +1,4 @@
-"""Whether a service that somebody else runs takes the thief's images and answers with the experiment's classes."""
+"""Checks whether someone else's service takes the thief's images and answers with the experiment's classes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mea_ray.core.errors import ConfigError
 
 
 def check_description(settings: BlackBoxConfig, shape: tuple[int, int, int], classes: int | None) -> None:
-    """Refuse, before anything is trained, an API whose description does not fit the thief's data; it is not asked.
+    """Reject an API whose description does not fit the thief's data, before anything is trained and without a query.
 
     Args:
-        settings: Where the service is. Without ``api`` only the service itself knows what it takes.
+        settings: The service. Without ``api`` nothing is checked here: only the service knows what it takes.
         shape: (channels, height, width) of the thief's images.
-        classes: Numbers that an answer must hold; None for any.
+        classes: Required length of an answer; None for any.
 
     Raises:
-        ConfigError: The description cannot be read, or is of other images or classes.
+        ConfigError: The description cannot be read, or specifies other images or classes.
     """
     if settings.api is None:
         return
@@ -29,14 +29,14 @@ def check_description(settings: BlackBoxConfig, shape: tuple[int, int, int], cla
 def check_fits(
     url: str, takes: tuple[int, int, int], answers: int, shape: tuple[int, int, int], classes: int | None
 ) -> None:
-    """Refuse a service of other images or answers than the thief's.
+    """Reject a service whose images or answers differ from the thief's.
 
     Args:
         url: The service.
         takes: Shape of the images that it takes.
-        answers: Numbers that it answers an image.
+        answers: Length of its answer to one image.
         shape: Shape of the thief's images.
-        classes: Numbers that an answer must hold; None for any.
+        classes: Required length of an answer; None for any.
 
     Raises:
         ConfigError: They differ.
@@ -47,4 +47,4 @@ def check_fits(
             "other data"
         )
     if classes is not None and answers != classes:
-        raise ConfigError(f"{url} answers {answers} numbers an image, the experiment's victim has {classes}")
+        raise ConfigError(f"{url} answers {answers} numbers per image, the experiment's victim has {classes}")

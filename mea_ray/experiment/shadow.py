@@ -1,4 +1,4 @@
-"""The filter of the key's samples: shadow thieves must know them, null models must not, before a suspect is seen.
+"""The filter of the key's samples: shadow thieves must know them, null models must not. No suspect is involved.
 
 After DeepTracer. It works for every scheme whose samples follow from the key.
 """
@@ -36,17 +36,17 @@ from mea_ray.watermarks.several_keys import SeveralKeys
 OnEpoch = Callable[[dict[str, Any]], None]
 """Called with the engine's record of an epoch and the name of the ``stage``."""
 TrainNull = Callable[[int], tuple[ImageModel, TrainReport]]
-"""Trains the null model of an index, from a seed that no control has."""
+"""Trains the null model with an index, from a seed that no control has."""
 
 
 @dataclass(frozen=True)
 class ChosenKey:
-    """A key with its chosen samples, and what the choice took.
+    """A key with its chosen samples, and the cost of choosing them.
 
     Attributes:
         key: The key.
-        seconds: Training of the models that chose.
-        images: Images that they saw.
+        seconds: Training time of the models that chose, in seconds.
+        images: Number of images that they were trained on.
         history: Records of all epochs, with their stage.
     """
 
@@ -60,15 +60,15 @@ class ShadowFilter:
     """Trains the models that choose, and chooses.
 
     Candidates are mixed from the owner's validation images, which no model is trained on. A shadow thief learns from
-    the victim's answers to the owner's training images, as its customers are answered, with the victim's own training
-    settings and at temperature 1.
+    the victim's answers to the owner's training images, as its customers get them, with the victim's training settings
+    and at temperature 1.
 
     Args:
         config: The experiment.
-        data: Its data; the thief's pool, the verification and the test images are not looked at.
+        data: Its data; the thief's pool, the verification and the test images are not used.
         model: The victim.
         train_null: Trains a null model.
-        snapshots: Gives the file of the next training's snapshots; None keeps none.
+        snapshots: Returns the file for the next training's snapshots; None saves none.
         on_epoch: Called after each epoch of a shadow thief.
     """
 
@@ -88,7 +88,7 @@ class ShadowFilter:
         self.reports: list[tuple[str, TrainReport]] = []
 
     def choose(self, watermark: Watermark, key: Key) -> ChosenKey:
-        """Return the key with its chosen samples; each of several keys has its own."""
+        """Return the key with its chosen samples; each of several keys gets its own."""
         nulls = [self._null(index) for index in range(self.settings.null_models)]
         answers = self._answers(key)
         thieves = [self._thief(index, answers) for index in range(self.settings.thieves)]

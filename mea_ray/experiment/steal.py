@@ -1,4 +1,4 @@
-"""A theft alone: the model behind a URL is stolen within each budget. Neither its owner nor a key is needed."""
+"""A theft without its owner: the model behind a URL is stolen with each budget. No watermark key is needed."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from mea_ray.training.checkpoint import check_model, save_model
 from mea_ray.training.device import threads
 
 CLAIM = "theft.txt"
-"""File that says whose folder it is."""
+"""File that identifies the theft of a folder."""
 
 
 class StolenRung(BaseModel):
     """One substitute.
 
     Attributes:
-        budget: Images that might be asked for it.
+        budget: Its query budget, in images.
         queries: Images that were charged for it.
-        accuracy: On the test images of the thief's own data; None where their classes are not the service's.
+        accuracy: Accuracy on the test images of the thief's own data, in [0, 1]; None if their classes are not the
+            service's.
         epochs: Epochs of its training.
         seconds: Wall time of its training.
     """
@@ -58,25 +59,24 @@ def steal(
 ) -> list[StolenRung]:
     """Steal the model behind ``thief.blackbox.url``: one fresh substitute per budget.
 
-    Started again with the same folder it goes on where it was: no answer is asked for again, no substitute is trained
-    again.
+    Started again with the same folder, it resumes: no query is repeated, no substitute is trained again.
 
     Args:
         config: An experiment; its thief, its data and its seed are used. The victim in it is not.
-        folder: Where answers (``transfer/``) and substitutes (``substitutes/BUDGET/``) are kept.
+        folder: Folder for answers (``transfer/``) and substitutes (``substitutes/BUDGET/``).
         on_rung: Called with each substitute and its folder.
-        warn: Called with a sentence for each damaged file, whose step is repeated.
+        warn: Called with a message for each damaged file, whose step is repeated.
 
     Returns:
-        The substitutes, by rising budget.
+        The substitutes, by ascending budget.
 
     Raises:
         ConfigError: There is no URL, the settings do not fit the service, or the folder is another theft's.
         DataError: The thief's data cannot be read.
-        ServiceUnavailable: The service does not answer; what was answered is kept.
+        ServiceUnavailable: The service does not answer; the answers so far are saved.
     """
     if config.thief.blackbox is None:
-        raise ConfigError("there is nothing to steal from; give a URL with --url, or set thief.blackbox.url")
+        raise ConfigError("no service to steal from is given; give a URL with --url, or set thief.blackbox.url")
     data = load_splits(config)
     attack: Attack = config.thief.attack.build()
     labelled = pool_labels(data) is not None
@@ -91,13 +91,13 @@ def steal(
     for budget in sorted(done):
         on_rung(done[budget], _substitute(folder, budget))
     if len(done) < len(thief.budgets):
-        # The substitutes must have an output per number of an answer, so that the classes have to agree.
+        # The substitutes have one output per class of the answers, so the classes must agree.
         classes = None if config.encodes else data.classes
         with RemoteService(config, name, transfer, data.shape, classes) as service:
             for account, budget in account_budgets(config, name).items():
                 service.register(account, budget)
             blackbox = open_blackbox(config, name, transfer, service.open, at_once=service.at_once)
-            _claim(config, folder, name)  # not before the service lets us in: a refused start leaves the folder free
+            _claim(config, folder, name)  # only now: a start that the service rejects leaves the folder free
             with threads(config.resources.trial.cpus):
                 for _, rung in process.steal(Theft.of(config, data), [Target(blackbox, transfer, set(done))]):
                     assert isinstance(rung.model, ImageModel)
@@ -117,7 +117,7 @@ def steal(
 
 
 def _name(config: ExperimentConfig, data: Splits) -> str:
-    """Return the name of a theft, which follows from all that decides its answers."""
+    """Return the name of a theft, which follows from everything that determines its answers."""
     read = [data.fingerprint, data.pool_fingerprint]
     return digest(
         {"seed": config.seed, "splits": identity(config.splits), "thief": identity(config.thief), "data": read}
@@ -131,7 +131,7 @@ def _refuse_anothers(folder: Path, name: str) -> None:
 
 
 def _claim(config: ExperimentConfig, folder: Path, name: str) -> None:
-    """Write down whose folder it is."""
+    """Record the theft that the folder belongs to."""
     write_whole(folder / CLAIM, name + "\n")
     write_yaml(config, folder / "config.yaml")
 
@@ -150,7 +150,7 @@ def _finished(folder: Path, budget: int, warn: Warn) -> StolenRung | None:
             raise ArtifactError(f"{path} is damaged")
         check_model(_substitute(folder, budget))
     except ArtifactError as error:
-        warn(f"{error}; the substitute of {budget} queries is trained again from the answers that were kept")
+        warn(f"{error}; the substitute of {budget} queries is trained again from the saved answers")
         return None
     return rung
 

@@ -1,4 +1,4 @@
-"""Stolen null models: stolen once for all trials with the same thief, whatever their watermark is."""
+"""Stolen null models: stolen once for all trials with the same thief, independent of the watermark."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ KIND = "stolen_nulls"
 
 
 class StolenNulls:
-    """Substitutes of null models as artifacts of a storage, one for each null model and budget.
+    """Substitutes of null models as artifacts in a storage, one per null model and budget.
 
-    A theft of a null model follows from the null model, the thief and the service; the victim has no part in it. So the
-    trials of a sweep over watermarks share them. A theft that is interrupted goes on after its last finished budget,
-    with the answers that it had.
+    The theft of a null model depends on the null model, the thief and the service, not on the victim. So the trials of
+    a sweep over watermarks share them. An interrupted theft resumes after its last finished budget, with its saved
+    answers.
 
     Args:
         store: The artifacts.
@@ -42,8 +42,8 @@ class StolenNulls:
         """Yield substitutes with the index of their null model. Those that another process is stealing come last.
 
         Args:
-            wanted: Budgets by the index of a null model.
-            steal: Steals null models; it is given at most ``thief.training.stack`` at once.
+            wanted: Budgets by null model index.
+            steal: Steals null models, at most ``thief.training.stack`` at once.
         """
         busy: list[int] = []
         leased: dict[int, Lease] = {}
@@ -77,7 +77,7 @@ class StolenNulls:
     def _leased(
         self, leased: dict[int, Lease], wanted: Mapping[int, Collection[int]], steal: StealSome
     ) -> Iterator[tuple[int, Rung]]:
-        """Yield the substitutes of null models whose leases this process has, and release these."""
+        """Yield the substitutes of null models whose leases this process has, and release the leases."""
         try:
             yield from self._rungs(list(leased), wanted, steal)
         finally:
@@ -86,7 +86,7 @@ class StolenNulls:
     def _rungs(
         self, indices: Sequence[int], wanted: Mapping[int, Collection[int]], steal: StealSome
     ) -> Iterator[tuple[int, Rung]]:
-        """Yield what is there, then what is stolen."""
+        """Yield existing substitutes, then newly stolen ones."""
         budgets = self.config.thief.budgets
         left: dict[int, set[int]] = {}
         for index in indices:
@@ -135,14 +135,14 @@ class StolenNulls:
         return folder
 
     def _load(self, index: int, budget: int) -> Rung | None:
-        # What was found a moment ago is not hashed again to be found: `load_model` does that anyway.
+        # Not checked by hash here: `load_model` does that anyway.
         folder = self._found.pop(self._name(index, budget), None) or self._find(index, budget)
         if folder is None:
             return None
         try:
             made, (model, _) = read_info(folder)["rung"], load_model(folder)
         except ArtifactError:
-            return None  # another trial has dropped it since
+            return None  # another trial has removed it since
         curves = {name: [tuple(point) for point in points] for name, points in made.pop("curves").items()}
         return Rung(**made, model=model, curves=curves)
 

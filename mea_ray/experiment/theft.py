@@ -1,4 +1,4 @@
-"""What the thief does: opens accounts at the query service, spends its budget, and trains a substitute per budget."""
+"""The theft: opens accounts at the query service, spends the budget, and trains a substitute per budget."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from mea_ray.training.checkpoint import weights_digest
 
 
 def total_budget(config: ExperimentConfig) -> int:
-    """Return the images that the thief may be charged in all: the largest budget, unless its rungs share nothing."""
+    """Return the thief's total budget in images: the largest budget, or their sum if the rungs share no answers."""
     attack: Attack = config.thief.attack.build()
     return attack.query_cost(config.thief.budgets)
 
 
 def answers_received(config: ExperimentConfig, transfer: TransferSet) -> int:
-    """Return how many answers of an interrupted theft its transfer set holds."""
+    """Return the number of answers in the transfer set of an interrupted theft."""
     attack: Attack = config.thief.attack.build()
     return attack.answered_images(transfer, config.thief.budgets)
 
 
 def answers_stored(transfer: TransferSet) -> int | None:
-    """Return how many answers a transfer set holds, with those of rungs that have one of their own in its folder.
+    """Return the number of answers in a transfer set, including the separate transfer sets of rungs in its folder.
 
-    None for an empty one in memory: an attack that queries in every step stores nothing there.
+    None for an empty one in memory: an attack that queries in every step stores no answers.
     """
     if transfer.path is None:
         return len(transfer) or None
@@ -42,7 +42,7 @@ def answers_stored(transfer: TransferSet) -> int | None:
 
 
 def account_budgets(config: ExperimentConfig, client: str) -> dict[str, int]:
-    """Return the thief's accounts, named after ``client``, with the images that each may be charged."""
+    """Return the thief's accounts, named after ``client``, with the budget of each in images."""
     names, budget = account_names(client, config.thief.accounts), total_budget(config)
     return {name: account_share(index, len(names), budget) for index, name in enumerate(names)}
 
@@ -55,14 +55,14 @@ def open_blackbox(
     *,
     at_once: bool = False,
 ) -> BlackBox:
-    """Return what the thief queries: its account, or all of its accounts as one.
+    """Return the thief's black box: its account, or all of its accounts as one.
 
     Args:
         config: The experiment.
-        client: What the accounts are named after, see ``account_budgets``.
+        client: Base of the accounts' names, see ``account_budgets``.
         transfer: The answers received so far.
-        open_account: Opens the account of a name that has asked so many images before.
-        at_once: The accounts may be asked at the same time.
+        open_account: Opens an account, given its name and the number of images that it has already queried.
+        at_once: The accounts can be queried at the same time.
     """
     names, asked = account_names(client, config.thief.accounts), answers_received(config, transfer)
     opened = [open_account(name, account_share(index, len(names), asked)) for index, name in enumerate(names)]
@@ -73,19 +73,18 @@ def open_blackbox(
 
 @dataclass(frozen=True)
 class Theft:
-    """All that a thief starts with: settings of its own, and images of its own.
+    """Everything that a thief has: its settings and its images.
 
-    Nothing else of an experiment is in here, so that this is what an attack's process is given: no test images, and of
-    the settings no seed and no watermark.
+    This is all that an attack's process gets of an experiment: no test images, no seed of the experiment, no watermark.
 
     Attributes:
         settings: The ``thief`` section.
-        seed: The thief's own seed, from which the experiment's does not follow.
-        shape: (channels, height, width) that the victim takes.
-        classes: Classes of the data.
+        seed: The thief's own seed, from which the experiment's cannot be derived.
+        shape: (channels, height, width) of the victim's input.
+        classes: Number of classes of the data.
         pool: The thief's images, uint8 (N, C, H, W).
-        labels: Labels that the pool was published with, int64 (N,); None if it has none. An attack gets them only if it
-            says that it uses them (Knockoff's adaptive policy).
+        labels: Labels that the pool was published with, int64 (N,); None without any. Only an attack that declares to
+            use them gets them (Knockoff's adaptive policy).
         snapshot_every_s: See ``resources.snapshot_every_s``.
     """
 
@@ -105,17 +104,17 @@ class Theft:
         return cls(config.thief, seed, data.shape, data.classes, pool, pool_labels(data), every_s)
 
     def run(self, targets: Sequence[Target]) -> Iterator[tuple[int, Rung]]:
-        """Steal models in this process, all in the same way, see ``Attack.run_together``.
+        """Steal several models in this process with the same attack, see ``Attack.run_together``.
 
         Yields:
-            The number of a target and one fresh substitute of it per budget that is not skipped; those of one target
-            smallest budget first.
+            The index of a target and one newly trained substitute per budget that is not skipped; per target, smallest
+            budget first.
         """
         attack: Attack = self.settings.attack.build()
         return attack.run_together(targets, self.means())
 
     def means(self) -> Means:
-        """Return what the attack gets."""
+        """Return the inputs of the attack."""
         settings = self.settings
         return Means(
             pool=self.pool,
@@ -129,7 +128,7 @@ class Theft:
 
 
 Steal = Callable[[Theft, Sequence[Target]], Iterator[tuple[int, Rung]]]
-"""Carries out a theft, as ``Theft.run`` does in this process and ``apart.process.steal`` in another one."""
+"""Carries out a theft: ``Theft.run`` in this process, ``apart.process.steal`` in another one."""
 
 
 def run_attack(

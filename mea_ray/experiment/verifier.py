@@ -1,4 +1,4 @@
-"""The owner's measurements of one model after the other, with what all of them share drawn only once."""
+"""The owner's measurements of models; samples that all models share are drawn only once."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from mea_ray.watermarks.several_keys import SeveralKeys
 class Verifier:
     """Judges models with one key, on held-out data only.
 
-    The watermark samples and the labelled images that encoders are read with are the same for all judged models, so
-    they are drawn when they are first needed and kept.
+    The watermark samples, and the labelled images on which encoders' heads are fitted, are the same for all judged
+    models, so they are drawn on first use and cached.
 
     Args:
         config: The experiment.
         data: Its data.
-        key: The key to verify with; None leaves out all that needs one.
-        watermark: Its scheme; the config's when None.
+        key: The key to verify with; None leaves out everything that needs one.
+        watermark: Its scheme; None takes the config's.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Verifier:
 
     @property
     def statistic(self) -> StatisticName:
-        """What models and keys are ranked by: the config's choice, or the scheme's own."""
+        """The statistic by which models and keys are ranked: the config's choice, or the scheme's default."""
         wanted = self.config.verification.statistic
         return self._watermark.statistic if wanted == "auto" else wanted
 
@@ -62,12 +62,12 @@ class Verifier:
 
     @cached_property
     def signal(self) -> KeyedSignal | None:
-        """What the mark is in the answers to clean images; None for other schemes."""
+        """The mark's signal in answers to clean images; None for other schemes."""
         return None if self.key is None else self._watermark.signal(self.key, self.data.verification)
 
     @cached_property
     def chosen(self) -> ChosenSamples | None:
-        """The samples that were chosen for the key before any suspect was seen; None if all are taken."""
+        """The samples that were chosen for the key before any suspect was known; None if all are used."""
         chosen = None if self.key is None else chosen_of(self.key)
         return None if chosen is None else chosen.first(self.config.verification.samples)
 
@@ -81,7 +81,7 @@ class Verifier:
 
     @cached_property
     def probe_set(self) -> ImageSet:
-        """The labelled images that encoders are read with."""
+        """The labelled images on which encoders' heads are fitted."""
         return probe_set(self.config, self.data)
 
     def samples(self, stream: str = "verification") -> WatermarkSamples | None:
@@ -102,14 +102,14 @@ class Verifier:
         return self._drawn[stream]
 
     def classifier(self, model: nn.Module) -> nn.Module:
-        """Return a classifier as it is; of an encoder a copy whose head is fitted, as ``verification.reading`` says.
+        """Return a classifier unchanged; of an encoder, a copy with a head as set by ``verification.reading``.
 
-        Fitting takes a pass over the labelled images: do it once per model and judge what this returns.
+        Fitting takes a pass over the labelled images: call this once per model and judge the returned one.
         """
         return with_probe(self.config, self.probe_set, model) if self.config.encodes else model
 
     def predictions(self, model: nn.Module) -> Labels:
-        """Return the classes that a classifier gives the test images, int64 (N,): fidelity is measured against these.
+        """Return a classifier's predicted classes of the test images, int64 (N,): the reference for fidelity.
 
         Args:
             model: See ``report``.
@@ -122,7 +122,7 @@ class Verifier:
         """Measure one model.
 
         Args:
-            model: A classifier; an encoder after ``classifier``, or as the owner's training left it.
+            model: A classifier, or an encoder from ``classifier`` or from the owner's training.
             victim: The victim's ``predictions``; None leaves out the fidelity.
             nulls: Reports of the null models, among which the model is ranked; empty for null models themselves.
 

@@ -1,4 +1,4 @@
-"""A commitment to a key: a hash that can be published before any suspect exists, and opened before a court.
+"""A commitment to a key: a hash that can be published before any suspect exists, and opened later in court.
 
 Without it anyone could search for a key that fits a given model, and claim to have had it all along.
 """
@@ -14,17 +14,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 NONCE_BYTES = 32
-"""The nonce hides the key: with fewer bits somebody could try keys until the hash fits."""
+"""The nonce hides the key: with fewer bits, the key could be found by brute force."""
 
 
 class Commitment(BaseModel):
-    """What a commitment says. It is secret as long as the key is; ``digest`` alone is published.
+    """The content of a commitment. It is as secret as the key; only ``digest`` is published.
 
     Attributes:
         schema_version: Version of this schema.
         key: SHA-256 of the key, 64 hexadecimal digits.
         model: SHA-256 of the victim's weights.
-        admissible: All keys that could have been drawn, and how the key was drawn; empty for a scheme without a draw.
+        admissible: All keys that could have been drawn, and how the key was drawn; empty for a scheme that draws no
+            key.
         nonce: Random, 64 hexadecimal digits.
     """
 

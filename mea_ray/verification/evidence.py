@@ -1,4 +1,4 @@
-"""From the records of trials to the numbers that the verdicts rest on, and to the verdicts."""
+"""Collects the evidence of each verdict from the results of trials, and judges it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIGNIFICANCE = 0.01
 
 
 def significance(results: Sequence[TrialResult]) -> float:
-    """Return the significance at which trials that are judged together are judged: the smallest of their configs."""
+    """Return the common significance level of trials that are judged together: the smallest of their configs."""
     return min((float(_verification(each).get("significance", SIGNIFICANCE)) for each in results), default=SIGNIFICANCE)
 
 
@@ -45,7 +45,7 @@ def judge_rungs(results: Sequence[TrialResult]) -> dict[tuple[str, int], Judgeme
     """Judge every substitute of every trial, all at once.
 
     Returns:
-        A judgement for each (name of the trial, budget); none for victims without a watermark.
+        Judgements by (trial name, budget); victims without a watermark have none.
     """
     by_place = {
         (result.trial, rung.budget): evidence(result, rung.report, rung.budget)
@@ -56,10 +56,10 @@ def judge_rungs(results: Sequence[TrialResult]) -> dict[tuple[str, int], Judgeme
 
 
 def judge_removals(results: Sequence[TrialResult]) -> dict[tuple[str, int], Judgement]:
-    """Judge what removals left of stolen models and of victims, all at once.
+    """Judge the stolen models and victims after each removal, all at once.
 
     Returns:
-        A judgement for each (name of the trial, position in ``removals``); none for those tried on null models.
+        Judgements by (trial name, index in ``removals``); removals tried on null models have none.
     """
     by_place = {
         (result.trial, position): evidence(result, removal.after, max(rung.budget for rung in result.rungs))
@@ -81,7 +81,7 @@ def accused(result: TrialResult, report: ModelReport) -> bool:
 
 
 def committed_before(result: TrialResult) -> bool | None:
-    """Return whether a time stamp shows that the key is older than the result; None where this is simulated."""
+    """Return whether a time stamp proves that the key is older than the result; None where this is simulated."""
     if _verification(result).get("commitment", "simulated") == "simulated":
         return None
     stamped = None if result.key is None else result.key.committed_at
@@ -93,7 +93,7 @@ def evidence(result: TrialResult, report: ModelReport, budget: int) -> Evidence 
 
     Args:
         result: The trial.
-        report: Verification of the suspect: a substitute, or what a removal left of it.
+        report: Verification of the suspect: a substitute, possibly after a removal.
         budget: Query budget of the suspect. Innocent models that were stolen with it are its controls.
 
     Returns:
@@ -109,7 +109,7 @@ def evidence(result: TrialResult, report: ModelReport, budget: int) -> Evidence 
 
 @dataclass(frozen=True)
 class Court:
-    """What all suspects of one victim are judged by.
+    """The basis on which all suspects of one victim are judged.
 
     Attributes:
         victim: Verification of the victim; it has a WSR.
@@ -131,7 +131,7 @@ class Court:
 
     @classmethod
     def of(cls, result: TrialResult, statistic: str) -> Court:
-        """Return what the suspects of a trial are judged by."""
+        """Return the basis on which the suspects of a trial are judged."""
         return cls(
             victim=result.victim_report,
             chance=chance(result),
@@ -143,24 +143,24 @@ class Court:
         )
 
     def accuses(self, report: ModelReport) -> bool:
-        """Return whether an innocent model would be accused by what it shows alone, as the only suspect.
+        """Return whether an innocent model would be accused if it were the only suspect.
 
-        It is not too poor to judge, and either the key leads all others on it as significantly as a proof asks, or,
-        where the mark is read on mixes, its WSR is above the paper's threshold.
+        It is if it is accurate enough to be judged, and either the key ranks first with the significance that a proof
+        requires, or, where the mark is measured on mixes, its WSR is above the paper's threshold.
         """
         return self.accused_by_mixes(report) or self.key_p_value(report) <= self.significance
 
     def judgeable(self, report: ModelReport) -> bool:
-        """Return whether a model has a WSR and is worth having."""
+        """Return whether a model has a WSR and is accurate enough to be judged."""
         return report.wsr is not None and report.accuracy >= least_accuracy(self.chance, self.victim.accuracy)
 
     def accused_by_mixes(self, report: ModelReport) -> bool:
-        """Return whether a model is judgeable, the mark is read on mixes, and its WSR is above the threshold."""
+        """Return whether a model is judgeable, the mark is measured on mixes, and its WSR is above the threshold."""
         above = report.wsr is not None and report.wsr.rate > self.threshold
         return above and self.statistic not in READ_ON_CLEAN_IMAGES and self.judgeable(report)
 
     def key_p_value(self, report: ModelReport) -> float:
-        """Return the p-value of the key's rank on a control, as a suspect's counts; 1 where it says nothing."""
+        """Return the p-value of the key's rank on a control, computed as for a suspect; 1 without such a rank."""
         key = report.key_ranks.get(self.statistic)
         return min(1.0, 2 * key.p_value) if self.key_drawn and key is not None and self.judgeable(report) else 1.0
 
@@ -201,8 +201,8 @@ class Court:
 def magnitude(result: TrialResult, report: ModelReport, budget: int) -> float | None:
     """Return the probability that an innocent model has at least the suspect's WSR, by a beta-binomial.
 
-    It is fitted to the null models, and to those that were stolen with the budget; the larger probability counts. It
-    describes: it extrapolates beyond what the ranks show, and does not decide.
+    It is fitted once to the null models and once to those that were stolen with the budget; the larger probability
+    counts. It is descriptive: it extrapolates beyond the ranks and does not affect the verdict.
 
     Returns:
         The probability in [0, 1]; None without a WSR, or with fewer than two innocent models.
@@ -216,7 +216,7 @@ def magnitude(result: TrialResult, report: ModelReport, budget: int) -> float | 
 
 
 def statistic(result: TrialResult, reports: Sequence[ModelReport]) -> str:
-    """Return the statistic that models are ranked by: the trial's where all reports have it, else ``wsr``."""
+    """Return the statistic that models are ranked by: the trial's if all reports have it, else ``wsr``."""
     name = result.statistic or str(_verification(result).get("statistic", "wsr"))
     return name if all(name in report.statistics for report in reports) else "wsr"
 
@@ -233,7 +233,7 @@ def _among(report: ModelReport, references: Sequence[ModelReport], name: str) ->
 
 
 def _rank(report: ModelReport, nulls: Sequence[ModelReport], name: str) -> Rank:
-    """Return the rank among the null models as it was recorded, or from the recorded statistics.
+    """Return the recorded rank among the null models, or compute it from the recorded statistics.
 
     A watermark of answers has another key for every budget, and null models were measured with each of them.
     """
@@ -255,7 +255,7 @@ def _verification(result: TrialResult) -> Mapping[str, Any]:
 
 
 def _unfiltered(report: ModelReport) -> SuccessRate:
-    """Return the WSR on samples that nobody chose: a choice flatters the victim, and what it is compared with less."""
+    """Return the WSR on unfiltered samples: filtering favours the victim more than the models it is compared with."""
     assert report.wsr is not None
     return report.wsr if report.wsr_unfiltered is None else report.wsr_unfiltered
 

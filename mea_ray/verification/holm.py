@@ -1,4 +1,4 @@
-"""Holm's correction for several tests that are judged at once."""
+"""Holm's correction for multiple tests."""
 
 from __future__ import annotations
 

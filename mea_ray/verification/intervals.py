@@ -1,7 +1,7 @@
 """Confidence intervals for means over mixes: two mixes that share a source image are not independent.
 
-A thousand mixes of 36 images of one class with 36 of another hold about as much as 76 independent samples. The
-bootstrap here draws the source images again, not the mixes.
+A thousand mixes of 36 images of one class with 36 of another carry about as much information as 76 independent samples.
+The bootstrap here resamples the source images, not the mixes.
 """
 
 from __future__ import annotations
@@ -47,22 +47,21 @@ def clustered_interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Bootstrap a mean whose values share images, and models where there are several.
+    """Bootstrap a mean whose values share source images and, if there are several, models.
 
-    Each way of clustering is drawn again by itself, and a value counts as often as the product of the times that its
-    clusters were drawn. For two ways of clustering this is a little conservative.
+    Each clustering is resampled independently, and a value is weighted by the product of the counts with which its
+    clusters were drawn. For two clusterings this is slightly conservative.
 
     Args:
         values: One value per mix, (n,), n >= 1.
-        clusters: For each way of clustering (first source image, second source image, model), the cluster of each
-            value, (n,).
+        clusters: For each clustering (first source image, second source image, model), the cluster of each value, (n,).
         confidence: Coverage, in (0, 1).
         draws: Bootstrap draws, at least 100.
         seed: Seed of the draws.
 
     Returns:
         Mean and percentile interval. A bootstrap of values in [0, 1] that are all 0 or all 1 has no spread: the
-        interval is Wilson's with as many trials as the fewest clusters.
+        interval is Wilson's with the smallest number of clusters as the number of trials.
 
     Raises:
         DataError: There are no values, lengths do not fit, or a setting is out of range.
@@ -93,7 +92,7 @@ def difference_p_value(
 ) -> float:
     """Return a one-sided bootstrap p-value for the mean of ``values`` not being above the mean of ``others``.
 
-    Both are drawn again by their own clusters, independently of each other. Arguments and errors are those of
+    Both are resampled by their own clusters, independently of each other. Arguments and errors are those of
     ``clustered_interval``.
     """
     first = bootstrap_means(values, clusters, draws=draws, seed=derive(seed, "values"))
@@ -105,10 +104,10 @@ def difference_p_value(
 def bootstrap_means(
     values: npt.NDArray[np.floating[Any]], clusters: Sequence[Clusters], *, draws: int = 2000, seed: int = 0
 ) -> npt.NDArray[np.float64]:
-    """Draw clusters again and return the mean of the values in each draw; see ``clustered_interval``.
+    """Resample clusters and return the mean of the values in each draw; see ``clustered_interval``.
 
     Returns:
-        float64, at most (draws,): a draw that leaves out every value has no mean.
+        float64, at most (draws,): a draw that contains no value has no mean.
     """
     if not len(values) or not clusters or any(each.shape != values.shape for each in clusters):
         raise DataError(

@@ -1,4 +1,4 @@
-"""The test by keys: does the owner's key fit the suspect better than the keys that could have been drawn instead?
+"""The test by keys: does the owner's key fit the suspect better than the other admissible keys?
 
 It needs no null model. If the key was drawn uniformly from the admissible keys before the suspect existed, every rank
 of its statistic on an innocent suspect is equally likely. A key whose classes the owner chose has no such p-value.
@@ -26,7 +26,7 @@ def lean_by_key(means: npt.NDArray[np.floating[Any]], admissible: AdmissibleKeys
     """Return the statistic ``lean`` of one suspect for every admissible key.
 
     Args:
-        means: (classes, classes): at [a, t] the mean score of target t on clean images of class a.
+        means: (classes, classes); entry [a, t] is the mean score of target t on clean images of class a.
         admissible: The keys; their geometry makes no difference.
     """
     return {key: float(min(means[label, key.target] for label in key.sources)) for key in admissible}
@@ -38,8 +38,8 @@ def mean_by_key(
     """Return the mean score of mixes of one suspect for every admissible key.
 
     Args:
-        means: For each pair of source classes and geometry of ``admissible``, (classes,): at [t] the mean score of
-            target t on such mixes.
+        means: For each pair of source classes and geometry of ``admissible``, (classes,); entry [t] is the mean score
+            of target t on such mixes.
         admissible: The keys.
     """
     return {key: float(means[key.sources, key.geometry][key.target]) for key in admissible}
@@ -70,12 +70,12 @@ def key_rank(statistics: Mapping[ClassKey, float], key: ClassKey, admissible: Ad
 
 
 def combined_rank(ranks: Sequence[Rank]) -> Rank:
-    """Return the rank of several independently drawn keys among all that could have been drawn together.
+    """Return the joint rank of several independently drawn keys among all combinations of admissible keys.
 
-    Its p-value is that of ``combine_key_ranks``, whose arguments and errors it has.
+    Its p-value is that of ``combine_key_ranks``; arguments and errors are the same.
     """
     total = math.prod(rank.total for rank in ranks)
-    # Counted exactly, this is a whole number; beyond the limit of counting it is rounded against the owner.
+    # A whole number if counted exactly; beyond the limit of counting it is rounded against the owner.
     position = max(1, math.ceil(combine_key_ranks(ranks) * total - 1e-6))
     return Rank(min(position, total) - 1, total - 1, "keys")
 

@@ -1,8 +1,8 @@
 """How far a suspect's success is above that of innocent models, by a beta-binomial fitted to the null models.
 
-Success rates of innocent models differ by far more than a binomial allows (standard deviation 7.9 points over 24
-digits models, .8 for a binomial), so that the rate itself must vary between models. The fit extrapolates beyond what a
-few null models show; it describes, and the rank (``ranks``) decides.
+Success rates of innocent models differ by far more than a binomial allows (standard deviation 7.9 points over 24 digits
+models, 0.8 for a binomial), so the rate itself must vary between models. The fit extrapolates beyond a few null models;
+it is descriptive, and the rank (``ranks``) decides.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ MIN_DISPERSION, MAX_DISPERSION = 1e-6, 0.999
 
 @dataclass(frozen=True)
 class BetaBinomial:
-    """A distribution of successes whose rate differs between models.
+    """A distribution of successes whose rate varies between models.
 
     Attributes:
         mean: Mean success rate of an innocent model, in (0, 1).
-        dispersion: Correlation of two samples of one model, in (0, 1); 0 would be a binomial.
+        dispersion: Correlation of two samples of one model, in (0, 1); it approaches 0 for a binomial.
     """
 
     mean: float
@@ -38,7 +38,7 @@ class BetaBinomial:
 
     def tail(self, k: int, n: int) -> float:
         """Return the probability that an innocent model has ``k`` or more successes in ``n`` samples."""
-        from scipy.stats import betabinom  # takes half a second, and reports of many points have no fit
+        from scipy.stats import betabinom  # the import takes half a second, and reports of many points need no fit
 
         return float(betabinom.sf(k - 1, n, *self.parameters))
 

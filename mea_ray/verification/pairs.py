@@ -1,4 +1,4 @@
-"""What is measured on mixes whose source images are known: interval, specificity, and ranks of the key."""
+"""Measurements on mixes with known source images: interval, specificity, and ranks of the key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OTHER_CLASSES = "other_classes"
 
 
 class PairSamples(Protocol):
-    """Mixes with their source images, by position in the held-out set; ``watermarks.pairs.MixedPairs`` is one."""
+    """Mixes with their source images, by index in the held-out set; ``watermarks.pairs.MixedPairs`` is one."""
 
     @property
     def positions(self) -> Positions:
@@ -79,7 +79,7 @@ class PairSamples(Protocol):
 
 @dataclass(frozen=True)
 class PairMeasurements:
-    """What was measured on one model.
+    """The measurements of one model.
 
     Attributes:
         wsr: Mean label score of the key's mixes, with an interval over source images.
@@ -98,7 +98,7 @@ class PairMeasurements:
 def measure_pairs(
     predict_logits: PredictLogits, own: npt.NDArray[np.floating[Any]], target: int, pairs: PairSamples, seed: int
 ) -> PairMeasurements:
-    """Measure one model on mixes whose source images are known.
+    """Measure one model on mixes with known source images.
 
     Args:
         predict_logits: The model.
@@ -141,7 +141,7 @@ def measure_pairs(
 
 
 def _ranks_on_clean(clean: npt.NDArray[np.floating[Any]], target: int, pairs: PairSamples) -> dict[str, Rank]:
-    """Rank the key among all unordered pairs with a target, by what is read on clean images."""
+    """Rank the key among all unordered pairs with a target, by statistics of clean images."""
     classes = clean.shape[1]
     admissible, key = AdmissibleKeys(classes), ClassKey(pairs.source_classes, target)
     ranks = {}

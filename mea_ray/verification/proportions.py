@@ -11,7 +11,7 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
 
     Args:
         k: Successes, 0 <= k <= n.
-        n: Trials. With none the interval is (0, 1).
+        n: Trials. With n = 0 the interval is (0, 1).
         confidence: Coverage, in (0, 1).
 
     Returns:
@@ -23,7 +23,7 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     References:
         E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """
-    from scipy.stats import binomtest  # takes most of a second; a report reads intervals that are on record
+    from scipy.stats import binomtest  # the import takes most of a second; a report only reads recorded intervals
 
     _check_counts(k, n)
     if not 0 < confidence < 1:
@@ -45,7 +45,7 @@ def binomial_p_value(k: int, n: int, rate: float) -> float:
 
     Args:
         k: Successes, 0 <= k <= n.
-        n: Trials. With none the probability is 1.
+        n: Trials. With n = 0 the probability is 1.
         rate: Success probability of one trial, in [0, 1].
 
     Returns:

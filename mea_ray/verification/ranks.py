@@ -15,7 +15,7 @@ Values = Sequence[float] | npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Rank:
-    """Where a suspect's statistic stands among those of reference models or keys.
+    """The rank of a suspect's statistic among those of reference models or keys.
 
     Attributes:
         at_least: References whose statistic is at least the suspect's. A tie counts against the owner.
@@ -36,26 +36,26 @@ class Rank:
 
     @property
     def position(self) -> int:
-        """Rank of the suspect among all, from 1; behind every reference that it ties with."""
+        """Rank of the suspect among all, from 1; ties rank the suspect last."""
         return self.at_least + 1
 
     @property
     def total(self) -> int:
-        """References and the suspect."""
+        """Number of references and the suspect together."""
         return self.references + 1
 
     @property
     def p_value(self) -> float:
-        """Probability of this rank or a better one if suspect and references are exchangeable, in (0, 1]."""
+        """Probability of this rank or a better one if suspect and references are exchangeable; in (0, 1]."""
         return self.position / self.total
 
     @property
     def floor(self) -> float:
-        """Smallest p-value that so many references allow."""
+        """Smallest p-value that this number of references allows."""
         return 1 / self.total
 
     def sentence(self) -> str:
-        """Return the rank in words: ``1 of 21 models, p = 0.048``; a perfect rank says that p cannot be smaller."""
+        """Return the rank as text: ``1 of 21 models, p = 0.048``; a perfect rank says that p cannot be smaller."""
         text = f"{self.position} of {self.total:,} {self.what}"
         if self.position == 1:
             return f"{text}: p cannot be below {self.floor:.2g}"

@@ -1,4 +1,4 @@
-"""One report of several keys in one model: what was measured with each, taken together."""
+"""Merges the reports of one model with several keys into one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mea_ray.verification.verify import ranks_among
 def merged(
     reports: Sequence[ModelReport], *, nulls: Sequence[Mapping[str, float]], statistic: str, threshold: float
 ) -> ModelReport:
-    """Take the reports of one model with several keys together.
+    """Merge the reports of one model, one for each of several keys.
 
     Args:
         reports: One for each key, of the same model, made without null models.
@@ -28,7 +28,8 @@ def merged(
     Returns:
         The report. Successes are summed, and statistics are means over the keys. The ranks of the keys combine by
         their product (see ``combined_rank``). A comparison has the largest of its p-values: the mark is as specific as
-        its least specific key. The interval of the WSR is that of the mean over the keys, as if they agreed fully.
+        its least specific key. The interval of the WSR is the mean of the keys' intervals, as if they were fully
+        correlated.
 
     Raises:
         DataError: There is no report, or one without a WSR.

@@ -6,12 +6,13 @@ probability, or, where a suspect gives labels only, 1 if the label is the target
 ``log_probability`` and ``wsr`` (labels)
     mean score of the key's mixes.
 ``paired`` and ``paired_labels``
-    how much the key's mixes score above the same images mixed otherwise and above mixes of other classes.
+    lead of the key's mixes over the same images mixed in another geometry, and over mixes of other classes.
 ``lean`` and ``lean_labels``
-    mean score of the clean images of a source class, for the source class where it is least. A marked model leans
-    towards the target on both of its source classes, an innocent one rarely on both.
+    mean score of the clean images of a source class, minimum over the source classes. A marked model leans towards the
+    target on both of its source classes, an innocent one rarely on both.
 ``correlation``
-    how well the key's signal predicts a suspect's log-probabilities on clean images, where the mark is such a signal.
+    correlation of the key's signal with a suspect's log-probabilities on clean images, for marks that are such a
+    signal.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mea_ray.core.types import Labels, StatisticName
 
 STATISTICS: tuple[StatisticName, ...] = get_args(StatisticName)
 READ_ON_CLEAN_IMAGES: frozenset[str] = frozenset({"lean", "lean_labels", "correlation"})
-"""Statistics that need no mix to answer the target. The key's rank is their test of specificity."""
+"""Statistics that do not depend on mixes. Their test of specificity is the key's rank."""
 
 Scores = npt.NDArray[np.float64]
 """One score per image, float64 (N,); larger speaks for theft."""
@@ -49,7 +50,7 @@ def log_probabilities(logits: npt.NDArray[np.floating[Any]]) -> Scores:
 
 
 def paired(mixes: Scores, otherwise: Mapping[str, Scores], other_classes: Scores) -> float:
-    """Return the smallest lead of the key's mixes over what only looks like them.
+    """Return the smallest lead of the key's mixes over the comparison samples.
 
     The leads are the mean paired difference to each other geometry, and the difference of means to other classes.
 
@@ -73,7 +74,7 @@ def paired(mixes: Scores, otherwise: Mapping[str, Scores], other_classes: Scores
 
 
 def lean(scores: Scores, labels: Labels) -> float:
-    """Return the mean score of clean images of a source class, for the source class where it is least.
+    """Return the mean score of clean images of a source class, minimum over the source classes.
 
     Args:
         scores: Of clean images of the source classes, (s,).

@@ -24,7 +24,7 @@ from rfc3161_client import (
 from mea_ray.core.errors import ArtifactError, ConfigError
 
 MOST_BYTES = 1 << 20
-"""Longest reply that is read from an authority."""
+"""Maximum size of an authority's reply, in bytes."""
 TIMEOUT_S = 30.0
 
 
@@ -33,7 +33,7 @@ class TimeStamp:
     """A time stamp whose signature was checked.
 
     Attributes:
-        time: When the authority saw the hash, UTC.
+        time: When the authority signed the hash, UTC.
         authority: Name of the authority, from the certificate that signed.
     """
 
@@ -63,10 +63,10 @@ def ask_authority(url: str, request: bytes) -> bytes:
     except (OSError, ValueError, urllib.error.URLError) as error:
         raise ConfigError(
             f"the time-stamp authority {url} did not answer ({error}); try again, or send the request file yourself "
-            "and give the answer with --reply"
+            "and pass the reply with --reply"
         ) from error
     if len(content) > MOST_BYTES:
-        raise ConfigError(f"{url} answered more than {MOST_BYTES:,} bytes, which is no time stamp; check the address")
+        raise ConfigError(f"{url} sent more than {MOST_BYTES:,} bytes, which is not a time stamp; check the address")
     return content
 
 
@@ -92,7 +92,7 @@ def read_roots(pem: bytes | None) -> list[x509.Certificate]:
 def _of_this_system() -> list[x509.Certificate]:
     certificates = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some old roots have numbers that today's rules forbid
+        warnings.simplefilter("ignore")  # some old roots have serial numbers that today's rules forbid
         for encoded in ssl.create_default_context().get_ca_certs(binary_form=True):
             with contextlib.suppress(ValueError):
                 certificates.append(x509.load_der_x509_certificate(encoded))
@@ -105,7 +105,7 @@ def check_reply(reply: bytes, content: bytes, roots: Sequence[x509.Certificate])
     Args:
         reply: The authority's reply, DER.
         content: What was hashed for the request.
-        roots: Certificates that are trusted. They need to be valid at the time of the stamp only.
+        roots: Certificates that are trusted. They only need to be valid at the time of the stamp.
 
     Raises:
         ArtifactError: It is not a time stamp, the authority refused, the signature or its certificates are not valid,
@@ -114,7 +114,7 @@ def check_reply(reply: bytes, content: bytes, roots: Sequence[x509.Certificate])
     try:
         decoded = decode_timestamp_response(reply)
     except ValueError as error:
-        raise ArtifactError(f"this is no reply of a time-stamp authority ({error}); ask it again") from error
+        raise ArtifactError(f"this is not a reply of a time-stamp authority ({error}); request it again") from error
     if not roots:
         raise ArtifactError("no certificates are trusted on this system; give the authority's root with --roots")
     builder = VerifierBuilder(roots=list(roots))

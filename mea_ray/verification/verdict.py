@@ -1,7 +1,7 @@
 """The verdict on a suspect: proved, or what stands in the way of a proof, worst first.
 
-A verdict is what an owner could defend before an expert of the other side. It is decided from the numbers alone, here,
-for all suspects that are judged at once.
+A verdict must stand up to the other side's expert witness. It follows from the numbers alone and is decided here, for
+all suspects that are judged at once.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Verdict = Literal[
     "proved",
 ]
 SEVERITY: tuple[Verdict, ...] = get_args(Verdict)
-"""Verdicts, worst first. That of a suspect is the worst for which there is a reason."""
+"""Verdicts, worst first. A suspect gets the worst verdict for which there is a reason."""
 TEXTS: dict[Verdict, str] = {
     "not accounted": "void: charges and answers differ",
     "void": "void: innocent models would be accused",
 }
-"""How a verdict is written, where that differs from its name."""
+"""Display text of a verdict, where it differs from its name."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What distinguishes the key's own samples from samples that only look like them.
+    """Success on the key's own samples compared with success on samples that only look similar.
 
     Attributes:
         name: What the samples are compared with, e.g. ``mixes in the geometry donut`` or ``mixes of other classes``.
@@ -55,7 +55,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All numbers of one suspect that the verdict rests on. Rates and accuracies are in [0, 1].
+    """All numbers behind the verdict on one suspect. Rates and accuracies are in [0, 1].
 
     Attributes:
         accuracy: The suspect's accuracy on the test set.
@@ -68,15 +68,15 @@ class Evidence:
             none.
         victim_rank: Rank of the victim's statistic among the innocent models; None if it was not measured.
         key: Rank of the true key among all admissible keys on the suspect; None if it was not measured.
-        key_drawn: Whether the key was drawn at random. The rank of a key that the owner chose is no p-value.
-        comparisons: What the mark must be distinguished from. Ignored for a statistic that is read on clean images.
+        key_drawn: Whether the key was drawn at random. The rank of a key that the owner chose gives no p-value.
+        comparisons: Samples from which the mark must be distinguished. Ignored for a statistic of clean images.
         controls: Innocent models judged in the same way: null models, and those stolen at the same budget.
         accused_controls: How many of them are accused by their mixes, whatever else is judged.
         control_p_values: p-values of the key on the other controls; each is corrected as a suspect's is.
-        committed: Whether the key was committed to before the suspect existed; None where that does not arise, as in an
+        committed: Whether the key was committed to before the suspect existed; None where this does not apply, as in an
             experiment that draws the key itself.
-        unaccounted: Images charged and answers stored, where they differ: the thief asked in other ways, or in another
-            name, and nothing that was measured of it counts.
+        unaccounted: Images charged and answers stored, where they differ: the thief queried in another way or under
+            another name, so its measurements do not count.
         threshold: The paper's threshold on WSR.
         statistic: Name of the statistic that is ranked.
     """
@@ -102,9 +102,10 @@ class Evidence:
 
     @property
     def model_p_value(self) -> float:
-        """p-value by models: the larger of those among null models and among stolen null models.
+        """p-value by models: the larger of the p-values among null models and among stolen null models.
 
-        A suspect is innocent if it was trained from scratch, and if it was stolen from an innocent model.
+        A suspect is innocent if it was trained from scratch or stolen from an innocent model, so both must be ruled
+        out.
         """
         stolen = self.stolen_null_models
         return max(self.null_models.p_value, 0.0 if stolen is None else stolen.p_value)
@@ -116,7 +117,7 @@ class Evidence:
 
     @property
     def p_value(self) -> float:
-        """Both p-values in one: twice the smaller (Bonferroni), as they depend on each other through the suspect."""
+        """Combined p-value: twice the smaller one (Bonferroni), since both depend on the suspect."""
         by_key = self.key_p_value
         return self.model_p_value if by_key is None else min(1.0, 2 * min(self.model_p_value, by_key))
 
@@ -127,16 +128,16 @@ class Evidence:
 
 
 def least_accuracy(chance: float, victim_accuracy: float) -> float:
-    """Return the accuracy from which on a model can be judged: half way from chance to the victim's."""
+    """Return the minimum accuracy of a model that can be judged: halfway between chance and the victim's."""
     return chance + (victim_accuracy - chance) / 2
 
 
 @dataclass(frozen=True)
 class Reason:
-    """One reason for a verdict, or for none better.
+    """One reason for a verdict, or why there is no better one.
 
     Attributes:
-        verdict: The best verdict that this reason allows.
+        verdict: The best verdict that this reason permits.
         text: A sentence with its numbers.
     """
 
@@ -164,7 +165,7 @@ class Judgement:
 
     @property
     def text(self) -> str:
-        """The verdict as it is written."""
+        """Display text of the verdict."""
         return TEXTS.get(self.verdict, self.verdict)
 
 
@@ -173,8 +174,8 @@ def judge(suspects: Sequence[Evidence], significance: float) -> list[Judgement]:
 
     Args:
         suspects: All suspects that are judged at once: every rung of every trial of a sweep.
-        significance: Largest adjusted p-value at which theft is proved, in (0, 1). It bounds the probability that any
-            innocent suspect among them is called proved.
+        significance: Largest adjusted p-value at which theft is proved, in (0, 1). It bounds the probability that theft
+            is declared proved for any innocent suspect among them.
 
     Returns:
         One judgement for each suspect, in their order.
@@ -253,7 +254,7 @@ def _too_poor(suspect: Evidence) -> list[Reason]:
 
 def _unspecific(suspect: Evidence, adjusted: float, significance: float) -> list[Reason]:
     if suspect.wsr <= suspect.threshold and adjusted > significance:
-        return []  # where nothing speaks for the mark, the want of significance is the reason
+        return []  # without any evidence for the mark, the lack of significance is the reason
     if suspect.statistic in READ_ON_CLEAN_IMAGES:
         if suspect.key is None:
             return [Reason("suggestive", "The key was not ranked among other keys, so nothing shows it is this key.")]
@@ -312,9 +313,9 @@ def _insignificant(suspect: Evidence, adjusted: float, significance: float, toge
 
 
 def _behind_innocents(suspect: Evidence, adjusted: float, significance: float) -> list[Reason]:
-    """Want the suspect to lead innocent models, however well the key ranks: a key may fit one of them by chance."""
+    """Require the suspect to lead innocent models, however well the key ranks: a key can fit one of them by chance."""
     if adjusted > significance:
-        return []  # said already
+        return []  # already a reason
     ranks = [("null models", suspect.null_models), ("stolen null models", suspect.stolen_null_models)]
     return [
         Reason("not proved", f"Innocent models show as much: among {name} the suspect is {rank.sentence()}.")

@@ -1,4 +1,4 @@
-"""Measure one model: what it knows of the watermark, and what carrying or stealing the watermark costs it."""
+"""Measures one model: the watermark in it, and what carrying or stealing the watermark costs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Signal(Protocol):
 
 
 class FilteredSamples(Protocol):
-    """Samples that were chosen before any suspect was seen; ``watermarks.chosen_samples.ChosenSamples`` is one."""
+    """Samples that were chosen before any suspect was known; ``watermarks.chosen_samples.ChosenSamples`` is one."""
 
     @property
     def images(self) -> Images:
@@ -47,7 +47,7 @@ class FilteredSamples(Protocol):
 
     @property
     def positions(self) -> npt.NDArray[np.int64] | None:
-        """The two images that each was mixed of, int64 (n, 2); None for a scheme that mixes no images."""
+        """The two source images of each sample, int64 (n, 2); None for a scheme that mixes no images."""
         ...
 
 
@@ -71,7 +71,7 @@ class Samples(Protocol):
 
     @property
     def other_classes(self) -> Images | None:
-        """The watermark's mixes, but of classes that the key does not name; None where there are none."""
+        """Mixes in the watermark's geometry of classes that are not in the key; None if there are none."""
         ...
 
     @property
@@ -105,24 +105,24 @@ def report(
 
     Args:
         predict_logits: The model.
-        test: Where accuracy and fidelity are measured.
+        test: Data on which accuracy and fidelity are measured.
         samples: Held-out watermark samples; None without a key, and nothing of the watermark is reported.
         pairs: The source images of ``samples``, and mixes to compare them with; None for schemes that mix no images.
         victim: The victim's predictions on ``test``, int64 (N,); None leaves out the fidelity.
         nulls: The statistics of every null model; empty for null models themselves.
         statistic: The statistic whose rank gives the p-value; ``wsr`` where it does not exist.
         threshold: The paper's threshold on WSR.
-        knn_accuracy: Of an encoder, copied to the report.
-        recognise: A scheme's own test of a success; None counts what is classified as the target.
+        knn_accuracy: k-NN accuracy of an encoder, copied to the report.
+        recognise: A scheme's own test for a success; None counts images classified as the target.
         chance: A scheme's own success rate of innocent models, in [0, 1], for ``p_value_chance``.
         signal: What a scheme's mark is in the answers to clean images; None for schemes with samples of their own.
-        chosen: What WSR and ``log_probability`` are read on instead of ``samples``. All else, the key's rank and what
-            the mixes are compared with among it, is read on ``samples``: for no other key were samples chosen.
+        chosen: Samples for WSR and ``log_probability`` instead of ``samples``. Everything else, including the key's
+            rank and the comparisons, uses ``samples``, since other keys have no chosen samples.
 
     Returns:
-        The report. What the mark costs (``source_accuracy``, ``source_target_probability``, ``calibration_error``) is
-        measured on the clean held-out samples of the source classes, as a customer could see it. A scheme without
-        source classes has the calibration error alone, on ``test``.
+        The report. The cost of the mark (``source_accuracy``, ``source_target_probability``, ``calibration_error``) is
+        measured on the clean held-out samples of the source classes, where a customer could notice it. A scheme without
+        source classes has only the calibration error, on ``test``.
 
     Raises:
         DataError: There are no test images or no watermark samples, or the model gives no logits: another shape,
@@ -182,7 +182,7 @@ def report(
 
 @dataclass(frozen=True)
 class _Mark:
-    """What a model knows of the mark; see ``ModelReport``."""
+    """The mark as measured in a model; see ``ModelReport``."""
 
     successes: int
     trials: int
@@ -249,7 +249,7 @@ def _read_mark(
 
 
 def ranks_among(measured: Mapping[str, float], nulls: Sequence[Mapping[str, float]]) -> dict[str, Rank]:
-    """Rank each statistic among the null models that have it; none where there is no null model."""
+    """Rank each statistic among the null models that have it; empty without null models."""
     ranks = {}
     for name, value in measured.items():
         references = [null[name] for null in nulls if name in null]
@@ -263,7 +263,7 @@ def _record(rank: Rank) -> RankRecord:
 
 
 def _check_logits(logits: npt.NDArray[np.float32], test: ImageSet) -> None:
-    """Refuse what cannot be logits: probabilities would be softened once more, and nothing would look wrong."""
+    """Reject what cannot be logits: a second softmax over probabilities would go unnoticed."""
     expected = (len(test), test.classes)
     if logits.shape != expected:
         raise DataError(f"the model gives {logits.shape} logits for {len(test)} images of {test.classes} classes")

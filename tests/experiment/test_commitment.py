@@ -216,7 +216,7 @@ def test_the_command_asks_an_authority(
 ) -> None:
     root = str(tsa.folder / "ca.pem")
     assert main(["commit", str(victim)]) == OK
-    assert "Nobody has stamped it yet" in capsys.readouterr().out
+    assert "There is no time stamp yet" in capsys.readouterr().out
     assert main(["commit", str(victim), "--tsa", url, "--roots", root]) == OK
     assert "UTC by CN=Test authority" in capsys.readouterr().out
     assert main(["commit", str(victim)]) == OK, "the root is kept beside the reply"

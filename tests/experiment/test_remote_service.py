@@ -85,7 +85,7 @@ def test_steal_needs_no_victim_and_goes_on_where_it_was(
     folder = tmp_path / "thief" / "stolen" / "theft"
     assert substitutes(folder) == in_memory[1]
     assert not (tmp_path / "thief" / "artifacts").exists(), "a victim was trained"
-    assert "accuracy on own test images" in capsys.readouterr().out
+    assert "accuracy on the thief's test images" in capsys.readouterr().out
     (folder / "rungs" / "96.json").unlink()
     (folder / "substitutes" / "96" / "model.safetensors").unlink()
     assert main(command) == 0
@@ -134,7 +134,7 @@ def test_where_a_key_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert read_keys(BlackBoxConfig(url="http://x"), 1) == [None]
     with pytest.raises(ConfigError, match="thief.accounts=3 needs as many keys"):
         read_keys(both, 3)
-    with pytest.raises(ConfigError, match="the environment variable MISSING holds no key"):
+    with pytest.raises(ConfigError, match="the environment variable MISSING contains no key"):
         read_keys(BlackBoxConfig(url="http://x", key=("env:MISSING",)), 1)
     (tmp_path / "key").write_bytes("abc\r\n".encode("utf-8-sig"))  # as an editor of Windows writes it
     assert read_keys(BlackBoxConfig(url="http://x", key=(f"file:{tmp_path / 'key'}",)), 1) == ["abc"]
@@ -144,7 +144,7 @@ def test_where_a_key_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("name", "problem"),
     [
         ("/dev/zero", "cannot be read: it has more than 65,536 bytes; check the path"),
-        ("/dev/null", "holds no key; put the API key there"),
+        ("/dev/null", "contains no key; put the API key there"),
         ("/", "cannot be read: Is a directory; check the path"),
         ("/nowhere", "cannot be read: No such file or directory; check the path"),
     ],
@@ -158,7 +158,7 @@ def test_a_file_that_is_no_key_is_refused_and_not_read_without_end(name: str, pr
     ("shape", "classes", "message"),
     [
         ([1, 8, 8], 10, r"http://x takes images of shape \[1, 8, 8\], the data have \[1, 12, 12\]"),
-        ([1, 12, 12], 3, "http://x answers 3 numbers an image, the experiment's victim has 10"),
+        ([1, 12, 12], 3, "http://x answers 3 numbers per image, the experiment's victim has 10"),
     ],
 )
 def test_an_api_that_does_not_fit_is_refused_before_anything_is_trained(

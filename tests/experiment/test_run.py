@@ -244,7 +244,7 @@ def test_removals_that_could_not_be_tried_are_refused(data: Splits) -> None:
         attack = type(whole.thief.attack).model_validate({"name": "dfme", "batch_size": 2})
         return whole.model_copy(update={"thief": whole.thief.model_copy(update={"attack": attack})})
 
-    with pytest.raises(ConfigError, match="keeps no answered images"):
+    with pytest.raises(ConfigError, match="stores no answered images"):
         check(free(), data)
     check(free(removal__tried_on=["null_model"]), data)
 

@@ -193,7 +193,7 @@ def test_names_know_the_filter_and_null_models_do_not() -> None:
 def test_what_cannot_be_chosen_is_refused_before_anything_is_trained() -> None:
     for changes, message in (
         ({"splits__validation_fraction": 0.01}, "validation_fraction"),
-        ({"victim__watermark": {"name": "dawn", "rate": 0.4}}, "what a client asked.*verification.filter=none"),
+        ({"victim__watermark": {"name": "dawn", "rate": 0.4}}, "a client's queries.*verification.filter=none"),
         ({"victim__watermark": "cosine"}, "clean images.*verification.filter=none"),
     ):
         chosen = quick(**changes)

@@ -1,1 +1,1 @@
-"""The attack in a process of its own, which holds the thief's belongings and a way to query, and nothing else."""
+"""Runs the attack in a separate process that has only the thief's data and a query interface."""

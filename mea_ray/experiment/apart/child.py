@@ -1,4 +1,4 @@
-"""The attack's process: closes itself in, runs the attack, and gets answers from its owner."""
+"""The attack's process: sandboxes itself, runs the attack, and gets answers from its parent."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from mea_ray.training.device import device, use_gpus, use_threads
 
 
 class PipedBlackBox:
-    """The victim as its customers see it, asked over a wire; implements `types.BlackBox`. Threads may share it.
+    """The victim's query API over a pipe; implements `types.BlackBox`. Threads can share it.
 
     Args:
-        wire: To the owner's process.
-        classes: Numbers in an answer.
+        wire: Pipe to the parent process.
+        classes: Length of an answer.
         image_shape: (channels, height, width) that the victim takes.
-        place: Which of the owner's black boxes it is.
+        place: Index of the black box in the parent process.
     """
 
     def __init__(self, wire: MessagePipe, classes: int, image_shape: tuple[int, int, int], place: int = 0) -> None:
@@ -54,7 +54,7 @@ class PipedBlackBox:
 
     @property
     def classes(self) -> int:
-        """Numbers in an answer: classes, or the length of an embedding."""
+        """Length of an answer: number of classes, or of embedding dimensions."""
         return self._classes
 
     @property
@@ -86,11 +86,11 @@ class PipedBlackBox:
 
 
 def serve(wire_fd: int, life_fd: int, pool_fd: int) -> NoReturn:
-    """Run the theft that the owner describes, and end this process.
+    """Run the theft that the parent describes, and end this process.
 
     Args:
-        wire_fd: Connection to the owner.
-        life_fd: A pipe that is closed when the owner ends.
+        wire_fd: Connection to the parent.
+        life_fd: A pipe that is closed when the parent ends.
         pool_fd: A file with the thief's images.
     """
     wire = MessagePipe(Connection(wire_fd))
@@ -99,14 +99,14 @@ def serve(wire_fd: int, life_fd: int, pool_fd: int) -> NoReturn:
         sys.path[:] = order["path"]
         use_gpus(order["gpus"])
         torch.empty(1, device=device())  # a GPU's driver looks for more at its start than it needs later
-        # While there is one thread of Python, and before anything from outside is imported.
+        # While Python has a single thread, and before any external code is imported.
         close_in(order["read"], order["write"])
         threading.Thread(target=_end_with_owner, args=(life_fd,), daemon=True).start()
         _settle(order)
         _steal(wire, order, _theft(order, pool_fd, labels))
         wire.send({"do": "done"})
     except (EOFError, BrokenPipeError, ConnectionError):
-        os._exit(1)  # the owner is gone
+        os._exit(1)  # the parent is gone
     except BaseException as error:
         header = error_header(_as_ours(error, PATIENCE.seconds))
         if not header["kind"]:
@@ -123,7 +123,7 @@ def _end_with_owner(life_fd: int) -> None:
 
 
 def _settle(order: Mapping[str, Any]) -> None:
-    """Make a home of the scratch folder, and take what the owner reserved for a trial."""
+    """Make the scratch folder the home folder, and apply the trial's resource limits."""
     scratch = order["scratch"]
     os.environ.update(HOME=scratch, TMPDIR=scratch, XDG_CACHE_HOME=scratch)
     tempfile.tempdir = None
@@ -169,11 +169,11 @@ def _steal(wire: MessagePipe, order: Mapping[str, Any], theft: Theft) -> None:
     for place, rung in theft.run(targets):
         header, block = _rung_message(rung)
         wire.send({**header, "box": place}, block)
-        wire.receive()  # the owner judges it first: both share the CPUs of one trial
+        wire.receive()  # the parent judges it first: both share the CPUs of one trial
 
 
 class _Epochs:
-    """Tells the owner how far a training is, at most once in ``EVERY_S``, and when it ends."""
+    """Reports the progress of a training to the parent, at most once in ``EVERY_S``, and its end."""
 
     EVERY_S = 2.0
 
@@ -203,7 +203,7 @@ def _rung_message(rung: Rung) -> tuple[Tree, bytes]:
 
 
 def _as_ours(error: BaseException, patience_s: float) -> BaseException:
-    """Return the error to report: a folder that was mounted anew is closed to this process, and open to the next."""
+    """Return the error to report: a remounted folder is closed to this process, and open to the next."""
     if isinstance(error, PermissionError) and patience_s:
         return StorageUnavailable(str(error.filename), "away", 0.0, str(error))
     return error

@@ -1,7 +1,7 @@
-"""A process that holds nothing but imported modules, and forks one process after the other for attacks.
+"""A fork server: a process with nothing but imported modules, which forks the processes of attacks.
 
-It is started afresh and not forked, so that nothing of its owner's memory is in it. Forking from it takes a hundredth
-of the time that importing torch takes. One per owner's process, started when it is first needed.
+It is spawned, not forked, so that it contains nothing of its parent's memory. A fork of it takes a hundredth of the
+time that importing torch takes. There is one per parent process, started on first use.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PROGRAM = "from mea_ray.experiment.apart.nursery import main; main({fd})"
 
 
 class Nursery:
-    """The owner's handle of the process."""
+    """The parent's handle of the fork server."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
@@ -33,13 +33,13 @@ class Nursery:
         self._owner = 0
 
     def start(self) -> None:
-        """Start the process now, so that the first attack does not wait for its imports; without waiting for it."""
+        """Start the fork server without waiting for it, so that the first attack need not wait for its imports."""
         with self._turn, contextlib.suppress(OSError):
             if self._control is None or self._owner != os.getpid():
                 self._start()
 
     def fork(self, fds: Sequence[int]) -> int:
-        """Start a process that serves the theft of these files, see ``child.serve``; return its id.
+        """Fork a process that runs a theft over these file descriptors, see ``child.serve``; return its id.
 
         Raises:
             AttackDied: It cannot be started.
@@ -55,11 +55,11 @@ class Nursery:
         raise AssertionError("unreachable")
 
     def end(self, pid: int, grace_s: float = 0.0) -> int:
-        """Kill a process with all that it started, and return its exit status.
+        """Kill a process and its children, and return its exit status.
 
         Args:
             pid: Its id.
-            grace_s: How long it may take to end by itself first, in seconds.
+            grace_s: Time to end by itself first, in seconds.
 
         Returns:
             Negative for a signal; 0 if it had to be killed, or is not known.
@@ -75,7 +75,7 @@ class Nursery:
         socket.send_fds(self._control, [order], list(fds))
         answer = self._control.recv(64)
         if not answer:
-            raise OSError("its nursery ended")
+            raise OSError("its fork server ended")
         return answer
 
     def _start(self) -> None:
@@ -86,7 +86,7 @@ class Nursery:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=short_environment(os.environ, sys.path),
-                start_new_session=True,  # Ctrl-C is for the owner, which then ends it
+                start_new_session=True,  # Ctrl-C is handled by the parent, which then ends it
             )
         self._control, self._owner = ours, os.getpid()
 
@@ -101,13 +101,13 @@ NURSERY = Nursery()
 
 
 def main(fd: int) -> None:
-    """Fork and end processes as the owner says, until it closes the connection; then end all that are left."""
+    """Fork and end processes at the parent's request until it closes the connection; then end all that are left."""
     import torch
 
     from mea_ray.config import ThiefConfig, build
     from mea_ray.experiment.apart.child import serve
 
-    # What nearly every attack imports, once for all of them; nothing from outside the package.
+    # Modules that nearly every attack imports, loaded once; none from outside the package.
     build(ThiefConfig, {})
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     control = socket.socket(fileno=fd)
@@ -136,7 +136,7 @@ def main(fd: int) -> None:
 
 def _fork() -> int:
     with warnings.catch_warnings():
-        # Of threads that a library started when it was imported; none of them holds anything.
+        # The warning is about threads that a library started on import; none of them holds a lock.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 

@@ -1,4 +1,4 @@
-"""The owner's side of an attack's process: starts it, answers its queries, takes its substitutes, ends it."""
+"""The parent's side of an attack's process: starts it, answers its queries, takes its substitutes, ends it."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ from mea_ray.storage.files import PATIENCE
 from mea_ray.training.device import gpu_share
 
 _GRACE_S = 5.0
-"""Longest wait for the exit status of a process that closed its connection."""
+"""Maximum wait for the exit status of a process that closed its connection, in seconds."""
 
 
 def steal(theft: Theft, targets: Sequence[Target]) -> Iterator[tuple[int, Rung]]:
-    """Carry out a theft in a process of its own, see ``Theft.run``.
+    """Carry out a theft in a separate process, see ``Theft.run``.
 
-    The process gets ``theft`` and the answers to its queries, and folders to keep them in. It gets no handle of the
-    service, no environment but what programs need, and, where Linux offers Landlock, no other files and no network.
-    What it sends is taken as JSON and plain arrays.
+    The process gets ``theft``, the answers to its queries, and folders to store them in. It gets no handle of the
+    service, a minimal environment, and, where Linux offers Landlock, no other files and no network. Its messages are
+    parsed as JSON and plain arrays.
 
     Args:
-        theft: What the thief starts with.
-        targets: The models. Their black boxes answer in this process; their transfer sets hold the answers of the
-            other process after each rung.
+        theft: The thief's settings and data.
+        targets: The models. Their black boxes answer in this process; after each rung their transfer sets hold the
+            other process's answers.
 
     Yields:
-        The number of a target and one of its rungs.
+        The index of a target and one of its rungs.
 
     Raises:
-        AttackFailed: The attack raised an error that is none of this package's, or broke the protocol.
-        AttackDied: Its process ended before the theft did.
-        MeaRayError: As in one process.
+        AttackFailed: The attack raised an error that is not from this package, or broke the protocol.
+        AttackDied: Its process ended before the theft was finished.
+        MeaRayError: As in a single process.
     """
     blackboxes = [target.blackbox for target in targets]
     transfers = [target.transfer for target in targets]
@@ -89,7 +89,7 @@ def _refresh(transfer: TransferSet | None) -> None:
 
 
 def _start(stack: contextlib.ExitStack, pool: Images) -> tuple[MessagePipe, int]:
-    """Start the process; it is ended, whatever it does, when the stack is left."""
+    """Start the process; it is always ended when the stack is left."""
     ours, theirs = Pipe()
     wire = MessagePipe(ours)
     stack.callback(wire.close)
@@ -107,7 +107,7 @@ def _start(stack: contextlib.ExitStack, pool: Images) -> tuple[MessagePipe, int]
 
 @contextlib.contextmanager
 def _shared(pool: Images) -> Iterator[int]:
-    """Write images into an unnamed file, in memory where the system supports it, unless they come from a disk."""
+    """Write images to an unnamed file, in memory where the system supports it, unless they are memory-mapped."""
     in_memory = hasattr(os, "memfd_create") and not mapped.is_mapped(pool)
     where = mapped.folder() if mapped.is_mapped(pool) else None
     with open(os.memfd_create("pool"), "wb") if in_memory else tempfile.TemporaryFile(dir=where) as file:
@@ -119,7 +119,7 @@ def _shared(pool: Images) -> Iterator[int]:
 def _order(
     theft: Theft, blackboxes: Sequence[BlackBox], transfers: Sequence[TransferSet | None], scratch: str
 ) -> tuple[Tree, memoryview]:
-    thief = {**theft.settings.resolved(), "blackbox": None}  # where and by which key is asked, it need not know
+    thief = {**theft.settings.resolved(), "blackbox": None}  # it need not know the URL or the API key
     paths = [None if transfer is None else transfer.path for transfer in transfers]
     folders = [None if path is None else str(path.absolute()) for path in paths]
     outside = [name.partition(":")[0] for name in _texts(thief) if plugins.is_path(name)]
@@ -154,15 +154,15 @@ def _texts(tree: Any) -> Iterator[str]:
 
 
 class _Relay:
-    """Answers what an attack's process asks, until it is done.
+    """Answers the requests of an attack's process until it is done.
 
     Args:
-        wire: To the process.
-        pid: Its id.
-        theft: What it does.
-        blackboxes: Answer its queries.
-        owed: Budgets of each black box whose substitutes it owes.
-        on_epoch: Called with what it says of its trainings.
+        wire: Pipe to the process.
+        pid: The process id.
+        theft: The theft.
+        blackboxes: The black boxes that answer its queries.
+        owed: For each black box, the budgets whose substitutes are outstanding.
+        on_epoch: Called with the progress of its trainings.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class _Relay:
         self._refused: tuple[str, BaseException] | None = None
 
     def rungs(self) -> Iterator[tuple[int, Rung]]:
-        """Yield the substitutes, each with the number of its black box."""
+        """Yield the substitutes, each with the index of its black box."""
         while True:
             header, block = self._next()
             kind = header.get("do")
@@ -208,7 +208,7 @@ class _Relay:
         except (EOFError, OSError):
             raise self._death() from None
         except ValueError as error:
-            raise AttackFailed(f"its process sent what is no message: {error}") from None
+            raise AttackFailed(f"its process sent an invalid message: {error}") from None
 
     def _send(self, header: Tree, block: bytes | memoryview = b"") -> None:
         try:
@@ -231,7 +231,7 @@ class _Relay:
         self._send(header, block)
 
     def _place(self, header: Mapping[str, Any]) -> int:
-        """Return the number of the black box that a message is about."""
+        """Return the index of the black box that a message refers to."""
         place = header.get("box", 0)
         if type(place) is not int or not 0 <= place < len(self.blackboxes):
             raise AttackFailed(f"its process asked for black box {str(place)[:40]} of {len(self.blackboxes)}")
@@ -246,7 +246,7 @@ class _Relay:
         return array_header(answers), array_block(answers)
 
     def _epoch(self, header: Mapping[str, Any]) -> None:
-        """Pass on how far a training is; what makes no sense is dropped, since nothing depends on it."""
+        """Pass on the progress of a training; malformed progress is dropped, since nothing depends on it."""
         epoch, epochs, loss = (header.get(key) for key in ("epoch", "epochs", "loss"))
         if self.on_epoch is None or not isinstance(loss, (int, float)):
             return
@@ -254,7 +254,7 @@ class _Relay:
             self.on_epoch(epoch, epochs, float(loss))
 
     def _failure(self, header: Mapping[str, Any]) -> BaseException:
-        """Return why the theft failed: what this process met, if that is what ended it."""
+        """Return why the theft failed: the error of this process, if that ended it."""
         if self._refused is not None and header.get("kind") == self._refused[0]:
             return self._refused[1]
         error: MeaRayError = read_error(header)
@@ -290,11 +290,11 @@ def _curves(given: Any) -> dict[str, list[tuple[int, float]]]:
     try:
         return {str(name): [(int(at), float(value)) for at, value in points] for name, points in given.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise AttackFailed(f"its curves are no (queries, value) points by name: {error}") from None
+        raise AttackFailed(f"its curves are not (queries, value) points by name: {error}") from None
 
 
 class _Trace(Exception):
-    """Stands for an error of another process: shows where it was raised there."""
+    """Represents an error of another process: shows where it was raised there."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"

@@ -1,7 +1,7 @@
-"""What an attack's process may reach: a short environment, and of the files only programs and its own folders.
+"""The sandbox of an attack's process: a minimal environment, and only program files and its own folders.
 
-Files and other processes are closed by Landlock, which Linux has from 5.13 on unless it was built without (signals from
-ABI 6 on), and sockets by a seccomp filter. Elsewhere the environment alone is short.
+Landlock, in Linux from 5.13 on unless disabled at build time, blocks files and other processes (signals from ABI 6 on),
+and a seccomp filter blocks sockets. Elsewhere only the environment is restricted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE = 1 << 0, 1 << 1, 1 << 2
 _FIRST_RIGHTS = (1 << 13) - 1  # all of ABI 1: execute, read, write, list, make and remove
 _MAKE_DIR, _MAKE_REG = 1 << 7, 1 << 8
 _WRITE = 0b111111 | _MAKE_DIR | _MAKE_REG  # also removes; makes no device, socket, pipe or link
-_REFER = 1 << 13  # handled and never given: nothing is moved between folders
+_REFER = 1 << 13  # handled and never granted: nothing is moved between folders
 _ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
 _READ = _EXECUTE | _READ_FILE | _READ_DIR
 _TCP = 0b11  # bind and connect
@@ -48,7 +48,7 @@ _SYSTEM = (
     *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/sys", "/nix", "/opt/rocm"),
     *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/timezone", "/etc/passwd"),
     *("/etc/group", "/etc/nsswitch.conf", "/etc/alternatives", "/etc/OpenCL"),
-    # Of /proc its own part alone: not every kernel's Landlock closes the environment and the memory maps of others.
+    # Only its own entry of /proc: not every kernel's Landlock blocks the environment and memory maps of others.
     *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/version", "/proc/uptime", "/proc/loadavg"),
     *("/proc/filesystems", "/proc/devices", "/proc/modules", "/proc/sys", "/proc/driver"),
 )
@@ -57,11 +57,11 @@ _GPUS = ("nvidia*", "dri", "kfd", "nvidia-caps")
 
 
 def short_environment(environ: Mapping[str, str], path: Iterable[str]) -> dict[str, str]:
-    """Return what an attack's process gets of an environment: what Python, torch and a GPU need, and no secret.
+    """Return the environment of an attack's process: what Python, torch and a GPU need, and no secret.
 
     Args:
         environ: The environment.
-        path: What the process is to have as ``sys.path``; an empty entry stands for the working directory.
+        path: The ``sys.path`` of the process; an empty entry stands for the working directory.
     """
     passed_on = {
         name: value
@@ -74,10 +74,10 @@ def short_environment(environ: Mapping[str, str], path: Iterable[str]) -> dict[s
 
 
 def readable(modules: Iterable[str]) -> list[str]:
-    """Return the folders and files that a program of this Python needs, without importing anything.
+    """Return the folders and files that a program of this Python needs to read, without importing anything.
 
     Args:
-        modules: Names of modules from outside that it will import.
+        modules: Names of external modules that it will import.
     """
     paths = [*_SYSTEM, sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable))]
     paths += [os.path.dirname(os.__file__), str(Path(__file__).parents[2])]
@@ -85,7 +85,7 @@ def readable(modules: Iterable[str]) -> list[str]:
     paths += [entry for name in ("LD_LIBRARY_PATH", "CUDA_HOME") for entry in os.environ.get(name, "").split(":")]
     for entry in sys.path:
         paths += _modules_in(entry)
-    for module in {name.partition(".")[0] for name in modules}:  # of an editable install, say
+    for module in {name.partition(".")[0] for name in modules}:  # e.g. of an editable install
         spec = importlib.util.find_spec(module)
         if spec is not None:
             paths += list(spec.submodule_search_locations or ([spec.origin] if spec.origin else []))
@@ -93,7 +93,7 @@ def readable(modules: Iterable[str]) -> list[str]:
 
 
 def _modules_in(folder: str) -> list[str]:
-    """Return what can be imported from a folder that may hold more than code, such as the working directory."""
+    """Return what can be imported from a folder that can hold more than code, such as the working directory."""
     try:
         entries = list(os.scandir(folder or "."))
     except OSError:
@@ -115,16 +115,16 @@ def version() -> int:
 
 
 def close_in(read: Iterable[str], write: Iterable[str]) -> int:
-    """Close this process in, and all that it starts: for good, as far as this system can.
+    """Sandbox this process and its children irrevocably, as far as this system can.
 
-    To be called while the process has one thread.
+    Must be called while the process has a single thread.
 
     Args:
-        read: Folders and files that it may read and run.
-        write: Folders that it may also change.
+        read: Folders and files that it can read and execute.
+        write: Folders that it can also change.
 
     Returns:
-        The version of Landlock; 0 where there is none, and nothing was closed.
+        The version of Landlock; 0 where there is none, and nothing was restricted.
     """
     if not sys.platform.startswith("linux"):
         return 0
@@ -153,12 +153,12 @@ def close_in(read: Iterable[str], write: Iterable[str]) -> int:
 
 
 def closes_sockets() -> bool:
-    """Return whether ``close_in`` closes sockets here."""
+    """Return whether ``close_in`` blocks sockets here."""
     return sys.platform.startswith("linux") and platform.machine() in _MACHINES
 
 
 def _close_sockets(libc: ctypes.CDLL) -> None:
-    """Refuse new sockets of any kind, and calls that reach into another process; what is open stays open."""
+    """Block new sockets of any kind, and system calls that access another process; open sockets stay open."""
     if not closes_sockets():
         return
     architecture, calls = _MACHINES[platform.machine()]
@@ -177,7 +177,7 @@ def _gpus() -> list[str]:
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: str, rights: int) -> None:
-    """Add a rule for a path and all below it; a path that is not there needs none."""
+    """Add a rule for a path and everything below it; a missing path needs none."""
     try:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""What an attack's process and its owner's say to each other: JSON, and arrays as plain bytes. Nothing is unpickled."""
+"""The protocol between an attack's process and its parent: JSON, and arrays as raw bytes. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mea_ray.core.errors import AttackFailed, BadQuery, MeaRayError, QueryError
 
 Tree = dict[str, Any]
 LONGEST_HEADER = 64 * 2**20
-"""Bytes of JSON in one message, at most: an attack's curves are the longest."""
+"""Maximum size of a message's JSON, in bytes: an attack's curves are the longest."""
 LONGEST_BLOCK = 2**31 - 1
-"""Bytes of an array or of a network's weights in one message, at most."""
+"""Maximum size of an array or of a network's weights in a message, in bytes."""
 
 
 class MessagePipe:
-    """Messages over a connection: a header of JSON and a block of bytes, which may be empty.
+    """Messages over a connection: a JSON header and a block of bytes, which can be empty.
 
     Args:
-        connection: Only its bytes are used, never its pickles.
+        connection: Used for raw bytes only, never for pickles.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -59,7 +59,7 @@ class MessagePipe:
 
 
 def array_header(array: npt.NDArray[Any]) -> Tree:
-    """Return what the bytes of an array have to be read with."""
+    """Return the dtype and shape needed to read an array's bytes."""
     return {"dtype": str(array.dtype), "shape": list(array.shape)}
 
 
@@ -74,11 +74,11 @@ def read_array(header: Mapping[str, Any], block: bytes, dtypes: tuple[str, ...],
     Args:
         header: Its ``dtype`` and ``shape``, as the sender gave them.
         block: Its bytes.
-        dtypes: What it may consist of.
-        dimensions: How many dimensions it must have.
+        dtypes: Allowed dtypes.
+        dimensions: Required number of dimensions.
 
     Raises:
-        BadQuery: The message describes no such array.
+        BadQuery: The message does not describe such an array.
     """
     dtype, shape = header.get("dtype"), header.get("shape")
     if dtype not in dtypes:
@@ -98,7 +98,7 @@ def read_array(header: Mapping[str, Any], block: bytes, dtypes: tuple[str, ...],
 
 
 def error_header(error: BaseException) -> Tree:
-    """Describe an error in plain words: one of mea_ray by name and arguments, any other by its text."""
+    """Describe an error as JSON: one of mea_ray by name and arguments, any other by its text."""
     name = type(error).__name__
     if isinstance(error, MeaRayError) and getattr(errors, name, None) is type(error):
         try:
@@ -125,7 +125,7 @@ def read_error(header: Mapping[str, Any]) -> MeaRayError:
 
 
 def refusal(error: BaseException) -> Tree:
-    """Describe why a query was not answered: a refusal of the API as it is, any other failure without its details."""
+    """Describe why a query failed: a refusal of the API in full, any other failure without its details."""
     if isinstance(error, QueryError):
         return error_header(error)
     return {"kind": "ServiceUnavailable", "args": ["the victim's service does not answer"]}

@@ -1,1 +1,1 @@
-"""Someone else's model as a suspect: read from a file, a URL or a function, and queried in its own process."""
+"""Someone else's model as a suspect: a file in its own process, a URL, or a function."""

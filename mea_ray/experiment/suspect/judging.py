@@ -35,17 +35,17 @@ class Terms:
     """What the owner says about a suspect.
 
     Attributes:
-        classes: ``match``, or a file with the suspect's class names or columns; None for the victim's order.
-        outputs: What the suspect answers with; None to find out.
-        preprocessing: What it expects of an image.
-        architecture: Network of a file of weights; the victim's when None.
+        classes: ``match``, or a file with the suspect's class names or columns; None takes the victim's order.
+        outputs: Type of the suspect's outputs; None detects it.
+        preprocessing: Its input format.
+        architecture: Network for a file of weights; None takes the victim's.
         output: Name of the output of a file that has several.
-        budget: Query budget of the theft that is claimed: stolen null models of this budget are the controls. The
-            largest that there is when None.
-        seen: When the suspect was first seen; the commitment must be older. Now when None.
-        limits: What the process of a file may use.
+        budget: Query budget of the claimed theft, in images: null models stolen with it are the controls. None takes
+            the largest.
+        seen: When the suspect was first seen; the commitment must be older. None takes the current time.
+        limits: Resource limits of a file's process.
         open_url: Opens a URL.
-        command: What was typed, for the record.
+        command: The command line, for the record.
     """
 
     classes: str | None = None
@@ -65,17 +65,17 @@ class _VerdictPart(BaseModel):
 
 
 class SuspectRecord(_VerdictPart):
-    """How a suspect was asked.
+    """How a suspect was queried.
 
     Attributes:
-        name: What the owner called it: a path, a URL, a function.
+        name: Its name on the command line: a path, a URL, a function.
         kind: What it is.
         sha256: Of its file; empty where there is none.
-        network: How its process was kept from the network; empty for a suspect without a process of its own.
-        outputs: What it answers with.
-        order: Whether the order of its classes was named, matched on clean images, or assumed to be the victim's.
+        network: How its process was isolated from the network; empty for a suspect without its own process.
+        outputs: Type of its outputs.
+        order: Whether the order of its classes was given, matched on clean images, or assumed to be the victim's.
         columns: Its column for each of the victim's classes.
-        preprocessing: What it was given.
+        preprocessing: Its input format.
     """
 
     name: str
@@ -103,10 +103,10 @@ class StatisticRecord(_VerdictPart):
         suspect: Its value for the suspect.
         victim: For the victim; None if it was not measured.
         largest_null: The largest of the null models.
-        position: Place among the null models, 1 is the first.
-        total: Null models and the suspect.
-        key_position: Place of the key among all admissible keys on this suspect; None where keys are not ranked.
-        key_total: All admissible keys.
+        position: Rank among the null models, from 1.
+        total: Number of null models plus the suspect.
+        key_position: Rank of the key among all admissible keys on this suspect, from 1; None if keys are not ranked.
+        key_total: Number of admissible keys.
     """
 
     name: str
@@ -120,30 +120,30 @@ class StatisticRecord(_VerdictPart):
 
 
 class Verdict(_VerdictPart):
-    """The verdict on one suspect, with all that it rests on. Rates and accuracies are in [0, 1].
+    """The verdict on one suspect, with its evidence. Rates and accuracies are in [0, 1].
 
     Attributes:
         verdict: See ``verification.verdict.SEVERITY``.
-        reasons: Why, worst first.
+        reasons: Reasons, worst first.
         p_value: Combined p-value.
         significance: Largest p-value at which theft is proved.
         above_threshold: Whether the success rate is above the paper's threshold. It does not decide.
-        statistic: What the models were ranked by.
-        date: When it was given, UTC, ISO 8601.
-        command: What was typed.
+        statistic: The statistic by which models were ranked.
+        date: Date of the verdict, UTC, ISO 8601.
+        command: The command line.
         victim: Name of the victim.
-        victim_sha256: Of its weights.
+        victim_sha256: SHA-256 of the victim's weights.
         watermark: Name of the scheme.
         key: Fingerprint of the key, and the commitment to it.
-        suspect: How the suspect was asked.
-        null_models: Innocent models that it was ranked among.
-        stolen_null_models: Innocent models that were stolen with ``budget``, as controls.
-        budget: Of these; None without any.
-        report: What verification measured of the suspect.
-        victim_report: What it measured of the victim.
+        suspect: How the suspect was queried.
+        null_models: Number of innocent models that it was ranked among.
+        stolen_null_models: Number of innocent models that were stolen with ``budget``, as controls.
+        budget: Query budget of these, in images; None without any.
+        report: Verification of the suspect.
+        victim_report: Verification of the victim.
         statistics: Statistic by statistic.
         would_change: What would change the conclusion.
-        notes: What the reader should know about how it was measured.
+        notes: Remarks on the measurement.
     """
 
     schema_version: Literal[1] = 1
@@ -187,13 +187,13 @@ def verify_suspect(
     Args:
         victim: The victim, with its folder, which holds its null models and the commitment.
         suspect: A file, a folder, a URL or ``package.module:function``; or a function of float32 images (N, C, H, W).
-        terms: What is known of the suspect.
-        on_asked: Called with the images asked so far, after each request.
+        terms: What is known about the suspect.
+        on_asked: Called with the number of images queried so far, after each request.
 
     Raises:
         ConfigError: The victim cannot be verified in this way, or there are no null models yet.
-        DataError: The victim's data are not at hand, or have changed.
-        SuspectError: The suspect cannot be loaded, asked or understood.
+        DataError: The victim's data are missing, or have changed.
+        SuspectError: The suspect cannot be loaded or queried, or its outputs cannot be interpreted.
         ArtifactError: A file is damaged.
     """
     terms = terms or Terms()
@@ -234,7 +234,7 @@ def held_out(victim: Victim) -> Splits:
     if data.fingerprint != victim.about.card.data_fingerprint:
         raise DataError(
             f"the data of victim {victim.name!r} have changed since it was trained (content {data.fingerprint}, not "
-            f"{victim.about.card.data_fingerprint}); restore them, or say where they are: data.path=FOLDER"
+            f"{victim.about.card.data_fingerprint}); restore them, or give their location: data.path=FOLDER"
         )
     return data
 
@@ -246,14 +246,14 @@ def with_data(victim: Victim, config: ExperimentConfig) -> Victim:
 
 def _check_victim(victim: Victim) -> None:
     if victim.key is None:
-        raise ConfigError(f"victim {victim.name!r} carries no watermark, so no suspect can be recognised by it")
+        raise ConfigError(f"victim {victim.name!r} carries no watermark, so no suspect can be verified with it")
     if victim.config.encodes:
         raise ConfigError(f"victim {victim.name!r} is an encoder; verify judges classifiers")
     watermark = victim.config.victim.watermark.build()
     if watermark.needs_log:
         raise ConfigError(
             f"victim.watermark={victim.config.victim.watermark.name} is in the answers of a service and is verified "
-            "with what a client asked; a sweep does that, verify does not"
+            "with a client's queries; a sweep does that, verify does not"
         )
 
 
@@ -338,7 +338,7 @@ def _judged(
 
 
 def _by_labels(report: ModelReport) -> ModelReport:
-    """Leave out what was computed from probabilities that the suspect did not give."""
+    """Leave out statistics of probabilities, which the suspect did not give."""
 
     def only(answers: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in answers.items() if name in LABEL_STATISTICS}
@@ -355,7 +355,7 @@ def _by_labels(report: ModelReport) -> ModelReport:
 
 
 def _statistic(wanted: str, reports: Sequence[ModelReport]) -> str:
-    """Return the statistic that models are ranked by: the config's, or one of labels if a suspect gives no more."""
+    """Return the statistic that models are ranked by: the config's, or a label-only one if it cannot be computed."""
     by_labels = {"lean": "lean_labels", "log_probability": "paired_labels", "paired": "paired_labels"}
     for name in (wanted, by_labels.get(wanted, "wsr")):
         if all(name in report.statistics for report in reports):
@@ -392,14 +392,14 @@ def _would_change(
     outputs: Kind,
     significance: float,
 ) -> list[str]:
-    """Say what would change the conclusion, in the order of what can be done."""
+    """List what would change the conclusion, the most practicable first."""
     place = victim.folder if victim.folder is not None else "VICTIM"
     reasons = []
     if judgement.verdict == "proved":
         first = evidence.null_models.total
         reasons.append(
-            f"One innocent model in {first} that scores as the suspect does would double the p-value by models; train "
-            f"more to be surer: mea-ray nulls {place} --count {2 * first}"
+            f"One innocent model in {first} that scores as high as the suspect would double the p-value by models; "
+            f"train more to be surer: mea-ray nulls {place} --count {2 * first}"
         )
         reasons.append("An older commitment by somebody else to a key that also recognises the suspect.")
         return reasons
@@ -412,17 +412,17 @@ def _would_change(
     needed = int(1 / significance)
     if evidence.p_value > significance and evidence.null_models.at_least == 0 and evidence.null_models.total < needed:
         reasons.append(
-            f"More null models, if none of them scores as the suspect does: mea-ray nulls {place} --count {needed - 1}"
+            f"More null models, if none of them scores as high as the suspect: mea-ray nulls {place} --count "
+            f"{needed - 1}"
         )
     if evidence.stolen_null_models is None or not evidence.stolen_null_models.references:
         reasons.append(
-            f"Innocent models that were stolen as you say the suspect was: mea-ray nulls {place} --stolen 8 "
-            "--budget IMAGES"
+            f"Innocent models that were stolen in the way you claim: mea-ray nulls {place} --stolen 8 --budget IMAGES"
         )
     if evidence.null_models.at_least:
         reasons.append(
             f"{evidence.null_models.at_least} of {evidence.null_models.references} innocent models score at least as "
-            "the suspect does; no number of further models makes such a rank significant."
+            "high as the suspect; no number of further models makes such a rank significant."
         )
     if not evidence.key_drawn:
         reasons.append(
@@ -430,7 +430,8 @@ def _would_change(
         )
     if outputs in {"labels", "top_k"}:
         reasons.append(
-            "The suspect's probabilities: labels say less, so more models are needed for the same certainty."
+            "The suspect's probabilities: labels carry less information, so they need more models for the same "
+            "certainty."
         )
     return reasons
 
@@ -439,27 +440,29 @@ def _notes(assumed: bool, outputs: Kind, source: Source, evidence: Evidence, key
     notes = []
     if key is not None and key.seed_from == "config":
         notes.append(
-            "The key follows from victim.seed, so whoever has the victim's config can rebuild it. That is for "
+            "The key follows from victim.seed, so anyone with the victim's config can rebuild it. That is for "
             "experiments only: train the victim without victim.insecure_key_from_seed."
         )
     if assumed:
         low = evidence.accuracy < evidence.least_accuracy
-        hint = "; its accuracy is low, so it may be another: try --classes match" if low else ""
+        hint = "; its accuracy is low, so the order may differ: try --classes match" if low else ""
         notes.append(f"The order of the suspect's classes was assumed to be the victim's{hint}.")
     if outputs == "labels":
-        notes.append("The suspect gives labels alone, so only statistics of labels count.")
+        notes.append("The suspect gives only labels, so only statistics of labels count.")
     if outputs == "top_k":
         notes.append("The suspect hides the smaller probabilities, so only statistics of labels count.")
     if source.network == "python":
-        notes.append("This system allows no network namespace: native code in the file could have used the network.")
+        notes.append(
+            "This system does not allow network namespaces: native code in the file could have used the network."
+        )
     return notes
 
 
 def fitting_budget(records: list[NullRecord], budget: int | None) -> None:
-    """Refuse a budget that no null model was stolen with.
+    """Reject a budget with which no null model was stolen.
 
     Raises:
-        ConfigError: There is none; the message lists those that there are.
+        ConfigError: There is none; the message lists the available budgets.
     """
     known = budgets(records)
     if budget is not None and budget not in known:

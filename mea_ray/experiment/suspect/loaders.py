@@ -20,7 +20,7 @@ _ONNX_TYPES: dict[str, type[np.generic]] = {
     "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8,
 }
-"""Types of an ONNX file's input, to those of numpy."""
+"""Maps input types of ONNX to those of numpy."""
 
 
 def _onnx(path: Path, job: dict[str, Any]) -> Opened:
@@ -52,13 +52,13 @@ def _onnx(path: Path, job: dict[str, Any]) -> Opened:
 
 
 def _module(module: Any, output: str | None, kind: torch.dtype, batch: int | None = None) -> Ask:
-    """Return what asks a module.
+    """Return a function that queries a module.
 
     Args:
         module: The module.
-        output: Name, or place, of its output if it returns several.
+        output: Name or index of its output if it returns several.
         kind: Type of its input.
-        batch: Number of images that it takes; None for any.
+        batch: Fixed batch size; None for any.
     """
     whole = not kind.is_floating_point
 
@@ -70,7 +70,7 @@ def _module(module: Any, output: str | None, kind: torch.dtype, batch: int | Non
 
 
 def _one(given: Any, output: str | None) -> torch.Tensor:
-    """Return the output that was named of several."""
+    """Return the named one of several outputs."""
     several: dict[str, Any] = {}
     if isinstance(given, Mapping):
         several = {str(name): value for name, value in given.items()}
@@ -88,12 +88,12 @@ def _one(given: Any, output: str | None) -> torch.Tensor:
 
 
 def in_the_form(ask: Callable[[Array], Any], kind: type[np.generic], batch: int | None) -> Ask:
-    """Return what asks a model of a fixed type and number of images with any number of float32 images.
+    """Adapt the query function of a model with fixed input type and batch size to any number of float32 images.
 
     Args:
-        ask: Asks the model itself.
-        kind: Type of its input. Whole numbers are rounded and cut to its range.
-        batch: Images that it takes at a time, the last ones repeated to fill it up; None for any number.
+        ask: Queries the model itself.
+        kind: Type of its input. For integers, values are rounded and clipped to the type's range.
+        batch: Fixed batch size, filled up by repeating the last image; None for any.
     """
 
     def asking(images: npt.NDArray[np.float32]) -> Any:
@@ -129,14 +129,14 @@ def _torch_export(path: Path, job: dict[str, Any]) -> Opened:
 
 
 def _torchscript(path: Path, job: dict[str, Any]) -> Opened:
-    load: Any = torch.jit.load  # its annotations come and go with versions of torch
+    load: Any = torch.jit.load  # its type annotations depend on the version of torch
     module = load(str(path), map_location="cpu").eval()
     kinds = [each.dtype for each in module.parameters() if each.is_floating_point()]
     return _module(module, job.get("output"), kinds[0] if kinds else torch.float32), {}
 
 
 def _state(path: Path, job: dict[str, Any]) -> Opened:
-    """A state dict, in the architecture that the job names; images are then as everywhere in mea_ray."""
+    """Load a state dict into the job's architecture, with mea_ray's own input format."""
     from mea_ray.models.build import build_model
     from mea_ray.models.weights import load_weights, read_state
 

@@ -1,4 +1,4 @@
-"""A suspect as a network that the verifier can ask: images are brought into its form, answers into logits."""
+"""A suspect as a network for the verifier: images are converted to its input format, answers to logits."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from mea_ray.experiment.suspect.outputs import Kind, as_logits, as_rows, kind_of
 from mea_ray.models.foreign import Preprocessing, resized
 
 Ask = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
-"""float32 images, as the suspect expects them, to its answers, one row per image."""
+"""Maps float32 images in the suspect's input format to its answers, one row per image."""
 PROBED = 64
-"""Test images that the kind of the answers is read from."""
+"""Number of test images from which the type of the answers is inferred."""
 LUMINANCE = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in grey, ITU-R BT.601, as Pillow converts."""
+"""Weights of red, green and blue in grey, ITU-R BT.601, as in Pillow."""
 
 
 class ExpectedInput(NamedTuple):
-    """What a suspect takes.
+    """The input format of a suspect.
 
     Attributes:
-        preprocessing: What it expects of an image. Without ``mean`` the values of ``value_range`` go in as they are.
-        rows_last: It takes (N, H, W, C), as TensorFlow does, not (N, C, H, W).
-        channels: Number of its channels; None for the victim's. Grey images are repeated for three of them, and
-            coloured ones are made grey for one.
+        preprocessing: Its preprocessing. Without ``mean``, values in ``value_range`` are passed unchanged.
+        rows_last: Whether it takes (N, H, W, C), as TensorFlow does, instead of (N, C, H, W).
+        channels: Number of its channels; None for the victim's. Grey images are repeated to three channels, and colour
+            images converted to grey.
     """
 
     preprocessing: Preprocessing
@@ -41,10 +41,10 @@ class ExpectedInput(NamedTuple):
 
 
 def counted(ask: Ask, on_asked: Callable[[int], None]) -> Ask:
-    """Return ``ask`` with a listener that is called with the images queried so far.
+    """Wrap ``ask`` with a listener that is called with the number of images queried so far.
 
     Raises:
-        SuspectError: By the returned function: the suspect's API grants no more images.
+        SuspectError: Raised by the returned function: the suspect's API grants no more images.
     """
     asked = 0
 
@@ -67,10 +67,10 @@ def counted(ask: Ask, on_asked: Callable[[int], None]) -> Ask:
 
 @dataclass(frozen=True)
 class Form:
-    """The form in which a suspect is asked and answers.
+    """The input and output format of a suspect.
 
     Attributes:
-        taken: What it takes.
+        taken: The input format.
         outputs: What it answers with.
         columns: Its column for each of the victim's classes.
         width: Number of its classes.
@@ -86,8 +86,8 @@ class SuspectNetwork(nn.Module):
     """A suspect as a network of the victim's classes; implements what ``Verifier.report`` takes.
 
     Args:
-        ask: Asks the suspect.
-        form: Its form.
+        ask: Queries the suspect.
+        form: Its input and output format.
     """
 
     channels_last = False
@@ -104,7 +104,7 @@ class SuspectNetwork(nn.Module):
 
 
 def arranged(x: Tensor, taken: ExpectedInput) -> npt.NDArray[np.float32]:
-    """Bring float32 RGB images in [0, 1], (N, C, H, W), into the form that a suspect expects."""
+    """Convert float32 RGB images in [0, 1], (N, C, H, W), to a suspect's input format."""
     given = taken.preprocessing
     x = resized(_in_channels(x, taken.channels), given.size)
     if given.channel_order == "BGR":
@@ -134,19 +134,19 @@ def fitted(
     *,
     whole_numbers: bool = False,
 ) -> ExpectedInput:
-    """Fit the form of an image to the input that a file declares.
+    """Adapt the input format to the input that a file declares.
 
     Args:
-        given: What the user declared.
+        given: The user's declaration.
         shape: (channels, height, width) of the victim's images.
-        expected: The declared shape with its batch, None where a side is free; None if nothing is declared.
-        whole_numbers: It takes whole numbers from 0 to 255.
+        expected: The declared shape, including the batch, with None for free dimensions; None if nothing is declared.
+        whole_numbers: Whether it takes integers from 0 to 255.
 
     Returns:
-        What the suspect takes: the declared size if the user named none, and the values of whole numbers.
+        The suspect's input format: the declared size if the user gave none, and the value range of integers.
 
     Raises:
-        SuspectError: The input takes no images, or images of so many channels that ours cannot be brought into.
+        SuspectError: The input is not an image, or the victim's images cannot be converted to its number of channels.
     """
     if whole_numbers:
         given = _in_whole_numbers(given)
@@ -155,7 +155,7 @@ def fitted(
     if len(expected) != 4:
         raise SuspectError(
             f"the suspect's input has shape {expected}; images are (N, C, H, W) or (N, H, W, C): write a "
-            "package.module:function that brings them into its form"
+            "package.module:function that converts them"
         )
     channels = shape[0]
     first, last = expected[1], expected[3]
@@ -164,7 +164,7 @@ def fitted(
     if wanted is not None and wanted != channels and {wanted, channels} != {1, 3}:
         raise SuspectError(
             f"the suspect takes {wanted} channels and the victim's images have {channels}; only grey and RGB images "
-            "can be brought into each other's form: write a package.module:function that does it"
+            "can be converted into each other: write a package.module:function that does it"
         )
     height, width = expected[1:3] if rows_last else expected[2:4]
     if given.size is None and height is not None and width is not None and (height, width) != shape[1:]:
@@ -173,17 +173,17 @@ def fitted(
 
 
 def _channels_last(channels: int, first: int | None, last: int | None) -> bool:
-    """Return whether an input's last side is its channels: the one of both that can be a number of channels."""
+    """Return whether the channels are an input's last dimension: the one of both that can be a number of channels."""
     if first in {None, channels}:
         return first is None and last == channels
     return last == channels or (first not in {1, 3} and last in {1, 3})
 
 
 def _in_whole_numbers(given: Preprocessing) -> Preprocessing:
-    """Return the preprocessing of an input of whole numbers: 0 to 255 unless the user says otherwise.
+    """Return the preprocessing of an integer input: 0 to 255 unless the user sets it.
 
     Raises:
-        SuspectError: The user's mean or deviation would leave no whole numbers.
+        SuspectError: The user's mean or deviation cannot be applied to integers.
     """
     if given.mean is None:
         return given.changed(value_range=(0.0, 255.0), mean=(0.0,), deviation=(1.0,))
@@ -204,27 +204,27 @@ def find_form(
     columns: tuple[int, ...] | None,
     match: bool,
 ) -> tuple[Form, bool]:
-    """Ask a few test images, and say what the answers are.
+    """Query a few test images, and infer the format of the answers.
 
     Args:
-        ask: Asks the suspect.
+        ask: Queries the suspect.
         test: The victim's test images.
-        taken: What the suspect takes.
-        outputs: What the user says the answers are; None to find out.
+        taken: The suspect's input format.
+        outputs: The user's declaration of the answers' type; None detects it.
         columns: The suspect's column for each of the victim's classes; None for the same order.
-        match: Match the classes by the answers to all test images instead.
+        match: Whether to match the classes by the answers to all test images instead.
 
     Returns:
-        The form, and whether the order of the classes was assumed.
+        The format, and whether the order of the classes was assumed.
 
     Raises:
-        SuspectError: The answers cannot be understood, or the suspect has another number of classes.
+        SuspectError: The answers cannot be interpreted, or the suspect has another number of classes.
     """
     first = test.images[:: max(1, len(test) // PROBED)][:PROBED]
     answers = as_rows(ask(arranged(torch.from_numpy(first.astype(np.float32) / 255), taken)))
     kind = outputs if outputs is not None else kind_of(answers)
     width = answers.shape[1] if answers.ndim == 2 and answers.shape[1] > 1 else test.classes
-    if kind == "labels" and answers.ndim == 1:  # labels do not say how many classes there are
+    if kind == "labels" and answers.ndim == 1:  # labels do not tell the number of classes
         named = answers if not match else _labels(ask, test, taken)
         width = max(width, 1 + int(named.max()), 1 + max(columns or (0,)))
     form = Form(taken, kind, columns or tuple(range(width)), width)
@@ -233,7 +233,7 @@ def find_form(
         return replace(form, columns=matched_columns(predicted, test.labels, test.classes, width)), False
     if columns is None and width != test.classes:
         raise SuspectError(
-            f"the suspect has {width} classes and the victim {test.classes}; say which is which with --classes FILE "
+            f"the suspect has {width} classes and the victim {test.classes}; map them with --classes FILE "
             "(NAME: COLUMN for each class of the victim's), or --classes match"
         )
     if columns is not None and max(columns) >= width:
@@ -242,6 +242,6 @@ def find_form(
 
 
 def _labels(ask: Ask, test: ImageSet, taken: ExpectedInput) -> npt.NDArray[Any]:
-    """Return the labels that a suspect answers to all test images."""
+    """Return a suspect's labels for all test images."""
     images = (torch.from_numpy(test.images[at : at + 256].astype(np.float32) / 255) for at in range(0, len(test), 256))
     return np.concatenate([as_rows(ask(arranged(each, taken))) for each in images])

@@ -1,4 +1,4 @@
-"""From what a user calls a suspect (a file, a folder, a URL, ``pkg:function``) to a function that can be queried."""
+"""Opens a suspect (a file, a folder, a URL, ``pkg:function``) as a function that can be queried."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ SourceKind = Literal["onnx", "torch.export", "torchscript", "weights", "model fo
 
 @dataclass(frozen=True)
 class Source:
-    """Where a suspect comes from.
+    """The source of a suspect.
 
     Attributes:
-        text: What the user wrote.
+        text: The user's text.
         kind: What it is.
         sha256: Of the file, or of a folder's weights; empty for what has no file.
-        network: How its process was kept from the network (``namespace`` or ``python``); empty without one.
-        input_shape: Shape that its file declares, with the batch; None if it declares none.
-        whole_numbers: Its file declares that it takes whole numbers.
+        network: How its process was isolated from the network (``namespace`` or ``python``); empty without a process.
+        input_shape: Input shape that its file declares, including the batch; None if it declares none.
+        whole_numbers: Whether its file declares an integer input.
     """
 
     text: str
@@ -47,14 +47,14 @@ class Source:
 
 @dataclass(frozen=True)
 class HowToOpen:
-    """What the user says about a suspect beside its name.
+    """The user's settings for opening a suspect.
 
     Attributes:
-        architecture: Network of a file of weights.
+        architecture: Network for a file of weights.
         shape: (channels, height, width) of the images, for that network.
         classes: Number of the suspect's classes, for that network.
         output: Name of the output of a file that has several; the first of an ONNX file when None.
-        limits: What a file's process may use.
+        limits: Resource limits of a file's process.
         open_url: Opens a URL.
     """
 
@@ -70,7 +70,7 @@ def kind_of_source(text: str) -> SourceKind:
     """Return what a suspect is, from its name and the first bytes of its file.
 
     Raises:
-        ConfigError: It is nothing that can be queried.
+        ConfigError: It cannot be queried.
     """
     if text.startswith(("http://", "https://")):
         return "url"
@@ -84,7 +84,7 @@ def kind_of_source(text: str) -> SourceKind:
     if plugins.is_path(text):
         return "function"
     raise ConfigError(
-        f"suspect {text!r} is no file, no folder, no URL and no package.module:function; give an ONNX, torch.export, "
+        f"suspect {text!r} is not a file, a folder, a URL or package.module:function; give an ONNX, torch.export, "
         "TorchScript or safetensors file, a state dict, a URL, or a function of images"
     )
 
@@ -98,7 +98,7 @@ def _kind_of_file(path: Path) -> SourceKind:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()[:10_000]]
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is a damaged zip file: {error}; fetch it again") from error
+        raise ArtifactError(f"{path} is a damaged zip file: {error}; download it again") from error
     if path.suffix == ".pt2" or "archive_format" in names or any(name.startswith("models/") for name in names):
         return "torch.export"
     return "torchscript" if "constants.pkl" in names or any(name.startswith("code/") for name in names) else "weights"
@@ -111,17 +111,17 @@ def _fingerprint(path: Path) -> str:
 
 @contextmanager
 def opened(text: str, how: HowToOpen) -> Iterator[tuple[Ask, Source]]:
-    """Open a suspect; a file runs in a process of its own, which ends with the ``with`` block.
+    """Open a suspect; a file runs in its own process, which ends with the ``with`` block.
 
     Raises:
-        ConfigError: The name stands for nothing that can be queried.
+        ConfigError: The name does not refer to anything that can be queried.
         SuspectError: It cannot be loaded.
         ArtifactError: It is damaged.
     """
     kind = kind_of_source(text)
     if kind == "url":
         if how.open_url is None:
-            raise ConfigError(f"{text}: there is no client for URLs here")
+            raise ConfigError(f"{text}: URLs are not supported here")
         yield how.open_url(text), Source(text, kind)
     elif kind == "function":
         yield _function(text), Source(text, kind)
@@ -152,7 +152,7 @@ def _spec(choice: ModelChoice) -> dict[str, Any]:
 def _folder(folder: Path) -> Ask:
     """Load a folder that mea_ray wrote: safetensors and JSON. A network from outside mea_ray is refused.
 
-    ``model.json`` names the network. It is someone else's file, and importing what it names would run code.
+    ``model.json`` names the network. It comes from someone else, and importing a module that it names would run code.
     """
     model, _ = load_model(folder, own_networks_only=True)
 
@@ -167,7 +167,7 @@ def _folder(folder: Path) -> Ask:
 def _function(text: str) -> Ask:
     function = plugins.load(f"suspect {text!r}", text)
     if not callable(function):
-        raise ConfigError(f"suspect {text!r} is no function; it must take float32 images (N, C, H, W) in [0, 1]")
+        raise ConfigError(f"suspect {text!r} is not a function; it must take float32 images (N, C, H, W) in [0, 1]")
 
     def ask(images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         given = function(images)
@@ -177,7 +177,7 @@ def _function(text: str) -> Ask:
         if given.dtype.kind not in "fiu" or given.ndim < 1 or len(given) != len(images):
             raise SuspectError(
                 f"{text} returned {given.dtype} {given.shape} for {len(images)} images; it must return one row of "
-                "numbers, or one label, for each"
+                "class scores, or one label, per image"
             )
         return given
 
@@ -188,17 +188,17 @@ def class_map(text: str | None) -> tuple[Mapping[str, int] | list[str] | None, b
     """Read ``--classes``: ``match``, or a YAML file with a list of names or ``NAME: COLUMN``.
 
     Returns:
-        Names or columns, None if there are none; and whether to match by the answers.
+        Names or columns, or None; and whether to match by the answers.
 
     Raises:
-        ConfigError: The file cannot be read, or holds something else.
+        ConfigError: The file cannot be read, or has other content.
     """
     if text is None or text == "match":
         return None, text == "match"
     try:
         written = read_at_most(Path(text), yaml_text.MAX_BYTES).decode("utf-8-sig")
         content = yaml_text.parse(written, f"--classes {text}")
-    except (OSError, ValueError) as error:  # ValueError: no text, or a path with a null character
+    except (OSError, ValueError) as error:  # ValueError: not text, or a path with a null character
         raise ConfigError(f"--classes {text} cannot be read: {error}; give a YAML or JSON file, or match") from error
     if isinstance(content, list):
         return [str(name) for name in content], False

@@ -1,4 +1,4 @@
-"""What the numbers are that a suspect answers with: logits, probabilities, the largest few of them, or labels."""
+"""The types of a suspect's outputs: logits, probabilities, the k largest probabilities, or labels."""
 
 from __future__ import annotations
 
@@ -15,41 +15,42 @@ from mea_ray.core.types import Labels
 Kind = Literal["logits", "probabilities", "top_k", "labels"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LABEL_STATISTICS = ("wsr", "paired_labels", "lean_labels")
-"""Statistics that need no more than the class of each answer."""
+"""Statistics that need only labels."""
 LEAST = 1e-12
-"""Probability that stands for one that was answered as 0 or left out."""
+"""Probability that replaces 0 or a missing one."""
 _ONE = 5e-3
-"""What the sum of a row of probabilities may differ from 1 by: half precision rounds a thousand classes so far."""
+"""Tolerance for the sum of a row of probabilities: the error of half precision with a thousand classes."""
 
 
 def kind_of(answers: npt.NDArray[Any]) -> Kind:
-    """Return what answers are, from many of them; the images should be of all classes.
+    """Infer the type of answers from many of them; the images should cover all classes.
 
     Args:
         answers: (N, ...) numbers as the suspect gave them.
 
     Returns:
-        ``labels`` for one whole number per image, or rows with a single 1. ``top_k`` for rows in which the same number
+        ``labels`` for one integer per image, or one-hot rows. ``top_k`` for rows in which the same number
         of classes, fewer than all, has a probability. ``probabilities`` for rows that sum to 1. ``logits`` for numbers
         below 0 or above 1 (logarithms of probabilities are logits, too).
 
     Raises:
-        SuspectError: The numbers could be several of these.
+        SuspectError: The type is ambiguous.
     """
     answers = as_rows(answers)
     if answers.ndim == 1:
         return _single(answers)
     if answers.ndim != 2:
         raise SuspectError(
-            f"the suspect gives {answers.shape[1:]} numbers per image; one row of classes is needed: name another of "
+            f"the suspect gives {answers.shape[1:]} numbers per image; one row of class scores is needed: choose "
+            "another of "
             "its outputs with --output, or write a package.module:function that returns such rows"
         )
     if not np.isfinite(answers).all():
         raise SuspectError("the suspect gives numbers that are not finite")
     if (answers >= 0).all() and np.allclose(answers.sum(1), 100, atol=100 * _ONE):
         raise SuspectError(
-            "the suspect's answers sum to 100, so they look like per cent; divide them by 100 (scale: 100 in the "
-            "description of an API), or say --outputs logits if they are logits"
+            "the suspect's answers sum to 100, so they look like percentages; divide them by 100 (scale: 100 in the "
+            "description of an API), or give --outputs logits if they are logits"
         )
     if (answers < 0).any() or (answers > 1 + _ONE).any():
         return "logits"
@@ -62,7 +63,7 @@ def kind_of(answers: npt.NDArray[Any]) -> Kind:
         return "probabilities"
     raise SuspectError(
         "the suspect's answers are in [0, 1] but do not sum to 1: they may be rounded probabilities, a sigmoid for "
-        "each class, or small logits; say which with --outputs logits | probabilities | top_k | labels"
+        "each class, or small logits; declare the type with --outputs logits | probabilities | top_k | labels"
     )
 
 
@@ -70,13 +71,14 @@ def _single(values: npt.NDArray[Any]) -> Kind:
     if np.issubdtype(values.dtype, np.integer) or np.array_equal(values, np.rint(values)):
         return "labels"
     raise SuspectError(
-        "the suspect gives one number per image that is no label; a row of classes is needed: for the probability p of "
+        "the suspect gives one number per image that is not a label; a row of class scores is needed: for the "
+        "probability p of "
         "the second of two classes write a package.module:function that returns [1 - p, p]"
     )
 
 
 def as_rows(answers: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return answers without sides of length one behind the classes: (N, K, 1, 1) as (N, K), (N, 1) as (N,)."""
+    """Return answers without trailing dimensions of size one: (N, K, 1, 1) as (N, K), (N, 1) as (N,)."""
     answers = np.asarray(answers)
     while answers.ndim > 1 and answers.shape[-1] == 1:
         answers = answers[..., 0]
@@ -84,16 +86,16 @@ def as_rows(answers: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def spread_unnamed(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Give each answer that names none of the victim's classes a class in turn.
+    """Assign a class in turn to each answer that is none of the victim's classes.
 
-    A suspect that knows more classes than the victim may answer one of the others. Such a row holds equal numbers, of
-    which the first would count as the largest, and the first class may be the key's target.
+    A suspect with more classes than the victim can answer one of the others. Such a row holds equal numbers, of which
+    argmax would take the first, and the first class can be the key's target.
 
     Args:
-        logits: Of the victim's classes, float32 (N, K).
+        logits: Logits of the victim's classes, float32 (N, K).
 
     Returns:
-        The same, with another array where a row was changed.
+        The same array, or a copy if a row was changed.
     """
     unnamed = np.flatnonzero((logits == logits[:, :1]).all(1)) if logits.shape[1] > 1 else np.zeros(0, np.int64)
     if len(unnamed):
@@ -106,8 +108,8 @@ def as_logits(answers: npt.NDArray[Any], kind: Kind, classes: int) -> npt.NDArra
     """Return answers as logits: float32 (N, classes), finite; the largest is that of the answered class.
 
     Args:
-        answers: As the suspect gave them.
-        kind: What they are.
+        answers: The suspect's answers.
+        kind: Their type.
         classes: Number of the suspect's classes.
 
     Raises:
@@ -118,7 +120,7 @@ def as_logits(answers: npt.NDArray[Any], kind: Kind, classes: int) -> npt.NDArra
         return _of_labels(answers, classes)
     if answers.ndim != 2 or answers.shape[1] != classes:
         raise SuspectError(
-            f"the suspect gives {answers.shape[1:]} numbers per image, not one for each of {classes} classes"
+            f"the suspect gives {answers.shape[1:]} numbers per image, not one per class of {classes} classes"
         )
     if not np.isfinite(answers).all():
         raise SuspectError("the suspect gives numbers that are not finite")
@@ -132,8 +134,8 @@ def _of_labels(answers: npt.NDArray[Any], classes: int) -> npt.NDArray[np.float3
     labels = answers.argmax(1) if one_hot else answers.reshape(-1).astype(np.int64)
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise SuspectError(
-            f"the suspect answers labels {labels.min()} to {labels.max()}, but has {classes} classes; name all with "
-            "--classes FILE, in its order, or use --classes match"
+            f"the suspect answers labels {labels.min()} to {labels.max()}, but has {classes} classes; list all in "
+            "its order with --classes FILE, or use --classes match"
         )
     logits = np.full((len(labels), classes), np.log(LEAST), np.float32)
     logits[np.arange(len(labels)), labels] = 0
@@ -160,14 +162,14 @@ def class_columns(ours: Sequence[str], theirs: Sequence[str] | Mapping[str, int]
         )
     columns = tuple(int(known[name.strip().casefold()]) for name in ours)
     if len(set(columns)) < len(columns) or min(columns) < 0:
-        raise SuspectError(f"--classes gives the columns {list(columns)}; each class needs a column of its own")
+        raise SuspectError(f"--classes gives the columns {list(columns)}; each class needs its own column")
     return columns
 
 
 def matched_columns(predicted: Labels, labels: Labels, classes: int, columns: int) -> tuple[int, ...]:
-    """Match the suspect's columns with the victim's classes by what it answers to clean images.
+    """Match the suspect's columns with the victim's classes by its answers to clean images.
 
-    The watermark has no part in it: neither its samples nor its key are used.
+    The watermark is not involved: neither its samples nor its key are used.
 
     Args:
         predicted: The suspect's columns, int64 (N,).
@@ -176,7 +178,7 @@ def matched_columns(predicted: Labels, labels: Labels, classes: int, columns: in
         columns: Number of the suspect's columns, at least ``classes``.
 
     Returns:
-        The column of each class, the assignment under which most answers are right.
+        The column of each class, in the assignment under which most answers are correct.
 
     Raises:
         SuspectError: There are fewer columns than classes.

@@ -1,4 +1,4 @@
-"""Talks to the process of a suspect: starts it, sends images, reads answers, ends it. Trusts nothing that it sends."""
+"""The parent's side of a suspect's process: starts it, sends images, reads answers, ends it; trusts no output."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from mea_ray.core.errors import SuspectError
 from mea_ray.experiment.suspect.worker import send
 
 LARGEST_ANSWER = 1 << 30
-"""Bytes of one answer that are read, at most."""
+"""Maximum size of one answer, in bytes."""
 IMAGES_AT_ONCE = 256
 _ASKING = "asking it"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the process of a suspect may use.
+    """Resource limits of a suspect's process.
 
     Attributes:
         memory_gb: Address space, in GiB. PyTorch alone takes about two.
-        cpu_s: Seconds of CPU time in all.
-        answer_s: Seconds until the file is loaded, and until each request is answered.
+        cpu_s: Total CPU time, in seconds.
+        answer_s: Timeout for loading the file, and for each request, in seconds.
     """
 
     memory_gb: float = 16.0
@@ -43,16 +43,16 @@ class Limits:
 
 
 class SuspectProcess:
-    """A file's model in a process of its own, without network and with limits. Use it in a ``with`` block.
+    """A file's model in a separate process, without network and with resource limits. Use it in a ``with`` block.
 
     Args:
         kind: One of ``loaders.LOADERS``.
         path: The file.
-        limits: What it may use.
-        options: What the loader needs, plain JSON types.
+        limits: Its resource limits.
+        options: Options of the loader, plain JSON types.
 
     Attributes:
-        about: What is known of the model, once it is loaded.
+        about: The loader's description of the model, once it is loaded.
 
     Raises:
         SuspectError: The file cannot be loaded within the limits.
@@ -113,13 +113,13 @@ class SuspectProcess:
         self._folder.cleanup()
 
     def ask(self, images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """Ask the model in requests of at most ``IMAGES_AT_ONCE`` images.
+        """Query the model in requests of at most ``IMAGES_AT_ONCE`` images.
 
         Args:
             images: float32 (N, ...), as the model expects them, N >= 1.
 
         Returns:
-            What it returned, float32 or int64, N rows.
+            Its outputs, float32 or int64, N rows.
 
         Raises:
             SuspectError: It failed, took too long, or returned another number of rows.
@@ -156,7 +156,7 @@ class SuspectProcess:
             raise SuspectError(self._ended(doing))
         head, body = received
         if "error" in head:
-            form = "; if it takes images of another form, declare it with --preprocessing" if doing == _ASKING else ""
+            form = "; if it needs another input format, declare it with --preprocessing" if doing == _ASKING else ""
             raise SuspectError(f"{self.path}: {doing} failed: {str(head['error'])[:400]}{form}")
         try:
             return head, np.load(io.BytesIO(body), allow_pickle=False) if body else None
@@ -173,7 +173,7 @@ class SuspectProcess:
             box.put(None)
 
     def _ended(self, doing: str) -> str:
-        """Say why there is no answer."""
+        """Return the reason why there is no answer."""
         code = self._process.poll()
         self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - 2000))
         last = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]

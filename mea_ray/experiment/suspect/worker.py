@@ -1,8 +1,8 @@
-"""The process that a foreign file is loaded and queried in: ``python -m mea_ray.experiment.suspect.worker``.
+"""The process in which an untrusted file is loaded and queried: ``python -m mea_ray.experiment.suspect.worker``.
 
-It has no network, limited memory, time and file sizes, an empty environment and a working directory of its own.
-Requests come on stdin and answers go to stdout: a line of JSON, then as many bytes of ``.npy`` as the line says. What
-the file's own code prints goes to stderr.
+It has no network, limited memory, time and file sizes, an empty environment and its own working directory.
+Requests come on stdin and answers go to stdout: a line of JSON, then the number of ``.npy`` bytes given in it. Output
+of the file's own code goes to stderr.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Ask = Callable[[npt.NDArray[np.float32]], Any]
 
 
 def without_network() -> str:
-    """Leave the network: a namespace without interfaces where the kernel allows it, else a refusal inside Python.
+    """Cut off the network: by a namespace without interfaces if the kernel allows it, else by a hook inside Python.
 
     Returns:
         ``namespace`` or ``python``.
@@ -47,7 +47,7 @@ def _refuse_network(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def limit(memory_bytes: int, cpu_s: int, file_bytes: int = 1 << 20) -> None:
-    """Limit what this process may use; the kernel ends it beyond."""
+    """Limit the resources of this process; the kernel enforces the limits."""
     for what, most in (
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_CPU, cpu_s),
@@ -70,7 +70,7 @@ def send(stream: IO[bytes], head: dict[str, Any], array: npt.NDArray[Any] | None
 
 
 def read_exactly(stream: IO[bytes], size: int) -> bytes:
-    """Read so many bytes.
+    """Read exactly ``size`` bytes.
 
     Raises:
         EOFError: The other side is gone.
@@ -82,14 +82,14 @@ def read_exactly(stream: IO[bytes], size: int) -> bytes:
 
 
 def open_suspect(job: dict[str, Any]) -> tuple[Ask, dict[str, Any]]:
-    """Load the file of a job; return what asks it, and what is known of its input."""
+    """Load the file of a job; return a function that queries it, and a description of its input."""
     from mea_ray.experiment.suspect import loaders
 
     return loaders.LOADERS[job["kind"]](Path(job["path"]), job)
 
 
 def main() -> None:
-    """Load the suspect that the first line names, then answer until stdin is closed."""
+    """Load the suspect named in the first line, then answer until stdin is closed."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     requests = sys.stdin.buffer

@@ -7,14 +7,14 @@ from mea_ray.results.records import ModelReport
 
 
 def cost_of_mark(report: ModelReport, innocent: list[ModelReport]) -> tuple[float | None, float | None]:
-    """Return what the mark costs customers on the source classes, against models without it.
+    """Return what the mark costs customers on the source classes, compared with models without it.
 
     Args:
-        report: Of the victim.
-        innocent: Of null models, or of the classifier before it was marked.
+        report: Report of the victim.
+        innocent: Reports of null models, or of the classifier before it was marked.
 
     Returns:
-        The accuracy that is lost, and the calibration error that is added; None where it was not measured.
+        The loss of accuracy and the added calibration error, as fractions; None where not measured.
     """
     lost, blurred = [], []
     for other in innocent:

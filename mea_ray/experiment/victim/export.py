@@ -20,9 +20,9 @@ from mea_ray.models.base import ImageModel
 
 ONNX, TORCH_EXPORT = "model.onnx", "model.pt2"
 NEEDED = ("onnx", "onnxscript")
-"""Packages that an ONNX copy needs: the extra ``onnx``."""
+"""Packages needed for an ONNX copy: the extra ``onnx``."""
 TOLERANCE = 1e-3
-"""Largest difference of a logit between a network and its copy, relative to the largest logit."""
+"""Maximum difference of a logit between a network and its copy, relative to the largest logit."""
 
 
 def onnx_installed() -> bool:
@@ -43,7 +43,7 @@ def write_copies(folder: Path, model: ImageModel) -> list[str]:
         Names of the files that were written.
 
     Raises:
-        ArtifactError: The network cannot be exported, or a copy gives other logits than the network.
+        ArtifactError: The network cannot be exported, or the logits of a copy differ from the network's.
     """
     network = deepcopy(model).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
     writers: dict[str, Callable[[Path, ImageModel], None]] = {TORCH_EXPORT: _write_torch_export}
@@ -97,7 +97,7 @@ def _write_onnx(path: Path, model: ImageModel) -> None:
 
 
 def _compare(path: Path, model: ImageModel, run: Callable[[torch.Tensor], npt.NDArray[np.float32]]) -> None:
-    """Ask network and copy about three images, another number than the copy was traced with."""
+    """Compare network and copy on three images, another batch size than the copy was traced with."""
     images = _example(model, 3)
     with torch.no_grad():
         expected = model(images).numpy()

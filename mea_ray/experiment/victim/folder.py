@@ -13,7 +13,7 @@
         report.json        what verification measured of the victim
         nulls/             null models, from ``mea-ray nulls``
 
-All but ``owner/`` may be given to those who run the model.
+Everything except ``owner/`` can be given to those who run the model.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ VICTIM, CARD, OWNER, CONFIG, REPORT, NULLS = (
 
 @dataclass(frozen=True)
 class Victim:
-    """A watermarked model with its key and all that serving and verifying it takes.
+    """A watermarked model with its key and everything needed to serve and verify it.
 
     Attributes:
         model: The network, on the CPU, in eval mode.
         key: The owner's secret; None for a victim without a watermark.
         config: The experiment that made it: data, watermark, service, verification.
         about: Name, class names, preprocessing, card, hashes.
-        owner: What is the owner's alone: its name among artifacts, and what verification measured of it.
+        owner: The owner's private record: the name of its artifact, and its verification.
         folder: Where it is stored; None before it is saved.
     """
 
@@ -73,12 +73,12 @@ class Victim:
 
     @property
     def report(self) -> ModelReport:
-        """What verification measured of it."""
+        """Its verification."""
         return self.owner.report
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Its name."""
         return self.about.name
 
     @property
@@ -117,7 +117,7 @@ class Victim:
         return cls(model, key, config, about, OwnerRecord(artifact=artifact, report=report))
 
     def save(self, folder: str | Path, *, copies: bool = True) -> Victim:
-        """Write the folder: aside first, then renamed, so that it is there as a whole or not at all.
+        """Write the folder atomically: as a whole or not at all.
 
         Args:
             folder: A folder that does not exist yet, or is empty. Its last part becomes the victim's name.
@@ -127,7 +127,7 @@ class Victim:
             The same victim, with its new name, hashes and folder.
 
         Raises:
-            ConfigError: The folder holds something.
+            ConfigError: The folder is not empty.
             ArtifactError: The network cannot be stored or exported.
         """
         target = Path(folder).resolve()
@@ -172,10 +172,10 @@ class Victim:
 
     @classmethod
     def load(cls, folder: str | Path) -> Victim:
-        """Read a victim's folder; loading can never run code that came with it.
+        """Read a victim's folder; loading never runs code from it.
 
         Raises:
-            ArtifactError: It is not a victim's folder, a file is missing or damaged, or the owner's part is away.
+            ArtifactError: It is not a victim's folder, a file is missing or damaged, or the owner's part is missing.
         """
         folder = Path(folder).resolve()
         about = read_about(folder)
@@ -211,10 +211,10 @@ def is_victim(folder: Path) -> bool:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that would have to be overwritten.
+    """Reject a folder that would have to be overwritten.
 
     Raises:
-        ConfigError: It is a file, or holds something.
+        ConfigError: It is a file, or is not empty.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; give a new folder, or remove this one")

@@ -1,4 +1,4 @@
-"""From an experiment, or from the artifact of one, to a victim with its card."""
+"""Makes a victim with its card from an experiment, or from the artifact of one."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from mea_ray.watermarks.base import Key
 def make_victim(
     config: ExperimentConfig, name: str = "victim", *, on_epoch: OnEpoch = lambda role, name, epoch: None
 ) -> Victim:
-    """Train the victim of an experiment, or take it from the experiment's storage if it was trained before.
+    """Train the victim of an experiment, or load it from the experiment's storage if it was trained before.
 
     Args:
-        config: The experiment; its thief does nothing here.
-        name: What to call the victim.
+        config: The experiment; its thief is not used.
+        name: Name of the victim.
         on_epoch: Called after each epoch.
 
     Raises:
@@ -57,15 +57,15 @@ def victim_of_artifact(folder: Path, name: str = "victim") -> Victim:
     """Return the victim in an artifact of a sweep or of a local run, ``STORAGE/artifacts/victims/NAME``.
 
     Raises:
-        ArtifactError: It is not a victim, or its data changed since it was trained.
+        ArtifactError: It is not a victim, or its data have changed since it was trained.
     """
     if not (folder / artifacts.INFO).is_file() or not (folder / "config.yaml").is_file():
-        raise ArtifactError(f"{folder} is no artifact of a victim: {artifacts.INFO} or config.yaml is missing")
+        raise ArtifactError(f"{folder} is not the artifact of a victim: {artifacts.INFO} or config.yaml is missing")
     artifacts.check(folder)
     config = load_stored(folder / "config.yaml")
     data = load_owners_part(config)
     if victim_name(config, Fingerprints.of(data, config)) != folder.name:
-        raise ArtifactError(f"the data of {folder} changed since it was trained; restore them, or train again")
+        raise ArtifactError(f"the data of {folder} have changed since it was trained; restore them, or train again")
     model, _ = load_model(folder)
     with threads(config.resources.victim.cpus):
         return _described(config, data, model, stored_key(folder), folder, name)
@@ -114,7 +114,7 @@ def anchored(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _with_absolute_data(value: Any) -> Any:
-    """Return settings in which every dataset, also one inside of another component, has absolute paths."""
+    """Return settings in which every dataset, even one inside another component, has absolute paths."""
     if isinstance(value, tuple):
         return tuple(map(_with_absolute_data, value))
     if not isinstance(value, Settings):
@@ -130,5 +130,5 @@ def _with_absolute_data(value: Any) -> Any:
 def _absolute(path: Any) -> Any:
     if isinstance(path, tuple):
         return tuple(map(_absolute, path))
-    there = isinstance(path, str) and path and Path(path).expanduser().exists()  # not an address, not a pattern
+    there = isinstance(path, str) and path and Path(path).expanduser().exists()  # not a URL, not a pattern
     return str(Path(path).expanduser().absolute()) if there else path

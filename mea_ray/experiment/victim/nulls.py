@@ -1,4 +1,4 @@
-"""What verification measured of a victim's null models: one file per model in the owner's part of its folder."""
+"""Verification of a victim's null models: one file per model in the owner's part of its folder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class NullRecord(BaseModel):
     """One measured null model.
 
     Attributes:
-        made_by: Hash of all that the measurement follows from, see ``measured_by``.
-        index: Which null model.
-        report: What verification says of it, or of its substitute.
-        budget: Images that its thief was answered; None for the null model itself.
+        made_by: Hash of everything that determines the measurement, see ``measured_by``.
+        index: Index of the null model.
+        report: Verification of it, or of its substitute.
+        budget: Query budget of its thief, in images; None for the null model itself.
         thief: Hash of the thief's settings; empty for the null model itself.
         attack: Name of the thief's attack.
     """
@@ -38,7 +38,7 @@ class NullRecord(BaseModel):
 def measured_by(victim: Victim) -> str:
     """Return a hash of what measurements with a victim's key depend on: weights, data, and settings of verification.
 
-    A measurement that was made with other settings cannot be ranked among these.
+    Measurements with other settings cannot be ranked together with these.
     """
     verification = {
         name: value
@@ -67,14 +67,14 @@ def file_of(victim: Victim, index: int, budget: int | None = None, thief: str = 
 
 
 def keep(victim: Victim, record: NullRecord) -> None:
-    """Write a measurement, readable by the owner alone."""
+    """Write a measurement, readable only by the owner."""
     folder_of(victim).mkdir(mode=0o700, exist_ok=True)
     path = file_of(victim, record.index, record.budget, record.thief)
     write_whole(path, record.model_dump_json(indent=1), mode=0o600)
 
 
 def read_nulls(victim: Victim) -> list[NullRecord]:
-    """Return all measurements that fit the victim as it is now, by their file's name."""
+    """Return all measurements that match the victim in its current state, by file name."""
     made_by = measured_by(victim)
     records = [read_record(NullRecord, path) for path in sorted(folder_of(victim).glob("*.json"))]
     return [record for record in records if record is not None and record.made_by == made_by]
@@ -86,7 +86,7 @@ def innocent(records: list[NullRecord]) -> list[ModelReport]:
 
 
 def budgets(records: list[NullRecord]) -> list[int]:
-    """Return the budgets of the stolen null models, rising."""
+    """Return the budgets of the stolen null models, in ascending order."""
     return sorted({record.budget for record in records if record.budget is not None})
 
 
@@ -96,7 +96,7 @@ def stolen(records: list[NullRecord], budget: int) -> list[NullRecord]:
 
 
 def with_cost(victim: Victim) -> Victim:
-    """Return the victim with the cost of its mark against its null models on its card."""
+    """Return the victim with the cost of its mark, relative to its null models, on its card."""
     nulls = innocent(read_nulls(victim))
     if not nulls:
         return victim

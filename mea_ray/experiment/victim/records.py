@@ -1,4 +1,4 @@
-"""What ``victim.json`` says about a victim. Nothing in it gives the key away."""
+"""The content of ``victim.json``, which gives nothing of the key away."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _VictimPart(BaseModel):
 
 
 class InputFormat(_VictimPart):
-    """What an image must be before it goes into the network or into one of its exported copies.
+    """The input format of the network and its exported copies.
 
     Attributes:
         channels: 1 for grey images, 3 for colour.
@@ -53,7 +53,7 @@ class InputFormat(_VictimPart):
 
 
 class Card(_VictimPart):
-    """What a victim was made from, and what its mark costs.
+    """The data, training and cost of a victim.
 
     Attributes:
         data: Name of the dataset.
@@ -61,8 +61,9 @@ class Card(_VictimPart):
         train_images: Images that the victim was trained on.
         test_images: Images that the accuracies were measured on.
         accuracy: The victim's, on the test images.
-        accuracy_before: That of the trained classifier that the mark was put into; None if the victim was trained anew.
-        accuracy_null: Mean of the null models; None without any.
+        accuracy_before: That of the trained classifier that the mark was embedded into; None if the victim was trained
+            from scratch.
+        accuracy_null: Mean over the null models; None without any.
         source_cost: Accuracy that customers lose on the marked classes, against the null models or the classifier
             before, in [-1, 1]; None without either. The classes are the key's secret and are not named.
         calibration_cost: Calibration error that the mark adds on the same images.
@@ -89,12 +90,12 @@ class VictimRecord(_VictimPart):
     """The content of ``victim.json``.
 
     Attributes:
-        name: What people call the victim.
+        name: Name of the victim.
         created: Date and time in UTC, ISO 8601.
-        weights_sha256: Hash of ``model.safetensors``: what a commitment names.
+        weights_sha256: Hash of ``model.safetensors``, to which a commitment refers.
         class_names: One name per class, in the order of the logits.
-        preprocessing: What an image must be.
-        card: What the victim was made from, and what its mark costs.
+        preprocessing: The input format.
+        card: Data, training and cost of the victim.
         exports: The exported copies, file name to SHA-256.
         versions: Versions of the packages that made it.
     """
@@ -111,12 +112,12 @@ class VictimRecord(_VictimPart):
 
 
 class OwnerRecord(_VictimPart):
-    """The content of ``owner/report.json``: what is the owner's alone.
+    """The content of ``owner/report.json``, which is private to the owner.
 
     Attributes:
-        artifact: Name of the victim among the artifacts of a storage. It is a hash of all that made the victim, the
-            key's classes included. Somebody who knows all else could find these by trying.
-        report: What verification measured of the victim.
+        artifact: Name of the victim among the artifacts of a storage. It is a hash of everything that determines the
+            victim, the key's classes included. Someone who knows the rest could find these by brute force.
+        report: Verification of the victim.
     """
 
     artifact: str

@@ -50,11 +50,11 @@ def test_logits_of_probabilities_have_the_same_softmax() -> None:
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        (PROBABILITIES.round(1), "say which with --outputs"),
+        (PROBABILITIES.round(1), "declare the type with --outputs"),
         (1 / (1 + np.exp(-LOGITS)), "a sigmoid for each class"),
-        (LOGITS[:, 0], "one number per image that is no label"),
-        (LOGITS[None], "one row of classes"),
-        (100 * PROBABILITIES, "look like per cent"),
+        (LOGITS[:, 0], "one number per image that is not a label"),
+        (LOGITS[None], "one row of class scores"),
+        (100 * PROBABILITIES, "look like percentages"),
         (np.full((3, 6), np.nan), "not finite"),
     ],
 )
@@ -73,7 +73,7 @@ def test_classes_are_mapped_by_name_or_column() -> None:
     assert class_columns(["cat", "dog"], {"dog": 0, "cat": 5}) == (5, 0)
     with pytest.raises(SuspectError, match=r"lack \['dog'\]"):
         class_columns(["cat", "dog"], ["cat"])
-    with pytest.raises(SuspectError, match="a column of its own"):
+    with pytest.raises(SuspectError, match="its own column"):
         class_columns(["cat", "dog"], {"dog": 0, "cat": 0})
 
 

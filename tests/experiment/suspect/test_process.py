@@ -149,13 +149,13 @@ def test_a_function_is_asked_in_this_process() -> None:
         source,
     ):
         assert source.kind == "function" and ask(X).shape == (5, 10)
-    with opened(f"{__name__}:failing", HOW) as (ask, _), pytest.raises(SuspectError, match="one row of numbers"):
+    with opened(f"{__name__}:failing", HOW) as (ask, _), pytest.raises(SuspectError, match="one row of class scores"):
         ask(X)
 
 
 @pytest.mark.parametrize("text", ["nothing.here", "no/such/file.onnx", "../x", ""])
 def test_what_is_no_suspect_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no file, no folder, no URL|a folder without"):
+    with pytest.raises(ConfigError, match="is not a file, a folder, a URL|a folder without"):
         kind_of_source(text)
 
 

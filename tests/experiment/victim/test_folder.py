@@ -104,7 +104,7 @@ def test_artifacts_of_a_local_run_become_the_same_victim(tmp_path: Path) -> None
     assert of_artifact.owner == trained.owner and of_artifact.owner.artifact == result.victim
     assert of_artifact.report.accuracy == result.victim_report.accuracy
     assert of_artifact.report.wsr == result.victim_report.wsr
-    with pytest.raises(ArtifactError, match="no artifact of a victim"):
+    with pytest.raises(ArtifactError, match="not the artifact of a victim"):
         victim_of_artifact(tmp_path)
 
 
