@@ -1,4 +1,4 @@
-"""Several accounts of one thief as one black box: each account alone sees less, spends less, and waits less."""
+"""Several accounts of one thief as one black box: each account sends, pays for and waits for only a share."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mea_ray.core.types import Answers, BlackBox, FloatImages, Images
 
 
 class CountingClient(BlackBox, Protocol):
-    """A black box that counts the images it has queried, as `LocalBlackBox` and `ServiceClient` do."""
+    """A black box that counts its queried images, like `LocalBlackBox` and `ServiceClient`."""
 
     asked: int
 
 
 def account_share(account: int, accounts: int, images: int) -> int:
-    """Return how many of the first ``images`` images an account queries: image i belongs to i modulo ``accounts``."""
+    """Return how many of the first ``images`` images an account queries: image i goes to i modulo ``accounts``."""
     return (images - account + accounts - 1) // accounts
 
 
@@ -31,19 +31,19 @@ def account_names(client: str, accounts: int) -> list[str]:
 
 
 class Colluding:
-    """Deals out the images of every query to accounts, one each in turn; implements `types.BlackBox`.
+    """Distributes the images of every query over accounts, round-robin; implements `types.BlackBox`.
 
-    Which account queries an image follows from the number of images queried before. So a resumed thief (``start_at``)
-    sends every image to the same account as before, under the same request id, and nothing is charged twice.
+    The account of an image depends only on the number of images queried before. So a resumed thief (``start_at``) sends
+    every image to the same account as before, with the same request id, and nothing is charged twice.
 
     Args:
         accounts: The accounts, each of which has queried its `account_share` of ``start_at`` images.
-        budget: Images that all of them may query; None for no limit. A query that would cross it is refused as a whole.
+        budget: Joint budget in images; None for no limit. A query that exceeds it is rejected as a whole.
         start_at: Images queried before, over all accounts.
-        at_once: Query the accounts at the same time, each in a thread; otherwise one after the other.
+        at_once: Query the accounts concurrently, each in a thread; otherwise sequentially.
 
     Attributes:
-        asked: Images queried so far over all accounts, ``start_at`` included.
+        asked: Images queried so far over all accounts, including ``start_at``.
 
     Raises:
         ConfigError: There are no accounts, or one has not queried its share.
@@ -74,7 +74,7 @@ class Colluding:
 
     @property
     def remaining(self) -> int | None:
-        """Images that may still be queried, over all accounts; None if one has no budget."""
+        """Remaining images, over all accounts; None if one has no budget."""
         left = [account.remaining for account in self.accounts]
         known = [images for images in left if images is not None]
         return sum(known) if len(known) == len(left) else None
@@ -82,11 +82,11 @@ class Colluding:
     def query(self, images: Images | FloatImages) -> Answers:
         """Answer images in their order, see `types.BlackBox.query`.
 
-        After an error the same query may be sent again: what an account was charged of it is not charged twice.
+        After an error the same query can be repeated: nothing is charged twice.
 
         Raises:
-            BadQuery: The images are not acceptable. No account was charged for any of them.
-            OverBudget: They do not fit in the budget. No account was charged for any of them.
+            BadQuery: The images are invalid; no account was charged.
+            OverBudget: The images exceed the budget; no account was charged.
         """
         check_images(images, self.image_shape)
         with self._turn:

@@ -1,4 +1,4 @@
-"""Answer policies that protect a model by answers that differ from what it computes; none of them changes the class."""
+"""Answer policies that defend a model by perturbing its answers; none of them changes the top class."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Answers, FloatImages, Images
 
 LEAD = 1e-4
-"""Least lead of the top class over any other in a perturbed answer, as in ModelGuard's code."""
+"""Minimum lead of the top class over any other in a perturbed answer, as in ModelGuard's code."""
 TINY = 1e-6
-"""Smallest probability that a logarithm is taken of, and distance that keeps a logit finite."""
+"""Lower bound of probabilities before taking logarithms; also keeps logits finite."""
 
 
 class ReverseSigmoid:
@@ -26,9 +26,9 @@ class ReverseSigmoid:
 
     Choose it as the classical perturbation that keeps the class.
 
-    y' is proportional to y - beta (sigmoid(gamma logit(y)) - 1/2), as in equations 3 and 4 of the paper. Where a large
-    beta would bring another class to the top, or a probability below 0, the perturbation of that row is scaled down
-    until it does not; the paper clips nothing.
+    y' is proportional to y - beta (sigmoid(gamma logit(y)) - 1/2), as in equations 3 and 4 of the paper. If a large
+    beta would change the top class or make a probability negative, the perturbation of that row is scaled down until it
+    does not; the paper does not clip.
 
     Args:
         beta: Magnitude of the perturbation.
@@ -56,7 +56,7 @@ class ReverseSigmoid:
 
 
 def _mildest(rows: npt.NDArray[np.float64], turned: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the largest part of a perturbation in [0, 1] that keeps a row non-negative and its top class: (N,)."""
+    """Return the largest scale in [0, 1] of a perturbation that keeps a row non-negative and its top class: (N,)."""
     places = np.arange(len(rows))
     top = rows.argmax(1)
     lead, lost = rows[places, top][:, None] - rows, turned[places, top][:, None] - turned
@@ -71,13 +71,13 @@ def _mildest(rows: npt.NDArray[np.float64], turned: npt.NDArray[np.float64]) -> 
 class HighConfidence:
     """Only probabilities of at least a cutoff, and the top class; all others are zero.
 
-    Choose it for an API that reveals nothing where it is not sure.
+    Choose it for an API that reveals nothing when it is uncertain.
 
-    A top class below the cutoff is revealed all the same, so that customers learn the class. (ART's `HighConfidence`
+    A top class below the cutoff is still revealed, so that customers get the class. (ART's `HighConfidence`
     answers with zeros alone there.)
 
     Args:
-        cutoff: Least probability that is revealed.
+        cutoff: Minimum probability that is revealed.
 
     References:
         Tramèr, Zhang, Juels, Reiter and Ristenpart, Stealing Machine Learning Models via Prediction APIs, USENIX
@@ -97,7 +97,7 @@ class HighConfidence:
 
 
 class ModelGuard:
-    """Within a distance of the true answer, the one from which a thief learns least; the class stays.
+    """Within a distance of the true answer, the one from which a thief learns least; the class is unchanged.
 
     Choose it as the strongest perturbation for a given loss of utility.
 
@@ -106,7 +106,7 @@ class ModelGuard:
     from y in cross-entropy. It is a linear programme for each image, solved exactly.
 
     Args:
-        distance: Largest L1 distance between the true answer and the one given; 1.0 in the paper.
+        distance: Maximum L1 distance between the true and the perturbed answer; 1.0 in the paper.
 
     References:
         Tang et al., ModelGuard: Information-Theoretic Defense Against Model Extraction Attacks, USENIX Security 2024,
@@ -143,29 +143,29 @@ class ModelGuard:
             bounds=(0, 1),
             method="highs",
         )
-        # Where classes tie more closely than the lead that is asked for, a small distance allows no change.
+        # If classes are closer than the required lead, a small distance permits no change.
         nearest: npt.NDArray[np.float64] = solved.x[:count] if solved.status == 0 else row
         return nearest
 
 
 class ModelGuardS:
-    """Answers are quantised: all that lie close together get the same one, so that they tell a thief less.
+    """Answers are quantised: close answers become equal, so that they tell a thief less.
 
-    Choose it as model_guard, against thieves who undo perturbations: what is merged is lost.
+    Choose it like model_guard, against thieves who undo perturbations: quantisation cannot be undone.
 
     ModelGuard-S of the paper. An answer is replaced by the first of a list of answers with its top class that lies
     within an L1 distance of ``distance``. The list is made from the victim's answers to images of its training set, in
-    a random order: one that no earlier one lies close to is added.
+    a random order: an answer is added unless an earlier one is close to it.
 
-    In the authors' code, too, the first answer within the distance is given. But there a query that none lies close to
-    extends the list, so that what a client is answered depends on all clients before. Here the list is fixed before the
-    first query, and such a query is answered as it is. So the answer to an image is always the same one, on every
-    replica and after a restart. (With a fixed list, the authors' code gives the nearest answer, at any distance.)
+    The authors' code also gives the first answer within the distance. But there, a query without a close answer extends
+    the list, so that answers depend on all earlier clients. Here the list is fixed before the first query, and such a
+    query gets the true answer. So the answer to an image is always the same, on every replica and after a restart.
+    (With a fixed list, the authors' code gives the nearest answer, at any distance.)
 
     Args:
         distance: Largest L1 distance between the true answer and the one given; 1.0 in the authors' code.
-        fitted: Images of the victim's training set that the list is made from, at most.
-        seed: Of the choice of these images and their order.
+        fitted: Maximum number of images of the victim's training set from which the list is made.
+        seed: Seed of the choice of these images and their order.
 
     References:
         Tang et al., ModelGuard: Information-Theoretic Defense Against Model Extraction Attacks, USENIX Security 2024,
@@ -206,7 +206,7 @@ class ModelGuardS:
             DataError: ``fit`` was not called.
         """
         if self._lists is None:
-            raise DataError("the answer policy model_guard_s has no answers to give yet; call fit before it answers")
+            raise DataError("the answer policy model_guard_s is not fitted; call fit before it answers")
         answers = np.array(probabilities, dtype=np.float32)
         for answer in answers:
             known = self._lists.get(int(answer.argmax()))

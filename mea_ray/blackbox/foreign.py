@@ -1,4 +1,4 @@
-"""Other people's APIs as a black box: the format of their requests and answers, from a YAML file.
+"""Third-party APIs as a black box: the format of their requests and answers, from a YAML file.
 
 The file is a `ForeignApi`. A service of three classes that takes base64 PNGs and answers the two most probable ones:
 
@@ -39,7 +39,7 @@ Encoding = Literal["png_base64", "jpeg_base64", "npy_base64", "lists", "png", "j
 
 
 class TopChoice(Settings):
-    """Where an answer lists its most probable classes."""
+    """The location of the most probable classes in an answer."""
 
     items: str = Field("", description="Dotted path in a row to the list; empty if the row is the list.")
     label: str = Field("label", description="Member of an item with the name or the index of the class.")
@@ -62,21 +62,21 @@ class ForeignApi(Settings):
         default_factory=lambda: {"images": IMAGES},
         description='JSON to send: "{images}" stands for the list of images, "{image}" for the only one.',
     )
-    max_request_images: int = Field(1, ge=1, description="Images that the API takes in one request.")
+    max_request_images: int = Field(1, ge=1, description="Maximum number of images per request.")
     rows: str = Field(
-        "", description="Dotted path to the answers, one an image; empty if the body is the list. Dots in names: \\."
+        "", description="Dotted path to the answers, one per image; empty if the body is the list. Dots in names: \\."
     )
     scores: str | None = Field(None, description="Dotted path in a row to one score per class: a list, or by name.")
     label: str | None = Field(None, description="Dotted path in a row to the name or the index of the class.")
-    top: TopChoice | None = Field(None, description="Where a row lists its most probable classes.")
+    top: TopChoice | None = Field(None, description="The location of the most probable classes in a row.")
     logits: bool = Field(False, description="The scores are logits: a softmax makes them probabilities.")
-    scale: float = Field(1.0, gt=0, description="Scores are divided by this: 100 for per cent.")
-    idempotency_header: str | None = Field(None, description="Header that names a request, if the API knows one.")
+    scale: float = Field(1.0, gt=0, description="Scores are divided by this: 100 for percentages.")
+    idempotency_header: str | None = Field(None, description="Header for a request's id, if the API has one.")
 
     @model_validator(mode="after")
     def _one_way_to_read(self) -> ForeignApi:
         if sum(each is not None for each in (self.scores, self.label, self.top)) != 1:
-            raise ValueError("set exactly one of scores, label and top: where an answer says its classes")
+            raise ValueError("set exactly one of scores, label and top: the location of the classes in an answer")
         if self.encoding in {"png", "jpeg"} and self.max_request_images != 1:
             raise ValueError(f"a body of encoding {self.encoding} holds one image; set max_request_images: 1")
         if self.image_shape[0] not in {1, 3} and self.encoding.startswith(("png", "jpeg")):
@@ -107,16 +107,16 @@ class ForeignWire:
         self._places = {name: place for place, name in enumerate(api.classes)}
 
     def describe(self, get: Callable[[str], httpx.Response]) -> Described:
-        """Return what the file says: the API is not asked."""
+        """Return the description in the file; the API is not queried."""
         api = self.api
         return Described("foreign", len(api.classes), api.image_shape, api.max_request_images)
 
     def remaining(self, get: Callable[[str], httpx.Response]) -> int | None:
-        """Return None: nothing is known of a foreign budget."""
+        """Return None: the budget of a third-party API is unknown."""
         return None
 
     def quote(self, requests: Sequence[tuple[str, int]]) -> tuple[str, Any] | None:
-        """Return None: a foreign API cannot be asked for a price."""
+        """Return None: a third-party API gives no quotes."""
         return None
 
     def request(self, request_id: str, images: Images | FloatImages) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class ForeignWire:
         if isinstance(rows, Mapping) and images == 1:
             rows = [rows]
         if not isinstance(rows, list) or len(rows) != images:
-            raise ValueError(f"{self.api.rows or 'the body'} is no list of {images} answers")
+            raise ValueError(f"{self.api.rows or 'the body'} is not a list of {images} answers")
         return np.stack([self._row(row) for row in rows])
 
     def _row(self, row: Any) -> npt.NDArray[np.float32]:
@@ -169,7 +169,7 @@ class ForeignWire:
         return row_of_scores
 
     def _place(self, label: Any) -> int:
-        if str(label) in self._places:  # first: an API may call its classes "1" to "10" and answer numbers
+        if str(label) in self._places:  # first: an API can call its classes "1" to "10" and answer numbers
             return self._places[str(label)]
         if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self._places):
             return label
@@ -193,10 +193,10 @@ class ForeignWire:
 
 
 def _at(tree: Any, path: str) -> Any:
-    r"""Return what lies at a dotted path; a number is a place in a list, and ``\.`` a dot in a name.
+    r"""Return the value at a dotted path; a number is an index in a list, and ``\.`` a dot in a name.
 
     Raises:
-        ValueError: There is nothing; the message says what there is.
+        ValueError: There is no value; the message lists the existing members.
     """
     for part in re.split(r"(?<!\\)\.", path) if path else []:
         name = part.replace("\\.", ".")
@@ -217,7 +217,7 @@ def _filled(body: Any, images: list[Any]) -> Any:
         return images
     if body == IMAGE:
         if len(images) != 1:
-            raise ConfigError(f'the body has "{IMAGE}", a place for one image; set max_request_images: 1')
+            raise ConfigError(f'the body has "{IMAGE}", which takes one image; set max_request_images: 1')
         return images[0]
     if isinstance(body, Mapping):
         return {name: _filled(value, images) for name, value in body.items()}

@@ -1,7 +1,7 @@
-"""A black box behind HTTP: requests with bounded flight, repeated after failures, charged once.
+"""A black box behind HTTP: a bounded number of requests in flight, repeated after failures, charged once.
 
-It is to a URL what `service.client.ServiceClient` is to Ray actors: the same request ids, errors and order. How a
-service formats requests and answers is a `Wire`: that of ``mea-ray serve`` is here, that of other APIs in `foreign`.
+The counterpart of `service.client.ServiceClient` for a URL: the same request ids, errors and order. A `Wire` defines
+the format of requests and answers: that of ``mea-ray serve`` is here, that of other APIs in `foreign`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from mea_ray.core.types import Answers, FloatImages, Images
 
 _NPY = "application/x-npy"
 _OPENING_S = 10.0
-"""Seconds that a service may be away when it is opened."""
+"""Seconds to wait for an unavailable service when it is opened."""
 _FIRST_PAUSE_S, _PAUSE_FACTOR, _LONGEST_PAUSE_S = 0.1, 2.0, 5.0
 _AWAY = frozenset({408, 425, 500, 502, 503, 504})
-"""Codes after which the same request may succeed. Ray Serve's proxy answers 500 when a replica dies under a request."""
+"""Status codes after which the same request can succeed. Ray Serve's proxy sends 500 when a replica dies."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Described:
     """A service's description of itself.
 
     Attributes:
-        client: What the service calls the client.
-        classes: Numbers in an answer.
+        client: The service's name for the client.
+        classes: Length of an answer.
         image_shape: (channels, height, width) of one image.
-        max_request_images: Images in a request at most; None if it does not say.
+        max_request_images: Maximum number of images in a request; None if not given.
     """
 
     client: str
@@ -64,15 +64,15 @@ class Wire(Protocol):
     """The format of a service's requests and answers."""
 
     def describe(self, get: Callable[[str], httpx.Response]) -> Described:
-        """Ask a service for its description. ``get`` fetches a path and raises the errors of `HttpBlackBox`."""
+        """Request a service's description. ``get`` fetches a path and raises the errors of `HttpBlackBox`."""
         ...
 
     def remaining(self, get: Callable[[str], httpx.Response]) -> int | None:
-        """Return the images that the client may still query; None if it does not say."""
+        """Return the client's remaining budget in images; None if not given."""
         ...
 
     def quote(self, requests: Sequence[tuple[str, int]]) -> tuple[str, Any] | None:
-        """Return path and JSON of a request for a price; None if the service gives none."""
+        """Return path and JSON of a request for a quote; None if the service gives none."""
         ...
 
     def request(self, request_id: str, images: Images | FloatImages) -> dict[str, Any]:
@@ -83,13 +83,13 @@ class Wire(Protocol):
         """Read the answers of a successful response, float32 (N, K).
 
         Raises:
-            ValueError: They cannot be read; a ``KeyError`` or ``TypeError`` means the same.
+            ValueError: They cannot be parsed; a ``KeyError`` or ``TypeError`` means the same.
         """
         ...
 
 
 class MeaRayWire:
-    """The wire of ``mea-ray serve``: images and answers as ``.npy``, so that every bit arrives."""
+    """The wire of ``mea-ray serve``: images and answers as ``.npy``, without loss of precision."""
 
     def describe(self, get: Callable[[str], httpx.Response]) -> Described:
         """See `Wire.describe`."""
@@ -123,25 +123,25 @@ class MeaRayWire:
 class HttpBlackBox:
     """A victim behind a URL; implements `types.BlackBox`. Picklable.
 
-    Threads may share it: their queries are answered one after the other.
+    Threads can share it: their queries are serialised.
 
     Args:
         url: URL of the service, e.g. ``https://models.example/flowers``.
         key: API key, sent as ``Authorization: Bearer``; None sends none.
-        settings: Images in a request, requests under way at once, seconds to wait, failures that are tolerated.
-        start_at: Images that were queried in an earlier process, whose answers are stored.
-        budget: Images that may be queried in all, whatever the service allows; None for no limit here.
-        request_prefix: Distinguishes streams of queries under one key.
+        settings: Images per request, requests in flight, timeout, tolerated failures.
+        start_at: Images that were queried in an earlier process and whose answers are stored.
+        budget: Client-side budget in images, in addition to the service's; None for no limit.
+        request_prefix: Distinguishes several streams of queries with one key.
         wire: Format of requests and answers; None for ``mea-ray serve``.
-        transport: Of httpx; None for the network.
-        sleep: How to wait, in seconds.
+        transport: Transport of httpx; None for the network.
+        sleep: Sleeps for a number of seconds.
 
     Attributes:
-        asked: Images queried so far, ``start_at`` included.
+        asked: Images queried so far, including ``start_at``.
 
     Raises:
-        ConfigError: The URL or a number is not acceptable, or there is no such service at the URL.
-        UnknownClient: The service refuses the key.
+        ConfigError: The URL or a number is invalid, or there is no such service at the URL.
+        UnknownClient: The service rejects the key.
         ServiceUnavailable: It does not answer.
     """
 
@@ -167,28 +167,29 @@ class HttpBlackBox:
         self._http: httpx.Client | None = None
         self._has_answered = False
         try:
-            # A mistyped URL must not be waited for as a service that restarts is.
+            # A mistyped URL must fail immediately, unlike a service that restarts.
             self._about = self._wire.describe(lambda path: self._get(path, _OPENING_S))
         except (ValueError, KeyError, TypeError, BadQuery) as error:
             raise ConfigError(
-                f"{self.url} is no service of `mea-ray serve` ({_line(error)}); check the URL, or describe the API in "
+                f"{self.url} is not a service of `mea-ray serve` ({_line(error)}); check the URL, or describe the "
+                "API in "
                 "a file (`thief.blackbox.api`)"
             ) from None
         most = self._about.max_request_images
         if most is not None and settings.request_images > most:
             raise ConfigError(
-                f"request_images={settings.request_images} is more than the {most} that {self.url} takes; lower "
+                f"request_images={settings.request_images} is more than the {most} that {self.url} accepts; lower "
                 "`service.request_images`"
             )
 
     @property
     def client(self) -> str:
-        """What the service calls this client."""
+        """The service's name for this client."""
         return self._about.client
 
     @property
     def classes(self) -> int:
-        """Numbers in an answer: classes, or the length of an embedding."""
+        """Length of an answer: number of classes, or of embedding dimensions."""
         return self._about.classes
 
     @property
@@ -198,7 +199,7 @@ class HttpBlackBox:
 
     @property
     def remaining(self) -> int | None:
-        """Images that may still be queried: the lower of the service's and the client's limit; None without either."""
+        """Remaining images: the lower of the service's and the client's limit; None without either."""
         theirs = self._wire.remaining(self._get)
         own = None if self._budget is None else self._budget - self.asked
         known = [images for images in (theirs, own) if images is not None]
@@ -207,14 +208,14 @@ class HttpBlackBox:
     def query(self, images: Images | FloatImages) -> Answers:
         """Answer images in their order, see `types.BlackBox.query`.
 
-        After an error the same query may be sent again: what was charged of it is not charged twice. Waits when the
-        client is over its rate.
+        After an error the same query can be repeated: nothing is charged twice. Waits when the client exceeds its rate
+        limit.
 
         Raises:
-            BadQuery: The images are not acceptable; nothing was charged.
-            UnknownClient: The service refuses the key.
-            OverBudget: They do not fit in what is left of the budget; nothing was charged.
-            ServiceUnavailable: The service did not answer, although the request was repeated ``retries`` times.
+            BadQuery: The images are invalid; nothing was charged.
+            UnknownClient: The service rejects the key.
+            OverBudget: The images exceed the remaining budget; nothing was charged.
+            ServiceUnavailable: The service did not answer, even after ``retries`` repetitions.
         """
         with self._turn:
             before = self.asked
@@ -225,7 +226,7 @@ class HttpBlackBox:
                 raise
 
     def query_iter(self, images: Images | FloatImages) -> Iterator[Answers]:
-        """Like `query`, but yields the answers of one request after the other, so that each can be stored at once."""
+        """Like `query`, but yields the answers request by request, so that each can be stored immediately."""
         check_images(images, self.image_shape)
         if self._budget is not None and self.asked + len(images) > self._budget:
             raise OverBudget(self.client, len(images), self._budget - self.asked, self._budget)
@@ -233,7 +234,7 @@ class HttpBlackBox:
         parts = [images[start : start + size] for start in range(0, len(images), size)]
         names = [f"{self._prefix}{self.asked + size * place}-{image_digest(part)}" for place, part in enumerate(parts)]
         self._refuse_over_budget([(name, len(part)) for name, part in zip(names, parts, strict=True)])
-        for answers in self._fly(list(zip(names, parts, strict=True))):
+        for answers in self._send_all(list(zip(names, parts, strict=True))):
             self.asked += len(answers)
             yield answers
 
@@ -244,7 +245,7 @@ class HttpBlackBox:
             self._http = None
 
     def _refuse_over_budget(self, requests: Sequence[tuple[str, int]]) -> None:
-        """Refuse a query of several requests as a whole, before the first of them is charged."""
+        """Reject a query of several requests as a whole, before the first of them is charged."""
         question = self._wire.quote(requests) if len(requests) > 1 else None
         if question is None:
             return
@@ -253,9 +254,9 @@ class HttpBlackBox:
         if quote["remaining"] is not None and quote["unpaid"] > quote["remaining"]:
             raise OverBudget(self.client, quote["unpaid"], quote["remaining"], quote["budget"])
 
-    def _fly(self, requests: Sequence[tuple[str, Images | FloatImages]]) -> Iterator[Answers]:
-        """Send requests, several at once, and yield their answers in order; after a refusal nothing more is sent."""
-        if len(requests) == 1:  # threads would cost more than a small request takes
+    def _send_all(self, requests: Sequence[tuple[str, Images | FloatImages]]) -> Iterator[Answers]:
+        """Send requests concurrently and yield their answers in order; after a refusal nothing more is sent."""
+        if len(requests) == 1:  # threads would take longer than a small request
             yield self._answers(*requests[0], threading.Event())
             return
         waiting, stop = iter(requests), threading.Event()
@@ -287,7 +288,7 @@ class HttpBlackBox:
             answers = np.asarray(self._wire.answers(response, len(images)), np.float32)
         except (ValueError, KeyError, TypeError, IndexError, EOFError) as error:
             raise ServiceUnavailable(
-                f"{self.url} answered what cannot be read ({_line(error)}); check `thief.blackbox`"
+                f"{self.url} gave an unreadable answer ({_line(error)}); check `thief.blackbox`"
             ) from None
         if answers.shape != (len(images), self.classes):
             raise ServiceUnavailable(
@@ -305,15 +306,15 @@ class HttpBlackBox:
         stop: threading.Event | None = None,
         patience_s: float | None = None,
     ) -> httpx.Response:
-        """Send a request until it is answered or refused.
+        """Send a request until it is answered or rejected.
 
-        A service that is away is waited for as long as for one answer; other failures are borne ``retries`` times.
+        An unavailable service is retried for as long as the timeout of one answer; other failures ``retries`` times.
         """
         failures, away_since = 0, None
         patience_s = min(self.settings.request_timeout_s, patience_s or self.settings.request_timeout_s)
         while True:
             if stop is not None and stop.is_set():
-                raise ServiceUnavailable("another request of this query was refused")
+                raise ServiceUnavailable("another request of this query was rejected")
             try:
                 response = self._client().request(**make())
                 if response.is_success:
@@ -337,7 +338,7 @@ class HttpBlackBox:
             waited_long = away_since is not None and now - away_since > patience_s
             if waited_long or (failures > self.settings.retries and away_since is None):
                 raise ServiceUnavailable(
-                    f"{error}; asked {failures} times. Answers received before are kept, and repeating the query is "
+                    f"{error}; tried {failures} times. Answers received so far are kept, and repeating the query is "
                     "not charged twice"
                 )
             pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * _PAUSE_FACTOR ** min(failures, 16))
@@ -353,7 +354,7 @@ class HttpBlackBox:
         detail = str(problem.get("detail") or response.reason_phrase or response.status_code)[:500]
         code = response.status_code
         if code in {401, 403}:
-            return UnknownClient(f"{self.url} refuses the API key: {detail}")
+            return UnknownClient(f"{self.url} rejects the API key: {detail}")
         if code == 402:
             asked, remaining, budget = (int(problem.get(name) or 0) for name in ("asked", "remaining", "budget"))
             return OverBudget(self._named(), asked, remaining, budget)
@@ -364,7 +365,7 @@ class HttpBlackBox:
             return RequestConflict(f"{self.url}: {detail}")
         if self._is_away(code):
             return ServiceUnavailable(f"{self.url} answered {code} ({detail})")
-        return BadQuery(f"{self.url} refused the request with {code}: {detail}")
+        return BadQuery(f"{self.url} rejected the request with {code}: {detail}")
 
     def _is_away(self, code: int) -> bool:
         """Return whether the service is away. A proxy has no route to one that ends or restarts, and answers 404."""
@@ -403,18 +404,18 @@ def _checked_url(url: str) -> str:
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as error:
-        raise ConfigError(f"{url!r} is no URL ({error}); give one like http://127.0.0.1:8000") from None
+        raise ConfigError(f"{url!r} is not a URL ({error}); give one like http://127.0.0.1:8000") from None
     if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise ConfigError(f"{url!r} is no http or https URL; give one like http://127.0.0.1:8000")
+        raise ConfigError(f"{url!r} is not an http or https URL; give one like http://127.0.0.1:8000")
     if parsed.port is not None and not 0 < parsed.port < 65536:
-        raise ConfigError(f"{url!r} is no URL: the port must lie in 1 to 65535")
+        raise ConfigError(f"{url!r} is not a URL: the port must be 1 to 65535")
     if parsed.userinfo:
-        raise ConfigError("the URL holds a password; give the key by `thief.blackbox.key`")
+        raise ConfigError("the URL contains a password; give the key in `thief.blackbox.key`")
     return url.rstrip("/")
 
 
 def _retry_after(response: httpx.Response | None) -> float | None:
-    """Return the seconds of a ``Retry-After`` header, which holds seconds or a date; None without one."""
+    """Return the seconds of a ``Retry-After`` header, given in seconds or as a date; None without one."""
     value = "" if response is None else response.headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])

@@ -28,23 +28,23 @@ class LedgerJournal:
     """Durable rows of clients and charged requests.
 
     The file is locked while it is open: two ledgers on one journal would each grant the whole budget. The lock ends
-    with its process, so the next one can open the file at once.
+    with its process, so that the next process can open the file immediately.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created.
         timeout_s: Seconds to wait for another process to release the file.
 
     Raises:
-        ArtifactError: The file is damaged, of another schema, or held by a running ledger.
+        ArtifactError: The file is damaged, of another schema, or locked by a running ledger.
     """
 
     def __init__(self, path: Path, *, timeout_s: float = 10.0) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # An actor may run its constructor and its calls in different threads, though never two at once.
+        # An actor can run its constructor and its calls in different threads, though never two at once.
         self._database = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         try:
-            # Exclusive before WAL: no shared-memory file, hence safe on network file systems, too.
+            # Exclusive before WAL: no shared-memory file, hence also safe on network file systems.
             self._database.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
@@ -52,7 +52,7 @@ class LedgerJournal:
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             if version not in {0, _SCHEMA_VERSION}:
                 raise ArtifactError(
-                    f"ledger journal {path} has schema {version}, known is {_SCHEMA_VERSION}; move it away"
+                    f"ledger journal {path} has schema {version}, expected {_SCHEMA_VERSION}; move it away"
                 )
             for statement in _TABLES.split(";"):
                 self._database.execute(statement)
@@ -61,7 +61,7 @@ class LedgerJournal:
         except sqlite3.Error as error:
             self._database.close()
             raise ArtifactError(
-                f"cannot open ledger journal {path}: {error}; stop the service that holds it, or move the file away"
+                f"cannot open ledger journal {path}: {error}; stop the service that uses it, or move the file away"
             ) from error
         except ArtifactError:
             self._database.close()
@@ -76,10 +76,10 @@ class LedgerJournal:
         yield from self._database.execute("SELECT client, request_id, images, digest FROM requests")
 
     def write(self, clients: Sequence[tuple[Any, ...]], requests: Sequence[tuple[Any, ...]]) -> None:
-        """Commit changed clients and new requests in one transaction: all of it or nothing is on disk afterwards.
+        """Commit changed clients and new requests in one transaction.
 
         Raises:
-            StorageUnavailable: The disk is full or away; nothing was written, and it may be tried again.
+            StorageUnavailable: The disk is full or unavailable; nothing was written, and the call can be repeated.
         """
         database = self._database
         try:
@@ -88,7 +88,7 @@ class LedgerJournal:
             database.executemany("INSERT INTO requests VALUES (?, ?, ?, ?)", requests)
             database.execute("COMMIT")
         except BaseException as error:
-            with contextlib.suppress(sqlite3.Error):  # a full disk has rolled it back already
+            with contextlib.suppress(sqlite3.Error):  # a full disk has already rolled it back
                 database.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
                 raise storage_error(self.path, error) from error
@@ -105,7 +105,7 @@ class LedgerJournal:
             aside.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file and give up its lock."""
+        """Close the file and release its lock."""
         self._database.close()
 
 

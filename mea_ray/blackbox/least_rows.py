@@ -1,8 +1,8 @@
-"""Layers that compute a least number of rows, so that a lone image gets the bits that it gets among others.
+"""Layers that compute a minimum number of rows, so that a single image has the same bits as in a batch.
 
-Libraries compute one or two rows by other routines than many, which add up in another order. That concerns some layers
-of a network and spares the rest. A few more rows in these layers cost little, where padding the whole pass would cost
-as much as the images would.
+Libraries compute one or two rows with other routines than many rows, which sum in another order. That affects only some
+layers of a network. A few more rows in these layers cost little, while padding the whole pass would cost as much as
+more images.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _SUMMING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class LeastRows:
-    """Hooks of one layer: missing rows are added as zeros before it computes, and cut off after it.
+    """Hooks of one layer: missing rows are added as zeros before the layer, and removed after it.
 
     Attributes:
-        rows: Least number of rows.
+        rows: Minimum number of rows.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -40,13 +40,13 @@ class LeastRows:
 
 
 def need_least_rows(model: nn.Module, full_pass: Callable[[], object]) -> None:
-    """Find the fewest rows of each layer that have the bits of a full pass, and make it compute as many.
+    """Find each layer's minimum number of rows with the bits of a full pass, and make it compute that many.
 
-    Each number is tried in every position of the rows of a full pass.
+    Each number is tried at every position in the rows of a full pass.
 
     Args:
         model: The network; its layers get hooks.
-        full_pass: Computes a full pass of it.
+        full_pass: Computes a full pass of the model.
     """
     layers = [module for module in model.modules() if type(module) in _SUMMING]
     seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
@@ -67,7 +67,7 @@ def need_least_rows(model: nn.Module, full_pass: Callable[[], object]) -> None:
 
 
 def _least_rows(layer: nn.Module, x: Tensor, output: Tensor) -> int:
-    """Return the smallest power of two of rows with the bits of all rows at once; all of them if there is none."""
+    """Return the smallest power of two of rows with the same bits as all rows at once; else the number of all rows."""
     rows = 1
     while rows < len(x):
         starts = range(0, len(x), rows)

@@ -1,7 +1,7 @@
-"""The ledger of a query API: each client's budget and rate limit, and what it has been charged.
+"""The ledger of a query API: each client's budget, rate limit and charges.
 
-A request is charged once, however often it is sent. The ledger remembers each request's id with the number and the
-hash of its images.
+A request is charged once, however often it is sent. The ledger stores each request's id with the number and the hash of
+its images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mea_ray.core.errors import (
 )
 
 MOST_IMAGES = 2**53
-"""Largest budget and largest charge, in images: what the journal and JSON hold exactly."""
+"""Maximum budget and charge, in images: the largest integer that the journal and JSON represent exactly."""
 
 
 class RateLimit(NamedTuple):
@@ -56,7 +56,7 @@ class _Account:
 
     def refill(self, now: float) -> None:
         if self.rate is not None:
-            # A clock that was set back neither adds nor removes tokens.
+            # A clock that is set back neither adds nor removes tokens.
             gained = max(0.0, now - self.stamp) * self.rate.images_per_second
             self.tokens = min(float(self.rate.burst), self.tokens + gained)
         self.stamp = now
@@ -70,7 +70,7 @@ class Ledger:
 
     Args:
         path: Journal file; None keeps the ledger in memory only.
-        clock: Seconds since any fixed moment; the default survives a restart of the process.
+        clock: A clock in seconds; the default survives a restart of the process.
 
     Raises:
         ArtifactError: The journal is damaged, of another schema, or held open by another ledger.
@@ -90,16 +90,16 @@ class Ledger:
                 account.charged += images
 
     def register(self, client: str, budget: int | None = None, rate: RateLimit | None = None) -> None:
-        """Open an account, or change the budget and rate limit of one. Past charges are kept.
+        """Open an account, or change its budget and rate limit. Earlier charges remain.
 
         Args:
             client: Name of the client, see `validate.check_name`.
-            budget: Images that may be charged in all; None for no limit.
+            budget: Query budget in images; None for no limit.
             rate: Token bucket; None for no limit.
 
         Raises:
-            ConfigError: The name is not acceptable, the budget is negative or below what the client has been charged,
-                or the rate limit is not positive and finite.
+            ConfigError: The name is invalid, the budget is negative or below the client's charges, or the rate limit is
+                not positive and finite.
             StorageUnavailable: The journal could not be written. Nothing was changed.
         """
         _check_terms(client, budget, rate)
@@ -113,11 +113,11 @@ class Ledger:
         if before is None:
             account = _Account(budget, rate, float(rate.burst) if rate else 0.0, now)
         else:
-            # A copy: if the journal cannot be written, the account in memory must stay as it is on disk.
+            # A copy: if the journal cannot be written, the account in memory must remain as on disk.
             account = replace(before)
             account.refill(now)
             if rate is not None:
-                # Registering again does not refill the bucket, or it would be a way around the rate limit.
+                # Registering again does not refill the bucket, which would circumvent the rate limit.
                 account.tokens = min(account.tokens, float(rate.burst)) if account.rate else float(rate.burst)
             account.budget, account.rate = budget, rate
         if self._journal is not None:
@@ -131,8 +131,8 @@ class Ledger:
             BadQuery: The name, the request id or the hash is malformed, or the number of images is below 1.
             UnknownClient: The client was never registered.
             RequestConflict: The id was charged for other images.
-            OverBudget: The request does not fit in the budget. Nothing is charged.
-            RateLimited: The request comes too fast. Nothing is charged.
+            OverBudget: The request exceeds the budget. Nothing is charged.
+            RateLimited: The request exceeds the rate limit. Nothing is charged.
         """
         (refusal,) = self.charge_many([Charge(client, request_id, images_count, digest)])
         if refusal is not None:
@@ -142,7 +142,7 @@ class Ledger:
         """Charge several requests independently, in their order, with one write to the journal.
 
         Returns:
-            For each request None if it is paid for, else the error that `charge` would raise; that one cost nothing.
+            For each request None if it is paid for, else the error that `charge` would raise; then nothing was charged.
         """
         now = self._clock()
         paid: list[Charge] = []
@@ -158,7 +158,7 @@ class Ledger:
             try:
                 self._journal.write([(name, *self._terms(account)) for name, account in touched.items()], paid)
             except BaseException:
-                # What is not on disk was not charged: memory must not remember more than a restart would.
+                # Charges that are not on disk do not count: memory must not hold more than a restart would restore.
                 for charge in paid:
                     self._enter(charge, -1)
                 raise
@@ -170,7 +170,7 @@ class Ledger:
         return sum(images for request_id, images in requests if request_id not in known)
 
     def remaining(self, client: str) -> int | None:
-        """Return the number of images that the client may still query; None without a budget."""
+        """Return the client's remaining budget in images; None without a budget."""
         account = self._account(client)
         return None if account.budget is None else account.budget - account.charged
 
@@ -179,11 +179,11 @@ class Ledger:
         return self._account(client).budget
 
     def charged(self, client: str) -> int:
-        """Return the number of images that the client has been charged."""
+        """Return the number of images charged to the client."""
         return self._account(client).charged
 
     def copy_to(self, path: Path) -> None:
-        """Write a copy of the journal, for a storage that outlives this machine; nothing to do without a journal."""
+        """Write a copy of the journal, for storage that outlives this machine; does nothing without a journal."""
         if self._journal is not None:
             self._journal.copy_to(path)
 
@@ -192,7 +192,7 @@ class Ledger:
         return sorted(self._accounts)
 
     def close(self) -> None:
-        """Close the journal, so that another ledger may open it."""
+        """Close the journal, so that another ledger can open it."""
         if self._journal is not None:
             self._journal.close()
 
@@ -220,7 +220,8 @@ class Ledger:
             return OverBudget(charge.client, charge.images, account.budget - account.charged, account.budget)
         if account.rate is not None:
             account.refill(now)
-            # A request larger than the burst passes a full bucket and leaves it in debt; else it could never pass.
+            # A request larger than the burst is granted by a full bucket, which then goes into debt; else it could
+            # never pass.
             needed = min(charge.images, account.rate.burst)
             if account.tokens < needed:
                 return RateLimited(charge.client, (needed - account.tokens) / account.rate.images_per_second)
@@ -258,15 +259,17 @@ def _check_terms(client: str, budget: int | None, rate: RateLimit | None) -> Non
     except BadQuery as error:
         raise ConfigError(str(error)) from None
     if budget is not None and not _is_count(budget, 0):
-        raise ConfigError(f"client {client!r}: a budget must be a whole number of images from 0 on, got {budget!r}")
+        raise ConfigError(
+            f"client {client!r}: a budget must be an integer number of images of at least 0, got {budget!r}"
+        )
     if rate is not None and not (
-        0 < rate.images_per_second < math.inf and _is_count(rate.burst, 1)  # NaN fails the comparison
+        0 < rate.images_per_second < math.inf and _is_count(rate.burst, 1)  # NaN fails this comparison
     ):
         raise ConfigError(f"client {client!r}: {rate} must have a positive, finite rate and a burst of at least 1")
 
 
 def _malformed(charge: Charge) -> BadQuery | None:
-    """Return the error of a charge that must not reach the journal, where it would stop the whole batch."""
+    """Return the error of a malformed charge, which would make the journal reject the whole batch."""
     try:
         check_name("a client's name", charge.client)
         check_name("a request id", charge.request_id)
@@ -274,7 +277,9 @@ def _malformed(charge: Charge) -> BadQuery | None:
     except BadQuery as error:
         return error
     if not _is_count(charge.images, 1):
-        return BadQuery(f"a request must be charged for at least 1 image, a whole number, got {charge.images!r}")
+        return BadQuery(
+            f"a request must be charged for an integer number of images of at least 1, got {charge.images!r}"
+        )
     return None
 
 

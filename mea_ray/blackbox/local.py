@@ -22,24 +22,24 @@ class LocalBlackBox:
     """A victim behind a query API in this process; implements `types.BlackBox`.
 
     Every query is charged, even for images queried before: a request id contains the number of images that this client
-    queried before it. To repeat a query that a crash interrupted, begin at the same number (``start_at``); it is then
-    charged once. Threads may share a client: their queries are answered one after the other.
+    queried before it. To repeat a query that a crash interrupted, start at the same number (``start_at``); it is then
+    charged once. Threads can share a client: their queries are serialised.
 
     Args:
         model: The victim.
-        policy: What an answer reveals; all probabilities when None.
-        ledger: Where queries are charged; a new one without a budget when None, in which the client is registered.
+        policy: What an answer reveals; None for all probabilities.
+        ledger: The ledger; None makes a new one in which the client is registered without a budget.
         client: Name of the client; must be registered in the given ledger.
         pass_images: Images in every forward pass; None chooses by device.
-        max_query_images: Images in one query at most; None for no limit.
-        request_images: Images in one request: a longer query is split, as by the service's client. None never splits.
-        start_at: Images that this client has queried before.
-        log: The owner's query log; a new one in memory when None.
-        query_log_images: First images of a client whose distances the log measures.
-        sleep: How to wait, in seconds, when the client exceeds its rate limit.
+        max_query_images: Maximum number of images in one query; None for no limit.
+        request_images: Images per request: a longer query is split, as by the service's client. None never splits.
+        start_at: Number of images that this client has queried before.
+        log: The owner's query log; None makes a new one in memory.
+        query_log_images: Number of a client's first images whose distances the log measures.
+        sleep: Sleeps for a number of seconds when the client exceeds its rate limit.
 
     Attributes:
-        asked: Images queried so far, ``start_at`` included.
+        asked: Images queried so far, including ``start_at``.
 
     Raises:
         ConfigError: ``start_at`` is negative.
@@ -88,7 +88,7 @@ class LocalBlackBox:
 
     @property
     def remaining(self) -> int | None:
-        """Images that may still be queried; None without a budget."""
+        """Remaining budget in images; None without a budget."""
         return self.ledger.remaining(self.client)
 
     def query(self, images: Images | FloatImages) -> Answers:
@@ -110,7 +110,7 @@ class LocalBlackBox:
                 raise
 
     def _refuse_over_budget(self, requests: Sequence[tuple[str, Images | FloatImages]]) -> None:
-        """Refuse a query of several requests as a whole, before the first of them is charged."""
+        """Reject a query of several requests as a whole, before the first of them is charged."""
         budget, remaining = self.ledger.budget(self.client), self.remaining
         if len(requests) == 1 or budget is None or remaining is None:
             return

@@ -1,4 +1,4 @@
-"""A service that watermarks its own answers, whatever its answer policy then reveals of them."""
+"""A service that watermarks its answers before its answer policy is applied."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mea_ray.core.types import Answers, FloatImages, Images, Marker
 
 
 class MarkingPolicy:
-    """Marks the victim's probabilities, then applies a policy, so that marked answers look like all others.
+    """Marks the victim's probabilities, then applies a policy, so that marked answers look like the others.
 
-    Images are rounded to 8 bits before it is decided whether to mark their answers. So an image changed by less than
+    Images are rounded to 8 bits before deciding whether to mark their answers. So an image changed by less than
     half a level, or sent as floats, is treated as the same image.
 
     Attributes:
-        reads_features: Whether marker or policy need the victim's features.
+        reads_features: Whether the marker or the policy needs the victim's features.
 
     Args:
         marker: Chooses and changes the answers; made from the owner's key.

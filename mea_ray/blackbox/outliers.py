@@ -27,26 +27,26 @@ from mea_ray.evaluation.local_outlier_factor import check_outliers, fit_outliers
 
 
 class OutlierFilter:
-    """Flags queries that are local outliers among the owner's images, and shuffles the answers to them.
+    """Flags queries that are local outliers relative to the owner's images, and shuffles their answers.
 
     Choose it for an API that gives useless answers to unusual queries.
 
     A flagged image is answered with the victim's probabilities in a random order. The order follows from the image and
-    a secret, so asking again gives the same answer, and its confidence looks normal. All other answers are unchanged.
-    The secret follows from the victim's weights (`KeyedPolicy`). The paper leaves neighbours, threshold and features
-    open. The filter is fitted once, by the service.
+    a secret, so repeating the query gives the same answer, and its confidence looks normal. All other answers are
+    unchanged. The secret follows from the victim's weights (`KeyedPolicy`). The paper does not specify neighbours,
+    threshold and features. The filter is fitted once, by the service.
 
-    A small network's features make a weak filter: on digits, noise is an outlier only four times as often as a held-out
-    digit (17% of it). Among pixels noise is always an outlier.
+    The features of a small network make a weak filter: on digits, noise is flagged only four times as often as a
+    held-out digit (17% of noise images). On pixels, noise is always flagged.
 
     Args:
-        neighbours: Nearest neighbours that a density is estimated from.
-        contamination: Fraction of the fitted images that counts as outliers, in (0, 0.5]; null is scikit-learn's
+        neighbours: Number of nearest neighbours for density estimation.
+        contamination: Fraction of the fitted images that count as outliers, in (0, 0.5]; null is scikit-learn's
             ``auto``.
-        on: What is compared: ``features``, the victim's last ones, or ``pixels``.
-        fitted: Images of the victim's training set that it is fitted on, at most.
+        on: Vectors to compare: the victim's last ``features``, or ``pixels``.
+        fitted: Maximum number of images of the victim's training set to fit on.
         wording: What an answer reveals: another policy, by name or as a mapping with ``name`` and parameters.
-        seed: Another number gives other orders and other images that are fitted on. It is no secret.
+        seed: Seed of the orders and of the images to fit on. It is not secret.
 
     References:
         Breunig et al., LOF, SIGMOD 2000; Lv et al., MEA-Defender, 2024, table IX.
@@ -87,7 +87,7 @@ class OutlierFilter:
         return clean[numpy_generator(self.seed, "fitted").permutation(len(clean))[: self.fitted]]
 
     def fit(self, clean: npt.NDArray[np.float32]) -> None:
-        """Fit the outlier detector on vectors of the chosen images: features (N, F), or their pixels."""
+        """Fit the outlier detector on vectors of the chosen images: features or pixels, (N, F)."""
         self._detector = fit_outliers(clean, self.neighbours, self.contamination)
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
@@ -106,9 +106,9 @@ class OutlierFilter:
             DataError: The filter was not fitted, or features are missing.
         """
         if self._detector is None:
-            raise DataError("the answer policy lof was not fitted on the owner's images; call fit before it answers")
+            raise DataError("the answer policy lof is not fitted on the owner's images; call fit before it answers")
         if self.reads_features and features is None:
-            raise DataError("the answer policy lof looks at features; pass the victim's, or set on=pixels")
+            raise DataError("the answer policy lof needs features; pass the victim's, or set on=pixels")
         flagged = outside(self._detector, features if features is not None else pixel_vectors(images))
         shuffled = np.array(probabilities, dtype=np.float32)
         for row in np.flatnonzero(flagged):

@@ -1,14 +1,13 @@
-"""Forward passes of one fixed size, so that an answer never depends on the requests an image was merged with.
+"""Forward passes of one fixed size, so that an answer never depends on the requests with which an image is merged.
 
-Matrix libraries choose their algorithm, and with it the order of summation, by the size of the whole batch. The same
-image alone and in a batch of 256 gets logits that differ in their last bits. Here every pass holds the same number of
-images, padded with black ones, and the rows of a pass do not influence each other. On a CPU a pass is computed by one
-thread, because with several the position of a row decides which thread computes it and how. Add replicas, not threads,
-to make a service faster there.
+Matrix libraries choose their algorithm, and with it the order of summation, by the batch size. The logits of one image
+alone and in a batch of 256 differ in their last bits. Here every pass holds the same number of images, padded with
+black ones, and the rows of a pass do not influence each other. On a CPU a pass is computed by one thread, because with
+several the position of a row decides which thread computes it and how. Add replicas, not threads, to make a service
+faster there.
 
-A lone image need not pay for a full pass: a smaller one gives the same bits if some layers compute a few more rows than
-there are images, see `least_rows`. Which layers and which sizes is measured on the machine, see
-`FixedShapePasses.sizes`.
+A single image does not need a full pass: a smaller one gives the same bits if some layers compute a few more rows than
+there are images, see `least_rows`. These layers and sizes are measured on the machine, see `FixedShapePasses.sizes`.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _DEFAULT_ACCELERATOR = 256
 
 
 def default_pass_images(where: torch.device, max_batch_images: int | None = None) -> int:
-    """Return the number of images in a pass that is fastest per image on a device, at most ``max_batch_images``."""
+    """Return the pass size that is fastest per image on a device, at most ``max_batch_images``."""
     images = _DEFAULT_PASS_IMAGES.get(where.type, _DEFAULT_ACCELERATOR)
     return images if max_batch_images is None else min(images, max_batch_images)
 
@@ -55,12 +54,12 @@ class FixedShapePasses:
         policy: What an answer reveals.
         pass_images: Images in every forward pass; None chooses by device.
         device: Where to compute; None for the device of this process.
-        small_passes: Compute few images in a smaller pass, of a size that was found to give the same bits.
+        small_passes: Compute few images in a smaller pass, of a size that was verified to give the same bits.
 
     Attributes:
-        sizes: Numbers of images of the passes in use, rising; the last is ``pass_images``.
+        sizes: Sizes of the passes in use, ascending; the last is ``pass_images``.
         passes: Forward passes computed so far.
-        rows: Images that these passes had room for.
+        rows: Total size of these passes, in images.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class FixedShapePasses:
         # Benchmarking algorithms could give two replicas, or two starts of one, different bits.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        # The caller's model stays where and as it is. Channels last: 1.5 times the images/s on a CPU.
+        # The caller's model is unchanged. Channels last: 1.5 times the images/s on a CPU.
         copy = deepcopy(model).to(self.device, torch.float32).eval()
         self.model: ImageModel = (
             copy.to(memory_format=torch.channels_last) if getattr(model, "channels_last", True) else copy
@@ -95,11 +94,11 @@ class FixedShapePasses:
         self.passes = self.rows = 0
 
     def _equal_sizes(self) -> list[int]:
-        """Return the smaller sizes of a pass that give every image the bits of a full pass, rising.
+        """Return the smaller pass sizes that give every image the bits of a full pass, ascending.
 
-        Each is tried on a full pass of noise, in every position of a row. Libraries choose the order of summation by
-        shape and not by value, so that another order shows in the bits of almost any image. Logits are compared, since
-        a softmax that is sure of a class hides differences.
+        Each is tried on a full pass of noise, at every position of a row. Libraries choose the order of summation by
+        shape, not by value, so another order changes the bits of almost any image. Logits are compared, since a
+        confident softmax hides differences.
         """
         noise = np.random.default_rng(0).integers(0, 256, self._pixels.shape, dtype=np.uint8)
         compute = self.model.features if self._both or self.policy.source == "features" else self.model
@@ -118,7 +117,7 @@ class FixedShapePasses:
         ]
 
     def answer(self, parts: Sequence[Images | FloatImages]) -> list[Answers]:
-        """Answer several requests in as few passes as hold them.
+        """Answer several requests in as few passes as possible.
 
         Args:
             parts: Images of each request, uint8 or float32 in [0, 1], (N_i, C, H, W), already checked.
@@ -129,7 +128,7 @@ class FixedShapePasses:
         return [response.answers for response in self.respond(parts)]
 
     def respond(self, parts: Sequence[Images | FloatImages]) -> list[Response]:
-        """Answer as ``answer`` does, with the annotations for the owner."""
+        """Like ``answer``, with the annotations for the owner."""
         total = sum(map(len, parts))
         rows = [
             self._pass(parts, start, min(start + self.pass_images, total))
@@ -157,7 +156,7 @@ class FixedShapePasses:
                 pieces.append(part[low:high])
             offset += len(part)
         count = stop - start
-        # Whole requests of uint8 go to the device as they are: a quarter of the bytes, converted there.
+        # Requests of uint8 are sent to the device unchanged, a quarter of the bytes, and converted there.
         buffer = self._pixels if all(piece.dtype == np.uint8 for piece in pieces) else self._values
         row = 0
         for piece in pieces:

@@ -87,31 +87,31 @@ class AnnotatingPolicy(Protocol):
 
 @runtime_checkable
 class KeyedPolicy(Protocol):
-    """A policy that takes random numbers from a secret, so that no client can compute them."""
+    """A policy whose random numbers are derived from a secret, so that no client can compute them."""
 
     def use_secret(self, secret: bytes) -> None:
-        """Draw from a secret; until then a policy draws from one of its own, which no other process has.
+        """Set the secret; until then a policy uses its own, which no other process has.
 
         Args:
-            secret: 32 bytes. All replicas of a service take a hash of the victim's weights: it is the same after a
-                restart, and nobody with the config but without the model can compute it.
+            secret: 32 bytes. All replicas of a service use a hash of the victim's weights: it survives a restart, and
+                cannot be computed from the config without the model.
         """
         ...
 
 
 @runtime_checkable
 class FittedPolicy(Protocol):
-    """A policy that learns from its owner's images before it answers; the service fits it once."""
+    """A policy that is fitted on its owner's images before it answers; the service fits it once."""
 
     fits_on: Literal["features", "probabilities", "pixels"]
-    """What it learns from: the victim's outputs on the images, or the images themselves."""
+    """The data to fit on: the victim's outputs on the images, or the images themselves."""
 
     def choose(self, clean: Images) -> Images:
         """Choose the images to fit on among the owner's training images, uint8 (N, C, H, W)."""
         ...
 
     def fit(self, clean: npt.NDArray[np.float32]) -> None:
-        """Learn from a vector of each chosen image, float32 (N, D), as ``fits_on`` says."""
+        """Fit on one vector per chosen image, float32 (N, D), as set by ``fits_on``."""
         ...
 
 
@@ -126,7 +126,7 @@ def respond(
     images: Images | FloatImages,
     features: npt.NDArray[np.float32] | None = None,
 ) -> Response:
-    """Apply any policy; a plain one marks and flags nothing. See `AnnotatingPolicy.respond`."""
+    """Apply any policy; a plain one does not mark or flag answers. See `AnnotatingPolicy.respond`."""
     if isinstance(policy, AnnotatingPolicy):
         return policy.respond(probabilities, images, features)
     return Response.plain(policy.apply(probabilities, images))
@@ -148,7 +148,7 @@ class Probabilities:
 class TopK:
     """Only the largest probabilities; the others are zero.
 
-    Choose it for an API that shows the most probable classes only.
+    Choose it for an API that returns only the most probable classes.
 
     Args:
         k: Number of probabilities revealed; all of them if there are fewer classes. Ties go to the lower class index.
@@ -203,7 +203,7 @@ class Rounded:
 class LabelOnly:
     """The most probable class only, as a one-hot row. Ties go to the lower class index.
 
-    Choose it for an API that names the class and nothing else.
+    Choose it for an API that returns the class and nothing else.
     """
 
     source: Source = "probabilities"
@@ -220,13 +220,13 @@ class AdditiveNoise:
 
     Choose it for an API that perturbs its answers.
 
-    The noise is a function of the image and of a secret, so asking again does not average it out. Images that are
-    equal after rounding to 8 bits share their noise, so invisible changes do not average it out either. The secret
+    The noise is a function of the image and of a secret, so repeating the query does not average it out. Images that
+    are equal after rounding to 8 bits share their noise, so invisible changes do not average it out either. The secret
     follows from the victim's weights (`KeyedPolicy`).
 
     Args:
         sigma: Standard deviation of the noise, in units of probability.
-        seed: Another number gives other noise. It is no secret.
+        seed: Seed of the noise. It is not secret.
 
     Raises:
         ConfigError: ``sigma`` is negative.
@@ -242,7 +242,7 @@ class AdditiveNoise:
         self._secret = secrets.token_bytes(32)
 
     def use_secret(self, secret: bytes) -> None:
-        """Draw the noise from a secret, see `KeyedPolicy.use_secret`."""
+        """Derive the noise from a secret, see `KeyedPolicy.use_secret`."""
         self._secret = secret
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
@@ -250,7 +250,7 @@ class AdditiveNoise:
         noise = np.stack([self._noise(image, probabilities.shape[1]) for image in to_uint8(images)])
         noisy = np.clip(probabilities + noise, 0, None)
         total = noisy.sum(axis=1, keepdims=True)
-        # The noise may push a whole row below zero; such a row is answered without noise.
+        # The noise can make a whole row negative; such a row is answered without noise.
         answers = np.where(total > 0, noisy / np.where(total > 0, total, 1), probabilities)
         return answers.astype(np.float32)
 

@@ -1,6 +1,6 @@
-"""PRADA: does a client's sequence of queries look like a customer's? Judged from the owner's query log.
+"""PRADA: whether a client's sequence of queries looks like a customer's, from the owner's query log.
 
-A customer's images lie at distances from each other that are about normally distributed. Synthetic queries do not.
+The distances between a customer's images are approximately normally distributed, those of synthetic queries are not.
 
 References:
     Juuti et al., PRADA: Protecting Against DNN Model Stealing Attacks, EuroS&P 2019, https://arxiv.org/abs/1805.02628.
@@ -15,9 +15,9 @@ from mea_ray.blackbox.query_log import ClientLog
 from mea_ray.results.records import QueryLogRecord
 
 PRADA_DELTA = 0.9
-"""Shapiro-Wilk statistic below which the owner is alarmed (the paper's delta, about 0.9)."""
+"""Shapiro-Wilk statistic below which an alarm is raised (the paper's delta, about 0.9)."""
 MIN_DISTANCES = 100
-"""Fewest distances that are judged."""
+"""Minimum number of distances for a verdict."""
 BINS = 20
 
 
@@ -26,7 +26,7 @@ def query_log_record(log: ClientLog, classes: int, *, delta: float = PRADA_DELTA
 
     Args:
         log: The client's log.
-        classes: Number of classes that an answer may name; 1 for embeddings.
+        classes: Number of classes of an answer; 1 for embeddings.
         delta: Shapiro-Wilk statistic below which the distances do not look like a customer's.
     """
     counts = np.zeros(classes, np.int64)
@@ -54,8 +54,8 @@ def query_log_record(log: ClientLog, classes: int, *, delta: float = PRADA_DELTA
 def minimal_distances(log: ClientLog) -> npt.NDArray[np.float64]:
     """Return each sampled image's L2 distance to the nearest of its class's growing set, in the order of the queries.
 
-    The growing set of a class holds the images that were further from it than its threshold when they came. The
-    threshold rises to the mean less the standard deviation of the distances at which its members joined. The first
+    The growing set of a class contains the images that were further from it than its threshold when they arrived. The
+    threshold increases to the mean minus the standard deviation of the distances at which its members joined. The first
     image of a class has no distance.
 
     Args:
@@ -78,7 +78,7 @@ def minimal_distances(log: ClientLog) -> npt.NDArray[np.float64]:
 
 
 def trimmed(distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Leave out distances more than three standard deviations from the mean."""
+    """Remove distances more than three standard deviations from the mean."""
     if not len(distances):
         return distances
     near = np.abs(distances - distances.mean()) <= 3 * distances.std()

@@ -1,10 +1,10 @@
 """The owner's query log: for each client its requests, the predicted classes, and a sample of its images.
 
-The log holds what a client sent and received, and nothing else. A request is logged once, however often it is sent: its
-id is its key, as in the ledger. Images are ordered by the number that begins each request id, which the client counts
-up itself. So a client's log depends only on its queries and their answers. It does not depend on the number of
-replicas, on which of them answered first, or on which were killed. A client that numbers its requests falsely can hide
-images from the distances, but not from the counts.
+The log contains only what a client sent and received. A request is logged once, however often it is sent: its id is the
+key, as in the ledger. Images are ordered by the number at the start of each request id, which the client increments. So
+a client's log depends only on its queries and their answers, not on the number of replicas, on which of them answered
+first, or on which were killed. A client that numbers its requests falsely can hide images from the distances, but not
+from the counts.
 
 The log is also the ledger of watermarked answers. Where the service marks its answers (`blackbox.marking`), every image
 whose answer was marked is stored, with the class that the client received, even if it is not in the sample.
@@ -32,11 +32,11 @@ from mea_ray.core.types import Answers, FloatImages, Images
 logger = logging.getLogger(__name__)
 
 SAMPLE_IMAGES = 2000
-"""First images of a client that are stored as they were sent (3 kB at 3 x 32 x 32), for the distances between them."""
+"""Number of a client's first images that are stored (3 kB each at 3 x 32 x 32), for the distances between them."""
 SAMPLE_BYTES = 32 * 2**20
-"""Most memory that these images may take for one client, counted as float32; of larger images fewer are stored."""
+"""Maximum size of these images per client in bytes, as float32; of larger images, fewer are stored."""
 
-# At most 15 digits: a longer number might not fit the database, and no client queries a quadrillion images.
+# At most 15 digits: a longer number might not fit in the database, and no client queries a quadrillion images.
 _NUMBER = re.compile(r"(?:\A|[^0-9])([0-9]{1,15})-[0-9a-f]{32}\Z")
 _TABLE = """
 CREATE TABLE IF NOT EXISTS requests (
@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS requests (
     dtype TEXT NOT NULL, images BLOB NOT NULL, PRIMARY KEY (client, request_id)
 )
 """
-# A table of its own, so that logs written before answers could be marked stay readable; few requests have a row here.
+# A separate table, so that logs from before marked answers remain readable; few requests have a row here.
 _MARKS = """
 CREATE TABLE IF NOT EXISTS marks (
     client TEXT NOT NULL, request_id TEXT NOT NULL, places BLOB NOT NULL, dtype TEXT NOT NULL, images BLOB NOT NULL,
@@ -59,9 +59,9 @@ class LogEntry(NamedTuple):
     Attributes:
         client: Name of the client.
         request_id: Name of the request.
-        start: Images that the client queried before, by its own numbering; -1 if the id holds no number.
+        start: Number of images that the client queried before, by its own count; -1 if the id holds no number.
         classes: Predicted class of each answer, uint16 (N,).
-        images: Those of the images that belong to the sample, as they were sent, (n, C, H, W), n <= N.
+        images: The images that belong to the sample, as sent, (n, C, H, W), n <= N.
         places: Positions of the marked images among the N, uint32 (m,).
         marked: The marked images, uint8 (m, C, H, W).
         flagged: Number of images that looked abnormal to the service.
@@ -83,7 +83,8 @@ class MarkedQueries(NamedTuple):
     Attributes:
         images: uint8 (m, C, H, W); (0, 0, 0, 0) if there are none.
         labels: Class that the client received for each, int64 (m,).
-        positions: Images that the client queried before each one, by its own numbering, int64 (m,); -1 if unknown.
+        positions: Number of images that the client queried before each one, by its own count, int64 (m,); -1 if
+            unknown.
     """
 
     images: Images
@@ -96,7 +97,7 @@ NO_MARKED_QUERIES = MarkedQueries(np.zeros((0, 0, 0, 0), np.uint8), np.zeros(0, 
 
 @dataclass(frozen=True)
 class ClientLog:
-    """All that was logged of one client.
+    """The log of one client.
 
     Attributes:
         requests: Number of requests.
@@ -104,7 +105,7 @@ class ClientLog:
         sample: The first images in their order, each request's (n, C, H, W) with its predicted classes uint16 (n,).
         marks: All images whose answers were marked.
         flagged: Number of images that looked abnormal to the service.
-        lost: The log could not be read or written, so nothing is known.
+        lost: Whether the log could not be read or written, so that nothing is known.
     """
 
     requests: int
@@ -116,14 +117,14 @@ class ClientLog:
 
 
 def sample_size(shape: tuple[int, int, int], images: int = SAMPLE_IMAGES) -> int:
-    """Return how many images of a client are stored: ``images``, or what fits in ``SAMPLE_BYTES``."""
+    """Return the number of stored images per client: ``images``, or as many as fit in ``SAMPLE_BYTES``."""
     return min(images, SAMPLE_BYTES // (4 * int(np.prod(shape))))
 
 
 def predicted_classes(answers: Answers, source: Source) -> npt.NDArray[np.uint16]:
-    """Return the class that each answer names, uint16 (N,).
+    """Return the class of each answer, uint16 (N,).
 
-    Embeddings name no class. All images then count as class 0, and distances are taken among all of them.
+    Embeddings have no class. All images then count as class 0, and distances are measured among all of them.
 
     Args:
         answers: float32 (N, K).
@@ -150,11 +151,11 @@ def log_entry(
         client: Name of the client.
         request_id: Name of the request.
         images: The queried images, (N, C, H, W).
-        response: What was answered. The log is of answers, so a policy that hides the order of two classes from the
-            client hides it here, too.
+        response: The answers. If the policy hides the order of two classes from the client, it is also hidden in the
+            log.
         source: ``source`` of the answer policy.
         sample: See ``sample_size``.
-        start: Images that the client queried before; None takes the number from the request's id.
+        start: Number of images that the client queried before; None takes it from the request's id.
     """
     if start is None:
         start = numbered(request_id)
@@ -173,7 +174,7 @@ def log_entry(
 
 
 def numbered(request_id: str) -> int:
-    """Return the images that a client queried before a request, by the number in the request's id; -1 without one."""
+    """Return the number of images queried before a request, from the request's id; -1 without one."""
     number = _NUMBER.search(request_id)
     return int(number[1]) if number else -1
 
@@ -181,11 +182,11 @@ def numbered(request_id: str) -> int:
 class QueryLog:
     """Log entries of all clients. Not thread-safe: the caller serialises all calls.
 
-    A log that cannot be opened or read does no harm: it warns once, and logs nothing.
+    A log that cannot be opened or read is not an error: it warns once, and logs nothing.
 
     Args:
-        path: SQLite file, continued if it exists; in memory when None. It survives the death of its process, but not of
-            the machine, because no write waits for the disk.
+        path: SQLite file, continued if it exists; None for memory. It survives a crash of its process, but not of the
+            machine, because writes do not wait for the disk.
     """
 
     def __init__(self, path: Path | str | None = None) -> None:
@@ -194,9 +195,9 @@ class QueryLog:
         try:
             if path is not None:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-            # An actor may run its constructor and its calls in different threads, though never two at once.
+            # An actor can run its constructor and its calls in different threads, though never two at once.
             self._database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
-            # As for the ledger's journal: without shared memory, hence safe on network file systems, too.
+            # As for the ledger's journal: without shared memory, hence also safe on network file systems.
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=OFF"):
                 self._database.execute(f"PRAGMA {pragma}")
             for table in (_TABLE, _MARKS):
@@ -209,7 +210,7 @@ class QueryLog:
 
         Raises:
             BadQuery: A client's name or a request id is malformed, see `validate.check_name`; nothing was stored.
-            StorageUnavailable: The disk is full or unreachable; nothing was stored, and it may be tried again.
+            StorageUnavailable: The disk is full or unreachable; nothing was stored, and the call can be repeated.
         """
         entries = [LogEntry._make(each) for each in entries]
         for each in entries:
@@ -239,7 +240,7 @@ class QueryLog:
             self._give_up(error)
 
     def of(self, client: str) -> ClientLog:
-        """Return all that was logged of a client; an empty log for one that never queried."""
+        """Return the log of a client; an empty one if it never queried."""
         nothing = ClientLog(0, np.zeros(0, np.int64), [], lost=True)
         if self._database is None:
             return nothing
@@ -266,7 +267,7 @@ class QueryLog:
         return ClientLog(len(rows), counts.astype(np.int64), sample, _marked_queries(marks), flagged)
 
     def images(self, client: str) -> int:
-        """Return how many images of a client were logged; 0 for a log that is lost."""
+        """Return the number of a client's images in the log; 0 if the log is lost."""
         if self._database is None:
             return 0
         try:
@@ -277,7 +278,7 @@ class QueryLog:
             return 0
 
     def forget(self, client: str) -> None:
-        """Remove all entries of a client; the file then has room for those of others."""
+        """Remove all entries of a client; their space in the file is reused."""
         if self._database is None:
             return
         try:

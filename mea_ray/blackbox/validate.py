@@ -12,53 +12,53 @@ import numpy.typing as npt
 from mea_ray.core.errors import BadQuery
 
 LONGEST_NAME = 128
-"""Characters that a client's name or a request id may have at most."""
+"""Maximum length of a client's name or a request id, in characters."""
 _NAME = re.compile(rf"[A-Za-z0-9_.:/+@=-]{{1,{LONGEST_NAME}}}", re.ASCII)
 
 
 def check_images(images: Any, shape: tuple[int, int, int], max_images: int | None = None) -> None:
-    """Refuse images that a query API cannot answer.
+    """Reject images that a query API cannot answer.
 
     Args:
-        images: What was sent: must be a numpy array, uint8 or float32 in [0, 1], (N, *shape), N >= 1.
-        shape: (channels, height, width) that the victim takes.
+        images: The sent images: must be a numpy array, uint8 or float32 in [0, 1], (N, *shape), N >= 1.
+        shape: (channels, height, width) of the victim's input.
         max_images: Largest N; None for no limit.
 
     Raises:
-        BadQuery: The images are not acceptable. The message says what was sent and what is accepted.
+        BadQuery: The images are invalid. The message says what was sent and what is accepted.
     """
     if not isinstance(images, np.ndarray):
         raise BadQuery(f"images must be a numpy array, got {type(images).__name__}; convert them with numpy.asarray")
     if images.dtype not in (np.uint8, np.float32):
-        raise BadQuery(f"images must be uint8 in 0..255 or float32 in [0, 1], got {images.dtype}; convert them first")
+        raise BadQuery(f"images must be uint8 in 0..255 or float32 in [0, 1], got {images.dtype}; convert them")
     if images.ndim != 4 or images.shape[1:] != tuple(shape):
         expected = ", ".join(map(str, shape))
         raise BadQuery(f"images must have shape (N, {expected}), got {images.shape}; reshape or resize them")
     if len(images) == 0:
-        raise BadQuery("a query must hold at least 1 image, got 0")
+        raise BadQuery("a query must have at least 1 image, got 0")
     if max_images is not None and len(images) > max_images:
         raise BadQuery(
-            f"a request may hold {max_images} images, got {len(images)}; split it (`service.request_images`)"
+            f"a request can have at most {max_images} images, got {len(images)}; split it (`service.request_images`)"
         )
     if images.dtype == np.float32:
         low, high = float(images.min()), float(images.max())
-        # NaN fails every comparison, so this one line refuses NaN, infinities and values out of range.
+        # NaN fails every comparison, so this line rejects NaN, infinities and values out of range.
         if not (low >= 0.0 and high <= 1.0):
-            raise BadQuery(f"float32 images must lie in [0, 1] without NaN, got {low} to {high}; scale them first")
+            raise BadQuery(f"float32 images must lie in [0, 1] without NaN, got {low} to {high}; scale them")
 
 
 def check_name(what: str, name: Any) -> None:
-    """Refuse a client's name or a request id that the ledger and the query log do not take.
+    """Reject a client's name or a request id that the ledger and the query log do not accept.
 
     Accepted are 1 to ``LONGEST_NAME`` ASCII letters, digits and ``_ . : / + @ = -``. Anything else could be stored
-    under another name than it is read by, or fail in the middle of a transaction that holds others' requests.
+    under a different name, or fail in the middle of a transaction with other clients' requests.
 
     Args:
-        what: What the name belongs to, for the message.
-        name: What was sent.
+        what: Description of the name, for the message.
+        name: The name that was sent.
 
     Raises:
-        BadQuery: It is not a string of that form.
+        BadQuery: It is not a string of this form.
     """
     if not isinstance(name, str):
         raise BadQuery(f"{what} must be a string, got {type(name).__name__}")

@@ -1,7 +1,7 @@
-"""Who may do what at a service: its owner holds a secret, and each client a token that follows from it.
+"""Access control of a service: its owner has a secret, and each client a token derived from it.
 
-Nothing is stored: a restarted ledger or replica that knows the secret knows every token again. A service that is
-started anew has another secret, so tokens of the old one are worth nothing.
+Nothing is stored: a restarted ledger or replica that knows the secret can check every token. A new start of a service
+has another secret, which invalidates old tokens.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from mea_ray.core.errors import WrongToken
 
 
 class Account(NamedTuple):
-    """A client's name and its token: 64 hexadecimal digits, which only the service's owner can make."""
+    """A client's name and its token: 64 hexadecimal digits, which only the service's owner can compute."""
 
     client: str
     token: str
 
 
 def new_secret() -> str:
-    """Draw a service's secret from the system: 64 hexadecimal digits."""
+    """Draw a service's secret from the system's randomness: 64 hexadecimal digits."""
     return secrets.token_hex(32)
 
 
@@ -31,10 +31,10 @@ def account(secret: str, client: str) -> Account:
 
 
 def check_account(secret: str, given: Any) -> str:
-    """Return the name of a client that shows the right token.
+    """Return the name of a client with a valid token.
 
     Raises:
-        WrongToken: The token is not that of this name. The message does not reveal whether there is such a client.
+        WrongToken: The token is invalid for this name. The message does not reveal whether the client exists.
     """
     client, token = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if isinstance(client, str) and isinstance(token, str):
@@ -42,15 +42,15 @@ def check_account(secret: str, given: Any) -> str:
         if hmac.compare_digest(token.encode(errors="replace"), expected.encode()):
             return client
     raise WrongToken(
-        f"client {str(client)[:200]!r} shows no token of this service; take the account that its owner opened"
+        f"client {str(client)[:200]!r} has no valid token of this service; use the account that its owner opened"
     )
 
 
 def check_owner(secret: str, given: Any) -> None:
-    """Refuse a caller that does not show the service's secret.
+    """Reject a caller without the service's secret.
 
     Raises:
-        WrongToken: It is another one.
+        WrongToken: The secret is wrong.
     """
     if not isinstance(given, str) or not hmac.compare_digest(given.encode(errors="replace"), secret.encode()):
-        raise WrongToken("only the service's owner may open accounts, charge them and read what they queried")
+        raise WrongToken("only the service's owner can open accounts, charge them and read their queries")

@@ -1,9 +1,9 @@
 """The thief's side of the service: a black box that pipelines requests and survives dead replicas.
 
-A request's id consists of the number of images queried before it and a hash of its own images. So the same query,
-repeated after a failure, carries the same ids and is charged once, while an image that is queried again on purpose
-comes later in the count and is charged again. A client that resumes in a new process begins the count after the answers
-that it has stored (``start_at``): what was charged but never stored is then answered free of charge.
+A request's id consists of the number of images queried before it and a hash of its images. So a query that is repeated
+after a failure has the same ids and is charged once, while an image that is queried again on purpose has a higher count
+and is charged again. A client that resumes in a new process starts the count after its stored answers (``start_at``):
+images that were charged but whose answers were not stored are then answered free of charge.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from mea_ray.config import ClientConfig
 from mea_ray.core.errors import ConfigError, MeaRayError, OverBudget, ServiceUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
 from mea_ray.service.accounts import Account
-from mea_ray.service.flight import Request, fly
+from mea_ray.service.flight import Request, send_all
 from mea_ray.service.naming import find, ledger_name
 
 
 class ServiceClient:
     """A victim behind its service; implements `types.BlackBox`. Picklable: it finds its actors again by name.
 
-    Threads may share a client: their queries are answered one after the other. Two copies of a client count
-    independently; give them other clients' names, or other prefixes.
+    Threads can share a client: their queries are serialised. Two copies of a client count independently; give them
+    different client names or prefixes.
 
     Args:
         service: Name of the service.
         account: Name and token of a client that the service's owner registered, see `VictimService.account`.
-        request_images: Images in a request; ``query`` splits what is longer.
-        max_in_flight: Requests under way at once.
-        request_timeout_s: Seconds to wait for one answer, or for a dead replica's return, before asking again.
-        retries: Times a request is repeated after a failure.
+        request_images: Images per request; ``query`` splits longer queries.
+        max_in_flight: Maximum number of requests in flight.
+        request_timeout_s: Timeout for one answer, or for a dead replica's restart, before the request is repeated, in
+            seconds.
+        retries: Maximum number of repetitions of a request after failures.
         start_at: Images that this client queried in an earlier process, whose answers are stored.
-        request_prefix: Distinguishes streams of queries of one client, if it needs several.
+        request_prefix: Distinguishes several streams of queries of one client.
 
     Raises:
         ServiceUnavailable: There is no such service.
-        ConfigError: ``request_images`` is larger than the service takes, or a number is out of range.
+        ConfigError: ``request_images`` is larger than the service accepts, or a number is out of range.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class ServiceClient:
         if settings.request_images > description["max_request_images"]:
             raise ConfigError(
                 f"request_images={settings.request_images} is more than the {description['max_request_images']} that "
-                "the service takes; lower `service.request_images` or raise `service.max_request_images`"
+                "the service accepts; lower `service.request_images` or raise `service.max_request_images`"
             )
 
     @property
@@ -80,7 +81,7 @@ class ServiceClient:
 
     @property
     def classes(self) -> int:
-        """Numbers in an answer: classes, or the length of an embedding."""
+        """Length of an answer: number of classes, or of embedding dimensions."""
         return self._classes
 
     @property
@@ -97,15 +98,15 @@ class ServiceClient:
     def query(self, images: Images | FloatImages) -> Answers:
         """Answer images in their order, see `types.BlackBox.query`.
 
-        After an error the same query may be sent again: what was charged of it is not charged twice. Waits when the
-        client is over its rate.
+        After an error the same query can be repeated: nothing is charged twice. Waits when the client exceeds its rate
+        limit.
 
         Raises:
-            BadQuery: The images are not acceptable; nothing was charged.
+            BadQuery: The images are invalid; nothing was charged.
             UnknownClient: The client is not registered.
-            WrongToken: The token is not that of the client.
-            OverBudget: They do not fit in what is left of the budget; nothing was charged.
-            ServiceUnavailable: No replica answered, although the request was repeated ``retries`` times.
+            WrongToken: The client's token is invalid.
+            OverBudget: The images exceed the remaining budget; nothing was charged.
+            ServiceUnavailable: No replica answered, even after ``retries`` repetitions.
         """
         with self._turn:
             before = self.asked
@@ -116,29 +117,29 @@ class ServiceClient:
                 raise
 
     def query_iter(self, images: Images | FloatImages) -> Iterator[Answers]:
-        """Like `query`, but yields the answers of one request after the other, so that each can be stored at once.
+        """Like `query`, but yields the answers request by request, so that each can be stored immediately.
 
-        ``asked`` counts the images whose answers were yielded: after an error, go on with the rest. Exhaust the
-        iterator before this client's next query; other threads may not use the client meanwhile.
+        ``asked`` counts the images whose answers were yielded: after an error, continue with the rest. Exhaust the
+        iterator before this client's next query; other threads must not use the client meanwhile.
         """
         check_images(images, self._shape)
         requests = self._split(images)
         if len(requests) > 1:
-            # One request is refused as a whole by the ledger; several must be refused before the first is charged.
+            # The ledger rejects a single request as a whole; several must be rejected before the first is charged.
             ids = [(request.request_id, len(request.images)) for request in requests]
             unpaid, remaining, budget = self._ask_ledger("unpaid", self.account, ids)
             if remaining is not None and unpaid > remaining:
                 raise OverBudget(self.client, unpaid, remaining, budget)
-        for request, answers in zip(requests, self._fly(requests), strict=True):
+        for request, answers in zip(requests, self._send(requests), strict=True):
             self.asked += len(request.images)
             yield answers
 
     def request(self, request_id: str, images: Any) -> Answers:
-        """Ask one request as it is, under an id of the caller's choice, with nothing checked on this side."""
-        return next(self._fly([Request(request_id, images)]))
+        """Send one request unchanged, with an id of the caller's choice and without client-side checks."""
+        return next(self._send([Request(request_id, images)]))
 
-    def _fly(self, requests: list[Request]) -> Iterator[Answers]:
-        return fly(
+    def _send(self, requests: list[Request]) -> Iterator[Answers]:
+        return send_all(
             requests,
             self._replicas,
             self._handles,
@@ -159,7 +160,7 @@ class ServiceClient:
         if self._ledger is None:
             self._ledger = find(ledger_name(self.service))
         try:
-            # Ray asks again by itself after the ledger died and came back.
+            # Ray repeats the call itself after the ledger died and was restarted.
             return ray.get(getattr(self._ledger, method).remote(*args), timeout=self.settings.request_timeout_s)
         except RayTaskError as error:
             if isinstance(error.cause, MeaRayError):

@@ -1,4 +1,4 @@
-"""Requests under way: pipelined over the replicas with bounded flight, repeated when a replica dies or is late."""
+"""Requests in flight: pipelined over the replicas, bounded in number, repeated when a replica dies or is late."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _STORAGE_PAUSE_S = 2.0
 
 @dataclass
 class Request:
-    """One request: its id, its images, and how often asking it failed.
+    """One request: its id, its images, and its failures.
 
     Attributes:
-        failures: Answers that failed or were late.
-        down_since: When replicas began to be unreachable for it; None while they are not.
-        stored_since: When the ledger began to find no room, or no storage, to charge it; None if it never did.
-        pauses: Pauses made for unreachable replicas.
-        avoid: Replica that failed it last; another one is asked if there is one.
+        failures: Number of failed or late answers.
+        down_since: Time since which replicas are unreachable for it; None while they are reachable.
+        stored_since: Time since which the ledger's storage is full or unavailable for it; None if it never was.
+        pauses: Number of pauses for unreachable replicas.
+        avoid: Replica that failed it last; another one is preferred.
     """
 
     request_id: str
@@ -46,13 +46,13 @@ class Request:
 
 
 @dataclass
-class _Flight:
+class _InFlight:
     index: int
     replica: str
     deadline: float
 
 
-def fly(
+def send_all(
     requests: Sequence[Request],
     replicas: Sequence[str],
     handles: dict[str, Any],
@@ -62,27 +62,27 @@ def fly(
     timeout_s: float,
     retries: int,
 ) -> Iterator[Answers]:
-    """Ask requests and yield their answers in order, as soon as each is there.
+    """Send requests and yield their answers in order, as soon as each is available.
 
     Args:
-        requests: What to ask, each with an id of its own.
+        requests: The requests, each with its own id.
         replicas: Names of the replica actors.
-        handles: Handles of those that were found before; kept up to date for the next call.
-        account: In whose name.
+        handles: Cached handles of replicas; updated for the next call.
+        account: The client's account.
         max_in_flight: Requests under way at once.
-        timeout_s: Seconds to wait for one answer, or for the return of dead replicas when none is left.
-        retries: Failures of one request that are tolerated; the pause before each repetition is four times as long.
+        timeout_s: Timeout for one answer, or for the restart of replicas when none is left, in seconds.
+        retries: Tolerated failures of one request; each pause before a repetition is four times as long as the last.
 
     Raises:
-        QueryError: The service refuses the next request in order; those before it have been yielded.
+        QueryError: The service rejects the next request in order; the answers before it have been yielded.
         ServiceUnavailable: A request failed more often than is tolerated.
-        ReplicasAway: Its replicas were away longer.
-        StorageUnavailable: The ledger's storage was full or away longer than this process waits for storage.
+        ReplicasAway: Its replicas were down longer than ``timeout_s``.
+        StorageUnavailable: The ledger's storage was full or unavailable longer than this process waits for storage.
     """
-    return _Flights(requests, replicas, handles, account, max_in_flight, timeout_s, retries).run()
+    return _Pipeline(requests, replicas, handles, account, max_in_flight, timeout_s, retries).run()
 
 
-class _Flights:
+class _Pipeline:
     _turn = itertools.count()
 
     def __init__(
@@ -102,7 +102,7 @@ class _Flights:
                 self._find(name)
         self.service = replicas[0].rpartition("/replica/")[0] if replicas else "?"
         self.max_in_flight, self.timeout_s, self.retries = max_in_flight, timeout_s, retries
-        self.flights: dict[Any, _Flight] = {}
+        self.flights: dict[Any, _InFlight] = {}
         self.later: list[tuple[float, int]] = []
         self.outcomes: dict[int, Answers | Exception] = {}
         self.launched = 0
@@ -118,18 +118,18 @@ class _Flights:
     def run(self) -> Iterator[Answers]:
         for index in range(len(self.requests)):
             while index not in self.outcomes:
-                self._launch(index)
-                self._land()
+                self._send_more(index)
+                self._wait()
             outcome = self.outcomes.pop(index)
             if isinstance(outcome, Exception):
                 raise outcome
             yield outcome
 
-    def _launch(self, oldest: int) -> None:
+    def _send_more(self, oldest: int) -> None:
         now = time.monotonic()
         while self.later and self.later[0][0] <= now:
             self._ask(heapq.heappop(self.later)[1])
-        # Answers that wait for an older one are bounded, too.
+        # Answers that wait for an older one are also bounded.
         while (
             not self.refused
             and self.launched < min(len(self.requests), oldest + 4 * self.max_in_flight)
@@ -144,7 +144,7 @@ class _Flights:
         if not self.replicas:
             self.outcomes[index] = ServiceUnavailable(
                 f"service {self.service!r} has ended: none of its replicas can be found; start it again, then repeat "
-                "the query: answers received before are kept, and nothing is charged twice"
+                "the query: answers received so far are kept, and nothing is charged twice"
             )
             return
         load = dict.fromkeys(self.replicas, 0)
@@ -155,10 +155,10 @@ class _Flights:
         equal = [name for name in names if (name == avoid, load[name]) == (names[0] == avoid, load[names[0]])]
         name = equal[next(self._turn) % len(equal)]
         reference = self.replicas[name].answer.remote(self.account, request.request_id, request.images)
-        self.flights[reference] = _Flight(index, name, time.monotonic() + self.timeout_s)
+        self.flights[reference] = _InFlight(index, name, time.monotonic() + self.timeout_s)
 
-    def _land(self) -> None:
-        """Wait until something happens, then deal with all that did."""
+    def _wait(self) -> None:
+        """Wait for the next events, then handle them all."""
         now = time.monotonic()
         events = [flight.deadline for flight in self.flights.values()] + [when for when, _ in self.later[:1]]
         if not events:
@@ -177,7 +177,7 @@ class _Flights:
                 del self.flights[reference]
                 self._failed(flight, f"no answer from {flight.replica} in {self.timeout_s} s")
 
-    def _receive(self, reference: Any, flight: _Flight) -> None:
+    def _receive(self, reference: Any, flight: _InFlight) -> None:
         request = self.requests[flight.index]
         try:
             self.outcomes[flight.index] = ray.get(reference)
@@ -189,7 +189,7 @@ class _Flights:
                 self._again(flight.index, error.cause.retry_after_s)
             elif isinstance(error.cause, QueryError):
                 self.outcomes[flight.index] = error.cause
-                # What follows would be asked in vain, or charged although the caller has to change something first.
+                # Later requests would fail as well, or be charged although the caller has to change something first.
                 self.refused = True
             elif isinstance(error.cause, StorageUnavailable) and PATIENCE.seconds:
                 self._no_storage(flight.index, error.cause)
@@ -198,14 +198,14 @@ class _Flights:
         except RayError as error:
             self._unreachable(flight, request, str(error))
 
-    def _unreachable(self, flight: _Flight, request: Request, reason: str) -> None:
-        """The replica died under the request, or is being restarted: ask another one, or wait for its return."""
+    def _unreachable(self, flight: _InFlight, request: Request, reason: str) -> None:
+        """The replica died during the request, or is being restarted: use another one, or wait for its restart."""
         now = time.monotonic()
         self._find(flight.replica)
         request.down_since = now if request.down_since is None else request.down_since
         if now - request.down_since > self.timeout_s:
-            # Not asked again: a trial that gives up frees the very room that the replica may be waiting for.
-            self._give_up(flight.index, f"its replicas have been away for {self.timeout_s:g} s", ReplicasAway)
+            # Not repeated: a trial that gives up frees the resources that the replica may be waiting for.
+            self._give_up(flight.index, f"its replicas have been down for {self.timeout_s:g} s", ReplicasAway)
         elif request.pauses == 0 and len(self.replicas) > 1:
             request.pauses = 1
             request.avoid = flight.replica
@@ -215,7 +215,7 @@ class _Flights:
             request.pauses += 1
             self._again(flight.index, pause)
 
-    def _failed(self, flight: _Flight, reason: str) -> None:
+    def _failed(self, flight: _InFlight, reason: str) -> None:
         request = self.requests[flight.index]
         request.failures += 1
         if request.failures > self.retries:
@@ -225,12 +225,12 @@ class _Flights:
             if request.failures == 2 and not self.warned:
                 self.warned = True
                 PATIENCE.notify(f"service {self.service}: {reason.splitlines()[0][:200]}; repeated, charged once")
-            # What fails may need a while: a ledger whose disk is full or away, say.
+            # Some failures need time to recover, e.g. a ledger whose disk is full or unavailable.
             pause = min(_LONGEST_RETRY_S, _FIRST_RETRY_S * _RETRY_FACTOR ** (request.failures - 1))
             self._again(flight.index, pause)
 
     def _no_storage(self, index: int, error: StorageUnavailable) -> None:
-        """The ledger cannot write: no failure of the service, and waited for as for any file of the storage."""
+        """The ledger cannot write: not a failure of the service, and waited for like any file of the storage."""
         request, now = self.requests[index], time.monotonic()
         if request.stored_since is None:
             request.stored_since = now
@@ -247,7 +247,7 @@ class _Flights:
 
     def _give_up(self, index: int, why: str, kind: type[ServiceUnavailable] = ServiceUnavailable) -> None:
         self.outcomes[index] = kind(
-            f"service {self.service!r}: {why}; answers received before are kept, and repeating the query is not "
+            f"service {self.service!r}: {why}; answers received so far are kept, and repeating the query is not "
             "charged twice"
         )
         self.refused = True

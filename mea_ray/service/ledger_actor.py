@@ -33,19 +33,19 @@ def in_turn(method: Callable[Concatenate[_Actor, _P], _R]) -> Callable[Concatena
 
 
 class LedgerActor:
-    """A `Ledger`, the owner's query log and the description of a service; wrapped with ``ray.remote`` where it starts.
+    """A `Ledger`, the owner's query log and the description of a service; wrapped with ``ray.remote`` at its start.
 
-    Ray restarts it with the same arguments after its process died, and repeats the calls that were under way. The
-    journal and the request ids ensure that nothing is lost or charged twice.
+    Ray restarts it with the same arguments after its process died, and repeats the calls in flight. The journal and the
+    request ids ensure that nothing is lost or charged twice.
 
-    A client can read its own account only, by its token. All else needs the secret, which the owner and the replicas
-    hold; a call without it raises ``WrongToken``.
+    A client can only read its own account, with its token. Everything else needs the secret, which the owner and the
+    replicas have; a call without it raises ``WrongToken``.
 
     Args:
-        path: Journal file, with the log beside it, on a file system that every node sees where the actor may be
+        path: Journal file, with the log beside it, on a file system visible to every node where the actor can be
             restarted.
         rate: Rate limit of every client; None for no limit.
-        description: What `VictimService.connect` needs to know; kept as it is.
+        description: Description for `VictimService.connect`, stored unchanged.
         secret: The service's secret, see `accounts`.
 
     Attributes:
@@ -56,7 +56,7 @@ class LedgerActor:
         self.turn = threading.RLock()
         self._local: LocalServer | None = None
         self._ledger = Ledger(Path(path))
-        # After the ledger: who holds its journal alone holds the log alone, too.
+        # After the ledger: the exclusive lock on its journal also protects the log.
         self._log = QueryLog(log_path(path))
         self._rate = RateLimit(rate.images_per_second, rate.burst) if rate else None
         self._description, self._secret = dict(description), secret
@@ -66,7 +66,7 @@ class LedgerActor:
         return self._description
 
     def incarnation(self) -> str:
-        """Return what is different after a restart, see `watch.incarnation`."""
+        """Return an id that changes with a restart, see `watch.incarnation`."""
         return incarnation()
 
     def local_address(self, secret: str) -> Address | None:
@@ -100,7 +100,7 @@ class LedgerActor:
             notes: The answers of each request, in the same order.
 
         Returns:
-            What `charge_many` returns, and whether the log was written; if not, `note` has to be called.
+            The result of `charge_many`, and whether the log was written; if not, call `note`.
         """
         outcomes = self.charge_many(secret, charges)
         try:
@@ -111,42 +111,42 @@ class LedgerActor:
 
     @in_turn
     def note(self, secret: str, notes: Sequence[LogEntry]) -> None:
-        """Log what a replica answered, see `QueryLog.add`."""
+        """Log a replica's answers, see `QueryLog.add`."""
         check_owner(self._secret, secret)
         self._log.add(notes)
 
     @in_turn
     def seen(self, secret: str, client: str) -> ClientLog:
-        """Return what was answered to a client. The caller judges it, since charges wait while this actor works."""
+        """Return the log of a client. The caller evaluates it, since charges wait while this actor is busy."""
         check_owner(self._secret, secret)
         return self._log.of(client)
 
     @in_turn
     def remaining(self, account: Account) -> int | None:
-        """Return the images that the client may still ask; None without a budget."""
+        """Return the client's remaining budget in images; None without a budget."""
         return self._ledger.remaining(check_account(self._secret, account))
 
     @in_turn
     def charged(self, secret: str, client: str) -> int:
-        """Return the images that the client has been charged."""
+        """Return the number of images charged to the client."""
         check_owner(self._secret, secret)
         return self._ledger.charged(client)
 
     @in_turn
     def unpaid(self, account: Account, requests: Sequence[tuple[str, int]]) -> tuple[int, int | None, int | None]:
-        """Return images of ``requests`` not charged before, images remaining, and the budget."""
+        """Return the number of images in ``requests`` not charged before, the remaining images, and the budget."""
         ledger, client = self._ledger, check_account(self._secret, account)
         return ledger.unpaid(client, requests), ledger.remaining(client), ledger.budget(client)
 
     @in_turn
     def logged(self, secret: str, client: str) -> int:
-        """Return how many images of a client the log holds, see `QueryLog.images`."""
+        """Return the number of a client's images in the log, see `QueryLog.images`."""
         check_owner(self._secret, secret)
         return self._log.images(client)
 
     @in_turn
     def forget(self, secret: str, client: str) -> None:
-        """Remove a client's log, which nobody will ask for again; its charges stay."""
+        """Remove a client's log; its charges remain."""
         check_owner(self._secret, secret)
         self._log.forget(client)
 

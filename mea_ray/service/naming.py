@@ -1,4 +1,4 @@
-"""Names of a service's actors, by which any process of a Ray cluster finds them, and how their answers are read."""
+"""Names of a service's actors, by which any process of a Ray cluster finds them, and reading of their answers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def replica_name(service: str, index: int) -> str:
 
 
 def find(name: str) -> Any:
-    """Return the handle of a named actor, which may be restarting at the moment.
+    """Return the handle of a named actor, which may currently be restarting.
 
     Raises:
-        ServiceUnavailable: There is none, or it is dead for good.
+        ServiceUnavailable: It does not exist, or is permanently dead.
     """
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
@@ -47,7 +47,7 @@ def answer_of(actor: str, reference: Any, timeout_s: float | None = None) -> Any
     """Wait for an actor's answer; an error of mea_ray is raised as itself, not wrapped in Ray's.
 
     Args:
-        actor: What the actor is, for the message, e.g. ``"the ledger"``.
+        actor: Description of the actor for the message, e.g. ``"the ledger"``.
         reference: Ray's reference of the answer.
         timeout_s: Seconds to wait; None for no limit.
 
@@ -65,6 +65,6 @@ def answer_of(actor: str, reference: Any, timeout_s: float | None = None) -> Any
 
 
 def cause_of(error: Exception) -> str:
-    """Say in one line what went wrong in an actor, without Ray's account of where."""
+    """Return the cause of an actor's error in one line, without Ray's traceback."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return first_line(cause, 2000) or type(cause).__name__

@@ -40,7 +40,7 @@ class VictimService:
         name: Name of the service.
         ledger: Handle of the `LedgerActor`.
         replicas: Handles of the `Replica` actors.
-        secret: What its owner shows to open accounts and to read them; see `accounts`.
+        secret: The owner's secret, to open and read accounts; see `accounts`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class VictimService:
 
     @staticmethod
     def bundles(replicas: int, cpus_per_replica: float, gpus_per_replica: float = 0.0) -> list[dict[str, float]]:
-        """Return the bundles of a placement group that holds a service: one per replica. The ledger takes none."""
+        """Return the bundles of a service's placement group: one per replica. The ledger needs none."""
         bundle = {"CPU": cpus_per_replica, "GPU": gpus_per_replica}
         return [{key: value for key, value in bundle.items() if value > 0} for _ in range(replicas)]
 
@@ -71,22 +71,22 @@ class VictimService:
         """Start a service and wait until every replica can answer.
 
         Args:
-            folder: Artifact folder of the victim, which every node that may hold a replica must see, or the name of the
-                artifact, which every replica fetches for itself. If its key marks answers (``dawn``), those of this
-                service are marked.
+            folder: Artifact folder of the victim, visible to every node that can run a replica, or the name of the
+                artifact, which every replica downloads for itself. If its key marks answers (``dawn``), this service
+                marks its answers.
             name: Unique in the Ray cluster.
             settings: Replicas, passes, answer policy and rate limit.
             ledger_path: Journal of the ledger, with the query log beside it; None for temporary files that `stop`
                 deletes.
-            placement_group: Where the replicas are placed; see `bundles`. The ledger is on the node of the caller, as
-                long as there is one, for its journal may be a file of that node.
-            detached: Outlive the process that starts it, until `stop`.
+            placement_group: Where the replicas are placed; see `bundles`. The ledger is on the caller's node, as long
+                as that exists, because its journal can be a file there.
+            detached: Whether it outlives the process that starts it, until `stop`.
             start_timeout_s: Seconds to wait for the replicas.
 
         Raises:
             ArtifactError: The folder holds no readable victim.
             ConfigError: The policy cannot be built, or a service of this name is running.
-            ServiceUnavailable: The replicas did not start in time, for want of resources, say.
+            ServiceUnavailable: The replicas did not start in time, e.g. for lack of resources.
         """
         policy: AnswerPolicy = settings.policy.build()
         if isinstance(folder, Artifact):
@@ -124,7 +124,7 @@ class VictimService:
         ledger = ledger_class.options(
             **common, name=ledger_name(name), num_cpus=0, max_task_retries=-1, scheduling_strategy=here
         ).remote(str(journal.resolve()), settings.rate, description, secret)
-        # No retries by Ray here: the client asks another replica, which is up already.
+        # No retries by Ray here: the client uses another replica, which is already up.
         remote_replica: Any = ray.remote(Replica)
         answer_of("the ledger", ledger.describe.remote())
         handles = [
@@ -166,19 +166,19 @@ class VictimService:
         return cls(name, ledger, [find(replica) for replica in description["replicas"]], description, secret)
 
     def register(self, client: str, budget: int | None = None) -> None:
-        """Open an account or change its budget; what was charged stays charged.
+        """Open an account or change its budget; earlier charges remain.
 
         Args:
             client: Name of the client.
-            budget: Images that may be charged in all; None for no limit.
+            budget: Query budget in images; None for no limit.
 
         Raises:
-            ConfigError: The budget is below what the client has been charged.
+            ConfigError: The budget is below the client's charges.
         """
         answer_of("the ledger", self.ledger.register.remote(self.secret, client, budget))
 
     def account(self, client: str) -> Account:
-        """Return name and token of a client, which is all that it needs to query; `register` it first."""
+        """Return name and token of a client, with which it can query; `register` it first."""
         return accounts.account(self.secret, client)
 
     def client(
@@ -195,7 +195,7 @@ class VictimService:
         )
 
     def charged(self, client: str) -> int:
-        """Return the images that a client has been charged.
+        """Return the number of images charged to a client.
 
         Raises:
             UnknownClient: The client is not registered.
@@ -204,27 +204,27 @@ class VictimService:
         return images
 
     def query_log(self, client: str) -> QueryLogRecord:
-        """Return what the owner could have seen of a client, see `blackbox.prada.query_log_record`."""
+        """Return the owner's view of a client, see `blackbox.prada.query_log_record`."""
         named = self._description["classes"] if self._description["source"] == "probabilities" else 1
         return query_log_record(self.seen(client), named)
 
     def seen(self, client: str) -> ClientLog:
-        """Return what the owner's log holds of a client: its first images, and all whose answers were marked."""
+        """Return the owner's log of a client: its first images, and all whose answers were marked."""
         for handle in self.replicas:
             try:
-                ray.get(handle.settle.remote())
-            except RayError:  # what it answered was noted, or it is asked again
+                ray.get(handle.flush_log.remote())
+            except RayError:  # its answers were logged, or it will be queried again
                 continue
         log: ClientLog = answer_of("the ledger", self.ledger.seen.remote(self.secret, client))
         return log
 
     def logged(self, client: str) -> int:
-        """Return how many images of a client the owner's log holds."""
+        """Return the number of a client's images in the owner's log."""
         images: int = answer_of("the ledger", self.ledger.logged.remote(self.secret, client))
         return images
 
     def forget(self, client: str) -> None:
-        """Remove a client's query log, which nobody will ask for again; its charges stay."""
+        """Remove a client's query log; its charges remain."""
         answer_of("the ledger", self.ledger.forget.remote(self.secret, client))
 
     def copy_ledger(self, path: str | Path) -> None:
@@ -232,7 +232,7 @@ class VictimService:
         answer_of("the ledger", self.ledger.copy_to.remote(self.secret, str(path)))
 
     def watch(self, notify: Callable[[str], None]) -> Watch:
-        """Report when a replica or the ledger died and is up again, see `Watch`; `stop` ends that."""
+        """Report when a replica or the ledger died and is up again, see `Watch`, until `stop`."""
         actors = {f"replica {index}": handle for index, handle in enumerate(self.replicas)}
         self._watch = Watch({**actors, "the ledger": self.ledger}, notify)
         return self._watch
@@ -243,7 +243,7 @@ class VictimService:
         return names
 
     def stats(self) -> dict[str, float]:
-        """Return requests, images, refused requests, passes and mean fill of a pass, over all replicas.
+        """Return counts of requests, images, rejected requests and passes, and the mean fill, over all replicas.
 
         A replica that was restarted counts from its restart; one that is down does not count.
         """
@@ -260,7 +260,7 @@ class VictimService:
         return total
 
     def stop(self) -> None:
-        """Stop all actors and release their resources and names; a given journal stays, a temporary one goes.
+        """Stop all actors and release their resources and names; a temporary journal is deleted.
 
         Stopping twice, or after Ray was shut down, does nothing.
         """

@@ -1,8 +1,8 @@
 """A replica of the victim: an actor that merges the requests of many clients into forward passes of a fixed shape.
 
-A request goes through three stages, each of which works on while the others do: checked in the event loop; charged,
-together with whatever else arrived during the ledger's last answer; computed in a worker thread, together with
-whatever else was paid for during the last pass.
+A request goes through three stages, which run concurrently: it is checked in the event loop; charged, together with the
+requests that arrived during the ledger's last call; computed in a worker thread, together with the requests that were
+paid for during the last pass.
 
 A few images that come while nothing else is under way take a shorter way: they are computed first, in the smallest
 pass, and are then charged and noted in one call to the ledger, over a local socket where there is one. As always, they
@@ -49,12 +49,12 @@ _QUICK_PASS_S = 0.02
 _LOCAL_AGAIN_S = 5.0
 """Pause before a ledger that cannot be called over a local socket is asked for one again, as after its restart."""
 _MOST_REFUSED = 100_000
-"""Clients whose last refusal is remembered."""
+"""Maximum number of clients whose last rejection is remembered."""
 
 
 @dataclass
 class _Request:
-    """A request under way; ``done`` counts its images that have been answered."""
+    """A request in flight; ``done`` counts its answered images."""
 
     charge: Charge
     images: Images | FloatImages
@@ -63,18 +63,18 @@ class _Request:
 
 
 class Replica:
-    """An async actor that holds a victim; wrapped with ``ray.remote`` where the service is started.
+    """An async actor with a victim; wrapped with ``ray.remote`` where the service is started.
 
     Args:
-        source: Artifact of the victim, or its folder; with a key that marks answers in it, its answers are marked.
+        source: Artifact of the victim, or its folder; if its key marks answers, the answers are marked.
         service: Name of the service, under which its ledger is found.
         settings: Its resources, passes and answer policy.
-        secret: The service's secret, see `accounts`: it charges with it, and checks its clients' tokens with it.
+        secret: The service's secret, see `accounts`: used to charge and to check clients' tokens.
         ledger: Handle of its ledger; None finds it by name.
 
     Raises:
         ArtifactError: The folder holds no readable victim.
-        ConfigError: The policy does not exist or refuses its parameters, or learns from images that are not at hand.
+        ConfigError: The policy does not exist or rejects its parameters, or is fitted on images that are missing.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class Replica:
         self._passes = FixedShapePasses(
             model, model.shape, worded, pass_images=images, device=where, small_passes=settings.small_passes
         )
-        # The first pass of a process is slow (kernels are chosen, memory is taken): not at a client's expense.
-        # The quickest of several: a machine that is busy now must not send all later images to another thread.
+        # The first pass of a process is slow (kernel selection, memory allocation): no client should wait for it.
+        # The fastest of several: a temporarily busy machine must not move all later passes to another thread.
         self._is_quick = min(self._seconds_of_a_lone_pass(model.shape) for _ in range(5)) < _QUICK_PASS_S
         self._shape, self._classes, self._source = model.shape, answer_size(model, worded), worded.source
-        # By name and not by handle: arguments in the object store die with their owner, and then no restart succeeds.
+        # By name, not by handle: arguments in the object store die with their owner, after which no restart succeeds.
         self._ledger, self._secret = find(ledger_name(service)) if ledger is None else ledger, secret
         self._max_batch_images, self._max_request_images = settings.max_batch_images, settings.max_request_images
         self._max_wait_s = settings.max_wait_ms / 1000
@@ -125,7 +125,7 @@ class Replica:
         self._passes.passes = self._passes.rows = 0
 
     def describe(self) -> dict[str, Any]:
-        """Return what a client must know: numbers in an answer, image shape, largest request, images in a pass."""
+        """Return the description for clients: length of an answer, image shape, largest request, images in a pass."""
         return {
             "classes": self._classes,
             "source": self._source,
@@ -135,13 +135,13 @@ class Replica:
         }
 
     def stats(self) -> dict[str, float]:
-        """Return requests and images answered, requests refused, passes, and the mean fill of a pass in (0, 1]."""
+        """Return counts of answered requests and images, rejected requests and passes, and the mean fill in (0, 1]."""
         rows = self._passes.rows
         fill = self._counts["images"] / rows if rows else 0.0
         return {**self._counts, "passes": self._passes.passes, "mean_fill": fill}
 
     def incarnation(self) -> str:
-        """Return what is different after a restart, see `watch.incarnation`."""
+        """Return an id that changes with a restart, see `watch.incarnation`."""
         return incarnation()
 
     async def answer(
@@ -151,7 +151,7 @@ class Replica:
 
         Args:
             account: Name and token of the client.
-            request_id: Its name for this request; the same id with the same images is charged once.
+            request_id: The client's id of this request; the same id with the same images is charged once.
             images: uint8 or float32 in [0, 1], (N, C, H, W), 1 <= N <= ``max_request_images``.
             start: Images that the client queried before, for the owner's log; None takes it from ``request_id``.
 
@@ -159,11 +159,11 @@ class Replica:
             float32 answers (N, classes).
 
         Raises:
-            BadQuery: The images or the request id are not acceptable.
-            WrongToken: The token is not that of the client.
+            BadQuery: The images or the request id are invalid.
+            WrongToken: The client's token is invalid.
             UnknownClient: The client is not registered.
             OverBudget: The request does not fit in the client's budget.
-            RateLimited: The client is too fast.
+            RateLimited: The client exceeds its rate limit.
             RequestConflict: The id was used for other images.
         """
         try:
@@ -185,7 +185,7 @@ class Replica:
         return answers
 
     async def _charge(self) -> None:
-        """Charge all that has arrived, in one call to the ledger, until nothing more has."""
+        """Charge all arrived requests, in one call to the ledger each time, until there are none."""
         try:
             if self._is_lone():
                 await self._answer_lone(self._arrived.popleft())
@@ -206,7 +206,7 @@ class Replica:
             self._charging = None
 
     async def _outcomes(self, requests: list[_Request]) -> list[MeaRayError | None]:
-        """Charge requests; return a refusal or None for each of them."""
+        """Charge requests; return an error or None for each of them."""
         try:
             charges = [request.charge for request in requests]
             outcomes: list[Any] = await self._ledger.charge_many.remote(self._secret, charges)
@@ -215,9 +215,9 @@ class Replica:
             return [_gone(error)] * len(requests)
 
     def _is_lone(self) -> bool:
-        """Return whether one request has arrived, nothing else is under way, and the smallest pass holds it.
+        """Return whether one request has arrived, nothing else is in flight, and the smallest pass can hold it.
 
-        A client who was refused last is charged first, until a request of its is paid for.
+        A client whose last request was rejected is excluded until one of its requests is paid for.
         """
         return (
             self._computing is None
@@ -283,14 +283,14 @@ class Replica:
         return time.perf_counter() - start
 
     def _remember(self, client: str, refusal: MeaRayError | None) -> None:
-        """Keep who was refused last."""
+        """Remember which clients were rejected last."""
         if refusal is None:
             self._refused.discard(client)
         elif isinstance(refusal, QueryError) and len(self._refused) < _MOST_REFUSED:
             self._refused.add(client)
 
     async def _compute(self) -> None:
-        """Answer all that is paid for, one batch after the other, until nothing is left."""
+        """Answer all paid requests, batch by batch, until none is left."""
         loop = asyncio.get_running_loop()
         try:
             while self._paid:
@@ -312,8 +312,8 @@ class Replica:
     async def _release(self, batch: list[_Request], responses: list[Response]) -> None:
         """Send the answers to the owner's log, then to the clients; the next batch is computed meanwhile.
 
-        If a replica dies in between, the request is asked again, and is noted once. Ray repeats the message to a ledger
-        that died. A message that was only handed to Ray could die with the replica, so its arrival is waited for.
+        If a replica dies in between, the request is repeated, and logged once. Ray repeats the message to a ledger that
+        died. A message that Ray has not delivered would be lost with the replica, so its arrival is awaited.
         """
         notes = [self._note(request, each) for request, each in zip(batch, responses, strict=True)]
         await self._noted(notes)
@@ -328,24 +328,24 @@ class Replica:
         )
 
     async def _noted(self, notes: list[LogEntry]) -> None:
-        """Have notes kept; a full disk is waited for. Whatever else the log complains about must not reach a client."""
+        """Store log entries; wait while the disk is full. Other errors of the log must not reach a client."""
         for pause in (*_NOTE_PAUSES_S, None):
             try:
                 await self._ledger.note.remote(self._secret, notes)
                 return
-            except Exception as error:  # the ledger's actor is gone for good, say, which the next charge will say
+            except Exception as error:  # e.g. the ledger's actor is permanently gone, which the next charge will report
                 passes = isinstance(getattr(error, "cause", None), StorageUnavailable)
                 if pause is None or not passes:
-                    logger.warning("answers were not noted in the query log: %s", error)
+                    logger.warning("answers were not written to the query log: %s", error)
                     return
             await asyncio.sleep(pause)
 
-    async def settle(self) -> None:
-        """Wait until the log holds all that was answered."""
+    async def flush_log(self) -> None:
+        """Wait until the log contains everything that was answered."""
         await asyncio.gather(*self._leaving)
 
     async def _wait_for_more(self) -> None:
-        """Give others a moment to fill the pass. More than one full pass is never waited for: it would gain nothing."""
+        """Wait a moment for other requests to fill the pass. Waiting for more than one full pass would gain nothing."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._max_wait_s
         enough = min(self._passes.pass_images, self._max_batch_images)
@@ -357,10 +357,9 @@ class Replica:
                 return
 
     def _next_batch(self) -> list[_Request]:
-        """Take the oldest requests, whole ones, up to the limit; at least one.
+        """Take the oldest complete requests, up to the limit; at least one.
 
-        Of the possible batches the one whose passes are fullest is taken: what is left merges with what arrives
-        meanwhile.
+        Of the possible batches, the one with the fullest passes is taken: the rest is merged with new requests.
         """
         size = self._passes.pass_images
         total, best, best_fill = 0, 0, 0.0
@@ -379,7 +378,7 @@ class Replica:
 def _gone(error: Exception) -> MeaRayError:
     """Return the error that a client gets when the ledger could not charge.
 
-    Ray asks a dead ledger again by itself; here its disk is full or away, or it is gone for good.
+    Ray repeats calls to a dead ledger itself; here its disk is full or unavailable, or it is permanently gone.
     """
     if isinstance(cause := getattr(error, "cause", error), StorageUnavailable):
         return cause

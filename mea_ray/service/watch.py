@@ -1,4 +1,4 @@
-"""Reports when an actor of a service died and is up again, or stays away: its clients only notice a delay."""
+"""Reports when an actor of a service died and is up again, or stays down: its clients only notice a delay."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 import ray
 
 AWAY_S = 15.0
-"""Seconds after which an actor that does not answer is reported as away."""
+"""Seconds after which an actor that does not answer is reported as down."""
 
 
 class Watch:
-    """Asks the actors of a service who they are, in a thread, until it is stopped.
+    """Polls the actors of a service in a thread, until it is stopped.
 
     Args:
-        actors: Handles by what they are called in a message, each with a method ``incarnation`` that returns another
-            text after a restart and names the node.
-        notify: Called with a sentence, without the service's name: ``replica 0 died and is up again (on node ...)``.
-        every_s: Seconds between two rounds, and to wait for an answer.
+        actors: Handles by name for messages, each with a method ``incarnation`` whose result names the node and changes
+            with a restart.
+        notify: Called with a message, without the service's name: ``replica 0 died and is up again (on node ...)``.
+        every_s: Polling interval, and timeout of an answer, in seconds.
     """
 
     def __init__(self, actors: dict[str, Any], notify: Callable[[str], None], every_s: float = 2.0) -> None:
@@ -31,12 +31,12 @@ class Watch:
         self._silent: dict[str, float] = {}
         self._reported_away: set[str] = set()
         self._stop = threading.Event()
-        self._try_to_look()  # before anybody is served, so that no death goes unnoticed
+        self._try_to_look()  # before the first request, so that no death goes unnoticed
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End it before the actors are stopped on purpose."""
+        """Stop watching, before the actors are stopped on purpose."""
         self._stop.set()
         self._thread.join(2 * self.every_s)
 
@@ -45,7 +45,7 @@ class Watch:
             self._try_to_look()
 
     def _try_to_look(self) -> None:
-        with contextlib.suppress(Exception):  # to watch is no reason to fail
+        with contextlib.suppress(Exception):  # watching must not cause a failure
             self.look()
 
     def look(self) -> None:
@@ -66,16 +66,18 @@ class Watch:
             since = self._silent.setdefault(name, now)
             if now - since > AWAY_S and name not in self._reported_away:
                 self._reported_away.add(name)
-                self.notify(f"{name} has been away for {now - since:.0f} s; its clients wait")
+                self.notify(f"{name} has been down for {now - since:.0f} s; its clients wait")
             return
         self._silent.pop(name, None)
         self._reported_away.discard(name)
         if self._known.setdefault(name, incarnation) != incarnation:
             self._known[name] = incarnation
             where = incarnation.partition(" ")[0]
-            self.notify(f"{name} died and is up again on node {where}: its open requests are repeated, charged once")
+            self.notify(
+                f"{name} died and is up again on node {where}: its requests in flight are repeated and charged once"
+            )
 
 
 def incarnation() -> str:
-    """Return what is different after this actor's restart: ``<node> <process>``."""
+    """Return an id that changes with a restart of this actor: ``<node> <process>``."""
     return f"{ray.get_runtime_context().get_node_id()[:8]} {os.getpid()}"

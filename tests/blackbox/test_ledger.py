@@ -206,7 +206,7 @@ def test_kill_9_loses_no_acknowledged_charge(tmp_path: Path) -> None:
     assert child.stdout is not None
     for _ in range(50):
         child.stdout.readline()
-    with pytest.raises(ArtifactError, match="holds it"):
+    with pytest.raises(ArtifactError, match="uses it"):
         _open_soon(path)
     child.send_signal(signal.SIGKILL)
     acknowledged = 50 + len([line for line in child.stdout.read().splitlines(keepends=True) if line.endswith("\n")])

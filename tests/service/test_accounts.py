@@ -47,7 +47,7 @@ def test_tokens_differ_by_client_and_by_service_and_are_not_stored() -> None:
     ["a", None, 7, (), ("a",), ("a", None), ("a", 1), ("a", ""), ("a", "\ud800"), ("\ud800", "x"), ("a", b"0"), [1, 2]],
 )
 def test_anything_but_the_token_is_refused(given: Any) -> None:
-    with pytest.raises(WrongToken, match="shows no token"):
+    with pytest.raises(WrongToken, match="has no valid token"):
         check_account(new_secret(), given)
 
 

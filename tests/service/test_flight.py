@@ -15,7 +15,7 @@ import ray
 from mea_ray.core.errors import ReplicasAway, ServiceUnavailable, StorageUnavailable
 from mea_ray.service import flight
 from mea_ray.service.accounts import Account
-from mea_ray.service.flight import Request, fly
+from mea_ray.service.flight import Request, send_all
 from mea_ray.storage.files import PATIENCE, patiently
 
 NAME = "flight/replica/0"
@@ -56,7 +56,7 @@ def replica(ray_session: None, tmp_path: Path) -> Iterator[Any]:
 def _fly(handles: dict[str, Any], requests: int = 3, timeout_s: float = 10.0, retries: int = 0) -> list[Any]:
     queries = [Request(str(index), np.zeros((index + 1, 1, 2, 2), np.uint8)) for index in range(requests)]
     return list(
-        fly(queries, [NAME], handles, Account("thief", ""), max_in_flight=2, timeout_s=timeout_s, retries=retries)
+        send_all(queries, [NAME], handles, Account("thief", ""), max_in_flight=2, timeout_s=timeout_s, retries=retries)
     )
 
 
@@ -113,6 +113,6 @@ def test_replicas_that_stay_away_are_told_apart_from_what_fails(monkeypatch: pyt
     monkeypatch.setattr(flight, "find", lambda name: handle)
     monkeypatch.setattr(ray, "wait", lambda references, **how: (references, []))
     monkeypatch.setattr(ray, "get", restarting)
-    with pytest.raises(ReplicasAway, match=r"away for 1 s; answers received before are kept"):
+    with pytest.raises(ReplicasAway, match=r"down for 1 s; answers received so far are kept"):
         _fly({NAME: handle}, requests=1, timeout_s=1.0)
     assert 3 <= len(queried) <= 8 and 1.0 < queried[-1] - queried[0] < 5.0, "with pauses that grow"

@@ -1,4 +1,4 @@
-"""The owner's view: a page and its data on a port of this machine alone, and the update of a running service."""
+"""The owner's view: a page and its data on a local port, and the update of a running service."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Update(BaseModel):
 
 
 def usage_view(service: RunningService) -> dict[str, Any]:
-    """Return what the page shows: the service, and each client with its key's state and what it did."""
+    """Return the content of the page: the service, and each client with its key's state and its activity."""
     keys = {record.client: record for record in KeyStore(service.spec.state).list()}
     rows = [
         {**row, "revoked": bool(keys[row["client"]].revoked) if row["client"] in keys else True}
@@ -45,7 +45,7 @@ def usage_view(service: RunningService) -> dict[str, Any]:
 
 
 def create_admin(service: RunningService) -> FastAPI:
-    """Return the owner's application. A page of another site cannot reach it: the host's name is checked."""
+    """Return the owner's application. Pages of other sites cannot access it: the Host header is checked."""
     app = FastAPI(title="mea_ray: the owner's view", openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     app.state.running = None
@@ -62,7 +62,7 @@ def create_admin(service: RunningService) -> FastAPI:
     def update(body: Update, x_token: Annotated[str, Header()] = "") -> dict[str, str]:
         running: Running | None = app.state.running
         if running is None or not hmac.compare_digest(x_token.encode(), running.token.encode()):
-            raise Refusal(403, "token", "only the owner's commands may change the service")
+            raise Refusal(403, "token", "only the owner's commands can change the service")
         service.update(Path(body.victim))
         return {"victim": str(service.spec.victim)}
 

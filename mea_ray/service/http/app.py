@@ -1,4 +1,4 @@
-"""The HTTP API as an ASGI application: who may ask, what they sent, what it costs, what they are answered."""
+"""The HTTP API as an ASGI application: authentication, parsing, charging and answering."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ _COUNT_EVERY_S = 1.0
 
 
 class Usage(BaseModel):
-    """What a client has been charged."""
+    """The charges of a client."""
 
     client: str
     charged: int = Field(description="Images charged so far.")
-    budget: int | None = Field(description="Images that may be charged in all; null for no limit.")
-    remaining: int | None = Field(description="Images that are left; null for no limit.")
-    images_per_second: float | None = Field(description="Sustained rate; null for no limit.")
-    burst: int | None = Field(description="Images that may be queried at once after a pause; null for no limit.")
+    budget: int | None = Field(description="Query budget in images; null for no limit.")
+    remaining: int | None = Field(description="Remaining budget in images; null for no limit.")
+    images_per_second: float | None = Field(description="Sustained rate in images per second; null for no limit.")
+    burst: int | None = Field(description="Images that can be queried at once after a pause; null for no limit.")
 
 
 class PricedRequest(BaseModel):
-    """A request that a client wants to know the price of."""
+    """A request for which a client wants a quote."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -66,21 +66,21 @@ class QuoteRequest(BaseModel):
 
 
 class Quote(BaseModel):
-    """What these requests would be charged now: requests that were charged before cost nothing."""
+    """The current price of these requests: requests that were charged before cost nothing."""
 
     unpaid: int = Field(description="Images that would be charged.")
-    remaining: int | None = Field(description="Images that are left; null for no limit.")
-    budget: int | None = Field(description="Images that may be charged in all; null for no limit.")
+    remaining: int | None = Field(description="Remaining budget in images; null for no limit.")
+    budget: int | None = Field(description="Query budget in images; null for no limit.")
 
 
 class Model(BaseModel):
-    """What a customer may know of the model."""
+    """The public description of the model."""
 
     name: str
-    image_shape: list[int] = Field(description="Channels, height and width that the model sees.")
+    image_shape: list[int] = Field(description="Channels, height and width of the model's input.")
     classes: list[str] = Field(description="Names of the classes, in the order of the scores.")
     answer_length: int = Field(description="Numbers in an answer: classes, or the length of an embedding.")
-    policy: str = Field(description="What an answer reveals.")
+    policy: str = Field(description="Answer policy: what an answer reveals.")
     max_request_images: int
     max_request_bytes: int
     max_json_bytes: int
@@ -89,7 +89,7 @@ class Model(BaseModel):
 
 
 class Health(BaseModel):
-    """The service can charge and answer."""
+    """Whether the service can charge and answer."""
 
     status: str = "ok"
 
@@ -99,11 +99,11 @@ class Api:
     """The state of one process of the service.
 
     Attributes:
-        about: What a customer may know.
+        about: The public description of the model.
         engine: Replica and ledger.
         keys: The API keys.
-        settings: Answer policy and passes.
-        limits: What is accepted.
+        settings: Settings of answer policy and forward passes.
+        limits: Limits of requests.
     """
 
     about: About
@@ -125,10 +125,10 @@ class Api:
         self._background: set[asyncio.Task[None]] = set()
 
     async def client(self, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
-        """Return the key of the client; limits that changed are sent to the ledger first.
+        """Return the client's key record; changed limits are sent to the ledger first.
 
         Raises:
-            Refusal: 401, there is no valid key.
+            Refusal: 401, without a valid key.
         """
         record = None if credentials is None else self.keys.find(credentials.credentials)
         if record is None:
@@ -151,7 +151,7 @@ class Api:
         return Response(text, headers=headers, media_type="application/json")
 
     def count(self, status: int, seconds: float, images: int) -> None:
-        """Count a request, and send the counts to the ledger from time to time."""
+        """Count a request, and periodically send the counts to the ledger."""
         self.counts.add(status, seconds, images)
         if (now := time.monotonic()) - self._counted > _COUNT_EVERY_S:
             self._counted = now
@@ -164,7 +164,7 @@ class Api:
         try:
             await self.engine.count(self.counts)
         except MeaRayError as error:
-            logger.warning("counters were not passed on: %s", error)
+            logger.warning("counters were not sent to the ledger: %s", error)
 
 
 _bearer = HTTPBearer(auto_error=False, description="The API key that the service's owner gave you.")
@@ -172,7 +172,8 @@ Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 IdempotencyKey = Annotated[
     str | None,
     Header(
-        description="Names this request. Send the same one when you repeat it after a failure: it is charged once. "
+        description="Identifies this request. Send the same key when you repeat the request after a failure: it is "
+        "charged once. "
         "Letters, digits and any of _.:/+@=-",
         max_length=LONGEST_NAME,
         pattern=r"^[A-Za-z0-9_.:/+@=-]+$",
@@ -192,7 +193,7 @@ def create_app(api: Api) -> FastAPI:
 
     @app.post("/v1/predict", **openapi.predict_route(api.about.shape))
     async def predict(request: Request, bearer: Bearer, idempotency_key: IdempotencyKey = None) -> Response:
-        """Classify images. The content types of the body and of the answer are chosen by the usual headers."""
+        """Classify images. The usual headers set the content types of the body and of the answer."""
         client = await api.client(bearer)
         form = wanted(request.headers.get("accept"))
         content_type(request.headers)
@@ -200,7 +201,7 @@ def create_app(api: Api) -> FastAPI:
 
     @app.get("/v1/usage", response_model=Usage, responses=openapi.refusals(401, 503))
     async def usage(bearer: Bearer) -> Usage:
-        """What you have been charged, and what is left."""
+        """Your charges and your remaining budget."""
         client = await api.client(bearer)
         standing = await api.engine.standing(client.client)
         rate = client.rate
@@ -213,7 +214,7 @@ def create_app(api: Api) -> FastAPI:
 
     @app.post("/v1/quote", response_model=Quote, responses=openapi.refusals(400, 401, 413, 415, 422, 503))
     async def quote(bearer: Bearer, asked: QuoteRequest) -> Quote:
-        """What requests would be charged now. Nothing is charged."""
+        """The current price of requests. Nothing is charged."""
         client = await api.client(bearer)
         for each in asked.requests:
             check_name("an Idempotency-Key", each.id)
@@ -224,7 +225,7 @@ def create_app(api: Api) -> FastAPI:
 
     @app.get("/v1/model", response_model=Model, responses=openapi.refusals(401, 503))
     async def model(bearer: Bearer) -> Model:
-        """What the model takes and answers."""
+        """The model's input and output."""
         await api.client(bearer)
         return Model(
             name=api.about.name,
@@ -247,7 +248,7 @@ def create_app(api: Api) -> FastAPI:
 
     @app.get("/metrics", **openapi.metrics_route())
     async def metrics() -> Response:
-        """Counters for Prometheus, over all replicas. No client is named."""
+        """Counters for Prometheus, over all replicas, without client names."""
         await api.push_counts()
         return Response(exposition(await api.engine.counts()), media_type="text/plain; version=0.0.4")
 
@@ -287,7 +288,7 @@ def _refuse_in_our_words(app: FastAPI) -> None:
 
 
 class _Guard:
-    """Counts and logs requests, bounds bodies, and answers what nobody foresaw with a problem document.
+    """Counts and logs requests, bounds bodies, and turns unexpected errors into problem documents.
 
     The log holds method, path, status, images and time: no key, no image, no query string.
     """
@@ -316,7 +317,7 @@ class _Guard:
             number = uuid.uuid4().hex[:8]
             logger.exception("error %s in %s %s", number, scope["method"], scope["path"])
             if not status:
-                detail = f"the service failed; give its owner the number {number}"
+                detail = f"the service failed; report this number to its owner: {number}"
                 await Refusal(500, "bug", detail).response()(scope, receive, sending)
         finally:
             seconds, images = time.perf_counter() - started, scope["state"].get("images", 0)
@@ -325,7 +326,7 @@ class _Guard:
             logger.info("%s %s %d %d images %.1f ms", scope["method"], scope["path"], status, images, 1e3 * seconds)
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """Stop reading a body that is larger than any that is accepted, whatever route it was sent to."""
+        """Stop reading a body that is larger than every limit, on any route."""
         most, size = self.api.limits.max_request_bytes, 0
 
         async def receiving() -> Message:
@@ -333,7 +334,7 @@ class _Guard:
             message = await receive()
             size += len(message.get("body", b""))
             if size > most:
-                # Of FastAPI's own type: any other is taken for a body that cannot be parsed.
+                # FastAPI's own type: it treats any other as a body that cannot be parsed.
                 raise HTTPException(413, f"the body is larger than the {most} bytes that are accepted")
             return message
 

@@ -1,4 +1,4 @@
-"""From the body of a request to images: JPEG, PNG, ``.npy``, JSON and forms of several files.
+"""Parses the body of a request into images: JPEG, PNG, ``.npy``, JSON and forms with several files.
 
 All limits are checked before anything is decoded: bytes while the body arrives, pixels and shapes from the headers of
 images and arrays. ``.npy`` files are read without pickle. Nothing here is charged.
@@ -36,7 +36,7 @@ _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
 _NPY_MAGIC = b"\x93NUMPY"
 _LONGEST_HEADER = 10_000
 _READ_AT_ONCE = 2**20
-"""Bytes of an array that are read faster than a thread is woken for them."""
+"""Size below which parsing an array is faster than handing it to a thread, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Reader:
     """Reads bodies for one victim.
 
     Attributes:
-        shape: (channels, height, width) that the victim takes.
-        most_images: Images in one request at most.
-        limits: Bytes and pixels.
+        shape: (channels, height, width) of the victim's input.
+        most_images: Maximum number of images in one request.
+        limits: Limits of bytes and pixels.
     """
 
     shape: tuple[int, int, int]
@@ -59,7 +59,7 @@ class Reader:
         return min(limits.max_json_bytes, limits.max_request_bytes) if kind == JSON else limits.max_request_bytes
 
     async def receive(self, chunks: AsyncIterator[bytes], headers: Headers) -> bytes:
-        """Return the whole body; more than is accepted is not read.
+        """Return the whole body; reading stops at the limit.
 
         Raises:
             Refusal: 413, the body is too large; 415, its type is not accepted.
@@ -81,7 +81,7 @@ class Reader:
         """Return the images of a body, (N, C, H, W); values and shape of arrays are checked by the service.
 
         Raises:
-            Refusal: 400 or 422, the body holds no images of the announced type; 413, an image is too large.
+            Refusal: 400 or 422, the body has no images of the announced type; 413, an image is too large.
         """
         kind = content_type(headers)
         if kind == FORM:
@@ -111,10 +111,10 @@ class Reader:
         return self._array(data) if data.startswith(_NPY_MAGIC) else self._picture(data)
 
     def _picture(self, data: bytes) -> Array:
-        """Decode a JPEG or PNG and bring it to the victim's size and colour, as images of a dataset are."""
+        """Decode a JPEG or PNG and convert it to the victim's size and channels, like images of a dataset."""
         form = next((form for magic, form in _MAGIC.items() if data.startswith(magic)), None)
         if form is None:
-            raise Refusal(400, "image", "the file is no JPEG, PNG or .npy; send one of these")
+            raise Refusal(400, "image", "the file is not a JPEG, PNG or .npy file; send one of these")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked below
@@ -128,7 +128,7 @@ class Reader:
             raise self._too_many_pixels(f"{width} x {height}")
         try:
             pixels, _ = decode_one(Encoded("the image", data), None)
-            return fit(pixels[None].copy(), self.shape)  # torch warns of arrays that cannot be written
+            return fit(pixels[None].copy(), self.shape)  # torch warns about read-only arrays
         except DataError as error:
             raise Refusal(422, "image", str(error)) from None
 
@@ -136,8 +136,8 @@ class Reader:
         return Refusal(
             413,
             "pixels",
-            f"the image has {size} pixels, at most {self.limits.max_image_pixels} are decoded; shrink it, the model "
-            f"sees {self.shape[1]} x {self.shape[2]}",
+            f"the image has {size} pixels, the limit is {self.limits.max_image_pixels}; resize it, the model's input "
+            f"is {self.shape[1]} x {self.shape[2]}",
         )
 
     def _array(self, data: bytes) -> Array:
@@ -150,7 +150,7 @@ class Reader:
         except Exception:  # a damaged header raises ValueError, SyntaxError, struct.error, ...
             raise Refusal(400, "npy", "the .npy file cannot be read; write it with numpy.save") from None
         if dtype not in (np.dtype(np.uint8), np.dtype(np.float32)):
-            raise Refusal(422, "npy", f"an array must be uint8 or float32, got {str(dtype)[:40]}; convert it first")
+            raise Refusal(422, "npy", f"an array must be uint8 or float32, got {str(dtype)[:40]}; convert it")
         size = math.prod(shape) * dtype.itemsize
         rest = data[stream.tell() :]
         if any(side < 0 for side in shape) or size != len(rest):
@@ -162,7 +162,7 @@ class Reader:
         try:
             tree = json.loads(body)
         except (ValueError, RecursionError):
-            raise Refusal(400, "json", "the body is no JSON; see /docs for examples") from None
+            raise Refusal(400, "json", "the body is not JSON; see /docs for examples") from None
         if not isinstance(tree, dict) or not isinstance(tree.get("images"), list):
             raise Refusal(422, "json", 'the body must be an object with a list "images"; see /docs for examples')
         unknown = sorted(set(tree) - {"images", "dtype"})
@@ -175,7 +175,9 @@ class Reader:
         if not items:
             raise Refusal(422, "json", '"images" is empty; send at least one image')
         if len(items) > self.most_images:
-            raise Refusal(422, "images", f"a request may hold {self.most_images} images, got {len(items)}; split it")
+            raise Refusal(
+                422, "images", f"a request can have at most {self.most_images} images, got {len(items)}; split it"
+            )
         return self._joined([self._item(item, dtype) for item in items])
 
     def _item(self, item: Any, dtype: str) -> Array:
@@ -183,7 +185,9 @@ class Reader:
             try:
                 return self._file(base64.b64decode(item, validate=True))
             except (binascii.Error, ValueError):
-                raise Refusal(400, "base64", "an image is no base64; encode the bytes of a JPEG, PNG or .npy") from None
+                raise Refusal(
+                    400, "base64", "an image is not base64; encode the bytes of a JPEG, PNG or .npy"
+                ) from None
         if not isinstance(item, list):
             raise Refusal(422, "json", "an image must be base64 text or nested lists [channel][row][column]")
         return self._nested(item, dtype)
@@ -199,7 +203,7 @@ class Reader:
             raise Refusal(422, "images", "nested lists must hold numbers only")
         if dtype == "uint8" and not all(type(value) is int and 0 <= value <= 255 for value in flat):
             raise Refusal(
-                422, "images", 'uint8 values must be whole numbers from 0 to 255; for 0 to 1 set "dtype": "float32"'
+                422, "images", 'uint8 values must be integers from 0 to 255; for 0 to 1 set "dtype": "float32"'
             )
         if dtype == "float32" and not all(0 <= value <= 1 for value in flat):
             raise Refusal(422, "images", "float32 values must lie in [0, 1]")
@@ -207,7 +211,7 @@ class Reader:
 
     def _joined(self, parts: Sequence[Array]) -> Array:
         if not parts:
-            raise Refusal(422, "images", "the request holds no image; send at least one")
+            raise Refusal(422, "images", "the request has no image; send at least one")
         first = parts[0]
         for part in parts:
             if part.dtype != first.dtype or part.shape[1:] != first.shape[1:]:
@@ -215,7 +219,7 @@ class Reader:
                     422,
                     "images",
                     f"the images differ: {first.dtype} {list(first.shape[1:])} and {part.dtype} "
-                    f"{list(part.shape[1:])}; send them as one type and shape",
+                    f"{list(part.shape[1:])}; send images of one type and shape",
                 )
         return first if len(parts) == 1 else np.concatenate(parts)
 
@@ -241,4 +245,4 @@ def _has_shape(item: list[Any], shape: tuple[int, ...]) -> bool:
 
 
 def _too_large(most: int) -> Refusal:
-    return Refusal(413, "bytes", f"the body is larger than the {most} bytes that are accepted; send fewer images")
+    return Refusal(413, "bytes", f"the body is larger than the limit of {most} bytes; send fewer images")

@@ -1,4 +1,4 @@
-"""The application as Ray Serve deploys it: on one machine by ``mea-ray serve``, on a cluster by a config file."""
+"""The application for Ray Serve: deployed on one machine by ``mea-ray serve``, on a cluster by a config file."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Spec:
     """One service.
 
     Attributes:
-        victim: Folder of the victim; every node that may hold a replica must see it.
-        state: Folder of the service: keys, ledger, query log. Every node must see it.
+        victim: Folder of the victim; visible on every node that can run a replica.
+        state: Folder of the service: keys, ledger, query log; visible on every node.
         name: Unique in the Ray cluster.
-        settings: What it accepts and answers.
+        settings: Its settings.
     """
 
     victim: Path
@@ -44,7 +44,7 @@ class Spec:
 
 
 def application(spec: Spec) -> serve.Application:
-    """Return the application that Ray Serve runs. Each of its replicas is a whole service but for the ledger."""
+    """Return the application that Ray Serve runs. Each replica is a complete service except for the ledger."""
 
     def asgi() -> FastAPI:
         return replica_app(spec)
@@ -61,7 +61,7 @@ def application(spec: Spec) -> serve.Application:
         ingress,
         name="victim",
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
-        # Twice what is aimed at: a replica that is about to get help is not idle until the help is there.
+        # Twice the target: a replica stays busy until an added replica is up.
         max_ongoing_requests=2 * settings.ongoing_requests,
         max_queued_requests=settings.queued_requests,
         autoscaling_config=scaled,
@@ -106,7 +106,7 @@ def replica_app(spec: Spec) -> FastAPI:
 def ledger_of(spec: Spec) -> Any:
     """Return the handle of the service's ledger; the first call starts it.
 
-    Ray restarts it after its process died, and repeats the calls that were under way.
+    Ray restarts it after its process died, and repeats the calls in flight.
     """
     spec.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     actor: Any = ray.remote(HttpLedger)

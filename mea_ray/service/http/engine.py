@@ -1,4 +1,4 @@
-"""What the HTTP service is built on: a replica and the ledger, the same classes that serve sweeps."""
+"""The engine of the HTTP service: a replica and the ledger, the same classes that serve sweeps."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from mea_ray.service.replica import Replica
 
 @dataclass(frozen=True)
 class About:
-    """What a customer may know of a victim.
+    """The public description of a victim.
 
     Attributes:
-        name: What people call it.
+        name: Its name.
         shape: (channels, height, width) of one image.
         class_names: One name per class.
     """
@@ -40,9 +40,9 @@ class About:
 
 
 def about_victim(folder: Path) -> About:
-    """Return what a customer may know of the victim in a folder: one of ``mea-ray train``, or an artifact of a run.
+    """Return the public description of the victim in a folder, written by ``mea-ray train`` or an artifact of a run.
 
-    Class names come from ``victim.json``; without them, classes are called by their numbers.
+    Class names come from ``victim.json``; without it, classes are named by their indices.
 
     Raises:
         ArtifactError: The folder holds no readable victim.
@@ -71,7 +71,7 @@ class Engine:
     Args:
         folder: Folder of the victim.
         service: Name of the service.
-        settings: Passes and answer policy.
+        settings: Settings of forward passes and answer policy.
         secret: The service's secret, see `accounts`.
         ledger: Handle of the `HttpLedger`.
     """
@@ -89,8 +89,8 @@ class Engine:
     async def answer(self, client: str, request_id: str, images: Images | FloatImages) -> Answers:
         """Check, charge and answer one request, see `Replica.answer`.
 
-        The owner's log is ordered by the number that begins a request's id, as the client of mea_ray writes it. Other
-        clients' images are numbered by this replica in the order in which they came.
+        The owner's log is ordered by the number at the start of a request's id, as written by mea_ray's client. Images
+        of other clients are numbered by this replica in the order of arrival.
         """
         start = None
         if numbered(request_id) < 0:
@@ -103,12 +103,12 @@ class Engine:
         await self._ask("set_limits", self._secret, [(record.client, record.budget, record.rate) for record in records])
 
     async def standing(self, client: str) -> Standing:
-        """Return what a client has been charged and what is left of its budget."""
+        """Return a client's charges and its remaining budget."""
         standing: Standing = await self._ask("standing", self._secret, client)
         return standing
 
     async def unpaid(self, client: str, requests: Sequence[tuple[str, int]]) -> tuple[int, int | None, int | None]:
-        """Return images of ``(request id, images)`` not charged before, images remaining, and the budget."""
+        """Return uncharged images of ``(request id, images)``, remaining images, and the budget; None for no limit."""
         unpaid: tuple[int, int | None, int | None] = await self._ask("unpaid", account(self._secret, client), requests)
         return unpaid
 
@@ -121,9 +121,9 @@ class Engine:
         counts: list[Counts] = await self._ask("counts", self._secret)
         return counts
 
-    async def settle(self) -> None:
-        """Wait until the log holds all that was answered."""
-        await self._replica.settle()
+    async def flush_log(self) -> None:
+        """Wait until the log contains everything that was answered."""
+        await self._replica.flush_log()
 
     async def _ask(self, method: str, *args: Any) -> Any:
         try:

@@ -1,6 +1,6 @@
-"""API keys of a service: stored as hashes in one file, shown once.
+"""API keys of a service: shown once, stored as hashes in one file.
 
-A key holds 256 random bits, so that a plain SHA-256 of it cannot be inverted by trying; a slow hash would gain nothing.
+A key has 256 random bits, so its plain SHA-256 cannot be inverted by brute force; a slow hash would gain nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOCK_S = 10.0
 
 
 def state_folder(victim: Path) -> Path:
-    """Return where a victim's service keeps its keys and its ledger, if nothing else is chosen: beside the victim."""
+    """Return the default folder of a victim's service, for its keys and its ledger: beside the victim."""
     victim = victim.resolve()
     return victim.with_name(f"{victim.name}.service")
 
@@ -38,7 +38,7 @@ def state_folder(victim: Path) -> Path:
 def service_secret(state: Path) -> str:
     """Return the secret that replicas present to the ledger, see `accounts`; the first call draws it.
 
-    It is kept in the service's folder, readable by the owner alone, so that every replica and every restart has it.
+    It is stored in the service's folder, readable only by the owner, so that every replica and every restart has it.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = state / SECRET
@@ -59,9 +59,9 @@ class ApiKey(BaseModel):
     Attributes:
         client: Name of the client; its account in the ledger.
         sha256: Hash of the key.
-        budget: Images that it may be charged in all; None for no limit.
-        images_per_second: Its sustained rate; None for no limit.
-        burst: Images that it may ask at once after a pause.
+        budget: Query budget in images; None for no limit.
+        images_per_second: Sustained rate; None for no limit.
+        burst: Images that it can send at once after a pause.
         created: Date and time in UTC, ISO 8601.
         revoked: When the key was revoked; None while it is valid.
     """
@@ -78,7 +78,7 @@ class ApiKey(BaseModel):
 
     @property
     def rate(self) -> RateLimit | None:
-        """Its token bucket; None for no limit."""
+        """Rate limit as a token bucket; None for no limit."""
         return None if self.images_per_second is None else RateLimit(self.images_per_second, self.burst)
 
 
@@ -90,17 +90,17 @@ class _File(BaseModel):
 
 
 class KeyStore:
-    """The keys of a service as its owner manages them.
+    """The owner's interface to the keys of a service.
 
     Args:
-        folder: Folder of the service; the keys are in its ``keys.json``, readable by the owner alone.
+        folder: Folder of the service; the keys are in its ``keys.json``, readable only by the owner.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / KEYS
 
     def list(self) -> tuple[ApiKey, ...]:
-        """Return all keys, the revoked ones included, by name.
+        """Return all keys, including revoked ones, by name.
 
         Raises:
             ArtifactError: The file is damaged.
@@ -110,12 +110,12 @@ class KeyStore:
     def add(
         self, client: str, *, budget: int | None = None, images_per_second: float | None = None, burst: int = 1000
     ) -> str:
-        """Make a key and return it; only its hash is stored.
+        """Create a key and return it; only its hash is stored.
 
-        A client whose key was revoked gets a new one and goes on with its account: what was charged stays charged.
+        A client whose key was revoked gets a new one and keeps its account: earlier charges remain.
 
         Raises:
-            ConfigError: The name is not acceptable or has a valid key, or a limit is out of range.
+            ConfigError: The name is invalid or has a valid key, or a limit is out of range.
         """
         try:
             check_name("a client's name", client)
@@ -138,7 +138,7 @@ class KeyStore:
         return key
 
     def revoke(self, client: str) -> None:
-        """End a client's key; a running service refuses it within a second.
+        """Revoke a client's key; a running service rejects it within a second.
 
         Raises:
             ConfigError: There is no such client, or its key was revoked before.
@@ -157,7 +157,7 @@ class KeyStore:
         images_per_second: float | None | Literal["same"] = "same",
         burst: int | Literal["same"] = "same",
     ) -> ApiKey:
-        """Change a client's limits; "same" leaves a limit as it is. A budget below what was charged counts as spent.
+        """Change a client's limits; "same" leaves a limit unchanged. A budget below the charges counts as spent.
 
         Raises:
             ConfigError: There is no such client, or a limit is out of range.
@@ -191,18 +191,18 @@ class KeyStore:
 
 
 class KeyRing:
-    """The keys as a running service reads them: again when the file changed.
+    """The keys of a running service, read again whenever the file changes.
 
-    The file is looked at once a second, and whenever a key is unknown: a key can be used as soon as it was added, and a
-    revoked one is refused within a second.
+    The file is checked once a second, and whenever a key is unknown: a new key works immediately, and a revoked one is
+    rejected within a second.
 
     Args:
         path: The file; no file means no keys.
-        every_s: Shortest time between two looks at the file.
-        clock: Seconds since any fixed moment.
+        every_s: Minimum time between two checks of the file, in seconds.
+        clock: A monotonic clock, in seconds.
 
     Attributes:
-        records: All records as they were read last; another tuple whenever the file changed.
+        records: All records, a new tuple whenever the file changes.
     """
 
     def __init__(self, path: Path, every_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -217,16 +217,16 @@ class KeyRing:
         self.refresh()
         digest = key_hash(key)
         record = self._by_hash.get(digest)
-        if record is None:  # it may have been added this second
+        if record is None:  # it may have been added within the last second
             self.refresh(at_once=True)
             record = self._by_hash.get(digest)
         return record if record is not None and record.revoked is None else None
 
     def refresh(self, *, at_once: bool = False) -> None:
-        """Read the file again if it changed. A file that is damaged or away changes nothing.
+        """Read the file again if it changed. A damaged or missing file changes nothing.
 
         Args:
-            at_once: Look at the file even if it was looked at a moment ago.
+            at_once: Check the file even if it was checked a moment ago.
         """
         now = self._clock()
         if not at_once and self._looked is not None and now - self._looked < self._every_s:
@@ -262,7 +262,7 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
         return ()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ArtifactError(f"{path} is damaged ({first['msg']}); restore it, or add the keys anew") from None
+        raise ArtifactError(f"{path} is damaged ({first['msg']}); restore it, or add the keys again") from None
 
 
 def key_hash(key: str) -> str:

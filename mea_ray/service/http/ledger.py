@@ -1,4 +1,4 @@
-"""The ledger of an HTTP service: that of sweeps, with each client's own limits and the counters of all replicas."""
+"""The ledger of an HTTP service: that of sweeps, plus per-client limits and the counters of all replicas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mea_ray.service.ledger_actor import LedgerActor, in_turn
 
 
 class Standing(NamedTuple):
-    """What a client has been charged, and what it may still ask: images; None without a budget."""
+    """A client's charges and remaining budget, in images; None without a budget."""
 
     charged: int
     budget: int | None
@@ -22,7 +22,7 @@ class Standing(NamedTuple):
 
 
 class HttpLedger(LedgerActor):
-    """A `LedgerActor` whose clients have limits of their own, and that adds up what the replicas count."""
+    """A `LedgerActor` with per-client limits, which also sums the counters of the replicas."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -30,7 +30,7 @@ class HttpLedger(LedgerActor):
 
     @in_turn
     def set_limits(self, secret: str, limits: Sequence[tuple[str, int | None, RateLimit | None]]) -> None:
-        """Open accounts, or change their limits; a budget below what was charged counts as spent.
+        """Open accounts, or change their limits; a budget below the charges counts as spent.
 
         Args:
             secret: The service's secret.
@@ -44,7 +44,7 @@ class HttpLedger(LedgerActor):
 
     @in_turn
     def standing(self, secret: str, client: str) -> Standing:
-        """Return what a client has been charged and what is left of its budget.
+        """Return a client's charges and its remaining budget.
 
         Raises:
             UnknownClient: There is no such client.
@@ -55,13 +55,13 @@ class HttpLedger(LedgerActor):
 
     @in_turn
     def count(self, secret: str, process: str, counts: Counts) -> None:
-        """Take what one process of a replica has counted since it started."""
+        """Store the counts of one process of a replica since its start."""
         check_owner(self._secret, secret)
         self._counts[process] = counts
 
     @in_turn
     def counts(self, secret: str) -> list[Counts]:
-        """Return the counters of all processes since this ledger started; those that ended are included."""
+        """Return the counters of all processes since this ledger started, including those that ended."""
         check_owner(self._secret, secret)
         return list(self._counts.values())
 
@@ -71,7 +71,7 @@ class HttpLedger(LedgerActor):
 
         Args:
             secret: The service's secret.
-            classes: Number of classes that an answer may name; 1 for embeddings.
+            classes: Number of classes of an answer; 1 for embeddings.
         """
         check_owner(self._secret, secret)
         rows = []

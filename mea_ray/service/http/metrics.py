@@ -1,4 +1,4 @@
-"""Counters of an HTTP service in the text format of Prometheus, added up over all replicas."""
+"""Counters of an HTTP service in the text format of Prometheus, summed over all replicas."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 @dataclass
 class Counts:
-    """What one process of a replica counted since it started.
+    """The counts of one process of a replica since its start.
 
     Attributes:
         requests: Requests by status code.
-        images: Images that were answered.
-        seconds: Sum of the times to answer a request.
-        buckets: Requests by the bound of ``BOUNDS_S`` that their time was under; the last one is for longer ones.
+        images: Number of answered images.
+        seconds: Sum of the response times.
+        buckets: Number of requests below each bound of ``BOUNDS_S``; the last one counts longer ones.
     """
 
     requests: Counter[int] = field(default_factory=Counter)
@@ -40,7 +40,7 @@ class Counts:
 
 
 def exposition(counts: Sequence[Counts]) -> bytes:
-    """Return the counters of all processes as Prometheus reads them. No client is named."""
+    """Return the counters of all processes in the format of Prometheus, without client names."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Sum(counts))
     return generate_latest(registry)

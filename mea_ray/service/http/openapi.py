@@ -1,4 +1,4 @@
-"""What the OpenAPI description says beyond the code: bodies of several types, problem documents, examples."""
+"""Additions to the generated OpenAPI description: bodies of several types, problem documents, examples."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mea_ray.service.http.replies import Predictions
 _MEANINGS = {
     400: "The body cannot be read.",
     401: "There is no valid API key.",
-    402: "The images do not fit in what is left of the budget.",
-    406: "No accepted type of answer is offered.",
+    402: "The images exceed the remaining budget.",
+    406: "The service does not offer any of the accepted content types.",
     409: "The Idempotency-Key was used for other images.",
     413: "The body or an image is too large.",
     415: "The type of the body is not accepted.",
-    422: "The images or a header do not have the form that the model takes.",
-    429: "The client is over its rate; see Retry-After.",
+    422: "The images or a header have the wrong form.",
+    429: "The client exceeds its rate limit; see Retry-After.",
     500: "The service failed.",
     503: "The service cannot answer at the moment; see Retry-After.",
 }
@@ -39,7 +39,7 @@ def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 
 def common_responses() -> dict[int | str, dict[str, Any]]:
-    """Return the responses that every route may give."""
+    """Return the responses that every route can give."""
     return refusals(500)
 
 
@@ -68,7 +68,7 @@ def predict_route(shape: tuple[int, int, int]) -> dict[str, Any]:
             "dtype": {
                 "enum": ["uint8", "float32"],
                 "default": "uint8",
-                "description": "Of nested lists: whole numbers from 0 to 255, or numbers from 0 to 1.",
+                "description": "Type of nested lists: integers from 0 to 255, or numbers from 0 to 1.",
             },
         },
     }
@@ -93,7 +93,7 @@ def predict_route(shape: tuple[int, int, int]) -> dict[str, Any]:
         "model": Predictions,
         "description": "The answers, in the order of the images.",
         "headers": {
-            "Idempotency-Key": {"description": "The name of the request.", "schema": {"type": "string"}},
+            "Idempotency-Key": {"description": "The id of the request.", "schema": {"type": "string"}},
         },
         "content": {
             JSON: {

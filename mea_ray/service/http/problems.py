@@ -1,6 +1,6 @@
-"""Errors as HTTP clients read them: problem documents (RFC 9457) with a code that says what to do.
+"""Errors for HTTP clients: problem documents (RFC 9457) with a code for programs.
 
-No document holds a stack trace, an image, a key, or a path of the server.
+No document contains a stack trace, an image, a key, or a path of the server.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from mea_ray.core.errors import (
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2.0
-"""Seconds after which a client of a service that is away should ask again."""
+"""Seconds after which a client of an unavailable service should retry."""
 
 
 class Problem(BaseModel):
-    """A refusal. Nothing was charged for the request."""
+    """A rejected request, for which nothing was charged."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -41,13 +41,13 @@ class Problem(BaseModel):
     status: int = Field(description="The status code.")
     detail: str = Field(description="What was sent, what is accepted, and what to do.")
     kind: str = Field(description="Stable name of the problem, for programs.")
-    retry_after_s: float | None = Field(None, description="429 and 503: ask again after so many seconds.")
-    remaining: int | None = Field(None, description="402: images left of the budget.")
-    budget: int | None = Field(None, description="402: images of the budget.")
+    retry_after_s: float | None = Field(None, description="429 and 503: seconds to wait before a retry.")
+    remaining: int | None = Field(None, description="402: remaining budget in images.")
+    budget: int | None = Field(None, description="402: budget in images.")
 
 
 class Refusal(Exception):
-    """A request that is refused with a code.
+    """A request that is rejected with a status code.
 
     Args:
         status: The HTTP status code.
@@ -78,7 +78,7 @@ class Refusal(Exception):
 
 
 def unauthorised() -> Refusal:
-    """Return the refusal of a request without a valid key; it does not say which part of the key is wrong."""
+    """Return the refusal of a request without a valid key; it does not reveal what is wrong with the key."""
     return Refusal(
         401,
         "key",
@@ -88,16 +88,16 @@ def unauthorised() -> Refusal:
 
 
 def refusal_of(error: MeaRayError) -> Refusal:
-    """Return how an error of the service is worded for a client."""
+    """Return the refusal for an error of the service."""
     if isinstance(error, OverBudget):
         detail = (
-            f"{error.asked} images do not fit in the {error.remaining} that are left of your budget of {error.budget}; "
-            "send fewer, or ask the service's owner for more"
+            f"{error.asked} images exceed the {error.remaining} remaining of your budget of {error.budget}; send "
+            "fewer, or ask the service's owner for more"
         )
         return Refusal(402, "budget", detail, remaining=error.remaining, budget=error.budget, asked=error.asked)
     if isinstance(error, RateLimited):
         wait = error.retry_after_s
-        detail = f"you are over your rate; send the request again in {wait:.3f} s"
+        detail = f"you exceed your rate limit; send the request again in {wait:.3f} s"
         return Refusal(429, "rate", detail, _retry(wait), retry_after_s=wait)
     if isinstance(error, RequestConflict):
         return Refusal(

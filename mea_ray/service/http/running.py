@@ -1,4 +1,4 @@
-"""A service that this process started: up, updated and ended without a request being lost."""
+"""A service run by this process: started, updated and stopped without losing a request."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _NOT_FREE = {
     errno.EACCES: "ports below 1024 are the system administrator's",
     errno.EADDRNOTAVAIL: "no interface of this machine has this address",
 }
-"""Why a port cannot be used, by the number of the system's error."""
+"""Why a port cannot be used, by the system's error number."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a service listens.
+    """The address of a service.
 
     Attributes:
-        host: Interface; the loopback one unless somebody chose another.
+        host: Interface; the loopback interface by default.
         port: TCP port.
         tls_cert: File of the certificate chain; None for plain HTTP.
         tls_key: File of its private key.
@@ -62,23 +62,24 @@ class Address:
         return f"{'https' if self.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def check(self) -> None:
-        """Refuse a certificate that cannot be used, before anything is started.
+        """Reject an unusable certificate, before anything is started.
 
         Raises:
-            ConfigError: A TLS file is missing, is not PEM, or needs a password, or the key is of another certificate.
+            ConfigError: A TLS file is missing, is not PEM, or needs a password, or the key belongs to another
+                certificate.
         """
         if self.tls_cert is None or self.tls_key is None:
             return
         for file in (self.tls_cert, self.tls_key):
             if not file.is_file():
-                raise ConfigError(f"{file} is no file; give the certificate chain and its key in PEM")
+                raise ConfigError(f"{file} is not a file; give the certificate chain and its key in PEM")
         try:
-            # An empty password, since OpenSSL would ask the terminal for one.
+            # An empty password, since OpenSSL would prompt for one.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.tls_cert, self.tls_key, password="")
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
             raise ConfigError(
-                f"{self.tls_cert} and {self.tls_key} are no certificate chain with its private key "
+                f"{self.tls_cert} and {self.tls_key} are not a certificate chain with its private key "
                 f"({str(reason).lower().replace('_', ' ')}); give both in PEM, the key without a password"
             ) from None
 
@@ -88,12 +89,13 @@ class Address:
         Two services of one user could share a port, and each would get some of the requests.
 
         Raises:
-            ConfigError: The port is taken or not permitted, or the host is not one of this machine.
+            ConfigError: The port is taken or not permitted, or the host is not an address of this machine.
         """
         try:
             family, kind, _, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
             with socket.socket(family, kind) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a closed service leaves is no reason
+                # connections of a closed service in TIME_WAIT do not matter
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(where)
                 return replace(self, port=int(probe.getsockname()[1]))
         except OSError as error:
@@ -104,7 +106,7 @@ class Address:
 
 
 class RunningService:
-    """A service of this process, in the Ray that this process has joined.
+    """A service of this process, on the Ray to which it is connected.
 
     Args:
         spec: The service.
@@ -137,11 +139,11 @@ class RunningService:
         self._wait_for_the_way()
 
     def update(self, victim: Path) -> None:
-        """Serve another victim under the same keys and ledger; requests under way are answered by the old one.
+        """Serve another victim under the same keys and ledger; requests in flight are answered by the old one.
 
         Raises:
             ArtifactError: The folder holds no readable victim.
-            ServiceUnavailable: The new victim could not be started; the old one goes on.
+            ServiceUnavailable: The new victim could not be started; the old one stays in service.
         """
         with self._turn:
             spec = replace(self.spec, victim=victim.resolve())
@@ -157,8 +159,8 @@ class RunningService:
         return rows
 
     def stop(self) -> None:
-        """Let requests under way be answered, then end replicas and ledger."""
-        with contextlib.suppress(Exception):  # Ray may be gone already
+        """Answer the requests in flight, then stop replicas and ledger."""
+        with contextlib.suppress(Exception):  # Ray may have ended already
             serve.delete(self.spec.name, _blocking=True)
         with contextlib.suppress(Exception):
             ledger = ledger_of(self.spec)
@@ -166,11 +168,11 @@ class RunningService:
             ray.kill(ledger, no_restart=True)
 
     def _wait_for_the_way(self) -> None:
-        """Wait until requests reach a replica: HAProxy learns of one a moment after Ray Serve says that it is up."""
+        """Wait until requests reach a replica: HAProxy knows of one a moment after Ray Serve reports it as running."""
         end, last = time.monotonic() + _WAY_S, ""
         while time.monotonic() < end:
             try:
-                # The certificate is the owner's own, and may name another host than the loopback one.
+                # The certificate is the owner's own, and can be for a host other than the loopback one.
                 answer = httpx.get(f"{self.address.url}/healthz", timeout=5, verify=False, trust_env=False)  # noqa: S501
                 if answer.status_code == 200:
                     return
@@ -182,7 +184,7 @@ class RunningService:
 
     @staticmethod
     def _check(spec: Spec) -> int:
-        """Refuse what cannot be served before a running service is touched; return the classes an answer may name."""
+        """Reject a victim that cannot be served before a running service is changed; return the number of classes."""
         about = about_victim(spec.victim)
         policy = spec.settings.policy.build()
         return len(about.class_names) if policy.source == "probabilities" else 1
@@ -197,13 +199,13 @@ class RunningService:
 
 @dataclass(frozen=True)
 class Running:
-    """What the folder of a service says while it runs.
+    """The record in a service's folder while it runs.
 
     Attributes:
         process: The process of ``mea-ray serve``, see ``storage.process.identity``.
-        url: Where clients ask.
-        admin: Where the owner looks.
-        token: What a command of the owner shows to change the service.
+        url: URL for clients.
+        admin: URL of the owner's page.
+        token: Secret with which the owner's commands change the service.
         victim: Folder of the victim.
     """
 
@@ -219,7 +221,7 @@ class Running:
 
 @contextlib.contextmanager
 def announced(service: RunningService, admin: str) -> Iterator[Running]:
-    """Write to the folder of a service that it runs, readable by its owner alone, until the block ends."""
+    """Record in a service's folder that it runs, readable only by its owner, until the block ends."""
     path = service.spec.state / RUNNING
     running = Running(identity(), service.address.url, admin, secrets.token_hex(32), str(service.spec.victim))
     write_whole(path, json.dumps(asdict(running), indent=1), mode=0o600)
@@ -251,7 +253,7 @@ def offline_usage(state: Path, classes: int) -> list[dict[str, Any]]:
     if not (state / LEDGER).exists():
         known = len(KeyStore(state).list())
         keys = f"{known} key{'' if known == 1 else 's'}"
-        raise ConfigError(f"nobody has asked {state} yet ({keys}); start the service with `mea-ray serve`")
+        raise ConfigError(f"no client has queried {state} yet ({keys}); start the service with `mea-ray serve`")
     secret = service_secret(state)
     ledger = HttpLedger(str(state / LEDGER), None, {}, secret)
     try:

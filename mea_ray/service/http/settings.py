@@ -9,32 +9,40 @@ from mea_ray.config.running import ServingConfig
 
 
 class HttpLimits(Config):
-    """What the HTTP service accepts."""
+    """Limits of requests to the HTTP service."""
 
-    max_request_bytes: int = Field(64 * 2**20, ge=1024, description="Largest body of a request, in bytes.")
-    max_json_bytes: int = Field(8 * 2**20, ge=1024, description="Largest JSON body: lists take many times its memory.")
-    max_image_pixels: int = Field(2**24, ge=1, description="Largest JPEG or PNG, in pixels; read before it is decoded.")
+    max_request_bytes: int = Field(64 * 2**20, ge=1024, description="Maximum size of a request's body, in bytes.")
+    max_json_bytes: int = Field(
+        8 * 2**20, ge=1024, description="Maximum size of a JSON body, in bytes: parsed lists take many times its size."
+    )
+    max_image_pixels: int = Field(
+        2**24, ge=1, description="Maximum size of a JPEG or PNG, in pixels; checked before decoding."
+    )
 
 
 class HttpConfig(HttpLimits, ServingConfig):
-    """A victim's HTTP service: what it accepts, what it answers, and its replicas.
+    """A victim's HTTP service: limits, answers, and replicas.
 
-    A request waits for others to merge with only while a pass is computed: then waiting costs it nothing.
+    By default, a request waits to be merged with others only while a pass is computed, which costs no time.
     """
 
     small_passes: bool = Field(
-        True, description="Compute few images in a smaller pass, of sizes that were found to give the same bits."
+        True, description="Compute few images in a smaller pass, of a size that was verified to give the same bits."
     )
-    max_wait_ms: float = Field(0.0, ge=0, description="Longest wait of a request for others, if no pass is under way.")
+    max_wait_ms: float = Field(
+        0.0, ge=0, description="Maximum wait of a request for others if no pass is being computed, in seconds."
+    )
     max_replicas: int | None = Field(
-        None, ge=1, le=10_000, description="Replicas under load at most; null never adds any to `replicas`."
+        None, ge=1, le=10_000, description="Maximum number of replicas under load; null keeps it at `replicas`."
     )
     ongoing_requests: int = Field(
-        16, ge=1, description="Requests under way in a replica that the number of replicas is chosen for."
+        16, ge=1, description="Target number of requests in flight per replica, for autoscaling."
     )
-    idle_s: float = Field(600.0, ge=0, description="Seconds of less load after which an added replica ends.")
-    queued_requests: int = Field(1000, ge=1, description="Requests that wait for a replica; further ones get a 503.")
-    drain_s: float = Field(60.0, ge=0, description="Longest wait for requests under way when a replica stops, seconds.")
+    idle_s: float = Field(600.0, ge=0, description="Seconds of lower load after which an added replica is stopped.")
+    queued_requests: int = Field(1000, ge=1, description="Maximum number of queued requests; further ones get a 503.")
+    drain_s: float = Field(
+        60.0, ge=0, description="Maximum wait for requests in flight when a replica stops, in seconds."
+    )
 
     @property
     def serving(self) -> ServingConfig:

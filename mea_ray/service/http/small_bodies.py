@@ -1,9 +1,9 @@
-"""Small bodies travel to a replica with the head of their request.
+"""Sends small bodies to a replica together with the head of their request.
 
-Ray Serve's proxy hands a replica the head; the replica then calls the proxy back for the body. For one small image that
-call takes longer than its forward pass. So the proxy waits for a small body and puts it beside the head, see
-`SendWithHead`, and the replica finds it there, see `received`. Ray Serve loads `middlewares` into its proxy if
-`VARIABLE` is set where Ray is started; without it, all works as ever.
+Ray Serve's proxy passes the head to a replica, which then calls the proxy back for the body. For one small image that
+call takes longer than its forward pass. So the proxy waits for a small body and attaches it to the head, see
+`SendWithHead`, where the replica reads it, see `received`. Ray Serve loads `middlewares` into its proxy if `VARIABLE`
+is set when Ray is started; otherwise bodies are sent as usual.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 ENVIRONMENT = {VARIABLE: f"{__name__}.middlewares"}
-"""What to set before Ray is started."""
+"""Environment variable to set before Ray is started."""
 _BODY = "mea_ray.body"
 _MOST_BYTES = 64 * 1024
-"""Larger bodies gain nothing: Ray stores them apart from the call."""
+"""Larger bodies gain nothing: Ray stores them separately from the call."""
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Ray Serve's proxy wraps its application in."""
+    """Return the middlewares for Ray Serve's proxy."""
     return [Middleware(SendWithHead)]
 
 
 class SendWithHead:
-    """Puts a small body into the scope of its request; what is behind still receives it as usual, too."""
+    """Puts a small body into the scope of its request; the application can still receive it as usual."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -50,7 +50,7 @@ class SendWithHead:
 
 
 def received(scope: Scope, receive: Receive) -> Receive:
-    """Return what a replica receives a request from: the body beside its head, if it is there."""
+    """Return the ``receive`` function of a request: from the body attached to its head, if there is one."""
     body: bytes | None = scope.pop(_BODY, None)
     if body is None:
         return receive
@@ -68,7 +68,7 @@ def received(scope: Scope, receive: Receive) -> Receive:
 
 
 def _announced(scope: Scope) -> int:
-    """Return the length that a body's header announces, in bytes; 0 if it announces none."""
+    """Return the Content-Length of a request, in bytes; 0 without one."""
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit():
             return int(value[:20])

@@ -114,7 +114,7 @@ def test_the_files_of_a_service_that_ended_say_the_same(owned: Owned, tmp_path: 
     running = owned.usage()
     owned.service.ledger.close()
     assert offline_usage(tmp_path, 10) == running
-    with pytest.raises(ConfigError, match="nobody has asked"):
+    with pytest.raises(ConfigError, match="no client has queried"):
         offline_usage(tmp_path / "nowhere", 10)
 
 

@@ -148,11 +148,11 @@ def bomb() -> bytes:
 
 
 REFUSED: dict[str, tuple[bytes, str, int]] = {
-    "no JSON": (b"{", "application/json", 400),
+    "not JSON": (b"{", "application/json", 400),
     "deep JSON": (b"[" * 100_000, "application/json", 400),
     "unknown member": (b'{"images": [], "label": 1}', "application/json", 422),
     "no images": (b'{"images": []}', "application/json", 422),
-    "no base64": (b'{"images": ["%%"]}', "application/json", 400),
+    "not base64": (b'{"images": ["%%"]}', "application/json", 400),
     "ragged lists": (b'{"images": [[[[1, 2], [3]]]]}', "application/json", 422),
     "NaN": (lists(np.full((1, *SHAPE), np.nan), dtype="float32"), "application/json", 422),
     "too bright": (lists(np.full((1, *SHAPE), 256)), "application/json", 422),

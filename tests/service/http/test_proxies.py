@@ -20,9 +20,9 @@ def test_which_proxy_it_is() -> None:
     assert proxies.chosen("auto", own_ray=True) == proxies.chosen("haproxy", own_ray=True) == "haproxy"
     assert proxies.chosen("ray", own_ray=True) == "ray"
     assert proxies.chosen("auto", own_ray=True, tls=True) == proxies.chosen("auto", own_ray=False) == "ray"
-    with pytest.raises(ConfigError, match="it was decided where it was started; leave it out, or choose proxy=ray"):
+    with pytest.raises(ConfigError, match="the proxy is chosen when Ray is started; leave it out, or choose proxy=ray"):
         proxies.chosen("haproxy", own_ray=False)
-    with pytest.raises(ConfigError, match="with a certificate it is Ray Serve's own proxy"):
+    with pytest.raises(ConfigError, match="with a TLS certificate, Ray Serve's own proxy"):
         proxies.chosen("haproxy", own_ray=True, tls=True)
 
 

@@ -46,11 +46,11 @@ def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (noise := tmp_path / "noise.pem").write_bytes(bytes(range(256)))
     for certificate, secret, says in [
         (other, key, "key values mismatch"),
-        (noise, key, "noise.pem and .*key.pem are no certificate chain"),
-        (one, one, "are no certificate chain with its private key"),
+        (noise, key, "noise.pem and .*key.pem are not a certificate chain"),
+        (one, one, "are not a certificate chain with its private key"),
         (locked, private, "the key without a password"),
-        (tmp_path, key, "is no file; give the certificate chain"),
-        (one, tmp_path / "lost.pem", r"lost\.pem is no file; give the certificate chain"),
+        (tmp_path, key, "is not a file; give the certificate chain"),
+        (one, tmp_path / "lost.pem", r"lost\.pem is not a file; give the certificate chain"),
     ]:
         with pytest.raises(ConfigError, match=says):
             Address(tls_cert=certificate, tls_key=secret).check()
