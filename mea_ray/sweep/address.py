@@ -1,7 +1,7 @@
-"""Where a sweep finds its Ray: the form of an address is checked, then whether a Ray answers there, within seconds.
+"""Finds the Ray cluster of a sweep: checks the form of an address, then whether Ray answers there, within seconds.
 
-Ray itself waits for minutes for a cluster that is gone and then ends with a traceback. Here an address that cannot be
-used is refused with one sentence that names the address, where it came from, and the remedy.
+Ray itself waits minutes for a cluster that is gone and then ends with a traceback. Here an unusable address is rejected
+with one sentence that names the address, its origin, and the remedy.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from mea_ray.core.errors import ConfigError
 
 CONNECT_S = 5.0
-"""Seconds within which something must answer at an address."""
+"""Timeout for a connection to an address, in seconds."""
 JOIN_S = 45.0
-"""Seconds within which a cluster that answers must let a process join. Importing Ray takes some of them."""
+"""Timeout for joining a cluster that answers, in seconds; includes the import of Ray."""
 
-_OWN = "omit --address for a Ray of its own on this machine"
+_OWN = "omit --address to start Ray on this machine"
 # An HTTP/2 client begins a connection with this preface and an empty SETTINGS frame (RFC 9113, section 3.4). Ray's head
 # is a gRPC server, so it answers at once with a SETTINGS frame of its own, which is of type 4.
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
@@ -42,8 +42,8 @@ class ClusterAddress:
     """An address of a Ray cluster.
 
     Attributes:
-        value: As it was given, e.g. ``head:6379``.
-        source: Where it came from, for messages: ``--address``, ``RAY_ADDRESS``, or a file.
+        value: The address, e.g. ``head:6379``.
+        source: Its origin, for messages: ``--address``, ``RAY_ADDRESS``, or a file.
     """
 
     value: str
@@ -54,17 +54,17 @@ class ClusterAddress:
 
 
 def check(given: str | None) -> ClusterAddress | None:
-    """Return the cluster to use; None for a Ray of our own on this machine. Takes no longer than ``CONNECT_S``.
+    """Return the cluster to use; None to start Ray on this machine. Takes at most ``CONNECT_S``.
 
-    Without ``given`` neither ``RAY_ADDRESS`` nor the file that an earlier ``ray start`` left is looked at.
+    Without ``given``, ``RAY_ADDRESS`` and the file left by an earlier ``ray start`` are ignored.
 
     Args:
         given: ``host:port``; ``auto`` for the cluster of ``RAY_ADDRESS`` or of this machine's ``ray start``; ``local``
-            or None for a Ray of our own.
+            or None to start Ray on this machine.
 
     Raises:
-        ConfigError: The address has another form, or nothing answers there; or a Ray of our own would find no place for
-            its files.
+        ConfigError: The address has another form, or nothing answers there; or there is no usable folder for the files
+            of a Ray started here.
     """
     if given is None or given == "local":
         _check_temp_folder()
@@ -76,13 +76,13 @@ def check(given: str | None) -> ClusterAddress | None:
 
 
 def find_cluster(given: str | None) -> str | None:
-    """Check as ``check`` does, and that this process may join.
+    """Check as ``check`` does, and also that this process can join.
 
     Returns:
-        The address of the cluster; None for a Ray of our own.
+        The address of the cluster; None to start Ray on this machine.
 
     Raises:
-        ConfigError: As ``check``; or the cluster cannot be joined.
+        ConfigError: As for ``check``; or the cluster cannot be joined.
     """
     address = check(given)
     if address is None:
@@ -100,15 +100,15 @@ def temp_folder() -> tuple[Path, str]:
 
 
 def _check_temp_folder() -> None:
-    """Check that a Ray on this machine could make its sockets.
+    """Check that Ray can create its sockets on this machine.
 
     Raises:
-        ConfigError: The folder cannot be written, or its path is no absolute one, or too long for a Unix socket.
+        ConfigError: The folder cannot be written, or its path is not absolute, or too long for a Unix socket.
     """
     folder, source = temp_folder()
     remedy = "set RAY_TMPDIR to a short path on a local disk, e.g. RAY_TMPDIR=/tmp"
     if not folder.is_absolute():  # also an empty one: Ray would put its files into the working directory
-        raise ConfigError(f"{source}{os.environ[source[:-1]]} is no absolute path; {remedy}")
+        raise ConfigError(f"{source}{os.environ[source[:-1]]} is not an absolute path; {remedy}")
     longest = folder / "ray" / f"session_2026-01-31_00-00-00_000000_{os.getpid()}" / "sockets" / "plasma_store"
     limit = 103 if sys.platform == "darwin" else 107  # bytes of sun_path, without the final zero
     if (too_long := len(os.fsencode(longest)) - limit) > 0:
@@ -125,7 +125,7 @@ def _current_cluster() -> ClusterAddress:
     """Return what ``--address auto`` means.
 
     Raises:
-        ConfigError: There is no cluster that it could mean.
+        ConfigError: There is no such cluster.
     """
     if from_environment := os.environ.get("RAY_ADDRESS", ""):
         return ClusterAddress(from_environment, "RAY_ADDRESS")
@@ -146,7 +146,7 @@ def _host_and_port(address: ClusterAddress) -> tuple[str, int]:
         raise ConfigError(f"{address}: a sweep cannot run through Ray Client; on a machine of the cluster, {remedy}")
     if value.startswith(("http://", "https://")):
         raise ConfigError(
-            f"{address} is the address of Ray's dashboard and jobs, at which no program can join; {remedy}; in a "
+            f"{address} is the address of Ray's dashboard and job server, which a program cannot join; {remedy}; in a "
             "command of `ray job submit` write --address=auto"
         )
     host, _, port = value.rpartition(":")
@@ -163,7 +163,7 @@ def _check_answer(address: ClusterAddress, host: str, port: int) -> None:
     """
     stale = f"start the cluster, or {_OWN}"
     if address.source.endswith("ray_current_cluster"):
-        stale = f"`ray stop` removes what a crashed `ray start` left; start the cluster, or {_OWN}"
+        stale = f"`ray stop` cleans up after a crashed `ray start`; start the cluster, or {_OWN}"
     try:
         with socket.create_connection((host, port), CONNECT_S) as connection:
             if os.environ.get("RAY_USE_TLS", "0").lower() in {"1", "true"}:
@@ -179,16 +179,16 @@ def _check_answer(address: ClusterAddress, host: str, port: int) -> None:
         ) from None
     if len(answer) < 4 or answer[3] != _SETTINGS_TYPE:
         raise ConfigError(
-            f"{address}: what answers there is not the head of a Ray cluster; give the address that `ray start` "
+            f"{address}: the server there is not the head of a Ray cluster; give the address that `ray start` "
             f"printed (its port is 6379 by default), or {_OWN}"
         )
 
 
 def _check_join(address: ClusterAddress) -> None:
-    """Join from a process that can be ended: Ray's own attempts take minutes, and some of its failures end the process.
+    """Join from a child process: Ray's own attempts take minutes, and some of its failures end the process.
 
     Raises:
-        ConfigError: The cluster refuses, for it runs another Ray or Python, say, or does not let the process in.
+        ConfigError: The cluster rejects the process, e.g. because it runs another version of Ray or Python.
     """
     try:
         made = subprocess.run(
@@ -207,7 +207,7 @@ def _check_join(address: ClusterAddress) -> None:
     if "JOINED" in made.stdout:
         return
     _, _, reason = made.stdout.partition("REFUSED ")
-    reason = " ".join(reason.split())[:300] or f"the process that tried ended with code {made.returncode}"
+    reason = " ".join(reason.split())[:300] or f"the process that tried to join ended with code {made.returncode}"
     raise ConfigError(
         f"{address} cannot be joined: {reason.rstrip('.')}; run the command on a machine of the cluster, with its Ray "
         f"and Python, or {_OWN}"

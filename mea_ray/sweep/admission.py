@@ -1,8 +1,8 @@
-"""Room for the services of a sweep, also where other sweeps use the cluster.
+"""Admission of a sweep's services to a cluster that other sweeps may use, too.
 
-Services hold their resources for as long as their sweep needs them. Two sweeps whose services left no room for a trial
-of either would wait for each other for ever. So a sweep sets its services' resources aside only while there is room for
-one of its trials beside them, one sweep after the other; until then it waits, and says for what.
+Services hold their resources for as long as their sweep needs them. Two sweeps whose services leave no room for a trial
+of either would deadlock. So sweeps reserve the resources of their services one at a time, and only if there is room for
+one trial beside them; until then a sweep waits, and reports why.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _LOOK_S = 2.0
 
 
 class AdmissionGate:
-    """Lets one sweep at a time look for room; an actor of the cluster.
+    """Admits one sweep at a time to reserve resources; an actor of the cluster.
 
     Args:
-        clock: Seconds since any fixed moment.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,7 +34,7 @@ class AdmissionGate:
         self._holder, self._last_sign = "", 0.0
 
     def enter(self, sweep: str) -> bool:
-        """Let a sweep in if no other inside gave a sign of life lately; each call of a sweep inside is one."""
+        """Admit a sweep if no admitted one has called recently; each call of an admitted sweep is a heartbeat."""
         now = self._clock()
         if self._holder not in {"", sweep} and now - self._last_sign < GATE_EXPIRY_S:
             return False
@@ -42,7 +42,7 @@ class AdmissionGate:
         return True
 
     def leave(self, sweep: str) -> None:
-        """Let the next one in."""
+        """Admit the next sweep."""
         if self._holder == sweep:
             self._holder = ""
 
@@ -54,16 +54,16 @@ def services_groups(
     notify: Callable[[str], None] = lambda text: None,
     timeout_s: float = 120.0,
 ) -> Iterator[list[Any]]:
-    """Set the services' resources aside; gives a placement group for each, or none if they reserve nothing.
+    """Reserve the services' resources; yields a placement group for each, or none if they need no resources.
 
     Args:
         demand: What the sweep needs.
-        sweep: A name of this run of the sweep that no other has; empty where no other sweep can use the cluster.
-        notify: Called with a sentence that says what is waited for.
-        timeout_s: Longest wait where no other sweep uses the cluster.
+        sweep: A unique name of this run of the sweep; empty if no other sweep can use the cluster.
+        notify: Called with a message that says what the sweep is waiting for.
+        timeout_s: Maximum wait while no other sweep uses the cluster, in seconds.
 
     Raises:
-        ConfigError: There was no room after ``timeout_s``, and no other sweep that could make some.
+        ConfigError: There was no room after ``timeout_s``, and no other sweep that could release some.
     """
     if not demand.bundles:
         yield []
@@ -78,7 +78,7 @@ def services_groups(
             began = time.monotonic()
             groups += _groups([demand.bundles_of_one] * demand.services, demand)
             while not _are_ready(groups):
-                stay()  # another sweep's trial may have been quicker; it ends some time
+                stay()  # another sweep's trial may have been faster; it will end
                 if not sweep and time.monotonic() - began > timeout_s:
                     raise _no_room(demand, timeout_s)
         yield groups
@@ -119,7 +119,7 @@ def _free() -> str:
 def _wait_for_room(
     demand: Demand, sweep: str, notify: Callable[[str], None], stay: Callable[[], object], timeout_s: float
 ) -> None:
-    """Wait until the services and one trial find room at the same time; ``timeout_s`` at most while no sweep runs."""
+    """Wait until the services and one trial fit at the same time; at most ``timeout_s`` while no other sweep runs."""
     from ray.util.placement_group import remove_placement_group
 
     began = alone_since = time.monotonic()
@@ -129,7 +129,7 @@ def _wait_for_room(
         while not _are_ready(probe):
             stay()
             now, others = time.monotonic(), _others(sweep)
-            if others:  # the room of one that ends is free a moment later
+            if others:  # the resources of one that ends are free a moment later
                 alone_since = now
             elif now - alone_since > timeout_s:
                 raise _no_room(demand, timeout_s)
@@ -157,7 +157,7 @@ def _are_ready(groups: list[Any]) -> bool:
 
 
 def _others(sweep: str) -> list[str]:
-    """Return the names of the other sweeps that run on the cluster, by the actors that carry their events."""
+    """Return the names of the other sweeps on the cluster, from their event actors."""
     from ray.util import list_named_actors
 
     names = [str(each["name"]) for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
@@ -167,12 +167,13 @@ def _others(sweep: str) -> list[str]:
 
 @contextlib.contextmanager
 def _gate(sweep: str, notify: Callable[[str], None]) -> Iterator[Callable[[], object]]:
-    """Be the only sweep that looks for room; gives what is to be called now and then inside."""
+    """Be the only sweep that reserves resources; yields a heartbeat function to call periodically."""
     import ray
     from ray.exceptions import RayError
 
     gate_class: Any = ray.remote(AdmissionGate)
-    gates: list[Any] = []  # a handle keeps the gate; it goes with the sweep that made it, and the next makes it again
+    # The handle keeps the actor alive; it ends with the sweep that created it, and the next creates it again.
+    gates: list[Any] = []
     options: dict[str, Any] = {"name": GATE, "namespace": NAMESPACE, "get_if_exists": True, "num_cpus": 0}
 
     def ask() -> bool:
@@ -186,7 +187,7 @@ def _gate(sweep: str, notify: Callable[[str], None]) -> Iterator[Callable[[], ob
     while not ask():
         if not announced and time.monotonic() - began > SAY_AFTER_S:
             announced = True
-            notify(f"waiting for another sweep that looks for room on this cluster: {', '.join(_others(sweep))}")
+            notify(f"waiting for another sweep that reserves resources on this cluster: {', '.join(_others(sweep))}")
         time.sleep(1.0)
     try:
         yield ask

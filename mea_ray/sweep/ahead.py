@@ -1,8 +1,8 @@
-"""Points that an adaptive search chose, held back until their models and their service are there.
+"""Holds back the points of an adaptive search until their models and their service are ready.
 
-The search suggests a point; its models are trained with their own resources while no trial holds a slot for it. Then
-Tune gets it. No more points are under way, held or running, than trials run at once, so that the search knows as many
-results as it would without.
+The search suggests a point; its models are trained with their own resources before a trial takes a slot for it. Then
+Tune gets it. The number of held and running points is at most the number of concurrent trials, so the search has as
+many results to learn from as it would without holding back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mea_ray.sweep.ready_trials import ReadyTrials
 
 
 class Ahead(ReadyTrials):
-    """Gives Tune what another searcher suggests, each point when it can run.
+    """Passes the suggestions of another searcher to Tune, each when its trial can run.
 
     Args:
         inner: The search.
@@ -51,7 +51,7 @@ class Ahead(ReadyTrials):
 
     @property
     def inner(self) -> Searcher:
-        """The search; a copy in a file of Tune's has none."""
+        """The search; None in a copy restored from one of Tune's files."""
         assert self._inner is not None
         return self._inner
 
@@ -63,7 +63,7 @@ class Ahead(ReadyTrials):
         return bool(self.inner.set_search_properties(metric, mode, config, **spec))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """Return a point that can run; None if there is none now, ``FINISHED`` if there will be none."""
+        """Return a point that can run; None if there is none yet, ``FINISHED`` if there will be none."""
         if self._was_interrupted():
             return str(Searcher.FINISHED)
         self._ask()
@@ -81,7 +81,7 @@ class Ahead(ReadyTrials):
         """Ask the search for points, as many as may be under way."""
         while not self._no_more and self._left > 0 and self._under_way < self._most:
             name = f"point-{next(self._numbers)}"
-            suggestion: Any = self.inner.suggest(name)  # or FINISHED, which its annotation leaves out
+            suggestion: Any = self.inner.suggest(name)  # or FINISHED, which is missing in its annotation
             if suggestion is None:
                 return
             if suggestion == Searcher.FINISHED:

@@ -1,6 +1,6 @@
-"""Which trial uses which victim service: started for the first trial, shared, never more than there is room for.
+"""Assigns victim services to trials: started for the first trial, shared, never more than there is room for.
 
-The broker is a plain class that the runner wraps as a named actor. It owns the services, so they end with it.
+The broker is a plain class that the runner wraps in an actor. It owns the services, so they end with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 HOLDER_EXPIRY_S = 90.0
 LEDGER_COPY_S = 30.0
-"""Seconds between two copies of a ledger to a remote storage."""
+"""Seconds between two copies of a ledger to remote storage."""
 _START_ATTEMPTS, _START_PAUSE_S = 5, 3.0
 _EXPECTED = (ServiceUnavailable, ArtifactError, ConfigError)
 
@@ -37,7 +37,7 @@ class ServiceSpec:
 
     Attributes:
         victim: Name of the victim artifact.
-        folder: Its folder, or where every node fetches it from.
+        folder: Its folder, or where every node downloads it from.
         settings: The ``service`` section without the client's part.
     """
 
@@ -56,12 +56,12 @@ class ServiceSpec:
 
     @property
     def key(self) -> str:
-        """Name of the service, the same for equal specs."""
+        """Name of the service, equal for equal specs."""
         return digest({"victim": self.victim, "settings": identity(self.settings)})
 
 
 class Entry(NamedTuple):
-    """The way into a running service: its name, and the secret that its owner shows."""
+    """Access to a running service: its name, and its owner's secret."""
 
     name: str
     secret: str
@@ -69,7 +69,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class _Slot:
-    """A service that is up, or is being started (``service`` is None then)."""
+    """A service that is up, or being started (then ``service`` is None)."""
 
     spec: ServiceSpec
     name: str
@@ -77,12 +77,12 @@ class _Slot:
     service: Any = None
     holders: set[str] = field(default_factory=set)
     used: float = field(default_factory=time.monotonic)
-    touched: bool = False  # something may have been charged since its ledger was last copied
+    touched: bool = False  # there may be charges since its ledger was last copied
 
 
 @dataclass
 class _Failed:
-    """Starts of a service that failed in a row; ``error`` is given to who asks next, once they were too many."""
+    """Consecutive failed starts of a service; after too many, ``error`` is raised to the next caller."""
 
     attempts: int = 0
     pause_until: float = 0.0
@@ -91,11 +91,11 @@ class _Failed:
 
 @dataclass(frozen=True)
 class ServiceState:
-    """A service as the broker sees it.
+    """The state of a service.
 
     Attributes:
-        up: Whether it answers, and is not merely being started.
-        holders: Trials that hold it.
+        up: Whether it answers; False while it is being started.
+        holders: Number of trials that hold it.
     """
 
     up: bool
@@ -108,18 +108,18 @@ class Broker:
     A trial holds its service until it releases it, its driver releases it, or it has sent no heartbeat for
     ``HOLDER_EXPIRY_S``. A service that nobody holds stays up until its room is needed, or the driver closes it.
 
-    Services are started and stopped in threads of their own, several at the same time. Nothing else waits for them: a
-    trial whose service is being started has to ask again, and a heartbeat counts at once.
+    Services are started and stopped in separate threads, several at the same time. No call waits for them: a trial
+    whose service is being started has to ask again, and heartbeats count immediately.
 
     Args:
-        prefix: Of the services' names; unique for the sweep.
+        prefix: Prefix of the services' names; unique for the sweep.
         ledgers: Folder of the services' ledgers.
-        max_services: Services up at once.
-        placement_groups: Where they run, one for each; anywhere when None.
-        start: ``VictimService.start``, or what stands for it in a test.
+        max_services: Maximum number of services up at once.
+        placement_groups: One placement group per service; None lets Ray choose.
+        start: ``VictimService.start``, or a replacement in a test.
         on_event: Called when a service starts, and when one of its actors dies.
-        be_patient: Called first, in the process of the broker: it says how long to wait for the storage.
-        keep_ledger: Copies a file to the sweep's remote storage, as the ledger of a name; None where there is none.
+        be_patient: Called first, in the broker's process, to set how long to wait for the storage.
+        keep_ledger: Copies a file to the sweep's remote storage as the ledger with a name; None without remote storage.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Broker:
         be_patient()
         self.prefix, self.ledgers, self.max_services = prefix, ledgers, max_services
         self._start, self._on_event, self._keep_ledger = start, on_event, keep_ledger
-        # A broker that died and was started again is given all groups once more, also those that were removed since.
+        # A broker that was restarted gets all groups again, including those that have been removed since.
         self._groups = [group for group in placement_groups or [] if not _is_removed(group)]
         self._slots: dict[str, _Slot] = {}
         self._stopping = 0
@@ -149,7 +149,7 @@ class Broker:
             threading.Thread(target=self._keep_ledgers, name="ledgers", daemon=True).start()
 
     def acquire(self, trial: str, spec: ServiceSpec, broken: str | None = None) -> Entry | None:
-        """Give a trial its service; asking again changes nothing. Never waits.
+        """Give a trial its service; idempotent. Never waits.
 
         Args:
             trial: Name of the trial.
@@ -157,7 +157,7 @@ class Broker:
             broken: Name of a service that did not answer this trial; it is replaced.
 
         Returns:
-            The running service; None if it is not up yet, or if there is no room yet: ask again.
+            The running service; None if it is not up yet, or if there is no room yet: call again.
 
         Raises:
             ArtifactError: The victim's folder is damaged.
@@ -182,7 +182,7 @@ class Broker:
             return None if slot.service is None else Entry(slot.name, slot.service.secret)
 
     def prepare(self, spec: ServiceSpec) -> bool:
-        """Have a service started that will be asked for; returns whether it is up, or will be soon.
+        """Start a service in advance; returns whether it is up, or will be soon.
 
         Raises:
             ArtifactError: The victim's folder is damaged.
@@ -193,7 +193,7 @@ class Broker:
             return spec.key in self._slots or self._begin(spec) is not None
 
     def close(self, key: str) -> bool:
-        """Stop a service that is not needed any more; returns False if a trial holds it, or it is being started."""
+        """Stop a service that is no longer needed; returns False if a trial holds it, or it is being started."""
         with self._lock:
             self._forget_silent()
             slot = self._slots.get(key)
@@ -208,14 +208,14 @@ class Broker:
         self._last_beat[trial] = time.monotonic()
 
     def release(self, trial: str) -> None:
-        """Take a trial off its service, if it has one."""
+        """Release the service of a trial, if it has one."""
         with self._lock:
             for slot in self._slots.values():
                 slot.holders.discard(trial)
             self._last_beat.pop(trial, None)
 
     def holders(self) -> dict[str, list[str]]:
-        """Return who holds which running service, by the service's name."""
+        """Return the holders of each running service, by the service's name."""
         with self._lock:
             return {slot.name: sorted(slot.holders) for slot in self._slots.values() if slot.service is not None}
 
@@ -229,7 +229,7 @@ class Broker:
         """Reserve room for at most ``services`` services from now on; services that are up stay.
 
         Returns:
-            The placement groups that are free for good: their owner may remove them.
+            The placement groups that are no longer needed: their owner can remove them.
         """
         with self._lock:
             self.max_services = max(services, len(self._slots) + self._stopping, 1)
@@ -252,7 +252,7 @@ class Broker:
             slot.holders -= {t for t in slot.holders if now - self._last_beat.get(t, 0.0) > HOLDER_EXPIRY_S}
 
     def _has_room(self) -> bool:
-        """Whether a service may be started now; if not, one that nobody holds is stopped, and there will be."""
+        """Whether a service can be started now; if not, one without holders is stopped to make room."""
         if len(self._slots) + self._stopping < self.max_services:
             return True
         idle = [key for key, slot in self._slots.items() if not slot.holders and slot.service is not None]
@@ -261,7 +261,7 @@ class Broker:
         return len(self._slots) + self._stopping < self.max_services
 
     def _begin(self, spec: ServiceSpec) -> _Slot | None:
-        """Begin to start a service; None if there is no room yet, or if a start failed and is tried again later.
+        """Start a service in a thread; None if there is no room yet, or if a start failed and is retried later.
 
         A start can fail for a while: the processes of a driver that was killed may still hold the ledger open.
         """
@@ -269,7 +269,7 @@ class Broker:
         if failed.error is not None:
             del self._failed[spec.key]
             raise failed.error
-        ledger_held = spec.key in self._ledgers_in_use  # by a service of these settings that is being stopped
+        ledger_held = spec.key in self._ledgers_in_use  # by a service with these settings that is being stopped
         if time.monotonic() < failed.pause_until or ledger_held or not self._has_room():
             return None
         name = f"{self.prefix}-{spec.key}-{uuid.uuid4().hex[:6]}"
@@ -317,7 +317,7 @@ class Broker:
             failed.attempts += 1
             failed.pause_until = time.monotonic() + _START_PAUSE_S
             if not isinstance(error, ServiceUnavailable) or failed.attempts >= _START_ATTEMPTS:
-                # What will not pass is raised for who asks next.
+                # A permanent error is raised to the next caller.
                 what = f"{type(error).__name__}: {error}"
                 failed.error = error if isinstance(error, _EXPECTED) else ServiceUnavailable(what)
             if self._slots.get(key) is slot:
@@ -327,7 +327,7 @@ class Broker:
             self._free(slot)
 
     def _stop(self, key: str) -> threading.Thread | None:
-        """Take a service from its trials; it is stopped in a thread, or by the one that is starting it."""
+        """Take a service from its trials; it is stopped in a thread, or by the thread that is starting it."""
         slot = self._slots.pop(key)
         self._stopping += 1
         if slot.service is None:
@@ -352,7 +352,7 @@ class Broker:
             self._groups.append(slot.group)
 
     def _keep_ledgers(self) -> None:
-        """Copy the ledgers in which something may have changed to the remote storage, now and then."""
+        """Periodically copy the ledgers that may have changed to remote storage."""
         while not self._ended.wait(LEDGER_COPY_S):
             with self._lock:
                 self._forget_silent()
@@ -383,14 +383,14 @@ def _is_removed(group: Any) -> bool:
 
 
 class Hold:
-    """A trial's hold on its service: waits for it, says "alive" while it is held, releases it.
+    """A trial's hold on its service: waits for it, sends heartbeats while it is held, releases it.
 
     Args:
         broker: Handle of the broker actor.
         trial: Name of the trial.
         spec: The service that it needs.
-        answers: Whether a service answers; one that does not is replaced.
-        pulse: Called at every heartbeat, in the heartbeat's thread.
+        answers: Returns whether a service answers; one that does not is replaced.
+        pulse: Called at every heartbeat, in its thread.
         beat_s: Seconds between heartbeats.
     """
 
@@ -449,11 +449,11 @@ def ask(reference: Any) -> Any:
 
 
 def needs(configs: list[ExperimentConfig], max_services: int) -> tuple[int, dict[str, float], int]:
-    """Return what the services need at most.
+    """Return the maximum needs of the services.
 
     Args:
         configs: Experiments that will be served.
-        max_services: Services up at once.
+        max_services: Maximum number of services up at once.
 
     Returns:
         Services up at once, resources of one replica (the largest of each kind), replicas of one service.
@@ -462,7 +462,7 @@ def needs(configs: list[ExperimentConfig], max_services: int) -> tuple[int, dict
     cpus = gpus = 0.0
     replicas = 1
     for config in configs:
-        if config.thief.blackbox is not None:  # somebody else runs the service
+        if config.thief.blackbox is not None:  # someone else runs the service
             continue
         served = config.service.serving
         specs.add(digest([identity(part) for part in (config.data, config.victim, served)]))
@@ -473,7 +473,7 @@ def needs(configs: list[ExperimentConfig], max_services: int) -> tuple[int, dict
 
 
 def demand_of(sweep: SweepConfig, configs: list[ExperimentConfig]) -> cluster.Demand:
-    """Return what the experiments need of the cluster; with ``max_services: auto`` as many services as they use."""
+    """Return the experiments' demand on the cluster; for ``max_services: auto`` with all services that they use."""
     auto = sweep.max_services == "auto"
     most = len(configs) if sweep.max_services == "auto" else sweep.max_services
     services, replica, replicas = needs(configs, most)

@@ -1,4 +1,4 @@
-"""What the driver does when a trial ends: store its result, show it to the trackers, release its service."""
+"""The driver's work when a trial ends: store its result, pass it to the trackers, release its service."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from mea_ray.tracking import TrackerSet
 
 
 class Finisher:
-    """Follows the trials of a sweep. A thread serves the trackers, so that a slow one delays no trial.
+    """Follows the trials of a sweep. The trackers are called in a thread, so that a slow one delays no trial.
 
     Args:
         folder: The sweep's folder.
-        trackers: They are shown each finished trial.
+        trackers: They get each finished trial.
         emit: Where events go.
 
     Attributes:
-        failed: Trials that were given up, with the reason.
-        ended: Trials that ended, in whatever way.
-        put_off: Trials that the sweep's time budget left to a later start.
-        deadline: When that budget is spent, by ``time.monotonic``; None without one.
+        failed: Failed trials, with the reason.
+        ended: Trials that ended in any way.
+        put_off: Trials that the sweep's time budget postponed to a later start.
+        deadline: When that budget is used up, by ``time.monotonic``; None without one.
         runs_ended: Runs of Tune that ended; more than ``ended`` where a search suggests a trial twice.
         before_emitting: Called before the event of a trial's end, so that the trial's own events come first.
     """
@@ -50,12 +50,12 @@ class Finisher:
         self.before_emitting: Callable[[], None] = lambda: None
         self._context: TrialContext | None = None
         self._names: dict[str, str] = {}
-        self._queue: queue.Queue[str | None] = queue.Queue()  # names: trackers may lag, and results are large
+        self._queue: queue.Queue[str | None] = queue.Queue()  # names only: trackers can lag, and results are large
         self._thread = threading.Thread(target=self._serve, name="trackers", daemon=True)
         self._thread.start()
 
     def begin(self, context: TrialContext) -> None:
-        """Take what the trials share, before Tune starts them."""
+        """Set the trials' common context, before Tune starts them."""
         self._context = context
 
     def show(self, trial: str) -> None:
@@ -63,23 +63,23 @@ class Finisher:
         self._queue.put(trial)
 
     def drain(self) -> None:
-        """Wait until the trackers have seen every result."""
+        """Wait until the trackers have got every result."""
         self._queue.join()
 
     def close(self, timeout_s: float = 60.0) -> None:
-        """End the trackers' thread; results that they have not seen by then are shown by the next ``--resume``."""
+        """End the trackers' thread; results that they have not got by then are passed on by the next ``--resume``."""
         self._queue.put(None)
         self._thread.join(timeout_s)
 
     def fail(self, trial: str, reason: str) -> None:
-        """Give a trial up."""
+        """Mark a trial as failed."""
         self.failed[trial] = reason
         self.ended.add(trial)
         self.before_emitting()
         self.emit(events.TrialFailed(trial, reason))
 
     def finish(self, trial: str, epochs: int = 0) -> None:
-        """Take the result of a trial that ended by itself or by the scheduler.
+        """Process the result of a trial that ended by itself or by the scheduler.
 
         Args:
             trial: Its name.
@@ -90,7 +90,7 @@ class Finisher:
         self.folder.wait()
         work = self.folder.trial(trial)
         path = self.folder.result_path(trial)
-        # Of what a trial left on another node, only what is shown here is fetched: its result, or why there is none.
+        # Of a trial on another node, only its result, or the reason why there is none, is downloaded.
         if self.folder.fetch_result(trial) is None:
             work.pull_one(work.error.name)
         reason = work.failure()
@@ -98,7 +98,7 @@ class Finisher:
             self.fail(trial, reason)
             return
         if not path.exists() and self.deadline is not None and time.monotonic() >= self.deadline:
-            self.put_off.add(trial)  # nobody judged it: it goes on from its rungs with --resume
+            self.put_off.add(trial)  # the scheduler did not stop it: --resume continues from its rungs
             return
         if not path.exists():
             work.pull_one("partial.json")
@@ -123,7 +123,7 @@ class Finisher:
             self._under_way[event.trial] = (event.node, event.pid)
 
     def under_way(self) -> dict[str, tuple[str, int]]:
-        """Return the trials under way, each with the id of its node and its process."""
+        """Return the running trials, each with the id of its node and its process."""
         return {name: place for name, place in self._under_way.items() if name not in self.ended}
 
     def name_of(self, tune_trial: Any) -> str:
@@ -134,7 +134,7 @@ class Finisher:
         return self._names[tune_trial.trial_id]
 
     def interrupted(self, trials: Mapping[str, Any] | None, samples: int) -> bool:
-        """Return whether Tune came back before its trials had ended, which it does on Ctrl-C."""
+        """Return whether Tune returned before its trials had ended, as it does on Ctrl-C."""
         return not self.ended.issuperset(trials) if trials is not None else self.runs_ended < samples
 
     def callback(self) -> Any:
@@ -144,7 +144,7 @@ class Finisher:
     def release(self, trial: str) -> None:
         """Release a trial's service, whether or not its process could."""
         if self._context is not None:
-            # Not repeated by Ray: it may be under way when the broker is stopped for good.
+            # Not retried by Ray: it can be in flight when the broker is stopped.
             self._context.broker.release.options(max_task_retries=0).remote(trial)
 
     def _serve(self) -> None:
@@ -162,17 +162,17 @@ class Finisher:
 
 
 class TuneCallback(tune.Callback):
-    """Reports to a ``Finisher`` how Tune's trials end."""
+    """Reports the end of Tune's trials to a ``Finisher``."""
 
     def __init__(self, finisher: Finisher | None = None) -> None:
         self.finisher = finisher
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Tune saves its settings for a restore of its own, which is never asked for: a sweep resumes from its folder.
+        # Tune saves its callbacks for its own restore, which is never used: a sweep resumes from its folder.
         return TuneCallback, ()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Take the result."""
+        """Process the result."""
         if self.finisher is not None:
             self.finisher.runs_ended += 1
             last = trial.last_result or {}
@@ -180,14 +180,14 @@ class TuneCallback(tune.Callback):
             self.finisher.finish(self.finisher.name_of(trial), epochs)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Report that a killed trial goes on, or one that made way for its service."""
+        """Report that a trial continues after it was killed, or after it released its slot."""
         if self.finisher is not None:
             failure = Failure.of(trial.error_file)
             kind = events.TrialMadeWay if failure.kind == ReplicasAway.__name__ else events.TrialRestarted
             self.finisher.emit(kind(self.finisher.name_of(trial), failure.reason))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Give the trial up."""
+        """Mark the trial as failed."""
         if self.finisher is not None:
             name = self.finisher.name_of(trial)
             self.finisher.runs_ended += 1
@@ -197,10 +197,10 @@ class TuneCallback(tune.Callback):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a process of a trial ended, as read from the text that Tune keeps of it.
+    """Why a process of a trial ended, parsed from Tune's error file.
 
-    Tune keeps the exception as a pickle, too. That is not opened: it was made from what the trial's process sent, and
-    opening it would run code of that process in the driver.
+    Tune also stores the exception as a pickle. That is not opened: it comes from the trial's process, and unpickling it
+    would run that process's code in the driver.
 
     Attributes:
         kind: Name of an error of this package; empty for anything else.
@@ -212,7 +212,7 @@ class Failure:
 
     @classmethod
     def of(cls, error_file: str | None) -> Failure:
-        """Read the last entry of ``error.txt`` of a trial of Tune; None if Tune kept none."""
+        """Read the last entry of ``error.txt`` of a trial of Tune; None if there is none."""
         try:
             text = Path(error_file or "").read_text(encoding="utf-8", errors="replace")
         except OSError:

@@ -1,4 +1,4 @@
-"""What a sweep will take of time, memory and disk, from a few measured steps on this machine."""
+"""Estimates a sweep's time, memory and disk from a few measured training steps on this machine."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from mea_ray.training.engine import train
 from mea_ray.training.objective import CrossEntropy
 
 BATCHES = 3
-"""Measured steps: enough to be about right, few enough that a plan stays quick."""
+"""Number of measured steps: enough for a rough estimate, few enough for a quick plan."""
 PIXELS = 128 * 32 * 32
-"""Pixels of one channel in a measured step, at most (but 16 images)."""
+"""Maximum number of pixels per channel in a measured step (at least 16 images)."""
 LEDGER_ROW = 200
-"""Bytes of a request in the ledger: its id, its hash, and their index."""
+"""Size of a request in the ledger, in bytes: its id, its hash, and their index."""
 PATIENCE_S = 15.0
-"""After so many seconds of measuring, what is left is taken to be as fast as what was measured."""
+"""Time limit of measuring, in seconds; the rest is assumed to be as fast as what was measured."""
 
 
 @dataclass
@@ -43,9 +43,9 @@ class Measured:
         seconds: Seconds per image and epoch, by ``victim_key`` or ``thief_key``.
         weights: Bytes of the weights, by the same.
         data: Bytes of the data, by ``data.splits_key``.
-        sizes: Images that a victim is trained on, by the same.
+        sizes: Number of training images of a victim, by the same.
         shapes: (channels, height, width) of an image, by the same.
-        classes: Numbers in an answer, by the same.
+        classes: Length of an answer, by the same.
         spent: Seconds spent measuring.
     """
 
@@ -58,7 +58,7 @@ class Measured:
     spent: float = 0.0
 
     def measure(self, config: ExperimentConfig, data: Splits) -> None:
-        """Measure what is not known of an experiment, as long as there is patience."""
+        """Measure the unknown parts of an experiment, within the time limit."""
         key = splits_key(config)
         self.data[key] = sum(
             part.images.nbytes
@@ -74,28 +74,28 @@ class Measured:
             self.spent += time.perf_counter() - started
 
     def per_image(self, key: str) -> float:
-        """Return the seconds per image; of what was not measured, the mean of what was."""
+        """Return the seconds per image; if not measured, the mean of the measured ones."""
         return self.seconds.get(key, float(np.mean(list(self.seconds.values()))))
 
     def bytes_of(self, key: str) -> float:
-        """Return the bytes of the weights; of what was not measured, the mean of what was."""
+        """Return the bytes of the weights; if not measured, the mean of the measured ones."""
         return self.weights.get(key, float(np.mean(list(self.weights.values()))))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep will take, at most.
+    """Upper limits of what a sweep needs.
 
     Attributes:
         models_s: Seconds to train all victims and null models, one after the other.
         substitutes_s: The same of all substitutes, those of null models included.
         data: Bytes of the data in Ray's object store.
-        process: Bytes of one process that trains, its program included.
+        process: Bytes of one training process, including its program.
         disk: Bytes of all models on the storage.
         answers: Bytes of all transfer sets on the storage.
         logs: Bytes of the owner's query logs and ledgers, which the driver's machine holds.
         measured_on: Name of the device of the measurement.
-        complete: Everything was measured; otherwise the rest is taken to be alike.
+        complete: Whether everything was measured; otherwise the rest is assumed to be alike.
     """
 
     models_s: float
@@ -116,25 +116,25 @@ def choosing_models(config: ExperimentConfig) -> int:
 
 
 def victim_key(config: ExperimentConfig) -> str:
-    """Return a text that is the same for victims that are trained at the same speed."""
+    """Return a string that is equal for victims that are trained at the same speed."""
     training = config.victim.training
     kind = [identity(config.data), identity(config.victim.model), identity(config.victim.pretext)]
     return digest([*kind, identity(config.victim.watermark), training.precision, training.compile])
 
 
 def thief_key(config: ExperimentConfig) -> str:
-    """Return a text that is the same for substitutes that are trained at the same speed."""
+    """Return a string that is equal for substitutes that are trained at the same speed."""
     training = config.thief.training
     return digest([identity(config.data), identity(config.thief.model), training.precision, training.compile])
 
 
 def estimate(plan: Plan, measured: Measured, keep: KeepConfig = KeepConfig()) -> Estimate | None:
-    """Return what a sweep will take; None if nothing could be measured, since its data are not at hand.
+    """Return what a sweep needs; None if nothing could be measured because its data are missing.
 
     Args:
         plan: The sweep.
-        measured: What was measured.
-        keep: What stays in the storage of finished trials.
+        measured: The measurements.
+        keep: What remains of finished trials in the storage.
     """
     if not measured.seconds:
         return None
@@ -166,7 +166,7 @@ def estimate(plan: Plan, measured: Measured, keep: KeepConfig = KeepConfig()) ->
 
 
 def this_machine() -> dict[str, float]:
-    """Return the resources that a Ray of its own would have on this machine."""
+    """Return the resources that Ray would have on this machine."""
     cpus = len(psutil.Process().cpu_affinity() or []) if hasattr(psutil.Process, "cpu_affinity") else 0
     return {"CPU": float(cpus or psutil.cpu_count() or 1), "GPU": float(visible_gpus())}
 
@@ -177,14 +177,14 @@ def memory() -> int:
 
 
 def free_disk(storage: str) -> int:
-    """Return the free bytes where a storage's folder is, or will be made."""
+    """Return the free bytes on the disk of a storage's folder."""
     folder = at_home(storage.removeprefix("file://"), "storage").absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(there).free
 
 
 def room(demand: cluster.Demand, total: Mapping[str, float]) -> tuple[int, str]:
-    """Return how many trials run at once with these resources, and, if not one does, why."""
+    """Return how many trials run at once with these resources, and, if none, why."""
     try:
         return cluster.check(demand, total), ""
     except ConfigError as error:
@@ -192,7 +192,7 @@ def room(demand: cluster.Demand, total: Mapping[str, float]) -> tuple[int, str]:
 
 
 def _answers_bytes(trial: PlannedTrial, measured: Measured) -> float:
-    """Return the bytes of a trial's transfer set: a number per class, the image's name, and whether it is a probe."""
+    """Return the bytes of a trial's transfer set: a number per class, the image's name, and a probe flag."""
     classes = measured.classes.get(trial.splits, max(measured.classes.values(), default=0))
     return float(trial.queries * (4 * classes + 8 + 1))
 
@@ -215,7 +215,7 @@ def victim_seconds(config: ExperimentConfig, measured: Measured) -> float:
 
 
 def stolen_nulls(trial: PlannedTrial) -> list[tuple[str, str]]:
-    """Return a trial's thefts of null models, the same for trials that share them."""
+    """Return a trial's thefts of null models, equal for trials that share them."""
     return [(trial.names.theft, null) for null in trial.nulls[: trial.config.verification.stolen_null_models]]
 
 
@@ -255,7 +255,7 @@ def _victim_step(config: ExperimentConfig, data: Splits) -> tuple[float, int]:
 
 
 def _thief_step(config: ExperimentConfig, data: Splits) -> tuple[float, int]:
-    """Train a substitute on a few images of the pool; what is learnt does not change the speed."""
+    """Train a substitute on a few images of the pool; the content does not change the speed."""
     batch = _batch(config.thief.training.batch_size, data)
     images = data.thief_pool.images[: batch * BATCHES]
     model = build_network(config.thief.model, data.shape, data.classes)
@@ -278,7 +278,7 @@ class _Clock:
         self.cpus, self.wall, self.busy = max(1, int(cpus)), time.perf_counter(), time.process_time()
 
     def alone(self) -> float:
-        """Return the part of the wall time that it would have taken, in (0, 1]; 1 on a GPU, where it is not known."""
+        """Return the fraction of the wall time on an idle machine, in (0, 1]; 1 on a GPU, where it is unknown."""
         if device().type != "cpu":
             return 1.0
         busy = (time.process_time() - self.busy) / self.cpus
@@ -286,7 +286,7 @@ class _Clock:
 
 
 def _batch(wanted: int, data: Splits) -> int:
-    """Return the images of a measured step: as many as in a real one, if that is quick."""
+    """Return the number of images in a measured step: as many as in a real one, if that is fast enough."""
     _, height, width = data.shape
     return min(wanted, max(16, PIXELS // (height * width)))
 

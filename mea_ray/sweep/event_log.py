@@ -1,4 +1,4 @@
-"""A sweep's events on the storage, a line each, appended: what other processes know of a sweep that runs."""
+"""The event log of a sweep in the storage, one line per event, through which other processes follow it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mea_ray.sweep.folder import SweepFolder
 
 EVENTS = "events.jsonl"
 BEAT, ENDED = "Beat", "Ended"
-"""Lines that are no events: the driver is alive; it has ended, ``how``: done, interrupted or failed."""
+"""Lines other than events: the driver is alive; the driver has ended, with ``how``: done, interrupted or failed."""
 BEAT_S = 30.0
 _OFTEN_S, _PUSH_S = 10.0, 15.0
 
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 class EventLog:
-    """Appends events to ``events.jsonl``; nothing that is written is touched again.
+    """Appends events to ``events.jsonl``.
 
-    Of epochs and of queries, which come many times a second, one in ten seconds of a model or trial is written, and the
-    last. A full disk costs the log and not the sweep.
+    Epoch and query events, which come many times a second, are written once in ten seconds per model or trial, and at
+    the end. A full disk stops the log but not the sweep.
 
     Args:
         folder: The sweep's folder.
@@ -46,7 +46,7 @@ class EventLog:
         path = folder.path / EVENTS
         torn = path.exists() and path.read_bytes()[-1:] not in {b"", b"\n"}
         self._file = path.open("a", encoding="utf-8")
-        if torn:  # by a kill; its reader passes over the damaged line
+        if torn:  # by a kill; readers skip the damaged line
             self._file.write("\n")
 
     def __call__(self, event: events.Event) -> None:
@@ -65,7 +65,7 @@ class EventLog:
         self._write(type(event).__name__, fields)
 
     def beat(self) -> None:
-        """Say that the driver is alive, if nothing else was written for ``BEAT_S``; copy to a remote storage."""
+        """Write a heartbeat if nothing else was written for ``BEAT_S``; copy the log to remote storage."""
         if self.clock() - self._last >= BEAT_S:
             self._write(BEAT, {})
         if self.clock() - self._pushed >= _PUSH_S:
@@ -97,7 +97,7 @@ class EventLog:
                 self._fails = False
             except (OSError, ValueError) as error:
                 if not self._fails:
-                    logger.warning("%s cannot be written: %s; the sweep goes on", EVENTS, error)
+                    logger.warning("%s cannot be written: %s; the sweep continues", EVENTS, error)
                 self._fails = True
 
     def _push(self) -> None:
@@ -111,7 +111,7 @@ class EventLog:
 
 
 def read(path: Path) -> Iterator[tuple[float, str, dict[str, Any]]]:
-    """Read (time, name, fields) of each line; a damaged or half-written one is passed over, a missing file is empty."""
+    """Read (time, name, fields) of each line; damaged or incomplete ones are skipped, a missing file is empty."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -125,7 +125,7 @@ def read(path: Path) -> Iterator[tuple[float, str, dict[str, Any]]]:
 
 
 def event_of(name: str, fields: dict[str, Any]) -> events.Event | None:
-    """Return the event of a line; None for a line that is none, or is of another version."""
+    """Return the event of a line; None for other lines, or events of another version."""
     kind = getattr(events, name, None)
     if not (isinstance(kind, type) and issubclass(kind, events.Event)):
         return None

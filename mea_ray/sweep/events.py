@@ -1,4 +1,4 @@
-"""What happens in a sweep, as plain records; progress displays listen to these and to nothing else."""
+"""The events of a sweep, as plain records; progress displays use nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Event:
 
 @dataclass(frozen=True)
 class SweepStarted(Event):
-    """Work begins. ``finished`` trials were found done from before and are not repeated; ``command`` started it."""
+    """The sweep starts. ``finished`` trials are done from an earlier start and not repeated; ``command`` started it."""
 
     folder: str
     trials: int
@@ -37,8 +37,8 @@ class ModelEpoch(Event):
         name: Name of the artifact.
         epoch: Epochs done, over all stages of the training.
         record: What the training engine reported (losses, accuracy, rates). ``resumed`` is in the first one of a
-            training that goes on where another process was killed.
-        epochs: Epochs asked for in the config; a scheme with several stages may train more.
+            resumed training.
+        epochs: Epochs in the config; a scheme with several stages may train more.
     """
 
     role: Literal["victim", "null"]
@@ -67,16 +67,16 @@ class ServiceStarted(Event):
 
 @dataclass(frozen=True)
 class TrialStarted(Event):
-    """A trial's process works on it, for the first time or again.
+    """A process starts or resumes a trial.
 
     Attributes:
         trial: Name of the trial.
         point: What the sweep set.
-        pid: Its process, on ``node``.
+        pid: Id of its process on ``node``.
         node: Ray's id of the node.
         budgets: Its rungs.
-        rungs_done: Rungs found finished from before.
-        victim: Name of its victim; empty where it has none.
+        rungs_done: Rungs finished by earlier processes.
+        victim: Name of its victim; empty without one.
     """
 
     trial: str
@@ -90,7 +90,7 @@ class TrialStarted(Event):
 
 @dataclass(frozen=True)
 class Queried(Event):
-    """A trial holds ``answers`` of the ``budget`` images that it may ask."""
+    """A trial has ``answers`` to images, out of its ``budget``."""
 
     trial: str
     answers: int
@@ -109,12 +109,12 @@ class Phase(Event):
 
 @dataclass(frozen=True)
 class SubstituteEpoch(Event):
-    """An epoch of the training of a trial's substitute is done; of many, some are reported.
+    """An epoch of a substitute's training is done; of many, only some are reported.
 
     Attributes:
         trial: Name of the trial.
         epoch: Epochs done.
-        epochs: Of how many.
+        epochs: Epochs in total.
         loss: Mean loss of the last one.
     """
 
@@ -140,14 +140,14 @@ class RungFinished(Event):
 
 @dataclass(frozen=True)
 class Tried(Event):
-    """Something of what follows a trial's last rung is done.
+    """A step after a trial's last rung is done.
 
     Attributes:
         trial: Name of the trial.
         what: Name of the removal or the detection; ``theft`` of a null model.
         tried_on: ``substitute``, ``victim`` or ``null_model``.
-        accuracy: Of what is left; None after a detection, which changes nothing.
-        wsr: Of what is left.
+        accuracy: Accuracy of the resulting model; None after a detection, which changes nothing.
+        wsr: WSR of the resulting model.
         flagged: Names of the classes that a detection flags.
     """
 
@@ -161,7 +161,7 @@ class Tried(Event):
 
 @dataclass(frozen=True)
 class TrialRestarted(Event):
-    """A trial's process died; the trial goes on in another process from what is on disk."""
+    """A trial's process died; the trial is resumed from disk in another process."""
 
     trial: str
     reason: str
@@ -169,9 +169,9 @@ class TrialRestarted(Event):
 
 @dataclass(frozen=True)
 class TrialMadeWay(Event):
-    """A trial ended its process, since the replicas of its service are away; it goes on from what is on disk.
+    """A trial ended its process because the replicas of its service are down; it is resumed from disk.
 
-    The slot that it used may be what they wait for. That they are away is an event of the service, not of each trial.
+    The replicas may be waiting for its slot. Their failure is an event of the service, not of each trial.
     """
 
     trial: str
@@ -180,7 +180,7 @@ class TrialMadeWay(Event):
 
 @dataclass(frozen=True)
 class TrialFailed(Event):
-    """A trial is given up; the others go on."""
+    """A trial failed; the others continue."""
 
     trial: str
     reason: str
@@ -197,7 +197,7 @@ class TrialFinished(Event):
 
 @dataclass(frozen=True)
 class Warned(Event):
-    """Something is not as it should be, and the work goes on."""
+    """A problem that does not stop the sweep."""
 
     message: str
 

@@ -1,4 +1,4 @@
-"""Keeps a sweep's slots fed: a thread of the driver that has models trained and services started as they are needed."""
+"""Keeps a sweep's slots busy: a thread of the driver that trains models and starts services as they are needed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Feeder:
         specs: The services by key.
         train: Submits the training of a model.
         tasks: Runs the trainings.
-        fail: Called with the name and the reason of a trial that cannot run.
-        notify: Called with a sentence when slots stay idle.
-        on_slots: Called after each look with what the slots do, see `Schedule.slot_states`.
+        fail: Called with the name of a trial that cannot run, and the reason.
+        notify: Called with a message when slots stay idle.
+        on_slots: Called after each step with the states of the slots, see `Schedule.slot_states`.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Feeder:
         self._thread = threading.Thread(target=self._work, name="feeder", daemon=True)
 
     def add(self, trial: Node, spec: ServiceSpec | None = None) -> None:
-        """Add a trial to a schedule that grows, and the service that it asks."""
+        """Add a trial and its service to a growing schedule."""
         if spec is not None:
             self.specs.setdefault(spec.key, spec)
         self.schedule.add(trial)
 
     @contextlib.contextmanager
     def feeding(self, broker: Any) -> Iterator[None]:
-        """Have models trained and services started by a broker, whose handle this is, while the block runs."""
+        """Train models, and start services through a broker, given by its handle, while the block runs."""
         self.broker = broker
         self._thread.start()
         try:
@@ -74,7 +74,7 @@ class Feeder:
 
     @property
     def left(self) -> int:
-        """Trials that were not given out yet; at least 1 while some are being given up, which takes a moment."""
+        """Number of trials that were not given out yet; at least 1 while some are being marked as failed."""
         return self.schedule.left or int(self._losing)
 
     def next_trial(self) -> str | None:
@@ -88,7 +88,7 @@ class Feeder:
         self.schedule.ended(trial)
 
     def step(self) -> None:
-        """Look once at models and services, and do what is next."""
+        """Check models and services once, and start what is next."""
         self._look_at_models()
         state: dict[str, ServiceState] = ask(self.broker.state.remote())
         self._up = {key for key, each in state.items() if each.up}
@@ -105,10 +105,10 @@ class Feeder:
         self.on_slots(self.schedule.slot_states(self._up))
 
     def train_all(self) -> None:
-        """Have all models trained, and wait: for a cluster that has no room for a training beside the services.
+        """Train all models and wait, for a cluster without room for a training beside the services.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; no training is under way any more.
+            KeyboardInterrupt: Ctrl-C; all trainings were cancelled.
         """
         try:
             while self.schedule.absent:
@@ -123,19 +123,19 @@ class Feeder:
         for name, _, error in self.tasks.poll(EVERY_S):
             if error is None:
                 self.schedule.model_ready(name)
-            else:  # whatever broke one model must not break the trials of others
+            else:  # a failed model must not affect the trials of others
                 reason = f"model {name} could not be trained: {type(error).__name__}: {error}"
                 self._lose(partial(self.schedule.model_lost, name), reason)
 
     def _lose(self, take_out: Callable[[], list[str]], reason: str) -> None:
-        """Give trials up; until all of them count as failed, Tune must not take the sweep for finished."""
+        """Mark trials as failed; until all are marked, Tune must not consider the sweep finished."""
         self._losing = True
         for trial in take_out():
             self.fail(trial, reason)
         self._losing = False
 
     def _give_back(self) -> None:
-        """Give the room of services that are not needed any more to the trials."""
+        """Release the resources of services that are no longer needed to the trials."""
         from ray.util.placement_group import remove_placement_group
 
         for group in ask(self.broker.shrink.remote(self.schedule.services_left())):
@@ -157,7 +157,7 @@ class Feeder:
         while not self._done.is_set():
             try:
                 self.step()
-            except Exception as error:  # of Ray, which says so itself where it matters; the next look may succeed
+            except Exception as error:  # from Ray, which reports it itself if it matters; the next step may succeed
                 if not self._done.is_set():
-                    logger.warning("the sweep's models and services could not be looked after: %s", error)
+                    logger.warning("the sweep's models and services could not be checked: %s", error)
             self._done.wait(EVERY_S)

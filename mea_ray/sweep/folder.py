@@ -1,4 +1,4 @@
-"""A sweep's folder: what is kept of it, and what ``--resume`` finds again.
+"""A sweep's folder: its stored files, from which ``--resume`` continues.
 
 ``sweep.yaml`` (resolved), ``plan.json``, ``results/<trial>.json`` (finished trials), ``trials/<trial>/`` (answers,
 finished rungs, substitutes), ``ledgers/`` (what the services charged), ``assessments/`` (victims and null models).
@@ -28,22 +28,22 @@ STOPPED = "stopped.json"
 """File of a trial that the scheduler stopped before its first rung."""
 PARTS = ("results", "trials", "ledgers", "assessments")
 STARTED = ("events.jsonl", "summary.csv", IDENTITY)
-"""Files that every start of a sweep writes beside ``sweep.yaml`` and ``plan.json``."""
+"""Other files that every start of a sweep writes."""
 LAST_DRIVER = "driver.id"
-"""File beside the ledgers that tells the run which charged last."""
+"""File beside the ledgers that identifies the run with the last charges."""
 ENTRIES = {*PARTS, *STARTED, "sweep.yaml", "plan.json", "wandb", "report.html"}
-"""All that a sweep writes into its folder."""
+"""Everything that a sweep writes to its folder."""
 
 
 class StoredResults:
-    """The results that a sweep has now, read one at a time: a thousand need no more memory than one.
+    """The current results of a sweep, read one at a time: a thousand need no more memory than one.
 
     Args:
         folder: The folder ``results``.
         points: What the sweep set in each planned trial; None where nothing is planned, as in an adaptive search.
 
     Attributes:
-        paths: All files, damaged ones too; a sound one is named after its trial.
+        paths: All files, including damaged ones; the others are named after their trials.
     """
 
     def __init__(self, folder: Path, points: Mapping[str, Any] | None = None) -> None:
@@ -51,7 +51,7 @@ class StoredResults:
         self._points = points
 
     def __iter__(self) -> Iterator[TrialResult]:
-        """Read them in the order of their names; one that is damaged, or another's copy, must be made again."""
+        """Read them in the order of their names; damaged or misplaced ones are skipped."""
         for path in self.paths:
             if (result := read_result(path, self._points)) is not None:
                 yield result
@@ -61,7 +61,7 @@ class StoredResults:
 
 
 def read_result(path: Path, points: Mapping[str, Any] | None = None) -> TrialResult | None:
-    """Return a finished trial's result; None if there is none, or it is damaged or not that of the trial as planned."""
+    """Return a finished trial's result; None if it is missing, damaged, or not that of the planned trial."""
     try:
         result = TrialResult.load(path)
     except ArtifactError:
@@ -72,7 +72,7 @@ def read_result(path: Path, points: Mapping[str, Any] | None = None) -> TrialRes
 
 
 def planned_points(plan: Path) -> dict[str, Any] | None:
-    """Return what each trial of a plan sets; None if its trials are not known beforehand, or there is no plan."""
+    """Return the point of each trial of a plan; None if its trials are not known beforehand, or there is no plan."""
     try:
         trials = json.loads(patiently(plan.read_bytes, plan))["trials"]
         return {trial["name"]: trial["point"] for trial in trials} or None
@@ -85,13 +85,13 @@ def _plain(point: Mapping[str, Any]) -> Any:
 
 
 class TrialFolder(FolderJournal):
-    """The folder of a trial: the journal that another process goes on from, its point, and why it was given up.
+    """The folder of a trial: the journal from which another process resumes, its point, and why it failed.
 
     Args:
         storage: The storage of the sweep.
         sweep: Name of the sweep.
         name: Name of the trial.
-        warn: Called with a sentence for each damaged file, whose step is repeated.
+        warn: Called with a message for each damaged file, whose step is repeated.
     """
 
     def __init__(self, storage: Storage, sweep: str, name: str, warn: Warn = lambda text: None) -> None:
@@ -99,24 +99,24 @@ class TrialFolder(FolderJournal):
         self.error = self.folder / "error.json"
 
     def save_point(self, point: Mapping[str, Any]) -> None:
-        """Keep what the sweep set, for a search that has to suggest it again."""
+        """Save what the sweep set, for a search that has to suggest it again."""
         write_whole(self.folder / "point.json", json.dumps(dict(point), indent=1))
         self.storage.push(f"{self.relative}/point.json")
 
     def point(self) -> dict[str, Any] | None:
-        """Return what the sweep set; None if the trial was never begun."""
+        """Return what the sweep set; None if the trial was never started."""
         try:
             return dict(json.loads((self.folder / "point.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def save_error(self, reason: str, trace: str) -> None:
-        """Keep why the trial was given up."""
+        """Save why the trial failed."""
         write_whole(self.error, json.dumps({"reason": reason, "traceback": trace}, indent=1))
         self.storage.push(f"{self.relative}/{self.error.name}")
 
     def forget_error(self) -> None:
-        """Begin anew with a trial that was given up in an earlier run."""
+        """Reset a trial that failed in an earlier run."""
         if self.error.exists():
             self.storage.delete_file(f"{self.relative}/{self.error.name}")
 
@@ -127,18 +127,18 @@ class TrialFolder(FolderJournal):
         self.storage.push(f"{self.relative}/{STOPPED}")
 
     def failure(self) -> str | None:
-        """Return why the trial was given up in this run; None if it was not."""
+        """Return why the trial failed in this run; None if it did not."""
         try:
             return str(json.loads(self.error.read_text(encoding="utf-8"))["reason"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def pull(self) -> None:
-        """Fetch what another node left in a remote storage."""
+        """Download the folder from remote storage, as another node left it."""
         self.storage.pull_folder(self.relative)
 
     def pull_one(self, name: str) -> bool:
-        """Fetch one file of it from a remote storage; returns whether it is there."""
+        """Download one file of it from remote storage; returns whether it exists."""
         return self.storage.pull_file(f"{self.relative}/{name}")
 
 
@@ -148,7 +148,7 @@ class SweepFolder:
     Args:
         storage: Location of the storage.
         name: The sweep's name.
-        identity: Which folder of that name in a remote storage is meant, see `Storage.claim_cache`.
+        identity: Identifies one of several folders of that name in remote storage, see `Storage.claim_cache`.
     """
 
     def __init__(self, storage: str, name: str, identity: str = "") -> None:
@@ -156,17 +156,17 @@ class SweepFolder:
         self.location, self.name, self.identity = self.storage.location, name, identity
         self.path = self.storage.root / name
         self.storage.adopt_cache(name, identity)
-        self._made: list[Path] = []  # what this process created in `open`, the outermost first
+        self._made: list[Path] = []  # folders and files that this process created in `open`, outermost first
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SweepFolder, (self.location, self.name, self.identity)
 
     def open(self, sweep: SweepConfig, plan: Plan, *, resume: bool) -> None:
-        """Make the folder, or take up the one that is there.
+        """Make the folder, or open the existing one.
 
         Raises:
-            ConfigError: There is one and ``resume`` is not set, it belongs to another sweep, or the storage cannot be
-                written. Nothing is left of a folder that was being made.
+            ConfigError: It exists and ``resume`` is not set, it belongs to another sweep, or the storage cannot be
+                written. A partly made folder is removed.
         """
         self._made.clear()
         try:
@@ -196,14 +196,14 @@ class SweepFolder:
         """Return whether the sweep was started before; its plan and results are then at hand.
 
         Raises:
-            ConfigError: It was and ``resume`` is not set, or the folder is not that of a sweep.
+            ConfigError: It was and ``resume`` is not set, or the folder is not a sweep's.
         """
         there = self.storage.holds(f"{self.name}/plan.json")
         if not there:
             self.storage.discard_cache(self.name)
         if there and not resume:
             raise ConfigError(
-                f"the sweep {self.name!r} has been started in {self.path} before; go on with --resume, or choose "
+                f"the sweep {self.name!r} has been started in {self.path} before; continue with --resume, or choose "
                 "another name (name=...)"
             )
         if there:
@@ -215,7 +215,7 @@ class SweepFolder:
         return there
 
     def _refuse_what_is_not_a_sweep(self) -> None:
-        """Refuse a folder that holds anything that a sweep does not write."""
+        """Reject a folder with anything that a sweep does not write."""
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -230,24 +230,24 @@ class SweepFolder:
 
     @property
     def marker(self) -> Path | None:
-        """A file that is there as long as the storage is; None for a remote storage, which is asked itself."""
+        """A file that exists as long as the storage is available; None for remote storage, which is queried itself."""
         return self.path / "plan.json" if self.storage.remote is None else None
 
     def patience(self) -> dict[str, Any]:
-        """Return what `PATIENCE` has to know of a remote storage."""
+        """Return what `PATIENCE` needs to know about remote storage."""
         if self.storage.remote is None:
             return {}
         return {"there": partial(self.storage.holds, f"{self.name}/plan.json"), "name": self.location}
 
     def be_patient(self, seconds: float, on_event: OnEvent) -> None:
-        """Make this process wait for the storage while it is full or away, with a warning."""
+        """Make this process wait, with a warning, while the storage is full or unavailable."""
         PATIENCE.begin(seconds, self.marker, lambda text: on_event(Warned(text)), **self.patience())
 
     def wait(self) -> None:
-        """Wait until the storage is there.
+        """Wait until the storage is available.
 
         Raises:
-            StorageUnavailable: It did not come in time.
+            StorageUnavailable: It was not available in time.
         """
 
         def look() -> None:
@@ -257,10 +257,10 @@ class SweepFolder:
         patiently(look, self.path)
 
     def discard_if_unused(self) -> None:
-        """Free the name of a sweep that was refused before its first trial.
+        """Free the name of a sweep that was rejected before its first trial.
 
-        Only what the last ``open`` of this object created is removed: its two files and its event log, and of its
-        folders those that are empty. All other files, above all the user's, stay.
+        Only what the last ``open`` of this object created is removed: its two files, its event log, and its empty
+        folders. All other files, above all the user's, remain.
         """
         if not self._made:
             return
@@ -273,7 +273,7 @@ class SweepFolder:
                 with contextlib.suppress(OSError):  # not empty: it holds files of other origin
                     path.rmdir()
             else:
-                with contextlib.suppress(OSError):  # a storage that cannot be written is why it was refused
+                with contextlib.suppress(OSError):  # a storage that cannot be written is why it was rejected
                     self.storage.delete_file(path.relative_to(self.storage.root).as_posix())
         self._made.clear()
 
@@ -282,7 +282,7 @@ class SweepFolder:
         return TrialFolder(self.storage, self.name, name, warn)
 
     def trials(self) -> list[TrialFolder]:
-        """Folders of all trials that were ever begun, in the order of their names, with their points at hand."""
+        """Folders of all trials that were ever started, in the order of their names, with their points downloaded."""
         if self.storage.remote is not None:
             self.storage.pull_folder(f"{self.name}/trials", only="point.json")
         return [self.trial(path.name) for path in sorted((self.path / "trials").iterdir()) if path.is_dir()]
@@ -298,21 +298,21 @@ class SweepFolder:
         return self.path / "results" / f"{trial}.json"
 
     def result(self, trial: str) -> TrialResult | None:
-        """Return a finished trial's result; None if there is none, or it is damaged and must be made again."""
+        """Return a finished trial's result; None if it is missing or damaged."""
         return read_result(self.result_path(trial), planned_points(self.path / "plan.json"))
 
     def fetch_result(self, trial: str) -> Path | None:
-        """Return where a trial's result is on this node, fetched if need be; None if there is none."""
+        """Return the path of a trial's result on this node, downloaded if needed; None if there is none."""
         path = self.result_path(trial)
         if not path.exists():
             self.storage.pull_file(f"{self.name}/results/{path.name}")
         return path if path.exists() else None
 
     def fetch_ledgers(self) -> None:
-        """Take the ledgers of a remote storage for those on this node if another machine has driven the sweep since.
+        """Replace the ledgers on this node by those in remote storage if another machine has driven the sweep since.
 
-        The other machine's ledgers hold charges that the local ones lack. If both went on, neither would be complete.
-        Query logs are in no storage: those of this node go with its ledgers.
+        The other machine's ledgers contain charges that the local ones lack. If both were continued, neither would be
+        complete. Query logs are not in remote storage: those of this node are removed with its ledgers.
         """
         if self.storage.remote is None:
             return
@@ -333,7 +333,7 @@ class SweepFolder:
         self.push(f"ledgers/{LAST_DRIVER}")
 
     def keep_ledger(self, copy: str, name: str) -> None:
-        """Copy a ledger to the remote storage under its name."""
+        """Copy a ledger to remote storage under its name."""
         self.storage.push_as(Path(copy), f"{self.name}/ledgers/{name}")
 
     def save_result(self, result: TrialResult) -> None:
@@ -354,5 +354,5 @@ class SweepFolder:
         return {name: path for name, path in folders.items() if path.is_dir()}
 
     def push(self, relative: str) -> None:
-        """Copy one file or folder of the sweep to a remote storage."""
+        """Copy one file or folder of the sweep to remote storage."""
         self.storage.push(f"{self.name}/{relative}")

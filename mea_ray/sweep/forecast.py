@@ -1,4 +1,4 @@
-"""How long a planned sweep takes on a cluster, and what of the cluster it cannot keep busy: by simulation."""
+"""Simulates how long a planned sweep takes on a cluster, and which slots it cannot keep busy."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from mea_ray.sweep.cluster import Demand
 
 START_S, OVERHEAD_S = 10.0, 3.0
-"""Seconds until a service answers, and that a slot loses for a trial; as on a laptop, where all is loaded already."""
+"""Seconds until a service answers, and overhead of a trial in its slot, as measured on a laptop with warm caches."""
 MOST_TRIALS = 3000
-"""A simulation of so many takes a second or two."""
+"""Maximum number of trials; simulating them takes a second or two."""
 BUSY = 0.75
-"""Share of the slots' time from which on no reason is given."""
+"""Utilisation of the slots above which no reason is given."""
 WORTH = 0.85
-"""Another number of services is worth a word where it takes no more than this share of the time."""
+"""Another number of services is suggested if it takes at most this fraction of the time."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a sweep makes of a cluster.
+    """The forecast of a sweep on a cluster.
 
     Attributes:
         seconds: From its start to the end of its last trial, without the time for queries.
-        busy: Share of the slots' time in which they train, in [0, 1].
-        idle: Why the rest is lost, with a remedy; empty where little is.
+        busy: Utilisation: fraction of the slots' time spent on training, in [0, 1].
+        idle: Why the rest is lost, with a remedy; empty if the loss is small.
     """
 
     seconds: float
@@ -40,18 +40,18 @@ class Forecast:
 
 
 def forecast(plan: Plan, measured: Measured, demand: Demand, at_once: int, auto: tuple[Demand, int]) -> Forecast | None:
-    """Simulate a sweep with the durations that were measured.
+    """Simulate a sweep with the measured durations.
 
     Args:
         plan: The sweep.
         measured: The speed of its trainings.
-        demand: What it asks of the cluster.
-        at_once: Trials that run at once beside its services.
+        demand: Its demand on the cluster.
+        at_once: Number of trials that run at once beside its services.
         auto: The same two with ``max_services: auto``.
 
     Returns:
-        None if it cannot be worked out: nothing was measured, there is no room, a search chooses the trials while it
-        runs, or there are too many.
+        The forecast; None if there is none: nothing was measured, the cluster is too small, a search chooses the trials
+        while it runs, or there are too many.
     """
     if plan.adaptive or at_once < 1 or not measured.seconds or not 1 <= len(plan.trials) <= MOST_TRIALS:
         return None
@@ -81,7 +81,7 @@ def _idle(
         return ""
     empty = f"{at_once} slots are busy {simulated.of_ideal:.0%} of the time"
     if plan.trial_count < at_once:
-        return f"{empty}: {plan.trial_count:,} trials do not fill them; add seeds, or take a smaller cluster"
+        return f"{empty}: {plan.trial_count:,} trials do not fill them; add seeds, or use a smaller cluster"
     services, slots = auto[0].services, auto[1]
     if services > demand.services and slots >= 1:
         other = Simulation(work, slots, services).run()

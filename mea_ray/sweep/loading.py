@@ -1,4 +1,4 @@
-"""The data of a sweep: each loaded once into Ray's object store, checked against its experiments, known by content."""
+"""The data of a sweep: each loaded once into Ray's object store, checked against its experiments, and fingerprinted."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class Loaded:
 
 
 def load(ray: Any, drafts: Sequence[Draft], known: Contents, warn: Callable[[str], None]) -> Loaded:
-    """Load the data of some experiments, each in a task of its own, and check every experiment against its data.
+    """Load the data of some experiments, each in its own task, and check every experiment against its data.
 
     Args:
         ray: The ``ray`` module, connected.
         drafts: The experiments.
-        known: Fingerprints of data that need not be loaded; those of loaded data take their place.
-        warn: Called with a sentence when a machine ran out of memory and the data are loaded again.
+        known: Fingerprints of data that need not be loaded; updated with those of loaded data.
+        warn: Called with a message when a machine ran out of memory and the data are loaded again.
 
     Raises:
-        OutOfMemory: Some data did not fit into the memory of a machine.
+        OutOfMemory: Some data did not fit in the memory of a machine.
         ConfigError: An experiment cannot be run.
         DataError: Data cannot be read.
     """
@@ -72,10 +72,10 @@ def load_here(
 
     Args:
         drafts: The experiments.
-        visit: Called with every experiment that passed and its data, as long as they are in memory.
+        visit: Called with every experiment that passed and its data, while they are in memory.
 
     Returns:
-        Fingerprints of the data, made up where they could not be loaded; and for each such dataset why.
+        Fingerprints of the data, made up for data that could not be loaded; and for each of those the reason.
 
     Raises:
         ConfigError: An experiment cannot be run.
@@ -104,7 +104,7 @@ class _Unreadable(Exception):
 
 
 def _load_one(config: ExperimentConfig, loaded: dict[str, Dataset]) -> Splits:
-    """Load and split the data of an experiment; of what was loaded for another, only what it needs stays in memory."""
+    """Load and split the data of an experiment; data loaded for another one stay in memory only if needed."""
     pool = pool_choice(config)
     wanted = {dataset_key(choice): choice for choice in (config.data, pool) if choice is not None}
     for key in set(loaded) - set(wanted):

@@ -1,4 +1,4 @@
-"""A sweep in the metrics of Ray, for Prometheus and the dashboard: queries a second, budget left, and the slots."""
+"""A sweep's metrics in Ray, for Prometheus and the dashboard: queries per second, remaining budget, slots."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 from mea_ray.sweep import events
 
 WINDOW_S = 15.0
-"""Queries a second are the mean over so many seconds."""
+"""Averaging window of queries per second, in seconds."""
 SLOT_STATES = ("busy", "waiting for models", "waiting for a service", "free", "no trial left")
 
 
 class SweepMetrics:
-    """Follows the events of a sweep and sets gauges of Ray; the sweep's name is their tag ``sweep``.
+    """Follows the events of a sweep and sets gauges of Ray, tagged ``sweep`` with the sweep's name.
 
     ======================================  ==========================================================================
-    ``mea_ray_queries_per_second``          images that all thieves were answered a second
-    ``mea_ray_budget_left``                 images that the trials under way may still ask
+    ``mea_ray_queries_per_second``          images answered per second, over all thieves
+    ``mea_ray_budget_left``                 remaining budget of the running trials, in images
     ``mea_ray_trials``                      trials by ``state``: ``running``, ``finished``, ``failed``
-    ``mea_ray_slots``                       slots by ``state``: ``busy``, or why nothing runs in them
+    ``mea_ray_slots``                       slots by ``state``: ``busy``, or the reason why they are idle
     ======================================  ==========================================================================
 
     Args:
         sweep: The sweep's name.
-        gauge: Makes a gauge, as ``ray.util.metrics.Gauge`` does.
-        clock: Seconds that only rise.
+        gauge: Makes a gauge, like ``ray.util.metrics.Gauge``.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, sweep: str, gauge: Callable[..., Any], clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,10 +36,10 @@ class SweepMetrics:
             made = gauge(f"mea_ray_{name}", description=description, tag_keys=("sweep", *tags))
             return made.set_default_tags({"sweep": sweep})
 
-        self._rate = make("queries_per_second", "Images that all thieves were answered a second.")
-        self._left = make("budget_left", "Images that the trials under way may still ask.")
+        self._rate = make("queries_per_second", "Images answered per second, over all thieves.")
+        self._left = make("budget_left", "Remaining budget of the running trials, in images.")
         self._trials = make("trials", "Trials by state.", "state")
-        self._slots = make("slots", "Slots by state: busy, or why nothing runs in them.", "state")
+        self._slots = make("slots", "Slots by state: busy, or the reason why they are idle.", "state")
         self._clock, self._lock = clock, threading.Lock()
         self._answers: dict[str, tuple[int, int]] = {}
         self._counts = {"running": 0, "finished": 0, "failed": 0}
@@ -47,7 +47,7 @@ class SweepMetrics:
         self._asked: deque[tuple[float, int]] = deque()
 
     def follow(self, event: events.Event) -> None:
-        """Take an event of the sweep."""
+        """Process an event of the sweep."""
         with self._lock:
             if isinstance(event, events.Queried):
                 self._queried(event)
@@ -63,13 +63,13 @@ class SweepMetrics:
         self.update()
 
     def _queried(self, event: events.Queried) -> None:
-        # The first number of a process counts what earlier ones were answered.
+        # The first number of a process includes the answers of earlier ones.
         before = self._answers.get(event.trial, (event.answers, 0))[0]
         self._answers[event.trial] = event.answers, event.budget
         self._asked.append((self._clock(), max(0, event.answers - before)))
 
     def update(self) -> None:
-        """Set the gauges; the rate falls while nobody asks."""
+        """Set the gauges; the rate falls while there are no queries."""
         with self._lock:
             now = self._clock()
             while self._asked and self._asked[0][0] < now - WINDOW_S:
@@ -80,6 +80,6 @@ class SweepMetrics:
                 self._trials.set(count, tags={"state": state})
 
     def slots(self, states: Mapping[str, int]) -> None:
-        """Set what the slots do; of ``SLOT_STATES``, those that are missing are 0."""
+        """Set the number of slots by state; missing ``SLOT_STATES`` are 0."""
         for state in SLOT_STATES:
             self._slots.set(states.get(state, 0), tags={"state": state})

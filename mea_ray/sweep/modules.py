@@ -1,4 +1,4 @@
-"""Python packages of a user's own that the other processes and machines of a sweep have to import, too."""
+"""A user's own Python packages, which the other processes and machines of a sweep must import, too."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def modules_to_send(tree: Mapping[str, Any], given: Sequence[str] | None, addres
     Args:
         tree: The resolved config, of a sweep with its space.
         given: ``resources.py_modules``. Where it is None, the packages of all components that ``tree`` names as
-            ``package.module:Attribute`` and that are not installed. On a Ray of our own the workers find what is in
-            the working directory anyway.
-        address: The cluster; None for a Ray of our own on this machine.
+            ``package.module:Attribute`` and that are not installed. The workers of a Ray started here find the working
+            directory anyway.
+        address: The cluster; None for a Ray started on this machine.
 
     Raises:
-        ConfigError: ``given`` names something that is not there.
+        ConfigError: ``given`` names something that does not exist.
     """
     if given is not None:
         return [_checked(path) for path in given]
@@ -51,15 +51,15 @@ def _outside(tree: Any) -> Iterator[str]:
 
 
 def _path_of(module: str) -> Path | None:
-    """Return the folder or file of a top-level module; None if it is installed, here and thus on every machine."""
+    """Return the folder or file of a top-level module; None if it is installed here, and thus on every machine."""
     try:
         imported = importlib.import_module(module)
     except ImportError:
-        return None  # no component after all: all of those were imported when the config was read
+        return None  # not a component: those were imported when the config was read
     file = getattr(imported, "__file__", None)
     places = list(getattr(imported, "__path__", [])) or ([file] if file else [])
     if len(places) != 1:
-        return None  # built in, or a namespace over several folders
+        return None  # built in, or a namespace package over several folders
     path = Path(places[0]).absolute()
     installed = [Path(sysconfig.get_path(name)).absolute() for name in ("purelib", "platlib", "stdlib")]
     ours = Path(__file__).parents[1]

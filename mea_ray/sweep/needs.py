@@ -1,4 +1,4 @@
-"""What a trial needs before it can run: which models, which service, and how they are made on the cluster."""
+"""The needs of a trial before it can run: its models, its service, and how they are made on the cluster."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Needs:
-    """What trials need before they can run: models, which it trains as tasks of Ray, and services.
+    """The needs of trials before they can run: models, which it trains as tasks of Ray, and services.
 
     Args:
         folder: The sweep's folder.
         data: The loaded data.
         emit: Where the trainings' events go.
         ray: The ``ray`` module, connected.
-        max_failures: How often a training is tried again after its process died.
+        max_failures: Maximum number of retries of a training whose process died.
     """
 
     def __init__(self, folder: SweepFolder, data: Loaded, emit: SinkSender, ray: Any, max_failures: int) -> None:
@@ -38,7 +38,7 @@ class Needs:
         self.specs: dict[str, ServiceSpec] = {}
 
     def node(self, name: str, trial: PlannedTrial) -> Node:
-        """Return a trial's node in the graph, and note its models and its service."""
+        """Return a trial's node in the graph, and register its models and its service."""
         self.models.setdefault(trial.victim, ("victim", trial, 0))
         for index, null in enumerate(trial.nulls):
             self.models.setdefault(null, ("null", trial, index))
@@ -60,13 +60,14 @@ class Needs:
         tasks.add(name, f"training {role} {name[:8]}", partial(task.remote, *arguments))
 
     def of_suggestion(self, feeder: Feeder, context: TrialContext, name: str, config: Mapping[str, Any]) -> None:
-        """Tell a feeder what a point needs that an adaptive search suggests.
+        """Register the needs of a suggested point of an adaptive search with a feeder.
 
-        Without its data in the object store, or where it cannot be planned, it needs nothing: its trial finds out.
+        Without its data in the object store, or if it cannot be planned, it needs nothing: its trial reports the
+        reason.
 
         Args:
-            feeder: The feeder of a schedule that grows.
-            context: What the trials share.
+            feeder: The feeder of a growing schedule.
+            context: The trials' common context.
             name: Name of the point.
             config: The suggestion.
         """

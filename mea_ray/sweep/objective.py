@@ -1,6 +1,6 @@
-"""What a search looks for: one metric or the front of several, under constraints.
+"""The objective of a search: one metric or the front of several, under constraints.
 
-Optuna handles constraints itself (`optuna_search`). ASHA compares a single number, so for ASHA alone the number of an
+Optuna handles constraints itself (`optuna_search`). ASHA compares a single number, so for ASHA only, the number of an
 infeasible trial is replaced by one worse than any feasible trial's (``judged``).
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from mea_ray.config import SearchConfig
 
 JUDGED = "judged"
-"""What ASHA compares: the first objective, or a number worse than any if the trial is infeasible."""
+"""The metric for ASHA: the first objective, or a number worse than any if the trial is infeasible."""
 _WORST = 1e6
 
 
 def violation(search: SearchConfig, numbers: Mapping[str, float]) -> float:
-    """Return by how much a trial's numbers are beyond the constraints, summed; 0 if it is feasible, NaN if unknown."""
+    """Return the total constraint violation of a trial's numbers; 0 if it is feasible, NaN if unknown."""
     beyond = [numbers[name] - limit for name, limit in search.constraints.items()]
     return math.nan if any(map(math.isnan, beyond)) else sum(max(0.0, each) for each in beyond)
 
@@ -30,8 +30,8 @@ def judged(search: SearchConfig, numbers: Mapping[str, float]) -> float:
         numbers: Metrics of a rung.
 
     Returns:
-        The first objective of a feasible trial. Infeasible ones are worse than every feasible one (metrics are far
-        from +-1e6, queries included in any sweep that ends), the more the further they are beyond the limits.
+        The first objective of a feasible trial. Infeasible ones get a value worse than every feasible one (metrics are
+        far from +-1e6, queries included in any realistic sweep), increasing with the violation.
     """
     metric, mode = search.objectives[0]
     beyond = violation(search, numbers)
@@ -42,15 +42,15 @@ def judged(search: SearchConfig, numbers: Mapping[str, float]) -> float:
 
 
 def best(search: SearchConfig, trials: Sequence[Mapping[str, float]]) -> list[int]:
-    """Return the positions of the best trials: feasible, and no other feasible one is as good in all objectives.
+    """Return the indices of the best trials: feasible, and not dominated by another feasible one.
 
     Args:
         search: The search.
-        trials: Metrics of each trial's last rung; one with a NaN among objectives or constraints is passed over.
+        trials: Metrics of each trial's last rung; one with NaN among objectives or constraints is skipped.
 
     Returns:
-        Positions by falling value of the first objective (rising for ``min``): one trial, or several with equal values,
-        for one objective; the Pareto front for several.
+        Indices, best value of the first objective first: for one objective one trial, or several with equal values; for
+        several objectives the Pareto front.
     """
     signs = {name: 1.0 if mode == "max" else -1.0 for name, mode in search.objectives}
     points = {

@@ -1,4 +1,4 @@
-"""One driver at a time works on a sweep, on whatever machine: two would ask, and be charged, for the same answers."""
+"""Only one driver at a time runs a sweep, on any machine: two would pay for the same answers."""
 
 from __future__ import annotations
 
@@ -22,24 +22,23 @@ def only_driver(
 ) -> Iterator[Lease]:
     """Hold the lease on a sweep while the block runs.
 
-    A driver that was killed on this machine is succeeded at once. One on another machine is given ten heartbeats to
-    show that it lives. A driver that was paused for longer than that, and was succeeded, is interrupted as by Ctrl-C
-    when it goes on.
+    A driver that was killed on this machine is replaced immediately; one on another machine after ten missed
+    heartbeats. A driver that was paused for longer, and replaced, is interrupted as by Ctrl-C when it continues.
 
     Args:
-        storage: Where the sweep's results go.
+        storage: The sweep's storage.
         sweep: Name of the sweep.
-        notify: Called with a sentence when this driver has to wait, or has lost the lease.
-        beat_s: Seconds between heartbeats; 2 on a disk, 5 in an object store when None.
+        notify: Called with a message when this driver has to wait, or has lost the lease.
+        beat_s: Seconds between heartbeats; None means 2 on a disk, 5 in an object store.
 
     Raises:
-        ConfigError: Another driver works on the sweep.
+        ConfigError: Another driver runs the sweep.
     """
     if beat_s is None:
         beat_s = 2.0 if storage.remote is None else 5.0
 
     def lost() -> None:
-        notify("another driver went on with this sweep, since this one was silent for too long; this one ends")
+        notify("another driver has taken over this sweep, since this one sent no heartbeat for too long; this one ends")
         _interrupt()
 
     lease = storage.lease(LEASES, f"sweep-{sweep}", beat_s=beat_s, expiry_s=10 * beat_s, on_lost=lost)
@@ -50,15 +49,15 @@ def only_driver(
             _take(lease, sweep, notify)
         yield lease
     finally:
-        with contextlib.suppress(OSError):  # a storage that is away: the next driver finds that this process is gone
+        with contextlib.suppress(OSError):  # an unavailable storage: the next driver finds that this process is gone
             lease.release()
         for path in made:
-            with contextlib.suppress(OSError):  # not empty: artifacts are in it by now
+            with contextlib.suppress(OSError):  # not empty: it contains artifacts by now
                 path.rmdir()
 
 
 def _interrupt() -> None:
-    """Interrupt this process as Ctrl-C does, also one that a script started with & and that ignores SIGINT."""
+    """Interrupt this process as Ctrl-C does, even if it ignores SIGINT because a script started it with &."""
     number = signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT
     ident = threading.main_thread().ident
     if ident is not None:
@@ -77,7 +76,7 @@ def _take(lease: Lease, sweep: str, notify: Callable[[str], None]) -> None:
         if not waiting:
             waiting = True
             notify(
-                f"{process.describe(holder)} ran this sweep and did not say that it ended; waiting up to "
-                f"{lease.expiry_s:g} s for a sign of it"
+                f"{process.describe(holder)} ran this sweep and has not reported its end; waiting up to "
+                f"{lease.expiry_s:g} s for a heartbeat"
             )
         time.sleep(min(0.5, lease.beat_s / 4))

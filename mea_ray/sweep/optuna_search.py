@@ -1,7 +1,7 @@
-"""Tune's view of an Optuna study: one or several objectives, under constraints, through Optuna's ``ask`` and ``tell``.
+"""An Optuna study as a searcher of Tune: one or several objectives with constraints, through ``ask`` and ``tell``.
 
-Tune's own searcher for Optuna has no constraints. Optuna's samplers do: they prefer feasible trials to infeasible
-ones and, among the latter, the smaller violation. The objectives themselves are not penalised.
+Tune's own searcher for Optuna does not support constraints. Optuna's samplers do: they prefer feasible trials to
+infeasible ones and, among the latter, the smaller violation. The objectives themselves are not penalised.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class OptunaSearch(Searcher):
     ) -> None:
         self.names = [name for name, _ in objectives]
         modes = [mode for _, mode in objectives]
-        super().__init__(metric=self.names[0], mode=modes[0])  # Tune itself looks at one; the study at all
+        super().__init__(metric=self.names[0], mode=modes[0])  # Tune itself uses one; the study uses all
         self.space, self.limits = dict(space), dict(constraints)
         self.study = optuna.create_study(
             directions=["maximize" if mode == "max" else "minimize" for mode in modes],
@@ -58,7 +58,7 @@ class OptunaSearch(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record the last metrics of a trial; one that failed, or lacks a metric, counts as failed."""
         trial = self.running.pop(trial_id, None)
-        if trial is None:  # completed before
+        if trial is None:  # already completed
             return
         excess = None if error or result is None else self._excess(result)
         if result is None or excess is None:
@@ -73,7 +73,7 @@ class OptunaSearch(Searcher):
 
         Args:
             point: Its parameters, within the space.
-            metrics: Its last metrics; if one that is needed is missing or NaN, it counts as failed.
+            metrics: Its last metrics; if a required one is missing or NaN, it counts as failed.
         """
         self.study.add_trial(self._finished(dict(point), metrics))
 
@@ -85,7 +85,7 @@ class OptunaSearch(Searcher):
         return create_trial(params=point, distributions=self.space, values=values, constraints=excess)
 
     def save(self, checkpoint_path: str) -> None:
-        """Write the state of the search; Tune calls this for its own notes."""
+        """Write the state of the search; Tune calls this for its own checkpoints."""
         Path(checkpoint_path).write_bytes(pickle.dumps((self.study, self.running)))
 
     def restore(self, checkpoint_path: str) -> None:
@@ -94,7 +94,7 @@ class OptunaSearch(Searcher):
         self.study, self.running = cast("tuple[optuna.Study, dict[str, optuna.Trial]]", state)
 
     def _excess(self, metrics: Mapping[str, Any]) -> dict[str, float] | None:
-        """Return value minus limit for each constraint; None if a metric that is needed is missing."""
+        """Return value minus limit for each constraint; None if a required metric is missing."""
         needed = [float(metrics.get(name, math.nan)) for name in (*self.names, *self.limits)]
         if any(map(math.isnan, needed)):
             return None

@@ -1,4 +1,4 @@
-"""What a sweep will cost, worked out before anything runs."""
+"""The plan of a sweep and its cost, computed before anything runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAN_SCHEMA = 2
 
 @dataclass(frozen=True)
 class Draft:
-    """One point of a sweep as an experiment, before its data were looked at.
+    """One point of a sweep as an experiment, before its data were read.
 
     Attributes:
         point: Config paths that the sweep sets, and their values.
@@ -49,7 +49,7 @@ class PlannedTrial:
         point: Config paths that the sweep sets, and their values.
         config: Its experiment.
         splits: ``data.splits_key`` of its data.
-        queries: Images that it may be charged, at most.
+        queries: Maximum number of images charged.
     """
 
     names: Names
@@ -89,7 +89,7 @@ class PlannedTrial:
 
 @dataclass(frozen=True)
 class PlannedVictim:
-    """One distinct victim: who attacks it, and what that costs in images."""
+    """One distinct victim: the trials that attack it, and their cost in images."""
 
     name: str
     config: ExperimentConfig
@@ -103,16 +103,16 @@ class Plan:
 
     Attributes:
         name: The sweep's name.
-        trials: Every trial, those of one victim side by side. For an adaptive search (``optuna``) these are only the
+        trials: All trials, grouped by victim. For an adaptive search (``optuna``) these are only the
             probes that were validated, and the totals are upper limits.
-        adaptive: The search chooses its points while it runs.
-        trial_count: Trials that will run.
-        queries: Images that will be asked in all, at most.
+        adaptive: Whether the search chooses its points while it runs.
+        trial_count: Number of trials that will run.
+        queries: Maximum total number of queries, in images.
         victims: Distinct victims by name; for an adaptive search those of the probes.
-        victim_count: Distinct victims that will be trained, at most.
-        null_count: Distinct null models that will be trained, at most.
-        duplicates: Points that came out as an experiment that was there already, and are not run again.
-        nulls: Null models by name: an experiment that uses each, and its index.
+        victim_count: Maximum number of distinct victims to train.
+        null_count: Maximum number of distinct null models to train.
+        duplicates: Number of points that repeat the experiment of another point; they are not run twice.
+        nulls: Null models by name, each with an experiment that uses it and its index.
         contents: Fingerprints of the datasets by their settings.
     """
 
@@ -129,7 +129,7 @@ class Plan:
     contents: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write the trials' names and points; ``--resume`` compares against them."""
+        """Write the trials' names and points, with which ``--resume`` compares."""
         body = {
             "schema_version": PLAN_SCHEMA,
             "name": self.name,
@@ -152,7 +152,7 @@ class Plan:
 
 
 def draft(sweep: SweepConfig) -> list[Draft]:
-    """Resolve and validate the points of a sweep, without a look at any data; for an adaptive search, its probes.
+    """Resolve and validate the points of a sweep without reading data; for an adaptive search, its probes.
 
     Raises:
         ConfigError: A path of the space is unknown, or some point is no valid experiment.
@@ -163,11 +163,11 @@ def draft(sweep: SweepConfig) -> list[Draft]:
 
 
 def plan(sweep: SweepConfig, contents: Contents | None = None, drafts: Sequence[Draft] | None = None) -> Plan:
-    """Work out a whole sweep; nothing is trained, asked or written.
+    """Plan a whole sweep; nothing is trained, queried or written.
 
     Args:
         sweep: The sweep.
-        contents: What is known of its data; the rest is loaded in this process.
+        contents: Fingerprints of its data; unknown data are loaded in this process.
         drafts: Its ``draft``; made when None.
 
     Returns:
@@ -185,7 +185,7 @@ def plan(sweep: SweepConfig, contents: Contents | None = None, drafts: Sequence[
         trial = PlannedTrial.of(each.config, each.point, contents)
         trials.setdefault(trial.name, trial)
     first_seen = {victim: place for place, victim in reversed(list(enumerate(t.victim for t in trials.values())))}
-    # Side by side, trials of one victim find its service still running.
+    # Grouped by victim, trials find its service still running.
     ordered = tuple(sorted(trials.values(), key=lambda trial: first_seen[trial.victim]))
     victims = {}
     for name, group in itertools.groupby(ordered, key=lambda trial: trial.victim):
@@ -212,7 +212,7 @@ def plan(sweep: SweepConfig, contents: Contents | None = None, drafts: Sequence[
 
 
 def recorded_contents(path: Path) -> Contents:
-    """Return what ``plan.json`` says of the data that a sweep was started with.
+    """Return the fingerprints in ``plan.json`` of the data with which a sweep was started.
 
     Raises:
         ArtifactError: The file is damaged.
@@ -225,7 +225,7 @@ def check_same(path: Path, now: Plan) -> None:
 
     Args:
         path: ``plan.json`` of the folder.
-        now: What sweep file and data say today.
+        now: The plan from the current sweep file and data.
 
     Raises:
         ConfigError: The data or the sweep file were changed in between.
@@ -237,13 +237,13 @@ def check_same(path: Path, now: Plan) -> None:
     after = set() if now.adaptive else {trial.name for trial in now.trials}
     if bool(body["adaptive"]) != now.adaptive or before != after:
         raise ConfigError(
-            f"{path} was made from another sweep: {len(before - after)} of its {len(before)} trials are no longer "
-            f"asked for, {len(after - before)} are new; resume with {path.with_name('sweep.yaml')}, or change `name`"
+            f"{path} was made from another sweep: {len(before - after)} of its {len(before)} trials are no longer in "
+            f"it, {len(after - before)} are new; resume with {path.with_name('sweep.yaml')}, or change `name`"
         )
 
 
 def check_contents(path: Path, now: Mapping[str, str]) -> None:
-    """Compare the content of datasets with what a sweep was started with.
+    """Compare the content of datasets with the content at the start of a sweep.
 
     Args:
         path: ``plan.json`` of the sweep's folder.
@@ -260,13 +260,13 @@ def check_contents(path: Path, now: Mapping[str, str]) -> None:
             origin = f"data.path={settings['path']}" if "path" in settings else f"data={settings['name']}"
             raise ConfigError(
                 f"the data behind {origin} have changed since this sweep was started: other images, labels or class "
-                f"names were read then (see {path}); restore them and resume, or start a sweep of another name "
+                f"names were read at the start (see {path}); restore them and resume, or start a sweep of another name "
                 "(name=...), which trains its own models"
             )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read ``plan.json``, with all that is looked for in it."""
+    """Read ``plan.json`` and check that it is complete."""
     try:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if body["schema_version"] != PLAN_SCHEMA:

@@ -1,4 +1,4 @@
-"""How Ray Tune gets its trials: one after the other, each when its models and its service are there."""
+"""Gives Ray Tune its trials, each when its models and its service are ready."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mea_ray.sweep.feeder import Feeder
 
 
 class ReadyTrials(Searcher):
-    """Suggests to Tune the trials that can run now, so that none waits in a slot for something else.
+    """A searcher that suggests the trials that can run now, so that none waits in a slot.
 
-    Tune asks again within a second while there is none. It cannot be interrupted while it asks: after Ctrl-C it learns
-    that there are no more.
+    Tune asks again within a second while there is none. It cannot be interrupted meanwhile: after Ctrl-C it is told
+    that there are no more trials.
 
     Args:
         feeder: Knows which trials can run.
@@ -28,17 +28,17 @@ class ReadyTrials(Searcher):
         self._handler: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Tune saves its settings for a restore of its own, which is never asked for: a sweep resumes from its folder.
+        # Tune saves its searcher for its own restore, which is never used: a sweep resumes from its folder.
         return ReadyTrials, ()
 
     @property
     def feeder(self) -> Feeder:
-        """What knows which trials can run; a copy in a file of Tune's has none."""
+        """Knows which trials can run; None in a copy restored from one of Tune's files."""
         assert self._feeder is not None
         return self._feeder
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """Return a trial; None if there is none now, ``FINISHED`` if there will be none."""
+        """Return a trial; None if there is none yet, ``FINISHED`` if there will be none."""
         if self._was_interrupted() or not self.feeder.left:
             return str(Searcher.FINISHED)
         name = self.feeder.next_trial()
@@ -48,7 +48,7 @@ class ReadyTrials(Searcher):
         return {"trial": name}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Note the end of a trial."""
+        """Register the end of a trial."""
         name = self._names.pop(trial_id, None)
         if name is not None:
             self.feeder.ended(name)
@@ -60,7 +60,7 @@ class ReadyTrials(Searcher):
         """Do nothing."""
 
     def _was_interrupted(self) -> bool:
-        """Whether Tune's own handler of Ctrl-C was called: it then puts the one before it back."""
+        """Whether Tune's own handler of Ctrl-C was called: it then restores the previous one."""
         if threading.current_thread() is not threading.main_thread():
             return False
         now = signal.getsignal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""What a trial reports to Ray Tune: the metrics of each rung and, if the sweep asks for it, the loss of each epoch."""
+"""A trial's reports to Ray Tune: the metrics of each rung and, if configured, the loss of each epoch."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ EPOCHS, RUNGS, LOSS = "epochs", "rungs", "loss"
 class Reports:
     """The reports of one process of a trial.
 
-    A report of a rung has ``METRICS``, and what a scheduler compares. With ``epochs``, every report also has
+    A report of a rung has ``METRICS``, and the number that a scheduler compares. With ``epochs``, every report also has
 
-    - ``epochs``: epochs trained so far, those of the victim and of all rungs together; it only rises;
+    - ``epochs``: epochs trained so far, of the victim and of all rungs together; it never decreases;
     - ``loss``: training loss of the epoch, first of the victim, then of the substitutes;
     - ``rungs``: rungs that are finished.
 
     The metrics of a report between two rungs are those of the last rung, NaN before the first.
 
     Args:
-        send: Gives a report to Tune, which may end the process in it.
-        search: What the sweep seeks.
-        epochs: Whether epochs are reported, too.
+        send: Sends a report to Tune, which may end the process.
+        search: The search of the sweep.
+        epochs: Whether epochs are reported as well.
     """
 
     def __init__(self, send: Callable[[dict[str, float]], None], search: SearchConfig, *, epochs: bool) -> None:
@@ -57,7 +57,7 @@ class Reports:
             self._report()
 
     def victim(self, losses: list[float]) -> None:
-        """Report the epochs of the victim, whose training is over."""
+        """Report the epochs of the victim's finished training."""
         for loss in losses:
             self.epoch(loss)
         self._at_rung = self._epochs

@@ -1,8 +1,8 @@
-"""Which models, services and trials are next: a sweep as a graph, without Ray and without a clock.
+"""Decides which models, services and trials are next: a sweep as a graph, independent of Ray and time.
 
 A trial needs its models and, for as long as it runs, the service of its victim. It is given out only when all of them
-are there, so that nothing waits in a slot. Services are few: each is up for as long as trials of its victim are left,
-and then makes way for the next. The sweep's driver and the simulation of `bench scheduling` follow the same schedule.
+are ready, so that nothing waits in a slot. Services are few: each is up as long as trials of its victim are left, and
+is then replaced by the next. The sweep's driver and the simulation of `bench scheduling` follow the same schedule.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Node:
 
     Attributes:
         name: Its name.
-        service: Name of the service that it asks; empty if somebody else runs it.
-        models: Names of the models that must be there first.
+        service: Name of the service that it queries; empty if someone else runs it.
+        models: Names of the models that must be ready first.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Node:
 
 
 class Services(NamedTuple):
-    """What is to be done about the services: those to start, the most urgent first, and those to stop."""
+    """Services to start, most urgent first, and services to stop."""
 
     start: list[str]
     stop: list[str]
@@ -40,13 +40,13 @@ class Schedule:
     """The state of a sweep's graph. Safe for several threads.
 
     Args:
-        trials: The trials, those of one service side by side.
-        services: Services up at once, at most.
-        slots: Trials that run at once, at most.
-        models: Names of the models that have to be made; others are there already. None for all.
-        trainings: Trainings under way at once, at most; as many as ``slots`` when None.
-        grows: Whether trials are added while the sweep runs. A service then stays up as long as no other needs its
-            room, since its next trial may not be known yet.
+        trials: The trials, grouped by service.
+        services: Maximum number of services up at once.
+        slots: Maximum number of concurrent trials.
+        models: Names of the models that have to be made; the others exist. None for all.
+        trainings: Maximum number of concurrent trainings; None means ``slots``.
+        grows: Whether trials are added while the sweep runs. A service then stays up until another needs its resources,
+            since its next trial may not be known yet.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Schedule:
         self._running: dict[str, Node] = {}
         wanted = dict.fromkeys(name for trial in trials for name in trial.models)
         self._absent = {name: True for name in wanted if models is None or name in models}
-        self._to_train = list(self._absent)  # those of one victim side by side, as its trials are
+        self._to_train = list(self._absent)  # grouped by victim, like the trials
         self._training: set[str] = set()
         self._made: set[str] = set()
         for trial in trials:
@@ -79,7 +79,7 @@ class Schedule:
 
     @property
     def absent(self) -> int:
-        """Models that are not there and that some trial still needs."""
+        """Number of missing models that some trial still needs."""
         with self._lock:
             needed = {name for trial in self._trials() for name in trial.models}
             return len(needed & self._absent.keys()) + len(self._training - needed)
@@ -91,10 +91,10 @@ class Schedule:
             return len(self._running)
 
     def models_to_train(self) -> list[str]:
-        """Return the models whose training is to be submitted now; they count as being trained from then on.
+        """Return the models whose training is to be submitted now; from then on they count as being trained.
 
-        As many as find room at once, so that they share the slots with trials that are ready: without models ahead
-        the slots would run dry later, and with all of them ahead the first trial would wait for the last model.
+        As many as fit at once, so that they share the slots with trials that are ready: without models trained ahead
+        the slots would be idle later, and with all of them ahead the first trial would wait for the last model.
         """
         with self._lock:
             count = max(0, self.trainings - len(self._training))
@@ -103,7 +103,7 @@ class Schedule:
             return chosen
 
     def model_ready(self, name: str) -> None:
-        """Note that a model is there."""
+        """Register that a model is ready."""
         with self._lock:
             self._training.discard(name)
             self._absent.pop(name, None)
@@ -120,14 +120,14 @@ class Schedule:
             self._waiting.setdefault(trial.service, {})[trial.name] = trial
 
     def forget(self) -> None:
-        """Take all trials out; models and trainings under way are kept."""
+        """Remove all trials; models and running trainings remain."""
         with self._lock:
             self._waiting.clear()
             self._running.clear()
             self._to_train = []
 
     def model_lost(self, name: str) -> list[str]:
-        """Give up the trials that need a model that cannot be made; return their names."""
+        """Remove the trials that need a model that cannot be made; return their names."""
         with self._lock:
             self._training.discard(name)
             lost = [trial.name for trial in self._trials() if name in trial.models]
@@ -135,14 +135,14 @@ class Schedule:
             return lost
 
     def service_lost(self, service: str) -> list[str]:
-        """Give up the trials that need a service that cannot be started; return their names."""
+        """Remove the trials that need a service that cannot be started; return their names."""
         with self._lock:
             lost = list(self._waiting.get(service, {}))
             self.give_up(lost)
             return lost
 
     def give_up(self, trials: Iterable[str]) -> None:
-        """Take trials out that were not given out yet."""
+        """Remove trials that were not given out yet."""
         with self._lock:
             for name in list(trials):
                 for group in self._waiting.values():
@@ -151,7 +151,7 @@ class Schedule:
             self._to_train = [name for name in self._to_train if name in still]
 
     def next_trial(self, up: Collection[str]) -> str | None:
-        """Give out a trial whose models and service are there; None if there is none at the moment.
+        """Give out a trial whose models and service are ready; None if there is none at the moment.
 
         Args:
             up: Services that answer.
@@ -165,7 +165,7 @@ class Schedule:
                 trial = next((each for each in group.values() if self._is_ready(each)), None)
                 if trial is not None:
                     # The service with most trials left, so that all end together and none is left to a few trials
-                    # while slots are idle; of equal ones the one that is asked by fewer.
+                    # while slots are idle; among equal ones, the one with fewer running trials.
                     candidates.append((-len(group), running[service], len(candidates), trial))
             if not candidates:
                 return None
@@ -175,14 +175,14 @@ class Schedule:
             return trial.name
 
     def again(self, trials: Collection[str]) -> None:
-        """Take back trials that were given out and have not ended: whoever ran them stopped."""
+        """Take back trials that were given out and have not ended, because Tune stopped."""
         with self._lock:
             for name in [name for name in self._running if name in trials]:
                 node = self._running.pop(name)
                 self._waiting.setdefault(node.service, {})[name] = node
 
     def ended(self, trial: str) -> None:
-        """Note that a trial that was given out has ended."""
+        """Register the end of a trial that was given out."""
         with self._lock:
             self._running.pop(trial, None)
 
@@ -204,7 +204,7 @@ class Schedule:
             room = self.services - (len(known) - len(done))
             absent = sorted((name for name in ready if name not in known), key=lambda name: -ready[name])
             start = absent[: max(0, room)]
-            # One that is up for trials whose models are not there yet makes way for one whose trials could run.
+            # One whose trials wait for models is replaced by one whose trials can run.
             idle = [name for name in known if name not in busy and name not in done and name not in ready]
             return Services(start, [*done, *idle[: max(0, len(absent) - len(start))]])
 
@@ -212,7 +212,7 @@ class Schedule:
         return not self.grows and not self._waiting.get(service)
 
     def services_left(self) -> int:
-        """Return how many services are still needed at once, at most."""
+        """Return the maximum number of services still needed at once."""
         with self._lock:
             if self.grows:
                 return self.services
@@ -220,7 +220,7 @@ class Schedule:
             return min(self.services, len(left | {t.service for t in self._running.values() if t.service}))
 
     def reason(self, up: Collection[str]) -> str:
-        """Say in a few words why no trial is given out, for who looks at idle slots."""
+        """Return a short reason why no trial is given out."""
         with self._lock:
             waiting = self._trials()
             if not waiting:
@@ -231,9 +231,9 @@ class Schedule:
             return f"{len(ready)} trials wait for a service ({len(up)} of {self.services} are up)"
 
     def slot_states(self, up: Collection[str]) -> dict[str, int]:
-        """Return how many slots are ``busy``, and why the others are not; see ``metrics.SLOT_STATES``.
+        """Return the number of slots by state: ``busy``, or why idle; see ``metrics.SLOT_STATES``.
 
-        A slot that a trial could have now counts as ``free``: it is about to be filled.
+        A slot for which a trial is ready counts as ``free``: it is about to be filled.
 
         Args:
             up: Services that answer.
@@ -259,17 +259,17 @@ class Schedule:
 
 
 def best_services(victims: int, trials: int, services_that_fit: int, slots: Mapping[int, int]) -> int:
-    """Return how many services to have up at once so that most trials run: ``max_services: auto``.
+    """Return the number of services up at once with which most trials run: ``max_services: auto``.
 
-    While the last trials of a victim run, its service takes no new ones; so two services are counted as feeding as
-    many slots as the trials of one victim. With few trials per victim that are more services, each of which takes room
+    While the last trials of a victim run, its service gets no new ones; so two services are assumed to fill as many
+    slots as one victim has trials. With few trials per victim this gives more services, each of which takes resources
     from the trials.
 
     Args:
         victims: Distinct services that the sweep needs over time.
-        trials: Trials in all.
-        services_that_fit: Services for which there is room beside one trial.
-        slots: Trials that run at once, by the number of services up.
+        trials: Total number of trials.
+        services_that_fit: Number of services that fit beside one trial.
+        slots: Number of concurrent trials as a function of the number of services.
     """
     most = max(1, min(victims, services_that_fit))
     each = max(1.0, trials / max(1, victims))

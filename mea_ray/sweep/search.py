@@ -1,4 +1,4 @@
-"""From a sweep's search and scheduler to Ray Tune's."""
+"""Translates a sweep's search and scheduler to Ray Tune's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def check_metric(sweep: SweepConfig) -> None:
-    """Refuse metrics that no trial reports.
+    """Reject metrics that no trial reports.
 
     Raises:
         ConfigError: One is unknown.
@@ -42,7 +42,7 @@ def check_metric(sweep: SweepConfig) -> None:
     for where, metric in named:
         if metric not in METRICS:
             raise ConfigError(
-                f"{where}={metric!r} is no metric{nearest(metric, list(METRICS))} Known: {', '.join(METRICS)}"
+                f"{where}={metric!r} is not a metric{nearest(metric, list(METRICS))} Known: {', '.join(METRICS)}"
             )
 
 
@@ -61,7 +61,7 @@ def scheduler(sweep: SweepConfig) -> TrialScheduler:
             time_attr=EPOCHS,
             metric=LOSS,
             mode="min",
-            # Trials of one sweep may train longer than the base; their last epochs are then judged no further.
+            # Some trials can train longer than the base; the scheduler then ignores their last epochs.
             max_t=base.victim.training.epochs + len(base.thief.budgets) * base.thief.training.epochs,
             grace_period=sweep.scheduler.grace_epochs,
             reduction_factor=sweep.scheduler.reduction_factor,
@@ -69,10 +69,10 @@ def scheduler(sweep: SweepConfig) -> TrialScheduler:
         )
     return ASHAScheduler(
         time_attr="training_iteration",
-        # The first objective, and infeasible trials below all others: they are stopped at the first rung.
+        # Infeasible trials rank below all others: they are stopped at the first rung.
         metric=JUDGED,
         mode=sweep.search.objectives[0][1],
-        # Trials with more rungs than the base have their last ones judged no further.
+        # The scheduler ignores the last rungs of trials with more rungs than the base.
         max_t=max(len(sweep.base.thief.budgets), sweep.scheduler.grace_rungs),
         grace_period=sweep.scheduler.grace_rungs,
         reduction_factor=sweep.scheduler.reduction_factor,
@@ -80,7 +80,7 @@ def scheduler(sweep: SweepConfig) -> TrialScheduler:
 
 
 def point_of(sweep: SweepConfig, suggestion: Mapping[str, Any]) -> Point:
-    """Translate a suggestion of Optuna into a point of the space: listed values are suggested by their position."""
+    """Translate a suggestion of Optuna into a point of the space: listed values are suggested by their index."""
     return {
         axis.path: suggestion[f"p{place}"] if axis.is_range else axis.values[suggestion[f"p{place}"]]
         for place, axis in enumerate(axes(sweep))
@@ -111,12 +111,12 @@ def _text(value: Any) -> str:
 
 
 def optuna_search(sweep: SweepConfig, finished: Iterable[TrialResult], begun: Iterable[Point]) -> OptunaSearch:
-    """Return an Optuna searcher that knows what was tried before.
+    """Return an Optuna searcher that knows the earlier trials.
 
     Args:
         sweep: The sweep.
         finished: Earlier results; Optuna learns from them and they are not run again.
-        begun: Points that were begun and not finished; they are suggested first.
+        begun: Points that were started and not finished; they are suggested first.
 
     Raises:
         ConfigError: The space is empty.
@@ -125,7 +125,7 @@ def optuna_search(sweep: SweepConfig, finished: Iterable[TrialResult], begun: It
 
     from mea_ray.sweep.optuna_search import OptunaSearch
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it writes to the terminal past Python's own settings
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it writes to the terminal regardless of Python's settings
     all_axes = axes(sweep)
     if not all_axes:
         raise ConfigError("search.name=optuna needs a space; add config paths under `space`, or use search.name=grid")
@@ -135,7 +135,7 @@ def optuna_search(sweep: SweepConfig, finished: Iterable[TrialResult], begun: It
         {f"p{place}": _distribution(axis) for place, axis in enumerate(all_axes)},
         sweep.search.objectives,
         sweep.search.constraints,
-        # Another seed after an interruption: the same would suggest what has been tried already.
+        # Another seed after an interruption: the same one would suggest the same points again.
         seed=derive(sweep.search.seed, "optuna", len(known)) % 2**32,
         first=[point for each in begun if (point := suggestion_of(all_axes, each)) is not None],
     )

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from mea_ray.sweep.schedule import Node, Schedule
 
 PENDING = 16
-"""Trials for which room is asked at the same time, as ``TUNE_MAX_PENDING_TRIALS_PG`` of a real sweep."""
+"""Maximum number of pending trials, like ``TUNE_MAX_PENDING_TRIALS_PG`` of a real sweep."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is simulated, in seconds and in slots: what one trial or one training takes of the cluster.
+    """The simulated workload. A slot is the part of the cluster that one trial or one training takes.
 
     Attributes:
         trials: Trials, each with its service and its models.
         trial_s: Duration of each trial by name.
         model_s: Duration of the training of each model by name.
         start_s: Seconds until a service answers.
-        overhead_s: Seconds that a slot loses for each trial: its process, its data, its report.
-        service: Slots that one service takes, a fraction of one mostly.
+        overhead_s: Overhead of a trial in its slot, in seconds: its process, its data, its report.
+        service: Slots that one service takes, usually a fraction of one.
     """
 
     trials: Sequence[Node]
@@ -36,20 +36,20 @@ class Workload:
 
     @property
     def work_s(self) -> float:
-        """Seconds of slots that all trials and trainings take together."""
+        """Slot-seconds of all trials and trainings together."""
         return sum(self.trial_s.values()) + sum(self.model_s.values())
 
 
 @dataclass
 class Simulated:
-    """What came out.
+    """Result of a simulation.
 
     Attributes:
-        seconds: From the start to the end of the last trial.
-        first_trial_s: When the first trial began.
-        ideal_s: Work divided by all slots of the cluster.
-        services: Services up at once, at most.
-        idle: Seconds of slots in which trials or trainings did not run.
+        seconds: Seconds from the start to the end of the last trial.
+        first_trial_s: Start of the first trial, in seconds.
+        ideal_s: Total work divided by the number of slots of the cluster, in seconds.
+        services: Maximum number of services up at once.
+        idle: Slot-seconds without a trial or training.
     """
 
     seconds: float
@@ -78,9 +78,9 @@ class Simulation:
     """One run of a workload.
 
     Args:
-        workload: What is done.
+        workload: The workload.
         slots: Slots of the cluster.
-        services: Services up at once, at most; each takes its part of the slots.
+        services: Maximum number of services up at once; each takes its part of the slots.
     """
 
     def __init__(self, workload: Workload, slots: int, services: int) -> None:
@@ -89,7 +89,7 @@ class Simulation:
         self.schedule = Schedule(workload.trials, services, int(slots - services * workload.service))
         self.room = services
         self.free = slots - services * workload.service
-        self.queue: deque[tuple[str, str]] = deque()  # what waits for a slot, first come first served
+        self.queue: deque[tuple[str, str]] = deque()  # the queue for slots, first in, first out
         self.up: dict[str, bool] = {}
         self.holders: dict[str, int] = {}
         self.service_of = {trial.name: trial.service for trial in workload.trials}
@@ -131,7 +131,7 @@ class Simulation:
             self.up[service] = True
 
     def _give_out(self) -> None:
-        """Ask for room for trials that can run, as long as not too many wait for it."""
+        """Request slots for trials that can run, as long as not too many are pending."""
         while sum(kind == "trial" for kind, _ in self.queue) < PENDING:
             name = self.schedule.next_trial([service for service, answers in self.up.items() if answers])
             if name is None:
@@ -173,12 +173,12 @@ def workload(
     """Return the workload of a sweep whose trials are spread evenly over its victims.
 
     Args:
-        trials: Trials in all.
+        trials: Total number of trials.
         victims: Distinct victims, each with a service.
-        trial_s: Duration of the trial of a number.
+        trial_s: Duration of a trial by its number.
         victim_s: Duration of the training of a victim.
-        null_models: Null models, which all trials share.
-        null_s: Duration of the training of one.
+        null_models: Number of null models, which all trials share.
+        null_s: Duration of the training of one null model.
         start_s: See `Workload`.
         overhead_s: See `Workload`.
         service: See `Workload`.

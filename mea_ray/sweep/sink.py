@@ -1,4 +1,4 @@
-"""How events reach the driver from every process of a sweep. Imports little: the sink is a process of its own."""
+"""Carries events from every process of a sweep to the driver. Imports little: the sink is a separate process."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class EventSink:
         del self._events[: -self.limit]
 
     def drain(self) -> list[Event]:
-        """Give all events that came since the last call, in their order."""
+        """Return all events since the last call, in order."""
         taken, self._events = self._events, []
         return taken
 
 
 class SinkSender:
-    """Sends events to the named sink without waiting; losing one is no failure. Picklable."""
+    """Sends events to the named sink without waiting; a lost event is not an error. Picklable."""
 
     def __init__(self, name: str) -> None:
         self.name = name

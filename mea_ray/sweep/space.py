@@ -1,4 +1,4 @@
-"""The search space: config paths and what they may be, resolved into points before anything runs."""
+"""The search space: config paths and their values, resolved into points before anything runs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ KINDS: tuple[Kind, ...] = ("grid", "choice", "uniform", "loguniform")
 
 @dataclass(frozen=True)
 class Axis:
-    """One config path and what it may be.
+    """One config path and its values.
 
     Attributes:
         path: Config path in the experiment, e.g. ``victim.watermark.evasion_weight``.
         kind: ``grid`` and ``choice`` hold values, ``uniform`` and ``loguniform`` two ends, both included.
         values: The values, or the two ends.
-        whole: Draws are whole numbers: the path's value in the base is one, or is unset and both ends are.
+        whole: Whether draws are integers: the path's value in the base is one, or is unset and both ends are.
     """
 
     path: str
@@ -45,11 +45,11 @@ class Axis:
         return self.kind in {"uniform", "loguniform"}
 
     def draw(self, generator: np.random.Generator) -> Any:
-        """Draw one value; for a list of values each is as likely."""
+        """Draw one value; values of a list are equally likely."""
         if not self.is_range:
             return self.values[int(generator.integers(len(self.values)))]
         low, high = self.values
-        if self.whole:  # every whole number owns the unit interval around it
+        if self.whole:  # every integer gets the unit interval around it
             low, high = low - 0.5, high + 0.5
         if self.kind == "loguniform":
             value = math.exp(generator.uniform(math.log(low), math.log(high)))
@@ -64,14 +64,14 @@ def axes(sweep: SweepConfig) -> list[Axis]:
     """Read the sweep's space.
 
     Raises:
-        ConfigError: An entry is no ``{kind: [...]}``, its values do not fit its kind, its kind does not fit
+        ConfigError: An entry is not ``{kind: [...]}``, its values do not fit its kind, its kind does not fit
             ``search.name``, or a path is unknown; every problem in one message.
     """
     result, problems = [], []
     base = sweep.base.resolved()
     for path in sweep.seed_points[0]:
         if path in sweep.space:
-            problems.append(f"space.{path}: `seeds` sets it, too; take it out of the space, or drop `seeds`")
+            problems.append(f"space.{path}: `seeds` sets it, too; remove it from the space, or drop `seeds`")
     if sweep.seeds is not None and sweep.search.adaptive:
         problems.append(
             f"seeds: search.name={sweep.search.name} tries every point once; drop `seeds`, and repeat the best "
@@ -82,7 +82,8 @@ def axes(sweep: SweepConfig) -> list[Axis]:
             axis = _axis(path, entry, base)
             if sweep.search.name == "grid" and axis.kind != "grid":
                 raise ConfigError(
-                    f"{axis.kind!r} is drawn, but search.name=grid draws nothing; use grid, or search.name=random"
+                    f"{axis.kind!r} needs random draws, but search.name=grid draws nothing; use grid, or "
+                    "search.name=random"
                 )
             result.append(axis)
         except ConfigError as error:
@@ -139,7 +140,8 @@ def experiment_at(sweep: SweepConfig, point: Mapping[str, Any]) -> ExperimentCon
     """Return the experiment of one point of the space.
 
     Raises:
-        ConfigError: The point is no valid experiment: an unknown path (with the nearest key) or a value out of range.
+        ConfigError: The point is not a valid experiment: an unknown path (with the nearest key) or a value out of
+            range.
     """
     try:
         return build(ExperimentConfig, merge(sweep.base.resolved(), point))
@@ -151,15 +153,15 @@ def experiment_at(sweep: SweepConfig, point: Mapping[str, Any]) -> ExperimentCon
 def points(sweep: SweepConfig) -> list[Point]:
     """Resolve a grid or random search into its points, in a fixed order; the same on every call and machine.
 
-    ``random`` crosses the grid entries and draws all others ``search.samples`` times for each combination. What came
-    out, draws included, is repeated with every seed of ``seeds``.
+    ``random`` crosses the grid entries and draws all others ``search.samples`` times for each combination. The
+    resulting points, draws included, are repeated with every seed of ``seeds``.
 
     Raises:
         ConfigError: The space is not valid (see ``axes``), is too large, or the search is ``optuna``.
     """
     if sweep.search.adaptive:
         raise ConfigError(
-            f"search.name={sweep.search.name} chooses its points while it runs; they cannot be listed before"
+            f"search.name={sweep.search.name} chooses its points while it runs; they cannot be listed beforehand"
         )
     all_axes = axes(sweep)
     grid = [axis for axis in all_axes if axis.kind == "grid"]
@@ -183,6 +185,6 @@ def points(sweep: SweepConfig) -> list[Point]:
 
 
 def probes(all_axes: list[Axis]) -> list[Point]:
-    """Return few points that together visit every listed value and both ends of every range, for validation."""
+    """Return few points that together cover every listed value and both ends of every range, for validation."""
     middle = {axis.path: axis.values[0] for axis in all_axes}
     return [middle] + [middle | {axis.path: value} for axis in all_axes for value in axis.values[1:]]

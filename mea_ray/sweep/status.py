@@ -1,4 +1,4 @@
-"""How far a sweep is, read from its storage, for processes other than the one that runs it."""
+"""The progress of a sweep, read from its storage by processes other than the one that runs it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from mea_ray.sweep.folder import SweepFolder
 
 State = Literal["running", "silent", "done", "interrupted", "failed", "unknown"]
 SILENT_S = 4 * event_log.BEAT_S
-"""A driver that wrote nothing for so long is taken for dead."""
+"""Seconds without output after which a driver counts as dead."""
 _WINDOW = 50
 
 
 @dataclass
 class RunningTrial:
-    """A trial that is under way.
+    """A running trial.
 
     Attributes:
         point: What the sweep set.
-        since: When its process took it up, seconds since the epoch.
+        since: When its process started, in seconds since the epoch.
         answers: Images answered.
-        budget: Images that it may ask.
+        budget: Query budget, in images.
         rungs: Rungs done.
         of_rungs: Rungs in all.
-        restarts: Times that its process died.
+        restarts: Number of times that its process died.
     """
 
     point: dict[str, Any]
@@ -45,24 +45,24 @@ class RunningTrial:
 
 @dataclass
 class Status:
-    """How far a sweep is.
+    """The progress of a sweep.
 
     Attributes:
         name: The sweep's name.
-        planned: Trials in all.
-        done: Trials whose result is on the storage.
-        stopped: Of these: stopped early by the scheduler.
-        running: Trials under way, by name.
-        failed: Trials given up by the last start, with the reason.
+        planned: Total number of trials.
+        done: Trials whose result is in the storage.
+        stopped: Those of ``done`` that the scheduler stopped early.
+        running: Running trials, by name.
+        failed: Failed trials of the last start, with the reason.
         queries: Images answered, over all starts.
-        queries_planned: Images that will be asked at most.
+        queries_planned: Maximum number of queries, in images.
         models: Victims and null models that are ready.
         models_planned: Victims and null models in all.
-        started: When the last start began; None without a log.
-        last_seen: When the driver last wrote; None without a log.
-        how: How it ended; None if it has not.
-        points: What the sweep set, by trial that was ever begun.
-        recent: The last events, with their times.
+        started: Time of the last start; None without a log.
+        last_seen: Time of the driver's last output; None without a log.
+        how: How it ended; None while it runs.
+        points: Point of each trial that was ever started.
+        recent: The most recent events, with their times.
         ends: When the last trials of this start finished.
     """
 
@@ -85,11 +85,11 @@ class Status:
 
     @property
     def waiting(self) -> int:
-        """Trials that have not been begun."""
+        """Number of trials that have not started."""
         return max(0, self.planned - self.done - len(self.running) - len(self.failed))
 
     def state(self, now: float | None = None) -> State:
-        """Return what the driver is doing; ``silent`` if it stopped reporting without an end."""
+        """Return the state of the driver; ``silent`` if its output stopped without an end."""
         if self.how in {"done", "interrupted", "failed"}:
             return self.how  # type: ignore[return-value]
         if self.last_seen is None:
@@ -103,7 +103,7 @@ class Status:
         return (len(self.ends) - 1) / (self.ends[-1] - self.ends[0])
 
     def seconds_left(self) -> float | None:
-        """Return an estimate of the seconds until the last trial ends, at the present rate."""
+        """Return an estimate of the seconds until the last trial ends, at the current rate."""
         rate = self.rate()
         return None if rate is None else (self.waiting + len(self.running)) / rate
 
@@ -134,7 +134,7 @@ def open_folder(location: str) -> SweepFolder:
 
 
 def read_status(folder: SweepFolder) -> Status:
-    """Read how far a sweep is; nothing is written and no running process is asked.
+    """Read the progress of a sweep; nothing is written and no running process is contacted.
 
     Raises:
         ArtifactError: ``plan.json`` is damaged.
@@ -148,7 +148,7 @@ def read_status(folder: SweepFolder) -> Status:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(
             f"{folder.path / 'plan.json'} is damaged: {error}; restore it from a copy, or start the sweep under "
-            "another name (name=...), which uses the models that were trained"
+            "another name (name=...), which reuses the trained models"
         ) from error
     # Listed before the log is read: a trial that ends in between is not counted as running.
     finished = {name.removesuffix(".json") for name in folder.storage.names(f"{folder.name}/results")}
@@ -165,7 +165,7 @@ def read_status(folder: SweepFolder) -> Status:
 
 
 class _Fold:
-    """Goes through the lines of the log, which may be those of several starts."""
+    """Accumulates the lines of the log, which can come from several starts."""
 
     def __init__(self, status: Status) -> None:
         self.status = status

@@ -1,7 +1,7 @@
-"""Ray tasks of the driver that are tried again a few times when their machine runs out of memory.
+"""Ray tasks of the driver that are retried a few times when their machine runs out of memory.
 
-Left to itself, Ray repeats such a task without end. The driver forbids that (``RAY_task_oom_retries`` in
-`cluster.quiet`), counts the attempts, and gives up with one line.
+By default, Ray retries such a task endlessly. The driver disables that (``RAY_task_oom_retries`` in `cluster.quiet`),
+counts the attempts, and gives up with one line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mea_ray.core.errors import ClusterError, DeviceOutOfMemory, MeaRayError, Ou
 
 ATTEMPTS = 3
 PAUSE_S = 2.0
-"""Seconds before a task is submitted again: whatever else needed the memory may have ended."""
+"""Seconds before a task is submitted again: other users of the memory may have ended by then."""
 
 
 @dataclass
@@ -31,10 +31,10 @@ class _Task:
 
 
 class Tasks:
-    """Runs tasks in parallel and gives each when it has ended.
+    """Runs tasks in parallel and yields each when it has ended.
 
     Args:
-        warn: Called with a sentence when a task is tried again.
+        warn: Called with a message when a task is retried.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -55,13 +55,13 @@ class Tasks:
     def results(self) -> Iterator[tuple[str, Any, Exception | None]]:
         """Yield each task as it ends: its name, the reference of its result, and its error or None.
 
-        An error of ours is given as itself. What Ray says of a task that could not run is a `ClusterError`.
+        An error of mea_ray is passed on as it is; Ray's error for a task that could not run becomes a `ClusterError`.
         """
         while self._running or self._later:
             yield from self.poll(1.0)
 
     def poll(self, timeout_s: float) -> list[tuple[str, Any, Exception | None]]:
-        """Return the tasks that have ended, as `results` gives them, after a wait of ``timeout_s`` at most."""
+        """Return the tasks that have ended, as `results` gives them, after waiting at most ``timeout_s``."""
         now = time.monotonic()
         for task in [task for task in self._later if task.not_before <= now]:
             self._later.remove(task)
@@ -76,7 +76,7 @@ class Tasks:
             error = _error_of(reference, task)
             if isinstance(error, (OutOfMemory, DeviceOutOfMemory)) and task.attempts < ATTEMPTS:
                 lacks = "machine" if isinstance(error, OutOfMemory) else "GPU"
-                self.warn(f"a {lacks} ran out of memory while {task.what}; trying it again")
+                self.warn(f"a {lacks} ran out of memory while {task.what}; retrying")
                 task.not_before = time.monotonic() + PAUSE_S
                 self._later.append(task)
             else:
@@ -84,7 +84,7 @@ class Tasks:
         return ended
 
     def cancel(self) -> None:
-        """End the tasks that are under way."""
+        """Cancel the running tasks."""
         for reference in self._running:
             ray.cancel(reference, force=True)
         self._running.clear()
@@ -97,7 +97,7 @@ class Tasks:
 
 def _error_of(reference: Any, task: _Task) -> Exception | None:
     try:
-        # For the error alone: a result may be large, and it stays where it is.
+        # Only the error: a result can be large, and it stays in the object store.
         ray.get(reference)
     except RayTaskError as error:
         cause = error.cause

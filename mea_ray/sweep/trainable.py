@@ -1,4 +1,4 @@
-"""What Ray runs: a trial as a Tune trainable, the training of a model and the loading of data as tasks."""
+"""The functions that Ray runs: a trial as a Tune trainable; training a model and loading data as tasks."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What all trials of a sweep share.
+    """The common context of all trials of a sweep.
 
     Attributes:
         sweep: The sweep.
         folder: Its folder.
         broker: Handle of the broker actor.
         emit: Where events go.
-        points: The trials' points by name; empty for an adaptive search. Every trial gets all of them, so that they
-            are points and not whole experiments.
+        points: The trials' points by name; empty for an adaptive search. Every trial gets all of them, so they are
+            small points instead of whole experiments.
         contents: Fingerprints of the sweep's data.
-        work: What a trial does.
+        work: The work of a trial.
     """
 
     sweep: SweepConfig
@@ -52,7 +52,7 @@ class TrialContext:
     work: Work = run_trial
 
     def planned(self, config: Mapping[str, Any]) -> PlannedTrial:
-        """Return the trial that Tune asks for."""
+        """Return the trial that Tune requests."""
         point = self.points[config["trial"]] if "trial" in config else point_of(self.sweep, config)
         return PlannedTrial.of(experiment_at(self.sweep, point), point, self.contents)
 
@@ -67,12 +67,12 @@ class TrialContext:
 
 
 def selection(sweep: SweepConfig) -> SelectionRecord | None:
-    """Return on what a sweep's settings were chosen, as its results say it."""
+    """Return how a sweep's settings were chosen, as recorded in its results."""
     return None if sweep.select is None else SelectionRecord.model_validate(sweep.select.model_dump(mode="json"))
 
 
 def use_resources(cpus: float, gpus: float) -> None:
-    """Keep this process to what it reserved."""
+    """Restrict this process to its reserved resources."""
     from mea_ray.training.device import use_gpus, use_threads
 
     use_threads(cpus)
@@ -82,9 +82,9 @@ def use_resources(cpus: float, gpus: float) -> None:
 def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[str, Any]) -> None:
     """Run one trial under Ray Tune.
 
-    An exception that would come again ends the trial at once: its reason is kept, and Tune is not asked to repeat it.
-    A killed process, of the trial or of its attack, a service that went away, or a GPU without memory, is tried again
-    by Tune, up to ``max_failures`` times.
+    A permanent error ends the trial at once: its reason is saved, and Tune does not retry it. After a killed process of
+    the trial or of its attack, a lost service, or a lack of GPU memory, Tune retries the trial, up to ``max_failures``
+    times.
 
     Args:
         config: Tune's config: the trial's name, or a suggestion of an adaptive search.
@@ -97,7 +97,7 @@ def tune_trial(config: dict[str, Any], *, context: TrialContext, data: Mapping[s
 
     from mea_ray.training.device import device_memory
 
-    # This process does one trial after the other; the next waits until one that was stopped has let go of its service.
+    # This process runs one trial after the other; the next waits until a stopped one has released its service.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
     role = context.sweep.base.resources.trial
     use_resources(role.cpus, role.gpus)
@@ -154,12 +154,12 @@ def load_data(config: ExperimentConfig) -> SharedData:
 def train_model(
     role: Role, trial: PlannedTrial, index: int, data: SharedData, folder: SweepFolder, emit: events.OnEvent
 ) -> None:
-    """Get or train one victim or null model into the storage.
+    """Train one victim or null model into the storage unless it exists.
 
     Args:
         role: What it is.
         trial: A trial that uses it.
-        index: Which null model.
+        index: Index of the null model.
         data: Its data.
         folder: The sweep's folder.
         emit: Where events go.

@@ -1,4 +1,4 @@
-"""One trial of a sweep: the experiment with Ray's service, the storage's models, and the folder of the sweep."""
+"""One trial of a sweep: the experiment with a service on Ray, models in the storage, and the sweep's folder."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tools:
-    """What a trial gets from its sweep.
+    """The resources that a trial gets from its sweep.
 
     Attributes:
         folder: The sweep's folder.
         broker: Handle of the broker actor.
         on_event: Where events go.
-        reports: Takes the metrics of each rung, and the loss of each epoch; the scheduler may end the process in it.
-        selection: What the sweep's settings were chosen by.
-        keep: What stays of a trial that has finished.
+        reports: Receives the metrics of each rung, and the loss of each epoch; the scheduler may end the process in it.
+        selection: How the sweep's settings were chosen.
+        keep: What remains of a finished trial.
     """
 
     folder: SweepFolder
@@ -54,21 +54,21 @@ class Tools:
 
 
 Work = Callable[[PlannedTrial, Callable[[], "Splits"], Tools, int, str], TrialResult]
-"""What a trial does, called with a trial, what loads its data, its tools, its process and its node: ``run_trial``."""
+"""The work of a trial, ``run_trial``: called with trial, data loader, tools, process id and node id."""
 
 
 def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools, pid: int, node: str) -> TrialResult:
-    """Run a trial, or what is left of it.
+    """Run a trial, or the rest of it.
 
     Args:
         trial: The trial.
         load_data: Loads its data.
-        tools: What the sweep lends.
-        pid: This process.
+        tools: The trial's tools.
+        pid: Id of this process.
         node: Ray's id of this node.
 
     Returns:
-        The result, which is in the sweep's folder, too.
+        The result, which is also in the sweep's folder.
     """
     from mea_ray.experiment.apart import process
     from mea_ray.experiment.apart.nursery import NURSERY
@@ -101,7 +101,7 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     data = load_data()
     on_epoch = epoch_events(trial.config.victim.training.epochs, tools.on_event)
     models = StoredModels(Store(tools.folder.storage, warn=warn), trial.config, data, trial.names, on_epoch)
-    if tools.reports.with_epochs:  # a scheduler can end the trial by its victim's training, before any query
+    if tools.reports.with_epochs:  # a scheduler can stop the trial because of its victim's training, before any query
         tools.reports.victim(losses_of(read_info(models.victim_folder())))
     service = _service(trial, data, models, journal, tools)
     ports = Ports(models, service, journal, TrialListener(trial.name, tools), process.steal)
@@ -120,7 +120,7 @@ def losses_of(info: Mapping[str, Any]) -> list[float]:
 
 
 def tidy(journal: TrialFolder, service: Any, keep: KeepConfig) -> None:
-    """Remove what is not to stay of a trial whose result is written."""
+    """Remove what should not remain of a trial whose result is written."""
     parts = {"substitutes": keep.substitutes, "transfer": keep.answers}
     journal.drop(*(part for part, stays in parts.items() if not stays))
     if not keep.query_logs and isinstance(service, SharedService):
@@ -130,7 +130,7 @@ def tidy(journal: TrialFolder, service: Any, keep: KeepConfig) -> None:
 def _service(
     trial: PlannedTrial, data: Splits, models: StoredModels, journal: TrialFolder, tools: Tools
 ) -> AbstractContextManager[QueryService]:
-    """Return the service that is stolen from: the sweep's, or the one at ``thief.blackbox.url``."""
+    """Return the attacked service: the sweep's, or the one at ``thief.blackbox.url``."""
     if trial.config.thief.blackbox is None:
         return SharedService(trial, models, journal, tools)
     from mea_ray.experiment.remote_service import RemoteService
@@ -154,7 +154,7 @@ class TrialListener(Listener):
 
     Args:
         trial: Name of the trial.
-        tools: What the sweep lends.
+        tools: The trial's tools.
     """
 
     def __init__(self, trial: str, tools: Tools) -> None:
@@ -172,7 +172,7 @@ class TrialListener(Listener):
         self.tools.on_event(events.Phase(self.trial, what, number, of))
 
     def on_rung(self, rung: RungResult, so_far: TrialResult, *, again: bool) -> None:
-        """Send the event unless that is done, and report to Tune in every process: Tune counts anew in each."""
+        """Send the event once, and report to Tune in every process: Tune counts from zero in each."""
         if not again and rung.budget not in self._known:
             self.on_known(rung)
         self.tools.reports.rung(trial_metrics(so_far, rung), rung.epochs)
@@ -183,13 +183,13 @@ class TrialListener(Listener):
 
 
 class SharedService:
-    """The victim's service as the sweep's broker shares it; implements ``ports.QueryService``.
+    """The victim's service, shared through the sweep's broker; implements ``ports.QueryService``.
 
     Args:
         trial: The trial.
-        models: Gives the victim's folder.
+        models: Provides the victim's folder.
         journal: Its transfer set holds the answers of earlier processes.
-        tools: What the sweep lends.
+        tools: The trial's tools.
     """
 
     at_once = True
@@ -202,7 +202,7 @@ class SharedService:
     def __enter__(self) -> SharedService:
         from mea_ray.service.pool import VictimService
 
-        self.models.victim_folder()  # it is there before a service is started with it
+        self.models.victim_folder()  # it exists before a service is started with it
         spec = ServiceSpec.of(self.trial.config, self.trial.victim, self.tools.folder.storage)
         self.transfer = self.journal.transfer
         self._hold = Hold(self.tools.broker, self.trial.name, spec, answers=_answers, pulse=self._pulse)
@@ -221,12 +221,12 @@ class SharedService:
         self._hold.__exit__(kind, error, trace)
 
     def check_ledger(self) -> None:
-        """Begin the theft anew if the ledger, or the owner's log beside it, does not know of answers that are here.
+        """Restart the theft if the ledger, or the owner's log beside it, lacks answers that are stored here.
 
-        Both are files of the machine that the driver runs on; a remote storage has a copy of the ledger. Without them
-        too little would be charged, and the owner would judge the thief by a part of its queries.
+        Both are files of the machine that the driver runs on; a remote storage has a copy of the ledger. Without them,
+        charges would be missing, and the owner would judge the thief by only some of its queries.
         """
-        if not self.journal.has_begun:  # answers of another theft are not ours to remove: the attack refuses them
+        if not self.journal.has_begun:  # answers of another theft are not removed here: the attack rejects them
             return
         received = answers_received(self.trial.config, self.journal.transfer)
         accounts = list(account_budgets(self.trial.config, self.trial.name))
@@ -241,7 +241,7 @@ class SharedService:
                 self.tools.on_event(
                     events.Warned(
                         f"trial {self.trial.name}: the ledger of its service was lost ({charged} of {share} answers "
-                        "charged to it are on record); all of its queries are asked and charged again"
+                        "charged to it are on record); all of its queries are sent and charged again"
                     )
                 )
                 self.journal.begin_anew()
@@ -249,7 +249,7 @@ class SharedService:
                 return
 
     def register(self, client: str, budget: int) -> None:
-        """Open an account; wait for the ledger's storage while it is full or away."""
+        """Open an account; wait while the ledger's storage is full or unavailable."""
         patiently(lambda: self.service.register(client, budget), self.journal.folder)
 
     def open(self, client: str, start_at: int) -> ServiceClient:
@@ -262,7 +262,7 @@ class SharedService:
         return self.service.charged(client)
 
     def seen(self, client: str) -> ClientLog:
-        """Return what the owner's log holds of an account."""
+        """Return the owner's log of an account."""
         return self.service.seen(client)
 
     def query_log(self, client: str) -> QueryLogRecord:
@@ -270,7 +270,7 @@ class SharedService:
         return self.service.query_log(client)
 
     def forget(self) -> None:
-        """Remove what the owner's log holds of this trial, if the service is still up."""
+        """Remove this trial from the owner's log, if the service is still up."""
         from ray.exceptions import RayError
 
         for account in account_budgets(self.trial.config, self.trial.name):
@@ -278,7 +278,7 @@ class SharedService:
                 self.service.forget(account)
 
     def _pulse(self) -> None:
-        """Report the number of answers, if it rose since the last heartbeat."""
+        """Report the number of answers, if it has increased since the last heartbeat."""
         answers = sum(client.asked for client in self._opened) if self._opened else len(self.transfer)
         if answers != self._answers:
             self._answers = answers

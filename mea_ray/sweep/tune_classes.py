@@ -1,4 +1,4 @@
-"""Schedulers, searchers and callbacks of Ray Tune, or of a user, named by import path: ``package.module:Class``."""
+"""Schedulers, searchers and callbacks of Ray Tune, or a user's own, given by import path: ``package.module:Class``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mea_ray.sweep.reports import EPOCHS, LOSS
 from mea_ray.sweep.space import axes
 
 _CHANGE_TRIALS = ("PopulationBasedTraining", "PB2", "PopulationBasedTrainingReplay")
-"""Schedulers of Tune that copy one trial's state into another and change its settings on the way."""
+"""Schedulers of Tune that copy one trial's state into another and change its settings in the process."""
 
 
 def check(sweep: SweepConfig) -> None:
-    """Import what the sweep names, and build it, before anything is trained.
+    """Import and build the classes that the sweep names, before anything is trained.
 
     Raises:
-        ConfigError: A name cannot be imported, is of the wrong kind, or refuses its parameters.
+        ConfigError: A name cannot be imported, is of the wrong kind, or rejects its parameters.
     """
     if plugins.is_path(sweep.scheduler.name):
         made = scheduler(sweep)
@@ -39,9 +39,9 @@ def check(sweep: SweepConfig) -> None:
 def scheduler(sweep: SweepConfig) -> Any:
     """Return a new scheduler of the class that ``scheduler.name`` names.
 
-    It sees the metrics of each rung. Where its parameters leave them open, ``metric`` and ``mode`` are those of the
-    search, with infeasible trials below all others, and ``time_attr`` counts rungs. With ``reports: epoch`` it sees
-    ``Reports`` of epochs, too; then they are the training loss, its minimum, and epochs.
+    It gets the metrics of each rung. Unless its parameters set them, ``metric`` and ``mode`` are those of the search,
+    with infeasible trials below all others, and ``time_attr`` counts rungs. With ``reports: epoch`` it also gets
+    ``Reports`` of epochs; the defaults are then the training loss, ``min``, and epochs.
 
     Raises:
         ConfigError: See ``check``.
@@ -52,8 +52,8 @@ def scheduler(sweep: SweepConfig) -> Any:
     if {base.__name__ for base in scheduler_class.__mro__} & set(_CHANGE_TRIALS):
         raise ConfigError(
             f"scheduler.name={sweep.scheduler.name} copies the state of one trial into another and changes its "
-            "settings on the way. A trial here has one point, which names its results, and trains a fresh substitute "
-            "for each rung, so there is no state to copy. Use one that stops or pauses trials, e.g. "
+            f"settings in the process. A trial of mea_ray has fixed settings and trains a new substitute for each "
+            "rung, so there is no state to copy. Use one that stops or pauses trials, e.g. "
             "ray.tune.schedulers:HyperBandScheduler or ray.tune.schedulers:MedianStoppingRule, or search.name=optuna"
         )
     given = {"metric": JUDGED, "mode": sweep.search.objectives[0][1], "time_attr": "training_iteration"}
@@ -84,7 +84,7 @@ def searcher(sweep: SweepConfig) -> Any:
 
 
 def space(sweep: SweepConfig) -> dict[str, Any]:
-    """Return the sweep's space in Tune's terms, for a searcher: listed values by their position.
+    """Return the sweep's space in Tune's terms, for a searcher: listed values by their index.
 
     Raises:
         ConfigError: The space is empty, or is not valid.
@@ -126,12 +126,12 @@ def _imported(where: str, name: str, kinds: type | tuple[type, ...]) -> Any:
     loaded = plugins.load(where, name)
     if not (inspect.isclass(loaded) and issubclass(loaded, kinds)):
         wanted = " or ".join(each.__name__ for each in (kinds if isinstance(kinds, tuple) else (kinds,)))
-        raise ConfigError(f"{where}={name} is no class that derives from Ray Tune's {wanted}")
+        raise ConfigError(f"{where}={name} is not a class that derives from Ray Tune's {wanted}")
     return loaded
 
 
 def _built(where: str, kind: Any, given: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
-    """Build a class from a user's parameters; of ours it takes those that it knows and the user left open."""
+    """Build a class from a user's parameters, with our defaults for those that it accepts and the user did not set."""
     known = inspect.signature(kind).parameters
     ours = {name: value for name, value in given.items() if name in known}
     try:
@@ -139,6 +139,6 @@ def _built(where: str, kind: Any, given: Mapping[str, Any], params: Mapping[str,
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         accepted = ", ".join(name for name, each in known.items() if each.kind is not inspect.Parameter.VAR_KEYWORD)
         raise ConfigError(
-            f"{where}.params={dict(params)!r}: {kind.__name__} refuses it ({type(error).__name__}: {error}); it takes "
+            f"{where}.params={dict(params)!r}: {kind.__name__} rejects it ({type(error).__name__}: {error}); it takes "
             f"{accepted or 'nothing'}"
         ) from error

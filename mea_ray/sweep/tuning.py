@@ -1,7 +1,7 @@
-"""The trials of a sweep under Ray Tune, also on machines that run out of memory.
+"""Runs the trials of a sweep under Ray Tune, even on machines that run out of memory.
 
-Tune does not survive it when Ray kills one of its trials for want of memory: the whole run ends with an error. It is
-then begun again with the trials that are left, which go on from what they have on disk.
+When Ray kills a trial because memory runs out, Tune's whole run ends with an error. It is then restarted with the
+remaining trials, which resume from disk.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Tuning:
     """Runs the trials of a sweep.
 
     Args:
-        context: What the trials share.
+        context: The trials' common context.
         finisher: Follows them.
         data: References to the loaded data, by name.
-        at_once: Trials under way at once, at most.
+        at_once: Maximum number of concurrent trials.
         feeder: Knows which trials can run; None for an adaptive search whose models are trained in the trials' slots.
-        prepare: Tells the feeder what a point of an adaptive search needs, see `Needs.of_suggestion`.
+        prepare: Registers the needs of a point of an adaptive search with the feeder, see `Needs.of_suggestion`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Tuning:
         self.context, self.finisher, self.data, self.at_once = context, finisher, data, at_once
         self.sweep = context.sweep
         self.grid: ResultGrid | None = None
-        """What the last run of Tune returned."""
+        """Result grid of the last run of Tune."""
         self._out_of_memory: Counter[str] = Counter()
         budget_s = self.sweep.time_budget_s
         finisher.deadline = None if budget_s is None else time.monotonic() + budget_s
@@ -71,10 +71,10 @@ class Tuning:
         """Run until every trial has ended.
 
         Args:
-            samples: Trials to run, if the search is adaptive; else those of the context are run.
+            samples: Number of trials to run, if the search is adaptive; else those of the context are run.
 
         Raises:
-            KeyboardInterrupt: Tune came back before they had ended, which it does on Ctrl-C.
+            KeyboardInterrupt: Tune returned before they had ended, as it does on Ctrl-C.
         """
         while True:
             left = [name for name in self.context.points if name not in self.finisher.ended]
@@ -99,15 +99,15 @@ class Tuning:
             raise KeyboardInterrupt
 
     def _out_of_time(self) -> bool:
-        """Return whether the time budget is spent; what has not ended is then put off to the next ``--resume``."""
+        """Return whether the time budget is used up; unfinished trials are then left to the next ``--resume``."""
         finisher, budget_s = self.finisher, self.sweep.time_budget_s
         if finisher.deadline is None or time.monotonic() < finisher.deadline:
             return False
         for name in finisher.under_way():
             finisher.release(name)
         finisher.put_off |= {*self.context.points, *finisher.under_way()} - finisher.ended
-        left = f"{len(finisher.put_off):,} trials are" if self.context.points else "what was under way is"
-        finisher.emit(events.Warned(f"the time budget of {budget_s:g} s is spent; {left} left to --resume"))
+        left = f"{len(finisher.put_off):,} trials are" if self.context.points else "the running trials are"
+        finisher.emit(events.Warned(f"the time budget of {budget_s:g} s is used up; {left} left to --resume"))
         return True
 
     def _fit(self, left: list[str], samples: int, notes: str) -> None:
@@ -156,13 +156,13 @@ class Tuning:
                 # It would count paused trials, too, and the group that they wait for would never be complete.
                 max_concurrent_trials=None if grouped else self.at_once,
                 time_budget_s=None if deadline is None else max(1.0, deadline - time.monotonic()),
-                # A process takes seconds to start and import; a trial leaves nothing behind in one but that.
+                # Starting a process and importing takes seconds, and a trial leaves no state in its process.
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
                 name=f"run-{uuid.uuid4().hex[:8]}",
-                # Its own notes, which nobody reads: not where a storage that is away would hold up all trials.
+                # Tune's own files, which nobody reads: not in a storage that could block all trials when unavailable.
                 storage_path=notes,
                 verbose=0,
                 stop=dict(self.sweep.stop) or None,
@@ -174,9 +174,9 @@ class Tuning:
             self.grid = tuner.fit()
 
     def _blame(self, error: OutOfMemoryError) -> None:
-        """Count one failure of the trial that used most memory, and give it up if it had too many.
+        """Count one failure of the trial that used most memory, and mark it as failed if it had too many.
 
-        Where Ray does not say whose process that was, every trial that was under way is counted.
+        If Ray does not report whose process that was, the failure is counted for every running trial.
         """
         text = str(error)
         node = _NODE.search(text)
@@ -200,7 +200,7 @@ class Tuning:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Take back the signal handlers that Tune installs and leaves behind: the next Ctrl-C would do nothing."""
+    """Restore the signal handlers that Tune replaces: otherwise the next Ctrl-C would do nothing."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
     try:
         yield
@@ -212,7 +212,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> OutOfMemoryError | None:
-    """Return the lack of memory that an error comes from; None if it does not come from one."""
+    """Return the out-of-memory error that caused an error; None if none did."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, OutOfMemoryError):
         seen = seen.__cause__ or seen.__context__

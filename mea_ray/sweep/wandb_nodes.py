@@ -1,7 +1,7 @@
-"""W&B in a sweep: one process on each node owns it, however many trials run there; trials know nothing of it.
+"""W&B in a sweep: one process per node handles it for all trials there; trials are not involved.
 
-A run costs seconds of CPU and memory for a thousand of them that would not go away with a trial. The driver hands the
-name of each finished trial to the owner on the node where the trial ran, which has the stolen models.
+A W&B run costs seconds of CPU and some memory, which would outlive a trial. The driver passes the name of each finished
+trial to the owner on the node where the trial ran, which has the stolen models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mea_ray.tracking.wandb_tracker import StartedTrial
 logger = logging.getLogger(__name__)
 _WARN_EVERY_S = 30.0
 _LOSSES = 200
-"""Epochs of a victim that the run of a trial that begins later is shown, at most."""
+"""Maximum number of a victim's epochs logged to the run of a trial that starts later."""
 
 
 class WandbOwner:
@@ -48,7 +48,7 @@ class WandbOwner:
         self.trackers.log_config(sweep)
 
     def log(self, trial: str) -> list[str]:
-        """Log a finished trial, unless that is done; return its new warnings. Never raises."""
+        """Log a finished trial once; return its new warnings. Never raises."""
         self.folder.fetch_result(trial)
         result = self.folder.result(trial)
         if result is not None:
@@ -67,7 +67,7 @@ class WandbOwner:
         return self._new_warnings()
 
     def progress(self, trial: str, numbers: Mapping[str, float | str]) -> list[str]:
-        """Log how far a trial is; return its new warnings. Never raises."""
+        """Log the progress of a trial; return its new warnings. Never raises."""
         self._safely(lambda: self._tracker.progress(trial, numbers))
         return self._new_warnings()
 
@@ -79,7 +79,7 @@ class WandbOwner:
     def _safely(self, do: Callable[[], None]) -> None:
         try:
             do()
-        except Exception as error:  # tracking harms nothing
+        except Exception as error:  # a tracking failure must not harm the results
             reason = " ".join(str(error).split())[:200]
             self._warnings.append(f"W&B failed while a trial works ({type(error).__name__}: {reason})")
 
@@ -95,7 +95,7 @@ class WandbOwner:
 
 
 def live_numbers(event: events.Event) -> tuple[str, dict[str, float | str]] | None:
-    """Return the trial of an event and what its run shows of it while it works; None for other events."""
+    """Return the trial of an event and the numbers to log in its run; None for other events."""
     if isinstance(event, events.Queried):
         return event.trial, {"queries": event.answers}
     if isinstance(event, events.SubstituteEpoch):
@@ -112,14 +112,14 @@ def live_numbers(event: events.Event) -> tuple[str, dict[str, float | str]] | No
 
 
 class NodeWandb:
-    """The driver's side: a ``Tracker`` that hands trials to the owners. Without Ray it owns W&B itself.
+    """The driver's side: a ``Tracker`` that passes trials to the owners. Without Ray it handles W&B itself.
 
-    What an owner could not do is a warning, and is done by the next ``--resume``.
+    Failures of an owner are warnings, and are retried by the next ``--resume``.
 
     Args:
         folder: The sweep's folder.
         config: The ``tracking`` section.
-        warn: Called with a sentence for each problem.
+        warn: Called with a message for each problem.
     """
 
     def __init__(self, folder: SweepFolder, config: TrackingConfig, warn: Callable[[str], None]) -> None:
@@ -137,11 +137,11 @@ class NodeWandb:
         self._gone = False
 
     def attach(self, ray: Any) -> None:
-        """Use a Ray that is up."""
+        """Use a running Ray."""
         self._ray, self._here = ray, ray.get_runtime_context().get_node_id()
 
     def detach(self) -> None:
-        """Ray is about to go: end the owners. What they have not done is left to the next ``--resume``."""
+        """End the owners before Ray ends. Unfinished work is left to the next ``--resume``."""
         self._gone = True
         for owner in self._owners.values():
             self._ray.kill(owner)
@@ -150,10 +150,10 @@ class NodeWandb:
         self._ray = None
 
     def follow(self, event: events.Event) -> None:
-        """Learn where a trial runs, and have its progress logged there while it works."""
+        """Track the node of a trial, and have its progress logged there."""
         if isinstance(event, events.TrialStarted):
             if self._nodes.get(event.trial, event.node) != event.node:
-                self._tell(event.trial, "end")  # it goes on on another node
+                self._tell(event.trial, "end")  # it continues on another node
             self._nodes[event.trial] = event.node
         if self._ray is None or self._gone or not self.config.live or self.config.wandb == "disabled":
             return
@@ -174,7 +174,7 @@ class NodeWandb:
             self._tell(trial, "progress", values)
 
     def _victims_epoch(self, event: events.ModelEpoch) -> None:
-        """Show a victim's loss in the runs of its trials, also of those that begin when it is trained."""
+        """Log a victim's loss to the runs of its trials, including those that start after its training."""
         loss = event.record.get("loss")
         if not isinstance(loss, (int, float)):
             return
@@ -189,7 +189,7 @@ class NodeWandb:
     def _tell(self, trial: str, what: str, *values: Any) -> None:
         """Send a message to the owner of a trial; its warnings are collected with the next result.
 
-        Not here: events are passed on one at a time, and a warning is an event.
+        Warnings are not emitted here: events are passed on one at a time, and a warning is an event.
         """
         if trial not in self._working or self._ray is None:
             return
@@ -197,15 +197,15 @@ class NodeWandb:
         try:
             with self._turn:
                 self._waiting[getattr(self._owner(node), what).remote(trial, *values)] = node
-        except Exception as error:  # Ray is about to go, for instance; tracking harms nothing
-            logger.info("W&B was not sent the progress of %s: %s", trial, error)
+        except Exception as error:  # e.g. Ray is about to end; a tracking failure must not harm the results
+            logger.info("the progress of %s could not be sent to W&B: %s", trial, error)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Keep the sweep's config for the owners."""
+        """Save the sweep's config for the owners."""
         self._sweep = config
 
     def log(self, result: TrialResult, models: Mapping[str, Path]) -> None:
-        """Hand a trial to the owner on its node."""
+        """Pass a trial to the owner on its node."""
         if self._gone:
             return
         if self._ray is None:
@@ -247,7 +247,7 @@ class NodeWandb:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if node not in self._owners:
-            # Soft: of a node that is gone, an owner elsewhere logs the numbers; its models are gone with it.
+            # Soft: for a lost node, an owner elsewhere logs the numbers; its models are lost with it.
             place = NodeAffinitySchedulingStrategy(node, soft=True)
             actor = self._ray.remote(WandbOwner).options(
                 num_cpus=0, max_restarts=3, max_task_retries=3, scheduling_strategy=place
@@ -256,7 +256,7 @@ class NodeWandb:
         return self._owners[node]
 
     def _collect(self, timeout_s: float) -> None:
-        """Collect the results of the owners, several at a time: there may be a thousand."""
+        """Collect the results of the owners, several at a time: there can be a thousand."""
         with self._turn:
             waiting = list(self._waiting)
         ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=timeout_s) if waiting else ([], [])

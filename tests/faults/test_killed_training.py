@@ -97,7 +97,7 @@ def test_a_local_run_that_is_killed_in_each_training(tmp_path: Path) -> None:
     ):
         kill_with_a_snapshot(started(local(file, killed), outputs), killed, pattern)
     assert started(local(file, killed), outputs).wait(WAIT_S) == 0, outputs.read_text()
-    assert "goes on after epoch" in outputs.read_text()
+    assert "continues after epoch" in outputs.read_text()
     same(alone, killed)
 
 

@@ -154,7 +154,7 @@ def test_a_temporary_folder_below_the_working_directory(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_TMPDIR")
     monkeypatch.setenv(variable, folder)
-    with pytest.raises(ConfigError, match=f"^{variable}={folder} is no absolute path; set RAY_TMPDIR"):
+    with pytest.raises(ConfigError, match=f"^{variable}={folder} is not an absolute path; set RAY_TMPDIR"):
         check(None)
     assert not list(tmp_path.iterdir())
 

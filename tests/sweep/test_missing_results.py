@@ -42,7 +42,9 @@ def test_a_result_that_was_lost_in_mid_sweep_is_a_failed_trial(
     start = runner._Start(ray, None, 1, None, False)  # type: ignore[arg-type]
     outcome = runner._run(sweep, plan(sweep), folder, start, None, run_trial, resume=False)
     lost = (
-        {} if damage == "none" else {names[1]: "its result was removed or damaged meanwhile; --resume makes it again"}
+        {}
+        if damage == "none"
+        else {names[1]: "its result was removed or damaged meanwhile; --resume computes it again"}
     )
     assert outcome.failed == lost
     assert len(outcome.results) == len(names) - len(lost)

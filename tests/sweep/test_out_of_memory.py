@@ -89,9 +89,7 @@ def test_a_task_that_runs_out_of_memory_is_tried_a_few_times(monkeypatch: pytest
     ended = {name: (reference, error) for name, reference, error in running.results()}
     assert fake.submitted == {"never": ATTEMPTS, "once": 2, "gpu": 2, "ok": 1, "dead": 1}
     assert ended["ok"] == (("ok", 1), None) and ended["once"] == (("once", 2), None)
-    assert (
-        ended["gpu"] == (("gpu", 2), None) and "a GPU ran out of memory while training gpu; trying it again" in messages
-    )
+    assert ended["gpu"] == (("gpu", 2), None) and "a GPU ran out of memory while training gpu; retrying" in messages
     assert isinstance(ended["never"][1], OutOfMemory)
     assert str(ended["never"][1]).startswith(f"out of memory {ATTEMPTS} times while training never; ")
     assert isinstance(ended["dead"][1], ClusterError) and "\n" not in str(ended["dead"][1])

@@ -140,7 +140,7 @@ def test_resuming_with_another_sweep_file_is_refused(tmp_path: Any) -> None:
     before = plan(sweep({"seed": {"grid": [0, 1, 2]}}))
     before.save(tmp_path / "plan.json")
     check_same(tmp_path / "plan.json", before)
-    with pytest.raises(ConfigError, match=r"2 of its 3 trials are no longer asked for, 1 are new"):
+    with pytest.raises(ConfigError, match=r"2 of its 3 trials are no longer in it, 1 are new"):
         check_same(tmp_path / "plan.json", plan(sweep({"seed": {"grid": [0, 7]}})))
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(ArtifactError, match="damaged"):

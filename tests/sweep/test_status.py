@@ -150,7 +150,7 @@ def test_a_full_disk_costs_the_log_and_not_the_sweep(folder: SweepFolder, caplog
     log = EventLog(folder)
     log._file.close()  # whatever is written now fails
     log(e.Warned("x"))
-    assert "the sweep goes on" in caplog.text
+    assert "the sweep continues" in caplog.text
 
 
 def test_a_remote_storage_is_read_from_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

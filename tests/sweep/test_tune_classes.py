@@ -142,7 +142,7 @@ def test_a_spent_time_budget_leaves_trials_to_resume(tmp_path: Path, ray_session
     )
     assert len(first.results) < 3 and not first.failed
     assert any(
-        isinstance(event, events.Warned) and "time budget of 0.5 s is spent" in event.message for event in received
+        isinstance(event, events.Warned) and "time budget of 0.5 s is used up" in event.message for event in received
     )
     second = run_sweep(tiny_sweep(tmp_path, space=space), resume=True)
     assert len(second.results) == 3 and not second.failed
