@@ -150,7 +150,7 @@ class Attack(ABC):
             ConfigError: The budgets do not rise, the pool cannot fill the largest of them, or it lacks labels.
         """
         if not budgets or budgets[0] < 1 or any(a >= b for a, b in zip(budgets, budgets[1:], strict=False)):
-            raise ConfigError(f"thief.budgets={list(budgets)} must be positive and strictly rising")
+            raise ConfigError(f"thief.budgets={list(budgets)} must be positive and strictly ascending")
         if pool_size < max(budgets):
             raise ConfigError(
                 f"the thief's pool holds {pool_size} images, thief.budgets asks for {max(budgets)}; lower the budgets "

@@ -110,7 +110,7 @@ class GameSettings:
                 f"replay.images={self.replay.images} must hold a batch of {self.batch_size}; or set replay.steps=0"
             )
         if any(a >= b for a, b in zip((0, *self.decay_at), self.decay_at, strict=False)):
-            raise ConfigError(f"decay_at={list(self.decay_at)} must be positive, strictly rising numbers of queries")
+            raise ConfigError(f"decay_at={list(self.decay_at)} must be positive, strictly ascending numbers of queries")
 
     @property
     def reuses(self) -> bool:

@@ -1,4 +1,4 @@
-"""Puts the index of a class wherever a config names it: ``target_class: bird``."""
+"""Replaces class names in a config by class indices: ``target_class: bird``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mea_ray.core.settings import InvalidSettings, SettingProblem, Settings, Tre
 from mea_ray.core.types import Dataset
 
 _READ: dict[str, Dataset] = {}
-"""The dataset that was loaded last for the names of its classes: its experiment will soon need it."""
+"""The dataset that was last loaded for its class names: its experiment will soon need it."""
 _KNOWN: ContextVar[dict[str, tuple[str, ...]] | None] = ContextVar("class names by dataset", default=None)
 
 
 def with_class_indices(settings: Settings, data: DataChoice, path: str = "") -> Settings:
-    """Return settings with the index of each class that they name.
+    """Return settings with class names replaced by class indices.
 
-    A dataset is loaded if, and only if, one of its classes is named.
+    A dataset is loaded only if one of its classes is named.
 
     Args:
         settings: A section of an experiment.
@@ -29,7 +29,7 @@ def with_class_indices(settings: Settings, data: DataChoice, path: str = "") -> 
         path: Config path of the section, for messages.
 
     Raises:
-        InvalidSettings: The data have no class of a name.
+        InvalidSettings: The data have no class with this name.
         DataError: Classes are named, and the data cannot be loaded.
     """
     fields = dict(type(settings).model_fields)
@@ -65,9 +65,7 @@ def _indexed(value: Any, data: Any, path: str) -> Any:
     if not named:
         return value
     if not isinstance(data, DataChoice):
-        raise InvalidSettings(
-            "", [SettingProblem(path, "there is no dataset whose classes could be named; give indices")]
-        )
+        raise InvalidSettings("", [SettingProblem(path, "there is no dataset to look up class names in; give indices")])
     try:
         return with_indices(value, class_names(data))
     except ValueError as error:
@@ -75,7 +73,7 @@ def _indexed(value: Any, data: Any, path: str) -> Any:
 
 
 def named_classes(model: type[Settings], tree: Tree) -> list[str]:
-    """Return the config paths in a tree that was not checked yet at which classes are named."""
+    """Return the config paths with class names in a tree that was not checked yet."""
     named = []
     for path in paths(model, tree):
         field = field_at(model, tree, path)
@@ -109,7 +107,7 @@ def class_names(data: DataChoice) -> tuple[str, ...]:
 
 
 def build_data(data: DataChoice) -> Dataset:
-    """Load a dataset, or take and forget the one that was loaded just before for the names of its classes.
+    """Load a dataset, or take the one that was just loaded for its class names.
 
     Raises:
         DataError: It cannot be loaded.
@@ -121,7 +119,7 @@ def build_data(data: DataChoice) -> Dataset:
 
 @contextmanager
 def loaded_once() -> Iterator[None]:
-    """Load a dataset once for all configs that are read inside, however many of them name its classes."""
+    """Load a dataset at most once for all configs that are read in the block."""
     token = _KNOWN.set({})
     try:
         yield

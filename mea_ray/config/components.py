@@ -1,4 +1,4 @@
-"""The base of every section of a config, and the choice of a component from a table with parameters of its own."""
+"""The base of every section of a config, and the choice of a component with its own parameters from a table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Choice(Config):
     """A component chosen by ``name`` from a table, with its own parameters beside the name.
 
     ``data: digits`` is short for ``data: {name: digits}``. Parameters are checked against the component's signature
-    and its defaults filled in, so that a resolved config says everything.
+    and its defaults filled in, so that a resolved config is complete.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -59,7 +59,7 @@ class Choice(Config):
 
     @classmethod
     def parameters(cls, prefix: str = "", default: Settings | None = None, doc: str = "") -> Iterator[Parameter]:
-        """List the name alone: which other settings there are depends on it."""
+        """List only the name: the other settings depend on it."""
         yield Parameter(f"{prefix}name", cls.components().kind, getattr(default, "name", None), doc)
 
     @property
@@ -114,7 +114,7 @@ class DetectionChoice(Choice):
 
 
 class PolicyChoice(Choice):
-    """How the victim's API words its answers."""
+    """What the victim's API reveals in its answers."""
 
     table: ClassVar[str] = "mea_ray.blackbox:POLICIES"
 
@@ -126,6 +126,6 @@ class CombinerChoice(Choice):
 
 
 class PretextChoice(Choice):
-    """What the main task is learnt from; ``none`` are the labels, everything else makes the victim an encoder."""
+    """The training signal of the main task; ``none`` means labels, everything else makes the victim an encoder."""
 
     table: ClassVar[str] = "mea_ray.pretext:PRETEXTS"

@@ -1,8 +1,8 @@
-"""What something is called that was made from settings: a hash of what differs from the defaults.
+"""Names of things made from settings: a hash of the settings that differ from the defaults.
 
-A new option with a default that changes nothing renames nothing. When a component, or a group of settings, gives other
-results with the same settings, for instance because a default changed, its ``version`` is raised, and all that was made
-with it gets another name.
+A new option whose default changes nothing does not change any name. When a component, or a group of settings, gives
+other results with the same settings, for instance because a default changed, its ``version`` is increased, which
+renames everything made with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VERSION = "@version"
 
 
 def identity(settings: Settings) -> Tree:
-    """Return what sets these settings apart, as plain JSON types.
+    """Return the identity of settings, as plain JSON types.
 
     Args:
         settings: An experiment, a section of it, a group of settings or a component.
@@ -36,10 +36,10 @@ def identity(settings: Settings) -> Tree:
 
 
 def digest(tree: Any, length: int = 16) -> str:
-    """Return a short, stable hash of a plain tree: the name of what it made.
+    """Return a short, stable hash of a plain tree, used as a name.
 
     Args:
-        tree: JSON types; whatever else it holds counts by its ``str``.
+        tree: JSON types; other values are hashed by their ``str``.
         length: Number of hexadecimal digits, at most 64.
     """
     return hashlib.sha256(_text(tree).encode()).hexdigest()[:length]

@@ -1,4 +1,4 @@
-"""Reads experiments and sweeps from files, with what the command line overrides, and writes them."""
+"""Reads experiments and sweeps from files, with overrides from the command line, and writes them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def build(model: type[SettingsT], tree: Mapping[str, Any]) -> SettingsT:
     """Check a tree against a group of settings.
 
     Raises:
-        ConfigError: One line for every problem: the path, the value, the constraint; for an unknown path the known ones
-            that may be meant.
+        ConfigError: One line for every problem: the path, the value, the constraint; for an unknown path also similar
+            known ones.
     """
     try:
         return model.model_validate(tree)
@@ -35,7 +35,7 @@ def build(model: type[SettingsT], tree: Mapping[str, Any]) -> SettingsT:
 
 
 def _with_hint(problem: SettingProblem, model: type[Settings], tree: Any) -> SettingProblem:
-    """Replace the nearest sibling of an unknown key by the full paths that may be meant."""
+    """Replace the nearest sibling of an unknown key by similar full paths."""
     if not problem.text.startswith("unknown key"):
         return problem
     inside = "base." if model is SweepConfig and problem.path.startswith("base.") else ""
@@ -74,7 +74,7 @@ def load_stored(path: Path) -> ExperimentConfig:
     """
     tree = load_tree(path)
     if isinstance(tree.get("victim"), dict):
-        tree["victim"].setdefault("insecure_key_from_seed", True)  # as all keys were before there was a choice
+        tree["victim"].setdefault("insecure_key_from_seed", True)  # as for all keys before this option existed
     return build(ExperimentConfig, tree)
 
 
@@ -99,13 +99,13 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     if axes:
         space = tree.get("space") or {}
         if not isinstance(space, dict):
-            raise ConfigError(f"space of {str(path)!r} holds {space!r}; it must map config paths to what is tried")
+            raise ConfigError(f"space of {str(path)!r} is {space!r}; it must map config paths to the values to try")
         tree["space"] = {**space, **axes}
     return build(SweepConfig, tree)
 
 
 def _in_sweep(key: str) -> str:
-    """Return the path in a sweep of a key of its own, or of its base experiment."""
+    """Return the path in a sweep of one of its own keys, or of a key of its base experiment."""
     return key if key.split(".")[0] in SweepConfig.model_fields else f"base.{key}"
 
 

@@ -1,4 +1,4 @@
-"""Plain trees of settings, and what is set in them by ``key.path=value``."""
+"""Plain trees of settings, and overrides ``key.path=value``."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def split_override(text: str) -> tuple[str, str]:
 
 
 def overridden(model: type[Settings], tree: Tree, overrides: Sequence[tuple[str, str]]) -> tuple[Tree, Tree]:
-    """Set config paths to values as a person types them; those that choose a component go first.
+    """Set config paths to typed values; those that choose a component go first.
 
     Args:
-        model: What the tree will be checked against; it says how a value is read (see ``typed``).
-        tree: What is set already.
+        model: The schema of the tree, which determines how a value is parsed (see ``typed``).
+        tree: The current settings.
         overrides: Pairs of path and text.
 
     Returns:
@@ -66,7 +66,7 @@ def overridden(model: type[Settings], tree: Tree, overrides: Sequence[tuple[str,
 
 
 def refuse_twice(overrides: Sequence[tuple[str, str]]) -> None:
-    """Refuse two values for one path; nobody could say which one was meant.
+    """Reject two values for one path, which are ambiguous.
 
     Raises:
         ConfigError: A path is given two different values.
@@ -81,15 +81,15 @@ def refuse_twice(overrides: Sequence[tuple[str, str]]) -> None:
 
 
 def typed(field: FieldInfo | None, text: str, where: str) -> Any:
-    """Read a value from the command line as the type of its setting asks.
+    """Parse a value from the command line according to the type of its setting.
 
-    Text is taken as it is typed: ``name=1e3``, ``storage=007`` and ``name=on`` are text. Everything else is YAML. The
+    Text is taken literally: ``name=1e3``, ``storage=007`` and ``name=on`` are text. Everything else is YAML. The
     items of a list may be separated by commas, without brackets.
 
     Args:
         field: The setting; None if it is not known.
-        text: What was typed.
-        where: What it is, for messages.
+        text: The typed text.
+        where: Description, for messages.
 
     Raises:
         ConfigError: It is no YAML.
@@ -119,7 +119,7 @@ def _scalar(kind: Any) -> Any:
 
 
 def _as_typed(text: str) -> str:
-    """Return text as it was typed, without quotes around it."""
+    """Return literal text, without surrounding quotes."""
     try:
         value = yaml_text.parse(text, "text", only_text=True)
     except ConfigError:
@@ -131,7 +131,7 @@ def _as_typed(text: str) -> str:
 def set_path(tree: Tree, key: str, value: Any) -> Tree:
     """Return a copy of ``tree`` with the config path ``key`` set.
 
-    Setting ``x.name`` to another component drops the parameters of the one before. Setting a path below a component
+    Setting ``x.name`` to another component drops the parameters of the previous one. Setting a path below a component
     that is given by its bare name (``data: digits``) keeps the name. A ``name`` at the top is a title: all else stays.
 
     Raises:
@@ -173,8 +173,8 @@ def _order(key: str) -> tuple[bool, int]:
 def dropped(tree: Tree, settings: Mapping[str, Any]) -> list[str]:
     """List, as ``path=value``, the options in a file that settings of another ``x.name`` drop and do not set again.
 
-    An option that a file sets for one component (the size of a dataset's images) is easily thought to hold for the
-    next one, too.
+    Users easily expect an option of one component in a file (e.g. a dataset's image size) to apply to the next one,
+    too.
     """
     lost = []
     for key, name in settings.items():

@@ -1,4 +1,4 @@
-"""Config paths: which there are, what stands at one, and which one somebody may have meant."""
+"""Config paths: listing, lookup, and suggestions for unknown ones."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def field_at(model: type[Settings], tree: Any, path: str) -> FieldInfo | None:
     """Return the field at a config path.
 
     Args:
-        model: The group that the path starts in.
-        tree: What is set already, for the components that are chosen in it.
+        model: The group at which the path starts.
+        tree: The current settings, for the chosen components.
         path: Dotted path, below components too.
 
     Returns:
-        The field; None where there is none, or where a mapping of any keys stands.
+        The field; None if there is none, or if it is in a mapping with arbitrary keys.
     """
     head, _, rest = path.partition(".")
     field = model.model_fields.get(head)
@@ -42,8 +42,8 @@ def paths(model: type[Settings], tree: Any, prefix: str = "") -> Iterator[str]:
 
     Args:
         model: The group.
-        tree: What is set already.
-        prefix: Put before each path.
+        tree: The current settings.
+        prefix: Prefix of each path.
     """
     for name, field in model.model_fields.items():
         inner = tree.get(name) if isinstance(tree, Mapping) else None
@@ -60,7 +60,7 @@ def paths(model: type[Settings], tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def meant(path: str, known: list[str]) -> str:
-    """Return ``"; did you mean 'a.b', 'c.b'?"`` for the paths that somebody may have meant by an unknown one.
+    """Return ``"; did you mean 'a.b', 'c.b'?"`` for the paths that an unknown one may stand for.
 
     These are the paths with the same last name; if there are none, those of the siblings with the most similar name;
     else the most similar of all.

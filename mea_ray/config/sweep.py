@@ -15,9 +15,9 @@ from mea_ray.core.registry import nearest
 from mea_ray.core.settings import InvalidSettings, RefusedSettings, SettingProblem
 
 RESERVED_NAMES = frozenset({"artifacts", "calibration", "keys", "local"})
-"""Folders of a storage that belong to no sweep."""
+"""Folders of a storage that do not belong to a sweep."""
 MAX_POINTS = 100_000
-"""Most trials of a sweep."""
+"""Maximum number of trials of a sweep."""
 SpaceEntry = Mapping[str, Any]
 Mode = Literal["max", "min"]
 
@@ -39,19 +39,20 @@ class SearchConfig(Config):
         description="grid: every combination; random; optuna; or the import path of a searcher of Ray Tune, "
         "package.module:Class.",
     )
-    params: dict[str, Any] = Field(default_factory=dict, description="Parameters of a searcher that is imported.")
+    params: dict[str, Any] = Field(default_factory=dict, description="Parameters of an imported searcher.")
     samples: int = Field(
-        1, ge=1, le=MAX_POINTS, description="random, optuna: points drawn (times the grid, for random)."
+        1, ge=1, le=MAX_POINTS, description="random, optuna: number of drawn points (times the grid, for random)."
     )
     metric: str | tuple[str, ...] = Field(
         "wsr",
-        description="Metric of the last rung that optuna and asha look at; several: optuna seeks their front.",
+        description="Metric of the last rung that optuna and asha optimise; several: optuna searches for their "
+        "Pareto front.",
     )
     mode: Mode | tuple[Mode, ...] = Field("max", description="Direction of `metric`; a list if that is one.")
     constraints: dict[str, float] = Field(
         default_factory=dict,
         description="{metric: largest value allowed}, e.g. {victim_gap: 0.02}: a victim at most 2 points less accurate "
-        "than an innocent model. A trial beyond is infeasible.",
+        "than an innocent model. A trial that violates one is infeasible.",
     )
     seed: int = Field(0, ge=0, description="Seed of the draw.")
 
@@ -67,7 +68,7 @@ class SearchConfig(Config):
 
     @property
     def objectives(self) -> tuple[tuple[str, Mode], ...]:
-        """Metrics with their directions; the first is the one that asha looks at."""
+        """Metrics with their directions; asha uses the first."""
         if isinstance(self.metric, tuple):
             return tuple(zip(self.metric, self.mode, strict=True))  # type: ignore[arg-type]
         return ((self.metric, self.mode),)  # type: ignore[return-value]
@@ -89,9 +90,9 @@ class SearchConfig(Config):
 
 
 class SelectConfig(Config):
-    """What settings are chosen by: by this sweep, or by an earlier one before the results of this one were seen.
+    """How settings are chosen: by this sweep, or by an earlier one before the results of this one were known.
 
-    The test images choose nothing. A sweep that chooses judges its models on validation images
+    Test images are never used to choose. A sweep that chooses judges its models on validation images
     (``base.splits.held_out``), with development seeds. One that reports has other seeds and names the sweep that chose.
     """
 
@@ -108,7 +109,9 @@ class SelectConfig(Config):
     @classmethod
     def _not_on_test_images(cls, value: Any) -> Any:
         if value != "validation":
-            raise ValueError(f"settings are chosen on validation images, not on {value!r}; the test images choose none")
+            raise ValueError(
+                f"settings are chosen on validation images, not on {value!r}; test images are never used to choose"
+            )
         return value
 
 
@@ -117,18 +120,20 @@ class SchedulerConfig(Config):
 
     name: str = Field(
         "fifo",
-        description="asha stops trials that lag at a rung of the budget; fifo stops none; or the import path of a "
+        description="asha stops trials that lag at a rung; fifo stops none; or the import path of a "
         "scheduler of Ray Tune, package.module:Class.",
     )
-    params: dict[str, Any] = Field(default_factory=dict, description="Parameters of a scheduler that is imported.")
+    params: dict[str, Any] = Field(default_factory=dict, description="Parameters of an imported scheduler.")
     reports: Literal["rung", "epoch"] = Field(
         "rung",
         description="rung: a trial can be stopped after each rung; epoch: also after each epoch, by the training loss "
         "of its victim and of its substitutes.",
     )
-    grace_epochs: int = Field(5, ge=1, description="asha with reports: epoch: epochs that every trial may train.")
-    grace_rungs: int = Field(1, ge=1, description="asha: rungs every trial may finish.")
-    reduction_factor: float = Field(3.0, gt=1, description="asha: one in so many goes on.")
+    grace_epochs: int = Field(
+        5, ge=1, description="asha with reports: epoch: number of epochs before a trial can be stopped."
+    )
+    grace_rungs: int = Field(1, ge=1, description="asha: number of rungs before a trial can be stopped.")
+    reduction_factor: float = Field(3.0, gt=1, description="asha: one in this many trials continues.")
 
     @field_validator("name")
     @classmethod
@@ -146,20 +151,22 @@ class SchedulerConfig(Config):
 
 
 class PricesConfig(Config):
-    """What a sweep's resources cost; only the report looks at it."""
+    """What a sweep's resources cost; used only by the report."""
 
-    hour: float = Field(0.0, ge=0, description="Price of one hour of one trial: of its share of a machine.")
+    hour: float = Field(0.0, ge=0, description="Price of one hour of one trial, for its share of a machine.")
     query: float = Field(0.0, ge=0, description="Price of one image answered by the service.")
     currency: str = Field("USD", min_length=1, max_length=8, description="Currency of both.")
 
 
 class KeepConfig(Config):
-    """What stays in the storage of a trial that has finished; its result always does."""
+    """What remains in the storage of a finished trial, besides its result."""
 
     substitutes: bool = Field(True, description="The stolen models; W&B and pictures of samples need them.")
     stolen_nulls: bool = Field(True, description="The stolen null models, which trials with the same thief share.")
-    answers: bool = Field(True, description="The transfer set: images asked, with their answers.")
-    query_logs: bool = Field(True, description="The owner's log of its queries; its judgement is in the result.")
+    answers: bool = Field(True, description="The transfer set: queried images with their answers.")
+    query_logs: bool = Field(
+        True, description="The owner's log of its queries; the evaluation of the log is in the result."
+    )
 
 
 class SweepConfig(Config):
@@ -169,10 +176,10 @@ class SweepConfig(Config):
         "sweep",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=100,
-        description="Names the results' folder; begins with a letter or digit.",
+        description="Name of the results folder; begins with a letter or digit.",
     )
     description: str = Field("", description="One paragraph for the report.")
-    base: ExperimentConfig = Field(default_factory=ExperimentConfig, description="What all trials share.")
+    base: ExperimentConfig = Field(default_factory=ExperimentConfig, description="Settings common to all trials.")
     space: dict[str, SpaceEntry] = Field(
         default_factory=dict,
         description="{config path: {grid: [...]} | {choice: [...]} | {uniform: [low, high]} | "
@@ -180,47 +187,51 @@ class SweepConfig(Config):
     )
     seeds: int | tuple[int, ...] | None = Field(
         None,
-        description="Repeats every point with so many seeds from 0 on, or with these; null leaves the base's seed.",
+        description="Repeat every point with this number of seeds, starting from 0, or with the listed seeds; null "
+        "keeps the base's seed.",
     )
     seeds_of: Literal["thief", "victim", "both"] = Field(
         "thief",
-        description="What `seeds` vary: `seed` (thief, verification), `victim.seed` (victim: one is trained for each, "
-        "with a key of its own), or both together.",
+        description="What `seeds` vary: `seed` (thief, verification), `victim.seed` (one victim per seed, each with "
+        "its own key), or both together.",
     )
     search: SearchConfig = Field(default_factory=SearchConfig, description="Which points are tried.")
     select: SelectConfig | None = Field(
-        None, description="On what settings are, or were, chosen; the report and every result say so."
+        None, description="How settings are, or were, chosen; recorded in the report and in every result."
     )
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="Which trials are stopped early.")
     stop: dict[str, float] = Field(
         default_factory=dict,
-        description="{metric: value}: a trial ends at the first rung whose metric is at least so large; also "
+        description="{metric: value}: a trial ends at the first rung whose metric reaches the value; also "
         "training_iteration, the number of rungs.",
     )
     time_budget_s: float | None = Field(
-        None, gt=0, description="No trial is started, and none goes on, after so many seconds; --resume continues."
+        None, gt=0, description="Time budget of the sweep in seconds, after which all trials stop; --resume continues."
     )
     max_concurrent_trials: int | None = Field(
-        None, ge=1, description="Most trials under way at once; null: as many as the resources allow."
+        None, ge=1, description="Maximum number of concurrent trials; null: as many as the resources permit."
     )
     callbacks: tuple[str, ...] = Field(
         (), description="Callbacks of Ray Tune by import path, package.module:Class, built without arguments."
     )
-    prices: PricesConfig = Field(default_factory=PricesConfig, description="What the report computes the costs from.")
+    prices: PricesConfig = Field(
+        default_factory=PricesConfig, description="Prices from which the report computes costs."
+    )
     max_services: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="Victim services up at once, whose resources are set aside; auto: as many as let most trials run.",
+        description="Maximum number of victim services up at once, with reserved resources; auto: the number with "
+        "which most trials run.",
     )
-    max_failures: int = Field(3, ge=0, description="Times a trial is started again after its process died.")
-    keep: KeepConfig = Field(default_factory=KeepConfig, description="What stays in the storage of finished trials.")
+    max_failures: int = Field(3, ge=0, description="Maximum number of restarts of a trial whose process died.")
+    keep: KeepConfig = Field(default_factory=KeepConfig, description="What remains in the storage of finished trials.")
     cluster_wait_s: float = Field(
-        0.0, ge=0, description="Longest wait for a cluster with an autoscaler to grow; 0 takes it as it is."
+        0.0, ge=0, description="Maximum wait for a cluster with an autoscaler to grow, in seconds; 0 does not wait."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _classes_of_one_dataset(cls, value: Any) -> Any:
-        """Refuse class names in the base of a sweep over datasets: each dataset has its own indices for them."""
+        """Reject class names in the base of a sweep over datasets: each dataset has its own indices for them."""
         base, space = (value.get(key) for key in ("base", "space")) if isinstance(value, Mapping) else (None, None)
         if not isinstance(base, Mapping) or not isinstance(space, Mapping):
             return value
@@ -245,7 +256,7 @@ class SweepConfig(Config):
         if isinstance(value, int) and not 1 <= value <= MAX_POINTS:
             raise ValueError(f"a number of seeds must be between 1 and {MAX_POINTS}")
         if isinstance(value, tuple) and (not value or min(value) < 0 or len(set(value)) < len(value)):
-            raise ValueError("listed seeds must be different whole numbers from 0 on, at least one")
+            raise ValueError("listed seeds must be distinct non-negative integers, at least one")
         return value
 
     @model_validator(mode="after")
@@ -255,7 +266,7 @@ class SweepConfig(Config):
         own, held_out = self.listed_seeds, self.base.splits.held_out
         development = set(self.select.seeds)
         if "splits.held_out" in self.space or "splits" in self.space:
-            raise ValueError("select: all trials must be judged on the same images; take splits.held_out out of space")
+            raise ValueError("select: all trials must be judged on the same images; remove splits.held_out from space")
         if not self.select.sweep and held_out != "validation":
             raise ValueError(
                 f"select: this sweep chooses settings, but measures {self.select.metric} on test images; set "
@@ -277,7 +288,7 @@ class SweepConfig(Config):
 
     @property
     def listed_seeds(self) -> set[int]:
-        """The seeds that every point is repeated with, or those of the base."""
+        """The seeds with which every point is repeated, or those of the base."""
         if isinstance(self.seeds, int):
             return set(range(self.seeds))
         if self.seeds is not None:
@@ -286,7 +297,7 @@ class SweepConfig(Config):
 
     @property
     def seed_points(self) -> list[dict[str, int]]:
-        """Config paths and values of each seed that every point is repeated with."""
+        """Config paths and values of each seed with which every point is repeated."""
         paths = {"thief": ["seed"], "victim": ["victim.seed"], "both": ["seed", "victim.seed"]}[self.seeds_of]
         listed = range(self.seeds) if isinstance(self.seeds, int) else self.seeds
         return [{}] if listed is None else [dict.fromkeys(paths, seed) for seed in listed]

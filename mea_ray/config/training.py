@@ -1,4 +1,4 @@
-"""How networks are trained: every one of them, and a substitute on a victim's answers."""
+"""Settings of training: of every network, and of a substitute on a victim's answers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ class TrainingConfig(Config):
     schedule: Literal["constant", "step", "cosine", "one_cycle"] = Field(
         "one_cycle", description="Learning rate over the epochs."
     )
-    step_epochs: int = Field(10, ge=1, description="`step`: epochs between two cuts of the learning rate.")
-    step_factor: float = Field(0.5, gt=0, le=1, description="`step`: what the learning rate is multiplied by.")
-    warmup_fraction: float = Field(0.2, ge=0, lt=1, description="`one_cycle`: part of the steps spent rising.")
+    step_epochs: int = Field(10, ge=1, description="`step`: epochs between two reductions of the learning rate.")
+    step_factor: float = Field(0.5, gt=0, le=1, description="`step`: factor by which the learning rate is multiplied.")
+    warmup_fraction: float = Field(
+        0.2, ge=0, lt=1, description="`one_cycle`: fraction of the steps with a rising learning rate."
+    )
     augment: tuple[Literal["flip", "crop"], ...] = Field(
         ("flip", "crop"), description="Random horizontal flip; random crop after reflecting `crop_padding` pixels."
     )
     crop_padding: int = Field(4, ge=1, description="Pixels reflected at each side before the random crop.")
-    gradient_clip: float | None = Field(None, gt=0, description="Largest gradient norm; none when null.")
+    gradient_clip: float | None = Field(None, gt=0, description="Maximum gradient norm; null for no clipping.")
     accumulate_steps: int = Field(1, ge=1, description="Batches whose gradients are summed for one update.")
     early_stop_patience: int | None = Field(
         None, ge=1, description="Epochs without a better validation accuracy before stopping; null never stops."
@@ -49,8 +51,8 @@ class TrainingConfig(Config):
     stack: int = Field(
         1,
         ge=1,
-        description="Most networks trained at once as one stack, where several of one architecture with equally many "
-        "images are due. 1 trains each by itself; above, weights differ by rounding.",
+        description="Maximum number of networks trained together as one stack, if several of one architecture have "
+        "equally many images. 1 trains each separately; above, weights differ by rounding.",
     )
 
 
@@ -58,32 +60,39 @@ class LearningConfig(Config):
     """How a substitute learns from answers, whatever the attack: its loss, and the thief's own defences."""
 
     temperature: float | None = Field(
-        None, gt=0, description="Softens answers and substitute; null takes the attack's own (distillation: 7, else 1)."
+        None,
+        gt=0,
+        description="Temperature of answers and substitute; null takes the attack's own (distillation: 7, else 1).",
     )
     loss: Literal["kl", "soft_ce", "l1"] = Field(
         "kl", description="kl: KL(answer || substitute); soft_ce: cross-entropy with the answer; l1: of probabilities."
     )
     answers: Literal["as_told", "argmax", "sharpen", "unlean"] = Field(
         "as_told",
-        description="What the thief does to answers before it learns from them. as_told: nothing. argmax: keeps the "
-        "class only. sharpen: raises probabilities to the power `sharpness`. unlean: finds classes whose answers lean "
-        "to another class, as a watermark's sources do, and undoes it; no query is needed.",
+        description="What the thief does to answers before training. as_told: nothing. argmax: keeps only the class. "
+        "sharpen: raises probabilities to the power `sharpness`. unlean: finds classes whose answers lean "
+        "towards another class, as a watermark's sources do, and reverts it; needs no query.",
     )
-    sharpness: float = Field(2.0, gt=1, description="`sharpen`: power that probabilities are raised to.")
+    sharpness: float = Field(2.0, gt=1, description="`sharpen`: power to which probabilities are raised.")
     scale_by_temperature_squared: bool = Field(
         False, description="Multiply the loss by temperature**2 (Hinton et al.); MEA-Defender's authors leave it out."
     )
     validation_fraction: float = Field(
-        0.0, ge=0, lt=1, description="Of the answered images: held out for `early_stop_patience`, charged like all."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Fraction of the answered images held out for `early_stop_patience`; charged like the others.",
     )
     floor: float = Field(
-        1e-12, gt=0, lt=1e-2, description="Least probability assumed for a class when the temperature is not 1."
+        1e-12, gt=0, lt=1e-2, description="Minimum probability assumed for a class when the temperature is not 1."
     )
     mixing: Literal["none", "mixup", "cutmix"] = Field(
         "none", description="Train on mixtures of answered images: a defence against backdoors that costs no query."
     )
     mixing_alpha: float = Field(1.0, gt=0, description="Both parameters of the Beta distribution of the mixing ratio.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Part of each target spread over all classes.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Label smoothing: fraction of each target spread over all classes."
+    )
     statistics: Literal["pool", "none"] = Field(
         "pool", description="Substitute's normalisation: the thief's own pool's statistics, or none (raw [0, 1])."
     )

@@ -1,9 +1,9 @@
-"""Reads and writes YAML as its version 1.2 defines it (core schema), whatever somebody wrote into a file.
+"""Reads and writes YAML 1.2 (core schema), safely for arbitrary files.
 
 PyYAML follows YAML 1.1, where ``1e-3`` is text, ``on`` is a truth value, ``1:30`` is 90, and a later key silently
-replaces an earlier one. Here floats are floats, only ``true`` and ``false`` are truth values, times are text, and a key
-that is given twice is refused. Time and memory are bounded: by the size of the text, its depth, its number of values
-with all aliases written out, and the size of its whole numbers.
+replaces an earlier one. Here floats are floats, only ``true`` and ``false`` are truth values, times are text, and a
+duplicate key is an error. Time and memory are bounded: by the size of the text, its depth, its number of values with
+all aliases written out, and the size of its whole numbers.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ MAX_BYTES = 256 * 1024
 MAX_DEPTH = 50
 """Deepest nesting."""
 MAX_VALUES = 50_000
-"""Most values in a file, aliases written out."""
+"""Maximum number of values in a file, with aliases expanded."""
 MAX_INTEGER = 2**63 - 1
-"""Largest whole number, and the negative of the smallest."""
+"""Maximum absolute value of an integer."""
 
 _TAG = "tag:yaml.org,2002:"
 _TRUTH = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
@@ -64,11 +64,11 @@ class _Constructor(BaseConstructor):
         return str(node.value)
 
     def truth(self, node: Node) -> bool:
-        text = self._matching(node, _TRUTH, "no truth value; write true or false")
+        text = self._matching(node, _TRUTH, "not a boolean; write true or false")
         return text.lower() == "true"
 
     def integer(self, node: Node) -> int:
-        text = self._matching(node, _INTEGER, "no whole number")
+        text = self._matching(node, _INTEGER, "not an integer")
         base = {"0o": 8, "0x": 16}.get(text[:2], 10)
         # Python itself refuses to read thousands of digits.
         number = int(text if base == 10 else text[2:], base) if len(text) <= 40 else MAX_INTEGER + 1
@@ -77,7 +77,7 @@ class _Constructor(BaseConstructor):
         return number
 
     def real(self, node: Node) -> float:
-        text = self._matching(node, _FLOAT, "no number")
+        text = self._matching(node, _FLOAT, "not a number")
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
     def _matching(self, node: Node, pattern: re.Pattern[str], otherwise: str) -> str:
@@ -129,7 +129,7 @@ class _Constructor(BaseConstructor):
 
 
 class _Loader(Reader, Scanner, Parser, Composer, _Constructor, _Resolver):
-    """A loader whose time and memory are bounded."""
+    """A loader with bounded time and memory."""
 
     def __init__(self, text: str) -> None:
         Reader.__init__(self, text)
@@ -142,7 +142,7 @@ class _Loader(Reader, Scanner, Parser, Composer, _Constructor, _Resolver):
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        """Compose a node; count the values in it with all aliases written out."""
+        """Compose a node; count its values with aliases expanded."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(
@@ -162,12 +162,12 @@ class _Loader(Reader, Scanner, Parser, Composer, _Constructor, _Resolver):
         elif id(node) not in self._sizes:
             raise _problem("an alias stands inside of what it refers to", node)
         if self._sizes[id(node)] > MAX_VALUES:
-            raise _problem(f"more than {MAX_VALUES} values, aliases written out", node)
+            raise _problem(f"more than {MAX_VALUES} values, with aliases expanded", node)
         return node
 
 
 class _TextLoader(_Loader):
-    """A loader for which every scalar is text."""
+    """A loader that reads every scalar as text."""
 
     yaml_implicit_resolvers = {}
 
@@ -179,7 +179,7 @@ def _children(node: Node) -> list[Node]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that a reader of YAML 1.1 or of 1.2 would take for something else."""
+    """Quotes text that YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Write everything out."""
@@ -198,11 +198,11 @@ def parse(text: str, where: str, *, only_text: bool = False) -> Any:
 
     Args:
         text: YAML.
-        where: What it is, for messages.
-        only_text: Take scalars without quotes as text, too, whatever they look like.
+        where: Description, for messages.
+        only_text: Read unquoted scalars as text, too.
 
     Raises:
-        ConfigError: It is no YAML, or too large, too deep, or circular; one line that says where.
+        ConfigError: It is not YAML, or too large, too deep, or circular; one line with the position.
     """
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{where} has more than {MAX_BYTES} characters; split it, or shorten its lists")
@@ -216,7 +216,7 @@ def read(path: str | Path) -> Any:
     """Read the YAML file ``path``, UTF-8 or UTF-16 with a byte order mark.
 
     Raises:
-        ConfigError: It cannot be read, is no text, or is no YAML.
+        ConfigError: It cannot be read, or is not text or not YAML.
     """
     try:
         with Path(path).open("rb") as file:

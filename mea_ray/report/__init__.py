@@ -1,1 +1,1 @@
-"""The HTML report and what it shares with the terminal. Everything is rendered from ``results/*.json``."""
+"""The HTML report, and the tables that it shares with the terminal. Everything is rendered from ``results/*.json``."""

@@ -22,10 +22,10 @@ JSON, HTML = "verdict.json", "verdict.html"
 HEADLINES = {
     "void": "Nothing is proved: innocent models would be accused as well.",
     "too poor to judge": "Nothing is proved: the suspect is too poor to judge.",
-    "not specific": "Nothing is proved: the suspect answers samples in this way that only look like the owner's.",
+    "not specific": "Nothing is proved: the suspect also responds to samples that only look like the owner's.",
     "not proved": "Theft is not proved: the suspect cannot be distinguished from innocent models.",
     "not committed": "Nothing is proved yet: the suspect is recognised, but nobody can check that the key is older.",
-    "suggestive": "The evidence is suggestive, but no proof.",
+    "suggestive": "The evidence is suggestive, but not a proof.",
     "proved": "Theft is proved.",
 }
 COLOURS = {"good": "green", "mixed": "yellow", "bad": "red"}
@@ -37,13 +37,13 @@ def headline(verdict: Verdict) -> str:
 
 
 def rows(verdict: Verdict) -> list[tuple[str, str]]:
-    """Return what the verdict rests on, as names and texts."""
+    """Return the basis of the verdict, as names and texts."""
     suspect, key, report = verdict.suspect, verdict.key, verdict.report
     size = suspect.preprocessing["size"]
     given = [f"images resized to {size[0]} x {size[1]}"] if size else []
     grey = suspect.preprocessing.get("channels") == 1
     given += ["in grey" if grey else f"channels {suspect.preprocessing['channel_order']}"]
-    isolation = {"": "", "namespace": ", in a process without network", "python": ", in a process of its own"}
+    isolation = {"": "", "namespace": ", in a process without network", "python": ", in a separate process"}
     commitment = "none"
     if key is not None and key.commitment:
         when = f"seen {key.committed_at} by {key.authority}" if key.committed_at else "not time-stamped"
@@ -51,7 +51,7 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
     stolen = f", {verdict.stolen_null_models} stolen with {verdict.budget:,} queries" if verdict.budget else ""
     table = [
         ("suspect", f"{suspect.name} ({suspect.kind}{isolation[suspect.network]})"),
-        ("suspect's SHA-256", suspect.sha256 or "none: it is no file"),
+        ("suspect's SHA-256", suspect.sha256 or "none: it is not a file"),
         ("asked", f"{', '.join(given)}; answers {suspect.outputs}; order of classes {suspect.order}"),
         ("victim", f"{verdict.victim}, {verdict.watermark}"),
         ("victim's SHA-256", verdict.victim_sha256),
@@ -70,12 +70,12 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
 
 
 def _key(key: KeyRecord) -> str:
-    insecure = "; insecure: whoever has the victim's config can rebuild it" if key.seed_from == "config" else ""
+    insecure = "; insecure: anyone with the victim's config can rebuild it" if key.seed_from == "config" else ""
     return f"{key.fingerprint} ({key.classes or 'fixed'}{insecure})"
 
 
 def statistic_rows(verdict: Verdict) -> list[tuple[str, str, str, str, str, str]]:
-    """Return statistic by statistic: name, suspect, victim, largest null model, rank among models, rank of the key."""
+    """Return one row per statistic: name, suspect, victim, largest null model, rank among models, rank of the key."""
     return [
         (
             each.name,
@@ -108,7 +108,7 @@ def show(console: Console, verdict: Verdict) -> None:
     for row in statistic_rows(verdict):
         table.add_row(*row)
     console.print(table)
-    for title, lines in (("What would change this", verdict.would_change), ("To be read with it", verdict.notes)):
+    for title, lines in (("What would change this conclusion", verdict.would_change), ("Remarks", verdict.notes)):
         if lines:
             console.print(f"\n[bold]{title}[/]")
             for line in lines:
@@ -116,12 +116,12 @@ def show(console: Console, verdict: Verdict) -> None:
 
 
 def write(folder: Path, verdict: Verdict, victim: Victim) -> tuple[Path, Path]:
-    """Write ``verdict.json`` and ``verdict.html``, readable by the owner alone: the pictures show the key's samples.
+    """Write ``verdict.json`` and ``verdict.html``, readable only by the owner: the pictures show the key's samples.
 
     Args:
-        folder: Where to; it is made.
+        folder: Output folder; created if missing.
         verdict: The verdict.
-        victim: The victim, whose samples are drawn.
+        victim: The victim, whose samples are shown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -131,7 +131,7 @@ def write(folder: Path, verdict: Verdict, victim: Victim) -> tuple[Path, Path]:
 
 
 def pictures(victim: Victim) -> list[PictureStrip]:
-    """Return the samples that the suspect was asked with, and those that only look like them."""
+    """Return the samples that the suspect was queried with, and those that only look like them."""
     assert victim.key is not None
     watermark: Watermark = victim.config.victim.watermark.build()
     test_images = held_out(victim).verification

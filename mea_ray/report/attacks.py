@@ -1,4 +1,4 @@
-"""How the thieves proceeded (the curves that attacks log), and what the owner could have seen."""
+"""The progress of the thieves (the curves that attacks log), and the owner's view of them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from mea_ray.results.records import TrialResult
 from mea_ray.tracking.rows import thinned
 
 Line = list[tuple[int, float]]
-"""(queries so far, value), rising in queries."""
+"""(queries so far, value), ascending in queries."""
 
 TRIALS = 4
-"""Trials whose curves are shown; a sweep may have hundreds."""
+"""Maximum number of trials whose curves are shown."""
 LOG_ROWS = 40
-"""Clients in the table of the query log."""
+"""Maximum number of clients in the table of the query log."""
 POINTS = 200
-"""Points of a line; more cannot be distinguished in a small picture."""
+"""Maximum number of points of a line; more cannot be distinguished in a small picture."""
 COMPONENT = "/"
 """Lines ``reward``, ``reward/certainty`` and ``reward/loss`` share a picture."""
 
 
 def charts(curves_of_a_rung: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, dict[str, Line]]:
-    """Gather the lines of an attack into pictures.
+    """Group the lines of an attack into charts.
 
     Args:
-        curves_of_a_rung: Name to points, as in ``RungResult.curves``.
+        curves_of_a_rung: Points by name, as in ``RungResult.curves``.
 
     Returns:
-        Title to the lines in it by name, "" for the one named as the picture: at most ``curves.MAX_LINES``, those that
-        end highest.
+        Lines by name, by the title of their chart; "" names the line with the chart's name. At most
+        ``curves.MAX_LINES`` per chart, those that end highest.
     """
     panels: dict[str, dict[str, Line]] = {}
     for name, points in curves_of_a_rung.items():
@@ -47,7 +47,7 @@ def charts(curves_of_a_rung: Mapping[str, Sequence[tuple[int, float]]]) -> dict[
 
 
 def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """Return the pictures of the trials whose attack logged something: one trial per point of the sweep.
+    """Return the charts of the trials whose attack logged curves: one trial per point of the sweep.
 
     Returns:
         For each trial ``name``, and ``panels`` with ``title``, ``note``, ``legend`` and ``svg``.
@@ -95,7 +95,7 @@ def svg(title: str, lines: Mapping[str, Line], identity: str) -> str:
 
 @dataclass(frozen=True)
 class ClientRow:
-    """One line of the query log's table. Texts are ready to be shown."""
+    """One row of the query log's table, as display texts."""
 
     point: str
     client: str
@@ -113,7 +113,7 @@ class ClientRow:
 
 
 def client_rows(results: Sequence[TrialResult]) -> list[ClientRow]:
-    """Return what the owner could have seen of each client, at most ``LOG_ROWS`` of them."""
+    """Return the owner's view of each client, at most ``LOG_ROWS`` of them."""
     from markupsafe import Markup
 
     lines = []
@@ -148,7 +148,7 @@ def clients(results: Sequence[TrialResult]) -> int:
 
 
 def bars(counts: Sequence[int], title: str) -> str:
-    """Draw a histogram as a tiny ``<svg>``, with its numbers in words for readers who cannot see it."""
+    """Draw a histogram as a tiny ``<svg>``, with its numbers as text for screen readers."""
     if not counts:
         return tables.DASH
     width, height, most = 140.0, 28.0, max(max(counts), 1)

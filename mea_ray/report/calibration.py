@@ -1,4 +1,4 @@
-"""A calibration on the terminal, as one picture and on record: who would be accused, and what a forger gets."""
+"""A calibration on the terminal, as a picture and as a record: models that would be accused, and a forger's success."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NAMES = {
     "largest": "largest innocent model's",
     "normal": "normal fitted to innocent ones",
 }
-"""Where a threshold comes from, to how it is called."""
+"""Maps the source of a threshold to its display text."""
 CALIBRATION = "calibration.json"
 CALIBRATION_PARTS = ("statistics", "verdicts")
 """Tables of a recorded calibration."""
@@ -58,14 +58,14 @@ VERDICT_HEADINGS = ("Queries", "Statistic", 'Innocent, "proved"', 'Stolen, "prov
 def run(
     config: ExperimentConfig, numbers: Numbers, address: str | None, record: Path | None = None, note: str = ""
 ) -> None:
-    """Calibrate with progress, then show the tables and say where everything is.
+    """Calibrate with progress, then show the tables and the paths of the output.
 
     Args:
         config: The experiment.
         numbers: How many models.
         address: See ``calibrate``.
-        record: Folder of a record that is made of it; None makes none.
-        note: What readers of the record should know.
+        record: Folder of the record; None makes no record.
+        note: A note for readers of the record.
     """
     from mea_ray.calibration.run import FILE, calibrate
 
@@ -95,11 +95,11 @@ def put_on_record(calibration: Calibration, target: Path, note: str = "") -> Non
 
     Args:
         calibration: The calibration.
-        target: Folder of the record, e.g. ``sweeps/results/calibration_digits``; a record that is there is replaced.
-        note: What a reader should know, e.g. the machine.
+        target: Folder of the record, e.g. ``sweeps/results/calibration_digits``; an existing record is replaced.
+        note: A note for readers, e.g. about the machine.
 
     Raises:
-        ConfigError: ``target`` is a folder that holds anything but a record.
+        ConfigError: ``target`` is a folder with other content than a record.
     """
     check_target(target)
     known = calibration.versions
@@ -126,7 +126,7 @@ def put_on_record(calibration: Calibration, target: Path, note: str = "") -> Non
 
 
 def _slim(measured: MeasuredModel) -> MeasuredModel:
-    """Return a measurement without what no table of a calibration shows."""
+    """Return a measurement without data that no table of a calibration shows."""
     report = measured.report
     remaining = {"wsr": report.wsr, "statistics": report.statistics, "key_ranks": report.key_ranks}
     return measured.model_copy(
@@ -194,7 +194,7 @@ def render(folder: Path, part: str) -> str:
         part: One of ``CALIBRATION_PARTS``.
 
     Raises:
-        ArtifactError: The record holds no readable calibration.
+        ArtifactError: The record contains no readable calibration.
     """
     from mea_ray.calibration.run import Calibration
 
@@ -202,7 +202,7 @@ def render(folder: Path, part: str) -> str:
     calibration = read_record(Calibration, path)
     if calibration is None:
         raise ArtifactError(
-            f"{path} is no readable calibration; make it again with mea-ray calibrate --record {folder}"
+            f"{path} is not a readable calibration; make it again with mea-ray calibrate --record {folder}"
         )
     headings, rows = {
         "statistics": (STATISTIC_HEADINGS, statistic_rows(calibration)),

@@ -1,4 +1,4 @@
-"""The lines of a page's tables, as its template takes them."""
+"""The rows of a page's tables, in the form that its template expects."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its cells, the first of which names it, and a tooltip."""
+    """One row: its cells, the first of which is its heading, and a tooltip."""
 
     cells: tuple[Cell, ...]
     hint: str = ""
 
 
 def plain(lines: Iterable[Iterable[Any]], text: Collection[int] = ()) -> list[Line]:
-    """Return lines of cells; the columns in ``text`` hold words, which are set on the left."""
+    """Return rows of cells; the columns in ``text`` contain words, aligned to the left."""
     return [
         Line(tuple(Cell(each, "text" if place in text else "") for place, each in enumerate(line))) for line in lines
     ]
@@ -38,13 +38,13 @@ def of_rows(
     toned: str = "",
     hint: str = "",
 ) -> list[Line]:
-    """Return the lines of records whose attributes are ready texts.
+    """Return the rows of records whose attributes are display texts.
 
     Args:
         rows: The records.
-        headings: Attribute of each column to its heading.
-        text: Columns that hold words.
-        toned: Column that is set in the colour of the record's ``tone``.
+        headings: Heading of each column, by attribute.
+        text: Columns that contain words.
+        toned: Column that is shown in the colour of the record's ``tone``.
         hint: Format of the tooltip, with the record as ``row``.
     """
     return [

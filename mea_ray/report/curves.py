@@ -1,7 +1,7 @@
 """Robustness curves: queries on the x axis; WSR, WFPR, accuracy and fidelity of the stolen model on the y axis.
 
-One small picture per metric, as inline SVG whose colours are CSS variables (so that it follows a light or a dark page)
-and whose texts stay texts; and all four in one PNG.
+One small chart per metric, as inline SVG whose colours are CSS variables (so that it follows a light or a dark page)
+and whose texts remain texts; and all four in one PNG.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ METRICS = {
     "accuracy": "Accuracy of the stolen model",
     "fidelity": "Fidelity to the victim",
 }
-"""Metric to the title of its picture."""
+"""Title of the chart of each metric."""
 MAX_LINES = 8
-"""Lines in one picture; more cannot be distinguished, so they go to further pictures."""
+"""Maximum number of lines in one chart; further lines go to further charts."""
 COLOURS = ("#0a6fb8", "#d1570a", "#0f8a5f", "#b03a8c", "#8a6d00", "#5b4bc4", "#c22f3d", "#4a6572")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
-"""The markers as characters, for a legend in text."""
+"""The markers as characters, for text legends."""
 INK, MUTED, GRID = "#1d2327", "#5d6970", "#dde3e6"
 
 
@@ -47,11 +47,11 @@ class Point:
 
     Attributes:
         budget: The budget.
-        queries: Mean of the images charged.
+        queries: Mean number of images charged.
         mean: Mean over the trials, in [0, 1].
-        low: Lower end of the interval; equals ``mean`` where there is none.
+        low: Lower end of the interval; ``mean`` without an interval.
         high: Upper end of it.
-        values: The single trials' values.
+        values: The values of the trials.
     """
 
     budget: int
@@ -63,17 +63,17 @@ class Point:
 
 
 def value_of(report: ModelReport, metric: str) -> float | None:
-    """Return one of ``METRICS`` from a report, or None if it was not measured."""
+    """Return one of ``METRICS`` of a report, or None if it was not measured."""
     if metric == "wsr":
         return report.wsr.rate if report.wsr else None
     return {"wfpr": report.wfpr_mean, "accuracy": report.accuracy, "fidelity": report.fidelity}[metric]
 
 
 def spread(values: Sequence[float], report: ModelReport, metric: str) -> tuple[float, float]:
-    """Return the interval that is drawn as a band.
+    """Return the interval to draw as a band.
 
-    Three or more trials: 95 % Student interval of their mean. Two: from the one to the other (the Student interval of
-    two numbers says nothing). One: the Wilson interval of its WSR, and no width for the other metrics.
+    Three or more trials: 95 % Student interval of their mean. Two: the range between them (a Student interval of two
+    numbers is meaningless). One: the Wilson interval of its WSR, and zero width for the other metrics.
     """
     centre = fmean(values)
     if len(values) >= 3:
@@ -91,7 +91,7 @@ def spread(values: Sequence[float], report: ModelReport, metric: str) -> tuple[f
 
 
 def series(trials: Sequence[TrialResult], metric: str) -> list[Point]:
-    """Return the curve of one group of trials, points by rising budget."""
+    """Return the curve of one group of trials, points by ascending budget."""
     points = []
     for budget in sorted({rung.budget for trial in trials for rung in trial.rungs}):
         rungs = [rung for trial in trials for rung in trial.rungs if rung.budget == budget]
@@ -104,7 +104,7 @@ def series(trials: Sequence[TrialResult], metric: str) -> list[Point]:
 
 
 def references(trials: Sequence[TrialResult], metric: str) -> dict[str, float]:
-    """Return the horizontal lines of a picture: threshold, victim and null models where they mean something."""
+    """Return the horizontal lines of a chart: threshold, victim and null models, where they apply."""
     lines = {}
     if metric in {"wsr", "wfpr"}:
         lines["threshold"] = threshold(trials)
@@ -119,16 +119,16 @@ def references(trials: Sequence[TrialResult], metric: str) -> dict[str, float]:
 
 
 def chunks(groups: Mapping[str, list[TrialResult]]) -> list[dict[str, list[TrialResult]]]:
-    """Split the groups so that no picture has more than ``MAX_LINES`` lines."""
+    """Split the groups so that no chart has more than ``MAX_LINES`` lines."""
     names = list(groups)
     return [{n: groups[n] for n in names[i : i + MAX_LINES]} for i in range(0, len(names), MAX_LINES)]
 
 
 def svg(groups: Mapping[str, list[TrialResult]], metric: str, identity: str) -> str:
-    """Draw one picture as an ``<svg>`` element with a title and a description for screen readers.
+    """Draw one chart as an ``<svg>`` element with a title and a description for screen readers.
 
     Args:
-        groups: Name of a line to its trials; at most ``MAX_LINES``.
+        groups: Trials by the name of their line; at most ``MAX_LINES``.
         metric: One of ``METRICS``.
         identity: Unique in the page; prefixes the element's ids.
     """
@@ -139,7 +139,7 @@ def svg(groups: Mapping[str, list[TrialResult]], metric: str, identity: str) -> 
 
 
 def style(identity: str) -> AbstractContextManager[None]:
-    """Return matplotlib's settings for ``as_svg``: texts stay texts, and ids follow from ``identity``."""
+    """Return matplotlib's settings for ``as_svg``: texts remain texts, and ids are derived from ``identity``."""
     import matplotlib
 
     return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": identity, "font.size": 10})
@@ -152,7 +152,7 @@ def as_svg(figure: Figure, identity: str, title: str, about: str) -> str:
         figure: Drawn in ``INK``, ``MUTED``, ``GRID`` and ``COLOURS``.
         identity: Unique in the page.
         title: Its title, as text.
-        about: What it shows, in words, for screen readers.
+        about: A description for screen readers.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -176,12 +176,12 @@ def png(groups: Mapping[str, list[TrialResult]], path: Path) -> None:
 
 
 def sheet(groups: Mapping[str, list[TrialResult]], identity: str, digest: str) -> str:
-    """Return the curves of all metrics as one SVG file on a white ground, for pages without our style sheet.
+    """Return the curves of all metrics as one SVG file on a white background, for pages without our style sheet.
 
     Args:
-        groups: Name of a line to its trials; at most ``MAX_LINES``.
+        groups: Trials by the name of their line; at most ``MAX_LINES``.
         identity: Prefix of the element's ids.
-        digest: What is drawn, in short; it is written into the file, so that an out-of-date page can be recognised.
+        digest: Digest of the data; written into the file, so that an out-of-date page can be detected.
     """
     with style(identity):
         buffer = io.StringIO()
@@ -198,7 +198,7 @@ def _all_panels(groups: Mapping[str, list[TrialResult]]) -> Figure:
 
 
 def describe(groups: Mapping[str, list[TrialResult]], metric: str) -> str:
-    """Say in words what a picture shows: its alternative text."""
+    """Return a description of a chart: its alternative text."""
     parts = []
     for name, trials in groups.items():
         points = series(trials, metric)
@@ -255,11 +255,11 @@ def _panel(
 
 
 def finish_axes(axes: Axes, queries: Sequence[float], metric: str, lowest: float, lines: Mapping[str, float]) -> None:
-    """Set the limits, ticks, reference lines and labels of a picture of one metric over queries."""
+    """Set the limits, ticks, reference lines and labels of a chart of one metric over queries."""
     from matplotlib.ticker import MaxNLocator
 
     floor = 0.0
-    if metric in {"accuracy", "fidelity"}:  # differences of a few points matter there, so the axis need not start at 0
+    if metric in {"accuracy", "fidelity"}:  # differences of a few points matter here, so the axis need not start at 0
         floor = max(0.0, 10 * ((100 * min([lowest, *lines.values()]) - 5) // 10))
     top = 100.0 if floor else 102.0
     axes.set_ylim(floor, top)
@@ -288,7 +288,7 @@ def finish_axes(axes: Axes, queries: Sequence[float], metric: str, lowest: float
 
 
 def plain(axes: Axes) -> None:
-    """Leave of the frame what is needed, in the page's colours."""
+    """Keep only the necessary parts of the frame, in the page's colours."""
     axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, labelsize=9, length=0)

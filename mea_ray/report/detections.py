@@ -12,7 +12,7 @@ from mea_ray.results.points import label, setting
 from mea_ray.results.records import DetectionResult, TrialResult
 
 STRIPS = 6
-"""Detections whose triggers are shown; a sweep may have hundreds."""
+"""Maximum number of detections whose triggers are shown."""
 RATES = ("false_positive", "detected")
 HEADINGS = {
     "point": "Setting",
@@ -22,12 +22,12 @@ HEADINGS = {
     "measured": "Measured",
     "triggers": "Triggers on the stolen model",
 }
-"""Column of ``DetectionRow`` to its heading, in the order in which they are shown."""
+"""Heading of each column of ``DetectionRow``, in display order."""
 
 
 @dataclass(frozen=True)
 class DetectionRow:
-    """One line of the detections' table. Texts are ready to be shown."""
+    """One row of the detections' table, as display texts."""
 
     point: str
     detection: str
@@ -54,11 +54,11 @@ def lines(results: Sequence[TrialResult]) -> list[DetectionRow]:
 
 
 def pictures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """Return the triggers of the first detections that have some: ``title``, and ``pictures`` of caption and uri."""
+    """Return the triggers of the first detections that have any: ``title``, and ``pictures`` of caption and uri."""
     pictured: list[dict[str, Any]] = []
     for result in results:
         for detection in result.detections:
-            drawn = [trigger for trigger in detection.triggers if trigger.picture]  # a record keeps no pictures
+            drawn = [trigger for trigger in detection.triggers if trigger.picture]  # records contain no pictures
             if drawn and len(pictured) < STRIPS:
                 title = (
                     f"{label(result.point, seeds=True)}: {detection.detection.get('name')}, {ON[detection.tried_on]}"
@@ -84,7 +84,7 @@ def _flagged(detection: DetectionResult) -> str:
 
 
 def _measured(detection: DetectionResult) -> str:
-    """Return the few numbers that say most."""
+    """Return the most informative numbers."""
     numbers = detection.numbers
     rates = [f"{name.replace('_', ' ')} {tables.percent(numbers[name])}" for name in RATES if name in numbers]
     if "auc" in numbers:
@@ -103,6 +103,6 @@ def _measured(detection: DetectionResult) -> str:
 
 
 def _triggers(detection: DetectionResult) -> str:
-    """Return for how many held-out images the best triggers work on the stolen model."""
+    """Return on how many held-out images the best triggers work in the stolen model."""
     best = sorted(detection.triggers, key=lambda trigger: trigger.on_substitute.rate, reverse=True)[:3]
     return ", ".join(f"{t.label} {tables.percent(t.on_substitute.rate)}" for t in best) or tables.DASH

@@ -1,4 +1,4 @@
-"""The front: what each mark costs its owner's customers, what it gives away, and how often it proves a theft."""
+"""The front: what each mark costs customers, what it gives away, and how often it proves a theft."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADINGS = {
     "least": "Least, over thieves",
     "thief": "By",
 }
-"""Column of ``FrontRow`` to its heading, in the order in which they are shown."""
+"""Heading of each column of ``FrontRow``, in display order."""
 CAPTION = (
     "Accuracy lost, and by the source class that loses most: null models less victim, in points. Calibration error: "
     "victim less null models. Both are means over victims. The key's rank is the best of all victims, by what an "
@@ -36,7 +36,7 @@ CAPTION = (
     "worst."
 )
 _OWNERS = {"data", "splits", "victim", "service", "verification"}
-"""Sections of a config that the owner decides."""
+"""Sections of a config that the owner controls."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,17 @@ class Mark:
     """One mark at one budget.
 
     Attributes:
-        name: What the sweep set of the owner's sections, without seeds.
+        name: The sweep's settings of the owner's sections, without seeds.
         budget: Queries of the thieves.
-        lost: Points of accuracy that customers lose, mean over victims; negative for a gain. None without null models.
-        worst: The same of the source class that loses most; None for a scheme without source classes.
-        calibration: What is added to the expected calibration error.
-        rank: Best rank of the key among all keys, from 1, over the victims; None where it cannot be read.
-        keys: Number of keys that it is ranked among.
-        above: Thefts whose statistic is above that of every null model, and of every one stolen with the same budget.
-        first: Thefts where the key leads all keys that could have been drawn; None where keys are not ranked.
-        proved: Of each thief, proved thefts and thefts.
+        lost: Accuracy that customers lose, in percentage points, mean over victims; negative for a gain. None without
+            null models.
+        worst: The same for the source class that loses most; None for a scheme without source classes.
+        calibration: Increase of the expected calibration error.
+        rank: Best rank of the key among all keys, from 1, over the victims; None where it cannot be computed.
+        keys: Number of keys among which it is ranked.
+        above: Number of thefts whose statistic is above that of every null model, stolen with the same budget or not.
+        first: Number of thefts where the key ranks before all other admissible keys; None where keys are not ranked.
+        proved: For each thief, the numbers of proved thefts and of all thefts.
     """
 
     name: str
@@ -69,23 +70,23 @@ class Mark:
 
     @property
     def power(self) -> float:
-        """Fraction of all thefts that are proved."""
+        """Fraction of proved thefts."""
         return self.counts[0] / self.counts[1]
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Proved thefts, and all thefts."""
+        """Numbers of proved thefts and of all thefts."""
         return sum(done for done, _ in self.proved.values()), sum(of for _, of in self.proved.values())
 
     @property
     def least(self) -> tuple[str, float]:
-        """The thief against whom the fewest are proved, and the fraction."""
+        """The thief with the smallest fraction of proved thefts, and that fraction."""
         return min(((thief, done / of) for thief, (done, of) in self.proved.items()), key=lambda pair: pair[1])
 
 
 @dataclass(frozen=True)
 class FrontRow:
-    """One line of the table. Texts are ready to be shown."""
+    """One row of the table, as display texts."""
 
     mark: str
     lost: str
@@ -156,7 +157,7 @@ def _of_owner(result: TrialResult) -> str:
 
 
 def _thieves(results: Sequence[TrialResult]) -> dict[str, str]:
-    """Return what each trial's thief is called: in what the sweep set, without seeds, it differs from other thieves."""
+    """Return the label of each trial's thief: the settings, without seeds, in which it differs from other thieves."""
     settings = {result.trial: _flat(result.point) for result in results}
     known = [{path: setting(value) for path, value in each.items()} for each in settings.values()]
     shared = {path for path, text in known[0].items() if all(each.get(path) == text for each in known)}
@@ -165,7 +166,7 @@ def _thieves(results: Sequence[TrialResult]) -> dict[str, str]:
 
 
 def _flat(point: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a point with a path for each setting of a group that was set as a whole (``thief``)."""
+    """Return a point in which a group that was set as a whole (``thief``) has one path per setting."""
     flat: dict[str, Any] = {}
     for path, value in point.items():
         if path.split(".")[0] in _OWNERS or is_seed(path):
@@ -182,7 +183,7 @@ def _less(one: float | None, other: float | None) -> float | None:
 
 
 def _worst(cost: Cost) -> float | None:
-    """Return the points that the source class loses which loses most."""
+    """Return the loss of the source class that loses most, in percentage points."""
     lost = [100 * (null - own) for own, null in cost.source_accuracy.values() if null is not None]
     return max(lost, default=None)
 
@@ -227,7 +228,8 @@ def figure(results: Sequence[TrialResult]) -> dict[str, Any] | None:
     """Return the picture of the front at the largest budget; None unless the sweep compares several marks.
 
     Returns:
-        ``legend`` and ``svg``: accuracy lost against thefts proved, with a line down to the least over the thieves.
+        ``legend`` and ``svg``: accuracy lost against thefts proved, with a line down to the smallest fraction over the
+        thieves.
     """
     from markupsafe import Markup
 

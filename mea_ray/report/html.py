@@ -1,7 +1,7 @@
-"""One self-contained HTML file per sweep: no network, readable in light and dark and by a screen reader.
+"""One self-contained HTML file per sweep: no network, readable in light and dark mode and by screen readers.
 
-A sweep of up to ``tables.MANY`` points is shown point by point, without a script. A larger one is summarised, and its
-results are a table that is sorted and filtered by a script in the page.
+A sweep of up to ``tables.MANY`` points is shown point by point, without a script. A larger one is summarised, and a
+script in the page sorts and filters the table of its results.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from mea_ray.config import SearchConfig
 
 CSV = many_points.CSV
-"""Name of the file beside the page of many points that holds its table."""
+"""Name of the CSV file with the table of a page of many points."""
 GALLERIES = 4
-"""Victims whose samples are shown; a sweep may have hundreds."""
+"""Maximum number of victims whose samples are shown."""
 LINES = 40
-"""Lines of a table of victims, detections or answers in a report of many points."""
+"""Maximum number of rows of a table of victims, detections or answers in a report of many points."""
 COST_HEADINGS = (
     "Victim",
     "Accuracy",
@@ -89,13 +89,13 @@ def render(
         results: At least one trial.
         name: Name of the sweep or experiment.
         description: One paragraph for the reader.
-        storage: Where victims are kept; the one that the sweep was started with when None.
-        folder: The sweep's folder, which knows where its data and victims are.
-        search: What the sweep sought, if it sought something.
-        command: The command that made the results, if it is known.
-        prices: What an hour and a query cost, if that is known.
-        sweep: All trials of the sweep, where ``results`` are some of them: they are judged with all.
-        judged: The judgements on them, if they are made already.
+        storage: Storage of the victims; None takes the one that the sweep was started with.
+        folder: The sweep's folder, which records where its data and victims are.
+        search: The search of the sweep, if there is one.
+        command: The command that produced the results, if known.
+        prices: Prices of an hour and of a query, if known.
+        sweep: All trials of the sweep, if ``results`` are some of them: verdicts are corrected for all.
+        judged: The judgements on them, if already made.
     """
     import jinja2
 
@@ -126,7 +126,7 @@ def render(
 def _head(
     results: Sequence[TrialResult], judged: tables.Judgements, search: SearchConfig | None, command: str
 ) -> dict[str, Any]:
-    """Return the values of the first screen, and of the list of settings at the end."""
+    """Return the values for the first screen, and for the list of settings at the end."""
     from markupsafe import Markup
 
     short = tables.with_short_points(results)
@@ -155,7 +155,7 @@ def _head(
 
 
 def made(results: Sequence[TrialResult], command: str) -> str:
-    """Return when the results were made, with which command and which commit; what is not known is left out."""
+    """Return when the results were produced, with which command and which commit; unknown parts are omitted."""
     days = sorted({result.date[:10] for result in results if result.date})
     commits = tables.listed(
         result.versions[name] for result in results for name in ("commit",) if name in result.versions
@@ -167,7 +167,7 @@ def made(results: Sequence[TrialResult], command: str) -> str:
 
 
 def _each(results: Sequence[TrialResult], judged: tables.Judgements) -> dict[str, Any]:
-    """Return what is shown of each point: its curve and its lines."""
+    """Return the curve and the rows of each point."""
     return {
         "chosen_headings": selection.HEADINGS,
         "chosen": plain(line.cells for line in selection.chosen(results)),
@@ -189,7 +189,7 @@ def _below(
     storage: str | Path | None,
     folder: Path | None,
 ) -> dict[str, Any]:
-    """Return the tables and pictures that follow the results; of many points, with no more than ``LINES`` lines."""
+    """Return the tables and pictures after the results; for many points, with at most ``LINES`` rows each."""
     many = tables.is_many(results)
     most = LINES if many else 10**9
     first: dict[str, TrialResult] = {}
@@ -241,7 +241,7 @@ def _seen(results: Sequence[TrialResult]) -> list[Line]:
 
 
 def _cost(cost: tables.Cost) -> Line:
-    """Return a victim's line: its number, and that of innocent models in brackets."""
+    """Return a victim's row: its number, and that of innocent models in parentheses."""
     from markupsafe import Markup
 
     error, innocent = (
@@ -292,23 +292,23 @@ def write(
     everything: Sequence[TrialResult] | None = None,
     judged: evidence.JudgedSweep | None = None,
 ) -> Path:
-    """Render ``report.html`` into a sweep's folder from its ``results/*.json``; of many points with a CSV beside it.
+    """Render ``report.html`` into a sweep's folder from its ``results/*.json``; for many points with a CSV beside it.
 
     Args:
         folder: The sweep's folder; ``sweep.yaml`` in it, if there, gives name, description and prices.
-        storage: Where victims are kept; the one that the sweep was started with when None.
-        png: Where to write the curves as one picture, too.
-        prices: What an hour and a query cost; those of ``sweep.yaml`` when None.
-        everything: The folder's results, if they are read already.
-        judged: The judgements on them, if they are made already.
-        only: Trials of which the page is made, as ``some`` takes them; it is then named after the first trial.
+        storage: Storage of the victims; None takes the one that the sweep was started with.
+        png: Also write the curves to this PNG file.
+        prices: Prices of an hour and of a query; None takes those of ``sweep.yaml``.
+        everything: The folder's results, if already read.
+        judged: The judgements on them, if already made.
+        only: Selects the trials of the page, see ``some``; the page is then named after the first trial.
 
     Returns:
         Path of the report.
 
     Raises:
         ArtifactError: There are no results, or one of them is damaged.
-        ConfigError: ``only`` names no trial.
+        ConfigError: ``only`` selects no trial.
     """
     everything = read_results(folder) if everything is None else everything
     results = some(everything, only) if only else everything
@@ -341,8 +341,8 @@ def some(results: Sequence[TrialResult], only: Sequence[str]) -> list[TrialResul
 
     Args:
         results: All of them.
-        only: Each is the start of a trial's name, or ``path=value`` of its point, where the path may be shortened to
-            its end. Trials are taken that have one of the names, if any is given, and all of the values.
+        only: Each is the start of a trial's name, or ``path=value`` of its point, where the path can be shortened to
+            its end. Selected are trials with one of the names, if any is given, and with all of the values.
 
     Raises:
         ConfigError: There is no such trial.
@@ -363,14 +363,15 @@ def some(results: Sequence[TrialResult], only: Sequence[str]) -> list[TrialResul
     if not selected:
         paths = ", ".join(dict.fromkeys(path for result in results for path in result.point)) or "none"
         raise ConfigError(
-            f"no trial of {len(results):,} fits --only {' '.join(only)}; give the start of a trial's name (as in the "
+            f"no trial of {len(results):,} matches --only {' '.join(only)}; give the start of a trial's name (as in "
+            "the "
             f"column trial of `mea-ray report FOLDER --csv`), or path=value of these: {paths}"
         )
     return selected
 
 
 def prices_of(folder: Path) -> PricesConfig | None:
-    """Return the prices in ``sweep.yaml`` of a sweep's folder; None if it names none."""
+    """Return the prices in ``sweep.yaml`` of a sweep's folder; None without any."""
     prices = _about(folder).get("prices")
     return build(PricesConfig, prices) if prices else None
 
@@ -380,5 +381,5 @@ def _about(folder: Path) -> dict[str, Any]:
 
     try:
         return load_tree(folder / "sweep.yaml")
-    except ConfigError:  # results that were copied without their sweep still make a report
+    except ConfigError:  # results that were copied without their sweep can still be reported
         return {}

@@ -1,4 +1,4 @@
-"""What the answers of the service give away to an outsider: a table, and one sentence of the first screen."""
+"""What the service's answers give away to an outsider: a table, and a sentence of the first screen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADINGS = {
     "rank": "Its rank",
     "nulls": "Largest score, innocent models",
 }
-"""Column of ``LeaningRow`` to its heading, in the order in which they are shown."""
+"""Heading of each column of ``LeaningRow``, in display order."""
 CAPTION = (
     "Score: mean probability of a key's target in the answers to its source classes. "
     "Innocent models were queried with the same images."
@@ -29,7 +29,7 @@ _SECTIONS = {"data", "splits", "victim", "service"}
 
 @dataclass(frozen=True)
 class LeaningRow:
-    """One line of the table. Texts are ready to be shown."""
+    """One row of the table, as display texts."""
 
     point: str
     answers: str
@@ -42,9 +42,9 @@ class LeaningRow:
 
 
 def lines(results: Sequence[TrialResult]) -> list[LeaningRow]:
-    """Return a line for each setting of victim and service and each number of answers; empty for older results.
+    """Return a row for each setting of victim and service and each number of answers; empty for older results.
 
-    Victims that differ only in their seed share a line: scores are means, and the rank is the range of ranks.
+    Victims that differ only in their seed share a row: scores are means, and the rank is the range of ranks.
     """
     victims: dict[tuple[str, str, int], list[LeaningRecord]] = {}
     for result in results:
@@ -93,7 +93,7 @@ def _number(value: float | None) -> str:
 
 
 def largest_innocent(record: LeaningRecord) -> float | None:
-    """Return the largest score of any key on any null model; None if none can be read."""
+    """Return the largest score of any key on any null model; None if there is none."""
     return max((null.score for null in record.nulls if null is not None), default=None)
 
 
@@ -107,7 +107,7 @@ def gives_away(record: LeaningRecord) -> bool:
 
 
 def sentence(result: TrialResult) -> tuple[str, Tone] | None:
-    """Say from how few answers an outsider names the owner's key, or that the answers do not name it.
+    """Say from how few answers an outsider infers the owner's key, or that the answers do not reveal it.
 
     Args:
         result: A trial.

@@ -1,4 +1,4 @@
-"""What the page shows of a sweep of many points in place of one curve and one line for each."""
+"""The page of a sweep of many points, instead of one curve and one row per point."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mea_ray.results.points import short_paths
 from mea_ray.results.records import TrialResult
 
 FRONT_LINES = 20
-"""Points of the front that are listed."""
+"""Maximum number of listed points of the front."""
 POINT_HEADINGS = (
     "Point",
     "Verdict",
@@ -29,7 +29,7 @@ POINT_HEADINGS = (
 def values(
     results: Sequence[TrialResult], judged: tables.Judgements, table: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return what the template's part for many points needs.
+    """Return the values for the template's part for many points.
 
     Args:
         results: The trials, with their points as the sweep set them.
@@ -73,11 +73,11 @@ def values(
 
 
 CSV = "report.csv"
-"""Name of the file beside the page that holds its table of results."""
+"""Name of the CSV file with the page's table of results."""
 
 
 def more(count: int, edge: int) -> str:
-    """Return a sentence on lines that are left out; empty where none is."""
+    """Return a sentence on omitted rows; empty if there are none."""
     return f" The first {edge} of {count:,}." if count > edge else ""
 
 
@@ -90,7 +90,7 @@ def point_cells(point: PointResult) -> tuple[str, ...]:
 
 
 def point_line(point: PointResult) -> Line:
-    """Return the line of a point, its verdict in colour; the tooltip names its first trials."""
+    """Return the row of a point, with its verdict in colour; the tooltip lists its first trials."""
     cells = [Cell(text) for text in point_cells(point)]
     cells[1] = Cell(cells[1].text, f"text {point.tone}")
     return Line(tuple(cells), f"trial {', '.join(point.trials[:4])}")

@@ -1,4 +1,4 @@
-"""The results of a sweep as Markdown: what ``mea-ray report --markdown`` prints and the documentation shows."""
+"""The results of a sweep as Markdown, for ``mea-ray report --markdown`` and for the documentation's tables."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from mea_ray.results.records import RESULTS, ModelReport, RungResult, TrialResul
 from mea_ray.verification.evidence import accused, judge_rungs
 
 SEEDS_LISTED = 5
-"""Up to so many seeds, the WSR of each is shown behind the mean."""
+"""Maximum number of seeds for which the WSR of each is shown after the mean."""
 OWNER = {"data", "splits", "victim"}
-"""Sections of the config that make the victim."""
+"""Sections of the config that determine the victim."""
 
 
 def results_table(sweep: str, results: Sequence[TrialResult], budgets: Container[int] | None = None) -> str:
@@ -37,7 +37,7 @@ def results_table(sweep: str, results: Sequence[TrialResult], budgets: Container
     Args:
         sweep: Name of the sweep; the papers' figures are looked up by it.
         results: Its trials. Those that differ only in seeds are averaged.
-        budgets: Of which budgets the stolen models have a row; None for all. Verdicts are corrected for all of them.
+        budgets: Budgets whose stolen models get a row; None for all. Verdicts are corrected for all budgets.
     """
     groups = grouped(results)
     prefix = common_prefix(list(groups))
@@ -70,12 +70,12 @@ def results_table(sweep: str, results: Sequence[TrialResult], budgets: Container
 
 
 def largest_table(sweep: str, results: Sequence[TrialResult]) -> str:
-    """Return the table of results with the largest budget alone: what a reader wants to see first."""
+    """Return the table of results with only the largest budget."""
     return results_table(sweep, results, [max(rung.budget for result in results for rung in result.rungs)])
 
 
 def _choices(point: Mapping[str, Any]) -> str:
-    """Return what a trial chose, e.g. ``mea_carrier, unlean``; empty if that would be unclear without the settings."""
+    """Return the components of a trial, e.g. ``mea_carrier, unlean``; empty if these do not identify it."""
     chosen = {path.removesuffix(".name"): value for path, value in point.items() if not is_seed(path)}
     words = [path.rpartition(".")[2] for path in chosen]
     if len(set(words)) < len(words) or not all(isinstance(value, (str, Mapping)) for value in chosen.values()):
@@ -84,7 +84,7 @@ def _choices(point: Mapping[str, Any]) -> str:
 
 
 Row = tuple[tuple[str, ...], published.Published | None]
-"""Cells of a row of a table, and what a paper reports for it."""
+"""Cells of a row of a table, and the paper's figures for it."""
 
 
 def _owner_rows(sweep: str, trials: Sequence[TrialResult]) -> list[Row]:
@@ -120,7 +120,7 @@ def _cells(who: str, queries: str, reports: Sequence[ModelReport], verdict: str 
 
 
 def _each(values: Sequence[float | None]) -> str:
-    """Return the mean and, for a few seeds, the value of each."""
+    """Return the mean and, for few seeds, the value of each."""
     known = [value for value in values if value is not None]
     text = percent(mean(known))
     if 2 <= len(known) <= SEEDS_LISTED:
@@ -129,7 +129,7 @@ def _each(values: Sequence[float | None]) -> str:
 
 
 def removals_table(sweep: str, results: Sequence[TrialResult]) -> str:
-    """Return one row for each removal: accuracy and WSR that it left of every model that it was tried on."""
+    """Return one row for each removal: accuracy and WSR of every model after it."""
     rows: list[Row] = []
     groups = grouped(results)
     for name, trials in groups.items():
@@ -167,7 +167,7 @@ def detections_table(_: str, results: Sequence[TrialResult]) -> str:
 
 
 def statistics_table(_: str, results: Sequence[TrialResult]) -> str:
-    """Return how well each statistic tells stolen models from innocent ones, for each budget."""
+    """Return how well each statistic separates stolen from innocent models, for each budget."""
     rows = [tuple(getattr(row, column) for column in STATISTIC_HEADINGS) for row in statistic_rows(results)]
     return table(tuple(STATISTIC_HEADINGS.values()), rows) if rows else "Too few innocent models were measured."
 
@@ -179,13 +179,13 @@ def leaning_table(_: str, results: Sequence[TrialResult]) -> str:
 
 
 def front_table(_: str, results: Sequence[TrialResult]) -> str:
-    """Return what each mark costs, gives away and proves, for each budget."""
+    """Return cost, leakage and proof of each mark, for each budget."""
     rows = [tuple(getattr(row, column) for column in FRONT_HEADINGS) for row in front_rows(results)]
     return table(tuple(FRONT_HEADINGS.values()), rows) if rows else "The sweep compares no marks."
 
 
 def chosen_table(_: str, results: Sequence[TrialResult]) -> str:
-    """Return the setting of each component that a sweep chose, and what it was chosen by."""
+    """Return the chosen setting of each component, and how it was chosen."""
     rows = [each.cells for each in selection.chosen(results)]
     if not rows:
         return "The sweep chooses no settings."
@@ -193,7 +193,7 @@ def chosen_table(_: str, results: Sequence[TrialResult]) -> str:
 
 
 def verdict_list(_: str, results: Sequence[TrialResult]) -> str:
-    """Return the first screen of the report: for each scheme what holds and what undoes it."""
+    """Return the first screen of the report: for each scheme the headline and the findings."""
     how = selection.sentence(results)
     parts = [] if how is None else [how]
     for summary in verdict.summaries(results):
@@ -214,11 +214,11 @@ TABLES: Mapping[str, Callable[[str, Sequence[TrialResult]], str]] = {
     "chosen": chosen_table,
     "verdict": verdict_list,
 }
-"""Name of a table, to what renders it from the sweep's name and its trials."""
+"""Renderers of tables by name, called with the sweep's name and its trials."""
 
 
 def provenance(folder: Path) -> str:
-    """Return how a record was made, in one paragraph, with the command in a block of its own."""
+    """Return how a record was made, in one paragraph, with the command in a code block."""
     record = SweepRecord.load(folder)
     note = f"{record.note[0].upper()}{record.note[1:].rstrip('.')}. " if record.note else ""
     packages = ", ".join(f"{name} {record.versions[name]}" for name in ("torch", "ray") if name in record.versions)
@@ -231,10 +231,10 @@ def provenance(folder: Path) -> str:
 
 
 def report(folder: Path) -> str:
-    """Return all that a sweep's folder or a record shows as Markdown.
+    """Return all tables of a sweep's folder or a record as Markdown.
 
     Raises:
-        ArtifactError: The folder cannot be read or holds no result, or a result is not usable.
+        ArtifactError: The folder cannot be read or contains no result, or a result is not usable.
     """
     results = with_short_points(read_results(folder))
     name = sweep_name(folder)
@@ -259,17 +259,17 @@ def report(folder: Path) -> str:
 
 
 def sweep_name(folder: Path) -> str:
-    """Return the name of the sweep in a folder; the folder's own where it holds no sweep file."""
+    """Return the name of the sweep in a folder; the folder's name if it has no sweep file."""
     try:
         return str(load_tree(folder / SWEEP).get("name") or folder.resolve().name)
-    except ConfigError:  # results that were copied without their sweep
+    except ConfigError:  # results that were copied without their sweep file
         return folder.resolve().name
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table; all columns but the first are aligned to the right.
 
-    Names of classes come from whoever made the data: a line break in one does not end the row, and a tag is no tag.
+    Class names come from the data's author and are escaped: a line break does not end the row, and tags are not HTML.
     """
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)

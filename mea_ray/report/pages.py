@@ -1,14 +1,14 @@
 """Pages of the documentation whose tables and curves are rendered from records.
 
-A page marks what is rendered, everything between the two comments is replaced:
+A page marks the rendered blocks; everything between the two comments is replaced:
 
     <!-- record: budgets/results -->
     <!-- end -->
 
-The part before the slash is a folder of records, the part behind it ``results``, ``largest`` (the same for the largest
-budget alone), ``removals``, ``detections``, ``statistics``, ``front``, ``leaning``, ``chosen`` (tables), ``verdict``
-(the report's first screen), ``made`` (command, commit, date, device) or ``curve`` (a picture, kept in the pages' folder
-of images). A recorded calibration has ``statistics``, ``verdicts`` and ``made``.
+The part before the slash is a folder of records, the part after it ``results``, ``largest`` (the same for only the
+largest budget), ``removals``, ``detections``, ``statistics``, ``front``, ``leaning``, ``chosen`` (tables), ``verdict``
+(the report's first screen), ``made`` (command, commit, date, device) or ``curve`` (a picture, stored in the pages'
+folder of images). A recorded calibration has ``statistics``, ``verdicts`` and ``made``.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ def render(page: Path, records: Path, images: Path) -> tuple[str, dict[Path, str
     Args:
         page: A Markdown file.
         records: The folder of records.
-        images: Where pictures are kept.
+        images: Folder of the pictures.
 
     Returns:
-        The page as it should be, and the pictures that it shows (file to SVG).
+        The up-to-date page, and its pictures (SVG by file).
 
     Raises:
-        ConfigError: A block is not closed, or names no record or no part of one.
+        ConfigError: A block is not closed, or names an unknown record or part.
         ArtifactError: A record is missing or damaged.
     """
     try:
         text = page.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{page} cannot be read as a page ({error}); give a Markdown file in UTF-8") from error
+        raise ConfigError(f"{page} cannot be read ({error}); give a Markdown file in UTF-8") from error
     pictures: dict[Path, str] = {}
     if len(_OPENING.findall(text)) != len(_BLOCK.findall(text)):
-        raise ConfigError(f"{page}: a `<!-- record: ... -->` has no `<!-- end -->` behind it; add it")
+        raise ConfigError(f"{page}: a `<!-- record: ... -->` has no `<!-- end -->` after it; add it")
 
     def block(match: re.Match[str]) -> str:
         return f"{match[1]}\n{_part(match[2], page, records, images, pictures)}\n\n{match[3]}"
@@ -74,7 +74,7 @@ def write(page: Path, records: Path, images: Path) -> bool:
 def out_of_date(page: Path, records: Path, images: Path) -> list[Path]:
     """Return what a rewrite of a page would change: the page, and its pictures.
 
-    A picture is compared by the numbers that it was drawn from, since its bytes depend on matplotlib's version.
+    A picture is compared by the data from which it was drawn, since its bytes depend on matplotlib's version.
     """
     text, pictures = render(page, records, images)
     stale = [path for path, svg in pictures.items() if _digest(path) != _digest_of(svg)]
@@ -85,7 +85,7 @@ def _part(name: str, page: Path, records: Path, images: Path, pictures: dict[Pat
     record, _, part = name.partition("/")
     if part not in PARTS:
         raise ConfigError(
-            f"{page}: {name!r} names no part of a record{nearest(part, list(PARTS))} Known: {', '.join(PARTS)}"
+            f"{page}: {name!r} is not a part of a record{nearest(part, list(PARTS))} Known: {', '.join(PARTS)}"
         )
     folder = records / record
     if not folder.is_dir():
@@ -107,7 +107,7 @@ def _part(name: str, page: Path, records: Path, images: Path, pictures: dict[Pat
 
 
 def curve(name: str, results: list[TrialResult]) -> str:
-    """Return the robustness curves of a record as one SVG; it holds a digest of the numbers that are drawn."""
+    """Return the robustness curves of a record as one SVG, which contains a digest of the data."""
     groups = _groups(results)
     drawn = "\n".join(f"{metric}: {curves.describe(groups, metric)}" for metric in curves.METRICS)
     return curves.sheet(groups, name, hashlib.sha256(drawn.encode()).hexdigest()[:16])

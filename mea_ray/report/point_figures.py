@@ -1,4 +1,4 @@
-"""Pictures of a sweep of many points: curves as bands, the front of proof against cost, parallel coordinates."""
+"""Charts of a sweep of many points: curves as bands, the front of proof against cost, parallel coordinates."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mea_ray.results.points import setting, short_paths
 from mea_ray.results.records import TrialResult
 
 CLOUD = 1_500
-"""Points drawn in a cloud, lines in parallel coordinates; of more, evenly chosen ones."""
+"""Maximum number of points in a scatter plot, and of lines in parallel coordinates; more are thinned evenly."""
 AXES = 7
-"""Settings in parallel coordinates, the most important ones."""
+"""Maximum number of settings in parallel coordinates, most important first."""
 _SHARES = (5, 25, 50, 75, 95)
 
 
@@ -121,9 +121,10 @@ def parallel(points: Sequence[PointResult], paths: Sequence[str], identity: str)
             heights = [scale[0](point.values.get(path)) for scale, path in zip(scales, paths, strict=True)]
             heights += [values[place] for _, values in ends]
             lines.append(list(enumerate(heights)))
-            # Rounded, so that few colours have to be written.
+            # Rounded, so that there are few distinct colours.
             colours.append(ramp(0.1 + 0.85 * round((point.least or 0.0) / highest, 1)))
-        axes.add_collection(LineCollection(lines, colors=colours, linewidths=0.7, alpha=0.45))  # not 500 single artists
+        # instead of 500 single artists
+        axes.add_collection(LineCollection(lines, colors=colours, linewidths=0.7, alpha=0.45))
         names = [short.get(path, path) for path in paths] + [name for name, _ in ends]
         for place, name in enumerate(names):
             axes.axvline(place, color=curves.MUTED, linewidth=1)
@@ -148,7 +149,7 @@ def parallel(points: Sequence[PointResult], paths: Sequence[str], identity: str)
 
 
 def _scale(values: Sequence[Any]) -> tuple[Any, list[tuple[float, str]]]:
-    """Return the place of a value on an axis from 0 to 1, and the ticks of that axis."""
+    """Return a function from a value to its position on an axis from 0 to 1, and the ticks of that axis."""
     numbers = [float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     if numbers and len(numbers) == len(values):
         low, high = min(numbers), max(numbers)

@@ -1,7 +1,7 @@
-"""A sweep of many points, one number each: the largest budget of a point, its seeds averaged.
+"""A sweep of many points: each point at its largest budget, averaged over its seeds.
 
-What a page about thousands of trials shows is computed from these: marginals, the best and the worst points, the front
-of proof against cost, and how much each setting matters.
+The page of thousands of trials is computed from these: marginals, the best and the worst points, the front of proof
+against cost, and the importance of each setting.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mea_ray.results.records import TrialResult
 from mea_ray.verification.verdict import SEVERITY, Verdict
 
 BINS = 6
-"""Ranges that the values of a number with more than so many values are divided into, with as many points in each."""
+"""Number of ranges for a numeric setting with more distinct values than this, with equally many points in each."""
 EDGE = 5
-"""Best and worst points that are listed."""
+"""Number of listed best and worst points."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class PointResult:
     """One point of a sweep at its largest budget; means over seeds.
 
     Attributes:
-        name: Its settings in short.
+        name: Short text of its settings.
         values: Its settings by config path, without seeds.
         trials: Names of its trials.
         wsr: WSR of the substitutes, in [0, 1]; None without a watermark.
-        margin: WSR of the substitutes less the largest WSR of an innocent model, in [-1, 1]: the power of the proof.
-        least: WSR that the most effective removal left, in [0, 1]; ``wsr`` where none was tried.
+        margin: WSR of the substitutes minus the largest WSR of an innocent model, in [-1, 1].
+        least: WSR after the most effective removal, in [0, 1]; ``wsr`` if none was tried.
         accuracy: Accuracy of the substitutes, in [0, 1].
         fidelity: Their agreement with the victim, in [0, 1].
-        gap: Accuracy that customers lose by the watermark, a fraction; None without null models.
-        verdict: The worst verdict of the seeds; None where nothing is judged.
+        gap: Accuracy that customers lose because of the watermark, a fraction; None without null models.
+        verdict: The worst verdict over the seeds; None if nothing is judged.
         proved: Fraction of the seeds for which theft is proved.
     """
 
@@ -63,7 +63,7 @@ class PointResult:
 
 
 def point_results(results: Sequence[TrialResult], judged: Judgements) -> list[PointResult]:
-    """Return the points of a sweep that reached a rung.
+    """Return the points of a sweep with at least one rung.
 
     Args:
         results: The trials.
@@ -116,7 +116,7 @@ def _left(trial: TrialResult, wsr: float | None) -> float | None:
 
 
 def front(points: Sequence[PointResult]) -> list[PointResult]:
-    """Return the Pareto front: points that no other beats in both margin and cost to customers, cheapest first."""
+    """Return the Pareto front: points that no other point dominates in margin and cost to customers, cheapest first."""
     known = [point for point in points if point.margin is not None and point.gap is not None]
     known.sort(key=lambda point: (point.gap or 0.0, -(point.margin or 0.0)))
     best: list[PointResult] = []
@@ -127,7 +127,7 @@ def front(points: Sequence[PointResult]) -> list[PointResult]:
 
 
 def ranked(points: Sequence[PointResult]) -> list[PointResult]:
-    """Return the points by verdict, then by what removals left, then by margin, best first."""
+    """Return the points by verdict, then by WSR after removals, then by margin, best first."""
     lowest = float("-inf")
 
     def key(point: PointResult) -> tuple[int, float, float]:
@@ -165,7 +165,7 @@ class Marginal:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The texts of a table's line."""
+        """The texts of a table row."""
         gap = DASH if self.gap is None else f"{100 * self.gap:.1f}"
         rates = (percent(self.wsr), percent(self.least), percent(self.accuracy))
         return (self.value, f"{self.points:,}", *rates, gap, percent(self.proved, 0))
@@ -184,11 +184,11 @@ def paths_of(points: Sequence[PointResult]) -> list[str]:
 
 
 def levels(points: Sequence[PointResult], path: str) -> pd.Series[str]:
-    """Return the level of one setting at each point: its value, or one of ``BINS`` ranges of a number of many values.
+    """Return the level of one setting at each point: its value, or one of ``BINS`` ranges of many numbers.
 
     Returns:
-        The value or range as text, by the point's place in ``points``; in the order of the levels, numbers rising.
-        Points without the setting are left out.
+        The value or range as text, by the point's index in ``points``, in the order of the levels, numbers ascending.
+        Points without the setting are omitted.
     """
     values = pd.Series(
         {place: each.values[path] for place, each in enumerate(points) if path in each.values}, dtype="O"
@@ -206,12 +206,12 @@ def levels(points: Sequence[PointResult], path: str) -> pd.Series[str]:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a number, not a truth value."""
+    """Return whether a value is a number and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def marginals(points: Sequence[PointResult], path: str) -> list[Marginal]:
-    """Return one line for each level of a setting; the most frequent ``2 * BINS`` of names with many values."""
+    """Return one row for each level of a setting; the most frequent ``2 * BINS`` of a text setting with many values."""
     level = levels(points, path)
     by_level = _numbers(points).loc[level.index].groupby(level, sort=False)
     means, sizes = by_level.mean(), by_level.size()
@@ -225,7 +225,7 @@ def marginals(points: Sequence[PointResult], path: str) -> list[Marginal]:
 
 
 def _numbers(points: Sequence[PointResult]) -> pd.DataFrame:
-    """Return the numbers of the points, one line each, in the order of ``Marginal``'s; NaN where one is not known."""
+    """Return the numbers of the points, one row each, in the order of ``Marginal``; NaN if unknown."""
     names = ["wsr", "least", "accuracy", "gap", "proved"]
     return pd.DataFrame([[getattr(each, name) for name in names] for each in points], columns=names, dtype=float)
 
@@ -236,14 +236,14 @@ OBJECTIVES: Mapping[str, str] = {
     "substitute accuracy": "accuracy",
     "customers lose": "gap",
 }
-"""What the importance of a setting is computed for: a heading, and the attribute of ``PointResult``."""
+"""Objectives for which importances are computed: heading, and attribute of ``PointResult``."""
 
 
 def importance(points: Sequence[PointResult], path: str, objective: str) -> float:
-    """Return the part of an objective's variance that one setting explains alone (epsilon squared, Kelley 1935).
+    """Return the fraction of an objective's variance that one setting explains alone (epsilon squared, Kelley 1935).
 
-    It is corrected for the number of levels, so that a setting without effect has 0 in the mean. What settings do only
-    together is not in it.
+    It is corrected for the number of levels, so that a setting without effect has 0 on average. Interactions of
+    settings are not included.
 
     Args:
         points: The points.

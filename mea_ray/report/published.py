@@ -1,4 +1,4 @@
-"""What the papers report, to be shown beside our own numbers (``published.yaml``)."""
+"""The papers' figures, to be shown beside our own (``published.yaml``)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Figure = Percent | tuple[Percent, Percent]
 
 
 class Published(BaseModel):
-    """One line of a paper's table. Numbers are in percent; a pair is mean and standard deviation.
+    """One row of a paper's table. Numbers are in percent; a pair is mean and standard deviation.
 
     Attributes:
         sweep: Name of our sweep that measures the same.
         model: The kind of model, as in ``mea_ray.load_results``.
-        where: Config paths, with the values that a trial must have to be compared.
+        where: Config paths with the values that a comparable trial must have.
         queries: Budget of the substitute; any when None.
         removal: Settings that the removal must have.
-        tried_on: The model that the removal started from.
+        tried_on: The model to which the removal was applied.
         accuracy: Test accuracy.
         wsr: Watermark success rate.
         source: Paper, and table or figure.
@@ -64,7 +64,7 @@ def find(
     removal: Mapping[str, Any] | None = None,
     tried_on: str | None = None,
 ) -> Published | None:
-    """Return what a paper reports for one of our models; None if no paper does.
+    """Return a paper's figures for one of our models; None without any.
 
     Args:
         sweep: Name of the sweep.
@@ -72,7 +72,7 @@ def find(
         config: The trial's resolved config.
         queries: Budget of the substitute.
         removal: Settings of the removal.
-        tried_on: The model that the removal started from.
+        tried_on: The model to which the removal was applied.
     """
     for entry in all_published():
         if (entry.sweep, entry.model) != (sweep, model):

@@ -1,7 +1,7 @@
-"""A sweep on record: what it was, the command and the commit that made it, and its results, small enough for git.
+"""A recorded sweep: its config, command, commit and results, small enough for git.
 
-``sweeps/results/<name>/`` holds ``record.json``, ``sweep.yaml`` (resolved) and ``results/<trial>.json`` in the schema
-of every result. Tables and curves of the documentation are rendered from these folders (``mea_ray.report.pages``).
+``sweeps/results/<name>/`` holds ``record.json``, ``sweep.yaml`` (resolved) and ``results/<trial>.json`` in the usual
+result schema. Tables and curves of the documentation are rendered from these folders (``mea_ray.report.pages``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mea_ray.sweep.event_log import EVENTS, read
 RECORD = "record.json"
 SWEEP = "sweep.yaml"
 CURVE_POINTS = 50
-"""Points kept of each curve that an attack logged about itself."""
+"""Maximum number of points of each of an attack's own curves in a record."""
 
 
 class SweepRecord(BaseModel):
@@ -35,11 +35,11 @@ class SweepRecord(BaseModel):
         command: The command line.
         commit: Commit of mea_ray, ``unknown`` if it ran from no git checkout.
         date: Day on which the sweep was started (UTC), ISO 8601.
-        device: What the trials ran on.
+        device: Device of the trials.
         versions: Versions of Python and of the packages that the results depend on.
         trials: Number of trials.
-        seconds: Wall time of all trials together; they run in parallel.
-        note: What a reader should know, e.g. the machine.
+        seconds: Total wall time of all trials, which run in parallel.
+        note: A note for readers, e.g. about the machine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,24 +73,24 @@ class SweepRecord(BaseModel):
 def make_record(folder: Path, target: Path, *, command: str | None = None, note: str = "") -> SweepRecord:
     """Turn the folder of a finished sweep into a record.
 
-    Absolute paths, URIs, the storage and the W&B account are removed, and so are pictures and all but ``CURVE_POINTS``
-    points of each curve.
+    Absolute paths, URIs, the storage, the W&B account, pictures, and all but ``CURVE_POINTS`` points of each curve are
+    removed.
 
     Args:
         folder: The sweep's folder.
-        target: Folder of the record, e.g. ``sweeps/results/budgets``. A record that is there is replaced.
-        command: The command line that started the sweep; the one in the sweep's own log when None.
-        note: What a reader should know, e.g. the machine.
+        target: Folder of the record, e.g. ``sweeps/results/budgets``. An existing record is replaced.
+        command: The command line that started the sweep; None takes the one in the sweep's log.
+        note: A note for readers, e.g. about the machine.
 
     Raises:
-        ConfigError: No command is known, or ``target`` is a folder that holds anything but a record.
-        ArtifactError: There are no usable results, or not one for each planned trial.
+        ConfigError: No command is known, or ``target`` is a folder with other content than a record.
+        ArtifactError: There are no usable results, or fewer than planned trials.
     """
     results = read_results(folder)
     started, logged, planned = _first_start(folder)
     command = command or logged
     if not command:
-        raise ConfigError(f"{folder} does not say which command started the sweep; add it with --command '...'")
+        raise ConfigError(f"{folder} does not contain the command that started the sweep; add it with --command '...'")
     if planned is not None and len(results) < planned:
         raise ArtifactError(
             f"{folder} holds {len(results)} results of {planned} trials; finish the sweep with --resume first"
@@ -113,7 +113,7 @@ def make_record(folder: Path, target: Path, *, command: str | None = None, note:
     shutil.rmtree(target / RESULTS, ignore_errors=True)
     for result in results:
         path = target / RESULTS / f"{result.trial}.json"
-        # Every default is left out but the version: without it the others are unknown.
+        # All defaults are omitted except the version, without which the others are unknown.
         tree = {"schema_version": SCHEMA_VERSION, **json.loads(slim(result).model_dump_json(exclude_defaults=True))}
         write_whole(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
     if (folder / SWEEP).exists():
@@ -125,17 +125,17 @@ def make_record(folder: Path, target: Path, *, command: str | None = None, note:
 
 
 def check_target(target: Path) -> None:
-    """Refuse a folder that holds anything but a record.
+    """Reject a folder with other content than a record.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: The folder has other content.
     """
     if target.exists() and not (target / RECORD).exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} exists and is not a record (it holds no {RECORD}); choose another folder")
+        raise ConfigError(f"{target} exists and is not a record (it has no {RECORD}); choose another folder")
 
 
 def slim(result: TrialResult) -> TrialResult:
-    """Return a result without what names a machine or an account, and without what is large."""
+    """Return a result without names of machines or accounts, and without large data."""
     tree = cleaned(result.model_dump(mode="json"))
     tree["config"] = anonymous(tree["config"])
     for rung in (*tree["rungs"], *tree["stolen_nulls"]):
@@ -154,7 +154,7 @@ def _thinned(points: list[Any]) -> list[Any]:
 
 
 def command_of(folder: Path) -> str:
-    """Return the command that started a sweep, without what is of one machine only; empty if it is not known."""
+    """Return the command that started a sweep, without machine-specific parts; empty if unknown."""
     try:
         return SweepRecord.load(folder).command
     except ArtifactError:
@@ -168,6 +168,6 @@ def _first_start(folder: Path) -> tuple[datetime | None, str, int | None]:
         if first is not None:
             t, fields = first
             return datetime.fromtimestamp(t, timezone.utc), str(fields.get("command", "")), int(fields["trials"])
-    except (OSError, ValueError, OverflowError, KeyError, TypeError):  # a log that somebody wrote to
+    except (OSError, ValueError, OverflowError, KeyError, TypeError):  # a log that was edited
         pass
     return None, "", None

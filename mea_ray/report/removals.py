@@ -1,4 +1,4 @@
-"""Removals on the plane that they are judged on: what they took of the watermark, and of the accuracy."""
+"""Removals by their losses: WSR lost against accuracy lost."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mea_ray.verification.evidence import judge_removals
 from mea_ray.verification.verdict import SEVERITY, Judgement
 
 ON = {"substitute": "stolen model", "victim": "victim", "null_model": "null model"}
-"""Model that a removal was tried on, as in the config, to how the report calls it."""
+"""Display text of the model to which a removal was applied, by its name in the config."""
 
 
 @dataclass(frozen=True)
 class RemovalRow:
-    """One line of the removals' table: a removal on one kind of model, over trials that differ in seeds only."""
+    """One row of the removals' table: a removal on one kind of model, over trials that differ only in seeds."""
 
     point: str
     removal: str
@@ -44,14 +44,14 @@ HEADINGS = {
     "p_value": "Largest p-value",
     "verdict": "Verdict",
 }
-"""Column of ``RemovalRow`` to its heading, in the order in which they are shown."""
+"""Heading of each column of ``RemovalRow``, in display order."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a removal took, in percentage points, mean over seeds; ``wsr`` is None without a key.
+    """Losses caused by a removal, in percentage points, means over seeds; ``wsr`` is None without a key.
 
-    ``places`` are the trial and the position of each result, as ``judge_removals`` names them.
+    ``places`` are trial and index of each result, as in ``judge_removals``.
     """
 
     removal: str
@@ -65,7 +65,7 @@ class Loss:
 
 
 def losses(trials: Sequence[TrialResult]) -> list[Loss]:
-    """Return what each removal took of each kind of model, in the order of the config."""
+    """Return the losses of each removal on each kind of model, in the order of the config."""
     groups: dict[tuple[str, str], list[tuple[str, int, RemovalResult]]] = {}
     for trial in trials:
         for position, result in enumerate(trial.removals):
@@ -91,12 +91,12 @@ def losses(trials: Sequence[TrialResult]) -> list[Loss]:
 
 
 def lines(results: Sequence[TrialResult], judged: tables.Judgements | None = None) -> list[RemovalRow]:
-    """Return the table of all removals; empty if none was tried. Of a sweep of many points, one line over them all.
+    """Return the table of all removals; empty if none was tried. For a sweep of many points, one row over them all.
 
     Args:
         results: The trials.
-        judged: Judgements on what the removals left (``judge_removals``), of a sweep that the trials are a part of;
-            None judges these trials alone.
+        judged: Judgements on the models after removals (``judge_removals``), of the whole sweep; None judges only these
+            trials.
     """
     judged = judge_removals(results) if judged is None else judged
     by_name = {result.trial: result for result in results}
@@ -125,7 +125,7 @@ def _row(point: str, loss: Loss, judged: tables.Judgements, by_name: Mapping[str
 
 
 def _verdict(loss: Loss, known: Sequence[Judgement], by_name: Mapping[str, TrialResult]) -> tuple[str, tables.Tone]:
-    """Return the worst verdict of a removal's results; of more than a page shows, how many are proved."""
+    """Return the worst verdict of a removal's results; for many results, how many are proved."""
     if loss.on == "null_model":
         controls = [
             tables.control_verdict(by_name[trial], result.after)
@@ -142,7 +142,7 @@ def _verdict(loss: Loss, known: Sequence[Judgement], by_name: Mapping[str, Trial
 
 
 def figures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """Return one picture per point of the sweep: a line per removal, over its strength, on the stolen model.
+    """Return one chart per point of the sweep: a line per removal, over its strength, on the stolen model.
 
     Returns:
         For each: ``title``, ``legend`` and ``svg``.
@@ -165,7 +165,7 @@ def figures(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
 
 
 def svg(by_name: dict[str, list[Loss]], identity: str) -> str:
-    """Draw the plane of one point of the sweep; see ``curves.svg``."""
+    """Draw the chart of one point of the sweep; see ``curves.svg``."""
     with curves.style(identity):
         figure = curves.new_figure((5.6, 3.6))
         axes = figure.add_subplot()

@@ -26,13 +26,13 @@ MEASURED: Mapping[str, str] = {
     "verdict": "Verdict",
     "trial": "Trial",
 }
-"""What is known of each substitute, with the heading of its column. Rates and accuracies are fractions."""
+"""Columns on each substitute, with their headings. Rates and accuracies are fractions."""
 RATES = frozenset({"wsr", "after_removal", "accuracy", "fidelity", "wfpr", "victim_gap"})
-"""Columns that a page shows in percent."""
+"""Columns shown in percent on a page."""
 
 
 def lines(results: Sequence[TrialResult], judged: Judgements) -> list[dict[str, Any]]:
-    """Return one line for each substitute: its settings by config path, then ``MEASURED``; None where unknown.
+    """Return one row for each substitute: its settings by config path, then ``MEASURED``; None if unknown.
 
     Args:
         results: The trials.
@@ -71,7 +71,7 @@ def _plain(value: Any) -> Any:
 
 
 def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
-    """Return the lines as CSV."""
+    """Return the rows as CSV."""
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, list(table[0]) if table else list(MEASURED), lineterminator="\n")
     writer.writeheader()
@@ -80,10 +80,10 @@ def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_json(table: Sequence[Mapping[str, Any]]) -> str:
-    """Return the lines as a JSON object for the page's script, safe inside ``<script>``.
+    """Return the rows as a JSON object for the page's script, safe inside ``<script>``.
 
     Its ``columns`` have ``name``, ``label``, ``kind`` (``text``, ``number`` or ``percent``) and ``values``, one per
-    line. Texts are numbers into the column's ``texts``; numbers are rounded to what is shown.
+    row. Texts are indices into the column's ``texts``; numbers are rounded for display.
     """
     names = list(table[0]) if table else list(MEASURED)
     short = short_paths([name for name in names if name not in MEASURED])
@@ -100,7 +100,7 @@ def as_json(table: Sequence[Mapping[str, Any]]) -> str:
             texts = {text: place for place, text in enumerate(dict.fromkeys(_text(value) for value in values))}
             column |= {"kind": "text", "texts": list(texts), "values": [texts[_text(value)] for value in values]}
         columns.append(column)
-    # A setting may hold any text: "</script>" in it must not end the element.
+    # A setting can contain any text: "</script>" in it must not end the element.
     return json.dumps({"columns": columns}, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
 

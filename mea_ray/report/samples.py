@@ -1,4 +1,4 @@
-"""Watermark samples as pictures: what the owner will show to the judge, and what the thief never sees.
+"""Watermark samples as pictures: shown to the judge, never seen by the thief.
 
 They are mixed again from the victim's key and held-out images, so they need the victim's artifact and its dataset.
 """
@@ -34,7 +34,7 @@ class PictureStrip:
 
     Attributes:
         caption: What they are.
-        alt: The same for a reader who cannot see them.
+        alt: Alternative text.
         uri: One PNG as a ``data:`` URI.
         width: Width of the PNG in pixels.
     """
@@ -46,10 +46,10 @@ class PictureStrip:
 
 
 def strip_png(images: Images) -> tuple[bytes, int]:
-    """Set images side by side into one PNG, enlarged without smoothing to about ``PIXELS`` pixels each.
+    """Place images side by side in one PNG, enlarged without smoothing to about ``PIXELS`` pixels each.
 
     Args:
-        images: uint8, (N, C, H, W); one channel is shown grey, of more than three the first three.
+        images: uint8, (N, C, H, W); one channel is shown in grey, of more than three the first three are shown.
 
     Returns:
         The PNG file's bytes and its width in pixels. The gaps are transparent.
@@ -67,7 +67,7 @@ def strip_png(images: Images) -> tuple[bytes, int]:
         sheet[:, left : left + width, :3] = picture
         sheet[:, left : left + width, 3] = 255
     drawn = Image.fromarray(sheet)
-    if max(height, width) > 2 * PIXELS:  # large photographs: a report is no place for megabytes
+    if max(height, width) > 2 * PIXELS:  # large photographs would take megabytes in a report
         factor = PIXELS / max(height, width)
         drawn = drawn.resize((max(1, round(drawn.width * factor)), max(1, round(drawn.height * factor))))
     buffer = io.BytesIO()
@@ -87,8 +87,8 @@ def strips(samples: WatermarkSamples, class_names: Sequence[str], count: int = P
 
     Args:
         samples: From ``Watermark.samples`` on held-out images.
-        class_names: Name of every class.
-        count: Pictures per strip at most.
+        class_names: Names of all classes.
+        count: Maximum number of pictures per strip.
     """
     sources = list(dict.fromkeys(int(label) for label in samples.source_labels))
     made = [
@@ -99,7 +99,7 @@ def strips(samples: WatermarkSamples, class_names: Sequence[str], count: int = P
     ]
     named = " and ".join(class_names[label] for label in sources)
     of = f" of {named}" if named else ""
-    # A scheme without a target class (-1) has a test of its own for what counts.
+    # A scheme without a target class (-1) has its own test for a success.
     target = f", target {class_names[samples.target]}" if samples.target >= 0 else ""
     made.append(strip(samples.images, f"watermark samples{of}{target}", count))
     wrong = f"must not be answered {class_names[samples.target]}" if target else "must not be recognised"
@@ -124,13 +124,13 @@ def gallery(result: TrialResult, storage: str | Path | None = None, folder: Path
     """Make the watermark samples of a trial's victim again.
 
     Args:
-        result: Any trial of the victim.
-        storage: Where artifacts are kept; the one that the sweep was started with when None.
-        folder: The sweep's folder: results do not say where data and artifacts are.
+        result: Any trial with the victim.
+        storage: Storage of the artifacts; None takes the one that the sweep was started with.
+        folder: The sweep's folder, which records where data and artifacts are.
 
     Returns:
-        The pictures; without them, and with the reason, where the artifact or the dataset is not at hand. A report
-        must not die because somebody moved it to another machine.
+        The pictures, or the reason why there are none if the artifact or the dataset is missing. A report must not fail
+        because it is rendered on another machine.
     """
     if result.victim_report.wsr is None:
         return Gallery(result.victim, [], "the victim carries no watermark")
@@ -141,7 +141,7 @@ def gallery(result: TrialResult, storage: str | Path | None = None, folder: Path
 
 
 def _own_config(result: TrialResult, folder: Path | None) -> Path | None:
-    """Return the file with the paths that a trial was started with; None if its folder is not at hand."""
+    """Return the config with the paths that a trial was started with; None if its folder is missing."""
     own = folder / "trials" / result.trial / "config.yaml" if folder is not None else None
     return own if own is not None and own.is_file() else None
 
@@ -164,10 +164,10 @@ def _as_it_was_run(result: TrialResult, folder: Path | None) -> ExperimentConfig
 def _from_artifact(result: TrialResult, storage: str | Path | None, folder: Path | None) -> list[PictureStrip]:
     from mea_ray.experiment.artifacts import Store
 
-    # Whether it is there is asked first: to read data and key, and to build a config, takes torch.
+    # Checked first: reading data and key, and building a config, needs torch.
     artifact = Store(str(storage or _storage_of(result, folder))).find("victims", result.victim)
     if artifact is None:
-        raise ArtifactError("the victim's artifact is not in the storage; give the one that it is in with --storage")
+        raise ArtifactError("the victim's artifact is not in the storage; give its storage with --storage")
     from mea_ray.experiment.data import Fingerprints, load_owners_part
     from mea_ray.experiment.names import victim_name
     from mea_ray.watermarks.base import Key

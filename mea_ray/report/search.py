@@ -1,4 +1,4 @@
-"""What a search found: the best feasible trial, or the front of several objectives, and what was out of bounds."""
+"""The outcome of a search: the best feasible trial, or the front of several objectives, and the infeasible trials."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _WHOLE = {"queries"}
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What a search found. Texts are ready to be shown.
+    """The outcome of a search, as display texts.
 
     Attributes:
-        title: What was sought, and of how many trials.
+        title: The objective, and the number of trials.
         headings: Columns: setting, objectives, constraints.
         lines: The best trials, best first.
     """
@@ -36,7 +36,7 @@ class SearchOutcome:
 
 
 def search_of(folder: Path) -> SearchConfig | None:
-    """Return the search of a sweep's folder; None if it sought nothing (grid, random), or its file is missing."""
+    """Return the search of a sweep's folder; None for grid and random, or if its file is missing."""
     try:
         search = build(SearchConfig, load_tree(folder / "sweep.yaml").get("search") or {})
     except ConfigError:
@@ -45,11 +45,11 @@ def search_of(folder: Path) -> SearchConfig | None:
 
 
 def outcome(search: SearchConfig, results: Sequence[TrialResult]) -> SearchOutcome | None:
-    """Return the best trials by their last rung; None before a trial has one."""
+    """Return the best trials by their last rung; None without a finished rung."""
     ended = [(result, rung) for result in results if (rung := last_rung(result)) is not None]
     if not ended:
         return None
-    # A trial that the scheduler stopped was stopped because it lagged; its last rung is of a smaller budget.
+    # A trial was stopped by the scheduler because it lagged; its last rung has a smaller budget.
     full = [(result, rung) for result, rung in ended if result.status == "finished"] or ended
     numbers = [trial_metrics(result, rung) for result, rung in full]
     infeasible = sum(violation(search, each) != 0 for each in numbers)

@@ -21,7 +21,7 @@ HEADINGS = {
     "fidelity": "Fidelity",
     "verdicts": "Verdicts",
 }
-"""Column of ``SeedsRow`` to its heading, in the order in which they are shown."""
+"""Heading of each column of ``SeedsRow``, in display order."""
 CAPTION = (
     "Means over seeds with their 95% Student interval, cut to 0 to 100%; of two seeds, from the one to the other. "
     "It is about other seeds of what was varied, and about nothing that all trials share."
@@ -30,7 +30,7 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class SeedsRow:
-    """One line: the trials of one point at one budget. Texts are ready to be shown."""
+    """One row: the trials of one point at one budget, as display texts."""
 
     point: str
     queries: str
@@ -43,7 +43,7 @@ class SeedsRow:
 
 
 def lines(results: Sequence[TrialResult], judged: tables.Judgements | None = None) -> list[SeedsRow]:
-    """Return one line per point and budget, for points with two seeds or more; ``judged`` as in ``tables.rows``."""
+    """Return one row per point and budget, for points with two seeds or more; ``judged`` as in ``tables.rows``."""
     table = []
     judged = judge_rungs(results) if judged is None else judged
     for name, trials in tables.grouped(results).items():
@@ -69,7 +69,7 @@ def lines(results: Sequence[TrialResult], judged: tables.Judgements | None = Non
 
 
 def counted(judgements: Sequence[Judgement]) -> str:
-    """Return how many trials have each verdict, worst first; the verdict alone where it is that of all."""
+    """Return how many trials have each verdict, worst first; only the verdict if all have the same."""
     counts = Counter(judgement.verdict for judgement in judgements)
     named = [(verdict, counts[verdict]) for verdict in SEVERITY if verdict in counts]
     if len(named) == 1:
@@ -78,7 +78,7 @@ def counted(judgements: Sequence[Judgement]) -> str:
 
 
 def _interval(point: curves.Point | None) -> str:
-    """Return mean and interval; where fewer seeds have the number than the line says, with how many."""
+    """Return mean and interval, with the number of seeds if some seeds lack the number."""
     if point is None:
         return tables.DASH
     if len(point.values) < 2:

@@ -1,4 +1,4 @@
-"""What the settings of a sweep were chosen by: a sentence, and for the sweep that chose, the chosen settings."""
+"""How the settings of a sweep were chosen: a sentence, and for the sweep that chose, the chosen settings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ HEADINGS = ("Chosen setting", "Tried", "Metric", "Seeds")
 
 @dataclass(frozen=True)
 class Chosen:
-    """The best setting of a component. Texts are ready to be shown.
+    """The best setting of a component, as display texts.
 
     Attributes:
         setting: The point of the sweep.
-        tried: How many settings of the component were tried, and how many of them were within the constraints.
+        tried: Numbers of tried settings of the component, and of those within the constraints.
         metric: Mean of the metric over the development seeds; a dash if no setting is within the constraints.
         seeds: Number of seeds.
     """
@@ -39,7 +39,7 @@ class Chosen:
 
 
 def sentence(results: Sequence[TrialResult]) -> str | None:
-    """Say what the settings were chosen by; None where the results say nothing about it."""
+    """Say how the settings were chosen; None if the results do not record it."""
     selection = results[0].selection
     if selection is None:
         return None
@@ -61,7 +61,7 @@ def seeds_of(result: TrialResult) -> set[int]:
 
 
 def ranges(seeds: Sequence[int]) -> str:
-    """Return whole numbers in words: ``0-2``, ``0-2, 7``."""
+    """Return integers as text: ``0-2``, ``0-2, 7``."""
     parts: list[list[int]] = []
     for seed in sorted(seeds):
         if parts and seed == parts[-1][-1] + 1:
@@ -74,8 +74,8 @@ def ranges(seeds: Sequence[int]) -> str:
 def chosen(results: Sequence[TrialResult]) -> list[Chosen]:
     """Return the best setting of each watermark scheme; empty for a sweep that chooses nothing.
 
-    A setting is a point of the sweep without its seeds. Its metric is the mean over these; a setting that is beyond a
-    constraint in the mean is not chosen.
+    A setting is a point of the sweep without its seeds. Its metric is the mean over these; a setting whose mean
+    violates a constraint is not chosen.
     """
     selection = results[0].selection
     if selection is None or selection.sweep:
@@ -99,7 +99,7 @@ def _best(by: SelectionRecord, scheme: str, settings: Mapping[str, Sequence[Mapp
         name: numbers[by.metric]
         for name, numbers in means.items()
         if all(numbers[metric] <= limit for metric, limit in by.constraints.items())
-        and numbers[by.metric] == numbers[by.metric]  # NaN: the metric does not exist
+        and numbers[by.metric] == numbers[by.metric]  # NaN: the metric is missing
     }
     count = f"{len(settings)} settings" if len(settings) > 1 else "1 setting"
     tried = f"{count}, {len(allowed)} within the constraints" if by.constraints else count

@@ -1,4 +1,4 @@
-"""What was run: the settings that differ from the defaults, those that the sweep varied, versions and devices."""
+"""The settings of a run: those that differ from the defaults, those that the sweep varied, versions and devices."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mea_ray.results.points import setting
 from mea_ray.results.records import FilterRecord, TrialResult
 
 MOST_VALUES = 6
-"""Values of one kind that are listed."""
+"""Maximum number of listed values of one kind."""
 LISTED_VALUES = 24
-"""Values of a setting that are listed."""
+"""Maximum number of listed values of a setting."""
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -44,19 +44,19 @@ def _names_only(tree: Mapping[str, Any]) -> Tree:
 def defaults_of(config: Tree) -> dict[str, Any]:
     """Return the default of every config path, with the parameters of the components that ``config`` chose.
 
-    The choice of a component itself is compared with the program's default choice.
+    The choice of a component itself is compared with the default choice.
     """
     plain = flatten(build(ExperimentConfig, {}).resolved())
     try:
         chosen = flatten(build(ExperimentConfig, _names_only(config)).resolved())
-    except (ConfigError, ImportError):  # a result of another version: its components may be gone
+    except (ConfigError, ImportError):  # a result of another version: its components may not exist any more
         return plain
     return {**chosen, **{path: value for path, value in plain.items() if path.endswith(".name")}}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One config path that differs from its default, or that the sweep varied. Texts are ready to be shown."""
+    """One config path that differs from its default, or that the sweep varied, as display texts."""
 
     path: str
     value: str
@@ -94,7 +94,7 @@ def _leave_out(shared: dict[str, Any], first: Mapping[str, Any], other: Mapping[
 
 
 def varied(results: Sequence[TrialResult]) -> list[Setting]:
-    """Return the config paths that the sweep varied, with the values that occurred."""
+    """Return the config paths that the sweep varied, with their values."""
     values: dict[str, dict[str, Any]] = {}
     for result in results:
         for path, value in result.point.items():
@@ -107,7 +107,7 @@ def varied(results: Sequence[TrialResult]) -> list[Setting]:
 
 
 def _values(seen: Mapping[str, Any]) -> str:
-    """Return the values that occurred; of many numbers the range, of many others the first."""
+    """Return the values; for many numbers the range, for many others the first."""
     if len(seen) <= LISTED_VALUES:
         return "; ".join(seen)
     if all(isinstance(value, (int, float)) for value in seen.values()):
@@ -116,7 +116,7 @@ def _values(seen: Mapping[str, Any]) -> str:
 
 
 def machines(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
-    """Return what the trials ran on: devices, how encoders were read, versions; several values where trials differ."""
+    """Return the trials' environment: devices, reading of encoders, versions; several values where trials differ."""
     table: dict[str, list[str]] = {}
     for result in results:
         for name, value in {"device": result.device, **_reading(result), **result.versions}.items():
@@ -127,7 +127,7 @@ def machines(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
 
 
 def provenance(results: Sequence[TrialResult]) -> list[tuple[str, str]]:
-    """Return what an expert of the other side asks for: dates, key, commitment, and hashes of victims and suspects."""
+    """Return the provenance for the other side's expert: dates, key, commitment, and hashes of victims and suspects."""
     table: dict[str, list[str]] = {}
     for result in results:
         for name, value in _provenance(result):
@@ -143,7 +143,7 @@ def _provenance(result: TrialResult) -> Iterator[tuple[str, str]]:
         drawn = result.key.admissible
         origin = "chosen by hand" if drawn is None else f"drawn from {drawn:,} keys by {result.key.classes}"
         yield "key", f"{result.key.fingerprint} ({origin})" if result.key.classes else result.key.fingerprint
-        insecure = "from victim.seed: insecure, whoever has the config can rebuild the key"
+        insecure = "from victim.seed: insecure, anyone with the config can rebuild the key"
         yield "seed of the key", insecure if result.key.seed_from == "config" else "drawn from the system"
         if result.key.filter is not None:
             yield "samples of the key", filter_text(result.key.filter)
@@ -162,7 +162,7 @@ def _some(values: Sequence[str]) -> str:
 
 
 def _reading(result: TrialResult) -> dict[str, str]:
-    """Return how encoders were read as classifiers: without it their accuracy and WSR mean nothing."""
+    """Return how encoders were read as classifiers, without which their accuracy and WSR are meaningless."""
     if result.config.get("victim", {}).get("pretext", {}).get("name", "none") == "none":
         return {}
     verification = result.config["verification"]
@@ -170,8 +170,8 @@ def _reading(result: TrialResult) -> dict[str, str]:
 
 
 def filter_text(record: FilterRecord) -> str:
-    """Return in words how a key's samples were chosen."""
+    """Return as text how a key's samples were chosen."""
     return (
         f"{record.chosen:,} chosen of {record.candidates:,}, of which {record.passed:,} passed: known to the victim, "
-        f"to {record.thieves} shadow thieves and to none of {record.null_models} null models that judge nothing else"
+        f"to {record.thieves} shadow thieves and to none of {record.null_models} null models used only for this choice"
     )

@@ -1,4 +1,4 @@
-"""What a sweep cost to run: hours of trials, queries, and money where prices are given."""
+"""The cost of running a sweep: hours of trials, queries, and money if prices are given."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mea_ray.results.records import TrialResult
 
 
 def sentence(results: Sequence[TrialResult], prices: PricesConfig | None = None) -> Finding:
-    """Say what the trials took, and what that cost.
+    """Say what the trials took and cost.
 
     Args:
-        results: The trials. The training of victims and null models, which trials share, is not in them.
-        prices: Prices of an hour of a trial and of a query; without them no money is named.
+        results: The trials. The training of victims and null models, which trials share, is not included.
+        prices: Prices of an hour of a trial and of a query; None omits money.
     """
     hours = sum(result.seconds for result in results) / 3600
     queries = sum(result.queries_charged for result in results)

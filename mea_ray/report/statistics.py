@@ -1,4 +1,4 @@
-"""Which statistic tells stolen models from innocent ones best: a table over all trials, for each budget."""
+"""Which statistic separates stolen from innocent models best: a table over all trials, for each budget."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HEADINGS = {
     "tpr_at_1": "at 1%",
     "auc": "AUC",
 }
-"""Column of ``StatisticRow`` to its heading, in the order in which they are shown."""
+"""Heading of each column of ``StatisticRow``, in display order."""
 
 
 @dataclass(frozen=True)
 class StatisticRow:
-    """One statistic at one budget. Texts are ready to be shown."""
+    """One statistic at one budget, as display texts."""
 
     queries: str
     statistic: str

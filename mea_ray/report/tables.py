@@ -1,6 +1,6 @@
-"""From trial results to the rows, groups and plain sentences that the terminal and the HTML report share.
+"""Rows, groups and sentences from trial results, shared by the terminal and the HTML report.
 
-Nothing here reads anything but ``TrialResult``; nothing heavy is imported.
+Only ``TrialResult`` is read; nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mea_ray.verification.verdict import Judgement, Verdict
 
 DASH = "–"
 MANY = 24
-"""Points above which a sweep is summarised instead of being shown point by point."""
+"""Number of points above which a sweep is summarised instead of being shown point by point."""
 NOT_ACCUSED = "not accused"
 Judgements = Mapping[tuple[str, int], Judgement]
-"""The judgement on the substitute of each (name of the trial, budget)."""
+"""Judgements on substitutes by (trial name, budget)."""
 Tone = Literal["good", "mixed", "bad"]
-"""Whether something speaks for the owner's proof (good), against it (bad), or neither (mixed)."""
+"""Whether a finding supports the owner's proof (good), weakens it (bad), or neither (mixed)."""
 MARKS: Mapping[Tone, str] = {"good": "✓", "mixed": "•", "bad": "✗"}
-"""What stands before a sentence of each tone."""
+"""Marker before a sentence of each tone."""
 
 
 def grouped(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
@@ -36,7 +36,7 @@ def grouped(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
 
 
 def with_short_points(results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Return the trials with points that show of each component only what distinguishes it from the others."""
+    """Return the trials with points that show only what distinguishes each component from the others."""
     points = shortened([result.point for result in results])
     return [result.model_copy(update={"point": point}) for result, point in zip(results, points, strict=True)]
 
@@ -44,7 +44,7 @@ def with_short_points(results: Sequence[TrialResult]) -> list[TrialResult]:
 def common_prefix(labels: Sequence[str]) -> str:
     """Return the config path that every label starts with (``thief.model=``), or an empty string.
 
-    Legends of a sweep over one path need not repeat the path.
+    Legends of a sweep over one path do not repeat the path.
     """
     paths = {text.split("=")[0] for text in labels}
     alone = len(paths) == 1 and all("=" in text and ", " not in text for text in labels)
@@ -67,7 +67,7 @@ def interval(rate: SuccessRate | None) -> str:
 
 
 def p_text(p_value: float | None) -> str:
-    """Return a p-value as people write it, or a dash."""
+    """Return a p-value as text, or a dash."""
     if p_value is None:
         return DASH
     if p_value < 1e-16:
@@ -90,14 +90,14 @@ def control_verdict(result: TrialResult, report: ModelReport) -> tuple[str, Tone
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of the known values, or None when none is known."""
+    """Return the mean of the values that are not None, or None without any."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the results table: a rung of a trial, or a ``control``. Texts are ready to be shown."""
+    """One row of the results table: a rung of a trial, or a ``control``, as display texts."""
 
     trial: str
     point: str
@@ -126,7 +126,7 @@ HEADINGS = {
     "p_value": "p-value",
     "verdict": "Verdict",
 }
-"""Column of ``Row`` to its heading, in the order in which they are shown."""
+"""Heading of each column of ``Row``, in display order."""
 
 
 def is_many(results: Sequence[TrialResult]) -> bool:
@@ -139,7 +139,7 @@ def rows(results: Sequence[TrialResult], judged: Judgements | None = None) -> li
 
     Args:
         results: The trials.
-        judged: Judgements on their substitutes, of a sweep that they are a part of; None judges these trials alone.
+        judged: Judgements on their substitutes, of the whole sweep; None judges only these trials.
     """
     judged = judge_rungs(results) if judged is None else judged
     table = []
@@ -178,7 +178,7 @@ def _row(result: TrialResult, rung: RungResult, point: str, p_value: float | Non
 
 
 def _control_row(result: TrialResult, rungs: Sequence[RungResult], point: str) -> Row:
-    """Return the line of the null models that were stolen with one budget: means, and how many would be accused."""
+    """Return the row of the null models that were stolen with one budget: means, and how many would be accused."""
     if len(rungs) == 1:
         point, judged_as = f"{point}: null model stolen", control_verdict(result, rungs[0].report)
         return replace(_row(result, rungs[0], point, None, *judged_as), control=True)
@@ -202,7 +202,7 @@ def _control_row(result: TrialResult, rungs: Sequence[RungResult], point: str) -
 
 @dataclass(frozen=True)
 class Cost:
-    """What a watermark costs an honest customer, against the innocent models. Fractions; None where unknown."""
+    """The cost of a watermark for an honest customer, compared with innocent models. Fractions; None if unknown."""
 
     victim: str
     point: str

@@ -1,4 +1,4 @@
-"""What the command line shows: tables, panels and lists, on a terminal or in a pipe."""
+"""Output of the command line: tables, panels and lists, on a terminal or in a pipe."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 160
 TABLE_LINES = 30
-"""Lines of the table of results, its head included."""
+"""Maximum number of lines of the table of results, including its head."""
 HEAD_LINES = 5
 SOME = 12
-"""Lines of any other table."""
+"""Maximum number of rows of any other table."""
 NARROW = 100
-"""Columns of a terminal below which a rate stands without its interval."""
+"""Width of a terminal below which a rate is shown without its interval, in characters."""
 MOST_VERDICT = 26
 """Characters in one line of a verdict."""
 LEAST_VERDICT = 10
-"""Its longest word: a verdict that is broken within words cannot be read."""
+"""Characters of its longest word: a verdict must not be broken within words."""
 LEAST_POINT = 20
-"""Characters in one line of a setting, at least."""
+"""Minimum number of characters in one line of a setting."""
 LEAST_NAMED = 15
 """Characters in one line of a key: ``owner's: 2 of 3``."""
 LEANING_HEADINGS = {
@@ -69,7 +69,7 @@ LEFT_OUT: Mapping[int, frozenset[str]] = {
     NARROW: frozenset({"victim", "null", "fidelity", "wfpr"}),
     0: frozenset({"victim", "null", "fidelity", "wfpr", "accuracy", "p_value"}),
 }
-"""Columns of the results that are left out, by the width from which on only they are; all are in the report."""
+"""Omitted columns of the results by minimum terminal width; the report has all of them."""
 TONES = {"good": "green", "mixed": "yellow", "bad": "red"}
 
 
@@ -81,21 +81,21 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 def error_panel(text: str, title: str) -> Panel:
-    """Return the one red panel that an error is shown in."""
+    """Return the red panel for an error."""
     return Panel(Text(text), title=f"Error: {escape(title)}", title_align="left", border_style="red")
 
 
 def note(text: str) -> None:
-    """Print a remark on stderr, on one line."""
+    """Print a remark as one line on stderr."""
     make_console(stderr=True).print(f"[yellow]note[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def results_table(rows: Sequence[tables.Row], width: int) -> RichTable:
-    """Return the table of rungs: setting and verdict at any width, more columns where there is room.
+    """Return the table of rungs: setting and verdict at any width, more columns if there is room.
 
     Args:
-        rows: One for each line.
-        width: Of the terminal, in characters.
+        rows: The rows.
+        width: Width of the terminal, in characters.
     """
     columns = _columns(width)
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
@@ -124,7 +124,7 @@ def _columns(width: int) -> list[str]:
 def _cell(row: tables.Row, column: str, width: int) -> str:
     text = str(getattr(row, column))
     if column == "verdict":
-        return text.partition(":")[0]  # the reason is among the findings
+        return text.partition(":")[0]  # the findings contain the reason
     return text.partition(" ")[0] if column == "wsr" and width < NARROW else text
 
 
@@ -133,7 +133,7 @@ def _heading(column: str, width: int) -> str:
 
 
 def _point_width(rows: Sequence[tables.Row], width: int) -> int:
-    """Return the width of the setting: what the other columns leave, but room for a few words."""
+    """Return the width of the setting's column: the remaining width, but at least a few words."""
     others = 0
     for column in _columns(width):
         if column != "point":
@@ -144,9 +144,9 @@ def _point_width(rows: Sequence[tables.Row], width: int) -> int:
 
 
 def fitting(rows: Sequence[tables.Row], width: int) -> list[tables.Row]:
-    """Return the rows that a table of ``TABLE_LINES`` lines has room for.
+    """Return the rows that fit in a table of ``TABLE_LINES`` lines.
 
-    What is left out first: thefts of innocent models, then smaller budgets, then the rows in the middle.
+    Omitted first are thefts of innocent models, then smaller budgets, then the rows in the middle.
     """
     own = [row for row in rows if not row.control]
     last = [row for place, row in enumerate(own) if place + 1 == len(own) or own[place + 1].trial != row.trial]
@@ -196,7 +196,7 @@ def points_table(ranking: Sequence[points.PointResult], width: int) -> RichTable
 
 
 def importance_table(ranking: Sequence[points.PointResult]) -> RichTable:
-    """Return the table of how much each setting matters, the most important first."""
+    """Return the table of the settings' importance, most important first."""
     table = RichTable(
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -213,7 +213,7 @@ def importance_table(ranking: Sequence[points.PointResult]) -> RichTable:
 
 
 def removals_table(lines: Sequence[removals.RemovalRow], width: int) -> RichTable:
-    """Return the table of all removals; on a narrow terminal, setting, removal, what it leaves and the verdict."""
+    """Return the table of all removals; on a narrow terminal, only setting, removal, results and verdict."""
     left_out = {"on", "accuracy", "wsr_lost", "p_value"} if width < NARROW else set()
     headings = {column: heading for column, heading in removals.HEADINGS.items() if column not in left_out}
     if width < NARROW:
@@ -278,8 +278,8 @@ def _table_of(
         headings: Heading of each attribute.
         left: Columns of text; the others are numbers.
         toned: Column in the colour of the row's ``tone``.
-        wrap_numbers: Whether a number may be broken where there is no room.
-        least: Fewest characters of some columns.
+        wrap_numbers: Whether a number can be wrapped if there is no room.
+        least: Minimum widths of some columns, in characters.
         look: Title and caption.
     """
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False, **look)
@@ -329,15 +329,15 @@ def print_results(
     prices: PricesConfig | None = None,
     judged: evidence.JudgedSweep | None = None,
 ) -> None:
-    """Print the tables and, in plain words, what they say.
+    """Print the tables and a summary of them.
 
     Args:
-        console: Where to.
+        console: The console.
         results: The trials.
-        sought: The sweep's search, if it looked for the best trials.
-        sweep: All trials of the sweep, where ``results`` are some of them: they are judged with all.
-        prices: What an hour and a query cost, if that is known.
-        judged: The judgements on the sweep, if they are made already.
+        sought: The sweep's search, if there is one.
+        sweep: All trials of the sweep, if ``results`` are some of them: verdicts are corrected for all.
+        prices: Prices of an hour and of a query, if known.
+        judged: The judgements on the sweep, if already made.
     """
     judged = evidence.JudgedSweep.of(sweep or results) if judged is None else judged
     short = tables.with_short_points(results)
@@ -378,7 +378,7 @@ def _print_summary(console: Console, summary: verdict.Summary) -> None:
 
 
 def _by_short_paths(results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Return the trials with points whose config paths are as short as they can be."""
+    """Return the trials with points whose config paths are as short as possible."""
     short = short_paths(list(dict.fromkeys(path for result in results for path in result.point)))
     return [
         result.model_copy(update={"point": {short[path]: value for path, value in result.point.items()}})
@@ -397,7 +397,7 @@ LineT = TypeVar("LineT")
 
 
 def _print_some(console: Console, table: Callable[[Sequence[LineT]], RichTable], lines: Sequence[LineT]) -> None:
-    """Print a table of at most ``SOME`` lines; nothing of none."""
+    """Print a table of at most ``SOME`` rows; nothing for an empty table."""
     if not lines:
         return
     console.print(table(lines[:SOME]))

@@ -1,4 +1,4 @@
-"""What the trials say, in plain sentences, at the top of the report."""
+"""The findings of the trials, as sentences at the top of the report."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ HEADLINES: dict[Verdict, str] = {
 }
 
 PLAIN = "as_told"
-"""``thief.learning.answers`` of a thief who learns from the answers as they are."""
+"""``thief.learning.answers`` of a thief who learns from the unchanged answers."""
 SCHEMES = 6
-"""Schemes that have a summary of their own."""
+"""Maximum number of schemes with separate summaries."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence; whether it speaks for the owner's proof (good), against it (bad), or neither (mixed); its part."""
+    """One sentence, its tone (see ``tables``), and its part of the first screen."""
 
     text: str
     tone: Tone
@@ -55,12 +55,12 @@ class Finding:
 
 
 def threshold(results: Sequence[TrialResult]) -> float:
-    """Return the WSR above which the trials' config calls a model stolen (the paper: 0.3)."""
+    """Return the trials' WSR threshold above which a model counts as stolen (0.3 in the paper)."""
     return numbers.threshold(results[0])
 
 
 def significance(results: Sequence[TrialResult]) -> float:
-    """Return the largest p-value at which the trials' config claims theft."""
+    """Return the trials' significance level: the largest p-value at which theft is claimed."""
     return evidence.significance(results)
 
 
@@ -70,11 +70,11 @@ def last_rung(result: TrialResult) -> RungResult | None:
 
 
 def headline(results: Sequence[TrialResult], judged: Judgements | None = None) -> Finding:
-    """Answer in one sentence: is theft at the largest budget proved? The worst verdict decides, and its colour.
+    """Return in one sentence whether theft at the largest budget is proved, and the colour. The worst verdict decides.
 
     Args:
         results: The trials.
-        judged: Judgements on their substitutes; None judges these trials alone.
+        judged: Judgements on their substitutes; None judges only these trials.
     """
     ends = _ends(results, evidence.judge_rungs(results) if judged is None else judged)
     if not ends:
@@ -103,7 +103,7 @@ class Summary:
 
     @property
     def parts(self) -> list[tuple[str, list[Finding]]]:
-        """The findings by ``PARTS``, each with its heading; empty parts are left out."""
+        """The findings by ``PARTS``, each with its heading; empty parts are omitted."""
         groups = [(PARTS[part], [each for each in self.findings if each.part == part]) for part in PARTS]
         return [(heading, own) for heading, own in groups if own]
 
@@ -115,7 +115,7 @@ def summaries(results: Sequence[TrialResult], judged: Judgements | None = None) 
 
     Args:
         results: The trials.
-        judged: Judgements on their substitutes, of a sweep that they are a part of; None judges these trials alone.
+        judged: Judgements on their substitutes, of the whole sweep; None judges only these trials.
     """
     results = with_short_points(results)
     judged = evidence.judge_rungs(results) if judged is None else judged
@@ -128,7 +128,7 @@ def summaries(results: Sequence[TrialResult], judged: Judgements | None = None) 
 
 
 def _scheme(result: TrialResult) -> str:
-    """Return the name of a trial's watermark scheme, with what the sweep varies in it as a whole."""
+    """Return the name of a trial's watermark scheme, with the settings of it that the sweep varies as a whole."""
     if (swept := result.point.get("victim.watermark")) is not None:
         return setting(swept)
     return str(result.config.get("victim", {}).get("watermark", {}).get("name", ""))
@@ -151,11 +151,11 @@ def _worst(judgements: Sequence[Judgement]) -> Judgement:
 
 
 def findings(results: Sequence[TrialResult], judged: Judgements | None = None) -> list[Finding]:
-    """Return the sentences below the headline: what undoes the proof first, worst first, then what was measured.
+    """Return the sentences below the headline: first what undermines the proof, worst first, then the measurements.
 
     Args:
         results: The trials.
-        judged: Judgements on their substitutes; None judges these trials alone.
+        judged: Judgements on their substitutes; None judges only these trials.
     """
     judged = evidence.judge_rungs(results) if judged is None else judged
     groups = _named_groups(results)
@@ -172,7 +172,7 @@ def findings(results: Sequence[TrialResult], judged: Judgements | None = None) -
 
 
 def _thefts(groups: Mapping[str, Sequence[TrialResult]], judged: Judgements) -> list[Finding]:
-    """Say of a sweep of many points what substitutes reach in the mean, and where WSR is highest and lowest."""
+    """Describe the substitutes of a sweep of many points: means, and where WSR is highest and lowest."""
     wsr: dict[str, float] = {}
     accuracy = []
     for name, trials in groups.items():
@@ -188,14 +188,14 @@ def _thefts(groups: Mapping[str, Sequence[TrialResult]], judged: Judgements) -> 
     highest, lowest = max(wsr, key=wsr.__getitem__), min(wsr, key=wsr.__getitem__)
     text = (
         f"Over {len(wsr):,} points, substitutes reach {percent(mean(accuracy))} accuracy and a WSR of "
-        f"{percent(mean(list(wsr.values())))} in the mean: {percent(wsr[highest])} at {highest}, "
+        f"{percent(mean(list(wsr.values())))} on average: {percent(wsr[highest])} at {highest}, "
         f"{percent(wsr[lowest])} at {lowest}. Theft is proved for {proved:,} of {len(verdicts):,} models."
     )
     return [Finding(text, "good" if verdicts and proved == len(verdicts) else "mixed" if proved else "bad")]
 
 
 def _named_groups(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
-    """Group trials that differ only in their seeds; a name leaves out the settings that all trials share."""
+    """Group trials that differ only in their seeds; names omit the settings that all trials share."""
     groups = grouped(results)
     points = [trials[0].point for trials in groups.values()]
     shared = [path for path in points[0] if all(path in point and point[path] == points[0][path] for point in points)]
@@ -204,7 +204,7 @@ def _named_groups(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]
 
 
 def _reasons(groups: Mapping[str, Sequence[TrialResult]], judged: Judgements) -> list[Finding]:
-    """Give the reasons for the worst verdict; of several reasons why a mark is not specific, the first only."""
+    """Give the reasons for the worst verdict; of several reasons why a mark is not specific, only the first."""
     ends = {name: _ends(trials, judged) for name, trials in groups.items()}
     worst = {name: _worst(all_findings) for name, all_findings in ends.items() if all_findings}
     if not worst:
@@ -218,7 +218,7 @@ def _reasons(groups: Mapping[str, Sequence[TrialResult]], judged: Judgements) ->
 
 
 def _removal(results: Sequence[TrialResult]) -> list[Finding]:
-    """Name the removal that took the mark from a stolen model for the least accuracy."""
+    """Name the removal that removed the mark from a stolen model at the smallest loss of accuracy."""
     limit = threshold(results)
     won = [
         removal
@@ -251,7 +251,7 @@ def _removal(results: Sequence[TrialResult]) -> list[Finding]:
 
 
 def _cleaning(results: Sequence[TrialResult], judged: Judgements) -> list[Finding]:
-    """Say what each thief who changed the answers left of the mark, beside one who did not; the worst first."""
+    """Compare thieves who changed the answers with one who did not; worst first."""
     thieves: dict[str, list[tuple[RungResult, Judgement]]] = {}
     for result in results:
         rung = last_rung(result)
@@ -269,7 +269,7 @@ def _cleaning(results: Sequence[TrialResult], judged: Judgements) -> list[Findin
 def _cleaned(
     how: str, plain: Sequence[tuple[RungResult, Judgement]], thief: Sequence[tuple[RungResult, Judgement]], limit: float
 ) -> Finding:
-    """Compare a thief who changed the answers with one who learnt from them as they are."""
+    """Compare a thief who changed the answers with one who did not."""
     before, after = (
         mean([rung.report.wsr.rate for rung, _ in each if rung.report.wsr]) or 0.0 for each in (plain, thief)
     )
@@ -293,7 +293,7 @@ def _accuracy_lost(removal: RemovalResult) -> float:
 
 
 def _cost(results: Sequence[TrialResult]) -> list[Finding]:
-    """Say what the mark costs customers on the source classes (or on all), against the null models."""
+    """Say what the mark costs customers on the source classes (or on all), compared with the null models."""
     lost, blurred = [], []
     for result in results:
         for null in result.null_reports:
@@ -317,7 +317,7 @@ def _cost(results: Sequence[TrialResult]) -> list[Finding]:
 
 
 def _given_away(results: Sequence[TrialResult]) -> list[Finding]:
-    """Say what the answers give away; of several victims, that of the one that gives away most."""
+    """Say what the answers give away; for several victims, the one that gives away most."""
     findings = [Finding(*sentence, "undone") for sentence in map(leaning.sentence, results) if sentence is not None]
     return findings if not findings else [min(findings, key=lambda each: ("bad", "mixed", "good").index(each.tone))]
 
@@ -357,7 +357,7 @@ def _innocent(results: Sequence[TrialResult]) -> list[Finding]:
 
 
 def _paper(results: Sequence[TrialResult]) -> list[Finding]:
-    """Give the paper's rule a line of its own: it decides nothing here."""
+    """Describe the paper's rule separately: it does not decide here."""
     ends = [rung.report.wsr.rate for rung in map(last_rung, results) if rung is not None and rung.report.wsr]
     innocent = _all_innocent(results)
     if not ends or not innocent:
@@ -374,8 +374,8 @@ def _paper(results: Sequence[TrialResult]) -> list[Finding]:
 
 
 def _magnitude(results: Sequence[TrialResult]) -> list[Finding]:
-    """Say how rare the WSR of the stolen models would be among innocent ones, by the fit that extrapolates."""
-    if is_many(results):  # two fits for each trial; of thousands, some are always unremarkable
+    """Say how rare the WSR of the stolen models would be among innocent ones, by the extrapolating fit."""
+    if is_many(results):  # two fits per trial; of thousands of trials, some are always unremarkable
         return []
     findings = [
         (probability, result)
@@ -400,7 +400,7 @@ def _magnitude(results: Sequence[TrialResult]) -> list[Finding]:
 
 
 def _theft(name: str, trials: Sequence[TrialResult], judged: Judgements) -> Finding | None:
-    """Say what a group's substitutes reach at the largest budget, and the verdict at each budget."""
+    """Describe a group's substitutes at the largest budget, and the verdict at each budget."""
     ends = [rung for rung in map(last_rung, trials) if rung is not None]
     wsr = mean([rung.report.wsr.rate if rung.report.wsr else None for rung in ends])
     if not ends or wsr is None:

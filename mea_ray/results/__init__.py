@@ -1,1 +1,1 @@
-"""The schema of a result."""
+"""Results of trials: schema, numbers, and pandas frames."""

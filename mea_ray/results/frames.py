@@ -1,4 +1,4 @@
-"""Trial results as a pandas frame, for tables, plots and analyses of your own."""
+"""Trial results as a pandas frame, for your own tables, plots and analyses."""
 
 from __future__ import annotations
 
@@ -38,20 +38,21 @@ def load_results(folder: str | Path) -> pd.DataFrame:
     """Read the results of a sweep into a frame with one row for each model that was measured.
 
     Args:
-        folder: The sweep's folder, with ``results/*.json`` in it.
+        folder: The sweep's folder, which contains ``results/*.json``.
 
     Returns:
-        A frame with these columns, and one more for each config path that the sweep set. What was not measured is NaN
-        (None in columns of texts).
+        A frame with these columns, and one more for each config path that the sweep set. Missing values are NaN (None
+        in text columns).
 
         - ``trial``, ``status``: name of the trial; ``finished``, or ``stopped`` by the sweep's scheduler.
-        - ``victim``: name of the victim's artifact. Trials that share a victim repeat its row.
+        - ``victim``: name of the victim's artifact. The row of a shared victim is repeated for each trial.
         - ``model``: ``victim``, ``null model``, ``substitute``, ``stolen null model`` or ``after removal``.
-        - ``removal``, ``tried_on``: for rows of ``after removal``: its settings, and the model that it started from.
-        - ``budget``, ``queries``: of a substitute: its query budget, and the images that were charged.
-        - ``accuracy``, ``knn_accuracy``, ``fidelity``, ``wsr``, ``wsr_low``, ``wsr_high``, ``wfpr``, ``wfpr_classes``,
+        - ``removal``, ``tried_on``: for ``after removal`` rows: settings of the removal, and the model that it was
+        applied to. - ``budget``, ``queries``: for substitutes: query budget, and number of charged images. -
+        ``accuracy``, ``knn_accuracy``, ``fidelity``, ``wsr``, ``wsr_low``, ``wsr_high``, ``wfpr``, ``wfpr_classes``,
           ``p_value``: as in ``ModelReport``, all in [0, 1]. ``wsr_low`` and ``wsr_high`` are its 95% Wilson interval.
-        - ``above_threshold``: whether WSR is above the paper's threshold. The verdict on a substitute takes more:
+        - ``above_threshold``: whether WSR is above the paper's threshold. The verdict on a substitute requires more,
+        see
           ``mea_ray.verification.evidence.judge_rungs``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The numbers of a result, each computed in one place: for schedulers, searchers, trackers, tables and frames."""
+"""The numbers of a result, each defined in one place, for schedulers, searchers, trackers, tables and frames."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from statistics import fmean
 from mea_ray.results.records import ModelReport, RungResult, TrialResult
 
 METRICS = ("wsr", "wfpr", "accuracy", "fidelity", "p_value", "queries", "victim_gap")
-"""What a scheduler or a searcher can look at."""
+"""Metrics for schedulers and searchers."""
 
 
 THRESHOLD = 0.3
-"""The paper's: a model is called stolen above it."""
+"""The paper's threshold: a model counts as stolen above it."""
 
 
 def threshold(result: TrialResult) -> float:
-    """Return the watermark success rate above which the trial's config calls a model stolen."""
+    """Return the watermark success rate above which a model counts as stolen in the trial's config."""
     return float(result.config.get("verification", {}).get("threshold", THRESHOLD))
 
 
@@ -33,21 +33,21 @@ def null_wsr(result: TrialResult) -> float | None:
 
 
 def stolen_null_wsr(result: TrialResult, budget: int) -> float | None:
-    """Return the mean WSR of null models stolen with a budget, in [0, 1]; None if none was."""
+    """Return the mean WSR of null models stolen with a budget, in [0, 1]; None without any."""
     return mean_wsr([rung.report for rung in result.stolen_nulls if rung.budget == budget])
 
 
 def victim_gap(result: TrialResult) -> float | None:
-    """Return what the watermark costs an honest customer: mean accuracy of the null models less the victim's.
+    """Return the cost of the watermark for an honest customer: mean accuracy of the null models minus the victim's.
 
-    A fraction, negative if the victim is the more accurate; None without null models.
+    A fraction, negative if the victim is more accurate; None without null models.
     """
     innocent = [null.accuracy for null in result.null_reports]
     return fmean(innocent) - result.victim_report.accuracy if innocent else None
 
 
 def report_numbers(report: ModelReport) -> dict[str, float]:
-    """Return the numbers of one model's report that exist."""
+    """Return the available numbers of one model's report."""
     numbers = {
         "wsr": report.wsr.rate if report.wsr else None,
         "wsr_low": report.wsr.low if report.wsr else None,
@@ -64,7 +64,7 @@ def report_numbers(report: ModelReport) -> dict[str, float]:
 
 
 def rung_metrics(result: TrialResult, rung: RungResult) -> dict[str, float | int]:
-    """Return one point of the robustness curve: ``queries`` (the x axis) and every number that exists there."""
+    """Return one point of the robustness curve: ``queries`` (the x axis) and every available number."""
     numbers = {
         "queries": rung.queries,
         "budget": rung.budget,
@@ -79,6 +79,6 @@ def rung_metrics(result: TrialResult, rung: RungResult) -> dict[str, float | int
 
 
 def trial_metrics(result: TrialResult, rung: RungResult) -> dict[str, float]:
-    """Return what schedulers and searchers see of a rung: ``METRICS``, NaN where a number does not exist (no key)."""
+    """Return ``METRICS`` of a rung for schedulers and searchers; NaN for missing numbers (no key)."""
     numbers = rung_metrics(result, rung)
     return {name: float(numbers.get(name, math.nan)) for name in METRICS}

@@ -1,4 +1,4 @@
-"""How a point of a sweep, and the settings in it, are written in tables and legends."""
+"""Texts of a sweep's points and settings, for tables and legends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def setting(value: Any) -> str:
-    """Return the short form of a config value: a component by its name and the parameters beside it."""
+    """Return the short text of a config value: a component by its name and parameters."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -46,7 +46,7 @@ def label(point: Mapping[str, Any], *, seeds: bool = False) -> str:
 
 
 def short_paths(paths: Sequence[str]) -> dict[str, str]:
-    """Return for each config path its shortest end that no other path has, ``name`` left out."""
+    """Return for each config path its shortest unique suffix, without ``name``."""
     plain = {path: path.removesuffix(".name").split(".") for path in paths}
     short = {}
     for path, parts in plain.items():
@@ -59,7 +59,7 @@ def short_paths(paths: Sequence[str]) -> dict[str, str]:
 
 
 def short_name(point: Mapping[str, Any], short: Mapping[str, str], *, seeds: bool = False) -> str:
-    """Return the settings of a point by their short paths, numbers to three digits."""
+    """Return the settings of a point by their short paths, with numbers rounded to three digits."""
     parts = [
         f"{short[path]}={f'{value:.3g}' if isinstance(value, float) else setting(value)}"
         for path, value in point.items()
@@ -69,7 +69,7 @@ def short_name(point: Mapping[str, Any], short: Mapping[str, str], *, seeds: boo
 
 
 def sort_key(point: Mapping[str, Any]) -> list[tuple[str, bool, float, str]]:
-    """Return what points are sorted by: numbers by size, before everything else, which is sorted as text."""
+    """Return the sort key of a point: numbers by size, before everything else, which is sorted as text."""
     key = []
     for path, value in point.items():
         is_number = isinstance(value, (int, float))
@@ -78,11 +78,11 @@ def sort_key(point: Mapping[str, Any]) -> list[tuple[str, bool, float, str]]:
 
 
 def shortened(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return points that show of each component only what distinguishes it from the others.
+    """Return points that show only what distinguishes each component from the others.
 
     Components of different names show their names. Several of one name also show the parameters in which they differ.
-    A watermark of several keys is named after the scheme that embeds them. Of whole sections (``thief``) the settings
-    remain in which they differ; one with none of these is ``plain``.
+    A watermark of several keys is named after the scheme that embeds them. Of whole sections (``thief``), the settings
+    in which they differ remain; a section without any is ``plain``.
 
     Args:
         points: All points of a sweep.
@@ -103,14 +103,14 @@ def shortened(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _inner(value: Any) -> Any:
-    """Return of ``several_keys`` its scheme, named e.g. ``2 keys of mea_carrier``; any other value as it is."""
+    """Return the scheme of ``several_keys``, named e.g. ``2 keys of mea_carrier``; any other value as it is."""
     if not isinstance(value, Mapping) or not isinstance(scheme := value.get("of"), Mapping):
         return value
     return {**scheme, "name": f"{value.get('keys', 'several')} keys of {scheme.get('name', '')}"}
 
 
 def _differing(values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return of each mapping the entries in which the mappings differ, those of inner mappings included."""
+    """Return for each mapping the entries in which the mappings differ, including inner mappings."""
     differing: list[dict[str, Any]] = [{} for _ in values]
     for key in dict.fromkeys(key for value in values for key in value):
         nested = [value[key] for value in values if key in value]

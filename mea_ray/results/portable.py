@@ -1,4 +1,4 @@
-"""Texts and settings without what names a machine, a folder or an account: what may be published."""
+"""Texts and settings without names of machines, folders or accounts, for publication."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def without_paths(text: str) -> str:
 
 
 def portable(command: str) -> str:
-    """Return a command without what is of one machine only: its storage, and the folders of its paths."""
+    """Return a command without machine-specific parts: its storage, and the folders of its paths."""
     try:
         words = shlex.split(command)
     except ValueError:  # typed by hand, with an open quote
@@ -29,19 +29,19 @@ def portable(command: str) -> str:
 
 
 def cleaned(value: Any) -> Any:
-    """Return a tree whose texts hold no paths."""
+    """Return a tree whose texts contain no paths."""
     if isinstance(value, Mapping):
         return {key: cleaned(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [cleaned(item) for item in value]
     if not isinstance(value, str):
         return value
-    # What is a path as a whole may hold whatever ends one inside of a sentence: spaces, quotes, commas.
+    # A text that is a path as a whole can contain what ends a path inside a sentence: spaces, quotes, commas.
     return _last_part(value) if _WHOLE_PATH.match(value) else without_paths(value)
 
 
 def portable_point(point: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a sweep set in a trial without the folders of paths; different paths stay different."""
+    """Return a trial's point without the folders of paths; different paths remain different."""
     return {path: _distinct(value) for path, value in point.items()}
 
 

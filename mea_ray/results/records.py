@@ -1,4 +1,4 @@
-"""The schema of a finished trial: one JSON file, from which every table, curve and report is rendered."""
+"""The schema of a finished trial: one JSON file, the source of every table, curve and report."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mea_ray.storage.files import patiently, write_whole
 
 SCHEMA_VERSION: Literal[2] = 2
 CHECKSUM = "sha256"
-"""Key of a result file's checksum: that of all the rest of it."""
+"""Key of a result file's checksum, which covers the rest of the file."""
 RESULTS = "results"
 """Folder of the result files, inside a sweep's folder."""
 
 _ROUNDING = 1e-6
-"""What a mean of float32 numbers in [0, 1] may exceed these bounds by."""
+"""Tolerance by which a mean of float32 numbers in [0, 1] can exceed these bounds."""
 Fraction = Annotated[float, Field(ge=-_ROUNDING, le=1 + _ROUNDING)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -35,7 +35,7 @@ RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 def read_record(kind: type[RecordT], path: Path) -> RecordT | None:
-    """Read a record; None if it is missing or damaged, so that it is made again."""
+    """Read a record; None if it is missing or damaged."""
     try:
         return kind.model_validate_json(patiently(path.read_bytes, path))
     except (OSError, ValidationError):
@@ -49,7 +49,7 @@ class _Record(BaseModel):
 class SuccessRate(_Record):
     """A number of successes in a number of trials, with a 95% interval of the rate.
 
-    It is Wilson's interval, or for a WSR on mixes a bootstrap over the source images: mixes that share an image are not
+    Wilson's interval, or for a WSR on mixes a bootstrap over the source images, since mixes that share an image are not
     independent.
     """
 
@@ -67,10 +67,10 @@ class SuccessRate(_Record):
 
 
 class RankRecord(_Record):
-    """Where a statistic stands among those of reference models, or of other keys.
+    """The rank of a statistic among those of reference models, or of other keys.
 
     Attributes:
-        at_least: References whose statistic is at least as large.
+        at_least: Number of references whose statistic is at least as large.
         references: Number of references.
     """
 
@@ -84,30 +84,31 @@ class RankRecord(_Record):
 
 
 class ModelReport(_Record):
-    """What verification measured of one model: a victim, a null model or a substitute.
+    """Verification of one model: a victim, a null model or a substitute.
 
     Attributes:
         accuracy: Accuracy on the test set.
-        knn_accuracy: For encoders only: accuracy of a nearest-neighbour vote. ``accuracy`` is that of the probe.
+        knn_accuracy: For encoders only: accuracy of k-nearest-neighbour classification. ``accuracy`` is that of the
+            probe.
         fidelity: Agreement with the victim on the test set; None for the victim itself.
         wsr: Watermark success rate; None without a key.
-        wsr_unfiltered: The same on samples that nobody chose; None unless ``wsr`` is of chosen ones.
-        wfpr: False-positive rate for each way of mixing that is not the key's.
+        wsr_unfiltered: The same on unfiltered samples; None unless ``wsr`` is measured on chosen ones.
+        wfpr: False-positive rate for each geometry other than the key's.
         wfpr_mean: Mean of ``wfpr``.
-        wfpr_classes: False-positive rate on classes that the key does not name, mixed in the key's way; None for a
+        wfpr_classes: False-positive rate on classes that are not in the key, mixed in the key's geometry; None for a
             scheme that mixes no classes.
-        statistics: What distinguishes stolen models from innocent ones, by name (see ``verification.statistic``).
+        statistics: Statistics that distinguish stolen from innocent models, by name (see ``verification.statistic``).
         null_ranks: Rank of each statistic among the null models; empty for null models.
-        key_ranks: Rank of each statistic of the key among those of all admissible keys, on this model.
-        specificity: p-value of a test that the key's mixes score above what only looks like them, by the names of
-            ``wfpr`` and ``other_classes``.
-        p_value: That of the rank of ``verification.statistic`` among the null models; None for null models.
+        key_ranks: Rank of the key by each statistic among all admissible keys, on this model.
+        specificity: p-value of a test that the key's mixes score above comparison samples, by the names in ``wfpr`` and
+            ``other_classes``.
+        p_value: p-value of the rank of ``verification.statistic`` among the null models; None for null models.
         p_value_chance: Exact binomial test against chance, for schemes whose paper uses it; None for others.
-        infringes_threshold: ``wsr`` is above ``verification.threshold``.
+        infringes_threshold: Whether ``wsr`` is above ``verification.threshold``.
         source_accuracy: Accuracy on held-out clean samples of the source classes, by class name.
         source_target_probability: Mean probability of the target class on these samples.
-        calibration_error: Expected calibration error (15 bins) on these samples; of a scheme without source classes on
-            all test images.
+        calibration_error: Expected calibration error (15 bins) on these samples; for a scheme without source classes,
+            on all test images.
     """
 
     accuracy: Fraction
@@ -131,14 +132,14 @@ class ModelReport(_Record):
 
 
 class FilterRecord(_Record):
-    """How the samples of a key were chosen, see ``verification.filter``. Of several keys, the sums over them.
+    """How the samples of a key were chosen, see ``verification.filter``; summed over several keys.
 
     Attributes:
-        candidates: Samples that were chosen from.
-        passed: Those that the victim and the shadow thieves know and no null model does.
-        chosen: Samples that the key holds: those that passed, or, if they were too few, with the closest others.
-        thieves: Shadow thieves that chose.
-        null_models: Null models that chose; none of them is a control.
+        candidates: Number of candidate samples.
+        passed: Number of samples known to the victim and the shadow thieves and to no null model.
+        chosen: Number of samples in the key: those that passed and, if these were too few, the closest others.
+        thieves: Number of shadow thieves that chose.
+        null_models: Number of null models that chose; none of them is a control.
     """
 
     candidates: Count
@@ -149,20 +150,20 @@ class FilterRecord(_Record):
 
 
 class KeyRecord(_Record):
-    """What may be known of the key that a victim was verified with.
+    """The public record of the key with which a victim was verified.
 
     Attributes:
         fingerprint: Start of the SHA-256 of the key, 16 hexadecimal digits.
         classes: Where its classes come from: ``chosen`` by hand, or drawn from ``system``, ``beacon`` or ``seed``;
-            empty for a scheme whose key names no pair of classes.
+            empty for a scheme whose key has no pair of classes.
         seed_from: Where the key's seed comes from: ``system``, or ``config`` (insecure: anyone with the config can
-            rebuild the key; so it was in older results).
+            rebuild the key; the case in older results).
         admissible: Number of keys that could have been drawn; None if it was not drawn.
-        beacon: Value of the public beacon that it was drawn from; empty without.
-        commitment: Hash of the commitment to it; empty without.
-        committed_at: When a time-stamp authority saw the commitment, ISO 8601 in UTC; None without a time stamp.
+        beacon: Value of the public beacon from which it was drawn; empty without one.
+        commitment: Hash of the commitment to it; empty without one.
+        committed_at: When a time-stamp authority signed the commitment, ISO 8601 in UTC; None without a time stamp.
         authority: Name of the authority.
-        filter: How its samples were chosen; None if all are taken.
+        filter: How its samples were chosen; None if all are used.
     """
 
     fingerprint: str
@@ -181,10 +182,10 @@ class RungResult(_Record):
 
     Attributes:
         budget: The query budget of this point, in images.
-        queries: Images that were answered and charged.
-        report: What verification measured of the substitute.
-        epochs: Epochs that the substitute was trained for.
-        seconds: Wall time of its training.
+        queries: Number of images answered and charged.
+        report: Verification of the substitute.
+        epochs: Training epochs of the substitute.
+        seconds: Wall time of its training, in seconds.
         curves: What the attack logged about itself: ``{name: [(queries so far, value), ...]}``.
         weights_sha256: SHA-256 of the substitute's weights; None in older results.
     """
@@ -204,9 +205,9 @@ class RemovalResult(_Record):
     Attributes:
         removal: Its name and parameters, as in the config.
         strength: Its main parameter, in that parameter's unit.
-        tried_on: The model that it started from.
+        tried_on: The model to which it was applied.
         before: Verification of that model.
-        after: Verification of what the removal left.
+        after: Verification of the model after the removal.
         seconds: Wall time.
     """
 
@@ -222,11 +223,11 @@ class ReversedTrigger(_Record):
     """A trigger that a detection reverse-engineered.
 
     Attributes:
-        label: Name of the class that it makes the inspected model answer.
+        label: Name of the class that the inspected model predicts for triggered images.
         norm: L1 norm of its mask, in pixels.
-        success: Fraction of the images it was optimised on that it turns, in the inspected model.
-        on_substitute: Held-out images of other classes that it turns in the stolen model.
-        picture: Mask times pattern, a PNG file in base64; empty where the picture was not kept.
+        success: Fraction of the images it was optimised on that the inspected model assigns to ``label``.
+        on_substitute: Held-out images of other classes that the stolen model assigns to ``label``.
+        picture: Mask times pattern, a PNG file in base64; empty if the picture was not stored.
     """
 
     label: str
@@ -244,7 +245,7 @@ class DetectionResult(_Record):
         tried_on: The model that was inspected.
         flagged: Names of the classes that it flags.
         target: Name of the class that it should flag; None if the model has no target class.
-        numbers: What it measured, by name.
+        numbers: Its measurements, by name.
         triggers: The triggers that it reverse-engineered.
         seconds: Wall time.
     """
@@ -259,15 +260,16 @@ class DetectionResult(_Record):
 
 
 class NamedKeyRecord(_Record):
-    """The key that an outsider would name from soft answers (see ``detection.leaning``).
+    """The key that an outsider would infer from soft answers (see ``detection.leaning``).
 
     Attributes:
         sources: Names of its source classes.
         target: Name of its target.
         score: Mean probability of the target over the answers to the sources.
         next_score: The largest score of any other key; None if there is no other.
-        true_score: Score of the owner's key; None if one of its sources was never answered, or it names no sources.
-        true_rank: Rank of the owner's key among all keys by this score; None for a key that names no sources.
+        true_score: Score of the owner's key; None if one of its sources never occurs in the answers, or it has no
+            sources.
+        true_rank: Rank of the owner's key among all keys by this score; None for a key without sources.
     """
 
     sources: list[str]
@@ -279,12 +281,12 @@ class NamedKeyRecord(_Record):
 
 
 class LeaningRecord(_Record):
-    """What so many answers of the service give away to an outsider.
+    """What a number of the service's answers give away to an outsider.
 
     Attributes:
         answers: Number of answers.
-        victim: The key that is named from the victim's; None if they cannot be read, e.g. because they are labels.
-        nulls: The same from each null model's answers to the same images, by the same policy: the control.
+        victim: The key inferred from the victim's answers; None if that is impossible, e.g. because they are labels.
+        nulls: The same from each null model's answers to the same images, with the same policy: the control.
     """
 
     answers: Count
@@ -296,18 +298,18 @@ class QueryLogRecord(_Record):
     """The service's log of one client (see ``blackbox.query_log``).
 
     Attributes:
-        requests: Requests answered. A request that is repeated after a failure counts once.
+        requests: Requests answered. A repeated request counts once.
         images: Images answered.
         classes: Number of answers per predicted class.
-        sampled: Number of the client's first images that the distance statistic looks at.
+        sampled: Number of the client's first images used for the distance statistic.
         distances: Number of minimal L2 distances to earlier images of the same predicted class (PRADA).
         distance_counts: Histogram of these distances without outliers, in equal bins over ``distance_range``.
         distance_range: Smallest and largest of these distances; None without any.
         shapiro_w: Shapiro-Wilk statistic of their normality; None for too few distances, or if all are equal.
-        alarm: ``shapiro_w`` is below ``alarm_below``.
+        alarm: Whether ``shapiro_w`` is below ``alarm_below``.
         alarm_below: The owner's threshold.
-        marked: Images whose answer was watermarked by the service (``dawn``).
-        flagged: Images that the service took for abnormal (answer policy ``lof``).
+        marked: Number of images whose answer was watermarked by the service (``dawn``).
+        flagged: Number of images flagged as abnormal by the service (answer policy ``lof``).
     """
 
     requests: Count
@@ -325,15 +327,15 @@ class QueryLogRecord(_Record):
 
 
 class SelectionRecord(_Record):
-    """What the settings of a sweep were chosen by (``sweep.select``).
+    """How the settings of a sweep were chosen (``sweep.select``).
 
     Attributes:
         metric: The metric of the last rung.
-        mode: Whether the largest or the smallest was sought.
+        mode: Whether the metric was maximised or minimised.
         constraints: ``{metric: largest value allowed}``.
         data: Images on which it was measured.
         seeds: Development seeds.
-        sweep: The sweep that chose; empty if this trial is one of those that the choice is made from.
+        sweep: The sweep that chose; empty if this trial belongs to it.
     """
 
     metric: str
@@ -358,25 +360,25 @@ class TrialResult(_Record):
         null_reports: Verification of the null models.
         rungs: The robustness curve, one entry per budget.
         stolen_nulls: Null models stolen in the same way with each budget: the control of the theft.
-        removals: What removals left of the substitute of the largest budget, and of other models.
-        detections: What detections found.
-        leaning: The key that an outsider would name from 30, 100 and 1,000 answers; empty for encoders, whose answers
-            are no probabilities, and in older results.
+        removals: Results of removals on the substitute of the largest budget, and on other models.
+        detections: Results of detections.
+        leaning: The key that an outsider would infer from 30, 100 and 1,000 answers; empty for encoders, whose answers
+            are not probabilities, and in older results.
         status: ``stopped`` if the sweep's scheduler ended the trial early.
-        selection: What the settings were chosen by; None where that is not recorded.
+        selection: How the settings were chosen; None if not recorded.
         chance: Accuracy of always predicting the most frequent class of the test set; None in older results.
-        statistic: What models and keys are ranked by (see ``verification.statistic``); None in older results, whose
-            config names it.
+        statistic: Statistic by which models and keys are ranked (see ``verification.statistic``); None in older
+            results, where it is in the config.
         key_drawn: Whether the key was drawn at random from all admissible keys. The ranks of a key that was chosen by
-            hand are no p-values.
+            hand do not give p-values.
         key: Fingerprint, draw and commitment of the key; None without a watermark, and in older results.
         victim_sha256: SHA-256 of the victim's weights; None in older results.
         date: Day and time (UTC) at which the result was made, ISO 8601; empty in older results.
         queries_charged: Images charged for this trial by the service's ledger, over all accounts of its thief.
-        answers_stored: Answers in the thief's transfer set; None in older results. If they are not as many as were
-            charged, the trial is void.
+        answers_stored: Number of answers in the thief's transfer set; None in older results. If it differs from the
+            charges, the trial is void.
         query_log: The service's log, by account of the thief.
-        seconds: Wall time of the trial.
+        seconds: Wall time of the trial, in seconds.
         device: Name of the GPU, or ``cpu``.
         versions: Versions of Python and of the packages that the result depends on; ``commit`` of a git checkout.
     """
@@ -411,12 +413,12 @@ class TrialResult(_Record):
 
     @property
     def unaccounted(self) -> tuple[int, int] | None:
-        """Images charged and answers stored, if they differ: then the trial is void."""
+        """Numbers of images charged and answers stored, if they differ: then the trial is void."""
         stored = self.answers_stored
         return None if stored in {None, self.queries_charged} else (self.queries_charged, stored or 0)
 
     def save(self, path: Path) -> None:
-        """Write the file with its checksum, aside, and rename it, so that no reader sees half a result."""
+        """Write the file with its checksum atomically."""
         tree = json.loads(self.model_dump_json())
         write_whole(path, json.dumps({**tree, CHECKSUM: _checksum(tree)}, indent=1, ensure_ascii=False))
 
@@ -445,12 +447,12 @@ class TrialResult(_Record):
 
 
 def _checked(content: bytes) -> tuple[bytes, bool]:
-    """Return a file's content without its checksum, and whether it differs; records and older results have none."""
+    """Return a file's content without its checksum, and whether that differs; records and older results have none."""
     try:
         tree = from_json(content)  # three times as fast as json.loads
         checksum = tree.pop(CHECKSUM)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        return content, False  # the schema says what is wrong with it
+        return content, False  # the schema check reports the problem
     return to_json(tree, inf_nan_mode="constants"), checksum != _checksum(tree)
 
 
@@ -473,7 +475,7 @@ def read_results(folder: Path) -> list[TrialResult]:
     """Read every trial result of a sweep.
 
     Args:
-        folder: The sweep's folder, with ``results/*.json`` in it, or that ``results`` folder itself.
+        folder: The sweep's folder, which contains ``results/*.json``, or its ``results`` folder.
 
     Returns:
         The trials, ordered by what the sweep set.
@@ -502,7 +504,7 @@ def read_results(folder: Path) -> list[TrialResult]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Pause the garbage collector: it would walk again and again through what is read, and none of it is garbage."""
+    """Pause the garbage collector: it would repeatedly scan the results, none of which are garbage."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -513,7 +515,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _refuse_copies(results: Sequence[TrialResult], folder: Path) -> None:
-    """Refuse a result that says what another one says, under another trial's name: it would count twice."""
+    """Reject a copy of a result under another trial's name: it would count twice."""
     alike: dict[tuple[object, ...], list[TrialResult]] = {}
     for result in (each for each in results if each.date):  # every real result has one
         known = (result.date, result.seconds, result.victim_report.accuracy, result.victim_report.fidelity)

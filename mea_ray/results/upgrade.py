@@ -1,4 +1,4 @@
-"""Results of older schema versions, brought to the current one."""
+"""Converts results of older schema versions to the current one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Tree = dict[str, Any]
 
 
 def upgraded(content: bytes) -> bytes:
-    """Return the JSON of a result in the current schema version; what is not a result is returned as it is.
+    """Return the JSON of a result in the current schema version; other content is returned unchanged.
 
     Published records of version 1 leave out the version, as they leave out every default.
     """
-    if _CURRENT.match(content):  # as it was written: there is no need to read it twice
+    if _CURRENT.match(content):  # current version: no need to parse it twice
         return content
     try:
         tree = json.loads(content)
@@ -24,14 +24,14 @@ def upgraded(content: bytes) -> bytes:
             return content
         return json.dumps(from_version_1(tree)).encode()
     except (ValueError, TypeError, AttributeError, KeyError):
-        return content  # the schema says what is wrong with it
+        return content  # the schema check reports the problem
 
 
 def from_version_1(tree: Mapping[str, Any]) -> Tree:
     """Return a result of schema version 1 as one of version 2.
 
-    Version 1 tested each WSR with a binomial against one rate. That test is dropped; the p-value becomes the rank among
-    the null models that are on record.
+    Version 1 tested each WSR with a binomial against one rate. That test is dropped; the p-value is computed from the
+    rank among the recorded null models.
     """
     upgraded: Tree = {**tree, "schema_version": 2}
     rates = [report["wsr"]["rate"] for report in tree.get("null_reports", ()) if report.get("wsr")]

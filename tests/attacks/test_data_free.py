@@ -461,7 +461,7 @@ def test_what_does_not_apply_is_refused_before_any_query(build: Callable[..., Da
         steal(box, [90], build(), learning={"loss": "l1"})
     with pytest.raises(ConfigError, match="a budget of 17 images does not cover"):
         steal(box, [17, 90], build())
-    with pytest.raises(ConfigError, match="strictly rising"):
+    with pytest.raises(ConfigError, match="strictly ascending"):
         steal(box, [90, 60], build())
     assert not box.asked
 

@@ -351,7 +351,7 @@ def test_a_pool_need_not_fill_a_budget_but_what_the_attack_needs() -> None:
     with pytest.raises(ConfigError, match=r"holds 19 images, this attack needs 20 for thief\.budgets=\[35\]"):
         steal(FakeBlackBox(), [35], Scripted(), pool=POOL[:19])
     for budgets in ([], [0], [5, 5]):
-        with pytest.raises(ConfigError, match="strictly rising"):
+        with pytest.raises(ConfigError, match="strictly ascending"):
             steal(FakeBlackBox(), budgets, Scripted(), pool=POOL[:19])
 
 

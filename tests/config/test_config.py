@@ -72,7 +72,7 @@ def test_a_written_config_says_everything_and_reads_back_as_the_same(tmp_path: P
         ({"data": "digitz"}, ["data: ", "did you mean 'digits'?"]),
         ({"data": {"name": "digits", "image_sise": 8}}, ["data.image_sise: ", "did you mean 'image_size'?"]),
         ({"splits": {"thief_pool": {"image_size": 8}}}, ["name"]),
-        ({"thief": {"budgets": [10, 10]}}, ["thief.budgets", "rising"]),
+        ({"thief": {"budgets": [10, 10]}}, ["thief.budgets", "ascending"]),
         ({"thief": {"budgets": []}}, ["thief.budgets"]),
         ({"victim": {"training": {"epochs": 0}}}, ["victim.training.epochs", "greater than or equal to 1"]),
         ({"splits": {"validation_fraction": 0.9}}, ["splits.validation_fraction"]),

@@ -281,7 +281,7 @@ def test_a_list_of_wrong_items_is_not_called_empty_too() -> None:
         ("resources.trial.cpus=0.00001", "Ray counts in steps of 0.0001"),
         ("service.cpus_per_replica=1e-9", "Ray counts in steps of 0.0001"),
         ("service.gpus_per_replica=0.00009", "Ray counts in steps of 0.0001"),
-        ("resources.victim.gpus=1.5", "a part of one GPU, or several whole ones"),
+        ("resources.victim.gpus=1.5", "a fraction of one GPU, or several whole ones"),
     ],
 )
 def test_what_ray_would_refuse_hours_later_is_refused_at_once(text: str, words: str) -> None:
@@ -293,7 +293,7 @@ def test_what_ray_would_refuse_hours_later_is_refused_at_once(text: str, words: 
 
 @pytest.mark.parametrize("url", ["x", "ftp://x", "http://", "127.0.0.1:8000", "https:/x"])
 def test_a_url_of_another_kind_is_refused_with_the_config(url: str) -> None:
-    with pytest.raises(ConfigError, match="it is no http or https URL; give one like"):
+    with pytest.raises(ConfigError, match="it is not an http or https URL; give one like"):
         load_experiment(None, [f"thief.blackbox.url={url}"])
 
 

@@ -179,8 +179,8 @@ def test_the_report_shows_what_was_found(data: ImageSet, planted: ImageModel) ->
     assert first.flagged == "e (the target is b)" and "3.2" in first.measured and first.triggers.startswith("e ")
     assert "detected 50.0%" in second.measured and second.on == "null model"
     page = html.render([result], name="s")
-    assert "Who looked for the watermark" in page and trigger.picture in page
-    assert "Who looked for the watermark" not in html.render([trial("b")], name="s")
+    assert ">Watermark detection<" in page and trigger.picture in page
+    assert ">Watermark detection<" not in html.render([trial("b")], name="s")
 
 
 @pytest.mark.parametrize(

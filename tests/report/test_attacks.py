@@ -29,7 +29,7 @@ def test_thinning_keeps_both_ends() -> None:
 def test_the_page_has_curves_of_the_attack_and_the_owners_log() -> None:
     results = [with_thief(trial("t0", seed=0)), with_thief(trial("t1", seed=1)), trial("t2", "resnet18")]
     page = html.render(results, name="x")
-    assert "How the thieves went about it" in page and "What the owner could have seen" in page
+    assert "Progress of the attacks" in page and "The owner's view of the queries" in page
     assert page.count("<figcaption>reward</figcaption>") == 1, "one trial of a point is enough"
     assert "the 8 of 12 that end highest" in page
     assert "&lt;certainty&gt;" in page and "<certainty>" not in page
@@ -41,7 +41,7 @@ def test_the_page_has_curves_of_the_attack_and_the_owners_log() -> None:
         assert not any(colour in picture for colour in curves.COLOURS), "colours are the page's own"
     assert "answers per predicted class: 250, 150, 100" in page
     plain = html.render([trial("t2")], name="x")
-    assert "How the thieves" not in plain and "What the owner" not in plain
+    assert "Progress of the attacks" not in plain and "The owner's view" not in plain
 
 
 def test_a_long_table_is_truncated_with_a_note() -> None:

@@ -73,7 +73,7 @@ def test_the_report_draws_the_front(proved: list[TrialResult]) -> None:
     assert (row.lost, row.worst, row.calibration, row.leak) == ("+2.0", "+4.0", "+0.090", "1 of 360")
     assert (row.proved, row.least, row.thief) == ("3 of 4", "50%", "thief.model=resnet18")
     page = html.render(proved, name="front")
-    assert "What each mark costs and proves" in page and "Marks at 1,000 queries" in page
+    assert "Cost and proof of each mark" in page and "Marks at 1,000 queries" in page
     assert "loud: 75% proved, at least 50%, for 2.0 points" in page
     assert "| loud | +2.0 | +4.0 | +0.090 | 1 of 360 | 1,000 | 0 of 4 | – | 3 of 4 | 50% |" in markdown.front_table(
         "", proved
@@ -83,7 +83,7 @@ def test_the_report_draws_the_front(proved: list[TrialResult]) -> None:
 def test_a_sweep_with_one_mark_has_no_front() -> None:
     alone = [trial("a"), trial("b", "resnet18")]
     assert front.marks(alone) == [] and front.lines(alone) == [] and front.figure(alone) is None
-    assert "What each mark costs" not in html.render(alone, name="one")
+    assert "Cost and proof of each mark" not in html.render(alone, name="one")
 
 
 def test_a_mark_without_ranks_or_source_classes_has_dashes(results: list[TrialResult]) -> None:

@@ -126,7 +126,7 @@ def test_a_point_has_the_worst_verdict_and_the_mean_numbers_of_its_seeds() -> No
     (result,) = points.point_results(trials, judge_rungs(trials))
     assert result.trials == ("a", "b") and result.name == "model=vgg_like"
     assert result.wsr == pytest.approx((0.8 + 0.04) / 2)
-    assert result.margin == pytest.approx(0.42 - 0.013), "less the highest WSR of an innocent model"
+    assert result.margin == pytest.approx(0.42 - 0.013), "minus the highest WSR of an innocent model"
     assert result.verdict == "not proved"
     assert result.gap == pytest.approx(0.004)
 
@@ -134,7 +134,7 @@ def test_a_point_has_the_worst_verdict_and_the_mean_numbers_of_its_seeds() -> No
 def test_the_page_of_many_points_is_small_and_has_all_sections(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.count('role="img" aria-labelledby') == 6, "no picture for each point"
-    for heading in ("What survived", "What undoes it", "What it cost", "Proof against what customers lose"):
+    for heading in ("What survived", "What undoes it", "What it cost", "Proof against cost to customers"):
         assert heading in text
     for heading in ("Which settings matter", "Parallel coordinates", "Setting by setting", "What the search found"):
         assert heading in text
@@ -171,7 +171,7 @@ def test_selected_trials_are_judged_together_with_all_others(tmp_path: Path) -> 
     name = f"{3:016x}"
     one = html.write(tmp_path, only=[name])
     text = one.read_text(encoding="utf-8")
-    assert one.name == f"report-{name}.html" and "1 trial of 30, judged with all of them" in text
+    assert one.name == f"report-{name}.html" and "1 trial of 30, with verdicts corrected for all of them" in text
     assert "corrected for 90 suspects" in text
     assert "<script" not in text, "one point needs no script"
     everything = list(drawn(30))

@@ -90,7 +90,7 @@ def test_a_picture_drawn_by_another_matplotlib_is_up_to_date(page: Path, records
     [
         ("<!-- record: demo/result -->\n<!-- end -->", "did you mean 'results'"),
         ("<!-- record: dem/results -->\n<!-- end -->", "did you mean 'demo'"),
-        ("<!-- record: demo -->\n<!-- end -->", "names no part"),
+        ("<!-- record: demo -->\n<!-- end -->", "is not a part"),
         ("<!-- record: demo/results -->\n", "add it"),
     ],
 )

@@ -53,8 +53,8 @@ def test_the_plane_has_a_line_per_removal_by_strength_and_escapes_names() -> Non
 def test_report_and_terminal_have_removals_only_if_there_are_any(capsys: pytest.CaptureFixture[str]) -> None:
     with_them, without = with_removals(trial("a")), trial("b")
     page = html.render([with_them], name="s")
-    assert "What removals left" in page and "&lt;tune&gt;" in page and "<tune>" not in page
-    assert "What removals left" not in html.render([without], name="s")
+    assert ">Watermark removal<" in page and "&lt;tune&gt;" in page and "<tune>" not in page
+    assert ">Watermark removal<" not in html.render([without], name="s")
     print_results(make_console(), [with_them])
     assert "suggestive" in capsys.readouterr().out
 

@@ -48,7 +48,7 @@ def test_a_sweep_chooses_on_validation_images_and_another_reports_on_test_images
         (
             {"seeds": [0, 1, 2]},
             {**DEVELOPMENT, "space": {"splits.held_out": {"grid": ["test", "validation"]}}},
-            "take splits.held_out out of space",
+            "remove splits.held_out from space",
         ),
     ],
 )
@@ -58,7 +58,7 @@ def test_choosing_on_test_images_is_refused(select: dict[str, Any], more: dict[s
 
 
 def test_an_unknown_metric_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"select\.metric='wrs' is no metric"):
+    with pytest.raises(ConfigError, match=r"select\.metric='wrs' is not a metric"):
         check_metric(sweep({"metric": "wrs", "seeds": [0, 1, 2]}, **DEVELOPMENT))
 
 
