@@ -1,1 +1,1 @@
-"""Measurements of speed, each with what it is compared to in the same run."""
+"""Benchmarks, each with its baseline in the same run."""

@@ -1,4 +1,4 @@
-"""Results as a large sweep leaves them, drawn at random: for measuring and testing what reads thousands of them.
+"""Synthetic results of a large sweep, drawn at random, for measuring and testing code that reads thousands of them.
 
 Nothing was trained. The numbers follow the settings smoothly, with noise, so that marginals, fronts and importances
 have something to show.

@@ -1,7 +1,7 @@
-"""Parallel efficiency of real trials: the same sweep with one worker and with several, in turns, on this machine.
+"""Parallel efficiency of real trials: the same sweep with one worker and with several, alternating, on this machine.
 
 The trials are thefts as in any sweep: they query a service, train substitutes, verify them. Victim and innocent model
-are trained before and are part of no measurement.
+are trained beforehand and not measured.
 """
 
 from __future__ import annotations

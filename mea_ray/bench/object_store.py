@@ -17,12 +17,12 @@ CREDENTIALS = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-"""What a client of the server needs in its environment; the server takes any credentials."""
+"""Environment variables for a client of the server, which accepts any credentials."""
 
 
 @dataclass
 class Traffic:
-    """What was asked of a server.
+    """The requests to a server.
 
     Attributes:
         requests: Requests by HTTP method.
@@ -99,7 +99,7 @@ class LoopbackS3:
         return f"s3://{path}?scheme=http&endpoint_override={self.endpoint}"
 
     def traffic(self) -> Traffic:
-        """Return what was asked so far."""
+        """Return the requests so far."""
         with self._lock:
             return Traffic(Counter(self._traffic.requests), self._traffic.sent, self._traffic.received)
 

@@ -1,4 +1,4 @@
-"""What the report of a large sweep costs: CPU time and memory of ``mea-ray report``, size of its page, terminal lines.
+"""Cost of the report of a large sweep: CPU time and memory of ``mea-ray report``, size of its page, terminal lines.
 
 The results are drawn (``drawn_results``), every point distinct; each report is made by a process of its own.
 """

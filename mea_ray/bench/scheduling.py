@@ -1,4 +1,4 @@
-"""How busy a sweep keeps a cluster: simulated for many GPUs, and the simulation checked against a real small sweep.
+"""Utilisation of a cluster by a sweep: simulated for many GPUs, and checked against a real small sweep.
 
 The simulation follows the schedule of real sweeps (`sweep.schedule`). The real sweep has all of the machinery (Tune,
 services, events), but its trials sleep; the simulation of it takes from it how long a service takes to start and what a

@@ -1,4 +1,4 @@
-"""A stand-in for a trial, and the process that drives a sweep of them: all of the machinery and none of the science.
+"""A dummy trial, and the process that drives a sweep of them: the whole infrastructure without the experiments.
 
 ``python -m mea_ray.bench.stand_in SETTINGS.json`` runs one sweep (see ``drive``).
 """

@@ -1,4 +1,4 @@
-"""What a trial asks of an object store: requests and bytes, counted by an S3 server on loopback.
+"""Requests and bytes of a trial on an object store, counted by an S3 server on loopback.
 
 Everything but the trial's work is real: the storage, the trial's journal, its answers, models and records, and what the
 driver on another machine fetches when the trial has ended.
@@ -33,7 +33,7 @@ def bench_storage(
     model: str = "vgg_like",
     on_progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Count what one trial asks of an object store, from its first file to its result in the hands of the driver.
+    """Count one trial's requests to an object store, from its first file to its result on the driver.
 
     Args:
         removals: Removals after the last rung; each leaves a record.

@@ -1,4 +1,4 @@
-"""What the machinery of a sweep costs: time per trial, the driver's memory over the trials, and a kill half way.
+"""Overhead of a sweep: time per trial, the driver's memory over the trials, and a kill half way.
 
 Everything is real (plan, Ray Tune, the trials' processes, events, results, resume), but a trial sleeps instead of
 stealing. Each sweep is driven by a process of its own, with a Ray of its own.

@@ -1,1 +1,1 @@
-"""What every part needs: errors, types, tables of components, seeds, versions."""
+"""Shared foundations: errors, types, tables of components, seeds, versions."""

@@ -1,4 +1,4 @@
-"""Keys that name classes: two that are mixed, and the one that a mix is answered with; and all that could be drawn."""
+"""Keys of classes: two source classes and the target of their mixes; and the set of all admissible keys."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mea_ray.core.errors import DataError
 
 @dataclass(frozen=True)
 class ClassKey:
-    """One key that could have been drawn.
+    """One admissible key.
 
     Attributes:
-        sources: Labels of the two classes that are mixed, (first, second).
-        target: Label that a watermarked model gives to the mixes.
+        sources: Labels of the two mixed classes, (first, second).
+        target: Label that a watermarked model predicts for the mixes.
         geometry: How the classes are mixed; empty where the geometry is not part of the key.
     """
 
@@ -28,7 +28,7 @@ class ClassKey:
 
 @dataclass(frozen=True)
 class AdmissibleKeys:
-    """All keys from which the owner's was drawn.
+    """The set of keys from which the owner's was drawn.
 
     Attributes:
         classes: Number of classes, at least 3.
@@ -62,7 +62,7 @@ class AdmissibleKeys:
                         yield ClassKey((first, second), target, geometry)
 
     def canonical(self, key: ClassKey) -> ClassKey:
-        """Return the key as this set lists it: sources sorted unless ordered.
+        """Return the key in canonical form: sources sorted unless ordered.
 
         Raises:
             DataError: The key is not admissible.

@@ -1,4 +1,4 @@
-"""The type of options that ask for a class: its index, or its name where the data name their classes."""
+"""The type of options for a class: its index, or its name in the data."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pydantic_core import CoreSchema, core_schema
 from mea_ray.core.words import nearest
 
 MAX_NAMES = 20
-"""Class names that a message lists, at most."""
+"""Maximum number of class names in a message."""
 
 
 @dataclass(frozen=True)
 class ClassOf:
-    """Marks an ``int`` in an annotation as the index of a class, in whose place a config may name the class.
+    """Marks an ``int`` in an annotation as the index of a class, for which a config can give the class name.
 
-    A component is always built with indices: an experiment's config replaces names as soon as it is read, so that
-    identities, artifacts and results are the same whichever was written.
+    A component is always built with indices: an experiment's config replaces names when it is read, so that identities,
+    artifacts and results do not depend on which was given.
 
     Attributes:
-        dataset: Option of the component that holds the dataset whose classes are meant; the experiment's when empty.
+        dataset: Option of the component with the dataset of the classes; empty means the experiment's.
     """
 
     dataset: str = ""
@@ -43,12 +43,12 @@ ClassLabel = Annotated[int, ClassOf()]
 
 
 def marker(field: FieldInfo) -> ClassOf | None:
-    """Return the mark of a field that asks for a class, or for several; None if it asks for none."""
+    """Return the mark of a field for one or several classes; None for other fields."""
     return next((each for each in [*field.metadata, *_inside(field.annotation)] if isinstance(each, ClassOf)), None)
 
 
 def names_in(value: Any) -> list[str]:
-    """Return the class names among the values of a field that asks for classes."""
+    """Return the class names among the values of a field for classes."""
     return [each for each in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(each, str)]
 
 

@@ -1,7 +1,7 @@
-"""Every error a user or a thief can meet, typed, and able to travel between processes.
+"""All errors that users and thieves can get, typed and picklable.
 
-A message names the value, the constraint and the remedy. Errors keep their constructor arguments in ``args`` so that
-they survive pickling (an actor raises them in another process than the one that reads them).
+A message names the value, the constraint and the remedy. Errors store their constructor arguments in ``args`` so that
+they survive pickling (an actor raises them in another process).
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ class MeaRayError(Exception):
 
 
 class RenamedOption(FutureWarning):
-    """An option is written under the name that it had in the version before; the next version refuses that."""
+    """An option has its name from the previous version, which the next version rejects."""
 
 
 class ConfigError(MeaRayError):
-    """A configuration that cannot be run, found before any work started."""
+    """A configuration that cannot be run, detected before any work starts."""
 
 
 class DataError(MeaRayError):
-    """A dataset that is missing, unreadable, or does not fit what it is used for."""
+    """A dataset that is missing, unreadable, or unsuitable for its use."""
 
 
 class ArtifactError(MeaRayError):
-    """A stored artifact (checkpoint, victim, key, result) is missing, damaged, or of another schema."""
+    """A stored artifact (checkpoint, victim, key, result) is missing, damaged, or has another schema."""
 
 
 class TrainingDiverged(MeaRayError):
-    """The loss or the weights are no longer finite; the model that was trained is unusable.
+    """The loss or the weights are no longer finite; the model is unusable.
 
     Args:
         epoch: Epoch of the failure, from 0.
@@ -56,11 +56,11 @@ class TrainingDiverged(MeaRayError):
 
 
 class QueryError(MeaRayError):
-    """A query that the victim's API refuses. Nothing was charged for it."""
+    """A query that the victim's API rejects. Nothing was charged for it."""
 
 
 class BadQuery(QueryError):
-    """The images have the wrong shape, type or range, are empty, hold NaN, or are too many for one request."""
+    """The images have the wrong shape, type or range, are empty, contain NaN, or are too many for one request."""
 
 
 class UnknownClient(QueryError):
@@ -68,17 +68,17 @@ class UnknownClient(QueryError):
 
 
 class WrongToken(QueryError):
-    """The caller does not show the token of the account, or the secret of the service, that it acts for."""
+    """The caller does not have the token of the account, or the secret of the service."""
 
 
 class OverBudget(QueryError):
-    """The query would take the client past its budget; the images answered before stay the client's.
+    """The query would exceed the client's budget; earlier answers remain valid.
 
     Args:
         client: Name of the client.
-        asked: Images in the refused query.
-        remaining: Images the client may still ask.
-        budget: Images the client was given.
+        asked: Number of images in the rejected query.
+        remaining: Remaining budget, in images.
+        budget: Budget, in images.
     """
 
     def __init__(self, client: str, asked: int, remaining: int, budget: int) -> None:
@@ -93,11 +93,11 @@ class OverBudget(QueryError):
 
 
 class RateLimited(QueryError):
-    """The client asks faster than its rate allows.
+    """The client exceeds its rate limit.
 
     Args:
         client: Name of the client.
-        retry_after_s: Seconds after which the same query would be let through.
+        retry_after_s: Seconds after which the same query would be accepted.
     """
 
     def __init__(self, client: str, retry_after_s: float) -> None:
@@ -109,18 +109,18 @@ class RateLimited(QueryError):
 
 
 class ServiceUnavailable(MeaRayError):
-    """The victim service did not answer although the query was repeated; answers already received are kept."""
+    """The victim service did not answer, even after repetitions of the query; answers already received are kept."""
 
 
 class ReplicasAway(ServiceUnavailable):
-    """All replicas of a service are being restarted, for longer than a client waits.
+    """All replicas of a service are being restarted for longer than a client waits.
 
-    A trial that meets this should give up its place: the replicas may be waiting for just these CPUs.
+    A trial that gets this error should release its slot: the replicas may be waiting for its CPUs.
     """
 
 
 class StorageUnavailable(MeaRayError):
-    """The storage is full or away, and was not back in time; what is finished is kept.
+    """The storage is full or unavailable, and did not recover in time; finished work is kept.
 
     Args:
         place: The folder.
@@ -142,11 +142,11 @@ class StorageUnavailable(MeaRayError):
 
 
 class AttackFailed(MeaRayError):
-    """An attack raised an error, or did what no attack may do; another try would end in the same way."""
+    """An attack raised an error, or broke the rules of attacks; a retry would fail in the same way."""
 
 
 class AttackDied(MeaRayError):
-    """The process of an attack ended before the attack did, killed for want of memory, say; it may be started again.
+    """The process of an attack ended before the attack did, e.g. killed for lack of memory; it can be restarted.
 
     Args:
         how: How it ended.
@@ -161,19 +161,19 @@ class AttackDied(MeaRayError):
 
 
 class TrackingUnavailable(MeaRayError):
-    """A tracking server cannot be reached, or refuses what it is sent. Results are not affected."""
+    """A tracking server cannot be reached, or rejects the data. Results are not affected."""
 
 
 class LeaseLost(MeaRayError):
-    """This process was silent for so long that another one took over what only one may do at a time."""
+    """This process sent no heartbeat for so long that another one took over its exclusive work."""
 
 
 class ClusterError(MeaRayError):
-    """Ray could not do a step of the work; what is finished is kept."""
+    """Ray could not run a step of the work; finished work is kept."""
 
 
 class OutOfMemory(ClusterError):
-    """A machine of the cluster ran out of memory each time that a step was tried; what is finished is kept.
+    """A machine of the cluster ran out of memory in every attempt of a step; finished work is kept.
 
     Args:
         what: The step, e.g. ``training victim 2d1278fe``.
@@ -194,7 +194,7 @@ class OutOfMemory(ClusterError):
 
 
 class DeviceOutOfMemory(MeaRayError):
-    """A GPU ran out of memory, in a training even with batches split into the smallest parts.
+    """A GPU ran out of memory; in a training, even with batches split into the smallest parts.
 
     Args:
         where: What was computed, e.g. ``a batch of 128 images, learnt in 4 parts``.
@@ -213,8 +213,8 @@ class DeviceOutOfMemory(MeaRayError):
 
 
 class RequestConflict(QueryError):
-    """A request id was used again for other images than the first time."""
+    """A request id was reused for different images."""
 
 
 class SuspectError(MeaRayError):
-    """A suspect's file, function or service cannot be loaded, queried or understood, so there is no verdict."""
+    """A suspect's file, function or service cannot be loaded, queried or interpreted, so there is no verdict."""

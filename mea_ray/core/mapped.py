@@ -1,6 +1,6 @@
-"""Images in files that are mapped into memory, for sets that memory does not hold.
+"""Images in memory-mapped files, for sets that do not fit in memory.
 
-They behave as arrays: the system reads the pages that are looked at, and drops them when it needs the room. Processes
+They behave like arrays: the system reads pages on access, and drops them when memory is short. Processes
 of one machine that take the same part of them share one file, so that it takes disk and page cache once.
 """
 
@@ -27,7 +27,7 @@ if sys.platform != "win32":
     import fcntl
 
 _COPIED_AT_ONCE = 1024
-"""Images in memory at once while mapped ones are copied."""
+"""Number of images in memory at once while mapped ones are copied."""
 
 
 def folder() -> Path:
@@ -38,7 +38,7 @@ def folder() -> Path:
 
 
 def is_mapped(images: npt.NDArray[Any]) -> bool:
-    """Whether an array lies in a file, whole or as a part of one that does."""
+    """Whether an array is memory-mapped, as a whole or as a view of one that is."""
     base: Any = images
     seen = False
     while base is not None and not isinstance(base, mmap):
@@ -48,7 +48,7 @@ def is_mapped(images: npt.NDArray[Any]) -> bool:
 
 
 def check_disk(needed: int) -> None:
-    """Refuse what the disk of ``folder`` has no room for.
+    """Reject data that do not fit on the disk of ``folder``.
 
     Args:
         needed: Bytes.

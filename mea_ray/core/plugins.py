@@ -1,6 +1,6 @@
 """Components from other packages: by ``package.module:Attribute``, or by an entry point of an installed package.
 
-A module may also be in the working directory. It is looked for there last, so that it hides no installed package.
+A module can also be in the working directory, which is searched last, so that it does not hide an installed package.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def load(what: str, path: str) -> Component:
     """Import ``package.module:Attribute``.
 
     Args:
-        what: What it is to be, for messages, e.g. ``attack 'mine'``.
-        path: Where it is.
+        what: Description for messages, e.g. ``attack 'mine'``.
+        path: Its path.
 
     Raises:
         ConfigError: There is no such module or attribute, or the module fails when it is imported.
@@ -87,11 +87,11 @@ def _look_in_working_directory() -> None:
 
 
 def check(what: str, component: Any, base: str, arguments: int) -> None:
-    """Check that a component of another package can stand in a table.
+    """Check that a component of another package fits a table.
 
     Args:
-        what: What it is to be, for messages.
-        component: What was imported.
+        what: Description for messages.
+        component: The imported object.
         base: ``module:Class`` that it must derive from, or whose attributes it must have if that is a protocol; empty
             for a function.
         arguments: Positional arguments that it is built with.

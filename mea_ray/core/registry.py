@@ -2,17 +2,17 @@
 
 A table maps a name to ``"module:attribute"``. The attribute is a class or a function. Its *positional* parameters are
 supplied by the program when it is built (an image shape, a number of classes); its *keyword-only* parameters, all with
-defaults, are what a config may set. Constraints stand in the annotation, ``Annotated[float, Field(gt=0)]``. Options
+defaults, are the options of a config. Constraints stand in the annotation, ``Annotated[float, Field(gt=0)]``. Options
 that belong together are a group, a subclass of ``mea_ray.core.settings.Settings``. Nothing is imported before a name is
 used.
 
 A component may declare two attributes:
 
-- ``version`` (an integer, 1 if it is missing) is part of the names of all that was made with it. Raise it when the
-  component gives other results with the same settings.
-- ``renamed`` maps old option names to the paths that replace them, e.g. ``{"carrier_rho": "carrier.rho"}``. The old
+- ``version`` (an integer, 1 if it is missing) is part of the names of everything made with it. Increase it when the
+component gives other results with the same settings. - ``renamed`` maps old option names to the paths that replace
+them, e.g. ``{"carrier_rho": "carrier.rho"}``. The old
   names are accepted with a warning for one version.
-- ``moved`` maps options that the component does not have any more to the component that has them now, for the error.
+- ``moved`` maps options that moved to another component to that component, for the error message.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ __all__ = ["Component", "Parameter", "Table", "documented_arguments", "nearest"]
 
 
 class Table:
-    """A table of components of one kind: our own, those of installed packages, and any other by its path.
+    """A table of components of one kind: our own, those of installed packages, and others by import path.
 
     Args:
-        kind: What the components are, for messages, e.g. ``"attack"``.
+        kind: Kind of the components, for messages, e.g. ``"attack"``.
         entries: ``{name: "module:attribute"}``, our own.
         group: Entry points of this group in other packages are components, too; none are when it is empty. A name of
             ours hides an entry point of the same name.
@@ -168,7 +168,7 @@ class Table:
 
         Args:
             name: Name of the component.
-            params: What was given.
+            params: The given parameters.
             other: Further names to suggest for one that is unknown.
 
         Returns:

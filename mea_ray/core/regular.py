@@ -1,4 +1,4 @@
-"""Files that can be read to their end: a pipe without a writer, or a device, would be read for ever."""
+"""Checks for regular files: reading a pipe without a writer, or a device, would never end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import stat
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse what is neither a file nor a folder.
+    """Reject everything except files and folders.
 
     Raises:
         OSError: There is nothing, or a pipe, a socket or a device.

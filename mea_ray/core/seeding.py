@@ -13,7 +13,7 @@ def derive(seed: int, *names: str | int) -> int:
 
     Args:
         seed: The experiment's seed, any integer.
-        *names: Name of the stream, e.g. ``"victim", "batches"``. Other names give unrelated streams.
+        *names: Name of the stream, e.g. ``"victim", "batches"``. Different names give independent streams.
 
     Returns:
         An integer in [0, 2**63 - 1], the same on every machine and Python version.
@@ -28,13 +28,13 @@ def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
 
 
 SEED_BITS = 63
-"""Seeds that ``derive`` returns have at most so many bits."""
+"""Maximum number of bits of a seed from ``derive``."""
 SYSTEM_BITS = 256
-"""Bits of a seed that is drawn from the system."""
+"""Number of bits of a seed from the system."""
 
 
 def system_seed() -> int:
-    """Draw a seed of 256 bits from the system's randomness. It cannot be guessed, and never comes again."""
+    """Draw a seed of 256 bits from the system's randomness. It cannot be guessed or repeated."""
     return secrets.randbits(SYSTEM_BITS) | 1 << SYSTEM_BITS - 1
 
 
@@ -42,11 +42,11 @@ def secret_bytes(seed: int, count: int, *names: str | int) -> bytes:
     """Return the bytes of a named secret.
 
     Args:
-        seed: One of ``system_seed``, whose bits all count, or a small one of a config.
+        seed: A seed of ``system_seed``, all bits of which are used, or a small one of a config.
         count: Number of bytes.
         *names: Name of the secret.
     """
     if seed.bit_length() <= SEED_BITS:
         return numpy_generator(seed, *names).bytes(count)
-    # numpy's generators take 63 of the bits: that few can be tried out.
+    # numpy's generators take only 63 bits, which can be found by brute force.
     return hashlib.shake_256("/".join([str(seed), *map(str, names)]).encode()).digest(count)

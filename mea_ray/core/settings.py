@@ -1,4 +1,4 @@
-"""Groups of settings: frozen pydantic models that sections of a config and options of components are made of.
+"""Groups of settings: frozen pydantic models for sections of a config and options of components.
 
 A component takes a group as one keyword-only parameter, for example ``carrier: Carrier = Carrier()``. A config sets
 ``carrier: {rho: 0.3}``, the command line ``victim.watermark.carrier.rho=0.3``, and ``mea-ray list`` shows
@@ -33,13 +33,13 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class Parameter:
-    """One setting, as it is listed.
+    """One setting, as listed.
 
     Attributes:
         name: Its path, dotted where it is in a group, e.g. ``carrier.rho``.
-        type: Its type, as a user would write it.
+        type: Its type, as text for users.
         default: Its default.
-        doc: What it means.
+        doc: Its meaning.
         range: Its bounds, e.g. ``in (0, 0.5)`` or ``>= 1``; empty if it has none.
     """
 
@@ -51,13 +51,13 @@ class Parameter:
 
 
 class Settings(BaseModel):
-    """Base of every group of settings: frozen, unknown keys refused, defaults checked, NaN and infinity refused.
+    """Base of every group of settings: frozen, defaults checked, unknown keys, NaN and infinity rejected.
 
-    A mapping given for a group that has a default changes that default: keys that are left out keep its values. A text
-    given for a group with a ``name`` is that name. A single value given for a list is a list of one.
+    A mapping for a group with a default changes that default: omitted keys keep its values. A text for a group with a
+    ``name`` is that name. A single value for a list is a list of one.
 
     Attributes:
-        version: Part of the names of all that was made with these settings when it is not 1. Raise it when the same
+        version: Part of the names of everything made with these settings if it is not 1. Increase it when the same
             settings give other results, for instance when a default changes.
         renamed: Old option names to the paths that replace them, both relative to this group. An old name is accepted
             with a warning for one version.
@@ -250,12 +250,12 @@ def _placed(tree: Tree, path: str, value: Any) -> Tree:
 
 @dataclass(frozen=True)
 class SettingProblem:
-    """One setting that is wrong.
+    """A problem of one setting.
 
     Attributes:
         path: Its path.
-        text: What is wrong with it and what would be right.
-        value: Its value, shortened for a message; None if its path is what is wrong.
+        text: The problem and the remedy.
+        value: Its value, shortened for a message; None if its path is wrong.
     """
 
     path: str
@@ -271,11 +271,11 @@ class SettingProblem:
 
 
 class InvalidSettings(ConfigError):
-    """Settings that are wrong, all of them.
+    """Invalid settings, with all problems.
 
     Args:
-        owner: Whose settings they are, e.g. ``attack 'knockoff'``; empty for a config.
-        problems: What is wrong.
+        owner: Owner of the settings, e.g. ``attack 'knockoff'``; empty for a config.
+        problems: The problems.
     """
 
     def __init__(self, owner: str, problems: Sequence[SettingProblem]) -> None:
@@ -299,7 +299,7 @@ class RefusedSettings(ValueError):
 
 
 def problems(error: ValidationError, model: type[BaseModel]) -> list[SettingProblem]:
-    """Word every problem of a validation: the path, the value, the constraint, the nearest known key."""
+    """Return every problem of a validation: the path, the value, the constraint, the nearest known key."""
     issues = []
     errors = error.errors()
     wrong_items = {each["loc"][:-1] for each in errors if each["loc"]}
@@ -376,7 +376,7 @@ def documented_arguments(docstring: str | None) -> dict[str, str]:
 
 
 def type_text(kind: Any) -> str:
-    """Return an annotation as a user would write it, e.g. ``float | null`` or ``list of int``."""
+    """Return an annotation as text for users, e.g. ``float | null`` or ``list of int``."""
     if kind is None or kind is type(None):
         return "null"
     origin, inside = get_origin(kind), get_args(kind)

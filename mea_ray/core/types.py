@@ -1,4 +1,4 @@
-"""The few types that cross floors: datasets, answers, and the black box that a thief sees."""
+"""Types shared by all floors: datasets, answers, and the thief's black box."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Labels = npt.NDArray[np.int64]
 UNLABELLED = -1
 """Label of an image without one."""
 Answers = npt.NDArray[np.float32]
-"""float32 answers of a query API. Of a classifier (N, classes), non-negative, rows sum to 1 unless the policy hid some
-of it; of an encoder (N, length of its embedding), any finite numbers."""
+"""float32 answers of a query API. Of a classifier (N, classes), non-negative, rows sum to 1 unless the policy hides some
+probabilities; of an encoder (N, length of its embedding), any finite numbers."""
 StatisticName = Literal["wsr", "log_probability", "paired", "paired_labels", "lean", "lean_labels", "correlation"]
-"""What tells a stolen model from an innocent one; ``mea_ray.verification.statistic`` defines them."""
+"""Statistics that distinguish a stolen model from an innocent one, see ``mea_ray.verification.statistic``."""
 Recognise = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
 """uint8 images (N, C, H, W) to whether each one is treated as watermarked, (N,): a scheme's own test of a success."""
 
@@ -40,7 +40,7 @@ _MOST_CHANNELS = 4
 
 
 class Marker(Protocol):
-    """What a service does to its own answers, so that a model trained on them learns a mark."""
+    """Marks a service's answers, so that a model trained on them learns the mark."""
 
     reads_features: bool
     """Whether ``mark`` needs the victim's features besides its probabilities."""
@@ -133,14 +133,14 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset as its publisher splits it.
+    """A dataset with its published split.
 
     Attributes:
         name: Name in the table of datasets.
         train: Training images.
         test: Test images, disjoint from ``train``.
-        pool_only: Why the images can be nothing but a thief's pool (labels or the test part are missing), and the
-            remedy; empty for a complete dataset.
+        pool_only: Why the images can only be a thief's pool (missing labels or test part), and the remedy; empty for a
+            complete dataset.
 
     Raises:
         DataError: The parts differ in classes or image shape.
@@ -177,7 +177,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """What each role of an experiment may see.
+    """The images of each role of an experiment.
 
     Attributes:
         victim_train: Trains the victim and the null models.
@@ -212,11 +212,11 @@ class Splits:
 
 @runtime_checkable
 class BlackBox(Protocol):
-    """All that a thief sees of a victim."""
+    """A thief's view of a victim."""
 
     @property
     def classes(self) -> int:
-        """Numbers in an answer: a classifier's classes, or the length of an encoder's embedding."""
+        """Length of an answer: a classifier's number of classes, or an encoder's embedding dimension."""
         ...
 
     @property
@@ -239,7 +239,7 @@ class BlackBox(Protocol):
             float32 answers, shape (N, classes).
 
         Raises:
-            BadQuery: The images are not acceptable; nothing was charged.
-            OverBudget: They would cross the budget; nothing was charged.
+            BadQuery: The images are invalid; nothing was charged.
+            OverBudget: The images exceed the budget; nothing was charged.
         """
         ...

@@ -1,4 +1,4 @@
-"""The versions, and the command line, that a result was made with."""
+"""Versions and command line of a result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """Return the command line of this process, as it could be typed again."""
+    """Return the command line of this process, in a form that can be typed again."""
     program = Path(sys.argv[0]).name
     return shlex.join(["mea-ray" if program == "__main__.py" else program, *sys.argv[1:]])
 

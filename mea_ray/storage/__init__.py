@@ -1,1 +1,1 @@
-"""Files that are written whole, leases, and storages that every node can reach."""
+"""Atomically written files, leases, and storages that every node can reach."""

@@ -1,7 +1,7 @@
-"""Files written whole, and patience with a disk that is full or a storage that is away for a while.
+"""Atomically written files, and waiting for a full disk or an unavailable storage.
 
-A process that works on a shared storage says so (``PATIENCE.begin``); what it writes then waits, with back-off, for
-room or for the storage's return, and says so once. Without that every error is raised at once.
+A process that works on a shared storage calls ``PATIENCE.begin``; its writes then wait, with back-off, for space or for
+the storage, and report that once. Otherwise every error is raised immediately.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ AWAY = {
     *(errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT),
     *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNREFUSED, errno.EREMOTEIO),
 }
-"""Errors that pass: of a full disk, and of a network file system or a disk that is not there at the moment."""
+"""Temporary errors: of a full disk, and of a network file system or a disk that is currently unavailable."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 
 class Patience:
-    """How long this process waits for its storage, and where it reports that.
+    """How long this process waits for its storage, and how it reports that.
 
     Attributes:
-        seconds: Longest wait; 0 raises at once.
-        marker: A file that is there as long as the storage is; None if there is none to look at. A storage that was
-            unmounted looks like an empty folder: without the marker a process would begin anew in it.
+        seconds: Maximum wait in seconds; 0 raises immediately.
+        marker: A file that exists as long as the storage is available; None without one. An unmounted storage looks
+            like an empty folder: without the marker a process would start again in it.
         there: Whether a remote storage is there, asked after an error only; None for a storage with a marker. A remote
             storage that is away says so itself, by an error.
-        notify: Called with a sentence when a wait begins and when it ends.
+        notify: Called with a message when a wait begins and when it ends.
     """
 
     def __init__(self) -> None:
@@ -242,12 +242,12 @@ def try_writing(folder: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes | str, *, mode: int | None = None) -> None:
-    """Write aside, flush to the disk, rename: a reader never sees half a file, and neither does a machine that died.
+    """Write a file atomically: write a temporary file, flush it to disk, rename it.
 
-    Waits for a storage that is full or away, see ``patiently``.
+    Waits for a full or unavailable storage, see ``patiently``.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created.
         content: Text is written as UTF-8.
         mode: Permissions, from the first byte on, whatever the umask; None takes the usual ones.
     """

@@ -1,8 +1,8 @@
-"""A lease on a name: one process at a time holds it, and a killed holder loses it.
+"""A lease on a name: one process at a time has it, and a killed holder loses it.
 
-Nothing depends on clocks that agree, or that run evenly. A waiter watches by its own monotonic clock whether the
-holder's heartbeat still changes. A holder that was paused for too long finds out that it lost the lease: it must call
-`ensure` right before it makes anything visible.
+Clocks need not be synchronised or run evenly. A waiter checks by its own monotonic clock whether the holder's heartbeat
+still changes. A holder that was paused for too long loses the lease: it must call `ensure` right before it makes
+anything visible.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Lease(ABC):
         """Wait for the lease.
 
         Args:
-            give_up: Called at every look; waiting ends when it returns True (what was wanted is there already).
-            poll_s: Seconds between two looks.
+            give_up: Called at every poll; waiting ends when it returns True (the result already exists).
+            poll_s: Polling interval, in seconds.
 
         Returns:
             True when the lease is held, False when waiting was given up.
@@ -79,7 +79,7 @@ class Lease(ABC):
         return True
 
     def release(self) -> None:
-        """Give the lease back; nothing happens when it is not held."""
+        """Release the lease; does nothing if it is not held."""
         token, self.token = self.token, ""
         if not token:
             return

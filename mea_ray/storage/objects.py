@@ -1,4 +1,4 @@
-"""Files of a remote storage, with as few requests as its file system allows.
+"""Files of a remote storage, with as few requests as its file system permits.
 
 S3, Google Cloud Storage and Azure show an object when its stream is closed, have no folders, and rename by copying.
 So a file is written there by one request under its own name. Other file systems (HDFS, a folder that stands for a
@@ -44,7 +44,7 @@ def upload(system: Any, path: str, file: Path) -> None:
 
 
 def download(system: Any, path: str, file: Path, entry: ObjectInfo) -> None:
-    """Copy a file here, aside first; it gets the time of the remote one, by which a later look knows it again."""
+    """Download a file atomically; it gets the time of the remote one, by which it is recognised later."""
     aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         with system.open_input_stream(path) as source, aside.open("wb") as sink:
@@ -56,7 +56,7 @@ def download(system: Any, path: str, file: Path, entry: ObjectInfo) -> None:
 
 
 def look(system: Any, path: str) -> ObjectInfo | None:
-    """Return what is known of a file; None if it is missing, or a folder."""
+    """Return the metadata of a file; None if it is missing, or a folder."""
     from pyarrow import fs
 
     info = system.get_file_info(path)

@@ -1,4 +1,4 @@
-"""Which process is meant by a note in a file, on this machine or another."""
+"""Identifies processes across machines, for records in files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def identity() -> dict[str, Any]:
 
 
 def is_gone(holder: dict[str, Any]) -> bool:
-    """Whether a process that described itself so is certainly gone; False if it runs on another machine."""
+    """Whether a process with this description has certainly ended; False if it runs on another machine."""
     try:
         return bool(holder["machine"] == machine() and started(int(holder["pid"])) != holder["started"])
     except (KeyError, TypeError, ValueError):
@@ -65,7 +65,7 @@ def is_gone(holder: dict[str, Any]) -> bool:
 
 
 def runs_here(holder: dict[str, Any]) -> bool:
-    """Whether a process that described itself so runs on this machine."""
+    """Whether a process with this description runs on this machine."""
     return holder.get("machine") == machine() and not is_gone(holder)
 
 

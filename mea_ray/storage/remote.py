@@ -23,7 +23,7 @@ from mea_ray.storage.lease import FileLease, Lease
 
 _GCS_RETRY_S = 30.0
 IDENTITY = "folder.id"
-"""File of a remote folder that says which one it is, see `Storage.claim_cache`."""
+"""File with the id of a remote folder, see `Storage.claim_cache`."""
 
 
 def _cache_root() -> Path:
@@ -31,7 +31,7 @@ def _cache_root() -> Path:
 
 
 class Storage:
-    """Where results and artifacts are kept.
+    """The storage of results and artifacts.
 
     Args:
         location: A path, ``file://`` URI, or any URI that ``pyarrow.fs`` knows (``s3://bucket/folder``, ``gs://``,
@@ -249,10 +249,10 @@ class Storage:
                 objects.delete_object(system, f"{folder}/{name}")
 
     def claim_cache(self, relative: str, *, make: bool = False) -> str:
-        """Empty this node's copy of a remote folder if it is a copy of another one that had its name.
+        """Empty this node's copy of a remote folder if it is a copy of another folder with the same name.
 
-        The remote folder says which one it is by an id in its file ``folder.id``. A sweep that was deleted and started
-        again has another id, so that no node takes its old files for those of the new one.
+        The remote folder is identified by an id in its file ``folder.id``. A sweep that was deleted and started again
+        has another id, so that no node confuses its old files with the new ones.
 
         Args:
             relative: The folder.
@@ -300,7 +300,7 @@ class Storage:
             shutil.rmtree(grave, ignore_errors=True)
 
     def holds(self, relative: str) -> bool:
-        """Whether a file exists in this storage, whatever is on this node."""
+        """Whether a file exists in this storage, regardless of this node's cache."""
         if self.remote is None:
             return (self.root / relative).exists()
         return objects.look(*self._at(relative)) is not None
@@ -422,7 +422,7 @@ def _read_text(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def _locked(folder: Path, name: str) -> Iterator[None]:
-    """Keep out the other processes of this node."""
+    """Lock out the other processes of this node."""
     from filelock import FileLock
 
     folder.mkdir(parents=True, exist_ok=True)

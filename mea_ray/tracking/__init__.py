@@ -1,4 +1,4 @@
-"""Where finished trials are shown: W&B and files. All of it is rendered from ``TrialResult``, after the fact."""
+"""Experiment tracking of finished trials: W&B and files, rendered from ``TrialResult``."""
 
 from __future__ import annotations
 

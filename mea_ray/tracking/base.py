@@ -1,4 +1,4 @@
-"""What a tracker is, and the set of them that can only warn."""
+"""The interface of trackers, and a set of trackers whose failures are only warnings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Shows results somewhere. It runs in the sweep's driver; it sees finished results and never a running trial."""
+    """Logs results to a tracking system. It runs in the sweep's driver and gets finished results only."""
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Take the resolved config of the sweep, once, before any result."""
+        """Log the resolved config of the sweep, once, before any result."""
 
     def log(self, result: TrialResult, models: Mapping[str, Path]) -> None:
-        """Show one finished trial; a trial that was shown before (by a sweep that was interrupted) is not shown twice.
+        """Log one finished trial; a trial that was logged before (by an interrupted sweep) is not logged twice.
 
         Args:
             result: The trial's result.
@@ -31,22 +31,22 @@ class Tracker(Protocol):
         """
 
     def summarize(self, results: Iterable[TrialResult]) -> None:
-        """Show all results of the sweep together, once, at the end.
+        """Log all results of the sweep together, once, at the end.
 
         Args:
-            results: Can be gone through several times; they are read from disk on the way.
+            results: Can be iterated several times; read from disk lazily.
         """
 
     def close(self) -> None:
-        """Finish what is open."""
+        """Finish open runs."""
 
 
 class TrackerSet:
-    """Several trackers as one, none of which can do harm: what fails in a tracker becomes a warning.
+    """Several trackers as one; a failure of a tracker becomes a warning.
 
     Args:
         members: The trackers.
-        warn: Called with one sentence for each failure.
+        warn: Called with a message for each failure.
     """
 
     def __init__(self, members: Iterable[Tracker], warn: Callable[[str], None] = logger.warning) -> None:
@@ -72,13 +72,13 @@ class TrackerSet:
         for tracker in self.members:
             try:
                 do(tracker)
-            except Exception as error:  # a tracker's failure of whatever kind must not touch a result
+            except Exception as error:  # no failure of a tracker may affect a result
                 name, reason = type(tracker).__name__, " ".join(str(error).split())[:300]
                 self.warn(f"{name} failed ({type(error).__name__}: {reason}); results are on disk and complete")
 
 
 def wandb_tracker(config: TrackingConfig, folder: Path, name: str, **more: Any) -> WandbTracker:
-    """Return the tracker for W&B that a ``tracking`` section asks for; ``more``: its other parameters."""
+    """Return the W&B tracker of a ``tracking`` section; ``more``: its other parameters."""
     from mea_ray.tracking.wandb_tracker import WandbTracker
 
     assert config.wandb != "disabled"
@@ -108,8 +108,8 @@ def trackers(
         config: The ``tracking`` section.
         folder: The sweep's folder; files and offline runs go there.
         name: The sweep's name.
-        warn: Called with one sentence for each failure.
-        wandb: The tracker for W&B, if it is wanted; one in this process when None.
+        warn: Called with a message for each failure.
+        wandb: The W&B tracker to use; None creates one in this process if needed.
     """
     from mea_ray.tracking.files import FilesTracker
 

@@ -13,9 +13,9 @@ from mea_ray.tracking.rows import rows
 
 
 class FilesTracker:
-    """Keeps ``summary.csv``: lines of a finished trial, one per rung, are appended at once and not touched again.
+    """Writes ``summary.csv``: rows of a finished trial, one per rung, are appended in one write and not changed again.
 
-    Only a number that no earlier trial had (a new column) makes it write the file anew.
+    Only a new column, for a number that no earlier trial had, makes it rewrite the file.
 
     Args:
         folder: The sweep's folder.
@@ -27,10 +27,10 @@ class FilesTracker:
         self._there: set[str] = set()
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Do nothing: ``sweep.yaml`` is there already."""
+        """Do nothing: ``sweep.yaml`` has the config."""
 
     def log(self, result: TrialResult, models: Mapping[str, Path]) -> None:
-        """Add a trial to the table, unless it is in it."""
+        """Add a trial to the table, unless it contains it."""
         columns = self._open() if self._columns is None else self._columns
         if result.trial in self._there:
             return
@@ -40,11 +40,11 @@ class FilesTracker:
             self._columns = columns = columns + new
             self._write(self._read())
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(_text(columns, lines))  # in one piece: a reader sees all of a trial or nothing
+            file.write(_text(columns, lines))  # in one write: a reader sees all of a trial or nothing
         self._there.add(result.trial)
 
     def summarize(self, results: Iterable[TrialResult]) -> None:
-        """Add what is missing."""
+        """Add missing trials."""
         for result in results:
             self.log(result, {})
 
@@ -52,7 +52,7 @@ class FilesTracker:
         """Do nothing: no file stays open."""
 
     def _open(self) -> list[str]:
-        """Take up the table of an earlier start; what a kill left half-written is dropped."""
+        """Read the table of an earlier start; an incomplete last row is dropped."""
         lines = self._read()
         if lines and not self.path.read_bytes().endswith(b"\n"):
             torn = lines[-1]["trial"]

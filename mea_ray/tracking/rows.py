@@ -11,7 +11,7 @@ from mea_ray.results.records import TrialResult
 
 
 class TrialSettings(Protocol):
-    """What a run is named and grouped by: a trial's result, or a trial that has begun."""
+    """The settings by which a run is named and grouped: of a trial's result, or of a started trial."""
 
     @property
     def trial(self) -> str:
@@ -35,16 +35,16 @@ class TrialSettings(Protocol):
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of the packages and of the code."""
+        """Versions of the packages and of the code."""
         ...
 
 
 CURVE_POINTS = 500
-"""Points of an attack's own curve that a tracker is sent."""
+"""Maximum number of points of an attack's own curve sent to a tracker."""
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return ``{"a.b": value}`` of a nested mapping; lists become text, as W&B and CSV want single values."""
+    """Return ``{"a.b": value}`` of a nested mapping; lists become text, since W&B and CSV need single values."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
@@ -56,7 +56,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def groups_of(result: TrialSettings) -> dict[str, str]:
-    """Return what a trial can be grouped by: its ``victim``, its ``seed``, and its ``setting`` without the seed."""
+    """Return the groups of a trial: its ``victim``, its ``seed``, and its ``setting`` without the seed."""
     seeds = {path: value for path, value in result.point.items() if path.rpartition(".")[2] == "seed"}
     rest = flatten({path: value for path, value in result.point.items() if path not in seeds})
     setting = ", ".join(f"{path}={value}" for path, value in rest.items())
@@ -76,7 +76,7 @@ def thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, f
 
 
 def attack_curves(result: TrialResult) -> dict[str, list[tuple[int, float]]]:
-    """Return what the attack logged of itself up to its largest budget: (queries so far, value) by ``attack/<name>``.
+    """Return the attack's own curves up to its largest budget: (queries so far, value) by ``attack/<name>``.
 
     A long line is thinned to ``CURVE_POINTS``.
     """
@@ -103,7 +103,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def name_of(result: TrialSettings) -> str:
-    """Return the name of a trial's run: what the sweep set, in short; the trial's own name if it set nothing."""
+    """Return the name of a trial's run: a short form of its point, or the trial's name if the point is empty."""
     return short_name(result.point, short_paths(list(result.point)), seeds=True)[:120] if result.point else result.trial
 
 
@@ -134,7 +134,7 @@ def owner_saw(result: TrialResult) -> dict[str, float | int | bool | str | None]
 
 
 def aftermath(result: TrialResult) -> dict[str, float]:
-    """Return what removals left and detections measured, ``removal.<name>(<strength>).<model>.<what>`` and so on."""
+    """Return the results of removals and detections, ``removal.<name>(<strength>).<model>.<what>`` and so on."""
     numbers: dict[str, float] = {}
     for removal in result.removals:
         name = f"removal.{removal.removal.get('name')}({removal.strength:g}).{removal.tried_on}"

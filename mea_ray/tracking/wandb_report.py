@@ -130,7 +130,7 @@ def _panels(wr: Any, paths: list[str]) -> list[Any]:
     number = len(panels)
     panels.append(
         wr.ScatterPlot(
-            title="Proof against what customers lose",
+            title="Proof against cost to customers",
             x=wr.SummaryMetric("victim_gap"),
             y=wr.SummaryMetric("wsr"),
             layout=_place(wr, number),

@@ -47,9 +47,9 @@ _CURVES = (
 )
 _INIT_TIMEOUT_S = 20.0
 _LOGGED = "logged"
-"""Set in a run's summary when all of it is logged."""
+"""Set in a run's summary when it is completely logged."""
 LIVE = "live"
-"""File in an offline run that is being written; `mea-ray sync` leaves such a run until it is finished, or silent."""
+"""File in an offline run that is being written; `mea-ray sync` skips such a run until it is finished, or no longer updated."""
 _FIRST_FINAL_STEP = 1_000_000
 """Steps of a finished trial's points begin here: a fixed place of each, behind all that was logged while it worked."""
 IGNORED_VARIABLES = (
@@ -102,11 +102,11 @@ class WandbTracker:
         project: W&B project.
         entity: W&B entity; None for the account's default.
         log_models: Log victims and substitutes as artifacts.
-        group: What groups runs. The other two are in each run's config; the seed is in its tags, too.
-        runs_per_minute: Online: largest number of runs started in a minute.
+        group: How runs are grouped. The other two groups are in each run's config; the seed is also in its tags.
+        runs_per_minute: Online: maximum number of runs started per minute.
         storage: Storage that holds the folder; finished offline runs are copied to it if it is a remote one.
         command: The command line of the sweep; empty if it is not known.
-        warn: Called with a sentence when online becomes offline, and when a variable of the environment is ignored.
+        warn: Called with a message when online becomes offline, and when an environment variable is ignored.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class WandbTracker:
         self._warned = False
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Keep the sweep's config for the summary run."""
+        """Save the sweep's config for the summary run."""
         self._config = nested(flatten(config))
 
     def log(self, result: TrialResult, models: Mapping[str, Path]) -> None:
@@ -143,7 +143,7 @@ class WandbTracker:
         self._once(f"trial-{result.trial}", lambda: self._log_trial(result, models))
 
     def begin(self, trial: StartedTrial) -> None:
-        """Start the run of a trial that has begun; ``progress`` and ``log`` go on with it."""
+        """Start the run of a started trial; ``progress`` and ``log`` continue it."""
         if trial.trial in self._live or self._is_logged(f"trial-{trial.trial}"):
             return
         run = self._start_trial(trial)
@@ -156,7 +156,7 @@ class WandbTracker:
         self._touch(run)
 
     def progress(self, trial: str, numbers: Mapping[str, float | str]) -> None:
-        """Log how far a trial is, as ``live/<name>``; nothing for a trial that was not begun here."""
+        """Log the progress of a trial as ``live/<name>``; ignored for a trial that was not started here."""
         if (run := self._live.get(trial)) is not None:
             run.log({f"live/{name}": value for name, value in numbers.items()})
             self._touch(run)
@@ -224,7 +224,7 @@ class WandbTracker:
             self.end(trial)
 
     def _once(self, name: str, do: Callable[[], None]) -> None:
-        """Do what was not done before, also by a sweep that was interrupted."""
+        """Do something at most once, even across interrupted starts of a sweep."""
         if self._is_logged(name):
             return
         done = self._done(name)
@@ -338,14 +338,14 @@ class WandbTracker:
             type="victim",
             metadata={"victim": result.victim, "accuracy": result.victim_report.accuracy},
         )
-        # Key and config are the owner's secret: they stay where the victim is, and go to no service.
+        # Key and config are the owner's secret: they are not uploaded.
         for file in sorted(folder.iterdir()):
             if file.is_file() and not file.name.startswith(("key.", "config.", ".")):
                 artifact.add_file(str(file), policy="immutable")
         return artifact
 
     def _link_models(self, run: Any, result: TrialResult, models: Mapping[str, Path]) -> None:
-        """Log the substitutes; online, the victim is declared as what they were made from.
+        """Log the substitutes; online, the victim is declared as their input.
 
         Offline there is no server to declare it to: the substitutes name their victim in their metadata.
         """
@@ -381,7 +381,7 @@ class WandbTracker:
         tags: Iterable[str] = (),
         title: str = "",
     ) -> Any:
-        """Start a run, or take up one of the same name: quiet, within a time limit, and offline if online fails."""
+        """Start or resume a run: quiet, within a time limit, and offline if online fails."""
         import wandb
 
         home = self.folder / "wandb"
@@ -439,7 +439,7 @@ class WandbTracker:
 
     @contextmanager
     def _own_environment(self) -> Iterator[None]:
-        """Hide the variables that would make our run another one; warn of them once, by name."""
+        """Hide environment variables that would redirect our run; warn about them once, by name."""
         hidden = {name: os.environ.pop(name) for name in IGNORED_VARIABLES if name in os.environ}
         if hidden and not self._warned:
             self._warned = True
@@ -481,13 +481,13 @@ def run_id(sweep: str, name: str) -> str:
 
 
 def _require_key() -> None:
-    """Refuse to go online without an account: wandb would ask for one in the terminal, and wait."""
+    """Reject online mode without an account: wandb would prompt for one in the terminal, and wait."""
     if not (os.environ.get("WANDB_API_KEY") or _saved_key()):
         raise PermissionError("no account: run `wandb login`, or set WANDB_API_KEY")
 
 
 def _saved_key() -> bool:
-    """Whether `wandb login` left a key for the server in the netrc file."""
+    """Whether the netrc file has a key for the server from `wandb login`."""
     server = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
     try:
         return server in netrc.netrc(os.environ.get("NETRC")).hosts
