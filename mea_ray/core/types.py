@@ -23,8 +23,8 @@ Labels = npt.NDArray[np.int64]
 UNLABELLED = -1
 """Label of an image without one."""
 Answers = npt.NDArray[np.float32]
-"""float32 answers of a query API. Of a classifier (N, classes), non-negative, rows sum to 1 unless the policy hides some
-probabilities; of an encoder (N, length of its embedding), any finite numbers."""
+"""float32 answers of a query API. Of a classifier (N, classes), non-negative, rows sum to 1 unless the policy hides
+some; of an encoder (N, length of its embedding), any finite numbers."""
 StatisticName = Literal["wsr", "log_probability", "paired", "paired_labels", "lean", "lean_labels", "correlation"]
 """Statistics that distinguish a stolen model from an innocent one, see ``mea_ray.verification.statistic``."""
 Recognise = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]

@@ -49,7 +49,7 @@ _INIT_TIMEOUT_S = 20.0
 _LOGGED = "logged"
 """Set in a run's summary when it is completely logged."""
 LIVE = "live"
-"""File in an offline run that is being written; `mea-ray sync` skips such a run until it is finished, or no longer updated."""
+"""File in an offline run that is being written; `mea-ray sync` skips it until it is finished or no longer updated."""
 _FIRST_FINAL_STEP = 1_000_000
 """Steps of a finished trial's points begin here: a fixed place of each, behind all that was logged while it worked."""
 IGNORED_VARIABLES = (
