@@ -360,7 +360,7 @@ def _check_filter(config: ExperimentConfig, data: Splits) -> None:
     if sample_filter(config) == "none":
         return
     watermark: Watermark = config.victim.watermark.build()
-    read = "what a client asked" if watermark.needs_log else "its signal in answers to clean images"
+    read = "a client's queries" if watermark.needs_log else "its signal in answers to clean images"
     if watermark.needs_log or type(watermark).signal is not Watermark.signal:
         raise ConfigError(
             f"verification.filter=shadow: victim.watermark={config.victim.watermark.name} is verified with {read}, so "

@@ -65,7 +65,7 @@ class LocalServer:
             try:
                 _check_user(connection)
                 while True:
-                    name, args = pickle.loads(_receive(connection))  # noqa: S301: of a process of the same user
+                    name, args = pickle.loads(_receive(connection))  # noqa: S301 - of a process of the same user
                     connection.sendall(_framed(self._outcome(name, args)))
             except (OSError, EOFError):
                 return  # the caller ended, or falls back to Ray
@@ -108,7 +108,7 @@ class LocalCaller:
         try:
             await loop.sock_sendall(self._socket, _framed((name, args)))
             (length,) = _LENGTH.unpack(await self._receive(loop, _LENGTH.size))
-            succeeded, outcome = pickle.loads(await self._receive(loop, length))  # noqa: S301: as above
+            succeeded, outcome = pickle.loads(await self._receive(loop, length))  # noqa: S301 - as above
         except BaseException:  # an answer that was not waited for must not be taken for that of the next call
             self.close()
             raise

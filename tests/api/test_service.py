@@ -34,7 +34,7 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
         mea_ray.serve(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="polcy"):
         mea_ray.serve(victim, {"polcy": "top_k"})
-    with pytest.raises(ConfigError, match=r"cert\.pem is no file"):
+    with pytest.raises(ConfigError, match=r"cert\.pem is not a file"):
         mea_ray.serve(victim, tls=(tmp_path / "cert.pem", tmp_path / "key.pem"))
 
 

@@ -45,7 +45,7 @@ def test_seeds_of_the_victim_train_a_victim_each(of: str, victims: int) -> None:
     ("settings", "message"),
     [
         ({"seeds": 0}, "seeds"),
-        ({"seeds": [1, 1]}, "different"),
+        ({"seeds": [1, 1]}, "distinct"),
         ({"seeds": [-1]}, "seeds"),
         ({"seeds": 2, "space": {"seed": {"grid": [0, 1]}}}, r"space\.seed.*`seeds` sets it"),
         (

@@ -149,7 +149,7 @@ def test_offline_runs_are_sent_once_at_a_bounded_rate(folder: SweepFolder) -> No
     slept: list[float] = []
     messages: list[str] = []
     assert not send(folder, messages.append, per_minute=60, sync=fake_sync, sleep=slept.append)
-    assert messages[0] == f"{CHUNK + 5} runs to upload" and messages[-1] == f"{CHUNK + 5} of {CHUNK + 5} sent"
+    assert messages[0] == f"{CHUNK + 5} runs to upload" and messages[-1] == f"{CHUNK + 5} of {CHUNK + 5} uploaded"
     assert len(slept) == 1 and CHUNK - 2 < slept[0] <= CHUNK
     assert unsent(folder) == []
     offline(folder, "new")
