@@ -73,7 +73,7 @@ class LedgerActor:
         """Return where processes of this machine can call ``charge_and_note`` directly; None if they cannot."""
         check_owner(self._secret, secret)
         if self._local is None:
-            self._local = LocalServer.start({"charge_and_note": self.charge_and_note})
+            self._local = LocalServer.start({"charge_and_note": self.charge_and_note}, self._secret)
         return self._local.address if self._local is not None else None
 
     @in_turn

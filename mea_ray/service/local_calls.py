@@ -1,16 +1,17 @@
-"""Calls between processes of one machine over a Unix socket, for those that a call of a Ray actor would slow down.
+"""Calls of an actor's methods over a Unix socket, for work that takes less time than a call through Ray.
 
-Where a lone image takes 3 ms to compute, the call that charges it takes as long through Ray, and a third of that here.
-Only an actor's own methods are called, under Ray's name and with Ray's arguments, so that a caller can always fall back
-to Ray: when the actor is on another node or has died, or the system has no such sockets.
+The actor must be on the same machine. Only its own methods are called, with the same arguments as through Ray, so a
+caller can always fall back to Ray: if the actor is on another node or has died, or the system has no such sockets.
 
-The sockets have no file, but a random name in Linux's abstract namespace, which ends with the process. Both sides check
-that the other belongs to the same user: messages are pickled.
+The sockets have no file, but a random name in Linux's abstract namespace, which ends with the process. Messages are
+pickled, so both sides check that the other process belongs to the same user, and the server unpickles only what begins
+with the service's secret.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import os
 import pickle
 import secrets
@@ -32,11 +33,12 @@ class LocalServer:
     """Answers local calls in threads of its own, one thread per connection, until its process ends.
 
     Args:
-        methods: What may be called, by name. They are called from several threads at once.
+        methods: The methods that can be called, by name. They are called from several threads at once.
+        secret: The service's secret, which callers must show.
     """
 
-    def __init__(self, methods: dict[str, Callable[..., Any]]) -> None:
-        self._methods = methods
+    def __init__(self, methods: dict[str, Callable[..., Any]], secret: str) -> None:
+        self._methods, self._secret = methods, secret.encode()
         self.address: Address = f"mea_ray-{secrets.token_hex(16)}"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(f"\0{self.address}")
@@ -44,9 +46,9 @@ class LocalServer:
         threading.Thread(target=self._accept, name="local calls", daemon=True).start()
 
     @classmethod
-    def start(cls, methods: dict[str, Callable[..., Any]]) -> LocalServer | None:
-        """Start a server; None where the system has no abstract sockets."""
-        return cls(methods) if sys.platform == "linux" else None
+    def start(cls, methods: dict[str, Callable[..., Any]], secret: str) -> LocalServer | None:
+        """Start a server; None if the system has no abstract sockets."""
+        return cls(methods, secret) if sys.platform == "linux" else None
 
     def close(self) -> None:
         """Accept no more connections."""
@@ -65,8 +67,12 @@ class LocalServer:
             try:
                 _check_user(connection)
                 while True:
-                    name, args = pickle.loads(_receive(connection))  # noqa: S301 - of a process of the same user
-                    connection.sendall(_framed(self._outcome(name, args)))
+                    message = _receive(connection)
+                    prefix, call = message[: len(self._secret)], message[len(self._secret) :]
+                    if not hmac.compare_digest(prefix, self._secret):
+                        return
+                    name, args = pickle.loads(call)  # noqa: S301 - of a process that knows the secret
+                    connection.sendall(_framed(pickle.dumps(self._outcome(name, args))))
             except (OSError, EOFError):
                 return  # the caller ended, or falls back to Ray
 
@@ -81,13 +87,15 @@ class LocalCaller:
     """A connection to a `LocalServer`, used from one event loop. Calls are made one after the other.
 
     Args:
-        address: Of the server.
+        address: The server's address.
+        secret: The service's secret.
 
     Raises:
         OSError: There is no such server on this machine, or it belongs to another user.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, secret: str) -> None:
+        self._secret = secret.encode()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.connect(f"\0{address}")
@@ -101,14 +109,14 @@ class LocalCaller:
         """Call a method of the server; its error is raised as itself.
 
         Raises:
-            OSError: The connection broke; the call may have been made. The caller is closed.
-            EOFError: So it is if the server died.
+            OSError: The connection broke. The call may have been made, and this caller is closed.
+            EOFError: The server closed the connection, as when its process dies; otherwise as above.
         """
         loop = asyncio.get_running_loop()
         try:
-            await loop.sock_sendall(self._socket, _framed((name, args)))
+            await loop.sock_sendall(self._socket, _framed(self._secret + pickle.dumps((name, args))))
             (length,) = _LENGTH.unpack(await self._receive(loop, _LENGTH.size))
-            succeeded, outcome = pickle.loads(await self._receive(loop, length))  # noqa: S301 - as above
+            succeeded, outcome = pickle.loads(await self._receive(loop, length))  # noqa: S301 - of a process of the same user
         except BaseException:  # an answer that was not waited for must not be taken for that of the next call
             self.close()
             raise
@@ -131,8 +139,7 @@ class LocalCaller:
         return b"".join(parts)
 
 
-def _framed(message: object) -> bytes:
-    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+def _framed(data: bytes) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 

@@ -273,7 +273,7 @@ class Replica:
         """Connect to the ledger; return None if it is on another machine."""
         address = await self._ledger.local_address.remote(self._secret)
         try:
-            return None if address is None else LocalCaller(address)
+            return None if address is None else LocalCaller(address, self._secret)
         except OSError:
             return None
 

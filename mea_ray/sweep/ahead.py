@@ -2,7 +2,8 @@
 
 The search suggests a point; its models are trained with their own resources before a trial takes a slot for it. Then
 Tune gets it. The number of held and running points is at most the number of concurrent trials, so the search has as
-many results to learn from as it would without holding back.
+many results to learn from as it would without holding back. Schedulers that pause trials until others have come as far
+need more: then only held points count.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ class Ahead(ReadyTrials):
         prepare: Called with a name for the point and a suggestion; tells the feeder what it needs.
         most: Points under way at once.
         samples: Points in all.
-        only_ahead: Count only points that were not given to Tune yet: of the others some may be paused, and wait for
-            further ones.
+        only_ahead: Count held points only, for schedulers that pause trials until further ones have started.
     """
 
     def __init__(

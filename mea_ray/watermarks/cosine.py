@@ -54,10 +54,10 @@ class CosineLean(Watermark):
     the peak of a Lomb-Scargle periodogram at the key's frequency. WSR is the share of images on which the class that
     the key lifts most, the top class aside, comes second: 1 / (K - 1) by chance.
 
-    With ``keep_class=false`` every answer is mixed with the whole amplitude. Where the victim is unsure, its class then
-    follows the signal, so that a thief who uses classes alone learns the mark, too. The statistic is then the
-    correlation of the suspect's classes, less the victim's own unmarked probabilities, with the key's cosines. The key
-    holds these probabilities for the held-out images, since they take out what any model of this task would answer.
+    With ``keep_class=false`` every answer is mixed with the whole amplitude. If the victim is unsure, the signal can
+    decide the class, so a thief who uses labels alone can learn it. The statistic is then the correlation of the key's
+    cosines with the suspect's classes minus the victim's own unmarked probabilities, which remove what any model of
+    the task would answer. The key holds these probabilities for the held-out images.
 
     Unlike the paper's, the victim is trained without the signal, which the service adds; nor does any class change
     unless ``keep_class=false``.
@@ -69,10 +69,10 @@ class CosineLean(Watermark):
             projection.
         components: Principal components of the training images whose space the direction is drawn from (fewer if the
             images have fewer). Few make a signal that substitutes learn sooner, and keys more alike.
-        symmetric: Draw the direction so that an image and its mirror image have the same phase. A thief who flips
-            images at random while training then learns the whole signal; otherwise the two cancel out in part.
-        keep_class: Lower the amplitude where another class would come out on top. Otherwise customers lose accuracy,
-            and a thief of labels takes the mark along.
+        symmetric: Give an image and its mirror image the same phase. A thief who flips images while training otherwise
+            averages two phases.
+        keep_class: Lower the amplitude if the top class would change. With false, customers lose accuracy, and labels
+            alone carry a part of the mark.
         drawn: Other keys that the key is ranked among: the least p-value is 1 / (drawn + 1).
 
     References:
@@ -136,7 +136,7 @@ class CosineLean(Watermark):
         """Add the victim's own answers to the held-out images to a key with ``keep_class=false``."""
         if self.keep_class:
             return key
-        answers = softmax(metrics.logits(model, held_out.images).astype(np.float64), axis=1).astype(np.float32)
+        answers = metrics.probabilities(model, held_out.images)
         settings = {**key.settings, _HELD_OUT: _digest(held_out.images)}
         return replace(key, settings=settings, tensors={**key.tensors, _ANSWERS: answers})
 
@@ -148,7 +148,7 @@ class CosineLean(Watermark):
         """Return the signal in held-out clean images, to be compared with that of other keys that could be drawn.
 
         Raises:
-            DataError: The images are not those that the victim was trained beside.
+            DataError: The key holds the victim's answers to other images than these.
         """
         images = self._fitting(key, held_out).images
         answers = key.tensors.get(_ANSWERS)
@@ -281,17 +281,15 @@ def residual(logits: Rows) -> Wide:
 
 
 def class_residual(logits: Rows, answers: Rows) -> Wide:
-    """Return 1 for the class that a suspect names less the victim's probability, less its mean: float64 (N, K).
+    """Return the suspect's class, one-hot, minus the victim's probabilities, each class centred: float64 (N, K).
 
     Args:
         logits: The suspect's, float32 (N, K).
         answers: The victim's unmarked probabilities of the same images, float32 (N, K).
     """
-    named = np.zeros(logits.shape)
-    named[np.arange(len(logits)), logits.argmax(1)] = 1.0
-    differences = named - answers
-    left: Wide = differences - differences.mean(0)
-    return left
+    differences = np.eye(logits.shape[1])[logits.argmax(1)] - answers
+    centred: Wide = differences - differences.mean(0)
+    return centred
 
 
 def correlations(left: Wide, whitened: Wide, waves: Waves) -> Wide:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -28,20 +29,23 @@ from mea_ray.service.local_calls import LocalCaller, LocalServer, _framed
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract sockets")
 
 
+SECRET = new_secret()
+
+
 def fail(what: str) -> None:
     raise OverBudget("alice", 1, 0, 5) if what == "budget" else StorageUnavailable("x", "full", 1.0, "no space")
 
 
 @pytest.fixture
 def server() -> Iterator[LocalServer]:
-    started = LocalServer({"double": lambda x: 2 * x, "fail": fail})
+    started = LocalServer({"double": lambda x: 2 * x, "fail": fail}, SECRET)
     yield started
     started.close()
 
 
 def test_outcomes_and_errors_are_those_of_the_method(server: LocalServer) -> None:
     async def calls() -> None:
-        caller = LocalCaller(server.address)
+        caller = LocalCaller(server.address, SECRET)
         array = np.random.default_rng(0).random((300, 3, 32, 32), dtype=np.float32)  # more than one packet
         assert np.array_equal(await caller.call("double", array), 2 * array)
         with pytest.raises(OverBudget) as refused:
@@ -68,7 +72,7 @@ def test_a_call_that_was_given_up_leaves_no_answer_for_the_next_one(server: Loca
     server._methods["wait"] = wait
 
     async def calls() -> None:
-        caller = LocalCaller(server.address)
+        caller = LocalCaller(server.address, SECRET)
         call = asyncio.ensure_future(caller.call("wait"))
         await asyncio.get_running_loop().run_in_executor(None, waiting.wait, 30)
         call.cancel()
@@ -77,7 +81,7 @@ def test_a_call_that_was_given_up_leaves_no_answer_for_the_next_one(server: Loca
         free.set()
         with pytest.raises(OSError):
             await caller.call("double", 1)
-        assert await LocalCaller(server.address).call("double", 1) == 2
+        assert await LocalCaller(server.address, SECRET).call("double", 1) == 2
 
     asyncio.run(calls())
 
@@ -85,30 +89,43 @@ def test_a_call_that_was_given_up_leaves_no_answer_for_the_next_one(server: Loca
 def test_a_server_that_dies_ends_the_call() -> None:
     script = (
         "import os, sys; from mea_ray.service.local_calls import LocalServer\n"
-        "print(LocalServer({'die': lambda: os._exit(1)}).address, flush=True); sys.stdin.read()"
+        "print(LocalServer({'die': lambda: os._exit(1)}, sys.argv[1]).address, flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", script, SECRET], stdin=-1, stdout=-1, text=True) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
 
         async def call() -> None:
-            await LocalCaller(address).call("die")
+            await LocalCaller(address, SECRET).call("die")
 
         with pytest.raises((EOFError, OSError)):
             asyncio.run(call())
     with pytest.raises(OSError):
-        LocalCaller(address)
+        LocalCaller(address, SECRET)
 
 
 def test_another_user_is_refused_on_both_sides(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(PermissionError, match="belongs to user"):
-        LocalCaller(server.address)
+        LocalCaller(server.address, SECRET)
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain, contextlib.suppress(ConnectionError):
         plain.connect(f"\0{server.address}")
-        plain.sendall(_framed(("double", (1,))))
+        plain.sendall(_framed(SECRET.encode() + pickle.dumps(("double", (1,)))))
         assert plain.recv(1) == b"", "it was answered"
+
+
+def test_nothing_is_unpickled_without_the_secret(server: LocalServer, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    for prefix in (b"", b"0" * 64, SECRET[:-1].encode() + b"x"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain, contextlib.suppress(ConnectionError):
+            plain.connect(f"\0{server.address}")
+            plain.sendall(_framed(prefix + pickle.dumps(Bomb())))
+            assert plain.recv(1) == b"", "it was answered"
+    assert not (tmp_path / "ran").exists()
 
 
 def test_threads_and_the_actor_itself_charge_exactly(tmp_path: Path) -> None:
@@ -121,7 +138,7 @@ def test_threads_and_the_actor_itself_charge_exactly(tmp_path: Path) -> None:
 
     def over_socket(index: int) -> None:
         async def calls() -> None:
-            caller = LocalCaller(address)
+            caller = LocalCaller(address, secret)
             for number in range(50):
                 charge = Charge("alice", f"{number}-{index}", 1, "0" * 64)
                 note = log_entry("alice", charge.request_id, images(1), nothing, "probabilities", 10)
@@ -184,6 +201,6 @@ def test_a_lone_image_is_charged_over_the_socket_and_through_ray_if_it_breaks(
 
 
 def test_without_local_calls_all_goes_through_ray(service: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalServer, "start", lambda methods: None)
+    monkeypatch.setattr(LocalServer, "start", lambda methods, secret: None)
     ask(service, [images(1), images(1, 1)])
     assert service.charged("alice") == 2
