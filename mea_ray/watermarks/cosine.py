@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +56,9 @@ class CosineLean(Watermark):
 
     With ``keep_class=false`` every answer is mixed with the whole amplitude. If the victim is unsure, the signal can
     decide the class, so a thief who uses labels alone can learn it. The statistic is then the correlation of the key's
-    cosines with the suspect's classes minus the victim's own unmarked probabilities, which remove what any model of
-    the task would answer. The key holds these probabilities for the held-out images.
+    cosines with the suspect's classes minus what they are expected to be: a logistic regression of them on the
+    victim's own unmarked log-probabilities, which removes what any model of the task would answer, and how often the
+    suspect errs. The key holds these probabilities for the held-out images.
 
     Unlike the paper's, the victim is trained without the signal, which the service adds; nor does any class change
     unless ``keep_class=false``.
@@ -84,6 +85,7 @@ class CosineLean(Watermark):
     """
 
     name = "cosine"
+    version: ClassVar[int] = 2  # classes are compared with a regression on the victim's answers, not with the answers
     statistic = "correlation"
     marks_answers = True
 
@@ -281,13 +283,25 @@ def residual(logits: Rows) -> Wide:
 
 
 def class_residual(logits: Rows, answers: Rows) -> Wide:
-    """Return the suspect's class, one-hot, minus the victim's probabilities, each class centred: float64 (N, K).
+    """Return the suspect's class, one-hot, minus its expectation given the victim's answer: float64 (N, K), centred.
+
+    The expectation is a multinomial logistic regression of the suspect's classes on the victim's log-probabilities. It
+    knows nothing of the key, so the rank of the key among drawn ones remains a p-value.
 
     Args:
         logits: The suspect's, float32 (N, K).
         answers: The victim's unmarked probabilities of the same images, float32 (N, K).
     """
-    differences = np.eye(logits.shape[1])[logits.argmax(1)] - answers
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    predicted = logits.argmax(1)
+    if len(np.unique(predicted)) == 1:
+        return np.zeros(logits.shape)  # nothing is left to explain
+    evidence = StandardScaler().fit_transform(np.log(answers.astype(np.float64) + FLOOR))
+    regression = LogisticRegression(max_iter=1000).fit(evidence, predicted)
+    differences = np.eye(logits.shape[1])[predicted]
+    differences[:, regression.classes_] -= regression.predict_proba(evidence)
     centred: Wide = differences - differences.mean(0)
     return centred
 
