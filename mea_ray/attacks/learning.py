@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mea_ray.attacks.leaning import unlean
+from mea_ray.attacks.unlean import unlean
 from mea_ray.config import LearningConfig
 from mea_ray.core.types import Answers
 from mea_ray.training.objective import Batch, OutputLoss, StepContext

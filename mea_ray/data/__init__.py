@@ -10,7 +10,7 @@ DATASETS = Table(
         "cifar100": "mea_ray.data.vision:load_cifar100",
         "digits": "mea_ray.data.digits:load",
         "fashion_mnist": "mea_ray.data.vision:load_fashion_mnist",
-        "figures": "mea_ray.data.figures:load",
+        "figures": "mea_ray.data.drawn_figures:load",
         "image_folder": "mea_ray.data.image_folder:load",
         "mixture": "mea_ray.data.mixture:load",
         "noise": "mea_ray.data.noise:load",

@@ -1,4 +1,4 @@
-"""Datasets in one NumPy file: what a Python program has in memory, written once for workers and for later."""
+"""Datasets in one NumPy file, which a Python program writes for its workers and for later runs."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _image_set(path: str, part: str, arrays: dict[str, npt.NDArray[Any]], names:
 
 
 def save_arrays(path: Path, dataset: Dataset) -> None:
-    """Write a dataset as such a file."""
+    """Write a dataset to the ``.npz`` file that ``load`` reads."""
     buffer = io.BytesIO()
     np.savez(
         buffer,

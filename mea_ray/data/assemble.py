@@ -1,4 +1,4 @@
-"""Datasets out of decoded images, whole ones and those that can only be a thief's pool."""
+"""Makes datasets from decoded images; those without labels or a test part can only be a thief's pool."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def unlabelled(images: Images) -> ImageSet:
 def assemble(name: str, train: ImageSet, test: ImageSet, where: str) -> Dataset:
     """Make a dataset of two parts; a grey part beside a colour part becomes colour.
 
-    Images that are in both parts, in two classes, or there several times are counted in a warning.
+    A warning counts images that are in both parts, in two classes, or repeated.
 
     Args:
         name: Name in the table of datasets.
@@ -51,7 +51,7 @@ def assemble(name: str, train: ImageSet, test: ImageSet, where: str) -> Dataset:
 
 
 def warn_of_content(where: str, train: ImageSet, test: ImageSet) -> None:
-    """Warn of images that are there several times, in both parts or under two classes, and of 0 and 1 as pixels.
+    """Warn of images that are repeated, in both parts or in two classes, and of pixels that are only 0 or 1.
 
     Images are compared pixel by pixel.
 
@@ -78,13 +78,13 @@ def warn_of_content(where: str, train: ImageSet, test: ImageSet) -> None:
         )
     if several := sum(len(known) > 1 for known in labels.values()):
         warn(f"{where}: {several:,} different images in train are in two classes or more; give each one class")
-    # The first ordinary image answers this, so that the images are not all read again.
+    # An ordinary image ends this at once, so that not all images are read again.
     if all(image.max(initial=0) <= 1 for image in train.images) and train.images.any():
         warn(f"{where}: all pixels in train are 0 or 1, and 255 is white; multiply them by 255")
 
 
 def cut(name: str, images: ImageSet, fraction: float, where: str) -> Dataset:
-    """Cut a test part off, stratified; always the same images.
+    """Split off a stratified test part, which is the same each time.
 
     If a class has fewer than two images, all remain in train and the dataset can only be a pool.
 
@@ -102,7 +102,7 @@ def cut(name: str, images: ImageSet, fraction: float, where: str) -> Dataset:
 
 
 def pool(name: str, images: ImageSet, reason: str) -> Dataset:
-    """Make a dataset without test part, which can only be a thief's pool.
+    """Make a dataset without a test part, which can only be a thief's pool.
 
     Args:
         name: Name in the table of datasets.

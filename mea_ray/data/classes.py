@@ -1,4 +1,4 @@
-"""Names of classes: the order that decides their labels, and names that are easily taken for each other."""
+"""Names of classes: their order, which decides the labels, and names that are easily confused."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def warn_of_names(names: Sequence[str], where: str) -> None:
-    """Warn of names that are not what they seem.
+    """Warn of misleading names.
 
-    These are numbers other than the indices of their classes, empty names, and names that differ in nothing but case,
-    spaces or the form of a character.
+    These are numbers other than the indices of their classes, empty names, and names that differ only in case, spaces
+    or the form of a character.
 
     Args:
         names: In the order of the classes.

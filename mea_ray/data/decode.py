@@ -65,7 +65,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation to what brings the image upright."""
+"""The transposition that turns an image of each EXIF orientation upright."""
 
 _PART_IMAGES = 256
 _PART_BYTES = 2**24
@@ -237,7 +237,7 @@ _GATE = _Gate(MAX_PIXELS)
 
 @contextmanager
 def _room_for(item: Encoded, size: tuple[int, int]) -> Iterator[None]:
-    """Refuse an image that is too large, and let a large one wait for its turn."""
+    """Refuse an image that is too large; let a large one wait for its turn."""
     pixels = size[0] * size[1]
     _check_pixels(item, "has", size)
     if pixels <= _SMALL_PIXELS:

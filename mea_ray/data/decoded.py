@@ -1,4 +1,4 @@
-"""Images that are decoded once on a machine, into a file that is mapped into memory from then on."""
+"""Images that are decoded once on a machine, into a file that later runs map into memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mea_ray.core.types import Images
 from mea_ray.data.decode import Encoded, decode
 
 SCHEMA = 1
-"""Raised when the same files come out otherwise."""
+"""Increased when the same files are decoded differently."""
 
 
 def decode_once(paths: Sequence[Path], image_size: int) -> Images:
-    """Decode image files, or map what an earlier process decoded of the same files.
+    """Decode image files, or map the result of an earlier process that decoded the same files.
 
-    The file is named by the paths, sizes and times of all images. It is written under another name, then renamed, so
-    that it is whole.
+    The name of the result follows from the paths, sizes and modification times of all images. It is written under
+    another name and then renamed, so that a file of this name is always complete.
 
     Args:
         paths: The files.

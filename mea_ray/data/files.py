@@ -1,6 +1,7 @@
-"""Which files of a folder are read: one walk for every loader.
+"""Finds the files of a folder: one walk for every loader.
 
-Hidden files and folders are left out at any depth, and so is what desktops, archives and network disks leave behind.
+Hidden files and folders are left out at any depth, and so are the files that desktops, archives and network disks
+leave behind.
 Symbolic links are followed; one that leads back to a folder above it, or nowhere, is left out.
 """
 
@@ -29,10 +30,10 @@ SYSTEM_NAMES = frozenset(
     }  # archives, Linux, network disks
     | {"__pycache__", "_temporary"}  # Python, Spark
 )
-"""Names, in lower case, of files and folders that hold no data of the user."""
+"""Names, in lower case, of files and folders that the system makes, not the user."""
 
 ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
-"""Suffixes, in lower case, of files that may hold the data of a user, and are not opened."""
+"""Suffixes, in lower case, of files that may contain a user's data and are not opened."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 
@@ -65,7 +66,7 @@ class File:
 
 @dataclass
 class Walk:
-    """What a walk has found.
+    """The files and folders that a walk visited.
 
     Attributes:
         files: Files with one of the wanted suffixes, sorted by path, component by component.
@@ -194,9 +195,9 @@ def left_out(name: str, skipped: Skipped) -> bool:
 
 
 def without_second_links(files: Iterable[File], skipped: Skipped) -> list[File]:
-    """Drop files that were reached through a link and are in the list by another path, too.
+    """Drop files that are in the list twice, because a link leads to them.
 
-    A file's own path is kept rather than a link to it, and the first link rather than later ones.
+    A file's own path stays rather than a link to it, and the first link rather than later ones.
     """
     listed = list(files)
     keep: dict[str, File] = {}

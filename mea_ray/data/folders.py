@@ -1,4 +1,4 @@
-"""How folders of images are laid out: parts above classes, classes alone, or images without classes."""
+"""The layout of a folder of images: parts with classes, classes alone, or images without classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LISTED = 5
 _MASKS = frozenset(
     {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations", "groundtruth"}
 )
-"""Words for the pictures that say which pixels of others are what."""
+"""Names of folders of segmentation masks."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _above_classes(files: Sequence[File]) -> Names:
 
 
 def _check_no_parts_below(root: Path, walked: Walk, level: int) -> None:
-    """Refuse folders of parts inside of what would be a class, and parts that would be classes themselves."""
+    """Refuse folders of parts that lie in a class or would be classes themselves."""
     names = {file.folders[level] for file in walked.files if len(file.folders) > level}
     nested = {file.folders[level] for file in walked.files if len(file.folders) > level + 1}
     mentioned = mentioned_parts(names)
@@ -196,7 +196,7 @@ def _check_classes_are_no_parts(group: Group) -> None:
 
 
 def _check_no_masks(folder: Path, classes: Iterable[str]) -> None:
-    """Refuse ``images`` beside ``masks``: the same pictures twice, with whatever their classes are in other files."""
+    """Refuse ``images`` beside ``masks``: these are pictures and their segmentation, not two classes."""
     names = list(classes)
     masks = [name for name in names if _MASKS.issuperset(name.lower().replace("_", " ").split()) and name.strip("_ ")]
     images = [name for name in names if says_nothing(name) and name not in masks]
@@ -232,7 +232,7 @@ def _group(root: Path, prefix: Names, files: list[File], folders: Iterable[Names
 
 
 def _down_to_classes(prefix: Names, files: Sequence[File]) -> Names:
-    """Descend into a single folder that says nothing or names the part again, as in ``seg_train/seg_train/<class>``."""
+    """Descend into a single folder without a meaning or of the part's name, as in ``seg_train/seg_train/<class>``."""
     while True:
         depth = len(prefix)
         names = {file.folders[depth] if len(file.folders) > depth else "" for file in files}
@@ -243,9 +243,9 @@ def _down_to_classes(prefix: Names, files: Sequence[File]) -> Names:
 
 
 def class_name(folder: str) -> str:
-    """Return the name of a class: that of its folder, in whatever encoding, with accents composed.
+    """Return the name of a class: the decoded name of its folder, with accents composed.
 
-    Desktops write accents differently, and old archives hold names in Latin-1.
+    Desktops write accents differently, and old archives contain names in Latin-1.
     """
     try:
         folder.encode("utf-8")

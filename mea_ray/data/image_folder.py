@@ -1,4 +1,4 @@
-"""Folders of image files, one folder per class; ImageNet comes like this."""
+"""Folders of image files, one folder per class, as of ImageNet."""
 
 from __future__ import annotations
 
@@ -44,19 +44,21 @@ def load(
     their EXIF orientation says, transparent pixels are put on white, and of an animation the first frame is read.
     ``mea_ray.data.decode`` lists the formats and limits.
 
-    100 classes of ImageNet at 64 x 64 take 1.6 GB of memory, all of it at 224 x 224 takes 193 GB. With
-    ``in_memory=false`` they take that on the disk of ``$XDG_CACHE_HOME/mea_ray``, once for what is decoded and once for
-    the parts that it is divided into, which all processes of a machine share, and no memory; results are the same. In a
-    sweep each node opens them itself: Ray's object store holds none, and the folder must be there on every node.
+    100 classes of ImageNet at 64 x 64 take 1.6 GB of memory, all of ImageNet at 224 x 224 takes 193 GB. With
+    ``in_memory=false`` the images are on disk, in ``$XDG_CACHE_HOME/mea_ray``, and take no memory; results are the
+    same. They take twice the space there: as decoded, and as divided into parts. All processes of a machine share the
+    files. In a sweep each node opens them itself, not through Ray's object store, so every node needs the folder.
 
     Args:
         path: Folder of the parts, of the classes, or of the images.
         image_size: Shorter sides are resized to it, in pixels, and the middle square is cut out.
         test_fraction: Part of the images that becomes test, stratified, where there are folders of classes only.
-        max_images_per_class: Only the first so many files, by name, of each class in each part; null takes all.
+        max_images_per_class: Largest number of images of each class in each part: the first ones by name; null takes
+            all.
         class_names: Names of all folders of classes, in the order of the classes; null sorts them. A network in
             `victim.weights` has the order that it was trained with; torchvision sorts numbers as text.
-        in_memory: Decode into memory; else into a file that is mapped, and used again as long as no image changes.
+        in_memory: Decode into memory. With false, decode into a file that is mapped, and used again until an image
+            changes.
 
     Returns:
         Images of shape (1, image_size, image_size) when all are grey, else (3, image_size, image_size). Classes are the
@@ -181,7 +183,7 @@ def _encoded(file: File) -> Encoded:
 
 
 def _missing_labels(train: Group) -> str:
-    """Say why images cannot be ``data`` for want of classes; nothing if they can."""
+    """Return why images without classes cannot be ``data``; empty if they have classes."""
     if not train.labelled:
         return (
             f"{train.folder} has images and no folders of classes, so that they can only be a thief's pool "
@@ -196,7 +198,7 @@ def _missing_labels(train: Group) -> str:
 
 
 def _missing_test(root: Path, train: Group, test: Group | None) -> str:
-    """Say why images cannot be ``data`` for want of a test part; nothing if they can."""
+    """Return why images without a test part cannot be ``data``; empty if they have one."""
     if test is None:
         return (
             f"{root} has images for train but none for test (in a folder test, val or validation); add some, or set "

@@ -1,4 +1,4 @@
-"""Labels of several tables brought to one list of classes: names decide, numbers only where there are no names."""
+"""Maps the labels of several tables to one list of classes: by name, or by number where there are no names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mea_ray.data.classes import in_order, warn_of_names
 from mea_ray.data.skipped import warn
 
 MAX_CLASSES = 2**17
-"""More distinct labels than this are no classes (but row numbers, hashes, measurements, ...)."""
+"""Most distinct labels that can be classes; more are row numbers, hashes, measurements, ..."""
 
 Names = tuple[str, ...]
 
@@ -86,9 +86,9 @@ def column_of(source: str, name: str, values: Sequence[int | str], rows: Labels,
 def unify(columns: Sequence[Column], wanted: Names | None) -> tuple[Names, list[Labels]]:
     """Bring the labels of all tables to one list of classes.
 
-    - Integers mean what their own file names them, so that files whose names are in another order agree by name.
-    - Integers of a file without names mean what the other files name them, or their place in ``wanted``.
-    - If nothing names them, each distinct integer is a class with the number as its name: gaps are closed.
+    - Integers stand for the names in their own file, so that files that number them differently agree by name.
+    - Integers of a file without names stand for the names in the other files, or for their place in ``wanted``.
+    - Without any names, each distinct integer is a class with the number as its name: gaps are closed.
     - Strings are sorted, as numbers if all are whole numbers.
     - Classes without an image are dropped.
 

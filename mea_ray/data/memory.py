@@ -1,4 +1,4 @@
-"""Memory that is left, checked before arrays are allocated."""
+"""Checks the free memory before arrays are allocated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def check_memory(what: str, needed: int, remedy: str) -> None:
-    """Refuse what does not fit into the free memory.
+    """Refuse arrays that do not fit into the free memory.
 
     Args:
         what: What needs it, in the plural, for the message.

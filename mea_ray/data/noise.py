@@ -1,4 +1,4 @@
-"""Generated noise: a thief's pool that costs nothing and holds no information."""
+"""Generated noise: a thief's pool that needs no data and contains no information."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def load(
     channels: Channels = 3,
     seed: int = 0,
 ) -> Dataset:
-    """Draw images of noise, a thief's pool for which no data are needed. Each kind of noise is a class.
+    """Draw images of noise as a thief's pool. Each kind of noise is a class.
 
-    Choose it as a pool without any content, the control of a thief's pool.
+    Choose it as a control: a thief's pool without any content.
 
     Args:
         kinds: Kinds of noise. uniform: each value is drawn evenly from 0 to 255. gaussian: normal around the middle
             grey with a quarter of the range as standard deviation, clipped. blobs: low frequencies only, 4 x 4 random
             values a channel, enlarged bilinearly.
-        train_images: Training images of all kinds together, the kinds in turn. More images begin with the same ones.
-        test_images: Test images of all kinds together, other ones.
+        train_images: Training images, spread evenly over the kinds. A larger number adds images and changes none.
+        test_images: Test images, spread evenly over the kinds; none is a training image.
         image_size: Height and width in pixels. For a thief's pool take the victim's: resizing would smooth the noise.
         channels: 1 (grey) or 3 (colour).
         seed: Seed of the images.

@@ -1,4 +1,4 @@
-"""Image tables in parquet files, as dataset hubs lay them out."""
+"""Images in parquet files, as dataset hubs publish them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUFFIXES = frozenset({".parquet", ".parq", ".pq"})
 _TEST_PARTS: tuple[Part, ...] = ("test", "validation")
 _BOMB_BYTES = 2**30
 _BOMB_RATIO = 2000
-"""Bytes of pixels for each byte of a file, above ``_BOMB_BYTES``, that no collection of pictures reaches."""
+"""Most bytes of pixels for each byte of a file larger than ``_BOMB_BYTES``; no collection of pictures reaches it."""
 
 
 def load(
@@ -38,14 +38,14 @@ def load(
     image_size: ImageSize | None = None,
     test_fraction: Fraction | None = None,
 ) -> Dataset:
-    """Load encoded images from parquet files, as dataset hubs publish them.
+    """Load encoded images from parquet files.
 
-    Choose it for datasets as dataset hubs publish them.
+    Choose it for datasets of hubs such as Hugging Face.
 
     In a folder, files called ``train-*.parquet`` or lying in a folder ``train`` are train, the same with ``test`` (or
     else ``validation``, ``valid``, ``val``) are test, however deep: ``data/`` of a hub's repository, its cache, and its
     automatic conversion all load. Case and additions do not matter (``Train``, ``testing``, ``train_images``). Files
-    numbered ``-00000-of-00005`` must all be there. If no name speaks of a part, all files are train. ``validation`` is
+    numbered ``-00000-of-00005`` must all be there. If no name is that of a part, all files are train. ``validation`` is
     taken if ``test`` has no labels. Images without labels, or without a test part, load as a thief's pool
     (``splits.thief_pool``) and not as ``data``.
 
@@ -54,7 +54,7 @@ def load(
     ``mea_ray.data.decode`` lists the formats and limits.
 
     Args:
-        path: Folder, file, or several files. Files that are listed are read as they are; missing shards are a warning.
+        path: Folder, file, or several files. Listed files are read as they are; missing shards cause a warning only.
         image_column: Column of images, ``struct<bytes, path>`` or binary; null finds ``img`` or ``image``.
         label_column: Column of labels, integers or strings; null, NaN or -1 for an image without a label.
         class_names: One name per class; null takes them from the hub's metadata in each file, else from string labels,

@@ -1,4 +1,4 @@
-"""Train, test or validation: read from the names of files and folders, for every loader alike."""
+"""Recognises train, test and validation by the names of files and folders, alike for every loader."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEUTRAL = frozenset(
     {"set", "split", "part", "data", "dataset", "seg", "folder", "file", "files", "parquet", "jpg", "png"}
     | {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "sample", "samples", "full"}
 )
-"""Words that say nothing about the content: ``seg_train`` and ``train_images`` are parts, ``train_station`` is not."""
+"""Words without content: ``seg_train`` and ``train_images`` are parts, ``train_station`` is not."""
 _JOINED = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})(set|split|data|images?|imgs?)?")
 _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _HOLD_OUT = re.compile(r"hold[-_. ]out", re.IGNORECASE)
@@ -84,7 +84,7 @@ def check_shards(files: Sequence[Path], *, listed: bool = False) -> None:
 
     Args:
         files: The files of one part of a dataset.
-        listed: The user named each of them; what is wrong is a warning then.
+        listed: The user listed each file; problems then cause a warning only.
 
     Raises:
         DataError: A shard is missing, there twice, or beyond the total; two totals are mixed, or whole files with
@@ -102,7 +102,7 @@ def check_copies(files: Sequence[Path], *, listed: bool = False) -> None:
 
     Args:
         files: The files of one part of a dataset.
-        listed: The user named each of them; a copy is a warning then.
+        listed: The user listed each file; a copy then causes a warning only.
 
     Raises:
         DataError: Two files have the same content.
@@ -130,7 +130,7 @@ def _read_from(file: Path, read: Callable[[Path], T]) -> T:
 
 
 def _problem_of_shards(files: Sequence[Path]) -> tuple[str, str] | None:
-    """Return what is wrong with numbered files, and what to do; None if nothing is."""
+    """Return a problem of numbered files and its remedy; None if there is none."""
     matches = {file: match for file in files if (match := _SHARD.fullmatch(file.stem))}
     if not matches:
         _warn_of_gaps(files)
@@ -201,7 +201,7 @@ def _list(first: list[str], total: int) -> str:
 
 
 def _read(name: str) -> tuple[Part, tuple[str, ...]] | None:
-    """Return the part that a name speaks of and its other words; None if it speaks of none, or of several."""
+    """Return the part in a name and its other words; None if it names no part, or several."""
     parts: set[Part] = set()
     rest = []
     for word in _split(name):

@@ -15,7 +15,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def fit(images: Images, shape: tuple[int, int, int]) -> Images:
-    """Bring images to ``shape``: cover it by bilinear resizing with antialiasing, crop the middle, convert colour.
+    """Bring images to ``shape``: resize (bilinear, antialiased) to cover it, crop the middle, convert colour.
 
     Args:
         images: uint8, shape (N, C, H, W).

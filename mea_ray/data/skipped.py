@@ -1,4 +1,4 @@
-"""Counts of what a loader did not read, for one warning."""
+"""Counts the files that a loader did not read, for one warning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EXAMPLES = 3
 
 
 class Skipped:
-    """Counts of what was left out."""
+    """Counts of files and folders that were left out."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()

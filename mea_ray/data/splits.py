@@ -42,7 +42,7 @@ def make_splits(
         thief_pool: ``"train"``: all the owner's train images, the paper's setting. ``"disjoint"``: a part of train
             that the owner never sees. Another dataset: its train images, brought to the victim's shape.
         disjoint_fraction: Of train, in (0, 1): the thief's part under ``disjoint``.
-        verification_minimum: Verification holds at least so many images of a class, where that is at most half of the
+        verification_minimum: Least number of verification images of a class, where that is at most half of the
             class in test. 36 of each source make 1296 distinct pairs, enough for 1,000 watermark samples.
         held_out: What verification and test are cut from. Under ``"validation"`` the pool ``"train"`` is the victim's
             training images alone, so that no thief trains on what it is judged by.
@@ -122,11 +122,11 @@ def stratified(
     """Cut ``indices`` in two so that the second part holds ``fraction`` of every class.
 
     Args:
-        images: Where the indices point to.
+        images: The images that the indices refer to.
         indices: Distinct positions in ``images``.
         fraction: Share of the second part, in (0, 1).
         seed: Seed of the draw.
-        name: What the second part is for; names the random stream and the error.
+        name: Name of the second part, for the random stream and the error.
         minimum: Images of a class in the second part at least, where that is at most half of the class.
         parts: Parts that the class will be cut into in all; it needs as many images.
 

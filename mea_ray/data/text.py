@@ -1,4 +1,4 @@
-"""Text files in whatever encoding their program wrote them."""
+"""Reads text files in any common encoding."""
 
 from __future__ import annotations
 

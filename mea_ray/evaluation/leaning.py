@@ -2,7 +2,7 @@
 
 A watermark that travels through a query API must be in its answers. Schemes that mix classes leave a trace there: the
 answers to a source class give the target class a constant part of the probability, far more than confusion between
-classes explains. A thief removes it (``attacks.leaning``); an outsider reads the key from it (``detection.leaning``).
+classes explains. A thief removes it (``attacks.unlean``); an outsider reads the key from it (``detection.leaning``).
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def check(config: ExperimentConfig, data: Splits) -> None:
     if config.encodes:
         _check_probe(config, config.thief.model, data)
     _check_reading(config, victim, thief)
-    _check_aftermath(config, data, attack)
+    _check_follow_up(config, data, attack)
     _check_marks(config, attack)
 
 
@@ -266,7 +266,7 @@ def _fitting(table: Table, attribute: str, value: str) -> list[str]:
     return [name for name, component in table.usable().items() if getattr(component, attribute) == value]
 
 
-def _check_aftermath(config: ExperimentConfig, data: Splits, attack: Attack) -> None:
+def _check_follow_up(config: ExperimentConfig, data: Splits, attack: Attack) -> None:
     """Build every removal and every detection, and reject those that cannot be tried."""
     for section, methods in (("removal", config.removal.methods), ("detection", config.detection.methods)):
         if methods and config.encodes:

@@ -16,9 +16,9 @@ from mea_ray.config import ExperimentConfig, write_yaml
 from mea_ray.core.errors import ArtifactError
 from mea_ray.core.types import Splits
 from mea_ray.experiment.answers import pass_images, service_policy
-from mea_ray.experiment.apart import process
-from mea_ray.experiment.apart.nursery import NURSERY
 from mea_ray.experiment.artifacts import Store
+from mea_ray.experiment.attack_process import parent
+from mea_ray.experiment.attack_process.fork_server import FORK_SERVER
 from mea_ray.experiment.checks import check
 from mea_ray.experiment.data import Fingerprints, load_splits
 from mea_ray.experiment.journal import FolderJournal, FolderSteps, MemoryJournal, Warn
@@ -155,12 +155,12 @@ def run_local(
     write_yaml(config, journal.folder / "config.yaml")
     models = StoredModels(Store(storage, warn=warn), config, data, names, on_epoch)
     service = _service(config, data, models, names, journal.transfer, folder / "ledgers" / f"{names.trial}.sqlite")
-    NURSERY.start()
+    FORK_SERVER.start()
     # The last bits of a training on a CPU depend on the number of threads: use as many as on Ray.
     with threads(config.resources.victim.cpus):
         models.prepare()
     with threads(config.resources.trial.cpus):
-        result = Experiment(config, data, names, Ports(models, service, journal, Listener(), process.steal)).run()
+        result = Experiment(config, data, names, Ports(models, service, journal, Listener(), parent.steal)).run()
     result.save(path)
     storage.push(f"{relative}/results/{path.name}")
     return LocalRun(result, folder, reused=False)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mea_ray.watermarks.base import Key
 
 Step = RungResult | RemovalResult | DetectionResult
-"""A step of the aftermath; a ``RungResult`` is the theft of a null model."""
+"""A step after the theft; a ``RungResult`` is the theft of a null model."""
 Role = Literal["victim", "null"]
 StealSome = Callable[
     ["Sequence[ImageModel]", "Sequence[TransferSet | None]", Sequence[Container[int]]], "Iterator[tuple[int, Rung]]"
@@ -188,7 +188,7 @@ class Listener:
         """
 
     def on_step(self, step: Step) -> None:
-        """Handle a finished step of the aftermath."""
+        """Handle a finished step after the theft."""
 
 
 OnEpoch = Callable[[Role, str, dict[str, Any]], None]

@@ -19,10 +19,10 @@ from mea_ray.core.errors import ArtifactError
 from mea_ray.core.types import Splits
 from mea_ray.core.versions import versions
 from mea_ray.evaluation import metrics
-from mea_ray.experiment.aftermath import Aftermath, Suspect, Workbench, follow
 from mea_ray.experiment.commitment import key_record
+from mea_ray.experiment.follow_up import FollowUp, Suspect, Workbench, follow
 from mea_ray.experiment.journal import BEGUN
-from mea_ray.experiment.leaning import Leanings, Outsider
+from mea_ray.experiment.leakage import Leanings, Outsider
 from mea_ray.experiment.names import Names
 from mea_ray.experiment.owner import repeatable_key
 from mea_ray.experiment.ports import Ports, QueryService
@@ -94,7 +94,7 @@ class _Run:
         self._check_key()
         verifier = Verifier(self.config, self.data, self.key)
         self.proofs = Proofs(verifier, self.victim, self._nulls, self._seen, self._assess)
-        self.aftermath = Aftermath()
+        self.follow_up = FollowUp()
 
     def _check_key(self) -> None:
         """Reject a trial whose answers come from a victim with another key: names do not depend on the drawn key.
@@ -130,14 +130,14 @@ class _Run:
         budgets = self.config.thief.budgets
         done = [rung for budget in budgets if (rung := self.journal.rung(budget)) is not None]
         if len(done) == len(budgets):
-            self.aftermath = self._follow(done[-1])
+            self.follow_up = self._follow(done[-1])
         for place in range(len(done)):  # a scheduler counts rungs, so the earlier ones are reported again
             self._report(done[: place + 1], again=done[place].budget in reported)
         for rung in self._steal(skip={rung.budget for rung in done}):
             done.append(rung)
             self.ports.listener.on_known(rung)
             if len(done) == len(budgets):  # before it is reported: a scheduler may end this process at the last rung
-                self.aftermath = self._follow(max(done, key=lambda each: each.budget))
+                self.follow_up = self._follow(max(done, key=lambda each: each.budget))
             self._report(done, again=False)
         self.journal.transfer.forget_snapshots()  # an earlier process may have been killed right after its last rung
         return sorted(done, key=lambda rung: rung.budget)
@@ -154,9 +154,9 @@ class _Run:
             victim_report=proof.victim,
             null_reports=proof.nulls,
             rungs=rungs,
-            stolen_nulls=self.aftermath.controls,
-            removals=self.aftermath.removals,
-            detections=self.aftermath.detections,
+            stolen_nulls=self.follow_up.controls,
+            removals=self.follow_up.removals,
+            detections=self.follow_up.detections,
             leaning=self.leaning,
             status=status,
             selection=self.selection,
@@ -196,7 +196,7 @@ class _Run:
                 if number <= of:
                     self.ports.listener.on_phase("substitute", number, of)
 
-    def _follow(self, largest: RungResult) -> Aftermath:
+    def _follow(self, largest: RungResult) -> FollowUp:
         """Run the steps after the last rung."""
         proof, models, journal = self.proofs.at(largest.budget), self.ports.models, self.journal
         suspects = {

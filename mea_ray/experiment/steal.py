@@ -13,7 +13,7 @@ from mea_ray.config import ExperimentConfig, digest, identity, write_yaml
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.core.types import ImageSet, Splits
 from mea_ray.evaluation import metrics
-from mea_ray.experiment.apart import process
+from mea_ray.experiment.attack_process import parent
 from mea_ray.experiment.checks import build_network, pool_labels
 from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.journal import Warn
@@ -99,7 +99,7 @@ def steal(
             blackbox = open_blackbox(config, name, transfer, service.open, at_once=service.at_once)
             _claim(config, folder, name)  # only now: a start that the service rejects leaves the folder free
             with threads(config.resources.trial.cpus):
-                for _, rung in process.steal(Theft.of(config, data), [Target(blackbox, transfer, set(done))]):
+                for _, rung in parent.steal(Theft.of(config, data), [Target(blackbox, transfer, set(done))]):
                     assert isinstance(rung.model, ImageModel)
                     stolen = StolenRung(
                         budget=rung.budget,

@@ -128,7 +128,7 @@ class Theft:
 
 
 Steal = Callable[[Theft, Sequence[Target]], Iterator[tuple[int, Rung]]]
-"""Carries out a theft: ``Theft.run`` in this process, ``apart.process.steal`` in another one."""
+"""Carries out a theft: ``Theft.run`` in this process, ``attack_process.parent.steal`` in another one."""
 
 
 def run_attack(

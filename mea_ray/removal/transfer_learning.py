@@ -15,7 +15,7 @@ from mea_ray.core.class_label import ClassOf
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Dataset, ImageSet
-from mea_ray.data.figures import fitting
+from mea_ray.data.drawn_figures import fitting
 from mea_ray.data.resize import fit
 from mea_ray.models.base import ImageModel
 from mea_ray.removal.base import Epochs, LearningRate, Prospect, Removal, ThiefData, copied, last_layer, tune

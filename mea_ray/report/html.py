@@ -14,22 +14,22 @@ from mea_ray.config import PricesConfig, build
 from mea_ray.core.errors import ConfigError
 from mea_ray.report import (
     attacks,
+    cost,
     curves,
     detections,
     front,
-    leaning,
+    leakage,
+    many_points,
     removals,
     rung_table,
     samples,
     seeds,
     selection,
     settings,
-    spent,
     statistics,
     tables,
     verdict,
 )
-from mea_ray.report import many as many_points
 from mea_ray.report import search as searches
 from mea_ray.report.cells import Cell, Line, of_rows, plain
 from mea_ray.report.record import command_of
@@ -105,7 +105,7 @@ def render(
     values = _head(results, rungs, search, command) | {
         "name": name,
         "description": description,
-        "spent": spent.sentence(results, prices),
+        "spent": cost.sentence(results, prices),
         "part_of": len(sweep) if sweep is not None and len(sweep) > len(results) else 0,
         "many": many,
         "folder": folder.name if folder is not None else "FOLDER",
@@ -195,7 +195,7 @@ def _below(
     first: dict[str, TrialResult] = {}
     for result in results:
         first.setdefault(result.victim, result)
-    detected, leaned, paid = detections.lines(results), leaning.lines(results), tables.costs(results)
+    detected, leaned, paid = detections.lines(results), leakage.lines(results), tables.costs(results)
     return {
         "costs": [_cost(cost) for cost in paid[:most]],
         "costs_more": many_points.more(len(paid), most),
@@ -217,9 +217,9 @@ def _below(
         "front_headings": list(front.HEADINGS.values()),
         "front_lines": [] if many else of_rows(front.lines(results), front.HEADINGS, text={"thief"}),
         "front_caption": front.CAPTION,
-        "leaning_headings": list(leaning.HEADINGS.values()),
-        "leaning": of_rows(leaned[:most], leaning.HEADINGS, text={"named"}, toned="rank"),
-        "leaning_caption": leaning.CAPTION,
+        "leaning_headings": list(leakage.HEADINGS.values()),
+        "leaning": of_rows(leaned[:most], leakage.HEADINGS, text={"named"}, toned="rank"),
+        "leaning_caption": leakage.CAPTION,
         "leaning_more": many_points.more(len(leaned), most),
         "triggers": [] if many else detections.pictures(results),
         "attacks": attacks.pictures(results),

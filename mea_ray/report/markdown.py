@@ -13,8 +13,8 @@ from mea_ray.report.detections import HEADINGS as DETECTION_HEADINGS
 from mea_ray.report.detections import lines as detection_rows
 from mea_ray.report.front import HEADINGS as FRONT_HEADINGS
 from mea_ray.report.front import lines as front_rows
-from mea_ray.report.leaning import HEADINGS as LEANING_HEADINGS
-from mea_ray.report.leaning import lines as leaning_rows
+from mea_ray.report.leakage import HEADINGS as LEANING_HEADINGS
+from mea_ray.report.leakage import lines as leaning_rows
 from mea_ray.report.record import RECORD, SWEEP, SweepRecord
 from mea_ray.report.removals import ON, losses
 from mea_ray.report.seeds import counted

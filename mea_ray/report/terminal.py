@@ -19,15 +19,15 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mea_ray.report import (
+    cost,
     detections,
-    leaning,
-    many,
+    leakage,
+    many_points,
     points,
     removals,
     search,
     seeds,
     selection,
-    spent,
     statistics,
     tables,
     verdict,
@@ -166,20 +166,20 @@ def _lines(row: tables.Row, rows: Sequence[tables.Row], width: int) -> int:
 def points_table(ranking: Sequence[points.PointResult], width: int) -> RichTable:
     """Return the table of the best and the worst points of a sweep of many, in at most ``TABLE_LINES`` lines."""
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False, title="The best and the worst points", title_justify="left")
-    columns = (0, 1, 2, 4) if width < NARROW else tuple(range(len(many.POINT_HEADINGS)))
+    columns = (0, 1, 2, 4) if width < NARROW else tuple(range(len(many_points.POINT_HEADINGS)))
     for place in columns:
         table.add_column(
-            many.POINT_HEADINGS[place].replace(" ", "\n", 1),
+            many_points.POINT_HEADINGS[place].replace(" ", "\n", 1),
             justify="right" if place > 1 else "left",
             overflow="fold",
             ratio=1 if place == 0 else None,
             no_wrap=place > 0,
         )
     in_order = points.ranked(ranking)
-    listed = [many.point_cells(point) for point in in_order]
+    listed = [many_points.point_cells(point) for point in in_order]
     others = 0
     for place in columns[1:]:
-        heading = max(map(len, many.POINT_HEADINGS[place].split(" ", 1)))
+        heading = max(map(len, many_points.POINT_HEADINGS[place].split(" ", 1)))
         others += 3 + max([heading, *(len(cells[place]) for cells in listed)])
     room = max(width - others - 3, 12)
     longest = max((len(cells[0]) for cells in listed), default=0)
@@ -189,7 +189,7 @@ def points_table(ranking: Sequence[points.PointResult], width: int) -> RichTable
         if place_of_part:
             table.add_section()
         for point in part:
-            cells = [escape(text) for text in many.point_cells(point)]
+            cells = [escape(text) for text in many_points.point_cells(point)]
             cells[1] = f"[{TONES[point.tone]}]{cells[1]}[/]"
             table.add_row(*(cells[place] for place in columns))
     return table
@@ -228,7 +228,7 @@ def detections_table(lines: Sequence[detections.DetectionRow]) -> RichTable:
     return _table_of(lines, detections.HEADINGS, left=set(detections.HEADINGS))
 
 
-def leaning_table(lines: Sequence[leaning.LeaningRow], width: int) -> RichTable:
+def leaning_table(lines: Sequence[leakage.LeaningRow], width: int) -> RichTable:
     """Return the table of what the answers give away; on a narrow terminal without scores."""
     left_out = {"score", "true", "nulls"} if width < NARROW else set()
     short = [
@@ -244,7 +244,7 @@ def leaning_table(lines: Sequence[leaning.LeaningRow], width: int) -> RichTable:
         least={"point": LEAST_POINT, "named": LEAST_NAMED},
         title="What the answers give away",
         title_justify="left",
-        caption=leaning.CAPTION,
+        caption=leakage.CAPTION,
         caption_justify="left",
     )
 
@@ -357,14 +357,14 @@ def print_results(
     _print_some(console, statistics_table, statistics.lines(short))
     _print_some(console, partial(removals_table, width=console.width), removals.lines(short, judged.removals))
     _print_some(console, detections_table, detections.lines(short))
-    _print_some(console, partial(leaning_table, width=console.width), leaning.lines(short))
+    _print_some(console, partial(leaning_table, width=console.width), leakage.lines(short))
     if picked := selection.chosen(short):
         console.print(chosen_table(picked))
     if (how := selection.sentence(short)) is not None:
         console.print(escape(how))
     for summary in verdict.summaries(results, judged.rungs):
         _print_summary(console, summary)
-    console.print(escape(spent.sentence(results, prices).text))
+    console.print(escape(cost.sentence(results, prices).text))
 
 
 def _print_summary(console: Console, summary: verdict.Summary) -> None:

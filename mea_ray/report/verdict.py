@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mea_ray.report import leaning
+from mea_ray.report import leakage
 from mea_ray.report.tables import (
     Judgements,
     Tone,
@@ -318,7 +318,7 @@ def _cost(results: Sequence[TrialResult]) -> list[Finding]:
 
 def _given_away(results: Sequence[TrialResult]) -> list[Finding]:
     """Say what the answers give away; for several victims, the one that gives away most."""
-    findings = [Finding(*sentence, "undone") for sentence in map(leaning.sentence, results) if sentence is not None]
+    findings = [Finding(*sentence, "undone") for sentence in map(leakage.sentence, results) if sentence is not None]
     return findings if not findings else [min(findings, key=lambda each: ("bad", "mixed", "good").index(each.tone))]
 
 

@@ -70,8 +70,8 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
     Returns:
         The result, which is also in the sweep's folder.
     """
-    from mea_ray.experiment.apart import process
-    from mea_ray.experiment.apart.nursery import NURSERY
+    from mea_ray.experiment.attack_process import parent
+    from mea_ray.experiment.attack_process.fork_server import FORK_SERVER
     from mea_ray.experiment.model_sources import StoredModels
     from mea_ray.experiment.ports import Ports
     from mea_ray.experiment.run import Experiment
@@ -97,14 +97,14 @@ def run_trial(trial: PlannedTrial, load_data: Callable[[], Splits], tools: Tools
         tools.reports.epoch(loss)
 
     journal.transfer.on_epoch = on_substitute
-    NURSERY.start()
+    FORK_SERVER.start()
     data = load_data()
     on_epoch = epoch_events(trial.config.victim.training.epochs, tools.on_event)
     models = StoredModels(Store(tools.folder.storage, warn=warn), trial.config, data, trial.names, on_epoch)
     if tools.reports.with_epochs:  # a scheduler can stop the trial because of its victim's training, before any query
         tools.reports.victim(losses_of(read_info(models.victim_folder())))
     service = _service(trial, data, models, journal, tools)
-    ports = Ports(models, service, journal, TrialListener(trial.name, tools), process.steal)
+    ports = Ports(models, service, journal, TrialListener(trial.name, tools), parent.steal)
     result = Experiment(trial.config, data, trial.names, ports, trial.point, tools.selection).run()
     tools.folder.save_result(result)
     tidy(journal, service, tools.keep)

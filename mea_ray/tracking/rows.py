@@ -133,7 +133,7 @@ def owner_saw(result: TrialResult) -> dict[str, float | int | bool | str | None]
     return numbers
 
 
-def aftermath(result: TrialResult) -> dict[str, float]:
+def follow_up(result: TrialResult) -> dict[str, float]:
     """Return the results of removals and detections, ``removal.<name>(<strength>).<model>.<what>`` and so on."""
     numbers: dict[str, float] = {}
     for removal in result.removals:

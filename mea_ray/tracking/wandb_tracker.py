@@ -19,9 +19,9 @@ from mea_ray.results.records import TrialResult
 from mea_ray.storage.remote import Storage
 from mea_ray.tracking.rows import (
     TrialSettings,
-    aftermath,
     attack_curves,
     flatten,
+    follow_up,
     groups_of,
     innocent_band,
     name_of,
@@ -284,7 +284,7 @@ class WandbTracker:
             self._log_curves(run, result)
             if self.log_models:
                 self._link_models(run, result, models)
-            run.summary.update({**self._summary(result), **aftermath(result), _LOGGED: True})
+            run.summary.update({**self._summary(result), **follow_up(result), _LOGGED: True})
         finally:
             self._finish(run)
 

@@ -15,7 +15,7 @@ from mea_ray.core.class_label import ClassLabel
 from mea_ray.core.errors import ArtifactError, ConfigError, DataError
 from mea_ray.core.seeding import derive, numpy_generator
 from mea_ray.core.types import Dataset, Images, ImageSet
-from mea_ray.data.figures import fitting
+from mea_ray.data.drawn_figures import fitting
 from mea_ray.data.noise import load as load_noise
 from mea_ray.data.resize import fit
 from mea_ray.training.objective import CrossEntropy

@@ -39,7 +39,7 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_service_over_tls_is_asked_updated_and_ended(
+def test_a_service_over_tls_is_queried_updated_and_ended(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim, other = save_victim(tmp_path / "flowers"), tmp_path / "other"

@@ -147,7 +147,7 @@ def test_uncertain_images_are_more_uncertain_than_random_ones() -> None:
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_the_pool_is_asked_to_its_end_and_no_further(selection: Any) -> None:
+def test_the_pool_is_queried_to_its_end_and_no_further(selection: Any) -> None:
     box = FakeBlackBox()
     (rung,) = steal(box, [70], Active(selection=selection, initial=30, round_images=25), pool=POOL[:70])
     assert sorted(flat(box.queries)) == sorted(flat([POOL[:70]])) and rung.queries == 70

@@ -254,7 +254,7 @@ def test_maze_reuses_the_batch_of_its_estimate_and_pays_nothing_for_replay() -> 
     assert maze(replay__reuse_batch=False).game.iteration_queries == 36
 
 
-def test_without_the_generator_only_batches_are_asked(build: Callable[..., DataFree]) -> None:
+def test_without_the_generator_only_batches_are_queried(build: Callable[..., DataFree]) -> None:
     box = FakeBlackBox()
     steal(box, [30], build(generator__steps=0))
     assert [len(query) for query in box.queries] == [6] * 5

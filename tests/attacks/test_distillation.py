@@ -35,7 +35,7 @@ def test_the_table_builds_it_from_its_defaults_and_refuses_unknown_parameters() 
         ATTACKS.build("distillation", query_chnk=3)
 
 
-def test_each_image_is_asked_once_and_none_beyond_the_budget() -> None:
+def test_each_image_is_queried_once_and_none_beyond_the_budget() -> None:
     blackbox = FakeBlackBox(budget=250)
     rungs = steal(blackbox, [100, 250])
     assert [len(images) for images in blackbox.queries] == [64, 36, 28, 64, 58]

@@ -203,7 +203,7 @@ def test_seeds_do_not_depend_on_the_budget_and_duplicates_are_never_paid_for() -
     assert flat(small.queries) == flat(large.queries)[:15]
 
 
-def test_a_point_that_was_asked_before_is_dropped() -> None:
+def test_a_point_that_was_queried_before_is_dropped() -> None:
     # One label and one gradient for all, without clipping: x becomes x + s, then x - s (and x again), then x + 2 s (and
     # x twice). Every round finds as many new points as there are seeds, however many it steps from.
     box = FakeBlackBox()

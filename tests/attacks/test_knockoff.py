@@ -318,7 +318,7 @@ def test_an_exhausted_class_leaves_the_policy_and_takes_its_group_with_it() -> N
         {"hierarchy": "two_level"},
     ],
 )
-def test_the_whole_pool_is_asked_without_repetition_and_charged_once(params: dict[str, Any]) -> None:
+def test_the_whole_pool_is_queried_without_repetition_and_charged_once(params: dict[str, Any]) -> None:
     victim, transfer = Victim(), TransferSet()
     labels = np.sort(LABELS)
     labels[:3], labels[3:10] = 7, 9  # a class of three images, and numbers that are not consecutive

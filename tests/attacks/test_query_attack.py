@@ -72,7 +72,7 @@ def test_it_asks_in_chunks_and_sends_back_what_was_answered() -> None:
     )
 
 
-def test_probes_are_paid_for_and_kept_but_not_learnt(tmp_path: Path) -> None:
+def test_probes_are_charged_and_stored_but_not_learnt(tmp_path: Path) -> None:
     box = FakeBlackBox()
     steal(box, [78], Scripted(), transfer=TransferSet(tmp_path))
     transfer = TransferSet(tmp_path)
@@ -375,7 +375,7 @@ def test_labels_are_given_to_those_who_want_them_and_to_nobody_else() -> None:
 
 
 @pytest.mark.parametrize("online", [False, True])
-def test_an_attack_that_trains_online_receives_all_answers_before_its_substitute_is_asked_for(online: bool) -> None:
+def test_an_attack_that_trains_online_receives_all_answers_before_its_substitute_is_read(online: bool) -> None:
     class Online(QueryAttack):
         def queries(self, thief: Thief) -> Queries:
             self.seen = 0

@@ -33,7 +33,7 @@ def test_large_clusters_are_kept_busy(simulated: dict[str, Any]) -> None:
     assert simulated["one_service_hours_64"] > 4 * simulated["ideal_hours_64"]
 
 
-def test_a_small_one_is_simulated_as_it_is_asked_for() -> None:
+def test_a_small_one_is_simulated_with_the_requested_size() -> None:
     said: list[str] = []
     found = bench.bench_scheduling(check=False, gpus=(8,), trials=40, victims=4, services=2, on_progress=said.append)
     assert found["services_8"] == 2 and found["of_ideal_8"] <= 1

@@ -238,7 +238,7 @@ def test_a_bad_url_is_named(url: str, says: str) -> None:
         HttpBlackBox(url)
 
 
-def test_another_service_at_the_url_is_told() -> None:
+def test_another_service_at_the_url_is_reported() -> None:
     for reply in (httpx.Response(404), httpx.Response(200, text="<html>"), httpx.Response(200, json={})):
         with pytest.raises(ConfigError, match="is not a service of `mea-ray serve`"):
             HttpBlackBox("http://test", transport=httpx.MockTransport(lambda request, reply=reply: reply))

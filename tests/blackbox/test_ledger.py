@@ -339,7 +339,7 @@ def test_a_malformed_charge_is_refused_and_stops_no_other(tmp_path: Path, charge
         ("a", None, RateLimit(1.0, 0)),
     ],
 )
-def test_an_account_that_could_not_be_kept_is_refused(name: Any, budget: Any, rate: RateLimit | None) -> None:
+def test_an_account_that_could_not_be_stored_is_refused(name: Any, budget: Any, rate: RateLimit | None) -> None:
     ledger = Ledger(None)
     with pytest.raises(ConfigError):
         ledger.register(name, budget, rate)

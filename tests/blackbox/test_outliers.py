@@ -92,7 +92,9 @@ def test_what_is_flagged_is_what_scikit_learn_flags(victim: ImageModel, data: Sp
     assert 0 < response.flagged.sum() < 150
 
 
-def test_only_flagged_answers_change_and_they_are_the_same_when_asked_again(victim: ImageModel, data: Splits) -> None:
+def test_only_flagged_answers_change_and_repeated_queries_get_the_same_answers(
+    victim: ImageModel, data: Splits
+) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (300, *data.shape), dtype=np.uint8)
     images = np.concatenate([data.test.images[:60], noise])
     plain = LocalBlackBox(victim, pass_images=16).query(images)

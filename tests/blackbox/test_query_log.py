@@ -118,7 +118,7 @@ def test_order_of_arrival_and_repeated_requests_change_nothing(tmp_path: Path) -
     assert again.of("other").requests == 0
 
 
-def test_only_the_first_images_are_kept_and_the_counts_go_on() -> None:
+def test_only_the_first_images_are_stored_and_the_counts_go_on() -> None:
     log = QueryLog()
     images, answers = _images(40), _answers(40)
     log.add([_note(20, images[20:], answers[20:], sample=25), _note(0, images[:20], answers[:20], sample=25)])

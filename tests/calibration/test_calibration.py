@@ -96,7 +96,7 @@ FEW = Numbers(innocents=2, stolen_innocents=1, marked=2)
 
 
 @pytest.mark.slow
-def test_models_are_made_stolen_measured_and_found_again(
+def test_models_are_trained_stolen_measured_and_reused(
     tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps: list[tuple[str, int, int]] = []

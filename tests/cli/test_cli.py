@@ -215,7 +215,9 @@ def test_plan_says_what_it_will_cost(sweep_file: Path, capsys: pytest.CaptureFix
     assert any("thief.model=cnn9, seed=1" in line for line in lines)
 
 
-def test_what_a_change_of_component_drops_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_a_change_of_component_drops_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "one.yaml"
     file.write_text(f"base: {{storage: {tmp_path}, data: {{name: digits, image_size: 16}}}}\n", encoding="utf-8")
     assert cli.main(["plan", str(file), "data.name=figures"]) == OK

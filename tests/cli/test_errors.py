@@ -76,7 +76,7 @@ def test_a_bug_says_so_and_how_to_see_more(
         main(["sweep", "quickstart", "--debug"])
 
 
-def test_what_an_actor_raised_is_shown_and_not_what_ray_made_of_it(
+def test_an_actors_error_is_shown_without_rays_wrapping(
     fail: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = RuntimeError("a long remote traceback")

@@ -65,7 +65,7 @@ def test_the_line_comes_at_once_and_once_whichever_handler_acts() -> None:
     assert said == ["ending"]
 
 
-def test_nothing_is_said_without_a_signal_and_threads_are_left_alone() -> None:
+def test_nothing_is_printed_without_a_signal_and_threads_are_left_alone() -> None:
     said: list[str] = []
     with answered("ending", said.append):
         pass

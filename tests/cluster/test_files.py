@@ -61,7 +61,9 @@ def test_the_batch_script_ends_only_what_it_started() -> None:
         ({}, 0, None),
     ],
 )
-def test_ray_is_told_what_slurm_gave(tmp_path: Path, given: dict[str, str], gpus: int, store: int | None) -> None:
+def test_ray_uses_the_resources_that_slurm_gave(
+    tmp_path: Path, given: dict[str, str], gpus: int, store: int | None
+) -> None:
     """The part that runs on each node, with a `ray` that writes down how it was called, and what is left behind."""
     stub, log, scratch = tmp_path / "bin" / "ray", tmp_path / "called", tmp_path / "scratch"
     stub.parent.mkdir()
@@ -229,7 +231,7 @@ def test_every_command_is_one_that_the_program_takes(name: str) -> None:
             load_sweep(file, context.params["overrides"] or [])
 
 
-def test_a_wrong_flag_would_be_found() -> None:
+def test_a_wrong_flag_would_be_detected() -> None:
     command = typer.main.get_command(app).commands["sweep"]  # type: ignore[attr-defined]
     with pytest.raises(Exception, match="No such option"):
         command.make_context("sweep", ["sweeps/quickstart.yaml", "--adress", "auto"])

@@ -64,7 +64,7 @@ def test_a_cluster_that_does_not_grow_is_refused_and_the_request_taken_back(grow
     assert len(growing.asked) == 2 and growing.asked[-1] == []
 
 
-def test_room_that_is_there_is_not_asked_for(growing: Growing) -> None:
+def test_free_resources_are_not_requested(growing: Growing) -> None:
     small = Demand(0, {}, 1, RoleResources(cpus=1), RoleResources(cpus=1))
     assert wait_for_room(small, growing, 600, sleep=growing.sleep) == 4
     assert growing.asked == []

@@ -107,7 +107,7 @@ def test_persons_called_by_numbers_are_sorted_as_numbers(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "pair", [("Cat", "cat"), ("a b", "a  b"), ("a ", "a"), ("\uff23at", "Cat"), ("Stra\u00dfe", "STRASSE")]
 )
-def test_classes_that_differ_in_case_or_spaces_alone_are_said(
+def test_classes_that_differ_in_case_or_spaces_alone_cause_a_warning(
     tmp_path: Path, pair: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     class_folders(tmp_path, (*pair, "dog"))
@@ -132,7 +132,7 @@ def test_names_that_are_what_they_seem_are_not_mentioned(caplog: pytest.LogCaptu
     assert not caplog.text
 
 
-def test_a_blank_name_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_blank_name_causes_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     warn_of_names(["", "cat"], "here")
     assert "here: '' is the name of a class; if it stands for a missing label, make it null" in caplog.text
 

@@ -22,7 +22,7 @@ from mea_ray.core import mapped
 from mea_ray.core.errors import DataError
 from mea_ray.core.types import Dataset
 from mea_ray.data import decode, memory
-from mea_ray.experiment.apart import process
+from mea_ray.experiment.attack_process import parent
 from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.theft import Theft
 from mea_ray.models.build import build_model
@@ -122,7 +122,7 @@ def test_splits_and_the_thiefs_process_map_them_too(photos: Path, tmp_path: Path
         data = load_splits(config)
         torch.manual_seed(0)
         box = LocalBlackBox(build_model("vgg_like", data.shape, data.classes, {"width": 0.05}))
-        ((_, rung),) = process.steal(Theft.of(config, data), [Target(box, TransferSet(tmp_path / str(in_memory)))])
+        ((_, rung),) = parent.steal(Theft.of(config, data), [Target(box, TransferSet(tmp_path / str(in_memory)))])
         return data, rung.model
 
     (there, stolen_there), (here, stolen_here) = stolen(False), stolen(True)
@@ -133,7 +133,7 @@ def test_splits_and_the_thiefs_process_map_them_too(photos: Path, tmp_path: Path
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
-def test_a_full_disk_is_told_before_anything_is_decoded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_anything_is_decoded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(DataError, match="GiB of disk"):
         folder(photos, in_memory=False)

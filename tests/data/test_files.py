@@ -32,7 +32,7 @@ names = st.text("ab.", min_size=1, max_size=4).filter(lambda name: name.strip(".
 
 @settings(max_examples=40, deadline=None)
 @given(paths=st.lists(st.lists(names, min_size=1, max_size=4), max_size=12))
-def test_what_is_below_a_hidden_name_is_never_found(
+def test_files_below_a_hidden_name_are_never_read(
     paths: list[list[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     root = tmp_path_factory.mktemp("tree")
@@ -101,7 +101,7 @@ def test_links_to_other_places_are_followed(tmp_path: Path) -> None:
     assert walked_files(tmp_path / "set") == ["cat/1.png", "dog/1.png"]
 
 
-def test_of_a_file_and_links_to_it_the_file_is_kept(tmp_path: Path) -> None:
+def test_of_a_file_and_links_to_it_the_file_remains(tmp_path: Path) -> None:
     touch(tmp_path / "set" / "z" / "1.png")
     (tmp_path / "set" / "a").symlink_to(tmp_path / "set" / "z")
     (tmp_path / "set" / "m").mkdir()
@@ -138,7 +138,7 @@ def test_paths_that_lead_nowhere_are_refused(path: str) -> None:
         existing_folder(path)
 
 
-def test_what_was_left_out_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_counts_skipped_files_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         skipped = Skipped()
         skipped.add("files of other types", ".txt", 12_000)

@@ -137,7 +137,7 @@ def test_folders_of_parts_by_whatever_name(tmp_path: Path, train: str, test: str
     assert (len(dataset.train), len(dataset.test), dataset.pool_only) == (12, 6, "")
 
 
-def test_test_is_taken_before_validation_and_what_is_unused_is_said(
+def test_test_is_taken_before_validation_and_unused_files_cause_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number, (name, count) in enumerate((("TRAIN", 4), ("TEST", 2), ("VAL", 3))):
@@ -303,7 +303,7 @@ def test_parts_in_different_folders_do_not_make_classes_of_these(tmp_path: Path)
 
 
 @pytest.mark.parametrize("names", [("fold1", "fold2"), ("labelled", "pseudo"), ("entrenamiento", "prueba")])
-def test_classes_that_hold_folders_of_the_same_names_are_said(
+def test_classes_with_folders_of_the_same_names_cause_a_warning(
     tmp_path: Path, names: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     for number, name in enumerate(names):

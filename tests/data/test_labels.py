@@ -62,7 +62,7 @@ def test_numbers_from_zero_on_stay_as_they_are(caplog: pytest.LogCaptureFixture)
     assert not caplog.text
 
 
-def test_closed_gaps_and_dropped_classes_are_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_closed_gaps_and_dropped_classes_cause_warnings(caplog: pytest.LogCaptureFixture) -> None:
     names, (labels,) = unify([column([1, 2, 5], (), "one-based")], None)
     assert names == ("1", "2", "5") and labels.tolist() == [0, 1, 2]
     assert "of one-based: the 3 labels go from 1 to 5" in caplog.text

@@ -220,7 +220,7 @@ def test_what_git_lfs_has_not_downloaded_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_two_datasets_in_one_folder_are_told_apart(tmp_path: Path) -> None:
+def test_two_datasets_in_one_folder_are_distinguished(tmp_path: Path) -> None:
     for name in ("small", "large"):
         write(tmp_path / name / "train-0.parquet", pixels(2), [0, 1])
         write(tmp_path / name / "test-0.parquet", pixels(2), [0, 1])
@@ -327,7 +327,7 @@ def test_missing_shards_are_refused_unless_the_files_are_listed(
     assert "1 of the 5 files train-*-of-00005" in caplog.text
 
 
-def test_the_same_image_in_both_parts_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_same_image_in_both_parts_causes_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table(tmp_path / "train.parquet", [0, 0, 0])
     table(tmp_path / "test.parquet", [0, 0], seed=2)
     load(tmp_path)

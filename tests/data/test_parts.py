@@ -120,7 +120,9 @@ def test_shards_that_contradict_each_other(names: list[str], message: str) -> No
         check_shards(files(*names))
 
 
-def test_a_gap_between_numbers_without_a_total_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gap_between_numbers_without_a_total_causes_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     check_shards([tmp_path / "0000.parquet", tmp_path / "0003.parquet"])
     assert "numbered from 0 to 3, 2 are missing, e.g. 1" in caplog.text
     caplog.clear()

@@ -18,7 +18,7 @@ from mea_ray.detection.base import Detection
 from mea_ray.detection.queries import Strip, halves
 from mea_ray.evaluation import metrics
 from mea_ray.evaluation.triggers import Trigger, anomaly
-from mea_ray.experiment.aftermath import reversed_trigger
+from mea_ray.experiment.follow_up import reversed_trigger
 from mea_ray.models.base import ImageModel
 from mea_ray.models.build import build_model
 from mea_ray.report import detections, html
@@ -160,7 +160,7 @@ def test_a_trigger_is_scored_on_the_stolen_model_and_drawn(data: ImageSet, plant
     assert np.array_equal(picture, (mask[0] * 255).astype(np.uint8))
 
 
-def test_the_report_shows_what_was_found(data: ImageSet, planted: ImageModel) -> None:
+def test_the_report_shows_the_detections(data: ImageSet, planted: ImageModel) -> None:
     trigger = reversed_trigger(
         Trigger(TARGET, np.ones(SHAPE, np.float32), np.ones(SHAPE, np.float32), 1.0), data, planted
     )

@@ -17,9 +17,9 @@ from mea_ray.core.types import Answers, Splits
 from mea_ray.detection import DETECTIONS
 from mea_ray.detection.leaning import NamedKey, name_key
 from mea_ray.experiment.data import load_splits
-from mea_ray.experiment.leaning import ANSWERS, Outsider
+from mea_ray.experiment.leakage import ANSWERS, Outsider
 from mea_ray.models.base import ImageModel
-from mea_ray.report import html, leaning, terminal, verdict
+from mea_ray.report import html, leakage, terminal, verdict
 from mea_ray.results.records import LeaningRecord, NamedKeyRecord, RankRecord, TrialResult
 from mea_ray.watermarks.base import Key
 
@@ -209,7 +209,7 @@ def test_the_report_says_what_is_given_away(
     assert any(words in each.text and each.tone == tone for each in verdict.findings([result]))
     page = html.render([result], name="demo")
     assert "What the answers give away" in page and words.replace("'", "&#39;") in page
-    rows = leaning.lines([result, result.model_copy(update={"trial": "b"})])
+    rows = leakage.lines([result, result.model_copy(update={"trial": "b"})])
     assert len(rows) == len(records), "trials that share a victim have one line for each count"
     terminal.print_results(terminal.make_console(), [result])
     assert "What the answers give away" in capsys.readouterr().out
@@ -221,10 +221,10 @@ def test_victims_that_differ_in_their_seed_share_a_line() -> None:
         first.model_copy(update={"leaning": [record(30, 0.29, 0)], "victim": "v0"}),
         second.model_copy(update={"leaning": [record(30, 0.09, 4, innocent=0.2)], "victim": "v1"}),
     ]
-    (row,) = leaning.lines(results)
+    (row,) = leakage.lines(results)
     assert (row.named, row.true, row.rank, row.nulls) == ("the owner's in 1 of 2", "0.19", "1 to 5 of 360", "0.20")
 
 
 def test_older_results_say_nothing_of_it() -> None:
-    assert leaning.lines([trial("a")]) == [] and leaning.sentence(trial("a")) is None
+    assert leakage.lines([trial("a")]) == [] and leakage.sentence(trial("a")) is None
     assert "What the answers give away" not in html.render([trial("a")], name="demo")

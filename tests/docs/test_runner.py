@@ -77,7 +77,7 @@ def test_a_broken_block_fails(broken: str, tmp_path: Path) -> None:
         run(broken, tmp_path)
 
 
-def test_slow_blocks_run_only_when_asked(tmp_path: Path) -> None:
+def test_slow_blocks_run_only_on_request(tmp_path: Path) -> None:
     page = "<!-- run: slow -->\n```python\nraise ValueError\n```"
     run(page, tmp_path)
     (tmp_path / "again").mkdir()

@@ -74,7 +74,7 @@ def test_cross_validation_chooses_the_penalty_of_the_least_log_loss_on_held_out_
     assert np.abs(weights).sum() < np.abs(plain).sum()
 
 
-def test_a_model_is_read_with_the_penalty_of_cross_validation_if_asked() -> None:
+def test_a_model_is_read_with_the_penalty_of_cross_validation_on_request() -> None:
     first, second, labelled = encoder(), encoder(), data()
     probes.read(first, labelled, "linear_probe_cv")
     weights, _ = probes.linear_probe(metrics.features(second, labelled.images), labelled.labels, cross_validate=True)

@@ -77,7 +77,7 @@ def names(chosen: ExperimentConfig) -> Names:
     return Names.of(chosen, Fingerprints("a" * 32))
 
 
-def test_an_encoder_is_told_apart_by_its_name() -> None:
+def test_an_encoder_is_recognised_by_its_name() -> None:
     """Artifacts are shared by trials that want the same victim, and by no others."""
     other = config(victim__pretext={"name": "simclr", "flip": 0.0, "crop_scale": [0.6, 1.0]})
     one, another = names(config()), names(other)

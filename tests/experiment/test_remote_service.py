@@ -106,7 +106,7 @@ def test_a_budget_that_ends_early_keeps_what_was_answered(served: tuple[InProces
     assert service.charged("thief") == 200
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_asked(served: tuple[InProcess, str], tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_before_the_first_query(served: tuple[InProcess, str], tmp_path: Path) -> None:
     service, url = served
     blackbox = {"url": url, "key": "env:MEA_RAY_KEY"}
     with pytest.raises(ConfigError, match=r"the data have \[1, 12, 12\]"):

@@ -16,7 +16,7 @@ from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.config import ExperimentConfig, build
 from mea_ray.core.errors import AttackFailed
-from mea_ray.experiment.apart import process
+from mea_ray.experiment.attack_process import parent
 from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.local import run_in_memory
 from mea_ray.experiment.theft import Theft
@@ -93,7 +93,7 @@ def test_with_a_stack_of_one_they_are_equal_bit_for_bit(monkeypatch: pytest.Monk
         assert all(torch.equal(value, expected[name]) for name, value in rung.model.state_dict().items())
 
 
-def test_what_is_done_is_left_out_and_stored_answers_are_not_asked_again(tmp_path: Path) -> None:
+def test_finished_work_is_left_out_and_stored_answers_are_not_queried_again(tmp_path: Path) -> None:
     one, boxes = theft(models=2)
     first = [TransferSet(tmp_path / str(place)) for place in range(2)]
     whole = list(one.run([Target(*each) for each in zip(boxes, first, strict=True)]))
@@ -120,7 +120,7 @@ def test_a_process_of_its_own_gives_the_same_and_charges_each_model(tmp_path: Pa
     here = list(one.run([Target(box) for box in boxes]))
     _, boxes = theft(models=2)
     transfers = [TransferSet(tmp_path / str(place)) for place in range(2)]
-    apart = list(process.steal(one, [Target(*each) for each in zip(boxes, transfers, strict=True)]))
+    apart = list(parent.steal(one, [Target(*each) for each in zip(boxes, transfers, strict=True)]))
     assert [(place, rung.budget, rung.queries) for place, rung in apart] == [
         (place, rung.budget, rung.queries) for place, rung in here
     ]
@@ -134,7 +134,7 @@ def test_a_process_of_its_own_gives_the_same_and_charges_each_model(tmp_path: Pa
 @pytest.mark.parametrize("place", [2, -1, "0", None, True])
 def test_a_message_about_no_black_box_ends_the_theft(place: Any) -> None:
     one, boxes = theft(models=2)
-    relay = process._Relay(None, 0, one, boxes, [[48], [48]])  # type: ignore[arg-type]
+    relay = parent._Relay(None, 0, one, boxes, [[48], [48]])  # type: ignore[arg-type]
     with pytest.raises(AttackFailed, match="of 2"):
         relay._place({"box": place})
 

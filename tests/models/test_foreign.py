@@ -98,7 +98,7 @@ def test_what_returns_no_logits_is_refused_with_a_remedy(name: str, words: str) 
         build(name)
 
 
-def test_auxiliary_outputs_in_training_are_found_before_it() -> None:
+def test_auxiliary_outputs_in_training_are_detected_before_it() -> None:
     model = build("WithAuxiliary")
     with pytest.raises(ConfigError, match="returns a tuple of 2"):
         check_trainable(model)

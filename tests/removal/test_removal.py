@@ -104,7 +104,7 @@ def test_pruning_removes_exactly_the_smallest(scope: str, model: ImageModel, thi
         assert np.array_equal(new[remaining], old[remaining])
 
 
-def test_pruning_spares_the_last_layer_and_biases_unless_told(model: ImageModel, thief: ThiefData) -> None:
+def test_pruning_spares_the_last_layer_and_biases_by_default(model: ImageModel, thief: ThiefData) -> None:
     left = REMOVALS.build("pruning", rate=0.9).remove(model, thief, 0)
     assert torch.equal(last_layer(left).weight, last_layer(model).weight)
     names = [name for name, _ in model.named_parameters() if name.endswith("bias")]

@@ -7,7 +7,7 @@ import pytest
 from report_results import trial
 from rich.console import Console
 
-from mea_ray.report import front, html, leaning, markdown, terminal
+from mea_ray.report import front, html, leakage, markdown, terminal
 from mea_ray.results.records import LeaningRecord, NamedKeyRecord, RankRecord, TrialResult
 from mea_ray.verification.evidence import judge_rungs
 
@@ -149,7 +149,7 @@ def test_thefts_that_stand_out_are_counted_even_if_too_few_for_a_proof(results: 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_of_leaked_keys_fits_any_width(results: list[TrialResult], width: int) -> None:
     page = Console(width=width, record=True, file=io.StringIO())
-    page.print(terminal.leaning_table(leaning.lines(results), width))
+    page.print(terminal.leaning_table(leakage.lines(results), width))
     text = page.export_text()
     assert "watermark=loud" in text and "owner's: 1 of 2" in text and "1 to 2 of 360" in text, "nothing is broken"
     assert ("0.40 (0.30)" in text) == (width >= terminal.NARROW)

@@ -7,7 +7,7 @@ from report_results import model_report, trial, with_innocents, with_removals
 
 from mea_ray.report import html, removals
 from mea_ray.report.terminal import make_console, print_results
-from mea_ray.tracking.rows import aftermath
+from mea_ray.tracking.rows import follow_up
 
 
 def test_losses_are_means_over_seeds_in_points() -> None:
@@ -60,7 +60,7 @@ def test_report_and_terminal_have_removals_only_if_there_are_any(capsys: pytest.
 
 
 def test_trackers_get_numbers_after_removals() -> None:
-    numbers = aftermath(with_removals(trial("a")))
+    numbers = follow_up(with_removals(trial("a")))
     assert numbers["removal.pruning(0.9).substitute.wsr"] == 0.1
     assert numbers["removal.pruning(0.9).null_model.accuracy"] == 0.85
-    assert len(numbers) == 8 and aftermath(trial("b")) == {}
+    assert len(numbers) == 8 and follow_up(trial("b")) == {}

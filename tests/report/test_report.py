@@ -360,7 +360,7 @@ def test_costs_are_victim_against_null() -> None:
     assert cost.source_accuracy["zero"] == (0.95, 0.98)
 
 
-def test_a_stopped_trial_without_rungs_is_shown_and_breaks_nothing(tmp_path: Path) -> None:
+def test_a_stopped_trial_without_rungs_is_listed_and_breaks_nothing(tmp_path: Path) -> None:
     trial("a").save(tmp_path / "results" / "a.json")
     stopped = trial("b", "resnet18").model_copy(update={"status": "stopped", "rungs": []})
     stopped.save(tmp_path / "results" / "b.json")

@@ -94,12 +94,12 @@ def test_a_ledger_whose_disk_stays_full_ends_with_what_to_do(replica: Any, tmp_p
     assert raised.value.place == str(tmp_path)
 
 
-def test_who_waits_for_no_storage_is_told_at_once(replica: Any) -> None:
+def test_without_a_wait_for_storage_the_error_comes_at_once(replica: Any) -> None:
     with pytest.raises(ServiceUnavailable, match=r"failed 1 times .*is full"):
         _fly(replica(full=1000))
 
 
-def test_replicas_that_stay_away_are_told_apart_from_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_replicas_are_distinguished_from_failing_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     queried: list[float] = []
 
     def answer(*question: Any) -> object:

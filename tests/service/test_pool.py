@@ -348,7 +348,7 @@ def test_second_service_in_a_placement_group_with_rate_policy_and_journal(
     assert service.client("second look").classes == 10
 
 
-def test_what_went_wrong_in_an_actor_is_said_in_a_line() -> None:
+def test_an_actors_error_is_reported_in_one_line() -> None:
     wrapped = RayTaskError("charge_many", "File ...\nTraceback ...", OSError(28, "No space left on device"))
     assert cause_of(wrapped) == "[Errno 28] No space left on device"
     assert cause_of(ValueError("one\ntwo")) == "one" and cause_of(ValueError()) == "ValueError"

@@ -19,7 +19,7 @@ def test_nobody_waits_who_did_not_say_so(tmp_path: Path) -> None:
         patiently(full, tmp_path)
 
 
-def test_a_full_disk_is_waited_for_and_said_once(tmp_path: Path) -> None:
+def test_a_full_disk_is_waited_for_and_reported_once(tmp_path: Path) -> None:
     messages: list[str] = []
     tries: list[int] = []
 

@@ -155,7 +155,7 @@ def test_the_cache_of_a_sweep_that_was_deleted_and_begun_again_is_not_used(node:
     assert old.claim_cache("s") == "" and not (old.root / "s").exists()
 
 
-def test_a_lease_asks_little_while_it_is_held(s3: LoopbackS3, node: Node) -> None:
+def test_a_lease_makes_few_requests_while_it_is_held(s3: LoopbackS3, node: Node) -> None:
     storage = node("a")
     assert storage.remote is not None
     system, root = storage.remote

@@ -74,7 +74,7 @@ def test_points_out_of_order_and_models_that_are_there() -> None:
     assert schedule.next_trial(set()) == "again", "a model that is trained is not trained again"
 
 
-def test_a_service_is_kept_for_points_that_are_not_known_yet_and_makes_way_for_others() -> None:
+def test_a_service_waits_for_points_that_are_not_known_yet_and_makes_way_for_others() -> None:
     search, schedule, up = ahead(Inner(), most=1, samples=2, service="s0")
     search.suggest("a")
     schedule.model_ready("victim-0")
@@ -96,7 +96,7 @@ def test_a_search_that_has_no_more_points_ends_when_the_last_was_given_out() -> 
     assert search.suggest("c") == Searcher.FINISHED
 
 
-def test_a_growing_schedule_forgets_what_was_held() -> None:
+def test_a_growing_schedule_drops_points_that_were_held_back() -> None:
     search, schedule, _ = ahead(Inner(), most=2, samples=4)
     search.suggest("a")
     schedule.model_ready("victim-0")

@@ -182,7 +182,7 @@ def test_a_victim_that_is_damaged_is_not_started_again_and_again(services: Servi
     assert len(services.began) == 1
 
 
-def test_a_prepared_service_is_held_by_nobody_and_used_by_the_first_that_asks(services: Services) -> None:
+def test_a_prepared_service_has_no_user_until_the_first_trial_requests_it(services: Services) -> None:
     one = broker(services)
     assert one.prepare(spec("v"))
     until(one.holders)

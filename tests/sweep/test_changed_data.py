@@ -193,7 +193,7 @@ def test_a_sweep_is_not_resumed_with_another_pool(tmp_path: Path, ray_session: N
         run_sweep(sweep, resume=True)
 
 
-def test_a_finished_sweep_is_shown_where_its_data_are_not(tmp_path: Path) -> None:
+def test_a_finished_sweep_is_displayed_without_its_data(tmp_path: Path) -> None:
     sweep = started(tmp_path, {}, finished=True)
     shutil.rmtree(tmp_path / "data")
     assert len(run_sweep(sweep, resume=True).results) == 1

@@ -46,7 +46,7 @@ def test_a_sweep_in_a_thread_leaves_the_signals_alone() -> None:
 
 
 @pytest.mark.parametrize("placement", ["pack", "spread"])
-def test_the_services_room_is_asked_for_as_placed(placement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_services_resources_are_requested_as_placed(placement: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("ray.util.placement_group")  # the package has a function of this name
     queried: list[tuple[list[dict[str, float]], str]] = []
 

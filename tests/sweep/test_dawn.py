@@ -19,7 +19,7 @@ from mea_ray.watermarks.dawn import KeyedMarker
 
 
 @pytest.mark.slow
-def test_a_killed_trial_is_held_against_all_marks_of_its_queries(tmp_path: Path, ray_session: None) -> None:
+def test_a_killed_trial_is_compared_with_all_marks_of_its_queries(tmp_path: Path, ray_session: None) -> None:
     changes = {
         "base.victim.watermark": {"name": "dawn", "rate": 0.3},
         "base.removal.methods": [],

@@ -151,7 +151,7 @@ def test_without_its_data_a_sweep_is_planned_and_not_checked(
     assert "not checked" in output and "nothing" in output and "trials 1" in output
 
 
-def test_too_small_a_machine_is_said(
+def test_too_small_a_machine_is_reported(
     sweep_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["plan", str(sweep_file), "resources.trial.gpus=64"]) == OK

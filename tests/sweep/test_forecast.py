@@ -53,7 +53,7 @@ def test_models_that_choose_the_keys_samples_take_time_too() -> None:
     assert found.seconds == pytest.approx(7 * VICTIM_S + START_S + 3 * (TRIAL_S + OVERHEAD_S))
 
 
-def test_few_services_for_many_victims_are_told_with_what_auto_would_do() -> None:
+def test_few_services_for_many_victims_are_reported_with_what_auto_would_do() -> None:
     found = seen(16, 2, cpus=16, max_services=1)
     assert found is not None and found.busy < 0.5
     assert "since trials of 1 victims run at once; max_services=auto serves" in found.idle
@@ -61,12 +61,12 @@ def test_few_services_for_many_victims_are_told_with_what_auto_would_do() -> Non
     assert better is not None and better.seconds < 0.6 * found.seconds
 
 
-def test_a_cluster_that_a_sweep_cannot_fill_is_told() -> None:
+def test_a_cluster_that_a_sweep_cannot_fill_is_reported() -> None:
     found = seen(1, 3, cpus=64)
     assert found is not None and "63 slots are busy" in found.idle and "3 trials do not fill them" in found.idle
 
 
-def test_nothing_is_said_of_what_a_search_chooses_while_it_runs() -> None:
+def test_the_choices_of_a_running_search_are_not_predicted() -> None:
     search = {"name": "optuna", "samples": 4}
     base = {"thief": {"budgets": [100]}}
     sweep = build(

@@ -53,7 +53,7 @@ def test_optuna_goes_where_wsr_is_highest_and_with_a_constraint_stays_within_it(
     assert sum(x <= 0.5 for x in late) >= len(late) / 2 and max(x for x in late if x <= 0.5) > 0.45
 
 
-def test_the_constraint_is_told_and_the_value_is_not_penalised() -> None:
+def test_the_constraint_is_reported_and_the_value_is_not_penalised() -> None:
     searcher = optuna_search(sweep(constraints={"victim_gap": 0.05}), [], [])
     (x,) = play(searcher, 1)
     (messages,) = searcher.study.trials
@@ -72,7 +72,7 @@ def test_several_objectives_are_several_values_and_what_failed_teaches_nothing()
     assert [each.state.name for each in (bad, dead)] == ["FAIL", "FAIL"]
 
 
-def test_finished_trials_are_told_with_their_constraints() -> None:
+def test_finished_trials_are_reported_with_their_constraints() -> None:
     done = trial("t").model_copy(update={"point": {"victim.watermark.com.weight": 0.25}})
     (messages,) = optuna_search(sweep(constraints={"victim_gap": 0.001}), [done], []).study.trials
     wsr = done.rungs[-1].report.wsr

@@ -85,7 +85,7 @@ def test_a_wrong_space_is_refused_before_anything_runs(space: Any, search: Any, 
         plan(sweep(space, search))
 
 
-def test_all_problems_of_a_space_are_told_at_once() -> None:
+def test_all_problems_of_a_space_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         axes(sweep({"seed": {"gird": [1]}, "victim.seed": {"grid": []}}))
     assert "space.seed" in str(caught.value) and "space.victim.seed" in str(caught.value)
@@ -159,7 +159,7 @@ def test_an_adaptive_search_is_validated_at_every_value_and_planned_at_its_limit
         plan(sweep({"thief.training.momentum": {"uniform": [0.1, 1.5]}}, search))
 
 
-def test_optuna_is_told_what_was_tried_and_starts_with_what_was_begun() -> None:
+def test_optuna_receives_finished_trials_and_starts_with_unfinished_ones() -> None:
     config = sweep(
         {
             "thief.training.momentum": {"uniform": [0.1, 0.5]},

@@ -93,7 +93,7 @@ def test_a_sweep_is_followed_through_two_starts(folder: SweepFolder) -> None:
     assert status.state() == "interrupted" and not status.running and status.queries == 160
 
 
-def test_running_trials_are_shown_while_the_driver_lives(folder: SweepFolder) -> None:
+def test_running_trials_are_listed_while_the_driver_lives(folder: SweepFolder) -> None:
     log = EventLog(folder)
     log(e.SweepStarted("f", 4, 0, 1, 1, 400))
     log(started("t3", done=1))
@@ -112,7 +112,7 @@ def test_running_trials_are_shown_while_the_driver_lives(folder: SweepFolder) ->
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
-def test_a_full_disk_does_not_end_a_sweep_through_its_log_and_is_told_once(
+def test_a_full_disk_does_not_end_a_sweep_through_its_log_and_is_reported_once(
     folder: SweepFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = EventLog(folder)
@@ -179,7 +179,7 @@ def test_a_remote_storage_is_read_from_another_machine(tmp_path: Path, monkeypat
     assert whole.read_text().count("SweepStarted") == 2
 
 
-def test_no_sweep_is_told_from_one(tmp_path: Path) -> None:
+def test_no_sweep_is_distinguished_from_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no plan\.json"):
         open_folder(str(tmp_path / "none"))
 
@@ -253,7 +253,7 @@ def test_report_watch_of_an_ended_sweep_prints_its_table(
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "–"), (3.4, "3 s"), (90, "2 min"), (3900, "1 h 05 min"), (200_000, "2 d 7 h")]
 )
-def test_durations_are_said_as_people_do(seconds: float | None, text: str) -> None:
+def test_durations_are_written_as_people_do(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 

@@ -45,7 +45,7 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "changed", "empty"])
-def test_damage_is_told(tmp_path: Path, name: str, damage: str) -> None:
+def test_damage_is_reported(tmp_path: Path, name: str, damage: str) -> None:
     save_model(tmp_path, make(), {})
     path = tmp_path / name
     content = path.read_bytes()
@@ -73,7 +73,7 @@ def test_damage_is_told(tmp_path: Path, name: str, damage: str) -> None:
         {"spec": None},
     ],
 )
-def test_a_description_of_another_model_is_told(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_description_of_another_model_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     save_model(tmp_path, make(), {})
     path = tmp_path / "model.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -81,7 +81,7 @@ def test_a_description_of_another_model_is_told(tmp_path: Path, change: dict[str
         load_model(tmp_path)
 
 
-def test_weights_of_another_save_are_told(tmp_path: Path) -> None:
+def test_weights_of_another_save_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "a", make(seed=0), {})
     save_model(tmp_path / "b", make(seed=1), {})
     (tmp_path / "b" / "model.safetensors").replace(tmp_path / "a" / "model.safetensors")

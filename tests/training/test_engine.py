@@ -226,7 +226,7 @@ def test_early_stop_restores_the_best_epoch() -> None:
     assert [epoch["validation"] for epoch in report.history] == [0.2, 0.9, 0.5, 0.4]
 
 
-def test_without_patience_the_last_epoch_is_kept() -> None:
+def test_without_patience_the_last_epoch_remains() -> None:
     images, labels = make_data(32)
     scores = iter([0.9, 0.1])
     states: list[Tensor] = []
@@ -315,7 +315,7 @@ def test_a_single_last_image_is_left_out_for_losses_that_compare_images() -> Non
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "gpu"])
-def test_divergence_is_told_with_its_place(device_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_is_reported_with_its_place(device_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = make_data(40)
     steps = iter(range(100))
 
@@ -332,7 +332,7 @@ def test_divergence_is_told_with_its_place(device_type: str, monkeypatch: pytest
     assert not model.training
 
 
-def test_weights_that_are_not_finite_are_told() -> None:
+def test_weights_that_are_not_finite_are_refused() -> None:
     images, labels = make_data(8)
 
     def loss(

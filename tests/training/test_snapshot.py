@@ -103,7 +103,7 @@ def test_one_of_another_training_is_thrown_away_with_one_line(
     assert len(notes) == 1 and "of another training" in notes[0] and not path.exists()
 
 
-def test_one_that_is_kept_gives_the_trained_network_and_all_its_records(tmp_path: Path) -> None:
+def test_a_stored_one_gives_the_trained_network_and_all_its_records(tmp_path: Path) -> None:
     path, received = tmp_path / "state", list[dict[str, Any]]()
     expected, whole = run(cross_entropy(), SnapshotFile(path, every_s=0, keep=True))
     torch.manual_seed(WEIGHTS_SEED)

@@ -60,7 +60,7 @@ def test_a_crop_shows_a_part_of_the_image_of_the_drawn_size() -> None:
     assert float(left.min()) < 0.1 and float(left.max()) > 0.4  # anywhere in the image
 
 
-def test_colours_change_as_said_one_image_at_a_time() -> None:
+def test_colours_change_as_documented_one_image_at_a_time() -> None:
     """Against pixel-by-pixel arithmetic with the factors that the same stream of random numbers gives."""
     images = 0.3 + 0.3 * pictures(20, size=5)  # nothing is clipped
     most = (0.2, 0.3, 0.4, 0.0)

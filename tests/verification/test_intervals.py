@@ -30,7 +30,7 @@ def test_shared_images_widen_the_interval_to_its_true_error() -> None:
     assert 0.85 * np.std(means) < np.mean(widths) < 1.3 * np.std(means)
 
 
-def test_coverage_is_about_what_was_asked_for() -> None:
+def test_coverage_is_near_the_nominal_level() -> None:
     rng = np.random.default_rng(1)
     inside = 0
     for repeat in range(200):
@@ -94,7 +94,7 @@ def test_the_difference_of_two_means_is_tested_by_both_sets_of_images() -> None:
     assert difference_p_value(values - 3, clusters, others, other_clusters) == 1.0
 
 
-def test_equal_means_are_rarely_told_apart() -> None:
+def test_equal_means_are_rarely_called_different() -> None:
     rng = np.random.default_rng(7)
     p_values = [
         difference_p_value(*crossed(rng, 15, 150, 0.7), *crossed(rng, 15, 150, 0.7), draws=200, seed=repeat)

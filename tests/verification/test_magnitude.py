@@ -11,7 +11,7 @@ from mea_ray.verification.magnitude import BetaBinomial, fit_beta_binomial
 from mea_ray.verification.proportions import proportion
 
 
-def test_the_parameters_are_found_again() -> None:
+def test_the_parameters_are_recovered() -> None:
     rng = np.random.default_rng(0)
     a, b = 0.8, 12.0
     counts = rng.binomial(500, beta.rvs(a, b, size=400, random_state=rng))

@@ -153,7 +153,7 @@ def test_images_are_chosen_evenly_over_what_they_are_called() -> None:
     assert len(balanced_choice(named, 1000, 0)) == 103
 
 
-def test_the_trained_network_chooses_and_what_verifies_is_held_out(owned: ImageSet) -> None:
+def test_the_trained_network_chooses_and_verification_images_are_held_out(owned: ImageSet) -> None:
     scheme, objective, model = merge(owned)
     key = scheme.make_key(owned, 0)
     with pytest.raises(ArtifactError, match="not embedded"):

@@ -130,7 +130,8 @@ def plain_logistic(evidence: np.ndarray, classes: np.ndarray) -> np.ndarray:
         return float(-(wanted * rows).sum() + 0.5 * (ridge**2).sum()), gradient.ravel()
 
     best = optimize.minimize(loss, np.zeros(count * CLASSES), jac=True, method="L-BFGS-B", options={"maxiter": 5000})
-    return special.softmax(features @ best.x.reshape(count, CLASSES), axis=1)
+    rows: np.ndarray = special.softmax(features @ best.x.reshape(count, CLASSES), axis=1)
+    return rows
 
 
 def test_a_suspect_that_always_answers_one_class_is_no_evidence() -> None:

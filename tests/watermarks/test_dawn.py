@@ -104,7 +104,7 @@ def test_the_quantised_mapping_answers_changed_images_alike() -> None:
     assert abs(marks(images, **robust).mean() - 0.5) < 0.1
 
 
-def test_a_key_is_made_again_and_kept(tmp_path: Path) -> None:
+def test_a_key_is_made_again_and_stored(tmp_path: Path) -> None:
     first, again, other = key(), key(), key(seed=4)
     assert first.tensors["secret"].tobytes() == again.tensors["secret"].tobytes() != other.tensors["secret"].tobytes()
     assert first.tensors["secret"].shape == (32,)
@@ -204,7 +204,7 @@ def log_of(images: np.ndarray, secret: Key, model: Any, accounts: int = 1) -> li
 
 
 @pytest.mark.parametrize("accounts", [1, 2])
-def test_a_client_is_accused_with_what_it_had_asked_by_then(model: Any, accounts: int) -> None:
+def test_a_client_is_accused_by_its_queries_up_to_then(model: Any, accounts: int) -> None:
     images, secret = pixels(600), key(rate=0.1)
     images[500:520] = images[:20]  # asked twice: counted once
     answered, marked = KeyedMarker(secret).mark(LocalBlackBox(model, pass_images=16).query(images), images)

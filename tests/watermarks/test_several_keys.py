@@ -28,7 +28,7 @@ def scheme(keys: int = 3, name: str = "composite") -> SeveralKeys:
     return built
 
 
-def test_every_key_is_drawn_by_itself_and_found_again_in_the_file(tmp_path: Path) -> None:
+def test_every_key_is_drawn_independently_and_read_from_the_file(tmp_path: Path) -> None:
     drawn = set()
     for seed in range(30):
         key = scheme().make_key(images(), seed)

@@ -144,7 +144,7 @@ def test_strangers_are_the_features_with_the_neurons_in_one_random_order_of_each
     assert all(p.grad is not None for p in objective.decoder.parameters())
 
 
-def test_a_decoder_that_is_held_silent_on_strangers_speaks_less_for_them() -> None:
+def test_a_decoder_trained_on_unrelated_encoders_recognises_fewer_of_them() -> None:
     def loudness(weight: Any) -> Any:
         model, objective = started()
         objective.settings = GuardSettings(RATES, strangers=weight)

@@ -139,7 +139,9 @@ def onnx_file(path: Path, kind: str, shape: list[Any], *, softmax: bool) -> Path
 @pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "DOUBLE", "UINT8"])
 @pytest.mark.parametrize("shape", [["n", 3, 8, 8], [1, 3, 8, 8], [2, 8, 8, 3], ["n", "h", "w", 3]])
 @pytest.mark.parametrize("softmax", [False, True])
-def test_an_onnx_file_is_asked_in_its_form(tmp_path: Path, kind: str, shape: list[Any], softmax: bool) -> None:
+def test_an_onnx_file_is_queried_in_its_input_format(
+    tmp_path: Path, kind: str, shape: list[Any], softmax: bool
+) -> None:
     path = onnx_file(tmp_path / "m.onnx", kind, shape, softmax=softmax)
     wanted = torch.from_numpy(expected())
     wanted = wanted.softmax(1) if softmax else wanted

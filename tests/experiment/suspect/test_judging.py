@@ -54,7 +54,7 @@ def asking(victim: Victim, change: Callable[[torch.Tensor], torch.Tensor] = lamb
     return ask
 
 
-def test_the_victim_itself_is_recognised_and_what_is_missing_is_said(victim: Victim) -> None:
+def test_the_victim_itself_is_recognised_and_missing_evidence_is_listed(victim: Victim) -> None:
     verdict = verify_suspect(victim, asking(victim))
     assert verdict.report.wsr == victim.report.wsr and verdict.report.fidelity == 1
     assert {line.name: line.position for line in verdict.statistics}["log_probability"] == 1
@@ -155,7 +155,7 @@ def test_what_cannot_be_judged_is_refused(victim: Victim, tmp_path: Path) -> Non
         held_out(replace(victim, about=victim.about.model_copy(update={"card": card})))
 
 
-def test_null_models_are_found_again_and_stale_ones_are_not(victim: Victim) -> None:
+def test_null_models_are_reused_and_stale_ones_are_not(victim: Victim) -> None:
     assert [(r.index, r.budget) for r in read_nulls(victim)] == [(0, None), (1, None), (1, 64)]
     assert victim.about.card.null_models == 2 and victim.about.card.accuracy_null is not None
     other = replace(victim, about=victim.about.model_copy(update={"weights_sha256": "other"}))

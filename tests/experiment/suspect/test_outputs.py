@@ -34,7 +34,7 @@ TOP_2 = np.where(np.sort(PROBABILITIES, 1)[:, [-2]] <= PROBABILITIES, PROBABILIT
         (LOGITS.argmax(1).astype(np.float32)[:, None], "labels"),
     ],
 )
-def test_answers_are_told_apart_and_name_the_same_class(answers: Any, kind: str) -> None:
+def test_kinds_of_answers_are_distinguished_and_name_the_same_class(answers: Any, kind: str) -> None:
     assert kind_of(answers) == kind
     logits = as_logits(np.asarray(answers), kind_of(answers), 6)
     assert np.isfinite(logits).all() and np.array_equal(
@@ -58,7 +58,7 @@ def test_logits_of_probabilities_have_the_same_softmax() -> None:
         (np.full((3, 6), np.nan), "not finite"),
     ],
 )
-def test_what_could_be_several_things_is_asked_for(answers: Any, words: str) -> None:
+def test_ambiguous_outputs_must_be_specified(answers: Any, words: str) -> None:
     with pytest.raises(SuspectError, match=words):
         kind_of(answers)
 

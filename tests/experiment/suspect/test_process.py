@@ -143,7 +143,7 @@ def failing(images: Any) -> Any:
     return "no"
 
 
-def test_a_function_is_asked_in_this_process() -> None:
+def test_a_function_is_called_in_this_process() -> None:
     with opened("test_process:answering" if __name__ == "test_process" else f"{__name__}:answering", HOW) as (
         ask,
         source,

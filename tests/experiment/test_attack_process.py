@@ -26,9 +26,9 @@ from mea_ray.blackbox.ledger import Ledger
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.config import ExperimentConfig, SweepConfig, build, merge, write_yaml
 from mea_ray.core.errors import AttackDied, AttackFailed, BadQuery, MeaRayError, OverBudget
-from mea_ray.experiment.apart import process, walls
-from mea_ray.experiment.apart.nursery import NURSERY
-from mea_ray.experiment.apart.wire import MessagePipe, error_header, read_array, read_error
+from mea_ray.experiment.attack_process import parent, sandbox
+from mea_ray.experiment.attack_process.fork_server import FORK_SERVER
+from mea_ray.experiment.attack_process.protocol import MessagePipe, error_header, read_array, read_error
 from mea_ray.experiment.data import load_splits
 from mea_ray.experiment.local import run_local
 from mea_ray.experiment.theft import Theft
@@ -96,7 +96,7 @@ def test_a_theft_apart_is_the_theft_in_one_process_bit_for_bit(tmp_path: Path) -
     expected = [rung for _, rung in one.run([Target(box, here)])]
     _, box = theft()
     apart = TransferSet(tmp_path / "apart")
-    result = [rung for _, rung in process.steal(one, [Target(box, apart)])]
+    result = [rung for _, rung in parent.steal(one, [Target(box, apart)])]
     assert [(r.budget, r.queries, r.epochs, r.curves) for r in result] == [
         (r.budget, r.queries, r.epochs, r.curves) for r in expected
     ]
@@ -107,7 +107,7 @@ def test_a_theft_apart_is_the_theft_in_one_process_bit_for_bit(tmp_path: Path) -
     assert box.ledger.charged("thief") == 96
     # A rung that is done is skipped, and stored answers are not asked again.
     _, box = theft()
-    ((_, last),) = process.steal(one, [Target(box, apart, {48})])
+    ((_, last),) = parent.steal(one, [Target(box, apart, {48})])
     assert last.budget == 96 and box.ledger.charged("thief") == 0
 
 
@@ -120,7 +120,7 @@ def test_the_environment_keeps_what_programs_need_and_no_secret(monkeypatch: pyt
         "LC_ALL": "C",
         "RAY_X": "1",
     }
-    remaining = walls.short_environment(given, ["", "/a"])
+    remaining = sandbox.short_environment(given, ["", "/a"])
     assert remaining == {
         "PATH": "/bin",
         "OMP_NUM_THREADS": "1",
@@ -140,7 +140,7 @@ def test_an_attack_that_fails_says_why_and_where(outside: Any) -> None:
         """)
     one, box = theft(attack)
     with pytest.raises(AttackFailed, match=r"^ValueError: no such luck$") as caught:
-        list(process.steal(one, [Target(box)]))
+        list(parent.steal(one, [Target(box)]))
     assert "in queries" in str(caught.value.__cause__)
 
 
@@ -187,7 +187,7 @@ def test_whatever_an_attack_sends_ends_it_with_a_typed_error_and_charges_nothing
     from_outside = "from mea_ray.attacks.base import Attack\n" + ASKS.format(body=body)
     one, box = theft(outside(from_outside))
     with pytest.raises(error, match=text):
-        list(process.steal(one, [Target(box)]))
+        list(parent.steal(one, [Target(box)]))
     assert box.ledger.charged("thief") == 0
 
 
@@ -234,7 +234,7 @@ def test_it_ends_with_its_owner_and_with_its_theft(outside: Any) -> None:
                     time.sleep(1)
         """)
     one, box = theft(attack)
-    rungs = process.steal(theft()[0], [Target(theft()[1])])
+    rungs = parent.steal(theft()[0], [Target(theft()[1])])
     next(rungs)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     rungs.close()  # type: ignore[attr-defined]
@@ -245,15 +245,15 @@ def test_it_ends_with_its_owner_and_with_its_theft(outside: Any) -> None:
     if not owner:
         try:
             os.close(read)
-            original = NURSERY.fork
+            original = FORK_SERVER.fork
 
             def fork(fds: Any) -> int:
                 pid = original(fds)
                 os.write(write, f"{pid}\n".encode())
                 return pid
 
-            NURSERY.fork = fork  # type: ignore[method-assign]
-            list(process.steal(one, [Target(box)]))
+            FORK_SERVER.fork = fork  # type: ignore[method-assign]
+            list(parent.steal(one, [Target(box)]))
         finally:
             os._exit(1)
     os.close(write)
@@ -493,7 +493,9 @@ def test_a_hostile_attack_reaches_nothing(
 ) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("mea_ray.experiment.apart.nursery.NURSERY._control", None)  # with this environment
+    monkeypatch.setattr(
+        "mea_ray.experiment.attack_process.fork_server.FORK_SERVER._control", None
+    )  # with this environment
     storage = tmp_path / "storage"
     settings = quick(outside(HOSTILE), storage)
     other = storage / "s" / "trials" / "other" / "transfer"
@@ -525,9 +527,9 @@ def test_a_hostile_attack_reaches_nothing(
     print(f"{tried} attempts, reached:", *reached, sep="\n  ")
     assert tried == HOSTILE.count("def try_")
     # Without Landlock (an old kernel, or not Linux) files and processes of the same account are open: see SECURITY.md.
-    version = walls.version()
+    version = sandbox.version()
     by_design = OPEN_WITHOUT_LANDLOCK if not version else {"signals"} if version < 6 else set()
-    by_design |= set() if walls.closes_sockets() else {"ports", "ray", "unix_sockets"}
+    by_design |= set() if sandbox.closes_sockets() else {"ports", "ray", "unix_sockets"}
     assert {each.partition(":")[0] for each in reached} <= by_design, reached
     assert result.queries_charged == result.answers_stored == 96 and charged(folder / "ledgers") == {result.trial: 96}
 

@@ -58,7 +58,7 @@ class Suspect:
 
 
 @dataclass(frozen=True)
-class Aftermath:
+class FollowUp:
     """Results of the steps after the last rung.
 
     Attributes:
@@ -74,7 +74,7 @@ class Aftermath:
 
 @dataclass(frozen=True)
 class Workbench:
-    """Inputs of every step of the aftermath.
+    """Inputs of every step after the theft.
 
     Attributes:
         config: The experiment.
@@ -105,9 +105,9 @@ class Workbench:
     on_phase: Callable[[str, int, int], None] = lambda what, number, of: None
 
 
-def follow(bench: Workbench) -> Aftermath:
+def follow(bench: Workbench) -> FollowUp:
     """Run all steps of the config that are not finished, in the config's order."""
-    return Aftermath(steal_nulls(bench), removals(bench), detections(bench))
+    return FollowUp(steal_nulls(bench), removals(bench), detections(bench))
 
 
 def steal_nulls(bench: Workbench) -> list[RungResult]:

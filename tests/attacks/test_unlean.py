@@ -12,9 +12,9 @@ from attack_fakes import CLASSES, FAST, POOL, FakeBlackBox, flat, same, steal
 from scipy.stats import binomtest
 
 from mea_ray.attacks import ATTACKS
-from mea_ray.attacks.leaning import unlean
 from mea_ray.attacks.learning import DistillationObjective, Learning
 from mea_ray.attacks.transfer import TransferSet
+from mea_ray.attacks.unlean import unlean
 from mea_ray.config import LearningConfig, TrainingConfig
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Answers

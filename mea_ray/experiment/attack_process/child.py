@@ -23,8 +23,7 @@ from mea_ray.attacks.transfer import TransferSet
 from mea_ray.config import ThiefConfig, build
 from mea_ray.core.errors import StorageUnavailable
 from mea_ray.core.types import Answers, FloatImages, Images
-from mea_ray.experiment.apart.walls import close_in
-from mea_ray.experiment.apart.wire import (
+from mea_ray.experiment.attack_process.protocol import (
     MessagePipe,
     Tree,
     array_block,
@@ -33,6 +32,7 @@ from mea_ray.experiment.apart.wire import (
     read_array,
     read_error,
 )
+from mea_ray.experiment.attack_process.sandbox import close_in
 from mea_ray.experiment.theft import Theft
 from mea_ray.storage.files import PATIENCE
 from mea_ray.training.device import device, use_gpus, use_threads

@@ -21,9 +21,8 @@ from mea_ray.attacks.transfer import OnEpoch, TransferSet
 from mea_ray.core import mapped, plugins
 from mea_ray.core.errors import AttackDied, AttackFailed, MeaRayError
 from mea_ray.core.types import BlackBox, Images
-from mea_ray.experiment.apart.nursery import NURSERY
-from mea_ray.experiment.apart.walls import readable
-from mea_ray.experiment.apart.wire import (
+from mea_ray.experiment.attack_process.fork_server import FORK_SERVER
+from mea_ray.experiment.attack_process.protocol import (
     MessagePipe,
     Tree,
     array_block,
@@ -32,6 +31,7 @@ from mea_ray.experiment.apart.wire import (
     read_error,
     refusal,
 )
+from mea_ray.experiment.attack_process.sandbox import readable
 from mea_ray.experiment.checks import build_network
 from mea_ray.experiment.theft import Theft
 from mea_ray.models.base import ImageModel
@@ -97,11 +97,11 @@ def _start(stack: contextlib.ExitStack, pool: Images) -> tuple[MessagePipe, int]
     stack.callback(os.close, owners_end)
     images = stack.enter_context(_shared(pool))
     try:
-        pid = NURSERY.fork([theirs.fileno(), life, images])
+        pid = FORK_SERVER.fork([theirs.fileno(), life, images])
     finally:
         theirs.close()
         os.close(life)
-    stack.callback(NURSERY.end, pid)
+    stack.callback(FORK_SERVER.end, pid)
     return wire, pid
 
 
@@ -218,7 +218,7 @@ class _Relay:
 
     def _death(self) -> AttackDied:
         # Its end of the connection closes a little before its exit status can be read.
-        status = NURSERY.end(self.pid, _GRACE_S)
+        status = FORK_SERVER.end(self.pid, _GRACE_S)
         return AttackDied(f"its process was killed by signal {-status}" if status < 0 else "its process ended")
 
     def _answer(self, make: Callable[[], tuple[Tree, bytes | memoryview]]) -> None:

@@ -18,12 +18,12 @@ import warnings
 from collections.abc import Sequence
 
 from mea_ray.core.errors import AttackDied
-from mea_ray.experiment.apart.walls import short_environment
+from mea_ray.experiment.attack_process.sandbox import short_environment
 
-_PROGRAM = "from mea_ray.experiment.apart.nursery import main; main({fd})"
+_PROGRAM = "from mea_ray.experiment.attack_process.fork_server import main; main({fd})"
 
 
-class Nursery:
+class ForkServer:
     """The parent's handle of the fork server."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Nursery:
         self._control = None
 
 
-NURSERY = Nursery()
+FORK_SERVER = ForkServer()
 """That of this process."""
 
 
@@ -105,7 +105,7 @@ def main(fd: int) -> None:
     import torch
 
     from mea_ray.config import ThiefConfig, build
-    from mea_ray.experiment.apart.child import serve
+    from mea_ray.experiment.attack_process.child import serve
 
     # Modules that nearly every attack imports, loaded once; none from outside the package.
     build(ThiefConfig, {})

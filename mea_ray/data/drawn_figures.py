@@ -60,15 +60,15 @@ def load(
     channels: Channels = 3,
     seed: int = 0,
 ) -> Dataset:
-    """Draw twelve kinds of figures and textures: labelled images of another domain without a download.
+    """Draw twelve kinds of figures and textures: labelled images of another domain.
 
-    Choose it as a pool of other images that needs no download.
+    Choose it as a pool of images of another domain that needs no download.
 
     Each has two random colours and is turned, moved and scaled at random.
 
     Args:
-        train_images: Training images of all kinds together, the kinds in turn. More images begin with the same ones.
-        test_images: Test images of all kinds together, other ones.
+        train_images: Training images, spread evenly over the kinds. A larger number adds images and changes none.
+        test_images: Test images, spread evenly over the kinds; none is a training image.
         image_size: Height and width in pixels.
         channels: 1 (grey) or 3 (colour).
         seed: Seed of the images.

@@ -9,7 +9,7 @@ import numpy as np
 from mea_ray.config import load_experiment
 from mea_ray.core.types import Dataset, ImageSet
 from mea_ray.data.splits import make_splits
-from mea_ray.experiment.leaning import Outsider
+from mea_ray.experiment.leakage import Outsider
 from mea_ray.watermarks.several_keys import SeveralKeys
 
 
