@@ -233,16 +233,13 @@ def _removal(results: Sequence[TrialResult]) -> list[Finding]:
     if not tried:
         return []
     if not won:
-        return [
-            Finding(
-                f"No removal of {len(tried)} that were tried takes WSR below {percent(limit, 0)}.", "good", "survived"
-            )
-        ]
+        none = "The removal does not bring" if len(tried) == 1 else f"None of the {len(tried)} removals brings"
+        return [Finding(f"{none} WSR below {percent(limit, 0)}.", "good", "survived")]
     cheapest = min(won, key=_accuracy_lost)
     assert cheapest.after.wsr is not None
     return [
         Finding(
-            f"The removal {setting(cheapest.removal)} takes the mark (WSR {percent(cheapest.after.wsr.rate)}) for "
+            f"The removal {setting(cheapest.removal)} removes the mark (WSR {percent(cheapest.after.wsr.rate)}) for "
             f"{100 * _accuracy_lost(cheapest):.1f} points of accuracy.",
             "bad",
             "undone",

@@ -55,11 +55,9 @@ class Rank:
         return 1 / self.total
 
     def sentence(self) -> str:
-        """Return the rank as text: ``1 of 21 models, p = 0.048``; a perfect rank says that p cannot be smaller."""
-        text = f"{self.position} of {self.total:,} {self.what}"
-        if self.position == 1:
-            return f"{text}: p cannot be below {self.floor:.2g}"
-        return f"{text}: p = {self.p_value:.2g}"
+        """Return the rank as text: ``rank 2 of 21 models (p = 0.095)``; for the best rank that p cannot be smaller."""
+        p = f"p cannot be below {self.floor:.2g}" if self.position == 1 else f"p = {self.p_value:.2g}"
+        return f"rank {self.position:,} of {self.total:,} {self.what} ({p})"
 
 
 def rank_among(value: float, references: Values, what: str = "models") -> Rank:

@@ -299,10 +299,10 @@ def _insignificant(suspect: Evidence, adjusted: float, significance: float, toge
         return []
     ranks = [("null models", suspect.null_models), ("stolen null models", suspect.stolen_null_models)]
     known = [(name, rank) for name, rank in ranks if rank is not None]
-    words = "; ".join(f"among {name} it is {rank.sentence()}" for name, rank in known)
+    words = "; ".join(f"among {name} it has {rank.sentence()}" for name, rank in known)
     if suspect.key is not None:
-        words += f"; the key is {suspect.key.sentence()}"
-        words += "" if suspect.key_drawn else " (chosen by hand, so this is no p-value)"
+        words += f"; the key has {suspect.key.sentence()}"
+        words += "" if suspect.key_drawn else ", which is no p-value, since the key was chosen by hand"
     corrected = f" (corrected for {together:,} suspects)" if together > 1 else ""
     text = f"p = {_p(adjusted)}{corrected} is above {significance:g}: {words}."
     leads = all(rank.position == 1 for _, rank in known)
@@ -318,7 +318,7 @@ def _behind_innocents(suspect: Evidence, adjusted: float, significance: float) -
         return []  # already a reason
     ranks = [("null models", suspect.null_models), ("stolen null models", suspect.stolen_null_models)]
     return [
-        Reason("not proved", f"Innocent models show as much: among {name} the suspect is {rank.sentence()}.")
+        Reason("not proved", f"Innocent models show as much: among {name} the suspect has {rank.sentence()}.")
         for name, rank in ranks
         if rank is not None and rank.at_least and rank.p_value > significance
     ]

@@ -185,7 +185,7 @@ def test_with_one_null_model_theft_is_suggestive_at_best_and_the_text_says_why()
     good = trial("a", end=0.95)
     assert verdict.headline([good]).tone == "mixed" and "no proof" in verdict.headline([good]).text
     first, *_ = verdict.findings([good])
-    assert "1 of 2 models: p cannot be below 0.5" in first.text and first.tone == "mixed"
+    assert "rank 1 of 2 models (p cannot be below 0.5)" in first.text and first.tone == "mixed"
     assert tables.rows([good])[2].verdict == "suggestive"
 
 
@@ -267,7 +267,7 @@ def test_each_budget_has_its_verdict() -> None:
 
 def test_the_findings_name_the_cheapest_removal_and_the_cost_for_customers() -> None:
     texts = [finding.text for finding in verdict.findings([with_removals(trial("a"))])]
-    assert any("The removal pruning(rate=0.9) takes the mark (WSR 10.0%) for 10.0 points" in text for text in texts)
+    assert any("The removal pruning(rate=0.9) removes the mark (WSR 10.0%) for 10.0 points" in text for text in texts)
     assert any("costs customers 3.5 points of accuracy on the source classes" in text for text in texts)
 
 

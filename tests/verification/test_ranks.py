@@ -30,9 +30,9 @@ def test_no_p_value_is_below_what_the_number_of_references_allows() -> None:
 
 
 def test_the_sentence_says_what_the_references_allow() -> None:
-    assert Rank(0, 20).sentence() == "1 of 21 models: p cannot be below 0.048"
-    assert Rank(0, 1).sentence() == "1 of 2 models: p cannot be below 0.5"
-    assert Rank(2, 359, "keys").sentence() == "3 of 360 keys: p = 0.0083"
+    assert Rank(0, 20).sentence() == "rank 1 of 21 models (p cannot be below 0.048)"
+    assert Rank(0, 1).sentence() == "rank 1 of 2 models (p cannot be below 0.5)"
+    assert Rank(2, 359, "keys").sentence() == "rank 3 of 360 keys (p = 0.0083)"
 
 
 def test_innocent_suspects_have_uniform_p_values_whatever_the_distribution() -> None:

@@ -105,7 +105,7 @@ def test_few_null_models_are_suggestive_at_best_and_the_text_says_why(nulls: int
     few = replace(GOOD, null_models=Rank(0, nulls), stolen_null_models=Rank(0, nulls), controls=2 * nulls)
     judgement = verdict(few)
     assert judgement.verdict == "suggestive"
-    assert f"1 of {nulls + 1} models: p cannot be below {floor}" in judgement.reasons[0].text
+    assert f"rank 1 of {nulls + 1} models (p cannot be below {floor})" in judgement.reasons[0].text
     assert "99 null models" in judgement.reasons[0].text
 
 
