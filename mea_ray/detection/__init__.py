@@ -9,6 +9,7 @@ DETECTIONS = Table(
         "leaning": "mea_ray.detection.leaning:Leaning",
         "lof": "mea_ray.detection.queries:LocalOutliers",
         "neural_cleanse": "mea_ray.detection.neural_cleanse:NeuralCleanse",
+        "signal_search": "mea_ray.detection.signal_search:SignalSearch",
         "strip": "mea_ray.detection.queries:Strip",
     },
     group="mea_ray.detections",

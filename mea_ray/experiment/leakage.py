@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from mea_ray.blackbox.local import LocalBlackBox
 from mea_ray.config import ExperimentConfig
 from mea_ray.core.seeding import derive, numpy_generator
-from mea_ray.core.types import Answers, Splits
+from mea_ray.core.types import Answers, Images, Splits
 from mea_ray.detection.leaning import name_key
+from mea_ray.detection.signal_search import find_signal
 from mea_ray.experiment.answers import pass_images, service_policy
 from mea_ray.models.base import ImageModel
-from mea_ray.results.records import LeaningRecord, NamedKeyRecord, RankRecord
-from mea_ray.watermarks.base import Key
+from mea_ray.results.records import FoundSignalRecord, LeaningRecord, NamedKeyRecord, RankRecord
+from mea_ray.watermarks.base import Key, KeyedSignal
 from mea_ray.watermarks.several_keys import SeveralKeys
 
 ANSWERS = (30, 100, 1000)
@@ -40,18 +43,21 @@ class Outsider:
         config: The experiment.
         data: Its data.
         key: The owner's key; None without a watermark.
+        signal: The key's signal in answers to clean images; None if the mark is no such signal. Then the outsider also
+            searches the most answers for a smooth signal, without knowing the key.
     """
 
     config: ExperimentConfig
     data: Splits
     key: Key | None
+    signal: KeyedSignal | None = None
 
     def look(self, victim: ImageModel, nulls: Sequence[ImageModel]) -> list[LeaningRecord]:
         """Return the keys inferred from the answers of the victim and of each null model, one record per count."""
         marked = self._answers(victim, self.key)
         innocent = [self._answers(null, None) for null in nulls]
         counts = sorted({min(count, len(marked)) for count in ANSWERS})
-        return [
+        records = [
             LeaningRecord(
                 answers=count,
                 victim=self._name(marked[:count]),
@@ -59,12 +65,30 @@ class Outsider:
             )
             for count in counts
         ]
+        if self.signal is not None:
+            signals = {"signal": self._search(marked), "signal_nulls": [self._search(each) for each in innocent]}
+            records[-1] = records[-1].model_copy(update=signals)
+        return records
 
     def _answers(self, model: ImageModel, key: Key | None) -> Answers:
+        policy = service_policy(self.config, self.data, model, key)
+        return LocalBlackBox(model, policy, pass_images=pass_images(self.config)).query(self._queries)
+
+    @cached_property
+    def _queries(self) -> Images:
         pool = self.data.thief_pool.images
         order = numpy_generator(derive(self.config.seed, "outsider"), "asked").permutation(len(pool))
-        policy = service_policy(self.config, self.data, model, key)
-        return LocalBlackBox(model, policy, pass_images=pass_images(self.config)).query(pool[order[: max(ANSWERS)]])
+        queries: Images = pool[order[: max(ANSWERS)]]
+        return queries
+
+    def _search(self, answers: Answers) -> FoundSignalRecord | None:
+        """Search for a signal, and rank the owner's key by what is found, as a suspect's answers are."""
+        found = find_signal(answers, self._queries, derive(self.config.seed, "signal search"))
+        if found is None or self.signal is None:
+            return None
+        scores = self.signal.scores(found.at(self.signal.images).astype(np.float32))
+        rank = RankRecord(at_least=int((scores[1:] >= scores[0]).sum()), references=len(scores) - 1)
+        return FoundSignalRecord(explained=found.explained, true_rank=rank)
 
     def _name(self, answers: Answers) -> NamedKeyRecord | None:
         """Infer the best-fitting key; if the owner has several, the one that is given away most counts."""

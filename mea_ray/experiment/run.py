@@ -92,8 +92,8 @@ class _Run:
         self.committed = self.ports.models.committed()
         self.victim_sha256 = weights_digest(self.victim)
         self._check_key()
-        verifier = Verifier(self.config, self.data, self.key)
-        self.proofs = Proofs(verifier, self.victim, self._nulls, self._seen, self._assess)
+        self.verifier = Verifier(self.config, self.data, self.key)
+        self.proofs = Proofs(self.verifier, self.victim, self._nulls, self._seen, self._assess)
         self.follow_up = FollowUp()
 
     def _check_key(self) -> None:
@@ -250,7 +250,8 @@ class _Run:
         step = f"assessments/leaning-{digest(made_by)}"
         leanings = shared.find(step, Leanings)
         if leanings is None:
-            leanings = Leanings(records=Outsider(config, self.data, self.key).look(self.victim, self._nulls()))
+            outsider = Outsider(config, self.data, self.key, self.verifier.signal)
+            leanings = Leanings(records=outsider.look(self.victim, self._nulls()))
             shared.keep(step, leanings)
         return leanings.records
 

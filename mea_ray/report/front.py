@@ -190,8 +190,9 @@ def _worst(cost: Cost) -> float | None:
 
 def _leak(trials: Sequence[TrialResult]) -> tuple[int | None, int | None]:
     """Return the best rank of the owner's key from the most answers, and the number of keys."""
-    last = [result.leaning[-1].victim for result in trials if result.leaning]
-    ranks = [named.true_rank for named in last if named is not None and named.true_rank is not None]
+    last = [result.leaning[-1] for result in trials if result.leaning]
+    named = [record.signal or record.victim for record in last]
+    ranks = [each.true_rank for each in named if each is not None and each.true_rank is not None]
     if not ranks:
         return None, None
     return min(rank.at_least for rank in ranks) + 1, ranks[0].references + 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mea_ray.report.tables import DASH, Tone, mean
+from mea_ray.report.tables import DASH, Tone, mean, percent
 from mea_ray.results.points import label
-from mea_ray.results.records import LeaningRecord, NamedKeyRecord, RankRecord, TrialResult
+from mea_ray.results.records import FoundSignalRecord, LeaningRecord, NamedKeyRecord, RankRecord, TrialResult
 
 NOT_READABLE = "not readable"
 HEADINGS = {
@@ -22,8 +22,12 @@ HEADINGS = {
 """Heading of each column of ``LeaningRow``, in display order."""
 CAPTION = (
     "Score: mean probability of a key's target in the answers to its source classes. "
-    "Innocent models were queried with the same images."
+    "For a signal in the image: the variance of the log-probabilities off the top class that a search for such signals "
+    "explains on other answers, and the rank of the key by what it found. Innocent models were queried with the same "
+    "images."
 )
+FOUND = 0.01
+"""Largest p-value of the key's rank by a signal that was found in answers, at which it counts as given away."""
 _SECTIONS = {"data", "splits", "victim", "service"}
 
 
@@ -61,6 +65,8 @@ def lines(results: Sequence[TrialResult]) -> list[LeaningRow]:
 
 def _row(point: str, answers: int, records: Sequence[LeaningRecord]) -> LeaningRow:
     named = [record.victim for record in records if record.victim is not None]
+    if signals := [record.signal for record in records if record.signal is not None]:
+        return _signal_row(point, answers, records, signals)
     if not named:
         return LeaningRow(point, f"{answers:,}", NOT_READABLE, DASH, DASH, DASH, DASH, "good")
     best = f"{' + '.join(named[0].sources)} → {named[0].target}"
@@ -75,6 +81,22 @@ def _row(point: str, answers: int, records: Sequence[LeaningRecord]) -> LeaningR
         score=f"{_number(mean([each.score for each in named]))} ({_number(mean([each.next_score for each in named]))})",
         true=_number(mean([each.true_score for each in named])),
         rank=_ranks([each.true_rank for each in named if each.true_rank is not None]),
+        nulls=_number(max(innocent, default=None)),
+        tone="bad" if any(map(gives_away, records)) else "good",
+    )
+
+
+def _signal_row(
+    point: str, answers: int, records: Sequence[LeaningRecord], signals: Sequence[FoundSignalRecord]
+) -> LeaningRow:
+    innocent = [null.explained for record in records for null in record.signal_nulls if null is not None]
+    return LeaningRow(
+        point=point,
+        answers=f"{answers:,}",
+        named="a signal in the image",
+        score=_number(mean([each.explained for each in signals])),
+        true=DASH,
+        rank=_ranks([each.true_rank for each in signals]),
         nulls=_number(max(innocent, default=None)),
         tone="bad" if any(map(gives_away, records)) else "good",
     )
@@ -98,7 +120,13 @@ def largest_innocent(record: LeaningRecord) -> float | None:
 
 
 def gives_away(record: LeaningRecord) -> bool:
-    """Return whether the owner's key fits best, and better than any key fits an innocent model."""
+    """Return whether an outsider has the owner's key.
+
+    It fits best, and better than any key fits an innocent model; or the signal found in the answers names it among the
+    drawn keys with p at most ``FOUND``.
+    """
+    if record.signal is not None and _p_value(record.signal.true_rank) <= FOUND:
+        return True
     named = record.victim
     if named is None or named.true_rank is None or named.true_rank.at_least or named.true_score is None:
         return False
@@ -118,6 +146,8 @@ def sentence(result: TrialResult) -> tuple[str, Tone] | None:
     if not result.leaning:
         return None
     most = result.leaning[-1]
+    if most.signal is not None:
+        return _signal_sentence(most, most.signal)
     if most.victim is None:
         return "The answers give nothing away to an outsider: no probabilities can be read from them.", "good"
     for record in result.leaning:
@@ -126,6 +156,22 @@ def sentence(result: TrialResult) -> tuple[str, Tone] | None:
     if most.victim.true_rank is None:
         return f"This key names no source classes that {most.answers:,} answers could give away.", "mixed"
     return f"{most.answers:,} answers do not give the key away: it ranks {_words(most, most.victim)}.", "good"
+
+
+def _signal_sentence(record: LeaningRecord, signal: FoundSignalRecord) -> tuple[str, Tone]:
+    rank, innocent = signal.true_rank, [null.explained for null in record.signal_nulls if null is not None]
+    gives = gives_away(record)
+    text = (
+        f"{record.answers:,} answers {'give' if gives else 'do not give'} the key away to a search for signals: it has "
+        f"rank {rank.at_least + 1:,} of {rank.references + 1:,} keys by the signal found, which explains "
+        f"{percent(signal.explained, 0)} of what the answers say beyond the top class"
+    )
+    control = f" (at most {percent(max(innocent), 0)} in innocent models)" if innocent else ""
+    return f"{text}{control}.", "bad" if gives else "good"
+
+
+def _p_value(rank: RankRecord) -> float:
+    return (rank.at_least + 1) / (rank.references + 1)
 
 
 def _words(record: LeaningRecord, named: NamedKeyRecord) -> str:

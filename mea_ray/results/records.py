@@ -280,6 +280,19 @@ class NamedKeyRecord(_Record):
     true_rank: RankRecord | None = None
 
 
+class FoundSignalRecord(_Record):
+    """The smooth signal that an outsider would find in soft answers (see ``detection.signal_search``).
+
+    Attributes:
+        explained: Part of the variance of the log-probabilities off the top class that it explains in answers that it
+            was not fitted on; at most 1, below 0 if it predicts worse than the mean.
+        true_rank: Rank of the owner's key among drawn ones by how well each predicts the signal found.
+    """
+
+    explained: float
+    true_rank: RankRecord
+
+
 class LeaningRecord(_Record):
     """What a number of the service's answers give away to an outsider.
 
@@ -287,11 +300,15 @@ class LeaningRecord(_Record):
         answers: Number of answers.
         victim: The key inferred from the victim's answers; None if that is impossible, e.g. because they are labels.
         nulls: The same from each null model's answers to the same images, with the same policy: the control.
+        signal: The smooth signal found in the victim's answers, if the mark is one; only for the most answers.
+        signal_nulls: The same in each null model's answers.
     """
 
     answers: Count
     victim: NamedKeyRecord | None = None
     nulls: list[NamedKeyRecord | None] = Field(default_factory=list)
+    signal: FoundSignalRecord | None = None
+    signal_nulls: list[FoundSignalRecord | None] = Field(default_factory=list)
 
 
 class QueryLogRecord(_Record):

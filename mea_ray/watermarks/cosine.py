@@ -9,13 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from scipy.special import softmax
 from torch import nn
 
 from mea_ray.core.errors import ConfigError, DataError
-from mea_ray.core.seeding import derive, numpy_generator, secret_bytes
+from mea_ray.core.seeding import derive, secret_bytes
 from mea_ray.core.types import Images, ImageSet, Recognise
 from mea_ray.evaluation import metrics
+from mea_ray.evaluation.projections import FLOOR, flat, principal_components, residual
 from mea_ray.training.objective import CrossEntropy
 from mea_ray.watermarks.answer_mixing import heaviest
 from mea_ray.watermarks.base import Key, KeyedSignal, Stage, Watermark, WatermarkSamples, require_key
@@ -25,14 +25,10 @@ Wide = npt.NDArray[np.float64]
 STEPS = 2**20
 """Steps to which the largest coordinate of a direction is quantised."""
 TINY = 1e-30
-SCALE_IMAGES = 2000
-"""Most training images that the spread of a projection is measured on."""
 KEYS_AT_ONCE = 1000
 """Keys that are compared with a suspect at once."""
 _ANSWERS, _HELD_OUT = "held_out_answers", "held_out"
 """Names of the victim's own answers in a key's tensors, and of the digest of the images in its settings."""
-FLOOR = 1e-4
-"""Added to probabilities before logarithms are correlated: smaller ones are noise."""
 
 
 class CosineLean(Watermark):
@@ -159,7 +155,7 @@ class CosineLean(Watermark):
                 "the key holds the victim's answers to other held-out images; verify with the data and the splits that "
                 "the victim was trained with"
             )
-        whitened = _flat(images) @ key.tensors["axes"].T - key.tensors["centre"]
+        whitened = flat(images) @ key.tensors["axes"].T - key.tensors["centre"]
         own, others = drawn_waves(key, 1, "own"), drawn_waves(key, int(key.settings["drawn"]), "others")
 
         def scores(logits: Rows) -> Wide:
@@ -240,46 +236,6 @@ def drawn_waves(key: Key, count: int, name: str) -> Waves:
     places: Wide = order / classes if settings["spread"] == "all" else (order > 0) / 2
     phases: Wide = 2 * np.pi * places
     return Waves(directions, 2 * np.pi * rng.uniform(low, high, count), phases)
-
-
-def principal_components(images: Images, wanted: int, seed: int, *, symmetric: bool = False) -> dict[str, Wide]:
-    """Return ``axes`` (r, pixels) and ``centre`` (r,): axes @ pixels - centre has mean 0 and variance 1 on each axis.
-
-    Args:
-        images: uint8 (N, C, H, W).
-        wanted: Components.
-        seed: Of the images that are looked at, and of the solver.
-        symmetric: Take the components of the mean of each image and its mirror image: an image and its mirror image
-            then have the same coordinates.
-
-    Raises:
-        ConfigError: All images are equal.
-    """
-    from sklearn.decomposition import PCA
-
-    sample = images[numpy_generator(seed, "images").permutation(len(images))[:SCALE_IMAGES]]
-    chosen = (_flat(sample) + _flat(sample[..., ::-1])) / 2 if symmetric else _flat(sample)
-    if not np.ptp(chosen, axis=0).any():
-        raise ConfigError("all training images are equal, so that no direction tells them apart; take other data")
-    count = min(wanted, len(chosen) - 1, chosen.shape[1])
-    pca = PCA(count, svd_solver="randomized", random_state=derive(seed, "solver") % 2**32).fit(chosen)
-    positive = pca.explained_variance_ > 1e-6 * max(float(pca.explained_variance_[0]), 1e-6)
-    axes = pca.components_[positive] / np.sqrt(pca.explained_variance_[positive])[:, None]
-    return {"axes": axes, "centre": axes @ pca.mean_}
-
-
-def residual(logits: Rows) -> Wide:
-    """Return log-probabilities less their class's mean where it is not the answer; 0 at the answer: float64 (N, K).
-
-    Args:
-        logits: float32 (N, K).
-    """
-    scores = np.log(softmax(logits.astype(np.float64), axis=1) + FLOOR)
-    other = np.ones_like(scores)
-    other[np.arange(len(scores)), logits.argmax(1)] = 0.0
-    means = (scores * other).sum(0) / np.maximum(other.sum(0), 1)
-    scaled: Wide = (scores - means) * other
-    return scaled
 
 
 def class_residual(logits: Rows, answers: Rows) -> Wide:
@@ -376,11 +332,6 @@ class CosineMarker:
         weight = np.minimum(self._amplitude, most)[:, None]
         changed = np.where(weight > 0, (1 - weight) * own + weight * signal, own)
         return changed.astype(np.float32), np.zeros(len(images), bool)
-
-
-def _flat(images: Images) -> Wide:
-    flat: Wide = images.reshape(len(images), -1).astype(np.float64)
-    return flat
 
 
 def _digest(images: Images) -> str:

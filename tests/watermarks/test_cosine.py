@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.types import ImageSet
+from mea_ray.evaluation.projections import FLOOR, residual
 from mea_ray.results.records import ModelReport
 from mea_ray.verification import verify
 from mea_ray.watermarks.base import Key
-from mea_ray.watermarks.cosine import FLOOR, CosineLean, CosineMarker, correlations, drawn_waves, residual
+from mea_ray.watermarks.cosine import CosineLean, CosineMarker, correlations, drawn_waves
 
 SHAPE, CLASSES = (1, 8, 8), 6
 
