@@ -14,6 +14,7 @@ from mea_ray.config.class_names import loaded_once
 from mea_ray.core.errors import ArtifactError, ConfigError
 from mea_ray.experiment.data import Contents, splits_key
 from mea_ray.experiment.names import Names, trial_name
+from mea_ray.results.points import label
 from mea_ray.storage.files import write_whole
 from mea_ray.sweep.space import Point, axes, experiment_at, points, probes
 
@@ -37,7 +38,7 @@ class Draft:
         return trial_name(self.config, contents.of(self.config))
 
     def __str__(self) -> str:
-        return ", ".join(f"{path}={value!r}" for path, value in self.point.items()) or "the base"
+        return label(self.point, seeds=True) if self.point else "the base"
 
 
 @dataclass(frozen=True)

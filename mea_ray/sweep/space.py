@@ -16,6 +16,7 @@ from mea_ray.config.sweep import MAX_POINTS
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.registry import nearest
 from mea_ray.core.seeding import numpy_generator
+from mea_ray.results.points import label
 
 Point = dict[str, Any]
 """Config paths that the sweep sets, and their values."""
@@ -146,7 +147,7 @@ def experiment_at(sweep: SweepConfig, point: Mapping[str, Any]) -> ExperimentCon
     try:
         return build(ExperimentConfig, merge(sweep.base.resolved(), point))
     except ConfigError as error:
-        where = ", ".join(f"{path}={value!r}" for path, value in point.items())
+        where = label(point, seeds=True)
         raise ConfigError(f"space at {where}: {error}") from None
 
 
