@@ -133,8 +133,8 @@ def _search(places: Wide, left: Wide, seed: int) -> Wide:
     tried /= tried.norm(dim=1, keepdim=True)
     tried *= SLOWEST + (FASTEST - SLOWEST) * torch.rand(STARTS, 1, generator=generator, dtype=torch.float64)
     with torch.no_grad():
-        found = torch.cat([_explained_by(part, where, target) for part in torch.split(tried, STARTS_AT_ONCE)])
-    chosen = tried[found.argsort(descending=True)[:REFINED]].clone().requires_grad_()
+        explained = torch.cat([_explained_by(part, where, target) for part in torch.split(tried, STARTS_AT_ONCE)])
+    chosen = tried[explained.argsort(descending=True)[:REFINED]].clone().requires_grad_()
     ascent = torch.optim.Adam([chosen], lr=0.05)
     for _ in range(STEPS):
         ascent.zero_grad()
@@ -186,5 +186,5 @@ class SignalSearch(Detection):
     def inspect(self, model: ImageModel, clean: Images, samples: Images | None, seed: int) -> DetectionReport:
         """Return how much the best wave explains."""
         images = clean[: self.answers]
-        found = find_signal(metrics.probabilities(model, images), images, seed)
-        return DetectionReport((), (), {} if found is None else {"explained": found.explained})
+        signal = find_signal(metrics.probabilities(model, images), images, seed)
+        return DetectionReport((), (), {} if signal is None else {"explained": signal.explained})

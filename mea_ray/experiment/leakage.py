@@ -83,12 +83,12 @@ class Outsider:
 
     def _search(self, answers: Answers) -> FoundSignalRecord | None:
         """Search for a signal, and rank the owner's key by what is found, as a suspect's answers are."""
-        found = find_signal(answers, self._queries, derive(self.config.seed, "signal search"))
-        if found is None or self.signal is None:
+        signal = find_signal(answers, self._queries, derive(self.config.seed, "signal search"))
+        if signal is None or self.signal is None:
             return None
-        scores = self.signal.scores(found.at(self.signal.images).astype(np.float32))
+        scores = self.signal.scores(signal.at(self.signal.images).astype(np.float32))
         rank = RankRecord(at_least=int((scores[1:] >= scores[0]).sum()), references=len(scores) - 1)
-        return FoundSignalRecord(explained=found.explained, true_rank=rank)
+        return FoundSignalRecord(explained=signal.explained, true_rank=rank)
 
     def _name(self, answers: Answers) -> NamedKeyRecord | None:
         """Infer the best-fitting key; if the owner has several, the one that is given away most counts."""

@@ -26,7 +26,7 @@ CAPTION = (
     "explains on other answers, and the rank of the key by what it found. Innocent models were queried with the same "
     "images."
 )
-FOUND = 0.01
+NAMED_AT = 0.01
 """Largest p-value of the key's rank by a signal that was found in answers, at which it counts as given away."""
 _SECTIONS = {"data", "splits", "victim", "service"}
 
@@ -123,9 +123,9 @@ def gives_away(record: LeaningRecord) -> bool:
     """Return whether an outsider has the owner's key.
 
     It fits best, and better than any key fits an innocent model; or the signal found in the answers names it among the
-    drawn keys with p at most ``FOUND``.
+    drawn keys with p at most ``NAMED_AT``.
     """
-    if record.signal is not None and _p_value(record.signal.true_rank) <= FOUND:
+    if record.signal is not None and _p_value(record.signal.true_rank) <= NAMED_AT:
         return True
     named = record.victim
     if named is None or named.true_rank is None or named.true_rank.at_least or named.true_score is None:
