@@ -263,7 +263,8 @@ def _unfiltered(report: ModelReport) -> SuccessRate:
 def _comparisons(report: ModelReport) -> tuple[Comparison, ...]:
     own, p_values = _unfiltered(report).rate, report.specificity
     comparisons = [
-        Comparison(f"samples of {name}", own, rate.rate, p_values.get(name)) for name, rate in report.wfpr.items()
+        Comparison(f"control samples ({name.replace('_', ' ')})", own, rate.rate, p_values.get(name))
+        for name, rate in report.wfpr.items()
     ]
     if report.wfpr_classes is not None:
         other = report.wfpr_classes.rate

@@ -28,7 +28,8 @@ def test_ranks_are_those_of_the_recorded_rates() -> None:
     assert extracted is not None
     assert (extracted.null_models, extracted.stolen_null_models) == (Rank(1, 3), Rank(0, 2))
     assert (extracted.controls, extracted.accused_controls) == (5, 1)
-    assert {each.name for each in extracted.comparisons} == {"samples of stripes", "samples of pixel_merge"}
+    controls = {"control samples (stripes)", "control samples (pixel merge)"}
+    assert {each.name for each in extracted.comparisons} == controls
 
 
 def test_the_statistic_is_the_trials_and_in_older_results_the_configs() -> None:
