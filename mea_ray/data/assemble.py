@@ -12,7 +12,7 @@ from mea_ray.data.splits import stratified
 
 _SPLIT_SEED = 0
 _MANY_COPIES = 0.05
-"""Part of the images above which copies are no accident."""
+"""Fraction of copies in train above which a warning is logged."""
 
 
 def unlabelled(images: Images) -> ImageSet:
@@ -78,21 +78,21 @@ def warn_of_content(where: str, train: ImageSet, test: ImageSet) -> None:
         )
     if several := sum(len(known) > 1 for known in labels.values()):
         warn(f"{where}: {several:,} different images in train are in two classes or more; give each one class")
-    # An ordinary image ends this at once, so that not all images are read again.
+    # An ordinary image ends the search at once, so that few images are read again.
     if all(image.max(initial=0) <= 1 for image in train.images) and train.images.any():
         warn(f"{where}: all pixels in train are 0 or 1, and 255 is white; multiply them by 255")
 
 
 def cut(name: str, images: ImageSet, fraction: float, where: str) -> Dataset:
-    """Split off a stratified test part, which is the same each time.
+    """Split off a stratified test part with a fixed seed.
 
     If a class has fewer than two images, all remain in train and the dataset can only be a pool.
 
     Args:
         name: Name in the table of datasets.
         images: All images, each with a label.
-        fraction: Part of each class that becomes test.
-        where: As of ``assemble``.
+        fraction: Fraction of each class that becomes test, in (0, 1).
+        where: See ``assemble``.
     """
     try:
         train, test = stratified(images, np.arange(len(images)), fraction, _SPLIT_SEED, "test")

@@ -1,8 +1,8 @@
 """Decode encoded images into one uint8 array: the only place where files become pixels.
 
-Only the formats in ``FORMATS`` are opened, whatever a file is called; others (EPS, WMF, PDF, ...) would start programs
-or seldom tested code. An image of more than ``MAX_PIXELS`` is refused before it is decoded, and so are images that
-together do not fit into memory. An image comes out as viewers show it:
+Only the formats in ``FORMATS`` are opened, whatever the suffix. Others (EPS, WMF, PDF, ...) would run external
+programs or rarely tested code. An image of more than ``MAX_PIXELS`` is refused before it is decoded, and so are images
+that do not fit into memory together. Images are decoded as viewers display them:
 
 - turned as its EXIF or XMP orientation says; boxes refer to the turned image;
 - transparent pixels are put on white;
@@ -76,10 +76,10 @@ _BYTES_PER_PIXEL = 12
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image that is still encoded.
+    """An encoded image.
 
     Attributes:
-        name: Where it came from, for messages.
+        name: Its origin, for messages.
         data: The encoded bytes, or the file that holds them.
         box: (left, top, right, bottom) in pixels to cut out first; the whole image when None.
     """
@@ -100,10 +100,10 @@ def decode(
 
     Args:
         items: ``count`` encoded images.
-        count: How many there are.
+        count: Number of images.
         image_size: Shorter sides are resized to it (bilinear, antialiased) and the middle square is cut out. None
             keeps the size, which must then be the same for all.
-        room: Returns uint8 room for images, given their number and shape.
+        room: Allocates the uint8 result, given the number of images and the shape of one.
 
     Returns:
         uint8, shape (count, 1, H, W) when all images are grey, else (count, 3, H, W).
@@ -137,13 +137,13 @@ def decode_one(item: Encoded, image_size: int | None) -> tuple[Images, bool]:
 
     Args:
         item: The image.
-        image_size: As of ``decode``.
+        image_size: See ``decode``.
 
     Returns:
         uint8, shape (3, H, W), and whether it is grey.
 
     Raises:
-        DataError: As of ``decode``.
+        DataError: See ``decode``.
     """
     try:
         with Image.open(io.BytesIO(item.data) if isinstance(item.data, bytes) else item.data, formats=FORMATS) as image:
@@ -166,7 +166,7 @@ def decode_one(item: Encoded, image_size: int | None) -> tuple[Images, bool]:
         raise DataError(
             f"cannot decode {item.name}: it is of none of the formats {', '.join(FORMATS)}; convert or remove the image"
         ) from None
-    except Exception as error:  # a decoder may fail in any way on bytes that are no image
+    except Exception as error:  # a decoder may fail in any way on bytes that are not an image
         raise DataError(
             f"cannot decode {item.name}: {str(error) or type(error).__name__}; replace or remove the image"
         ) from None
@@ -178,7 +178,7 @@ def _threads() -> int:
 
 
 def _parts(items: Iterator[Encoded]) -> Iterator[list[Encoded]]:
-    """Divide encoded images into parts for a thread, small ones in number and in bytes."""
+    """Divide encoded images into parts for the threads, each small in number and in bytes."""
     part: list[Encoded] = []
     size = 0
     for item in items:
@@ -213,7 +213,7 @@ def _place(out: Images, place: int, item: Encoded, pixels: Images) -> None:
 
 
 class _Gate:
-    """Lets large images wait until those that are being decoded have at most ``limit`` pixels together."""
+    """Limits the pixels that are decoded at once to ``limit`` in total: an image waits until there is room for it."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
@@ -266,7 +266,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Convert to RGB, transparent pixels on the ground."""
+    """Convert to RGB, with transparent pixels on white."""
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, _GROUND)

@@ -22,18 +22,18 @@ SCHEMA = 1
 def decode_once(paths: Sequence[Path], image_size: int) -> Images:
     """Decode image files, or map the result of an earlier process that decoded the same files.
 
-    The name of the result follows from the paths, sizes and modification times of all images. It is written under
-    another name and then renamed, so that a file of this name is always complete.
+    The name of the result is a hash of the paths, sizes and modification times of all images. The file is written
+    under another name and then renamed, so that it is always complete.
 
     Args:
         paths: The files.
-        image_size: As of ``decode``.
+        image_size: See ``decode``.
 
     Returns:
-        As of ``decode``, mapped from a file, read-only.
+        See ``decode``; mapped from a file, read-only.
 
     Raises:
-        DataError: As of ``decode``; or the disk has no room.
+        DataError: See ``decode``; or the disk is full.
     """
     whole = mapped.folder() / f"{_name(paths, image_size)}.npy"
     if not whole.exists():
@@ -45,7 +45,7 @@ def decode_once(paths: Sequence[Path], image_size: int) -> Images:
 
         try:
             images = decode((Encoded(str(path), path) for path in paths), len(paths), image_size, room=room)
-            if images.shape[1] == 1:  # room was made for colours
+            if images.shape[1] == 1:  # the file was created for three channels
                 into = open_memmap(grey, mode="w+", dtype=np.uint8, shape=images.shape)
                 mapped.copy(images, into)
                 into.flush()

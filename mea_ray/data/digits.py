@@ -25,7 +25,7 @@ def load(*, image_size: Annotated[ImageSize, Field(ge=8)] = 16, test_fraction: F
 
     Args:
         image_size: Height and width in pixels; the originals have 8.
-        test_fraction: Part of the images that is test.
+        test_fraction: Fraction of the images that becomes test.
 
     Returns:
         Images of shape (1, image_size, image_size), classes ``"0"`` to ``"9"``.

@@ -1,4 +1,4 @@
-"""Drawn figures and textures: a labelled dataset of another domain that costs no download and fits any image size."""
+"""Drawn figures and textures: a labelled dataset of another domain that needs no download and has any image size."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _FIELDS: dict[str, Callable[[Plane, Plane], Plane]] = {
     "frame": lambda u, v: 0.12 - np.abs(_polygon(u, v, 4, 0.55)),
     "ramp": lambda u, v: 0.08 * u,
 }
-"""Kind to its function of the plane: ink where it is positive. The plane reaches from -1 to 1 before it is moved."""
+"""Each kind's function of the plane; ink is drawn where it is positive. Unshifted, coordinates go from -1 to 1."""
 KINDS = len(_FIELDS)
 OfEachKind = Annotated[Count, Field(ge=KINDS)]
 """At least one image of each kind."""
@@ -64,7 +64,7 @@ def load(
 
     Choose it as a pool of images of another domain that needs no download.
 
-    Each has two random colours and is turned, moved and scaled at random.
+    Each image has two random colours and a random rotation, shift and scale.
 
     Args:
         train_images: Training images, spread evenly over the kinds. A larger number adds images and changes none.
@@ -89,8 +89,8 @@ def fitting(shape: tuple[int, int, int], *, train_images: int, test_images: int,
 
     Args:
         shape: (channels, height, width) wanted.
-        train_images: As of ``load``, at least one of each kind.
-        test_images: As of ``load``, at least one of each kind.
+        train_images: See ``load``, at least one of each kind.
+        test_images: See ``load``, at least one of each kind.
         seed: Seed of the images.
     """
     return load(

@@ -2,7 +2,7 @@
 
 Hidden files and folders are left out at any depth, and so are the files that desktops, archives and network disks
 leave behind.
-Symbolic links are followed; one that leads back to a folder above it, or nowhere, is left out.
+Symbolic links are followed. Broken links, and links to a folder above them, are left out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SECOND_LINKS = "links to what is read anyway"
 
 @dataclass(frozen=True)
 class File:
-    """A file that was found.
+    """A file found by a walk.
 
     Attributes:
         path: Its path as it was reached.
@@ -119,7 +119,7 @@ def expanded(path: str) -> Path:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is a pointer of Git LFS, which stands for a file that was not downloaded."""
+    """Return whether a file is a Git LFS pointer: a placeholder for a file that was not downloaded."""
     try:
         with path.open("rb") as file:
             return file.read(len(_LFS)) == _LFS
@@ -130,7 +130,7 @@ def is_lfs_pointer(path: Path) -> bool:
 def walk(root: Path, suffixes: frozenset[str], skipped: Skipped) -> Walk:
     """Find the files below a folder that have one of some suffixes.
 
-    Every real folder is visited once by its own path and at most once through links, which ends loops of links.
+    Every folder is visited once by its own path and at most once through links. Loops of links therefore end.
 
     Args:
         root: Where to begin. Its own name may be hidden.
@@ -184,7 +184,7 @@ def visible(folder: str | Path, skipped: Skipped) -> list[os.DirEntry[str]]:
 
 
 def left_out(name: str, skipped: Skipped) -> bool:
-    """Count a hidden name, or one of the system; return whether it was one."""
+    """Return whether a name is hidden or belongs to the system; count it if so."""
     if name.startswith("."):
         skipped.add(HIDDEN, name)
     elif name.lower() in SYSTEM_NAMES:

@@ -13,7 +13,7 @@ from typing import get_args
 from mea_ray.core.errors import DataError
 from mea_ray.data.classes import in_order
 from mea_ray.data.files import File, Walk
-from mea_ray.data.parts import Part, mentioned_parts, only_one, parts_of, says_nothing
+from mea_ray.data.parts import Part, is_neutral, mentioned_parts, only_one, parts_of
 from mea_ray.data.skipped import Skipped, warn
 
 Names = tuple[str, ...]
@@ -62,14 +62,14 @@ class Layout:
 def read_layout(root: Path, walked: Walk, skipped: Skipped) -> Layout:
     """Find out which folders are parts and which are classes.
 
-    Parts are folders named after train and test, if train has folders of its own or test is beside it. Single folders
-    may stand above parts and classes, and below parts one without a meaning: ``animals/train/images/<class>``. Images
-    below the folder of a class belong to it, however deep.
+    Folders named after train and test are parts if train has subfolders or test lies beside it. There may be single
+    folders above parts and classes. Below a part there may be one folder with a neutral name:
+    ``animals/train/images/<class>``. An image belongs to the class whose folder it lies in, however deep.
 
     Args:
         root: Where the walk began.
         walked: Its images, at least one, and its folders.
-        skipped: Counts images that belong to nothing.
+        skipped: Counts images outside of all parts and classes.
 
     Raises:
         DataError: Two folders are the same part, or folders below the classes are named after train and test.
@@ -171,7 +171,7 @@ def _check_no_parts_in_different_classes(root: Path, walked: Walk, level: int) -
 
 
 def _warn_of_equal_folders(root: Path, walked: Walk, level: int) -> None:
-    """Warn where all classes hold folders of the same names, which may be the classes that are meant."""
+    """Warn if all classes contain folders of the same names: these may be the intended classes."""
     inside: dict[str, set[str]] = defaultdict(set)
     for file in walked.files:
         if len(file.folders) > level:
@@ -199,7 +199,7 @@ def _check_no_masks(folder: Path, classes: Iterable[str]) -> None:
     """Refuse ``images`` beside ``masks``: these are pictures and their segmentation, not two classes."""
     names = list(classes)
     masks = [name for name in names if _MASKS.issuperset(name.lower().replace("_", " ").split()) and name.strip("_ ")]
-    images = [name for name in names if says_nothing(name) and name not in masks]
+    images = [name for name in names if is_neutral(name) and name not in masks]
     if masks and images:
         raise DataError(
             f"{folder} has the folders {images[0]} and {masks[0]}, which are images and their masks rather than two "
@@ -232,12 +232,12 @@ def _group(root: Path, prefix: Names, files: list[File], folders: Iterable[Names
 
 
 def _down_to_classes(prefix: Names, files: Sequence[File]) -> Names:
-    """Descend into a single folder without a meaning or of the part's name, as in ``seg_train/seg_train/<class>``."""
+    """Descend into a single folder with a neutral name or the part's name, as in ``seg_train/seg_train/<class>``."""
     while True:
         depth = len(prefix)
         names = {file.folders[depth] if len(file.folders) > depth else "" for file in files}
         name = next(iter(names)) if len(names) == 1 else ""
-        if not (says_nothing(name) or parts_of([name])):
+        if not (is_neutral(name) or parts_of([name])):
             return prefix
         prefix = (*prefix, name)
 

@@ -1,4 +1,4 @@
-"""Folders of image files, one folder per class, as of ImageNet."""
+"""Folders of image files, one folder per class, as in ImageNet."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load(
 
     ``train/<class>/*.jpg`` with ``test`` or ``val`` beside it, ``<class>/*.jpg`` alone, and ``*.jpg`` alone are read.
     Folders may be called ``Train``, ``testing``, ``val_set``, ``seg_train``, ``images/train`` and the like.
-    ``test`` is taken before ``val``, unless it has no classes and ``val`` has. Images without classes, or without a
+    ``test`` is preferred to ``val``, unless it has no classes and ``val`` has. Images without classes, or without a
     test part beside ``train``, load as a thief's pool (``splits.thief_pool``) and not as ``data``.
 
     Hidden files and folders are never read. What else was left out is counted in a warning. Pictures are turned as
@@ -46,18 +46,19 @@ def load(
 
     100 classes of ImageNet at 64 x 64 take 1.6 GB of memory, all of ImageNet at 224 x 224 takes 193 GB. With
     ``in_memory=false`` the images are on disk, in ``$XDG_CACHE_HOME/mea_ray``, and take no memory; results are the
-    same. They take twice the space there: as decoded, and as divided into parts. All processes of a machine share the
-    files. In a sweep each node opens them itself, not through Ray's object store, so every node needs the folder.
+    same. Two copies are stored there: all decoded images, and the same divided into parts. All processes of a machine
+    share the files. In a sweep each node opens them itself, not through Ray's object store, so every node needs the
+    folder.
 
     Args:
         path: Folder of the parts, of the classes, or of the images.
         image_size: Shorter sides are resized to it, in pixels, and the middle square is cut out.
-        test_fraction: Part of the images that becomes test, stratified, where there are folders of classes only.
+        test_fraction: Fraction of the images that becomes test, stratified, where there are folders of classes only.
         max_images_per_class: Largest number of images of each class in each part: the first ones by name; null takes
             all.
         class_names: Names of all folders of classes, in the order of the classes; null sorts them. A network in
             `victim.weights` has the order that it was trained with; torchvision sorts numbers as text.
-        in_memory: Decode into memory. With false, decode into a file that is mapped, and used again until an image
+        in_memory: Decode into memory. With false, decode into a memory-mapped file, which is reused until an image
             changes.
 
     Returns:
@@ -67,7 +68,7 @@ def load(
     Raises:
         ConfigError: ``path`` is missing.
         DataError: The folder is missing, holds no images, holds two folders for one part, or holds parts inside of
-            classes; test has a class that train has not; ``class_names`` are not those of the folders; an image is
+            classes; test has a class that train lacks; ``class_names`` are not those of the folders; an image is
             damaged.
     """
     if not path:

@@ -13,7 +13,7 @@ from mea_ray.data.classes import in_order, warn_of_names
 from mea_ray.data.skipped import warn
 
 MAX_CLASSES = 2**17
-"""Most distinct labels that can be classes; more are row numbers, hashes, measurements, ..."""
+"""Maximum number of classes. A column with more distinct labels holds row numbers, hashes, measurements, ..."""
 
 Names = tuple[str, ...]
 
@@ -53,7 +53,7 @@ def column_of(source: str, name: str, values: Sequence[int | str], rows: Labels,
     Args:
         source: The file, for messages.
         name: Name of the column.
-        values: Distinct labels in any order: integers, -1 for images without one as hubs mark them, or strings.
+        values: Distinct labels in any order: integers, -1 for an unlabelled image as on hubs, or strings.
         rows: Position in ``values`` of each row's label, int64, (N,); -1 for a row without one.
         names: Class names in the file.
 
@@ -78,7 +78,7 @@ def column_of(source: str, name: str, values: Sequence[int | str], rows: Labels,
     occurring = [values[position] for position in np.unique(rows[rows >= 0])]
     order = sorted({value for value in occurring if value != UNLABELLED})
     place = {value: position for position, value in enumerate(order)}
-    # The last entry is what row -1 reads: no label.
+    # The last entry is for position -1: no label.
     moved = np.array([*(place.get(value, -1) for value in values), -1], np.int64)
     return Column(source, name, tuple(order), moved[rows], names if numbers else ())
 
@@ -86,8 +86,8 @@ def column_of(source: str, name: str, values: Sequence[int | str], rows: Labels,
 def unify(columns: Sequence[Column], wanted: Names | None) -> tuple[Names, list[Labels]]:
     """Bring the labels of all tables to one list of classes.
 
-    - Integers stand for the names in their own file, so that files that number them differently agree by name.
-    - Integers of a file without names stand for the names in the other files, or for their place in ``wanted``.
+    - Integers are replaced by the names in their own file. Files that number the classes differently thus agree.
+    - Integers of a file without names are replaced by the names in the other files, or by position in ``wanted``.
     - Without any names, each distinct integer is a class with the number as its name: gaps are closed.
     - Strings are sorted, as numbers if all are whole numbers.
     - Classes without an image are dropped.
@@ -122,7 +122,7 @@ def unify(columns: Sequence[Column], wanted: Names | None) -> tuple[Names, list[
     place = {name: position for position, name in enumerate(names)}
     labels = []
     for column in columns:
-        # The last entry is what position -1 reads: no label.
+        # The last entry is for position -1: no label.
         table = [place[renamed[meaning]] for meaning in meanings.get(id(column), ())]
         labels.append(np.array([*table, UNLABELLED], np.int64)[column.positions])
     return names, labels

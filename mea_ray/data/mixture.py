@@ -28,18 +28,18 @@ def load(*, parts: tuple[Part, ...] = ()) -> Dataset:
 
     Choose it for a thief's pool of several datasets.
 
-    All images are brought to the shape of the first part; grey becomes colour and colour becomes grey as needed.
-    Classes stay apart: they are named ``<dataset>/<class>``, as ``digits/3``, or ``digits.2/3`` in the second part if
-    several parts are of one dataset. All test images are taken.
+    All images are converted to the shape of the first part; grey becomes colour and colour becomes grey as needed.
+    Classes are not merged: they are named ``<dataset>/<class>``, as ``digits/3``, or ``digits.2/3`` in the second part
+    if several parts are of one dataset. All test images are used.
 
     Args:
-        parts: Datasets by name with their own parameters. ``limit`` is the largest number of training images that are
-            taken of a part, drawn at random but always the same ones:
+        parts: Datasets by name with their own parameters. ``limit`` is the maximum number of training images
+            of a part, drawn at random with a fixed seed:
             ``parts: [{name: cifar10}, {name: digits, limit: 500}, {name: noise}]``.
 
     Returns:
-        Images of the first part's shape. Images of a part without labels have none here, either; a part that can only
-        be a thief's pool makes the mixture one.
+        Images of the first part's shape. Images without labels in their part have none in the mixture. If a part can
+        only be a thief's pool, so can the mixture.
 
     Raises:
         ConfigError: There are no parts.

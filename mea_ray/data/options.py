@@ -9,7 +9,7 @@ from pydantic import Field
 ImageSize = Annotated[int, Field(ge=1, le=4096)]
 """Height and width in pixels."""
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-"""Part of the images, neither none nor all."""
+"""Fraction of the images, in (0, 1)."""
 Count = Annotated[int, Field(ge=1, le=10**9)]
 """A number of images."""
 Channels = Literal[1, 3]

@@ -26,7 +26,7 @@ SUFFIXES = frozenset({".parquet", ".parq", ".pq"})
 _TEST_PARTS: tuple[Part, ...] = ("test", "validation")
 _BOMB_BYTES = 2**30
 _BOMB_RATIO = 2000
-"""Most bytes of pixels for each byte of a file larger than ``_BOMB_BYTES``; no collection of pictures reaches it."""
+"""Most bytes of pixels for each byte of a file larger than ``_BOMB_BYTES``; no real image dataset reaches it."""
 
 
 def load(
@@ -42,12 +42,12 @@ def load(
 
     Choose it for datasets of hubs such as Hugging Face.
 
-    In a folder, files called ``train-*.parquet`` or lying in a folder ``train`` are train, the same with ``test`` (or
-    else ``validation``, ``valid``, ``val``) are test, however deep: ``data/`` of a hub's repository, its cache, and its
-    automatic conversion all load. Case and additions do not matter (``Train``, ``testing``, ``train_images``). Files
-    numbered ``-00000-of-00005`` must all be there. If no name is that of a part, all files are train. ``validation`` is
-    taken if ``test`` has no labels. Images without labels, or without a test part, load as a thief's pool
-    (``splits.thief_pool``) and not as ``data``.
+    In a folder, files called ``train-*.parquet`` or in a folder ``train``, however deep, are train. Test is recognised
+    in the same way by ``test``, or else by ``validation``, ``valid`` or ``val``. A hub's ``data/`` folder, its cache
+    and its automatic conversion all load. Case and additions do not matter (``Train``, ``testing``,
+    ``train_images``). Of files numbered ``-00000-of-00005`` none may be missing. If no file or folder is named after a
+    part, all files are train. ``validation`` is used if ``test`` has no labels. Images without labels, or without a
+    test part, load as a thief's pool (``splits.thief_pool``) and not as ``data``.
 
     Hidden files and folders are never read. What else was left out is counted in a warning. Pictures are turned as
     their EXIF orientation says, transparent pixels are put on white, and of an animation the first frame is read.
@@ -62,7 +62,7 @@ def load(
             does this list if it holds the files' names.
         image_size: Images are resized to this shorter side and cropped to the middle square; null keeps their size,
             which must then be the same for all.
-        test_fraction: Part of train that becomes test, stratified, when there is no test file.
+        test_fraction: Fraction of train that becomes test, stratified, when there is no test file.
 
     Returns:
         Images of shape (1, H, W) when all are grey, else (3, H, W). Classes without an image are left out.
@@ -212,7 +212,7 @@ def _read(files: list[Path], image_column: str | None, label_column: str, image_
     """Check the files of a part and read their labels.
 
     Raises:
-        DataError: A file is no table of images, a column that the config names is missing, or memory is short.
+        DataError: A file is not a table of images, a column that the config names is missing, or memory is short.
     """
     tables = [open_table(file, image_column) for file in files]
     _check_size(tables, image_size)

@@ -1,4 +1,4 @@
-"""Recognises train, test and validation by the names of files and folders, alike for every loader."""
+"""Recognises train, test and validation by the names of files and folders, in the same way for every loader."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEUTRAL = frozenset(
     {"set", "split", "part", "data", "dataset", "seg", "folder", "file", "files", "parquet", "jpg", "png"}
     | {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "sample", "samples", "full"}
 )
-"""Words without content: ``seg_train`` and ``train_images`` are parts, ``train_station`` is not."""
+"""Neutral words: ``seg_train`` and ``train_images`` are parts, ``train_station`` is not."""
 _JOINED = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})(set|split|data|images?|imgs?)?")
 _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _HOLD_OUT = re.compile(r"hold[-_. ]out", re.IGNORECASE)
@@ -38,13 +38,13 @@ _EXAMPLES = 5
 def parts_of(names: Collection[str], *, prefixes: bool = False) -> dict[str, Part]:
     """Find which of several sibling names are those of parts.
 
-    Case, separators, digits and words without content do not matter: ``Train``, ``TESTING``, ``val_set``,
+    Case, separators, digits and neutral words do not matter: ``Train``, ``TESTING``, ``val_set``,
     ``seg_train``, ``trainImages`` and ``train2017`` are parts. Names with other words are parts if they differ in the
     word for the part alone, as ``cifar_train`` and ``cifar_test``.
 
     Args:
         names: Names of files (without suffix) or of folders in one folder.
-        prefixes: Take names that merely begin with the word, too, as ``train_fold3``. For files, which are no classes.
+        prefixes: Also accept names that only begin with the word, as ``train_fold3``. For files, which are not classes.
 
     Returns:
         The part of each name that is one.
@@ -60,12 +60,12 @@ def parts_of(names: Collection[str], *, prefixes: bool = False) -> dict[str, Par
 
 
 def mentioned_parts(names: Collection[str]) -> dict[str, Part]:
-    """Return the part of each name that has the word for one, whatever its other words."""
+    """Return the part of each name that contains the word for one, whatever its other words."""
     return {name: parts[0] for name in names if (parts := _read(name)) is not None}
 
 
-def says_nothing(name: str) -> bool:
-    """Whether a folder's name says nothing about its content, as ``images``."""
+def is_neutral(name: str) -> bool:
+    """Return whether a folder's name consists of neutral words, as ``images``."""
     words = _split(name)
     return bool(words) and _NEUTRAL.issuperset(words)
 
@@ -77,18 +77,18 @@ def without_shard(stem: str) -> str:
 
 
 def check_shards(files: Sequence[Path], *, listed: bool = False) -> None:
-    """Check that numbered files ``...-00000-of-00005`` are complete, of one total, and each there once.
+    """Check that numbered files ``...-00000-of-00005`` are complete, have one total, and occur once each.
 
-    They are numbered from 0, or from 1 if the last one bears the total.
-    Files that are numbered without a total are not known to be complete; a gap between them is a warning.
+    They are numbered from 0, or from 1 if the last number is the total.
+    Files numbered without a total may be incomplete; a gap between their numbers causes a warning.
 
     Args:
         files: The files of one part of a dataset.
         listed: The user listed each file; problems then cause a warning only.
 
     Raises:
-        DataError: A shard is missing, there twice, or beyond the total; two totals are mixed, or whole files with
-            shards.
+        DataError: A shard is missing, occurs twice, or is beyond the total; two totals are mixed; or shards lie beside
+            whole files.
     """
     problem = _problem_of_shards(files)
     if problem and listed:
@@ -209,7 +209,7 @@ def _read(name: str) -> tuple[Part, tuple[str, ...]] | None:
             parts.add(_WORDS[match[1]])
         else:
             rest.append(word)
-    if parts == {"train", "validation"}:  # both in one, to train on
+    if parts == {"train", "validation"}:  # one folder of both, for training
         parts = {"train"}
     return (parts.pop(), tuple(rest)) if len(parts) == 1 else None
 

@@ -42,10 +42,10 @@ def make_splits(
         thief_pool: ``"train"``: all the owner's train images, the paper's setting. ``"disjoint"``: a part of train
             that the owner never sees. Another dataset: its train images, brought to the victim's shape.
         disjoint_fraction: Of train, in (0, 1): the thief's part under ``disjoint``.
-        verification_minimum: Least number of verification images of a class, where that is at most half of the
-            class in test. 36 of each source make 1296 distinct pairs, enough for 1,000 watermark samples.
+        verification_minimum: Minimum number of verification images of each class, or half of the class's test images
+            if that is fewer. 36 of each source make 1296 distinct pairs, enough for 1,000 watermark samples.
         held_out: What verification and test are cut from. Under ``"validation"`` the pool ``"train"`` is the victim's
-            training images alone, so that no thief trains on what it is judged by.
+            training images alone, so that no thief trains on images that it is tested on.
         seed: Seed of all cuts.
 
     Returns:
@@ -127,8 +127,8 @@ def stratified(
         fraction: Share of the second part, in (0, 1).
         seed: Seed of the draw.
         name: Name of the second part, for the random stream and the error.
-        minimum: Images of a class in the second part at least, where that is at most half of the class.
-        parts: Parts that the class will be cut into in all; it needs as many images.
+        minimum: Minimum number of images of each class in the second part, or half of the class if that is fewer.
+        parts: Total number of parts that each class is cut into, and the minimum number of its images.
 
     Returns:
         Both parts, each sorted, disjoint, together ``indices``. Both hold every class.

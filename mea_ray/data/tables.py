@@ -119,14 +119,14 @@ class ParquetTable:
 
 
 def open_table(path: Path, image_column: str | None) -> ParquetTable:
-    """Check a file's columns. Reads its metadata only.
+    """Check a file's columns, from its metadata only.
 
     Args:
         path: The file.
         image_column: Column of images; None finds ``img`` or ``image``.
 
     Raises:
-        DataError: It is no parquet file, is empty, or has no column of encoded images.
+        DataError: It is not a parquet file, is empty, or has no column of encoded images.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -169,7 +169,7 @@ def _image_column(path: Path, schema: pa.Schema, wanted: str | None) -> str:
 def _batch_rows(metadata: pq.FileMetaData) -> int:
     """Return how many rows may be read at once.
 
-    A row may be as large as all that its group of rows stores, if the file stores equal images once.
+    Equal images may be stored once, so that one row may be as large as its whole row group.
     """
     # The sizes of single columns would be closer, but pyarrow aborts the process on damaged ones.
     largest = max((metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)), default=1)
@@ -178,7 +178,7 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
 
 
 def _encoded(column: pa.Array, kind: pa.DataType) -> pa.DictionaryArray | None:
-    """Return labels that are not stored as text as a dictionary of integers or of text; None if they cannot be that."""
+    """Encode labels not stored as text as a dictionary of integers or text; None if that is impossible."""
     plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
     try:
         if any(is_bytes(kind) for is_bytes in _BYTES):

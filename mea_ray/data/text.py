@@ -21,7 +21,7 @@ def read_text(path: Path) -> str:
     """Read a text file, with or without a byte order mark, in UTF-8, UTF-16, UTF-32, Windows-1252 or Latin-1.
 
     Raises:
-        DataError: It cannot be read, is above 256 MiB, or is no text.
+        DataError: It cannot be read, is above 256 MiB, or is not text.
     """
     try:
         size = path.stat().st_size

@@ -31,7 +31,7 @@ def load_cifar10(*, root: str = _ROOT, download: bool = True, image_size: ImageS
 
     Args:
         root: Folder of the published files, or where to download them.
-        download: Download them when they are not there.
+        download: Download missing files.
         image_size: Height and width to resize to, in pixels; null keeps the published size.
 
     Raises:
@@ -47,7 +47,7 @@ def load_cifar100(*, root: str = _ROOT, download: bool = True, image_size: Image
 
     Args:
         root: Folder of the published files, or where to download them.
-        download: Download them when they are not there.
+        download: Download missing files.
         image_size: Height and width to resize to, in pixels; null keeps the published size.
 
     Raises:
@@ -63,7 +63,7 @@ def load_fashion_mnist(*, root: str = _ROOT, download: bool = True, image_size: 
 
     Args:
         root: Folder of the published files, or where to download them.
-        download: Download them when they are not there.
+        download: Download missing files.
         image_size: Height and width to resize to, in pixels; null keeps the published size.
 
     Raises:
@@ -84,7 +84,7 @@ def load_stl10(*, root: str = _ROOT, download: bool = True, image_size: ImageSiz
 
     Args:
         root: Folder of the published files, or where to download them.
-        download: Download them when they are not there.
+        download: Download missing files.
         image_size: Height and width to resize to, in pixels; null keeps the published size.
 
     Raises:
@@ -105,7 +105,7 @@ def load_svhn(*, root: str = _ROOT, download: bool = True, image_size: ImageSize
 
     Args:
         root: Folder of the published files, or where to download them.
-        download: Download them when they are not there.
+        download: Download missing files.
         image_size: Height and width to resize to, in pixels; null keeps the published size.
 
     Raises:
@@ -143,7 +143,7 @@ def _open(name: str, dataset: Callable[..., Any], root: str, download: bool, **w
     try:
         folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        # Nobody can download into a folder that cannot be written, so there is nothing to wait for.
+        # Without write access no process can download, so there is nothing to wait for.
         writable = os.access(folder, os.W_OK)
         with FileLock(folder / f".{name}.lock") if writable else nullcontext():
             return _read_or_download(dataset, folder, download, which)

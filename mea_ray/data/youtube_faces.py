@@ -56,8 +56,8 @@ def load(
     the face in pixels of the frame as viewers show it, turned as its EXIF orientation says. Other columns are ignored.
     It may be in UTF-8, UTF-16 or Windows-1252. The authors of MEA-Defender read the same layout.
 
-    Frames of one video are nearly the same picture. Test therefore gets whole videos of a person who has two or more,
-    those that come closest to its fraction, and the last frames of a person who has one video.
+    Frames of one video are nearly the same picture. Test therefore gets whole videos of a person with two or more,
+    chosen to match ``test_fraction`` closely, and the last frames of a person with one video.
 
     Hidden files and folders are never read. What else was left out is counted in a warning.
 
@@ -67,7 +67,7 @@ def load(
         crop: ``box`` cuts out the face first; ``full`` takes the whole frame and needs no tables.
         min_images: Persons with fewer frames are dropped.
         max_images_per_class: Largest number of frames of a person, evenly spaced over all of them; null takes all.
-        test_fraction: Part of each person's frames that is test.
+        test_fraction: Fraction of each person's frames that becomes test.
 
     Returns:
         Images of shape (3, image_size, image_size), or (1, image_size, image_size) when all are grey. Classes are the
