@@ -28,7 +28,7 @@ from mea_ray.storage.files import write_whole
 
 BUDGETS = (1_000, 5_000, 20_000)
 MODELS = ("cnn9", "resnet18", "vgg_like")
-ANSWERS = ("argmax", "as_told", "unlean")
+ANSWERS = ("argmax", "unchanged", "unlean")
 REMOVALS: tuple[tuple[dict[str, Any], float], ...] = (
     ({"name": "fine_tuning", "epochs": 5}, 5.0),
     ({"name": "pruning", "rate": 0.5}, 0.5),
@@ -87,7 +87,7 @@ def _trial(name: str, point: dict[str, Any], base: dict[str, Any], rng: np.rando
     rate = math.log10(point["thief.training.learning_rate"])
     decay = math.log10(point["victim.training.weight_decay"])
     skill = math.exp(-((rate + 2) ** 2)) * (1.0 if point["thief.model.name"] != "cnn9" else 0.9)
-    mark = {"as_told": 0.9, "argmax": 0.6, "unlean": 0.1}[point["thief.learning.answers"]] * (0.6 + 0.08 * -decay)
+    mark = {"unchanged": 0.9, "argmax": 0.6, "unlean": 0.1}[point["thief.learning.answers"]] * (0.6 + 0.08 * -decay)
     gap = 0.004 * -decay + float(rng.uniform(0, 0.01))
     nulls = [_report(0.96, float(rng.uniform(0, 0.04)), rng, nulls=False) for _ in range(_NULLS)]
     rungs, stolen = [], []

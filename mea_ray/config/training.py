@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mea_ray.config.components import Config
+from mea_ray.core.settings import warn_renamed
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 Compile = bool | Literal["reduce-overhead"]
@@ -67,9 +68,9 @@ class LearningConfig(Config):
     loss: Literal["kl", "soft_ce", "l1"] = Field(
         "kl", description="kl: KL(answer || substitute); soft_ce: cross-entropy with the answer; l1: of probabilities."
     )
-    answers: Literal["as_told", "argmax", "sharpen", "unlean"] = Field(
-        "as_told",
-        description="What the thief does to answers before training. as_told: nothing. argmax: keeps only the class. "
+    answers: Literal["unchanged", "argmax", "sharpen", "unlean"] = Field(
+        "unchanged",
+        description="What the thief does to answers before training. unchanged: nothing. argmax: keeps only the class. "
         "sharpen: raises probabilities to the power `sharpness`. unlean: finds classes whose answers lean "
         "towards another class, as a watermark's sources do, and reverts it; needs no query.",
     )
@@ -96,3 +97,11 @@ class LearningConfig(Config):
     statistics: Literal["pool", "none"] = Field(
         "pool", description="Substitute's normalisation: the thief's own pool's statistics, or none (raw [0, 1])."
     )
+
+    @field_validator("answers", mode="before")
+    @classmethod
+    def _current_name(cls, value: Any) -> Any:
+        if value != "as_told":
+            return value
+        warn_renamed("thief.learning.answers", "as_told", "unchanged", "thief.learning.answers=unchanged")
+        return "unchanged"

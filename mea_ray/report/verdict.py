@@ -39,7 +39,7 @@ HEADLINES: dict[Verdict, str] = {
     "proved": "Theft is proved: {models} recognised.",
 }
 
-PLAIN = "as_told"
+PLAIN = "unchanged"
 """``thief.learning.answers`` of a thief who learns from the unchanged answers."""
 SCHEMES = 6
 """Maximum number of schemes with separate summaries."""

@@ -15,10 +15,11 @@ from mea_ray.attacks import ATTACKS
 from mea_ray.attacks.learning import DistillationObjective, Learning
 from mea_ray.attacks.transfer import TransferSet
 from mea_ray.attacks.unlean import unlean
-from mea_ray.config import LearningConfig, TrainingConfig
-from mea_ray.core.errors import ConfigError
+from mea_ray.config import LearningConfig, TrainingConfig, load_experiment
+from mea_ray.core.errors import ConfigError, RenamedOption
 from mea_ray.core.types import Answers
 from mea_ray.evaluation.leaning import leaning_pairs
+from mea_ray.results.upgrade import upgraded
 
 K = 6
 Array = npt.NDArray[np.float64]
@@ -137,7 +138,7 @@ def test_what_the_api_hides_does_not_lean() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
 def test_argmax_and_sharpen_are_their_formulas(temperature: float) -> None:
     answers = innocent(20).astype(np.float64)
-    wanted = {"argmax": np.eye(K)[answers.argmax(1)], "sharpen": answers**3, "as_told": answers, "unlean": answers}
+    wanted = {"argmax": np.eye(K)[answers.argmax(1)], "sharpen": answers**3, "unchanged": answers, "unlean": answers}
     for how, changed in wanted.items():
         learning = Learning(answers=how, sharpness=3.0, temperature=temperature)
         softened = np.maximum(changed, learning.floor) ** (1 / temperature) if temperature != 1 else changed
@@ -164,16 +165,16 @@ class Leaning(FakeBlackBox):
 def test_a_thief_cleans_answers_at_no_query(how: str, name: str) -> None:
     params = {"active": {"initial": 100, "round_images": 100}}.get(name, {})
     rungs = {}
-    for answers in ("as_told", how):
+    for answers in ("unchanged", how):
         box = Leaning(budget=300)
         rungs[answers] = steal(box, [300], ATTACKS.build(name, **params), learning={"answers": answers})[0]
         assert box.charged == 300
-    assert not same(rungs["as_told"].model, rungs[how].model)
+    assert not same(rungs["unchanged"].model, rungs[how].model)
 
 
 def test_what_is_stored_is_what_was_answered() -> None:
     messages, cleaned, boxes = TransferSet(), TransferSet(), (Leaning(), Leaning())
-    for transfer, box, how in zip((messages, cleaned), boxes, ("as_told", "unlean"), strict=True):
+    for transfer, box, how in zip((messages, cleaned), boxes, ("unchanged", "unlean"), strict=True):
         steal(box, [300], ATTACKS.build("distillation"), transfer=transfer, learning={"answers": how})
     np.testing.assert_array_equal(messages.answers, cleaned.answers)
     assert flat(boxes[0].queries) == flat(boxes[1].queries)
@@ -182,12 +183,12 @@ def test_what_is_stored_is_what_was_answered() -> None:
 def test_a_substitute_of_unleaned_answers_leans_no_more() -> None:
     training = FAST | {"epochs": 30, "learning_rate": 0.02}
     leans = {}
-    for how in ("as_told", "unlean"):
+    for how in ("unchanged", "unlean"):
         (rung,) = steal(Leaning(), [500], ATTACKS.build("distillation"), training=training, learning={"answers": how})
         with torch.no_grad():
             given = rung.model(torch.from_numpy(POOL).float() / 255).softmax(1).numpy()
         leans[how] = float(np.median(given[FakeBlackBox().query(POOL).argmax(1) == 0][:, 2]))
-    assert leans["unlean"] < 1 / CLASSES < leans["as_told"]
+    assert leans["unlean"] < 1 / CLASSES < leans["unchanged"]
 
 
 @pytest.mark.parametrize(("name", "params"), [("dfme", {}), ("maze", {}), ("distillation", {"requery": True})])
@@ -209,3 +210,10 @@ def test_an_objective_learns_from_the_answers_it_is_given() -> None:
     assert torch.equal(
         DistillationObjective(Learning(answers="argmax"), answers).targets, torch.eye(K)[answers.argmax(1)]
     )
+
+
+def test_the_old_name_of_unchanged_answers_is_accepted_with_a_warning() -> None:
+    with pytest.warns(RenamedOption, match="'as_told' is now 'unchanged'"):
+        config = load_experiment(None, ["thief.learning.answers=as_told"])
+    assert config == load_experiment(None) and config.thief.learning.answers == "unchanged"
+    assert upgraded(b'{"schema_version": 2, "point": {"thief.learning.answers": "as_told"}}').endswith(b'"unchanged"}}')

@@ -284,9 +284,9 @@ def test_the_summary_names_for_each_scheme_what_it_withstands_and_what_removes_i
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     results = [
-        thief("a", "mea_defender", "as_told", 0.02),
+        thief("a", "mea_defender", "unchanged", 0.02),
         thief("b", "mea_defender", "unlean", 0.01),
-        thief("c", "mea_carrier", "as_told", 0.8),
+        thief("c", "mea_carrier", "unchanged", 0.8),
         thief("d", "mea_carrier", "argmax", 0.5),
         thief("e", "mea_carrier", "unlean", 0.04),
     ]
@@ -315,9 +315,9 @@ def test_the_summary_names_for_each_scheme_what_it_withstands_and_what_removes_i
 def test_one_scheme_or_many_have_one_summary_and_all_trials_are_judged_together() -> None:
     (only,) = verdict.summaries([trial("a"), trial("b", "resnet18")])
     assert only.scheme == "" and only.headline == verdict.headline([trial("a"), trial("b", "resnet18")])
-    many = [thief(str(place), f"scheme{place}", "as_told", 0.8) for place in range(verdict.SCHEMES + 1)]
+    many = [thief(str(place), f"scheme{place}", "unchanged", 0.8) for place in range(verdict.SCHEMES + 1)]
     assert [each.scheme for each in verdict.summaries(many)] == [""]
-    both = [thief("a", "one", "as_told", 0.8), thief("b", "two", "as_told", 0.8)]
+    both = [thief("a", "one", "unchanged", 0.8), thief("b", "two", "unchanged", 0.8)]
     assert "(corrected for 6 suspects)" in verdict.summaries(both)[0].findings[0].text
 
 
