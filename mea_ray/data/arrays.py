@@ -65,7 +65,7 @@ def load(*, path: str = "") -> Dataset:
     except _UNREADABLE as error:
         if is_lfs_pointer(where):
             raise DataError(f"{path} is a pointer of Git LFS; run `git lfs pull` to download the file") from None
-        raise DataError(f"{path} is no readable .npz file: {error}; check data.path, or write it again") from error
+        raise DataError(f"{path} is not a readable .npz file: {error}; check data.path, or write it again") from error
     names = _class_names(path, arrays["class_names"])
     train, test = (_image_set(path, part, arrays, names) for part in ("train", "test"))
     warn_of_content(f"arrays: {path}", train, test)

@@ -72,10 +72,7 @@ def warn_of_content(where: str, train: ImageSet, test: ImageSet) -> None:
         labels.setdefault(image, set()).add(label)
     copies = len(in_train) - len(labels)
     if copies > _MANY_COPIES * len(in_train):
-        warn(
-            f"{where}: {copies:,} of the {len(in_train):,} images in train are copies of others, as of a file that is "
-            "there twice; remove the copies"
-        )
+        warn(f"{where}: {copies:,} of the {len(in_train):,} images in train are copies of others; remove the copies")
     if several := sum(len(known) > 1 for known in labels.values()):
         warn(f"{where}: {several:,} different images in train are in two classes or more; give each one class")
     # An ordinary image ends the search at once, so that few images are read again.

@@ -32,7 +32,7 @@ def warn_of_names(names: Sequence[str], where: str) -> None:
         places = [0, 1, len(names) - 1] if len(names) > 2 else range(len(names))
         examples = ", ".join(f"{names[place]!r} is class {place}" for place in places)
         warn(
-            f"{where}: the classes are called by whole numbers and follow each other as numbers: {examples}; settings "
+            f"{where}: the class names are whole numbers and are sorted as numbers: {examples}; settings "
             "without quotes (target_class: 3) mean the class, with quotes (target_class: '3') its name"
         )
     if blank := [name for name in names if not name.strip()]:

@@ -208,7 +208,7 @@ def _place(out: Images, place: int, item: Encoded, pixels: Images) -> None:
             f"{out.shape[2]}; set data.image_size to resize all to one size"
         )
     if place >= len(out):
-        raise DataError(f"{item.name} is one image more than the {len(out):,} that were announced")
+        raise DataError(f"{item.name} is one image more than the {len(out):,} that were expected")
     out[place] = pixels
 
 

@@ -38,11 +38,11 @@ ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 HIDDEN = "hidden files and folders"
-SYSTEM = "files and folders of the system"
+SYSTEM = "system files and folders"
 OTHER_TYPE = "files of other types"
 PACKED = "archives, which must be unpacked first"
-BROKEN_LINKS = "links that lead nowhere"
-LOOPS = "links that lead back to a folder above them"
+BROKEN_LINKS = "broken links"
+LOOPS = "links to a folder above them"
 SPECIAL = "sockets, pipes and devices"
 SECOND_LINKS = "links to what is read anyway"
 

@@ -181,8 +181,8 @@ def _warn_of_equal_folders(root: Path, walked: Walk, level: int) -> None:
         names = ", ".join(sorted(inside)[:_LISTED]) + (", ..." if len(inside) > _LISTED else "")
         more = ", ..." if len(common) > _LISTED else ""
         warn(
-            f"{root}: the classes are {names}; each holds the folders {', '.join(common[:_LISTED])}{more}, which count "
-            "for nothing. If these are the classes, set data.path to the folder above them"
+            f"{root}: the classes are {names}; each holds the folders {', '.join(common[:_LISTED])}{more}, which are "
+            "ignored. If these are the classes, set data.path to the folder above them"
         )
 
 

@@ -66,8 +66,8 @@ def column_of(source: str, name: str, values: Sequence[int | str], rows: Labels,
     remedy = "set data.label_column to the column of the classes"
     if len(values) > MAX_CLASSES:
         raise DataError(
-            f"{source}: column {name!r} has {len(values):,} different labels, of classes there are at most "
-            f"{MAX_CLASSES:,}; {remedy}"
+            f"{source}: column {name!r} has {len(values):,} different labels, and there are at most "
+            f"{MAX_CLASSES:,} classes; {remedy}"
         )
     numbers = [value for value in values if isinstance(value, int)]
     if numbers and min(numbers) < UNLABELLED:

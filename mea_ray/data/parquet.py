@@ -244,7 +244,7 @@ def _check_size(tables: list[ParquetTable], image_size: int | None) -> None:
     first = next(tables[0].images(), None)
     if first is None:
         raise DataError(
-            f"{tables[0].path} holds none of the {tables[0].rows:,} rows that it announces; replace the file"
+            f"{tables[0].path} holds none of the {tables[0].rows:,} rows that it declares; replace the file"
         )
     shape = decode_one(first, image_size)[0].shape
     rows, stored = sum(table.rows for table in tables), sum(table.path.stat().st_size for table in tables)
@@ -255,5 +255,5 @@ def _check_size(tables: list[ParquetTable], image_size: int | None) -> None:
     if needed > max(_BOMB_BYTES, _BOMB_RATIO * stored):
         raise DataError(
             f"{what} would take {needed / 2**30:,.1f} GiB, more than {_BOMB_RATIO:,} times the {stored:,} bytes of the "
-            f"files, as no collection of pictures does; {remedy}"
+            f"files, which no real dataset reaches; {remedy}"
         )

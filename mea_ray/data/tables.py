@@ -111,7 +111,7 @@ class ParquetTable:
             column = pq.read_table(self.path, columns=[name], read_dictionary=[name] if texts else None).column(name)
             encoded = column.unify_dictionaries() if texts else _encoded(column.combine_chunks(), kind)
             if encoded is None:
-                return f"{unusable}; some are no whole numbers, or no text in UTF-8"
+                return f"{unusable}; some are neither whole numbers nor UTF-8 text"
             values, rows = _distinct(encoded)
         except _UNREADABLE as error:
             raise DataError(f"cannot read {self.path} as parquet: {error}; replace the file") from None

@@ -26,7 +26,9 @@ def read_text(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise DataError(f"{path} has {size:,} bytes, a table may have {MAX_BYTES:,}; check that it is the table")
+            raise DataError(
+                f"{path} has {size:,} bytes, a table may have at most {MAX_BYTES:,}; check that it is the table"
+            )
         data = path.read_bytes()
         return data.decode(_encoding(data))
     except (OSError, UnicodeError) as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from mea_ray.report import curves
-from mea_ray.report.tables import DASH, Cost, common_prefix, costs, mean
+from mea_ray.report.tables import DASH, Cost, Judgements, common_prefix, costs, mean
 from mea_ray.results.points import is_seed, label, setting
 from mea_ray.results.records import RungResult, TrialResult
 from mea_ray.verification.evidence import judge_rungs
@@ -18,22 +19,22 @@ HEADINGS = {
     "lost": "Accuracy lost",
     "worst": "Worst source class",
     "calibration": "Calibration error",
-    "leak": "Its key's rank",
+    "leak": "Key's rank by answers",
     "budget": "Queries",
-    "above": "Above all innocent",
+    "above": "Above all innocent models",
     "first": "Key leads",
     "proved": "Thefts proved",
-    "least": "Least, over thieves",
-    "thief": "By",
+    "least": "Fewest proved",
+    "thief": "Against",
 }
 """Heading of each column of ``FrontRow``, in display order."""
 CAPTION = (
-    "Accuracy lost, and by the source class that loses most: null models less victim, in points. Calibration error: "
-    "victim less null models. Both are means over victims. The key's rank is the best of all victims, by what an "
-    "outsider reads from the most answers. Above all innocent: thefts whose statistic is larger than that of every "
-    "null model, and of every one stolen with the same budget. The key leads where it ranks before all other keys. "
-    "Thefts are proved at the corrected level: of all seeds and thieves, and of the thief against whom the mark does "
-    "worst."
+    "Accuracy lost, and that of the source class that loses most: null models less victim, in points. Calibration "
+    "error: victim less null models. Both are means over victims. Key's rank by answers: the best of all victims, "
+    "as an outsider ranks it with 1,000 answers. Above all innocent models: thefts whose statistic is larger than "
+    "that of every null model, and of every one stolen with the same budget. Key leads: thefts in which it ranks "
+    "before all other keys. Thefts proved: at the corrected level, over all seeds and thieves. Fewest proved: of "
+    "the thief against whom the mark does worst."
 )
 _OWNERS = {"data", "splits", "victim", "service", "verification"}
 """Sections of a config that the owner controls."""
@@ -114,33 +115,37 @@ def marks(results: Sequence[TrialResult]) -> list[Mark]:
     drawn = []
     for name, trials in groups.items():
         paid, (rank, keys) = costs(trials), _leak(trials)
-        proved: dict[int, dict[str, list[bool]]] = {}
-        above: Counter[int] = Counter()
-        first: dict[int, list[bool]] = {}
-        for result in trials:
-            for rung in result.rungs:
-                if (judgement := judged.get((result.trial, rung.budget))) is not None:
-                    thieves = proved.setdefault(rung.budget, {})
-                    thieves.setdefault(called[result.trial], []).append(judgement.verdict == "proved")
-                    above[rung.budget] += _is_above(result, rung)
-                    if (ranked := rung.report.key_ranks.get(result.statistic or "wsr")) is not None:
-                        first.setdefault(rung.budget, []).append(ranked.at_least == 0)
-        for budget, thieves in sorted(proved.items()):
+        for budget, thefts in _thefts(trials, judged, called).groupby("budget"):
+            proved = thefts.groupby("thief", sort=False)["proved"].agg(["sum", "count"])
             drawn.append(
                 Mark(
                     name=name.removeprefix(prefix),
-                    budget=budget,
+                    budget=int(str(budget)),
                     lost=mean([None if cost.points is None else -cost.points for cost in paid]),
                     worst=mean([_worst(cost) for cost in paid]),
                     calibration=mean([_less(cost.calibration, cost.null_calibration) for cost in paid]),
                     rank=rank,
                     keys=keys,
-                    above=above[budget],
-                    first=sum(first[budget]) if budget in first else None,
-                    proved={thief: (sum(each), len(each)) for thief, each in thieves.items()},
+                    above=int(thefts["above"].sum()),
+                    first=int(thefts["first"].sum()) if thefts["first"].notna().any() else None,
+                    proved={str(thief): (int(done), int(of)) for thief, done, of in proved.itertuples()},
                 )
             )
     return drawn
+
+
+def _thefts(trials: Sequence[TrialResult], judged: Judgements, called: Mapping[str, str]) -> pd.DataFrame:
+    """Return one row for each judged theft: ``budget``, ``thief``, ``proved``, ``above``, ``first`` (None: no rank)."""
+    rows = []
+    for result in trials:
+        for rung in result.rungs:
+            if (judgement := judged.get((result.trial, rung.budget))) is None:
+                continue
+            rank = rung.report.key_ranks.get(result.statistic or "wsr")
+            first = None if rank is None else rank.at_least == 0
+            proved = judgement.verdict == "proved"
+            rows.append((rung.budget, called[result.trial], proved, _is_above(result, rung), first))
+    return pd.DataFrame(rows, columns=["budget", "thief", "proved", "above", "first"])
 
 
 def _is_above(result: TrialResult, rung: RungResult) -> bool:

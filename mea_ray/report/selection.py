@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from functools import partial
 from typing import Any
+
+import pandas as pd
 
 from mea_ray.report.tables import DASH, percent
 from mea_ray.report.verdict import last_rung
@@ -80,31 +82,33 @@ def chosen(results: Sequence[TrialResult]) -> list[Chosen]:
     selection = results[0].selection
     if selection is None or selection.sweep:
         return []
-    tried: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for result in results:
-        rung = last_rung(result)
-        if rung is not None:
-            scheme = str(result.config.get("victim", {}).get("watermark", {}).get("name", ""))
-            settings = tried.setdefault(scheme, {})
-            settings.setdefault(label(result.point), []).append(trial_metrics(result, rung))
-    return [_best(selection, scheme, settings) for scheme, settings in tried.items()]
+    rows = [
+        {
+            "scheme": str(result.config.get("victim", {}).get("watermark", {}).get("name", "")),
+            "setting": label(result.point),
+            **trial_metrics(result, rung),
+        }
+        for result in results
+        if (rung := last_rung(result)) is not None
+    ]
+    if not rows:
+        return []
+    return [
+        _best(selection, str(scheme), trials) for scheme, trials in pd.DataFrame(rows).groupby("scheme", sort=False)
+    ]
 
 
-def _best(by: SelectionRecord, scheme: str, settings: Mapping[str, Sequence[Mapping[str, float]]]) -> Chosen:
-    means = {
-        name: {metric: fmean(each[metric] for each in trials) for metric in {by.metric, *by.constraints}}
-        for name, trials in settings.items()
-    }
-    allowed = {
-        name: numbers[by.metric]
-        for name, numbers in means.items()
-        if all(numbers[metric] <= limit for metric, limit in by.constraints.items())
-        and numbers[by.metric] == numbers[by.metric]  # NaN: the metric is missing
-    }
-    count = f"{len(settings)} settings" if len(settings) > 1 else "1 setting"
+def _best(by: SelectionRecord, scheme: str, trials: pd.DataFrame) -> Chosen:
+    settings, metrics = trials.groupby("setting", sort=False), list(dict.fromkeys((by.metric, *by.constraints)))
+    means = settings[metrics].agg(partial(pd.Series.mean, skipna=False))  # other seeds say nothing of a missing metric
+    within = means[by.metric].notna()
+    for metric, limit in by.constraints.items():
+        within &= means[metric] <= limit
+    allowed = means.loc[within, by.metric]
+    count = f"{len(means)} settings" if len(means) > 1 else "1 setting"
     tried = f"{count}, {len(allowed)} within the constraints" if by.constraints else count
-    if not allowed:
+    if allowed.empty:
         return Chosen(f"{scheme}: none", tried, DASH, DASH)
-    name = (max if by.mode == "max" else min)(allowed, key=lambda each: allowed[each])
+    name = str(allowed.idxmax() if by.mode == "max" else allowed.idxmin())
     value = f"{by.metric} {percent(allowed[name]) if by.metric != 'queries' else format(allowed[name], ',.0f')}"
-    return Chosen(name, tried, value, str(len(settings[name])))
+    return Chosen(name, tried, value, str(settings.size()[name]))

@@ -272,8 +272,8 @@ def _cleaned(
     )
     accuracy, cleaned = (mean([rung.report.accuracy for rung, _ in each]) or 0.0 for each in (plain, thief))
     was, is_now = (_worst([judgement for _, judgement in each]) for each in (plain, thief))
-    text = f"A thief who changes the answers ({how}), at no query, is left with WSR {percent(after)} instead of "
-    text += f"{percent(before)}, and with {percent(cleaned)} accuracy instead of {percent(accuracy)}; "
+    text = f"A thief who changes the answers ({how}), which costs no query, ends with a WSR of {percent(after)} "
+    text += f"instead of {percent(before)}, and with {percent(cleaned)} accuracy instead of {percent(accuracy)}; "
     if was.verdict == is_now.verdict:
         text += f"the verdict is {is_now.text} in both cases."
     else:

@@ -75,7 +75,7 @@ def written(path: Path, **changes: object) -> Path:
         ({"class_names": np.array("a")}, r"class_names must be strings of shape \(classes,\)"),
         ({"class_names": np.array([b"a", b"b"])}, "class_names must be strings"),
         ({"class_names": np.array([1, 2])}, "class_names must be strings"),
-        ({"class_names": np.array(["a", None], dtype=object)}, "no readable .npz file: Object arrays"),
+        ({"class_names": np.array(["a", None], dtype=object)}, "not a readable .npz file: Object arrays"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else next(iter(value)),
 )
@@ -155,7 +155,7 @@ def test_what_is_no_archive_of_arrays_is_refused_in_words(tmp_path: Path) -> Non
     with zipfile.ZipFile(tmp_path / "header.npz", "w") as file:
         file.writestr("train_images.npy", b"\x93NUMPY\x01\x00\xff\xff{")
     for name in ("one.npy", "empty.npz", "folder.npz", "texts.npz", "header.npz", "bad\0name"):
-        with pytest.raises(DataError, match=r"no readable|lacks|cannot open"):
+        with pytest.raises(DataError, match=r"not a readable|lacks|cannot open"):
             load(path=str(tmp_path / name))
 
 

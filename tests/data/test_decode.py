@@ -265,7 +265,7 @@ def test_order_and_content_survive_many_parts() -> None:
 
 def test_counts_that_do_not_agree() -> None:
     one = Encoded("x", encoded(picture(1, 0)))
-    with pytest.raises(DataError, match="one image more than the 1 that were announced"):
+    with pytest.raises(DataError, match="one image more than the 1 that were expected"):
         decode([one, one], 1, None)
     assert len(decode([one, one], 3, None)) == 2
     with pytest.raises(DataError, match="there are no images"):

@@ -309,7 +309,7 @@ def test_classes_with_folders_of_the_same_names_cause_a_warning(
     for number, name in enumerate(names):
         class_folders(tmp_path / name, first=50 * number)
     assert folder(tmp_path).train.class_names == names
-    assert f"the classes are {', '.join(names)}; each holds the folders a, b, c, which count for nothing" in caplog.text
+    assert f"the classes are {', '.join(names)}; each holds the folders a, b, c, which are ignored" in caplog.text
 
 
 def test_folders_of_different_names_below_classes_are_not_mentioned(

@@ -297,7 +297,7 @@ def test_the_summary_names_for_each_scheme_what_it_withstands_and_what_removes_i
     assert texts[0].startswith("At thief.learning.answers=unlean: p = ")
     cleaned = [finding for finding in ours.findings if "changes the answers" in finding.text]
     assert [finding.tone for finding in cleaned] == ["bad", "good"], "worst first"
-    assert "(unlean), at no query, is left with WSR 4.0% instead of 80.0%" in cleaned[0].text
+    assert "(unlean), which costs no query, ends with a WSR of 4.0% instead of 80.0%" in cleaned[0].text
     assert cleaned[0].text.endswith("the verdict is not proved instead of suggestive.")
     assert cleaned[1].text.endswith("the verdict is suggestive in both cases.")
     assert any("2 of 3 stolen models are above the paper's threshold" in text for text in texts)
