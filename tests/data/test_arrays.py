@@ -35,9 +35,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04broken")
     for name, words in (
         ("few.npz", "lacks train_labels"),
-        ("pickled.npz", "lacks|no readable"),
-        ("broken.npz", "no readable"),
-        ("none.npz", "no readable"),
+        ("pickled.npz", "lacks|not a readable"),
+        ("broken.npz", "not a readable"),
+        ("none.npz", "not a readable"),
     ):
         with pytest.raises(DataError, match=words):
             load(path=str(tmp_path / name))
