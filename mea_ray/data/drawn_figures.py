@@ -1,4 +1,4 @@
-"""Drawn figures and textures: a labelled dataset of another domain that needs no download and has any image size."""
+"""Drawn figures and textures: a labelled dataset of another domain, in any image size, without a download."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ COMPONENTS = (8, 32)
 STARTS, REFINED, STEPS = 2000, 10, 60
 """Frequencies that are tried at random, those of them that gradient ascent refines, and its steps."""
 SLOWEST, FASTEST = 0.3, 6.5
-"""Range of the frequencies, in radians per standard deviation: about a period over all images, to one per deviation."""
+"""Range of the frequencies, in radians per standard deviation: from a period in 20 deviations to one in each."""
 STARTS_AT_ONCE = 250
 LEAST = 100
 """Fewest answers that are searched."""
@@ -82,8 +82,9 @@ def find_signal(answers: Answers, images: Images, seed: int) -> FoundSignal | No
         return None
     left, part = residual(np.log(np.maximum(answers, 1e-12))), 3 * len(answers) // 4
     best: tuple[float, dict[str, Wide], Wide] | None = None
+    rows = flat(images)
     for components in _component_sets(images, seed):
-        places = flat(images) @ components["axes"].T - components["centre"]
+        places = rows @ components["axes"].T - components["centre"]
         frequency = _search(places[:part], left[:part], seed)
         waves = _waves(places @ frequency)
         explained = _explained(waves[part:] @ _fit(waves[:part], left[:part]), left[part:])

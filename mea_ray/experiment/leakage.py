@@ -18,6 +18,7 @@ from mea_ray.detection.signal_search import find_signal
 from mea_ray.experiment.answers import pass_images, service_policy
 from mea_ray.models.base import ImageModel
 from mea_ray.results.records import FoundSignalRecord, LeaningRecord, NamedKeyRecord, RankRecord
+from mea_ray.verification.ranks import rank_among
 from mea_ray.watermarks.base import Key, KeyedSignal
 from mea_ray.watermarks.several_keys import SeveralKeys
 
@@ -87,8 +88,9 @@ class Outsider:
         if signal is None or self.signal is None:
             return None
         scores = self.signal.scores(signal.at(self.signal.images).astype(np.float32))
-        rank = RankRecord(at_least=int((scores[1:] >= scores[0]).sum()), references=len(scores) - 1)
-        return FoundSignalRecord(explained=signal.explained, true_rank=rank)
+        rank = rank_among(float(scores[0]), scores[1:], "keys")
+        true_rank = RankRecord(at_least=rank.at_least, references=rank.references)
+        return FoundSignalRecord(explained=signal.explained, true_rank=true_rank)
 
     def _name(self, answers: Answers) -> NamedKeyRecord | None:
         """Infer the best-fitting key; if the owner has several, the one that is given away most counts."""

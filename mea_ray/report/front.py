@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -31,10 +31,10 @@ HEADINGS = {
 CAPTION = (
     "Accuracy lost, and that of the source class that loses most: null models less victim, in points. Calibration "
     "error: victim less null models. Both are means over victims. Key's rank by answers: the best of all victims, "
-    "as an outsider ranks it with 1,000 answers. Above all innocent models: thefts whose statistic is larger than "
-    "that of every null model, and of every one stolen with the same budget. Key leads: thefts in which it ranks "
-    "before all other keys. Thefts proved: at the corrected level, over all seeds and thieves. Fewest proved: of "
-    "the thief against whom the mark does worst."
+    "as an outsider ranks it with the most answers. Above all innocent models: thefts whose statistic is larger "
+    "than that of every null model, and of every one stolen with the same budget. Key leads: thefts in which it "
+    "ranks before all other keys. Thefts proved: at the corrected level, over all seeds and thieves. Fewest proved: "
+    "of the thief against whom the mark does worst."
 )
 _OWNERS = {"data", "splits", "victim", "service", "verification"}
 """Sections of a config that the owner controls."""
@@ -120,7 +120,7 @@ def marks(results: Sequence[TrialResult]) -> list[Mark]:
             drawn.append(
                 Mark(
                     name=name.removeprefix(prefix),
-                    budget=int(str(budget)),
+                    budget=int(cast(int, budget)),
                     lost=mean([None if cost.points is None else -cost.points for cost in paid]),
                     worst=mean([_worst(cost) for cost in paid]),
                     calibration=mean([_less(cost.calibration, cost.null_calibration) for cost in paid]),

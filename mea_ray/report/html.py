@@ -14,7 +14,6 @@ from mea_ray.config import PricesConfig, build
 from mea_ray.core.errors import ConfigError
 from mea_ray.report import (
     attacks,
-    cost,
     curves,
     detections,
     front,
@@ -26,6 +25,7 @@ from mea_ray.report import (
     seeds,
     selection,
     settings,
+    spending,
     statistics,
     tables,
     verdict,
@@ -105,7 +105,7 @@ def render(
     values = _head(results, rungs, search, command) | {
         "name": name,
         "description": description,
-        "spent": cost.sentence(results, prices),
+        "spent": spending.sentence(results, prices),
         "part_of": len(sweep) if sweep is not None and len(sweep) > len(results) else 0,
         "many": many,
         "folder": folder.name if folder is not None else "FOLDER",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mea_ray.report.tables import DASH, Tone, mean, percent
 from mea_ray.results.points import label
 from mea_ray.results.records import FoundSignalRecord, LeaningRecord, NamedKeyRecord, RankRecord, TrialResult
+from mea_ray.verification.ranks import Rank
 
 NOT_READABLE = "not readable"
 HEADINGS = {
@@ -107,11 +108,11 @@ def _ranks(ranks: Sequence[RankRecord]) -> str:
         return DASH
     places = sorted({rank.at_least + 1 for rank in ranks})
     places = places if len(places) < 2 else [places[0], places[-1]]
-    return f"{' to '.join(map(str, places))} of {ranks[0].references + 1:,}"
+    return f"{' to '.join(f'{place:,}' for place in places)} of {ranks[0].references + 1:,}"
 
 
 def _number(value: float | None) -> str:
-    return DASH if value is None else f"{value:.2f}"
+    return DASH if value is None else f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no -0.00
 
 
 def largest_innocent(record: LeaningRecord) -> float | None:
@@ -125,7 +126,7 @@ def gives_away(record: LeaningRecord) -> bool:
     It fits best, and better than any key fits an innocent model; or the signal found in the answers names it among the
     drawn keys with p at most ``NAMED_AT``.
     """
-    if record.signal is not None and _p_value(record.signal.true_rank) <= NAMED_AT:
+    if record.signal is not None and _rank(record.signal).p_value <= NAMED_AT:
         return True
     named = record.victim
     if named is None or named.true_rank is None or named.true_rank.at_least or named.true_score is None:
@@ -159,19 +160,24 @@ def sentence(result: TrialResult) -> tuple[str, Tone] | None:
 
 
 def _signal_sentence(record: LeaningRecord, signal: FoundSignalRecord) -> tuple[str, Tone]:
-    rank, innocent = signal.true_rank, [null.explained for null in record.signal_nulls if null is not None]
+    rank, innocent = _rank(signal), [null.explained for null in record.signal_nulls if null is not None]
     gives = gives_away(record)
     text = (
         f"{record.answers:,} answers {'give' if gives else 'do not give'} the key away to a search for signals: it has "
-        f"rank {rank.at_least + 1:,} of {rank.references + 1:,} keys by the signal found, which explains "
-        f"{percent(signal.explained, 0)} of what the answers say beyond the top class"
+        f"rank {rank.position:,} of {rank.total:,} {rank.what} by the signal found, which explains "
+        f"{_explained(signal.explained)} of what the answers say beyond the top class"
     )
-    control = f" (at most {percent(max(innocent), 0)} in innocent models)" if innocent else ""
+    control = f" (at most {_explained(max(innocent))} in innocent models)" if innocent else ""
     return f"{text}{control}.", "bad" if gives else "good"
 
 
-def _p_value(rank: RankRecord) -> float:
-    return (rank.at_least + 1) / (rank.references + 1)
+def _explained(part: float) -> str:
+    """Return an explained part as text; below 0 nothing is explained."""
+    return percent(max(part, 0.0), 0)
+
+
+def _rank(signal: FoundSignalRecord) -> Rank:
+    return Rank(signal.true_rank.at_least, signal.true_rank.references, "keys")
 
 
 def _words(record: LeaningRecord, named: NamedKeyRecord) -> str:

@@ -19,7 +19,6 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mea_ray.report import (
-    cost,
     detections,
     leakage,
     many_points,
@@ -28,6 +27,7 @@ from mea_ray.report import (
     search,
     seeds,
     selection,
+    spending,
     statistics,
     tables,
     verdict,
@@ -364,7 +364,7 @@ def print_results(
         console.print(escape(how))
     for summary in verdict.summaries(results, judged.rungs):
         _print_summary(console, summary)
-    console.print(escape(cost.sentence(results, prices).text))
+    console.print(escape(spending.sentence(results, prices).text))
 
 
 def _print_summary(console: Console, summary: verdict.Summary) -> None:

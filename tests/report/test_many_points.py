@@ -20,7 +20,7 @@ from scipy import stats
 from mea_ray.bench.drawn_results import drawn, write_drawn
 from mea_ray.config import PricesConfig, SearchConfig
 from mea_ray.core.errors import ConfigError
-from mea_ray.report import cost, html, points, rung_table, tables, terminal, verdict
+from mea_ray.report import html, points, rung_table, spending, tables, terminal, verdict
 from mea_ray.report.points import PointResult
 from mea_ray.results.points import short_paths
 from mea_ray.results.records import TrialResult, read_results
@@ -183,8 +183,8 @@ def test_selected_trials_are_judged_together_with_all_others(tmp_path: Path) -> 
 
 def test_costs_are_given_in_money_if_prices_are_set() -> None:
     trials = [trial("a").model_copy(update={"seconds": 7200.0}), trial("b").model_copy(update={"seconds": 3600.0})]
-    assert cost.sentence(trials).text == "2 trials took 3.0 hours on cpu, and 2,000 queries."
-    priced = cost.sentence(trials, PricesConfig(hour=2.5, query=0.01, currency="EUR"))
+    assert spending.sentence(trials).text == "2 trials took 3.0 hours on cpu, and 2,000 queries."
+    priced = spending.sentence(trials, PricesConfig(hour=2.5, query=0.01, currency="EUR"))
     assert "27.50 EUR (7.50 for machines, 20.00 for queries)" in priced.text
 
 
