@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mea_ray.config import yaml_text
 from mea_ray.config.experiment import ExperimentConfig
-from mea_ray.config.overrides import dropped, load_tree, overridden, refuse_twice, split_override
+from mea_ray.config.overrides import dropped, load_tree, merge, overridden, refuse_twice, split_override
 from mea_ray.config.paths import meant, paths
 from mea_ray.config.sweep import SweepConfig
 from mea_ray.core.errors import ConfigError
@@ -84,9 +84,10 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     ``space.thief.model.name={grid: [...]}`` sets one axis: config paths are keys of the space, dots and all.
 
     Raises:
-        ConfigError: The file cannot be read, or something in it or in an override is wrong.
+        ConfigError: The file cannot be read, something in it or in an override is wrong, or an override has no effect
+            because the space or ``seeds`` sets the same at every point.
     """
-    tree, axes = load_tree(path), {}
+    file, axes = load_tree(path), {}
     settings = []
     given = [split_override(text) for text in overrides]
     refuse_twice([(key if key.startswith("space.") else _in_sweep(key), text) for key, text in given])
@@ -95,13 +96,40 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
             axes[key.removeprefix("space.")] = yaml_text.parse(text, f"override {key!r}")
         else:
             settings.append((_in_sweep(key), text))
-    tree, _ = overridden(SweepConfig, tree, settings)
+    tree, _ = overridden(SweepConfig, file, settings)
     if axes:
         space = tree.get("space") or {}
         if not isinstance(space, dict):
             raise ConfigError(f"space of {str(path)!r} is {space!r}; it must map config paths to the values to try")
         tree["space"] = {**space, **axes}
-    return build(SweepConfig, tree)
+    sweep = build(SweepConfig, tree)
+    _refuse_without_effect(sweep, file, settings)
+    return sweep
+
+
+def _refuse_without_effect(sweep: SweepConfig, file: Tree, settings: Sequence[tuple[str, str]]) -> None:
+    """Refuse overrides of the base that the points of the sweep replace, all of them."""
+    axes = {
+        path: [{path: value} for value in values]
+        for path, entry in sweep.space.items()
+        if len(entry) == 1 and isinstance(values := next(iter(entry.values())), (list, tuple)) and values
+    }
+    if sweep.seeds is not None:
+        axes["seeds"] = sweep.seed_points
+    base = overridden(SweepConfig, file, settings)[0].get("base") or {}
+    for key, text in settings:
+        others = [(other, given) for other, given in settings if other != key]
+        without = overridden(SweepConfig, file, others)[0].get("base") or {}
+        if without == base:
+            continue
+        for axis, points in axes.items():
+            if all(merge(base, point) == merge(without, point) for point in points):
+                remedy = "seeds=[...]" if axis == "seeds" else f"space.{axis}={{grid: [...]}}"
+                name = "`seeds`" if axis == "seeds" else f"space.{axis}"
+                raise ConfigError(
+                    f"override {key.removeprefix('base.')}={text} has no effect: {name} of the sweep replaces it at "
+                    f"every point; set {remedy} instead"
+                )
 
 
 def _in_sweep(key: str) -> str:

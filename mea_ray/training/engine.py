@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,15 +28,13 @@ from mea_ray.training.loader import check_data, least_batch
 from mea_ray.training.objective import Objective
 from mea_ray.training.precision import loss_scale, step_dtype
 from mea_ray.training.progress import BestWeights, LossMeans, check_weights
-from mea_ray.training.schedule import factor, make_optimizer
+from mea_ray.training.schedule import make_optimizer
 from mea_ray.training.snapshot import SnapshotFile, TrainingState, training_digest
+from mea_ray.training.updates import Clip, Updates
 
 STEPS_BETWEEN_CHECKS = 32
 """Steps between transfers of the losses from a GPU, because each transfer stalls it. On a CPU they are read at every
 step."""
-
-Clip: TypeAlias = Callable[[list[nn.Parameter], float], Any]
-"""Scales the gradients of parameters so that their norm is at most a number."""
 
 
 @dataclass(frozen=True)
@@ -157,20 +155,11 @@ def run_training(
         streams: Prepares the model's own random streams on a device, where it has any beside torch's global ones.
     """
     started = time.perf_counter()
-    epochs, accumulate_steps, patience = training.epochs, training.accumulate_steps, training.early_stop_patience
+    epochs, patience = training.epochs, training.early_stop_patience
     where = device if device is not None else devices.device()
     dtype = step_dtype(training.precision, where, objective)
-    nhwc = training.channels_last
-    if nhwc is None:
-        nhwc = where.type != "cpu" or (dtype is torch.bfloat16 and devices.aligned(model))
-    nhwc = nhwc and bool(getattr(model, "channels_last", True))
+    nhwc = _channels_last(model, training, where, dtype)
     data = make_feed(where, nhwc)
-    updates = -(-data.steps // accumulate_steps)
-
-    def rate_of(epoch: int, step: int) -> float:
-        update = epoch * updates + step // accumulate_steps
-        return training.learning_rate * factor(training, update, epochs * updates, epoch)
-
     history: list[dict[str, Any]] = []
     seen = 0
     try:
@@ -188,10 +177,10 @@ def run_training(
             network, scaler, own = compiled(model, training.compile), loss_scale(where, dtype), streams(where)
             drawn = (*data.step_generators, *own)
             gradients = BatchGradients(model, network, objective, optimiser, where, dtype, scaler, drawn)
+            updates = Updates([*model.parameters(), *heads], optimiser, scaler, training, data.steps, clip)
             losses, best = LossMeans(1 if where.type == "cpu" else STEPS_BETWEEN_CHECKS), BestWeights(model)
             objective.start(data.context(epochs))
-            file = snapshots if objective.resumable else None
-            generators = (*data.generators, *own)
+            file, generators = snapshots if objective.resumable else None, (*data.generators, *own)
             state = TrainingState(file, identify, model, heads, optimiser, generators, best, objective, scaler)
             history, seen = state.resume(on_epoch)
             for epoch in range(len(history), len(history) if state.finished else epochs):
@@ -202,24 +191,15 @@ def run_training(
                 for step, batch in enumerate(data):
                     losses.add(epoch, step, len(batch.indices), *gradients.add(batch))
                     seen += len(batch.indices)
-                    if (step + 1) % accumulate_steps and step + 1 < data.steps:
-                        continue
-                    for group in optimiser.param_groups:
-                        group["lr"] = rate_of(epoch, step)
-                    if training.gradient_clip is not None:
-                        scaler.unscale_(optimiser)
-                        clip([*model.parameters(), *heads], training.gradient_clip)
-                    scaler.step(optimiser)
-                    scaler.update()
-                    optimiser.zero_grad(set_to_none=True)
-                    gradients.updated()
-                    objective.updated(model)
+                    if updates.due(step):
+                        updates.make(epoch, step)
+                        gradients.updated()
+                        objective.updated(model)
                 means = losses.means()
                 check_weights(model, epoch, data.steps - 1)
                 validation = float(validate(model.eval())) if validate is not None else None
-                summary = {"epoch": epoch + 1, "epochs": epochs, **means, "validation": validation}
-                seconds = time.perf_counter() - epoch_started
-                history.append({**summary, "seconds": seconds, "learning_rate": optimiser.param_groups[0]["lr"]})
+                timing = {"seconds": time.perf_counter() - epoch_started, "learning_rate": updates.learning_rate}
+                history.append({"epoch": epoch + 1, "epochs": epochs, **means, "validation": validation, **timing})
                 stop = validation is not None and patience is not None and best.update(validation) >= patience
                 state.epoch_done(history, seen, last=stop)
                 if on_epoch is not None:
@@ -231,6 +211,15 @@ def run_training(
         # The layout of the weights changes roundings: a trained model must answer as it does from its checkpoint.
         model.to("cpu").to(memory_format=torch.contiguous_format).eval()
     return TrainReport(len(history), state.seconds + time.perf_counter() - started, seen, history, gradients.parts)
+
+
+def _channels_last(model: nn.Module, training: TrainingConfig, where: torch.device, dtype: torch.dtype | None) -> bool:
+    """Tell whether a network is trained in the memory format channels last: where it is faster, unless told."""
+    if not getattr(model, "channels_last", True):
+        return False
+    if training.channels_last is not None:
+        return training.channels_last
+    return where.type != "cpu" or (dtype is torch.bfloat16 and devices.aligned(model))
 
 
 def results_from(training: TrainingConfig) -> dict[str, Any]:

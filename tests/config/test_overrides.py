@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mea_ray.config import ExperimentConfig, build, load_experiment, load_sweep, merge, set_path
 from mea_ray.config.overrides import dropped, overridden, split_override
@@ -214,6 +215,45 @@ def test_an_override_sets_one_axis_of_the_space(tmp_path: Path) -> None:
     path.write_text("name: a\nspace: 3\n")
     with pytest.raises(ConfigError, match="space"):
         load_sweep(path, ["space.seed={grid: [2]}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "space", "remedy"),
+    [
+        (
+            "thief.model.width=0.5",
+            {"thief.model": {"grid": ["alexnet", {"name": "vgg_like", "width": 0.25}]}},
+            "thief.model",
+        ),
+        ("thief.model=resnet18", {"thief.model.name": {"grid": ["alexnet", "vgg_like"]}}, "thief.model.name"),
+        ("thief.training.epochs=3", {"thief.training.epochs": {"grid": [1, 2]}}, "thief.training.epochs"),
+    ],
+)
+def test_an_override_that_every_point_replaces_is_refused(
+    override: str, space: dict[str, Any], remedy: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"base": {"data": "digits"}, "space": space}))
+    with pytest.raises(ConfigError) as refused:
+        load_sweep(file, [override])
+    assert f"override {override} has no effect" in str(refused.value)
+    assert f"space.{remedy}={{grid: [...]}}" in str(refused.value)
+
+
+def test_a_seed_that_the_seeds_replace_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"base": {"data": "digits"}, "seeds": 3}))
+    with pytest.raises(ConfigError, match=r"override seed=5 has no effect.*seeds=\[\.\.\.\]"):
+        load_sweep(file, ["seed=5"])
+
+
+def test_an_override_that_some_point_keeps_is_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    space = {"thief.model.name": {"grid": ["alexnet", "vgg_like"]}, "victim.training.epochs": {"grid": [1, 2]}}
+    base = {"data": "digits", "thief": {"model": {"name": "vgg_like"}}}
+    file.write_text(yaml.safe_dump({"base": base, "space": space}))
+    sweep = load_sweep(file, ["thief.model.width=0.25", "victim.training.batch_size=8"])
+    assert sweep.base.resolved()["thief"]["model"]["width"] == 0.25
 
 
 def test_a_component_that_is_overridden_by_name_is_set_before_its_options() -> None:
