@@ -13,7 +13,7 @@ from mea_ray.attacks.encoder_attack import EmbeddingObjective, EncoderAttack
 from mea_ray.attacks.learning import Learning
 from mea_ray.core.types import Answers
 from mea_ray.training.objective import Batch
-from mea_ray.training.views import Views
+from mea_ray.training.views import Probability, Views
 
 
 class ContSteal(EncoderAttack):
@@ -43,7 +43,7 @@ class ContSteal(EncoderAttack):
         *,
         temperature: Annotated[float, Field(gt=0)] = 0.5,
         symmetric: bool = False,
-        flip: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        flip: Probability = 0.5,
         query_chunk: Annotated[int, Field(ge=1)] = 1024,
     ) -> None:
         self.temperature, self.symmetric, self.query_chunk = temperature, symmetric, query_chunk

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_ray.core.errors import ConfigError
-
 
 class ImageGenerator(nn.Module):
     """Noise to images: a linear layer, then nearest-neighbour upsampling and 3 x 3 convolutions, twice.
@@ -16,22 +14,17 @@ class ImageGenerator(nn.Module):
     maps have a quarter and a half of it, rounded up.
 
     Args:
-        noise_size: Length of one noise vector.
+        noise_size: Length of one noise vector, at least 1.
         shape: (channels, height, width) of one image.
-        width: Channels of the first convolution; the second has half as many.
+        width: Channels of the first convolution, at least 2; the second has half as many.
 
     References:
         ``GeneratorA`` of Truong et al., CVPR 2021. MAZE's differs in its noise of 100 numbers and the weights of its
         last normalisation. At 3 x 32 x 32 and a width of 128 this is theirs layer by layer.
-
-    Raises:
-        ConfigError: A size is too small.
     """
 
     def __init__(self, noise_size: int, shape: tuple[int, int, int], width: int = 128) -> None:
         super().__init__()
-        if noise_size < 1 or width < 2:
-            raise ConfigError(f"an image generator needs noise_size >= 1 and width >= 2, got {noise_size} and {width}")
         self.noise_size = noise_size
         channels, height, width_out = shape
         self.sizes = [(-(-height // part), -(-width_out // part)) for part in (4, 2, 1)]

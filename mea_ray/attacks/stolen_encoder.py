@@ -11,7 +11,7 @@ from mea_ray.attacks.encoder_attack import Distance, EmbeddingObjective, Encoder
 from mea_ray.attacks.learning import Learning
 from mea_ray.core.types import Answers
 from mea_ray.training.objective import Batch
-from mea_ray.training.views import Views
+from mea_ray.training.views import Probability, Views
 
 
 class StolenEncoder(EncoderAttack):
@@ -42,7 +42,7 @@ class StolenEncoder(EncoderAttack):
         distance: Distance = "l2",
         augmentation_weight: Annotated[float, Field(ge=0)] = 20.0,
         views: Annotated[int, Field(ge=1)] = 1,
-        flip: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        flip: Probability = 0.5,
         query_chunk: Annotated[int, Field(ge=1)] = 1024,
     ) -> None:
         self.distance, self.augmentation_weight, self.views = distance, augmentation_weight, views

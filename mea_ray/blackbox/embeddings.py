@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from mea_ray.blackbox.policies import Source
-from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Answers, FloatImages, Images
 
 Features = npt.NDArray[np.float32]
@@ -48,16 +50,11 @@ class RoundedEmbedding:
 
     Args:
         decimals: Number of decimals.
-
-    Raises:
-        ConfigError: ``decimals`` is negative.
     """
 
     source: Source = "features"
 
-    def __init__(self, *, decimals: int = 2) -> None:
-        if decimals < 0:
-            raise ConfigError(f"decimals={decimals} must be at least 0")
+    def __init__(self, *, decimals: Annotated[int, Field(ge=0)] = 2) -> None:
         self.decimals = decimals
 
     def apply(self, features: Features, images: Images | FloatImages) -> Answers:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from mea_ray.blackbox.policies import (
     AnnotatingPolicy,
@@ -23,7 +24,7 @@ from mea_ray.blackbox.policies import (
 from mea_ray.core.errors import ConfigError, DataError
 from mea_ray.core.seeding import numpy_generator
 from mea_ray.core.types import Answers, FloatImages, Images
-from mea_ray.evaluation.local_outlier_factor import check_outliers, fit_outliers, outside
+from mea_ray.evaluation.local_outlier_factor import fit_outliers, outside
 
 
 class OutlierFilter:
@@ -52,7 +53,7 @@ class OutlierFilter:
         Breunig et al., LOF, SIGMOD 2000; Lv et al., MEA-Defender, 2024, table IX.
 
     Raises:
-        ConfigError: A value is out of its range, or ``wording`` is not a policy on probabilities.
+        ConfigError: ``wording`` is not a policy on probabilities.
     """
 
     version: ClassVar[int] = 2  # 2: the orders do not follow from the seed alone
@@ -61,14 +62,13 @@ class OutlierFilter:
     def __init__(
         self,
         *,
-        neighbours: int = 20,
-        contamination: float | None = None,
+        neighbours: Annotated[int, Field(ge=1)] = 20,
+        contamination: Annotated[float, Field(gt=0, le=0.5)] | None = None,
         on: Literal["features", "pixels"] = "features",
-        fitted: int = 5000,
+        fitted: Annotated[int, Field(ge=2)] = 5000,
         wording: dict[str, Any] | str = "probabilities",
         seed: int = 0,
     ) -> None:
-        check_outliers(neighbours, contamination, fitted)
         self.neighbours, self.contamination, self.fitted, self.seed = neighbours, contamination, fitted, seed
         self.fits_on = on
         self.reads_features = on == "features"

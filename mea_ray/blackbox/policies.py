@@ -9,12 +9,12 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from mea_ray.core.errors import ConfigError
 from mea_ray.core.types import Answers, FloatImages, Images
 
 Source = Literal["probabilities", "features"]
@@ -153,16 +153,11 @@ class TopK:
     Args:
         k: Number of probabilities revealed; all of them if there are fewer classes. Ties go to the lower class index.
         renormalise: Scale the revealed probabilities to sum to 1.
-
-    Raises:
-        ConfigError: ``k`` is below 1.
     """
 
     source: Source = "probabilities"
 
-    def __init__(self, *, k: int = 5, renormalise: bool = False) -> None:
-        if k < 1:
-            raise ConfigError(f"k={k} must be at least 1; use the policy `label_only` to hide all probabilities")
+    def __init__(self, *, k: Annotated[int, Field(ge=1)] = 5, renormalise: bool = False) -> None:
         self.k, self.renormalise = k, renormalise
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
@@ -183,16 +178,11 @@ class Rounded:
 
     Args:
         decimals: Number of decimals.
-
-    Raises:
-        ConfigError: ``decimals`` is negative.
     """
 
     source: Source = "probabilities"
 
-    def __init__(self, *, decimals: int = 2) -> None:
-        if decimals < 0:
-            raise ConfigError(f"decimals={decimals} must be at least 0; use `label_only` to reveal even less")
+    def __init__(self, *, decimals: Annotated[int, Field(ge=0)] = 2) -> None:
         self.decimals = decimals
 
     def apply(self, probabilities: npt.NDArray[np.float32], images: Images | FloatImages) -> Answers:
@@ -227,17 +217,12 @@ class AdditiveNoise:
     Args:
         sigma: Standard deviation of the noise, in units of probability.
         seed: Seed of the noise. It is not secret.
-
-    Raises:
-        ConfigError: ``sigma`` is negative.
     """
 
     version: ClassVar[int] = 2  # 2: the noise does not follow from the seed alone
     source: Source = "probabilities"
 
-    def __init__(self, *, sigma: float = 0.05, seed: int = 0) -> None:
-        if sigma < 0:
-            raise ConfigError(f"sigma={sigma} must be at least 0")
+    def __init__(self, *, sigma: Annotated[float, Field(ge=0)] = 0.05, seed: int = 0) -> None:
         self.sigma, self.seed = sigma, seed
         self._secret = secrets.token_bytes(32)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mea_ray.calibration.measured import KeyMeasurements, find_measurements, measure_key
 from mea_ray.calibration.models import (
@@ -24,6 +23,7 @@ from mea_ray.calibration.thresholds import Threshold, thresholds
 from mea_ray.calibration.verdicts import BudgetTable, VerdictCounts, all_verdicts, statistics_at
 from mea_ray.config import ExperimentConfig, digest, identity
 from mea_ray.core.errors import ConfigError
+from mea_ray.core.settings import Settings
 from mea_ray.core.versions import versions
 from mea_ray.experiment.checks import check
 from mea_ray.experiment.data import Fingerprints, load_splits
@@ -44,33 +44,24 @@ OnStep = Callable[[str, int, int], None]
 FILE = "calibration.json"
 
 
-@dataclass(frozen=True)
-class Numbers:
+class Numbers(Settings):
     """How many models a calibration has.
 
-    Attributes:
-        innocents: Innocent models, at least 2.
-        stolen_innocents: How many of them are stolen with each budget.
-        marked: Watermarked models, each with a key of its own, and each stolen with each budget.
-
     Raises:
-        ConfigError: There are too few, or more are stolen than there are.
+        ConfigError: (``build``) There are too few, or more are stolen than there are.
     """
 
-    innocents: int = 20
-    stolen_innocents: int = 8
-    marked: int = 8
+    innocents: int = Field(20, ge=2, description="Innocent models; a spread needs two.")
+    stolen_innocents: int = Field(8, ge=0, description="How many of them are stolen with each budget.")
+    marked: int = Field(8, ge=1, description="Watermarked models, each with its own key, each stolen with each budget.")
 
-    def __post_init__(self) -> None:
-        if self.innocents < 2 or self.marked < 1:
-            raise ConfigError(
-                f"innocents={self.innocents} must be at least 2, and marked={self.marked} at least 1: a spread needs "
-                "two models, and a key needs one"
+    @model_validator(mode="after")
+    def _no_more_stolen_than_trained(self) -> Numbers:
+        if self.stolen_innocents > self.innocents:
+            raise ValueError(
+                f"stolen_innocents={self.stolen_innocents} must be at most innocents={self.innocents}; steal fewer"
             )
-        if not 0 <= self.stolen_innocents <= self.innocents:
-            raise ConfigError(
-                f"stolen_innocents={self.stolen_innocents} must lie between 0 and innocents={self.innocents}"
-            )
+        return self
 
 
 class Calibration(BaseModel):

@@ -600,12 +600,13 @@ def calibrate(
         Path, typer.Argument(help="YAML file of one experiment, or of a sweep, whose base experiment is used.")
     ],
     overrides: Overrides = None,
-    innocents: Annotated[int, typer.Option(help="Innocent models, trained from scratch.", min=2)] = 20,
+    innocents: Annotated[int, typer.Option(help="Innocent models, trained from scratch; at least 2.")] = 20,
     stolen_innocents: Annotated[
-        int, typer.Option(help="How many of them to steal with each budget, as controls for the theft.", min=0)
+        int, typer.Option(help="How many of them to steal with each budget, as controls for the theft.")
     ] = 8,
     marked: Annotated[
-        int, typer.Option(help="Watermarked models, each with its own key, and each stolen with each budget.", min=1)
+        int,
+        typer.Option(help="Watermarked models, each with its own key, each stolen with each budget; at least 1."),
     ] = 8,
     record: Annotated[
         Optional[Path],  # noqa: UP045
@@ -627,10 +628,11 @@ def calibrate(
     """
     from mea_ray.calibration.run import Numbers
     from mea_ray.cli import commands
+    from mea_ray.config import build
     from mea_ray.report import calibration
 
     commands.check_address(address)
-    numbers = Numbers(innocents, stolen_innocents, marked)
+    numbers = build(Numbers, {"innocents": innocents, "stolen_innocents": stolen_innocents, "marked": marked})
     calibration.run(commands.read_base(file, overrides or []), numbers, address, record, note)
 
 

@@ -11,21 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mea_ray.core.errors import ConfigError
-
 Vectors = npt.NDArray[np.float32]
-
-
-def check_outliers(neighbours: int, contamination: float | None, fitted: int) -> None:
-    """Check settings early that scikit-learn would refuse at the first fit only.
-
-    Raises:
-        ConfigError: A value is out of its range.
-    """
-    if neighbours < 1 or fitted < 2:
-        raise ConfigError(f"neighbours={neighbours} must be at least 1 and fitted={fitted} at least 2")
-    if contamination is not None and not 0 < contamination <= 0.5:
-        raise ConfigError(f"contamination={contamination} must lie in (0, 0.5]; null is scikit-learn's auto")
 
 
 def fit_outliers(vectors: Vectors, neighbours: int, contamination: float | None) -> Any:

@@ -16,7 +16,7 @@ from mea_ray.pretext.base import (
     momentum_copy,
     update_momentum_copies,
 )
-from mea_ray.training.views import Jitter, Views
+from mea_ray.training.views import CropScale, Jitter, Probability, Views
 
 
 class Byol(Pretext):
@@ -48,10 +48,10 @@ class Byol(Pretext):
         projection: Width = 128,
         hidden: Width = 512,
         momentum: Momentum = 0.99,
-        crop_scale: tuple[float, float] = (0.2, 1.0),
+        crop_scale: CropScale = (0.2, 1.0),
         jitter: Jitter = (0.4, 0.4, 0.4, 0.1),
-        grey: float = 0.2,
-        flip: float = 0.5,
+        grey: Probability = 0.2,
+        flip: Probability = 0.5,
     ) -> None:
         super().__init__(Views(crop_scale=crop_scale, jitter=jitter, grey=grey, flip=flip))
         self.projection, self.hidden, self.momentum = projection, hidden, momentum

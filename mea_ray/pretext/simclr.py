@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_ray.pretext.base import Positive, Pretext, Width, feature_size
-from mea_ray.training.views import Jitter, Views
+from mea_ray.training.views import CropScale, Jitter, Probability, Views
 
 
 class SimClr(Pretext):
@@ -38,10 +38,10 @@ class SimClr(Pretext):
         *,
         temperature: Positive = 0.5,
         projection: Width = 128,
-        crop_scale: tuple[float, float] = (0.2, 1.0),
+        crop_scale: CropScale = (0.2, 1.0),
         jitter: Jitter = (0.4, 0.4, 0.4, 0.1),
-        grey: float = 0.2,
-        flip: float = 0.5,
+        grey: Probability = 0.2,
+        flip: Probability = 0.5,
     ) -> None:
         super().__init__(Views(crop_scale=crop_scale, jitter=jitter, grey=grey, flip=flip))
         self.temperature, self.projection = temperature, projection

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from mea_ray.core.errors import ConfigError
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in an image's lightness (ITU-R BT.601), as torchvision has them."""
-Jitter = tuple[float, float, float, float]
+Probability: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Jitter: TypeAlias = tuple[Probability, Probability, Probability, Annotated[float, Field(ge=0, le=0.5)]]
 """Largest change of brightness, contrast, saturation (each in [0, 1]) and hue (in [0, 0.5])."""
+CropScale: TypeAlias = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+"""Smallest and largest part of an image's area that a crop takes; (1, 1) is no crop."""
 RATIO = (3 / 4, 4 / 3)
 """Smallest and largest ratio of width to height of a crop, as in torchvision's RandomResizedCrop."""
 
@@ -39,29 +44,21 @@ class Views:
         appendix B.9 has for CIFAR-10.
 
     Raises:
-        ConfigError: A value is out of its range.
+        ConfigError: The smallest crop is larger than the largest.
     """
 
     def __init__(
         self,
         *,
-        crop_scale: tuple[float, float] = (0.2, 1.0),
-        flip: float = 0.5,
+        crop_scale: CropScale = (0.2, 1.0),
+        flip: Probability = 0.5,
         jitter: Jitter = (0.4, 0.4, 0.4, 0.1),
-        jitter_probability: float = 0.8,
-        grey: float = 0.2,
+        jitter_probability: Probability = 0.8,
+        grey: Probability = 0.2,
     ) -> None:
         low, high = crop_scale
-        if not 0 < low <= high <= 1:
-            raise ConfigError(f"crop_scale={list(crop_scale)} must rise within (0, 1]; [1, 1] leaves out the crop")
-        for name, value in (("flip", flip), ("jitter_probability", jitter_probability), ("grey", grey)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name}={value} must be a probability in [0, 1]; 0 switches it off")
-        if not (all(0 <= value <= 1 for value in jitter[:3]) and 0 <= jitter[3] <= 0.5):
-            raise ConfigError(
-                f"jitter={list(jitter)} must be three values in [0, 1] (brightness, contrast, saturation) and one in "
-                "[0, 0.5] (hue); 0 switches one off"
-            )
+        if low > high:
+            raise ConfigError(f"crop_scale={list(crop_scale)} must not fall; [1, 1] leaves out the crop")
         self.crop_scale, self.flip, self.jitter = (low, high), flip, jitter
         self.jitter_probability, self.grey = jitter_probability, grey
 

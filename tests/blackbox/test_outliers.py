@@ -128,7 +128,7 @@ def test_the_wording_is_any_policy_of_a_classifier(victim: ImageModel, data: Spl
 @pytest.mark.parametrize("params", [{"neighbours": 0}, {"fitted": 1}, {"contamination": 0.0}, {"contamination": 0.6}])
 def test_bad_parameters(params: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(params))):
-        OutlierFilter(**params)
+        POLICIES.build("lof", **params)
 
 
 def test_it_does_not_answer_before_it_knows_what_is_normal() -> None:

@@ -88,7 +88,7 @@ def test_noise_larger_than_any_probability_stays_a_distribution() -> None:
     ("name", "params"), [("top_k", {"k": 0}), ("rounded", {"decimals": -1}), ("noise", {"sigma": -1.0})]
 )
 def test_bad_parameters(name: str, params: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="at least"):
+    with pytest.raises(ConfigError, match=next(iter(params))):
         POLICIES.build(name, **params)
 
 

@@ -155,10 +155,18 @@ def test_marked_models_differ_in_the_victims_seed_only(tmp_path: Path) -> None:
     assert other.data == experiment.data and other.seed == experiment.seed
 
 
-@pytest.mark.parametrize("numbers", [(1, 0, 1), (2, 0, 0), (2, 3, 1), (2, -1, 1)])
-def test_too_few_models_are_refused(numbers: tuple[int, int, int]) -> None:
-    with pytest.raises(ConfigError, match="innocents"):
-        Numbers(*numbers)
+@pytest.mark.parametrize(
+    ("numbers", "wrong"),
+    [
+        ({"innocents": 1, "stolen_innocents": 0}, "innocents"),
+        ({"marked": 0}, "marked"),
+        ({"innocents": 2, "stolen_innocents": 3}, "stolen_innocents"),
+        ({"stolen_innocents": -1}, "stolen_innocents"),
+    ],
+)
+def test_too_few_models_are_refused(numbers: dict[str, int], wrong: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\b{wrong}="):
+        build(Numbers, numbers)
 
 
 @pytest.mark.parametrize(

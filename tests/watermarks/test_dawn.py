@@ -313,4 +313,4 @@ def test_there_is_nothing_to_calibrate_without_a_client() -> None:
     from mea_ray.calibration.run import Numbers, calibrate
 
     with pytest.raises(ConfigError, match="asks none"):
-        calibrate(config(), Numbers(2, 0))
+        calibrate(config(), Numbers(innocents=2, stolen_innocents=0))
