@@ -14,7 +14,8 @@ from rich.text import Text
 from mea_ray.cli import sweeps
 from mea_ray.cli.listing import component_listing, config_listing, names_table
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.registry import Table, nearest
+from mea_ray.core.registry import Table
+from mea_ray.core.words import nearest, nearest_and_known
 
 BENCHMARKS = Table(
     "benchmark",
@@ -107,7 +108,9 @@ def _known(kind: str) -> str:
     plural = {each: each for each in KINDS} | {_singular(each): each for each in KINDS}
     if kind.lower() not in plural:
         names = [*KINDS, *(name for each in TABLES for name in table(each).names())]
-        raise ConfigError(f"there is no kind and no component {kind!r}{nearest(kind, names)} Kinds: {', '.join(KINDS)}")
+        raise ConfigError(
+            f"there is no kind and no component {kind!r}{nearest(kind, names) or '.'} Kinds: {', '.join(KINDS)}"
+        )
     return plural[kind.lower()]
 
 
@@ -150,9 +153,7 @@ def _show_config(console: Console, section: str | None) -> None:
         return
     if section not in fields:
         known = [*fields, "http"]
-        raise ConfigError(
-            f"the config has no section {section!r}{nearest(section, known) or '.'} Known: {', '.join(known)}"
-        )
+        raise ConfigError(f"the config has no section {section!r}{nearest_and_known(section, known)}")
     owner = ExperimentConfig if section in ExperimentConfig.model_fields else SweepConfig
     others = tuple(field for field in owner.model_fields if field != section)
     console.print(config_listing(section, fields[section].description or "", owner, others))

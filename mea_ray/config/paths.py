@@ -62,21 +62,23 @@ def paths(model: type[Settings], tree: Any, prefix: str = "") -> Iterator[str]:
 def meant(path: str, known: list[str]) -> str:
     """Return ``"; did you mean 'a.b', 'c.b'?"`` for the paths that an unknown one may stand for.
 
-    These are the paths with the same last name; if there are none, those of the siblings with the most similar name;
-    else the most similar of all.
+    These are the paths with the same last name, or whose last name it abbreviates (``lr``); if there are none, those of
+    the siblings with the most similar name; else the most similar of all.
     """
     parent, _, last = path.rpartition(".")
-    same = [each for each in known if each == path or each.rpartition(".")[2] == last]
+    known = list(dict.fromkeys(name for each in known for name in (each.removesuffix(".name"), each)))
+    depth = path.count(".") + 1
+    beside = {".".join(each.split(".")[:depth]) for each in known if not parent or each.startswith(f"{parent}.")}
+    same = [each for each in known if each == path or last in _called(each)]
     if parent:
+        same = [each for each in same if each in beside] or same
         same = difflib.get_close_matches(path, same, n=1, cutoff=0.8) or same
     if not same:
-        depth = path.count(".") + 1
-        beside = {".".join(each.split(".")[:depth]) for each in known if not parent or each.startswith(f"{parent}.")}
         siblings = {each.rpartition(".")[2]: each for each in sorted(beside)}
         same = [siblings[each] for each in difflib.get_close_matches(last, siblings, n=1, cutoff=0.6)]
-    if not same:
+    if not same and not (parent and beside):
         same = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
-    if not same:
+    if not same and not (parent and beside):
         by_last: dict[str, list[str]] = {}
         for each in known:
             by_last.setdefault(each.rpartition(".")[2], []).append(each)
@@ -85,6 +87,13 @@ def meant(path: str, known: list[str]) -> str:
         return ""
     more = ", ..." if len(same) > MAX_SUGGESTIONS else ""
     return f"; did you mean {', '.join(repr(each) for each in same[:MAX_SUGGESTIONS])}{more}?"
+
+
+def _called(path: str) -> set[str]:
+    """Return what people call a path: its last name, and the first letters of that name's words."""
+    last = path.rpartition(".")[2]
+    words = last.split("_")
+    return {last, "".join(word[:1] for word in words)} if len(words) > 1 else {last}
 
 
 def _chosen(inner: Any, field: FieldInfo) -> str | None:

@@ -11,8 +11,8 @@ from mea_ray.config.class_names import named_classes
 from mea_ray.config.components import Config
 from mea_ray.config.experiment import ExperimentConfig
 from mea_ray.core.plugins import is_path
-from mea_ray.core.registry import nearest
 from mea_ray.core.settings import InvalidSettings, RefusedSettings, SettingProblem
+from mea_ray.core.words import nearest_and_known
 
 RESERVED_NAMES = frozenset({"artifacts", "calibration", "keys", "local"})
 """Folders of a storage that do not belong to a sweep."""
@@ -25,7 +25,7 @@ Mode = Literal["max", "min"]
 def _known_or_imported(value: str, known: tuple[str, ...]) -> str:
     if value not in known and not is_path(value):
         raise ValueError(
-            f"{value!r} is unknown{nearest(value, known)} Known: {', '.join(known)}; a class of Ray Tune or of your "
+            f"{value!r} is unknown{nearest_and_known(value, known)}; a class of Ray Tune or of your "
             "own reads package.module:Class"
         )
     return value

@@ -40,9 +40,9 @@ from mea_ray.core.settings import (
     problems,
     with_current_names,
 )
-from mea_ray.core.words import nearest
+from mea_ray.core.words import nearest_and_known
 
-__all__ = ["Component", "Parameter", "Table", "documented_arguments", "nearest"]
+__all__ = ["Component", "Parameter", "Table", "documented_arguments"]
 
 
 class Table:
@@ -146,7 +146,7 @@ class Table:
             return name
         names = self.names()
         hint = "; one of another package reads package.module:Attribute" if self.group and ":" in name else ""
-        raise ConfigError(f"unknown {self.kind} {name!r}{nearest(name, names)} Known: {', '.join(names)}{hint}")
+        raise ConfigError(f"unknown {self.kind} {name!r}{nearest_and_known(name, names)}{hint}")
 
     def version(self, name: str) -> int:
         """Return the version of the component called ``name``."""
@@ -203,7 +203,7 @@ class Table:
         if owner is not None:
             return f": it belongs to {self.kind} {owner!r} now; write name: {owner}"
         known = [each for each in known if not each.startswith("on_")]  # callbacks are not for configs
-        return f"{nearest(key, known)} Known: {', '.join(known) or 'none'}"
+        return nearest_and_known(key, known)
 
     def build(self, name: str, *args: Any, **params: Any) -> Any:
         """Build the component: ``args`` from the program, ``params`` from a config, checked first."""

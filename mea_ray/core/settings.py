@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from mea_ray.core.class_label import marker
 from mea_ray.core.errors import ConfigError, RenamedOption
-from mea_ray.core.words import nearest
+from mea_ray.core.words import nearest_and_known
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -321,8 +321,7 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[SettingProb
             )
         elif each["type"] == "extra_forbidden":
             known = _keys(model, each["loc"][:-1])
-            hint = nearest(str(each["loc"][-1]), known)
-            issues.append(SettingProblem(path, f"unknown key{hint or '.'} Known: {', '.join(known)}"))
+            issues.append(SettingProblem(path, f"unknown key{nearest_and_known(str(each['loc'][-1]), known)}"))
         else:
             issues.append(SettingProblem(path, each["msg"].removeprefix("Value error, "), printable(each["input"])))
     issues += [

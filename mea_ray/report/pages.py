@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.registry import nearest
+from mea_ray.core.words import nearest_and_known
 from mea_ray.report import calibration, curves, markdown
 from mea_ray.report.tables import common_prefix, grouped, with_short_points
 from mea_ray.results.records import TrialResult, read_results
@@ -84,15 +84,11 @@ def out_of_date(page: Path, records: Path, images: Path) -> list[Path]:
 def _part(name: str, page: Path, records: Path, images: Path, pictures: dict[Path, str]) -> str:
     record, _, part = name.partition("/")
     if part not in PARTS:
-        raise ConfigError(
-            f"{page}: {name!r} is not a part of a record{nearest(part, list(PARTS))} Known: {', '.join(PARTS)}"
-        )
+        raise ConfigError(f"{page}: {name!r} is not a part of a record{nearest_and_known(part, list(PARTS))}")
     folder = records / record
     if not folder.is_dir():
         known = sorted(path.name for path in records.iterdir() if path.is_dir()) if records.is_dir() else []
-        raise ConfigError(
-            f"{page}: there is no record {record!r} in {records}{nearest(record, known)} Known: {', '.join(known)}"
-        )
+        raise ConfigError(f"{page}: there is no record {record!r} in {records}{nearest_and_known(record, known)}")
     if part == "made":
         return markdown.provenance(folder)
     if (folder / calibration.CALIBRATION).exists() and part in calibration.CALIBRATION_PARTS:

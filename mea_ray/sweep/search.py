@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mea_ray.config import SweepConfig
 from mea_ray.core import plugins
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.registry import nearest
 from mea_ray.core.seeding import derive
+from mea_ray.core.words import nearest_and_known
 from mea_ray.results.numbers import METRICS, trial_metrics
 from mea_ray.results.portable import portable_point
 from mea_ray.results.records import TrialResult
@@ -41,9 +41,7 @@ def check_metric(sweep: SweepConfig) -> None:
         named += [("select.constraints", name) for name in sweep.select.constraints]
     for where, metric in named:
         if metric not in METRICS:
-            raise ConfigError(
-                f"{where}={metric!r} is not a metric{nearest(metric, list(METRICS))} Known: {', '.join(METRICS)}"
-            )
+            raise ConfigError(f"{where}={metric!r} is not a metric{nearest_and_known(metric, list(METRICS))}")
 
 
 def scheduler(sweep: SweepConfig) -> TrialScheduler:

@@ -14,8 +14,8 @@ import numpy as np
 from mea_ray.config import ExperimentConfig, SweepConfig, Tree, build, merge
 from mea_ray.config.sweep import MAX_POINTS
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.registry import nearest
 from mea_ray.core.seeding import numpy_generator
+from mea_ray.core.words import nearest_and_known
 from mea_ray.results.points import label
 
 Point = dict[str, Any]
@@ -100,7 +100,7 @@ def _axis(path: str, entry: Mapping[str, Any], base: Tree) -> Axis:
         raise ConfigError(f"expected one of {', '.join(KINDS)} with its values, got {dict(entry)!r}")
     ((kind, values),) = entry.items()
     if kind not in KINDS:
-        raise ConfigError(f"unknown kind {kind!r}{nearest(str(kind), list(KINDS))} Known: {', '.join(KINDS)}")
+        raise ConfigError(f"unknown kind {kind!r}{nearest_and_known(str(kind), list(KINDS))}")
     if not isinstance(values, (list, tuple)) or not values:
         raise ConfigError(f"{kind} needs a list of values, got {values!r}")
     if kind in {"grid", "choice"}:

@@ -121,6 +121,9 @@ def test_an_override_that_is_no_yaml_is_refused_by_name() -> None:
         ("victim.trainng.epochs=3", "did you mean 'victim.training.epochs'"),
         ("victim.training.epochz=3", "did you mean 'victim.training.epochs'?"),
         ("victin.training.epochs=3", "did you mean 'victim.training.epochs'"),
+        ("lr=3", "did you mean 'victim.training.learning_rate', 'victim.null_training.learning_rate', "),
+        ("victim.training.lr=3", "did you mean 'victim.training.learning_rate'?"),
+        ("model=alexnet", "did you mean 'victim.model', 'thief.model'"),
         ("service.rat.burst=3", "did you mean 'service.rate.burst'?"),
         ("serivce.rate.images_per_secnd=3", "did you mean 'service.rate.images_per_second'?"),
     ],
@@ -137,10 +140,14 @@ def test_an_unknown_path_is_answered_with_the_full_paths_that_may_be_meant(
     assert hint in str(refused.value)
 
 
-def test_a_path_that_resembles_nothing_gets_the_list_only() -> None:
+@pytest.mark.parametrize(
+    ("override", "known"),
+    [("zzqqzz=1", "Known: seed, data"), ("victim.training.zzqqzz=1", "Known: epochs, batch_size")],
+)
+def test_a_path_that_resembles_nothing_gets_the_list_only(override: str, known: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        load_experiment(None, ["zzqqzz=1"])
-    assert "did you mean" not in str(refused.value) and "Known: seed, data" in str(refused.value)
+        load_experiment(None, [override])
+    assert "did you mean" not in str(refused.value) and f"unknown key. {known}" in str(refused.value)
 
 
 def test_set_path_copies_and_never_changes_its_input() -> None:

@@ -12,8 +12,9 @@ import pytest
 from pydantic import Field
 
 from mea_ray.core.errors import ConfigError
-from mea_ray.core.registry import Table, documented_arguments, nearest
+from mea_ray.core.registry import Table, documented_arguments
 from mea_ray.core.settings import Settings
+from mea_ray.core.words import nearest
 
 
 class Tool:
