@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
+
 from mea_ray.report import curves, tables
 from mea_ray.results.points import setting
 from mea_ray.results.records import RemovalResult, TrialResult
@@ -66,28 +68,35 @@ class Loss:
 
 def losses(trials: Sequence[TrialResult]) -> list[Loss]:
     """Return the losses of each removal on each kind of model, in the order of the config."""
-    groups: dict[tuple[str, str], list[tuple[str, int, RemovalResult]]] = {}
-    for trial in trials:
-        for position, result in enumerate(trial.removals):
-            group = groups.setdefault((setting(result.removal), result.tried_on), [])
-            group.append((trial.trial, position, result))
-    table = []
-    for (removal, on), group in groups.items():
-        results = [result for _, _, result in group]
-        gone = [r.before.wsr.rate - r.after.wsr.rate for r in results if r.before.wsr and r.after.wsr]
-        table.append(
-            Loss(
-                removal=removal,
-                name=str(results[0].removal["name"]),
-                on=on,
-                strength=results[0].strength,
-                accuracy=100 * fmean(r.before.accuracy - r.after.accuracy for r in results),
-                wsr=100 * fmean(gone) if gone else None,
-                results=tuple(results),
-                places=tuple((trial, position) for trial, position, _ in group),
-            )
+    rows = [
+        {
+            "removal": setting(result.removal),
+            "on": result.tried_on,
+            "place": (trial.trial, position),
+            "result": result,
+            "accuracy": 100 * (result.before.accuracy - result.after.accuracy),
+            "wsr": 100 * (before.rate - after.rate)
+            if (before := result.before.wsr) and (after := result.after.wsr)
+            else None,
+        }
+        for trial in trials
+        for position, result in enumerate(trial.removals)
+    ]
+    if not rows:
+        return []
+    return [
+        Loss(
+            removal=str(removal),
+            name=str(group["result"].iloc[0].removal["name"]),
+            on=str(on),
+            strength=group["result"].iloc[0].strength,
+            accuracy=group["accuracy"].mean(),
+            wsr=None if group["wsr"].isna().all() else group["wsr"].astype(float).mean(),
+            results=tuple(group["result"]),
+            places=tuple(group["place"]),
         )
-    return table
+        for (removal, on), group in pd.DataFrame(rows).groupby(["removal", "on"], sort=False)
+    ]
 
 
 def lines(results: Sequence[TrialResult], judged: tables.Judgements | None = None) -> list[RemovalRow]:
