@@ -82,7 +82,7 @@ def test_the_explained_part_is_that_of_least_squares_in_each_class() -> None:
         assert part == pytest.approx(1 - remaining / (left**2).sum(), abs=1e-9)
 
 
-def test_a_found_signal_is_its_wave_along_its_direction() -> None:
+def test_a_found_signal_is_evaluated_as_a_wave_along_its_direction() -> None:
     axes, weights = np.eye(2, 64) / 50, np.array([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]])
     found = FoundSignal(axes, np.array([1.0, 2.0]), np.array([0.5, 1.5]), weights, 0.4)
     rows = DATA.images[:20].reshape(20, 64).astype(float)

@@ -176,7 +176,7 @@ def test_the_trained_network_chooses_and_verification_images_are_held_out(owned:
         scheme.samples(learned, ImageSet(np.zeros((1, 1, 12, 12), np.uint8), np.zeros(1, np.int64), ("a", "b")), 5, 0)
 
 
-def test_the_classes_kept_apart_are_no_part_of_the_mark(owned: ImageSet) -> None:
+def test_the_mark_never_uses_the_classes_set_aside(owned: ImageSet) -> None:
     scheme = WATERMARKS.build("cfw", kept_apart=3)
     key = scheme.make_key(owned, 1)
     names = DATASETS.build("figures", train_images=12, test_images=12).train.class_names
