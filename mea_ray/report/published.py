@@ -28,6 +28,7 @@ class Published(BaseModel):
         tried_on: The model to which the removal was applied.
         accuracy: Test accuracy.
         wsr: Watermark success rate.
+        wfpr: Watermark false-positive rate.
         source: Paper, and table or figure.
     """
 
@@ -40,11 +41,12 @@ class Published(BaseModel):
     tried_on: Literal["substitute", "victim", "null_model"] | None = None
     accuracy: Figure | None = None
     wsr: Figure | None = None
+    wfpr: Figure | None = None
     source: str
 
     def text(self) -> str:
-        """Return accuracy and WSR as one cell of a table."""
-        named = {"accuracy": self.accuracy, "WSR": self.wsr}
+        """Return accuracy, WSR and WFPR, those that are known, as one cell of a table."""
+        named = {"accuracy": self.accuracy, "WSR": self.wsr, "WFPR": self.wfpr}
         return ", ".join(f"{name} {_number(value)}" for name, value in named.items() if value is not None)
 
 
