@@ -43,7 +43,7 @@ BASE: dict[str, Any] = {
     "thief": {"model": TINY, "budgets": [16, 40], "training": {"epochs": 1, "batch_size": 16, "augment": []}},
     "service": {"request_images": 8},
     "verification": {"samples": 40, "shadow": {"thieves": 1, "null_models": 1}},
-    "detection": {"images": 60},
+    "detection": {"images": 100},
 }
 ENCODER = {"victim.pretext": "simclr", "service.policy": "embedding", "thief.attack": "feature_distillation"}
 """What makes victim and thief encoders; used for entries that refuse classifiers."""

@@ -41,4 +41,5 @@ def test_the_notebook_of_a_sweep_runs(tmp_path: Path) -> None:
 def test_the_notebook_runs(tmp_path: Path) -> None:
     pytest.importorskip("nbclient")
     judged = {name: (verdict, float(p)) for name, verdict, p in JUDGED.findall(printed(execute(NOTEBOOK, tmp_path)))}
-    assert judged["stolen"][1] < 0.05 < judged["innocent"][1], judged
+    # The key is drawn anew in each run, so the innocent model's p-value is any; below 0.01 in one run of a hundred.
+    assert judged["stolen"][1] < 0.05 and judged["innocent"][0] == "not proved", judged
