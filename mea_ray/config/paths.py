@@ -77,12 +77,11 @@ def meant(path: str, known: list[str]) -> str:
         siblings = {each.rpartition(".")[2]: each for each in sorted(beside)}
         same = [siblings[each] for each in difflib.get_close_matches(last, siblings, n=1, cutoff=0.6)]
     if not same and not (parent and beside):
-        same = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
-    if not same and not (parent and beside):
         by_last: dict[str, list[str]] = {}
         for each in known:
             by_last.setdefault(each.rpartition(".")[2], []).append(each)
-        same = [each for close in difflib.get_close_matches(last, by_last, n=1) for each in by_last[close]]
+        close = difflib.get_close_matches(last, by_last, n=1)
+        same = difflib.get_close_matches(path, known, n=1, cutoff=0.6) or [each for by in close for each in by_last[by]]
     if not same:
         return ""
     more = ", ..." if len(same) > MAX_SUGGESTIONS else ""
