@@ -20,8 +20,8 @@ from mea_ray.report.removals import ON, losses
 from mea_ray.report.seeds import counted
 from mea_ray.report.statistics import HEADINGS as STATISTIC_HEADINGS
 from mea_ray.report.statistics import lines as statistic_rows
-from mea_ray.report.tables import MARKS, common_prefix, grouped, mean, percent, with_short_points
-from mea_ray.results.points import is_seed, label, setting
+from mea_ray.report.tables import MARKS, grouped, mean, percent, with_short_points
+from mea_ray.results.points import is_seed, setting, short_name, short_paths
 from mea_ray.results.records import RESULTS, ModelReport, RungResult, TrialResult, read_results
 from mea_ray.verification.evidence import accused, judge_rungs
 
@@ -40,7 +40,7 @@ def results_table(sweep: str, results: Sequence[TrialResult], budgets: Container
         budgets: Budgets whose stolen models get a row; None for all. Verdicts are corrected for all budgets.
     """
     groups = grouped(results)
-    prefix = common_prefix(list(groups))
+    short = short_paths(list(dict.fromkeys(path for result in results for path in result.point)))
     judged = judge_rungs(results)
     rows: list[Row] = []
     printed: set[tuple[str, ...]] = set()
@@ -48,9 +48,8 @@ def results_table(sweep: str, results: Sequence[TrialResult], budgets: Container
         owners = tuple(dict.fromkeys(trial.victim for trial in trials))
         if owners not in printed:
             printed.add(owners)
-            rows += _owner_rows(sweep, trials)
-        choices = _choices(trials[0].point) or name.removeprefix(prefix)
-        who = "substitute" if name == "all trials" else f"substitute, {choices}"
+            rows += _owner_rows(sweep, trials, short)
+        who = "substitute" if name == "all trials" else f"substitute, {_named(trials[0].point, short)}"
         for budget in sorted({rung.budget for trial in trials for rung in trial.rungs}):
             if budgets is not None and budget not in budgets:
                 continue
@@ -87,9 +86,13 @@ Row = tuple[tuple[str, ...], published.Published | None]
 """Cells of a row of a table, and the paper's figures for it."""
 
 
-def _owner_rows(sweep: str, trials: Sequence[TrialResult]) -> list[Row]:
+def _named(point: Mapping[str, Any], short: Mapping[str, str]) -> str:
+    return _choices(point) or short_name(point, short)
+
+
+def _owner_rows(sweep: str, trials: Sequence[TrialResult], short: Mapping[str, str]) -> list[Row]:
     own = {path: value for path, value in trials[0].point.items() if path.split(".")[0] in OWNER}
-    of = f", {_choices(own) or label(own)}" if label(own) != "all trials" else ""
+    of = f", {_named(own, short)}" if any(not is_seed(path) for path in own) else ""
     first = {trial.victim: trial for trial in trials}.values()
     victims = [trial.victim_report for trial in first]
     nulls = [report for trial in first for report in trial.null_reports]

@@ -14,7 +14,6 @@ from mea_ray.report.tables import (
     grouped,
     is_many,
     mean,
-    p_text,
     percent,
     tone_of,
     with_short_points,
@@ -390,7 +389,7 @@ def _magnitude(results: Sequence[TrialResult]) -> list[Finding]:
     return [
         Finding(
             f"By a beta-binomial fitted to {fitted} innocent models, {which} has a probability of "
-            f"{p_text(probability)} among innocent models. The fit extrapolates; the ranks decide.",
+            f"{probability:.2g} among innocent models. The fit extrapolates; the ranks decide.",
             "good" if probability <= significance(results) else "mixed",
         )
     ]

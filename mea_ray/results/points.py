@@ -46,11 +46,12 @@ def label(point: Mapping[str, Any], *, seeds: bool = False) -> str:
 
 
 def short_paths(paths: Sequence[str]) -> dict[str, str]:
-    """Return for each config path its shortest unique suffix, without ``name``."""
+    """Return for each config path its shortest unique suffix, without ``name``: ``eva.weight``, ``model``."""
     plain = {path: path.removesuffix(".name").split(".") for path in paths}
     short = {}
     for path, parts in plain.items():
-        ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        least = 2 if parts[-1] == "weight" else 1  # each loss has one
+        ends = (".".join(parts[-count:]) for count in range(least, len(parts) + 1))
         others = [".".join(other) for each, other in plain.items() if each != path]
         short[path] = next(
             (end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others)), ".".join(parts)

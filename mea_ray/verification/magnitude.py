@@ -74,5 +74,8 @@ def fit_beta_binomial(rates: Sequence[SuccessRate]) -> BetaBinomial:
 
     mean = np.clip(successes.sum() / trials.sum(), 2 * least, 1 - 2 * least)
     starts = [np.array([logit(mean), logit(dispersion)]) for dispersion in (0.001, 0.05, 0.3)]
-    best = min((minimize(loss, start, method="L-BFGS-B", bounds=bounds) for start in starts), key=lambda r: r.fun)
+    # Tolerances at which reports round to the same digits on every processor.
+    tight = {"ftol": 1e-13, "gtol": 1e-8}
+    fits = (minimize(loss, start, method="L-BFGS-B", bounds=bounds, options=tight) for start in starts)
+    best = min(fits, key=lambda fit: fit.fun)
     return BetaBinomial(*map(float, expit(best.x)))
