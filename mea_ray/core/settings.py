@@ -253,7 +253,7 @@ class SettingProblem:
     """A problem of one setting.
 
     Attributes:
-        path: Its path.
+        path: Its path; empty for the settings as a whole.
         text: The problem and the remedy.
         value: Its value, shortened for a message; None if its path is wrong.
     """
@@ -263,6 +263,8 @@ class SettingProblem:
     value: str | None = None
 
     def __str__(self) -> str:
+        if not self.path:
+            return self.text
         return f"{self.path}: {self.text}" if self.value is None else f"{self.path}={self.value}: {self.text}"
 
     def below(self, path: str) -> SettingProblem:

@@ -165,7 +165,7 @@ def test_marked_models_differ_in_the_victims_seed_only(tmp_path: Path) -> None:
     ],
 )
 def test_too_few_models_are_refused(numbers: dict[str, int], wrong: str) -> None:
-    with pytest.raises(ConfigError, match=rf"\b{wrong}="):
+    with pytest.raises(ConfigError, match=rf"^{wrong}="):
         build(Numbers, numbers)
 
 
