@@ -20,6 +20,7 @@ from mea_ray.config import (
     PricesConfig,
     SweepConfig,
     build,
+    load_base,
     load_experiment,
     load_sweep,
     load_tree,
@@ -62,8 +63,12 @@ def read_sweep(file: Path, overrides: Sequence[str]) -> SweepConfig:
     if keys and not keys & set(SweepConfig.model_fields) and keys & set(ExperimentConfig.model_fields):
         raise ConfigError(f"{file} is one experiment, not a sweep; start it with: mea-ray run {file}")
     config = load_sweep(file, overrides)
-    _note_dropped(dropped_options(ExperimentConfig, load_tree(file).get("base") or {}, overrides))
+    _note_dropped_of_base(file, overrides)
     return config
+
+
+def _note_dropped_of_base(file: Path, overrides: Sequence[str]) -> None:
+    _note_dropped(dropped_options(ExperimentConfig, load_tree(file).get("base") or {}, overrides))
 
 
 def _note_dropped(lost: Sequence[str]) -> None:
@@ -83,7 +88,9 @@ def read_base(file: Path, overrides: Sequence[str]) -> ExperimentConfig:
     """
     file = find(file)
     if {"base", "space"} & set(load_tree(file)):
-        return read_sweep(file, overrides).base
+        base = load_base(file, overrides)
+        _note_dropped_of_base(file, overrides)
+        return base
     return read_experiment(file, overrides)
 
 

@@ -23,7 +23,7 @@ from mea_ray.config.experiment import (
     VictimConfig,
 )
 from mea_ray.config.identity import digest, identity
-from mea_ray.config.loading import build, load_experiment, load_stored, load_sweep, write_yaml
+from mea_ray.config.loading import build, load_base, load_experiment, load_stored, load_sweep, write_yaml
 from mea_ray.config.overrides import load_tree, merge, set_path
 from mea_ray.config.running import (
     BlackBoxConfig,
@@ -87,6 +87,7 @@ __all__ = [
     "build",
     "digest",
     "identity",
+    "load_base",
     "load_experiment",
     "load_stored",
     "load_sweep",

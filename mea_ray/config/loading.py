@@ -87,6 +87,22 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
         ConfigError: The file cannot be read, something in it or in an override is wrong, or an override has no effect
             because the space or ``seeds`` sets the same at every point.
     """
+    sweep, file, settings = _read_sweep(path, overrides)
+    _refuse_without_effect(sweep, file, settings)
+    return sweep
+
+
+def load_base(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read the base experiment of a sweep file; the space does not matter. See ``load_sweep``.
+
+    Raises:
+        ConfigError: The file cannot be read, or something in it or in an override is wrong.
+    """
+    return _read_sweep(path, overrides)[0].base
+
+
+def _read_sweep(path: str | Path, overrides: Sequence[str]) -> tuple[SweepConfig, Tree, list[tuple[str, str]]]:
+    """Return a sweep, its file, and the overrides of its own keys and of its base."""
     file, axes = load_tree(path), {}
     settings = []
     given = [split_override(text) for text in overrides]
@@ -102,9 +118,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
         if not isinstance(space, dict):
             raise ConfigError(f"space of {str(path)!r} is {space!r}; it must map config paths to the values to try")
         tree["space"] = {**space, **axes}
-    sweep = build(SweepConfig, tree)
-    _refuse_without_effect(sweep, file, settings)
-    return sweep
+    return build(SweepConfig, tree), file, settings
 
 
 def _refuse_without_effect(sweep: SweepConfig, file: Tree, settings: Sequence[tuple[str, str]]) -> None:

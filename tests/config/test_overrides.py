@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mea_ray.config import ExperimentConfig, build, load_experiment, load_sweep, merge, set_path
+from mea_ray.config import ExperimentConfig, build, load_base, load_experiment, load_sweep, merge, set_path
 from mea_ray.config.overrides import dropped, overridden, split_override
 from mea_ray.core.errors import ConfigError
 from mea_ray.core.settings import InvalidSettings
@@ -351,3 +351,9 @@ def test_too_few_values_are_counted_and_an_empty_file_is_named(tmp_path: Path) -
     (tmp_path / "empty.yaml").touch()
     with pytest.raises(ConfigError, match=r"empty\.yaml is empty; write config keys"):
         load_experiment(tmp_path / "empty.yaml")
+
+
+def test_the_base_alone_takes_overrides_that_the_space_would_replace(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"base": {"data": "digits"}, "space": {"thief.training.epochs": {"grid": [1, 2]}}}))
+    assert load_base(file, ["thief.training.epochs=3"]).thief.training.epochs == 3

@@ -79,7 +79,7 @@ def test_every_trial_could_run_on_the_small_data(path: Path) -> None:
     from mea_ray.experiment.checks import check
     from mea_ray.experiment.data import load_splits
 
-    small = ["data={name: digits, image_size: 32}", "thief.budgets=[400]", "verification.samples=30"]
+    small = ["data={name: digits, image_size: 32}", "verification.samples=30"]
     if re.search("held_out: validation|deeptracer", path.read_text(encoding="utf-8")):  # both use these images
         small.append("splits.validation_fraction=0.4")
     if "mixture" in path.read_text(encoding="utf-8"):
