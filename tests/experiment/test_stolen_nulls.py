@@ -22,12 +22,20 @@ from mea_ray.experiment.ports import StealSome
 from mea_ray.experiment.stolen_nulls import KIND
 from mea_ray.experiment.theft import Theft
 from mea_ray.training.checkpoint import load_model, weights_digest
+from mea_ray.training.device import one_thread
 
 
 def small(storage: Path, **more: Any) -> ExperimentConfig:
     tiny = {"victim__model": TINY, "victim__training__epochs": 1, "thief__model": TINY, "thief__training__epochs": 1}
     counts = {"verification__null_models": 2, "verification__stolen_null_models": 2, "verification__samples": 50}
     return config(storage=str(storage), thief__budgets=[48, 96], **{**tiny, **counts, **more})
+
+
+@pytest.fixture(autouse=True)
+def in_one_thread() -> Iterator[None]:
+    """Local runs judge models in one thread; with another number the last bits of a report differ."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
