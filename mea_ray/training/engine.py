@@ -214,7 +214,7 @@ def run_training(
 
 
 def _channels_last(model: nn.Module, training: TrainingConfig, where: torch.device, dtype: torch.dtype | None) -> bool:
-    """Tell whether a network is trained in the memory format channels last: where it is faster, unless told."""
+    """Return whether a network is trained in the memory format channels last: as set, else where it is faster."""
     if not getattr(model, "channels_last", True):
         return False
     if training.channels_last is not None:

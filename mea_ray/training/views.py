@@ -44,7 +44,8 @@ class Views:
         appendix B.9 has for CIFAR-10.
 
     Raises:
-        ConfigError: The smallest crop is larger than the largest.
+        ConfigError: The smallest crop is larger than the largest, or ``jitter_probability`` is not in [0, 1]. All other
+            ranges are checked by the tables whose settings they are.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Views:
         low, high = crop_scale
         if low > high:
             raise ConfigError(f"crop_scale={list(crop_scale)} must not fall; [1, 1] leaves out the crop")
+        if not 0 <= jitter_probability <= 1:  # no table has it, so nobody else checks it
+            raise ConfigError(f"jitter_probability={jitter_probability} must be in [0, 1]; 0 switches the jitter off")
         self.crop_scale, self.flip, self.jitter = (low, high), flip, jitter
         self.jitter_probability, self.grey = jitter_probability, grey
 

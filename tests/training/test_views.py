@@ -116,3 +116,8 @@ def test_a_grey_image_has_one_lightness_in_all_channels() -> None:
 def test_a_setting_out_of_range_is_refused(setting: str, value: object, pretext: str) -> None:
     with pytest.raises(ConfigError, match=setting):
         PRETEXTS.build(pretext, **{setting: value})
+
+
+def test_a_probability_that_is_no_setting_is_checked_too() -> None:
+    with pytest.raises(ConfigError, match="jitter_probability"):
+        Views(jitter_probability=2.0)
